@@ -1,0 +1,231 @@
+"""Build a network with its taps: uint8 RGB pixels in, one vector a tap out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from featx.backbones.catalog import PREPROCESSINGS
+from featx.backbones.drawing import draw_weights
+from featx.backbones.poolings import pool
+from featx.backbones.source import BackboneSource
+from featx.backbones.taps import Tap, parse_tap
+from featx.exceptions import BackboneError, UnknownNameError, WeightsError
+from featx.quiet import quiet_import
+
+__all__ = ["block_outputs", "build_network", "build_tap_model", "layer_outputs", "preprocess"]
+
+
+def build_network(source: BackboneSource) -> Any:
+    """Build a backbone and load its weights.
+
+    Parameters
+    ----------
+    source : BackboneSource
+        From `featx.backbones.source.resolve_backbone`.
+
+    Returns
+    -------
+    network : keras.Model
+        Without its top, not trainable, from preprocessed float input of shape (n, h, w, 3).
+
+    Raises
+    ------
+    WeightsError
+        If the weights are damaged or belong to another network.
+    BackboneError
+        If the network cannot be built.
+    """
+    with quiet_import():
+        import keras
+    network = _load_own(source, keras) if source.row is None else _build_named(source, keras)
+    network.trainable = False
+    return network
+
+
+def _load_own(source: BackboneSource, keras: Any) -> Any:
+    path = source.weights.path
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises what the file's layers raise
+        raise BackboneError(f"{path} cannot be loaded as a Keras model: {_first(error)}") from error
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise BackboneError(
+            f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; expected one "
+            "of each"
+        )
+    return model
+
+
+def _build_named(source: BackboneSource, keras: Any) -> Any:
+    row = source.row
+    assert row is not None
+    builder = getattr(keras.applications, row.keras_name)
+    height, width = source.input_size_px
+    network = builder(
+        include_top=False, weights=None, input_shape=(height, width, 3), **dict(row.arguments)
+    )
+    if source.weights.seed is not None:
+        draw_weights(network, source.weights.seed, PREPROCESSINGS[source.preprocessing])
+        return network
+    try:
+        network.load_weights(source.weights.path)
+    except Exception as error:  # h5py and Keras raise many kinds
+        raise WeightsError(
+            f"{source.weights.path} does not fit {row.name} without its top "
+            f"({row.parameters:,} parameters): {_first(error)}. Is it of another network, cut "
+            "short, or saved with include_top=True?"
+        ) from error
+    return network
+
+
+def _first(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else repr(error)
+
+
+def preprocess(pixels: Any, name: str) -> Any:
+    """Map pixels (0 to 255, RGB, channels last) to a network's input.
+
+    Parameters
+    ----------
+    pixels : keras tensor of shape (n, h, w, 3)
+        Any number type.
+    name : str
+        Key of `featx.backbones.catalog.PREPROCESSINGS`.
+
+    Returns
+    -------
+    keras tensor of shape (n, h, w, 3), float32
+    """
+    from keras import layers, ops
+
+    rule = PREPROCESSINGS[name]
+    x = ops.cast(pixels, "float32")
+    if rule.bgr:
+        x = ops.flip(x, axis=-1)
+    if set(rule.scale) == {1.0} and set(rule.offset) == {0.0}:
+        return x
+    scale, offset = list(rule.scale), list(rule.offset)
+    return layers.Rescaling(scale, offset, dtype="float32", name="featx_preprocessing")(x)
+
+
+def build_tap_model(
+    source: BackboneSource, taps: tuple[str, ...], *, network: Any = None, mixed: bool = False
+) -> Any:
+    """Build the model that an engine runs.
+
+    Parameters
+    ----------
+    source : BackboneSource
+        The backbone.
+    taps : tuple of str
+        Canonical names of taps, see `featx.backbones.taps`.
+    network : keras.Model, optional
+        The network when it has been built already.
+    mixed : bool, default False
+        Whether `network` computes in reduced precision; vectors are float32 all the same.
+
+    Returns
+    -------
+    model : keras.Model
+        From uint8 RGB pixels of shape (n, h, w, 3) to a list of float32 vectors of shape (n, d),
+        in the order of `taps`.
+
+    Raises
+    ------
+    UnknownNameError
+        If a tap names a layer or block that the network does not have.
+    """
+    with quiet_import():
+        import keras
+    if network is None:
+        network = build_network(source)
+    named = [parse_tap(name) for name in taps]
+    tensors = [_tap_tensor(network, source, tap) for tap in named]
+    height, width = source.input_size_px
+    pixels = keras.Input((height, width, 3), dtype="uint8", name="pixels")
+    trunk = keras.Model(network.inputs, tensors, name="featx_trunk")
+    maps = trunk(preprocess(pixels, source.preprocessing), training=False)
+    maps = maps if isinstance(maps, (list, tuple)) else [maps]
+    vectors = [pool(x, tap) for x, tap in zip(maps, named, strict=True)]
+    if mixed:
+        vectors = [keras.ops.cast(x, "float32") for x in vectors]
+    model = keras.Model(pixels, vectors, name="featx_taps")
+    model.trainable = False
+    return model
+
+
+def _tap_tensor(network: Any, source: BackboneSource, tap: Tap) -> Any:
+    if not tap.layer:
+        return network.outputs[0]
+    layers = layer_outputs(network)
+    if tap.layer in layers:
+        return layers[tap.layer]
+    blocks = block_outputs(network, source)
+    if tap.layer in blocks:
+        return blocks[tap.layer]
+    raise UnknownNameError(
+        f"layer or block of {source.name}",
+        tap.layer,
+        [*blocks, *layers],
+        hint=f"`featx backbones {source.name}` lists its blocks",
+    )
+
+
+def layer_outputs(network: Any) -> dict[str, Any]:
+    """Return the output tensor of every layer by a name that does not depend on the process.
+
+    Keras numbers unnamed layers through the life of a process (``activation_205``); here they are
+    numbered through the network, from 1.
+    """
+    counts: dict[str, int] = {}
+    outputs = {}
+    for layer in network.layers:
+        outputs[_stable_name(layer, counts)] = layer.output
+    return outputs
+
+
+def _stable_name(layer: Any, counts: dict[str, int]) -> str:
+    kind = re.sub(r"\W+", "", type(layer).__name__)
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", kind).lower()
+    match = re.fullmatch(r"(.+?)(?:_(\d+))?", layer.name)
+    base = match.group(1) if match else layer.name
+    if base.replace("_", "") != snake.replace("_", ""):
+        return str(layer.name)
+    counts[base] = counts.get(base, 0) + 1
+    return f"{base}_{counts[base]}"
+
+
+def block_outputs(network: Any, source: BackboneSource) -> dict[str, Any]:
+    """Return the output tensor of every block, in the order of the network.
+
+    The output of a block is that of its last layer, or of the sum in which that layer ends.
+    """
+    if source.row is None:
+        return {}
+    pattern = re.compile(source.row.shared.block)
+    last: dict[str, Any] = {}
+    for layer in network.layers:
+        match = pattern.match(layer.name)
+        if match:
+            last[match.group(1)] = layer.output
+    consumers = _consumers(network)
+    return {name: _through_sum(tensor, consumers, pattern) for name, tensor in last.items()}
+
+
+def _consumers(network: Any) -> dict[int, list[Any]]:
+    found: dict[int, list[Any]] = {}
+    for operation in network.operations:
+        node = operation._inbound_nodes[0]
+        for tensor in node.input_tensors:
+            found.setdefault(id(tensor), []).append(operation)
+    return found
+
+
+def _through_sum(tensor: Any, consumers: dict[int, list[Any]], pattern: re.Pattern[str]) -> Any:
+    after = consumers.get(id(tensor), [])
+    if len(after) != 1 or pattern.match(after[0].name):
+        return tensor
+    merges = len(after[0]._inbound_nodes[0].input_tensors) > 1
+    return after[0].output if merges else tensor

@@ -1,0 +1,54 @@
+"""Find a backbone by its name."""
+
+from __future__ import annotations
+
+import re
+
+from featx.backbones.catalog import CATALOG, Backbone
+from featx.exceptions import UnknownNameError
+
+__all__ = ["backbone_names", "find_backbone"]
+
+
+def backbone_names() -> list[str]:
+    """Return the names of the catalogue, in its order."""
+    return list(CATALOG)
+
+
+def find_backbone(name: str) -> Backbone:
+    """Return the row of the catalogue for a name.
+
+    Parameters
+    ----------
+    name : str
+        featx's name or that of the builder in `keras.applications`; case, ``-`` and ``_`` do not
+        matter.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none, with the nearest names.
+
+    Examples
+    --------
+    >>> find_backbone("MobileNetV2").name
+    'mobilenet_v2'
+    >>> find_backbone("mobilnet_v2")
+    Traceback (most recent call last):
+    ...
+    featx.exceptions.UnknownNameError: unknown backbone 'mobilnet_v2': did you mean ...
+    """
+    wanted = _plain(name)
+    for row in CATALOG.values():
+        if wanted in (_plain(row.name), _plain(row.keras_name)):
+            return row
+    raise UnknownNameError(
+        "backbone",
+        name,
+        CATALOG,
+        hint="A network of your own is 'file:PATH.keras'; `featx backbones` shows the table",
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

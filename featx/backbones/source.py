@@ -1,0 +1,203 @@
+"""A backbone, its weights and its input, settled before any numerical library is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featx.backbones.catalog import PREPROCESSINGS, Backbone
+from featx.backbones.registry import find_backbone
+from featx.backbones.weights import Weights, file_sha256, resolve_weights
+from featx.exceptions import BackboneError, UnknownNameError
+from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype
+
+__all__ = ["BackboneSource", "resolve_backbone"]
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSource:
+    """What is needed to build a network and to name its features.
+
+    Parameters
+    ----------
+    name : str
+        Name in the catalogue, or ``file:STEM`` for a network of one's own.
+    row : Backbone or None
+        The row of the catalogue; None for a network of one's own.
+    weights : Weights
+        Where the weights are, with their digest.
+    input_size_px : tuple of two int
+        Height and width of the input.
+    preprocessing : str
+        Key of `featx.backbones.catalog.PREPROCESSINGS`.
+    """
+
+    name: str
+    row: Backbone | None
+    weights: Weights
+    input_size_px: tuple[int, int]
+    preprocessing: str
+
+    def spec(
+        self,
+        *,
+        image: ImagePolicy | None = None,
+        dtype: StorageDtype = "float32",
+        precision: Precision = "f32",
+    ) -> FeatureSpec:
+        """Return the specification of the features that this backbone makes."""
+        return FeatureSpec(
+            backbone=self.name,
+            weights_sha256=self.weights.sha256,
+            input_size_px=self.input_size_px,
+            preprocessing=self.preprocessing,
+            image=image or ImagePolicy(),
+            dtype=dtype,
+            precision=precision,
+        )
+
+
+def resolve_backbone(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+) -> BackboneSource:
+    """Settle a backbone, its weights, its input size and its preprocessing.
+
+    Parameters
+    ----------
+    name : str
+        A name of the catalogue, or ``file:PATH.keras`` for a network of one's own.
+    weights : str or path, optional
+        See `featx.backbones.weights.resolve_weights`.
+    input_size : int or tuple of two int, optional
+        Height and width in pixels; by default the backbone's own.
+    preprocessing : str, optional
+        Only for ``file:`` networks: ``none`` (pixels 0 to 255, the default), ``unit``, ``tf``,
+        ``torch`` or ``caffe``. The others have their own.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such backbone or preprocessing.
+    WeightsError
+        If the weights cannot be found.
+    BackboneError
+        If the input is smaller than the network can take, or a file is no Keras model.
+    """
+    if name.startswith("file:"):
+        return _own(name.removeprefix("file:"), weights, input_size, preprocessing)
+    row = find_backbone(name)
+    if preprocessing is not None:
+        raise BackboneError(
+            f"{row.name} has a preprocessing of its own; expected none, received {preprocessing!r}"
+        )
+    size = _size(input_size) or (row.input_size_px, row.input_size_px)
+    if min(size) < row.shared.min_size_px:
+        raise BackboneError(
+            f"{row.name} takes inputs of {row.shared.min_size_px} px or more, received "
+            f"{size[0]}x{size[1]}"
+        )
+    found = resolve_weights(row, weights)
+    return BackboneSource(row.name, row, found, size, _preprocessing(row, found))
+
+
+def _size(value: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    height, width = (value, value) if isinstance(value, int) else value
+    if min(height, width) < 1:
+        raise BackboneError(f"expected an input size in pixels, received {value!r}")
+    return int(height), int(width)
+
+
+def _preprocessing(row: Backbone, weights: Weights) -> str:
+    family = row.shared
+    if not family.own_preprocessing:
+        return family.preprocessing
+    carries = weights.path is not None and _has_imagenet_statistics(weights.path)
+    return family.preprocessing if carries else family.own_preprocessing
+
+
+def _has_imagenet_statistics(path: Path) -> bool:
+    """Whether a weights file holds a Normalization layer with ImageNet's means.
+
+    Keras builds EfficientNet with one more rescaling for ImageNet weights; whether weights belong
+    to that variant shows in the statistics that they carry.
+    """
+    import h5py
+    import numpy as np
+
+    if path.suffix == ".keras":
+        return False
+    found = []
+
+    def look(name: str, item: Any) -> None:
+        is_mean = isinstance(item, h5py.Dataset) and "normalization" in name.lower()
+        if is_mean and "batch" not in name.lower() and item.size == 3 and item.dtype.kind == "f":
+            found.append(np.allclose(np.ravel(item[()]), _IMAGENET_MEAN, atol=1e-3))
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            file.visititems(look)
+    except OSError:
+        return False
+    return any(found)
+
+
+def _own(
+    path_text: str,
+    weights: str | os.PathLike[str] | None,
+    input_size: int | tuple[int, int] | None,
+    preprocessing: str | None,
+) -> BackboneSource:
+    path = Path(path_text).expanduser()
+    if not path.is_file() or path.suffix != ".keras":
+        raise BackboneError(
+            f"expected 'file:' and the path of a model saved as .keras, received 'file:{path_text}'"
+            + ("" if path.is_file() else ", which is no file")
+        )
+    if weights is not None:
+        raise BackboneError("a 'file:' backbone brings its own weights: leave --weights out")
+    chosen = preprocessing or "none"
+    if chosen not in PREPROCESSINGS:
+        raise UnknownNameError("preprocessing", chosen, PREPROCESSINGS)
+    size = _size(input_size) or _saved_input_size(path)
+    found = Weights(f"file:{path}", file_sha256(path), path)
+    return BackboneSource(f"file:{path.stem}", None, found, size, chosen)
+
+
+def _saved_input_size(path: Path) -> tuple[int, int]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise BackboneError(f"{path} is no model saved by Keras 3: {error}") from error
+    for shape in _input_shapes(config):
+        if len(shape) == 4 and shape[1] and shape[2] and shape[3] == 3:
+            return int(shape[1]), int(shape[2])
+    raise BackboneError(
+        f"{path.name} does not fix the size of its input, or does not take RGB images: give "
+        "--input-size (input_size=...)"
+    )
+
+
+def _input_shapes(node: Any) -> list[list[Any]]:
+    if isinstance(node, dict):
+        own = [
+            node[key]
+            for key in ("batch_shape", "batch_input_shape", "input_shape")
+            if isinstance(node.get(key), list)
+        ]
+        return own + [shape for value in node.values() for shape in _input_shapes(value)]
+    if isinstance(node, list):
+        return [shape for value in node for shape in _input_shapes(value)]
+    return []

@@ -1,0 +1,177 @@
+"""Where a backbone's weights come from, and the digest that identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from featx.backbones.catalog import Backbone
+from featx.exceptions import WeightsError
+from featx.quiet import quiet_import
+
+__all__ = ["Weights", "file_sha256", "resolve_weights", "weights_places"]
+
+RANDOM_RECIPE = "featx-random-weights-1"
+BUNDLED = "tiny"
+_SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that have been found.
+
+    Parameters
+    ----------
+    source : str
+        What was asked for: ``"imagenet"``, ``"bundled"``, ``"random:0"`` or a path.
+    sha256 : str
+        SHA-256 of the file, or of the recipe for random weights.
+    path : Path or None
+        The file; None for random weights.
+    seed : int or None
+        Seed of random weights.
+    """
+
+    source: str
+    sha256: str
+    path: Path | None = None
+    seed: int | None = None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundled_folder() -> Path:
+    """Return the folder of the package that holds the bundled weights."""
+    return Path(__file__).parent / "data"
+
+
+def weights_places(row: Backbone) -> list[Path]:
+    """Return the files that are tried for ``weights="imagenet"``, in order.
+
+    The folder named by ``FEATX_WEIGHTS`` is asked first, for the published name and for
+    ``NAME.weights.h5``; then Keras's own folder, where a download would put the file.
+    """
+    places = []
+    if folder := os.environ.get("FEATX_WEIGHTS"):
+        places += [Path(folder) / row.weights_file, Path(folder) / f"{row.name}.weights.h5"]
+    home = os.environ.get("KERAS_HOME")
+    keras_home = Path(home) if home else Path.home() / ".keras"
+    return [*places, keras_home / "models" / row.weights_file]
+
+
+def resolve_weights(row: Backbone, weights: str | os.PathLike[str] | None = None) -> Weights:
+    """Find the weights of a backbone.
+
+    Parameters
+    ----------
+    row : Backbone
+        The backbone.
+    weights : str or path, optional
+        ``"imagenet"`` (the default, but for the bundled backbone): the published file, from the
+        folder named by ``FEATX_WEIGHTS``, else from Keras's folder, else downloaded unless
+        ``FEATX_OFFLINE`` is set. ``"bundled"``: the file that comes with featx. ``"random:SEED"``:
+        drawn, and only when asked for. Anything else is a path.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, with its name and the places where it is looked for.
+    """
+    text = os.fspath(weights) if weights is not None else ""
+    if not text:
+        text = "imagenet" if row.weights_file and row.name != BUNDLED else "bundled"
+    if text.startswith("random"):
+        return _random(text)
+    if text == "bundled":
+        return _bundled(row)
+    if text == "imagenet":
+        return _imagenet(row)
+    return _file(row, text)
+
+
+def _random(text: str) -> Weights:
+    seed = text.removeprefix("random").removeprefix(":")
+    if not (seed.isascii() and seed.isdigit()):
+        raise WeightsError(f"random weights need a seed, as in 'random:0', received {text!r}")
+    digest = hashlib.sha256(f"{RANDOM_RECIPE}:{int(seed)}".encode()).hexdigest()
+    return Weights(f"random:{int(seed)}", digest, seed=int(seed))
+
+
+def _bundled(row: Backbone) -> Weights:
+    if row.name != BUNDLED:
+        raise WeightsError(
+            f"no weights of {row.name} come with featx: use --backbone {BUNDLED}, "
+            "or --weights imagenet or a file"
+        )
+    path = bundled_folder() / row.weights_file
+    if not path.is_file():
+        raise WeightsError(
+            f"the bundled weights are not where they belong, {path}: reinstall featx"
+        )
+    digest = file_sha256(path)
+    if digest != row.weights_hash:
+        raise WeightsError(
+            f"the bundled weights are damaged: expected SHA-256 {row.weights_hash}, received "
+            f"{digest} from {path}: reinstall featx"
+        )
+    return Weights("bundled", digest, path)
+
+
+def _imagenet(row: Backbone) -> Weights:
+    if row.name == BUNDLED:
+        raise WeightsError(f"{row.name} has no ImageNet weights: leave --weights out for its own")
+    places = weights_places(row)
+    for path in places:
+        if path.is_file():
+            return Weights("imagenet", file_sha256(path), path)
+    if os.environ.get("FEATX_OFFLINE"):
+        raise WeightsError(missing_message(row, "FEATX_OFFLINE forbids the download"))
+    path = _download(row)
+    return Weights("imagenet", file_sha256(path), path)
+
+
+def _download(row: Backbone) -> Path:
+    with quiet_import():
+        import keras
+    try:
+        found = keras.utils.get_file(
+            row.weights_file,
+            row.weights_url,
+            cache_subdir="models",
+            file_hash=row.weights_hash or None,
+        )
+    except Exception as error:  # urllib, ssl, socket and Keras each have errors of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise WeightsError(missing_message(row, f"the download failed ({reason[:200]})")) from error
+    return Path(found)
+
+
+def missing_message(row: Backbone, reason: str) -> str:
+    """Return what to do about a weights file that is not here."""
+    places = "\n  ".join(str(path) for path in weights_places(row))
+    return (
+        f"the ImageNet weights of {row.name} are not here, and {reason}. Either\n"
+        f"- put {row.weights_file}\n  (from {row.weights_url})\n  at one of\n  {places}\n"
+        f"- name a file with --weights (weights=...), or a folder with FEATX_WEIGHTS,\n"
+        f"- or use the backbone that comes with featx: --backbone {BUNDLED}"
+    )
+
+
+def _file(row: Backbone, text: str) -> Weights:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"expected a weights file for {row.name}, received {text!r}, which is no file: give a "
+            "path, 'imagenet', 'bundled' or 'random:SEED'"
+        )
+    if not path.name.endswith(_SUFFIXES):
+        raise WeightsError(
+            f"expected a weights file that ends in one of {', '.join(_SUFFIXES)}, received {path}"
+        )
+    return Weights(str(path), file_sha256(path), path)

@@ -1,0 +1,214 @@
+"""Features of a dataset: matrices mapped from the cache, beside what is known of their rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING, Block, Manifest, find_manifest
+from featx.cache.space import FeatureSpace, read_spec
+from featx.exceptions import FeaturesError
+from featx.spec import FeatureSpec
+
+__all__ = ["FeatureStore", "Features"]
+
+
+class FeatureStore(Protocol):
+    """Where features of one specification are kept and found."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The specification."""
+
+    def has(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return whether all taps of each key of shape (m, 32) are here."""
+
+    def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+        """Return the features of keys of shape (m, 32), in their order, shape (m, d)."""
+
+
+class Features:
+    """Features of a dataset, one row an image that could be read.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        What is known of the inputs.
+    stores : sequence of FeatureStore
+        Where the features of each block are, in the order of ``manifest.blocks``.
+    report : dict, optional
+        What the extraction counted.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, d)
+        The features, when there is one block; `matrix` gives those of any.
+    y : ndarray of shape (n,) of str, or None
+        Class names; None for unlabelled data.
+    labels : ndarray of shape (n,), int32
+        Codes of classes, -1 for none.
+    classes : tuple of str, or None
+        Names of the classes in the order of their codes.
+    paths : list of str
+        Paths of the inputs, below ``root`` when there is one.
+    failed : list of tuple (path, reason)
+        Inputs that have no row.
+
+    Examples
+    --------
+    >>> import featx
+    >>> feats = featx.extract("photos/", backbone="tiny")  # doctest: +SKIP
+    >>> feats.X.shape, feats.y[:2]  # doctest: +SKIP
+    ((245, 1280), array(['ants', 'ants'], dtype='<U4'))
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        stores: Sequence[FeatureStore],
+        *,
+        report: dict[str, Any] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.report = report or {}
+        self._stores = tuple(stores)
+        kept = np.isin(manifest.status, (OK, DUPLICATE))
+        self.rows = np.flatnonzero(kept)
+        self._matrices: dict[int, NDArray[np.floating[Any]]] = {}
+
+    @classmethod
+    def open(cls, name: str, *, cache: str | os.PathLike[str] | None = None) -> Features:
+        """Open the features of an extracted dataset, without its images.
+
+        Raises
+        ------
+        DatasetError
+            If the cache has no such dataset.
+        CacheFormatError
+            If its manifest or a specification is damaged.
+        """
+        layout = CacheLayout.at(cache)
+        manifest = find_manifest(layout, name)
+        opened: dict[str, FeatureSpace] = {}
+        for block in manifest.blocks:
+            if block.space not in opened:
+                spec = read_spec(layout.spaces / block.space)
+                opened[block.space] = FeatureSpace(layout, spec)
+        return cls(manifest, [opened[block.space] for block in manifest.blocks])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        blocks = ", ".join(f"{b.backbone}/{b.tap}" for b in self.blocks) or "none"
+        classes = len(self.classes) if self.classes else 0
+        return f"<Features {self.name!r}: {len(self)} images, {classes} classes, blocks: {blocks}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.manifest.name
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The matrices that there are: backbone, tap, space."""
+        return self.manifest.blocks
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of their codes."""
+        return self.manifest.classes
+
+    @property
+    def keys(self) -> NDArray[np.uint8]:
+        """Keys of the rows, shape (n, 32)."""
+        return self.manifest.key[self.rows]
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Codes of classes, shape (n,), -1 for none."""
+        return self.manifest.label[self.rows]
+
+    @property
+    def y(self) -> NDArray[np.str_] | None:
+        """Class names, shape (n,); None for unlabelled data, empty text for a missing label."""
+        if self.classes is None:
+            return None
+        names = np.array([*self.classes, ""])
+        named: NDArray[np.str_] = names[self.labels]
+        return named
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the inputs, below ``root`` when there is one."""
+        return [self.manifest.path[row] for row in self.rows]
+
+    @property
+    def groups(self) -> NDArray[np.str_] | None:
+        """Groups of the rows, or None where there are none."""
+        return self._column(self.manifest.group)
+
+    @property
+    def splits(self) -> NDArray[np.str_] | None:
+        """Splits of the rows, or None where there are none."""
+        return self._column(self.manifest.split)
+
+    def _column(self, values: list[str]) -> NDArray[np.str_] | None:
+        return np.array([values[row] for row in self.rows]) if any(values) else None
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """Inputs that have no row, and why."""
+        rows = np.flatnonzero(np.isin(self.manifest.status, (FAILED, PENDING)))
+        return [(self.manifest.path[row], self.manifest.reason[row]) for row in rows]
+
+    @property
+    def X(self) -> NDArray[np.floating[Any]]:
+        """The features, shape (n, d), when there is exactly one block."""
+        if len(self.blocks) != 1:
+            raise FeaturesError(
+                f"{self!r} holds {len(self.blocks)} blocks: choose one with "
+                "features.matrix(backbone=..., tap=...)"
+            )
+        return self.matrix()
+
+    def matrix(
+        self, *, backbone: str | None = None, tap: str | None = None
+    ) -> NDArray[np.floating[Any]]:
+        """Return the features of one block, shape (n, d).
+
+        Rows that lie together in the cache are mapped from the file, others are copied once.
+
+        Raises
+        ------
+        FeaturesError
+            If not exactly one block fits.
+        """
+        number = self._find(backbone, tap)
+        if number not in self._matrices:
+            block = self.blocks[number]
+            self._matrices[number] = self._stores[number].gather(block.tap, self.keys)
+        return self._matrices[number]
+
+    def spec(self, *, backbone: str | None = None, tap: str | None = None) -> FeatureSpec:
+        """Return the specification of one block."""
+        return self._stores[self._find(backbone, tap)].spec
+
+    def _find(self, backbone: str | None, tap: str | None) -> int:
+        fits = [
+            number
+            for number, block in enumerate(self.blocks)
+            if backbone in (None, block.backbone) and tap in (None, block.tap)
+        ]
+        if len(fits) != 1:
+            there = ", ".join(f"{b.backbone}/{b.tap}" for b in self.blocks) or "none"
+            raise FeaturesError(
+                f"expected one block for backbone={backbone!r}, tap={tap!r}, found {len(fits)}; "
+                f"there are: {there}"
+            )
+        return fits[0]

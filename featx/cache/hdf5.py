@@ -1,0 +1,231 @@
+"""Read and write the elements of featx's HDF5 files, trusting nothing that is read.
+
+Every element carries a ``type`` and a ``version``. What is read is checked against them, and
+against the size of the file, before any of its data is touched: links out of the file, external
+storage, virtual and chunked datasets, foreign types and shapes that the file cannot hold are
+refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.cache.layout import reading
+from featx.exceptions import CacheFormatError
+
+__all__ = [
+    "Array",
+    "create",
+    "find_array",
+    "find_group",
+    "open_checked",
+    "read_array",
+    "read_strings",
+    "tag",
+    "write_array",
+    "write_strings",
+]
+
+_MAX_ATTRIBUTE_BYTES = 1 << 26
+_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Where a contiguous array lies in its file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    name : str
+        Name in the file.
+    offset : int
+        First byte.
+    shape : tuple of int
+        Its shape.
+    dtype : numpy.dtype
+        Its type, little-endian.
+    sha256 : str
+        Digest of its bytes, as the writer stated it.
+    """
+
+    path: Path
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    sha256: str
+
+    def map(self) -> NDArray[Any]:
+        """Return the array mapped from the file, read-only, without copying."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(
+            self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape
+        )
+
+
+def tag(item: Any, kind: str, version: int = 1) -> None:
+    """Write the type and the version of an element."""
+    item.attrs["type"] = kind
+    item.attrs["version"] = np.int64(version)
+
+
+@contextmanager
+def create(path: Path) -> Iterator[Any]:
+    """Create an HDF5 file whose larger arrays begin at multiples of 4096 bytes."""
+    import h5py
+
+    with h5py.File(
+        path,
+        "w",
+        libver=("v108", "v110"),
+        locking=False,
+        alignment_threshold=_ALIGNMENT,
+        alignment_interval=_ALIGNMENT,
+    ) as file:
+        yield file
+
+
+def write_array(group: Any, name: str, values: NDArray[Any], kind: str) -> None:
+    """Write a contiguous, uncompressed array with its type, version and digest."""
+    little = np.ascontiguousarray(values)
+    little = little.astype(little.dtype.newbyteorder("<"), copy=False)
+    dataset = group.create_dataset(name, data=little, track_times=False)
+    tag(dataset, kind)
+    dataset.attrs["sha256"] = hashlib.sha256(little).hexdigest()
+
+
+def write_strings(group: Any, name: str, values: Sequence[str]) -> None:
+    """Write a column of strings: their UTF-8 bytes end to end, and where each one ends."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    column = group.create_group(name)
+    tag(column, "featx-strings")
+    write_array(column, "ends", ends, "featx-array")
+    write_array(column, "bytes", np.frombuffer(b"".join(encoded), np.uint8), "featx-array")
+
+
+@contextmanager
+def open_checked(path: Path, kind: str, version: int = 1) -> Iterator[Any]:
+    """Open a file of featx for reading, and check its type and version.
+
+    Raises
+    ------
+    CacheFormatError
+        If it is damaged, foreign, or of another version.
+    """
+    import h5py
+
+    with reading(path), h5py.File(path, "r", locking=False) as file:
+        _check_tag(file, kind, version)
+        yield file
+
+
+def _check_tag(item: Any, kind: str, version: int = 1) -> None:
+    found, number = attribute(item, "type"), attribute(item, "version")
+    if found != kind:
+        raise CacheFormatError(f"expected {kind!r} at {item.name}, received {found!r}")
+    if int(number) != version:
+        raise CacheFormatError(
+            f"{kind} at {item.name} has version {number}, this featx reads version {version}: "
+            "upgrade featx"
+        )
+
+
+def attribute(item: Any, name: str) -> Any:
+    """Return a scalar attribute, refusing absurd sizes."""
+    if name not in item.attrs:
+        raise CacheFormatError(f"attribute {name!r} is missing at {item.name}")
+    stored = item.attrs.get_id(name)
+    if stored.shape != () or stored.get_storage_size() > _MAX_ATTRIBUTE_BYTES:
+        raise CacheFormatError(f"attribute {name!r} at {item.name} is no scalar")
+    return item.attrs[name]
+
+
+def _hard_link(group: Any, name: str) -> Any:
+    import h5py
+
+    link = group.get(name, getlink=True)
+    if link is None:
+        raise CacheFormatError(f"{name!r} is missing at {group.name}")
+    if not isinstance(link, h5py.HardLink):
+        raise CacheFormatError(
+            f"{name!r} at {group.name} is a link to elsewhere ({type(link).__name__}): refused"
+        )
+    return group[name]
+
+
+def find_group(group: Any, name: str, kind: str) -> Any:
+    """Return a group of the type expected, refusing links."""
+    import h5py
+
+    item = _hard_link(group, name)
+    if not isinstance(item, h5py.Group):
+        raise CacheFormatError(f"expected a group at {item.name}, received {type(item).__name__}")
+    _check_tag(item, kind)
+    return item
+
+
+def find_array(group: Any, name: str, kind: str, *, ndim: int, dtypes: Sequence[str]) -> Array:
+    """Check an array and return where it lies, without reading its data."""
+    import h5py
+
+    item = _hard_link(group, name)
+    if not isinstance(item, h5py.Dataset):
+        raise CacheFormatError(f"expected an array at {group.name}/{name}")
+    _check_tag(item, kind)
+    plist = item.id.get_create_plist()
+    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count():
+        raise CacheFormatError(f"{item.name} is not stored whole within its file: refused")
+    if item.ndim != ndim or item.dtype.str not in dtypes:
+        raise CacheFormatError(
+            f"expected {ndim} dimensions of {' or '.join(dtypes)} at {item.name}, received "
+            f"{item.ndim} of {item.dtype.str}"
+        )
+    path = Path(group.file.filename)
+    size = item.dtype.itemsize
+    for extent in item.shape:
+        size *= int(extent)
+    offset = item.id.get_offset() if size else 0
+    if offset is None or offset + size > path.stat().st_size:
+        raise CacheFormatError(
+            f"{item.name} claims {size:,} bytes, more than its file holds: it was cut short"
+        )
+    stated = attribute(item, "sha256")
+    return Array(path, item.name, int(offset), tuple(item.shape), item.dtype, str(stated))
+
+
+def read_array(group: Any, name: str, *, dtype: str, ndim: int = 1) -> NDArray[Any]:
+    """Read a small array and check its digest."""
+    found = find_array(group, name, "featx-array", ndim=ndim, dtypes=(dtype,))
+    values: NDArray[Any] = np.array(found.map())
+    check_digest(found, values)
+    return values
+
+
+def check_digest(array: Array, values: NDArray[Any]) -> None:
+    """Compare an array's bytes with the digest that its writer stated."""
+    if hashlib.sha256(np.ascontiguousarray(values)).hexdigest() != array.sha256:
+        raise CacheFormatError(f"the bytes of {array.name} do not have the digest stated with them")
+
+
+def read_strings(group: Any, name: str) -> list[str]:
+    """Read a column of strings."""
+    column = find_group(group, name, "featx-strings")
+    ends = read_array(column, "ends", dtype="<i8")
+    text = read_array(column, "bytes", dtype="|u1").tobytes()
+    bounds = [0, *ends.tolist()]
+    if bounds != sorted(bounds) or bounds[-1] != len(text):
+        raise CacheFormatError(f"the strings of {column.name} do not fit their ends")
+    return [text[start:stop].decode("utf-8", "surrogateescape") for start, stop in pairwise(bounds)]

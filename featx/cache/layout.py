@@ -1,0 +1,156 @@
+"""Where things are in a cache folder, and how a file gets into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError
+from featx.spec import FeatureSpec, folder_name
+
+__all__ = ["CacheLayout", "publish", "reading", "writing"]
+
+DEFAULT_CACHE = "cache"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """The folders of a cache.
+
+    Parameters
+    ----------
+    root : Path
+        The cache folder. It is made when the first file is written into it.
+    """
+
+    root: Path
+
+    @classmethod
+    def at(cls, cache: str | os.PathLike[str] | None = None) -> CacheLayout:
+        """Return the cache at a path, else at ``FEATX_CACHE``, else at ``cache``."""
+        chosen = os.fspath(cache) if cache is not None else os.environ.get("FEATX_CACHE")
+        return cls(Path(chosen or DEFAULT_CACHE).expanduser())
+
+    @property
+    def spaces(self) -> Path:
+        """One folder a specification."""
+        return self.root / "spaces"
+
+    @property
+    def datasets(self) -> Path:
+        """One manifest a dataset."""
+        return self.root / "datasets"
+
+    @property
+    def engines(self) -> Path:
+        """Converted models."""
+        return self.root / "engines"
+
+    @property
+    def tmp(self) -> Path:
+        """Where files are written before they move to their place."""
+        return self.root / "tmp"
+
+    def space(self, spec: FeatureSpec) -> Path:
+        """Folder of the space of a specification."""
+        return self.spaces / spec.name
+
+    def dataset(self, name: str) -> Path:
+        """Manifest of a dataset."""
+        return self.datasets / f"{folder_name(name)}.h5"
+
+
+def publish(layout: CacheLayout, target: Path, write: Callable[[Path], None]) -> None:
+    """Write a file elsewhere and move it to its place, so that no reader sees half of it.
+
+    The file is written into ``tmp/``, flushed to the disk (fsync), renamed, and the folder that
+    now names it is flushed too. At any instant `target` is absent, the old file, or the new one.
+
+    Parameters
+    ----------
+    layout : CacheLayout
+        The cache; ``tmp/`` must be on the file system of `target`.
+    target : Path
+        Where the file goes.
+    write : callable
+        Writes the file at the path that it is given.
+
+    Raises
+    ------
+    CacheWriteError
+        If anything of this fails; the unfinished file is removed.
+    """
+    temporary = layout.tmp / f"{secrets.token_hex(8)}-{target.name}"
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        layout.tmp.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _sync(temporary, os.O_RDONLY)
+            temporary.rename(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync(target.parent, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_NEXT_STEPS = {
+    errno.ENOSPC: "free some space, or name another folder with --cache",
+    errno.EDQUOT: "free some of your quota, or name another folder with --cache",
+    errno.EACCES: "change its permissions, or name another folder with --cache",
+    errno.EPERM: "change its permissions, or name another folder with --cache",
+    errno.EROFS: "it is on a read-only file system: name another folder with --cache",
+    errno.ENOTDIR: "a file is in the way: name another folder with --cache",
+    errno.EEXIST: "a file is in the way: name another folder with --cache",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the system into `CacheWriteError` naming the path and the next step."""
+    try:
+        yield
+    except FeatxError:
+        raise
+    except (OSError, RuntimeError) as error:
+        # h5py reports a failed write as OSError or RuntimeError, not always with a number.
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error)
+        step = _NEXT_STEPS.get(number or 0, "see that the disk is whole and has space")
+        raise CacheWriteError(
+            f"cannot write {path}: {reason}. What was finished before is kept; {step}"
+        ) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn errors of reading a damaged or foreign file into `CacheFormatError` naming the path."""
+    try:
+        yield
+    except FeatxError as error:
+        if isinstance(error, CacheFormatError) and str(path) not in str(error):
+            raise CacheFormatError(f"{path}: {error}") from error
+        raise
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise CacheFormatError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        detail = str(error).strip().splitlines()
+        raise CacheFormatError(
+            f"{path} is damaged or was not written by featx: {detail[0] if detail else error!r}"
+        ) from error

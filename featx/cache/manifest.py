@@ -1,0 +1,202 @@
+"""A manifest: what is known of a dataset, one row an input, apart from its features.
+
+Layout, version 1::
+
+    /          type "featx-manifest", version, header (JSON: name, root, classes, blocks, ...)
+    /path /label /group /split /reason    columns of strings (label: int32 codes of header.classes)
+    /size /mtime_ns /inode                int64, of the file when its key was made; -1 unknown
+    /key       (n, 32) uint8              zeros where the input could not be read
+    /status    uint8                      0 ok, 1 failed, 2 duplicate, 3 not reached
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.cache.hdf5 import (
+    create,
+    open_checked,
+    read_array,
+    read_strings,
+    tag,
+    write_array,
+    write_strings,
+)
+from featx.cache.layout import CacheLayout, publish
+from featx.exceptions import CacheFormatError, DatasetError
+
+__all__ = [
+    "STATUSES",
+    "Block",
+    "Manifest",
+    "find_manifest",
+    "manifest_names",
+    "read_manifest",
+    "write_manifest",
+]
+
+STATUSES = ("ok", "failed", "duplicate", "pending")
+OK, FAILED, DUPLICATE, PENDING = range(4)
+_KIND = "featx-manifest"
+_STATS = ("size", "mtime_ns", "inode")
+_STRINGS = ("path", "group", "split", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One matrix of features of a dataset.
+
+    Parameters
+    ----------
+    backbone, tap : str
+        Which network, and where in it.
+    space : str
+        Name of the space's folder.
+    """
+
+    backbone: str
+    tap: str
+    space: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of a dataset.
+
+    Parameters
+    ----------
+    name : str
+        Name of the dataset.
+    root : str
+        The folder that paths are relative to; empty when there is none.
+    classes : tuple of str or None
+        Names of the classes in the order of their codes; None for unlabelled data.
+    path, group, split, reason : list of str
+        One entry a row; empty text where there is none.
+    label : ndarray of shape (n,), int32
+        Codes of classes, -1 for none.
+    size, mtime_ns, inode : ndarray of shape (n,), int64
+        Of the file when it was read; -1 where there is no file.
+    key : ndarray of shape (n, 32), uint8
+        SHA-256 of the file; zeros where it could not be read.
+    status : ndarray of shape (n,), uint8
+        Index into `STATUSES`.
+    strays : tuple of str
+        Files that were found and are no images.
+    blocks : tuple of Block
+        The features that there are.
+    source : str
+        Kind of the data: ``folder``, ``csv``, ``arrays`` and so on.
+    """
+
+    name: str
+    root: str
+    classes: tuple[str, ...] | None
+    path: list[str]
+    label: NDArray[np.int32]
+    group: list[str]
+    split: list[str]
+    reason: list[str]
+    size: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    inode: NDArray[np.int64]
+    key: NDArray[np.uint8]
+    status: NDArray[np.uint8]
+    strays: tuple[str, ...] = ()
+    blocks: tuple[Block, ...] = field(default_factory=tuple)
+    source: str = "paths"
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+
+def write_manifest(layout: CacheLayout, manifest: Manifest) -> Path:
+    """Write a manifest to its place, whole or not at all, and return the place."""
+    path = layout.dataset(manifest.name)
+    header = {
+        "blocks": [[b.backbone, b.tap, b.space] for b in manifest.blocks],
+        "classes": None if manifest.classes is None else list(manifest.classes),
+        "name": manifest.name,
+        "root": manifest.root,
+        "source": manifest.source,
+        "strays": list(manifest.strays),
+    }
+
+    def write(temporary: Path) -> None:
+        with create(temporary) as file:
+            tag(file, _KIND)
+            write_strings(file, "header", [json.dumps(header, sort_keys=True)])
+            for name in _STRINGS:
+                write_strings(file, name, getattr(manifest, name))
+            for name in _STATS:
+                write_array(file, name, np.asarray(getattr(manifest, name), "<i8"), "featx-array")
+            write_array(file, "label", np.asarray(manifest.label, "<i4"), "featx-array")
+            write_array(file, "key", manifest.key, "featx-array")
+            write_array(file, "status", manifest.status, "featx-array")
+
+    publish(layout, path, write)
+    return path
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest, checking every digest.
+
+    Raises
+    ------
+    CacheFormatError
+        If it is damaged, foreign, or of another version.
+    """
+    with open_checked(path, _KIND) as file:
+        (text,) = read_strings(file, "header")
+        header: dict[str, Any] = json.loads(text)
+        strings = {name: read_strings(file, name) for name in _STRINGS}
+        stats = {name: read_array(file, name, dtype="<i8") for name in _STATS}
+        label = read_array(file, "label", dtype="<i4")
+        key = read_array(file, "key", dtype="|u1", ndim=2)
+        status = read_array(file, "status", dtype="|u1")
+        columns = [*strings.values(), *stats.values(), label, key, status]
+        if len({len(column) for column in columns}) != 1 or key.shape[1:] != (32,):
+            raise CacheFormatError("the columns differ in length")
+        classes = header["classes"]
+        return Manifest(
+            name=header["name"],
+            root=header["root"],
+            classes=None if classes is None else tuple(classes),
+            label=label,
+            key=key,
+            status=status,
+            strays=tuple(header["strays"]),
+            blocks=tuple(Block(*block) for block in header["blocks"]),
+            source=header["source"],
+            **strings,
+            **stats,
+        )
+
+
+def manifest_names(layout: CacheLayout) -> list[str]:
+    """Return the names of the datasets in a cache."""
+    return sorted(path.stem for path in layout.datasets.glob("*.h5"))
+
+
+def find_manifest(layout: CacheLayout, name: str) -> Manifest:
+    """Read the manifest of a dataset by its name.
+
+    Raises
+    ------
+    DatasetError
+        If there is none.
+    """
+    path = layout.dataset(name)
+    if not path.is_file():
+        names = ", ".join(manifest_names(layout)) or "none"
+        raise DatasetError(
+            f"no dataset {name!r} in the cache {layout.root}, which has: {names}. Run "
+            "`featx extract FOLDER` first"
+        )
+    return read_manifest(path)

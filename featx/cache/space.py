@@ -1,0 +1,240 @@
+"""All features of one specification: the shards of a space, read and written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.cache.key_index import KeyIndex
+from featx.cache.layout import CacheLayout, publish, reading
+from featx.cache.shard import Shard, read_shard, write_shard
+from featx.exceptions import CacheFormatError, FeaturesError
+from featx.spec import FeatureSpec
+
+__all__ = ["FeatureSpace", "ShardWriter", "read_spec"]
+
+_LOG = logging.getLogger("featx")
+SHARD_BYTES = 32 << 20
+SHARD_SECONDS = 30.0
+
+
+def read_spec(folder: Path) -> FeatureSpec:
+    """Read the specification of a space's folder.
+
+    Raises
+    ------
+    CacheFormatError
+        If it is damaged, or does not belong to a folder of this name.
+    """
+    path = folder / "spec.json"
+    with reading(path):
+        spec = FeatureSpec.from_dict(json.loads(path.read_text("utf-8")))
+    if spec.name != folder.name:
+        raise CacheFormatError(
+            f"{path} describes the space {spec.name!r}, but lies in {folder.name!r}: the folder "
+            "was renamed or its specification replaced; move it away"
+        )
+    return spec
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    shards: tuple[Shard, ...]
+    indices: dict[str, tuple[KeyIndex, tuple[Shard, ...]]]
+
+
+class FeatureSpace:
+    """Features of one specification, found by tap and key.
+
+    Opening reads the keys of every shard and no features. A shard that is damaged is left out,
+    named in `damaged` and in the log: its rows count as missing.
+
+    Parameters
+    ----------
+    layout : CacheLayout
+        The cache.
+    spec : FeatureSpec
+        The specification. The folder need not exist yet.
+    """
+
+    def __init__(self, layout: CacheLayout, spec: FeatureSpec) -> None:
+        self.layout = layout
+        self.spec = spec
+        self.folder = layout.space(spec)
+        self.damaged: dict[Path, str] = {}
+        self._known: dict[Path, Shard] = {}
+        if self.folder.exists() and read_spec(self.folder) != spec:
+            raise CacheFormatError(
+                f"{self.folder} holds another specification with the same first 12 digits"
+            )
+        self._snapshot = _Snapshot((), {})
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for shards that were added or taken away."""
+        folder = self.folder / "shards"
+        paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+        for path in paths:
+            if path in self._known or path in self.damaged:
+                continue
+            try:
+                self._known[path] = read_shard(path, self.spec.digest)
+            except FileNotFoundError:
+                continue  # taken away between listing and opening
+            except CacheFormatError as error:
+                self.damaged[path] = str(error)
+                _LOG.warning("left out a damaged shard, its rows will be computed again: %s", error)
+        present = set(paths)
+        self._known = {path: shard for path, shard in self._known.items() if path in present}
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        shards = tuple(self._known.values())
+        by_tap: dict[str, list[Shard]] = {}
+        for shard in shards:
+            for tap in shard.taps:
+                by_tap.setdefault(tap, []).append(shard)
+        indices = {}
+        for tap, having in by_tap.items():
+            indices[tap] = (KeyIndex([s.keys.map() for s in having]), tuple(having))
+        self._snapshot = _Snapshot(shards, indices)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards in use."""
+        return self._snapshot.shards
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Taps for which there are features."""
+        return tuple(sorted(self._snapshot.indices))
+
+    def has(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return whether all taps of each key are here, shape (m,)."""
+        found = np.ones(len(keys), np.bool_)
+        for tap in taps:
+            index = self._snapshot.indices.get(tap)
+            found &= index[0].find(keys)[1] >= 0 if index else False
+        return found
+
+    def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+        """Return the features of keys, in their order.
+
+        Rows that lie one after the other in one shard are mapped, not copied.
+
+        Parameters
+        ----------
+        tap : str
+            Canonical name of a tap.
+        keys : ndarray of shape (m, 32), uint8
+
+        Returns
+        -------
+        ndarray of shape (m, d), of the specification's dtype
+
+        Raises
+        ------
+        FeaturesError
+            If a key is not here.
+        """
+        if tap not in self._snapshot.indices:
+            raise FeaturesError(
+                f"no features of tap {tap!r} in {self.spec.name}: there are "
+                f"{', '.join(self.taps) or 'none'}"
+            )
+        index, shards = self._snapshot.indices[tap]
+        part, row = index.find(keys)
+        missing = np.flatnonzero(row < 0)
+        if missing.size:
+            raise FeaturesError(
+                f"{missing.size} of {len(keys)} images have no features of tap {tap!r} in "
+                f"{self.spec.name}: run extract again"
+            )
+        arrays = [shard.taps[tap] for shard in shards]
+        width = arrays[0].shape[1]
+        if not len(keys):
+            return np.empty((0, width), arrays[0].dtype)
+        if (part == part[0]).all() and (np.diff(row) == 1).all():
+            mapped: NDArray[Any] = arrays[part[0]].map()[row[0] : row[0] + len(row)]
+            return mapped
+        out = np.empty((len(keys), width), arrays[0].dtype)
+        for number in np.unique(part):
+            here = np.flatnonzero(part == number)
+            out[here] = arrays[number].map()[row[here]]
+        return out
+
+    def add(
+        self,
+        keys: NDArray[np.uint8],
+        features: Mapping[str, NDArray[Any]],
+        provenance: Mapping[str, Any],
+    ) -> Path:
+        """Write rows as one shard, after which they can be found."""
+        spec_path = self.folder / "spec.json"
+        if not spec_path.exists():
+            text = json.dumps(self.spec.to_dict(), indent=2, sort_keys=True) + "\n"
+            publish(self.layout, spec_path, lambda path: _write_text(path, text))
+        stored = {tap: values.astype(self.spec.dtype) for tap, values in features.items()}
+        path = write_shard(
+            self.layout,
+            self.folder,
+            spec_digest=self.spec.digest,
+            keys=keys,
+            features=stored,
+            provenance=provenance,
+        )
+        self._known[path] = read_shard(path, self.spec.digest)
+        self._rebuild()
+        return path
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8")
+
+
+class ShardWriter:
+    """Collect rows and write them as shards of at most 32 MiB or 30 s of work.
+
+    Parameters
+    ----------
+    space : FeatureSpace
+        Where they go.
+    provenance : mapping
+        What makes the features.
+    """
+
+    def __init__(self, space: FeatureSpace, provenance: Mapping[str, Any]) -> None:
+        self._space = space
+        self._provenance = provenance
+        self._keys: list[NDArray[np.uint8]] = []
+        self._features: list[Mapping[str, NDArray[Any]]] = []
+        self._bytes = 0
+        self._since = time.monotonic()
+
+    def add(self, keys: NDArray[np.uint8], features: Mapping[str, NDArray[Any]]) -> None:
+        """Take rows of shape (n, 32) and (n, d); write a shard when enough are there."""
+        if not self._keys:
+            self._since = time.monotonic()
+        self._keys.append(keys)
+        self._features.append(features)
+        self._bytes += sum(values.nbytes for values in features.values())
+        if self._bytes >= SHARD_BYTES or time.monotonic() - self._since >= SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        if not self._keys:
+            return
+        keys = np.concatenate(self._keys)
+        taps = list(self._features[0])
+        features = {tap: np.concatenate([part[tap] for part in self._features]) for tap in taps}
+        self._keys, self._features, self._bytes = [], [], 0
+        self._space.add(keys, features, self._provenance)

@@ -1,0 +1,141 @@
+"""Every error that featx raises on purpose.
+
+::
+
+    FeatxError
+    ├── DatasetError             what was given as data cannot be used (also ValueError)
+    ├── ImageError               one image cannot be read or decoded (also ValueError)
+    ├── UnknownNameError         a name that is in no table, with "did you mean" (also LookupError)
+    ├── BackboneError            a backbone cannot be built
+    │   └── WeightsError         weights are missing, damaged, or of another network
+    ├── EngineError              a forward pass failed
+    ├── CacheError               the cache folder cannot be used as asked
+    │   ├── CacheWriteError      it cannot be written: permission, disk full, I/O error
+    │   └── CacheFormatError     a file in it is damaged, foreign, or of another format version
+    ├── FeaturesError            features do not fit what they are used for (also ValueError)
+    ├── HeadError                a head cannot be built or trained as asked (also ValueError)
+    ├── ArtefactError            a saved model is damaged, foreign, unsafe, or of another version
+    └── MissingExtraError        an optional dependency is not installed (also ImportError)
+
+Every message says what was expected, what was received, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtefactError",
+    "BackboneError",
+    "CacheError",
+    "CacheFormatError",
+    "CacheWriteError",
+    "DatasetError",
+    "EngineError",
+    "FeaturesError",
+    "FeatxError",
+    "HeadError",
+    "ImageError",
+    "MissingExtraError",
+    "UnknownNameError",
+    "WeightsError",
+]
+
+
+class FeatxError(Exception):
+    """Base of every error that featx raises on purpose."""
+
+
+class DatasetError(FeatxError, ValueError):
+    """What was given as data cannot be used."""
+
+
+class ImageError(FeatxError, ValueError):
+    """One image cannot be read or decoded."""
+
+
+class UnknownNameError(FeatxError, LookupError):
+    """A name that is in no table.
+
+    Parameters
+    ----------
+    kind : str
+        What was looked up, for example ``"backbone"``.
+    name : str
+        The name that was received.
+    known : iterable of str
+        The names that exist; the nearest ones are suggested.
+    hint : str, default ""
+        A next step, added at the end.
+
+    Examples
+    --------
+    >>> print(UnknownNameError("head", "logistics", ["knn", "logistic"]))
+    unknown head 'logistics': did you mean 'logistic'? Known: knn, logistic
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        message = f"unknown {kind} {name!r}"
+        if near:
+            message += ": did you mean " + " or ".join(repr(n) for n in near) + "?"
+        if names and len(names) <= 60:
+            message += (" " if near else ". ") + "Known: " + ", ".join(names)
+        if hint:
+            message += f". {hint}"
+        super().__init__(message)
+        self.kind, self.name, self.near = kind, name, tuple(near)
+
+
+class BackboneError(FeatxError):
+    """A backbone cannot be built."""
+
+
+class WeightsError(BackboneError):
+    """Weights are missing, damaged, or of another network."""
+
+
+class EngineError(FeatxError):
+    """A forward pass failed."""
+
+
+class CacheError(FeatxError):
+    """The cache folder cannot be used as asked."""
+
+
+class CacheWriteError(CacheError):
+    """The cache cannot be written."""
+
+
+class CacheFormatError(CacheError):
+    """A file in the cache is damaged, foreign, or of another format version."""
+
+
+class FeaturesError(FeatxError, ValueError):
+    """Features do not fit what they are used for."""
+
+
+class HeadError(FeatxError, ValueError):
+    """A head cannot be built or trained as asked."""
+
+
+class ArtefactError(FeatxError):
+    """A saved model is damaged, foreign, unsafe, or of another version."""
+
+
+class MissingExtraError(FeatxError, ImportError):
+    """An optional dependency is not installed.
+
+    Examples
+    --------
+    >>> print(MissingExtraError("onnxruntime", extra="onnx", purpose="exporting to ONNX"))
+    exporting to ONNX needs onnxruntime, which is not installed: pip install 'featx[onnx]'
+    """
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: pip install 'featx[{extra}]'"
+        )
+        self.package, self.extra = package, extra

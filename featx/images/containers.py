@@ -1,0 +1,308 @@
+"""Image files as bytes, before Pillow sees them: format, completeness, size, orientation.
+
+Pillow reports oddities of a file (corrupt EXIF, a malformed animation, an oversized picture) with
+warnings, and Python's warning filters cannot be changed for one thread alone. So whatever Pillow
+would warn of is taken out of the bytes or refused here: metadata is dropped, the orientation is
+read by `exif_orientation`, and what is cut short fails. Only segments that decide pixels remain.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import NoReturn
+
+from featx.exceptions import ImageError
+
+__all__ = ["Container", "exif_orientation", "inspect", "sniff"]
+
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+)
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_HEIF_BRANDS = frozenset(
+    (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+)
+_EXIF_ITEM = re.compile(rb"(infe\x02\0\0[\0\1].{4})Exif", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """An image file that is whole as far as its container tells.
+
+    Parameters
+    ----------
+    kind : str
+        ``"JPEG"``, ``"PNG"``, ``"GIF"``, ``"BMP"``, ``"PPM"``, ``"TIFF"``, ``"WEBP"``,
+        ``"JPEG2000"``, ``"AVIF"`` or ``"HEIF"``.
+    data : bytes
+        The file without its metadata.
+    orientation : int, default 1
+        EXIF orientation that remains to be applied, 1 to 8.
+    size_px : tuple of (height, width) or None, default None
+        Set where Pillow would allocate the canvas while it reads the header.
+    """
+
+    kind: str
+    data: bytes
+    orientation: int = 1
+    size_px: tuple[int, int] | None = None
+
+
+def sniff(data: bytes) -> str:
+    """Return the format that the first bytes announce, ``""`` when it is no image format.
+
+    Examples
+    --------
+    >>> sniff(b"GIF89a...")
+    'GIF'
+    >>> sniff(b"<html>")
+    ''
+    """
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+        brands = {data[8:12], *(data[i : i + 4] for i in range(16, end - 3, 4))}
+        if brands & _AVIF_BRANDS:
+            return "AVIF"
+        return "HEIF" if brands & _HEIF_BRANDS else ""
+    return "PPM" if re.match(rb"P[1-6][\s#]", data) else ""
+
+
+def inspect(data: bytes) -> Container:
+    """Find the format, refuse what is cut short, and drop the metadata.
+
+    Parameters
+    ----------
+    data : bytes
+        A whole image file.
+
+    Returns
+    -------
+    Container
+        What Pillow may decode.
+
+    Raises
+    ------
+    ImageError
+        If the bytes are empty, no known image format, truncated or damaged.
+    """
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    kind = sniff(data)
+    if kind == "JPEG":
+        return _jpeg(data)
+    if kind == "PNG":
+        return _png(data)
+    if kind == "TIFF":
+        return _tiff(data)
+    if kind == "WEBP":
+        return _webp(data)
+    if kind == "GIF":
+        return Container(kind, data, size_px=_gif_canvas(data))
+    if kind in ("AVIF", "HEIF"):
+        # These formats turn the picture by item properties, so the EXIF item is of no use.
+        head = _EXIF_ITEM.sub(rb"\1free", data[:65536])
+        return Container(kind, data if head == data[:65536] else head + data[65536:])
+    if kind == "JPEG2000" and b"\xff\xd9" not in data:
+        _truncated("JPEG 2000 without its end marker")
+    if not kind:
+        raise ImageError(f"not an image (starts with {data[:16]!r})")
+    return Container(kind, data)
+
+
+def exif_orientation(exif: bytes) -> int:
+    r"""Return the orientation in a block of EXIF, 1 (upright) when there is none to be had.
+
+    Parameters
+    ----------
+    exif : bytes
+        A TIFF structure, with or without ``Exif\0\0`` before it; it may be damaged.
+
+    Examples
+    --------
+    >>> entry = bytes.fromhex("00000008 0001 0112 0003 00000001 0006")
+    >>> exif_orientation(b"Exif\0\0MM\0*" + entry)
+    6
+    >>> exif_orientation(b"garbage")
+    1
+    """
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 10:
+        return 1
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    if start + 2 > len(exif):
+        return 1
+    (count,) = struct.unpack_from(order + "H", exif, start)
+    for pos in range(start + 2, min(start + 2 + 12 * count, len(exif) - 9), 12):
+        tag, kind = struct.unpack_from(order + "HH", exif, pos)
+        if tag == 0x0112 and kind == 3:
+            (value,) = struct.unpack_from(order + "H", exif, pos + 8)
+            return int(value) if 1 <= value <= 8 else 1
+    return 1
+
+
+def _truncated(what: str) -> NoReturn:
+    raise ImageError(f"truncated: {what}")
+
+
+def _jpeg(data: bytes) -> Container:
+    """Drop EXIF, XMP (both APP1), colour profiles, MPO indices (APP2), Photoshop data (APP13)."""
+    kept: list[bytes] = []
+    orientation, pos, start = 1, 2, 0
+    while True:
+        mark = data.find(b"\xff", pos)
+        while mark >= 0 and data[mark + 1 : mark + 2] == b"\xff":
+            mark += 1
+        if mark < 0 or mark + 4 > len(data):
+            _truncated("JPEG header without pixel data")
+        code = data[mark + 1]
+        if code == 0xDA:
+            break
+        if code in (0x00, 0x01) or 0xD0 <= code <= 0xD8:
+            pos = mark + 2
+            continue
+        end = mark + 2 + int.from_bytes(data[mark + 2 : mark + 4], "big")
+        if end > len(data):
+            _truncated("JPEG header ends beyond the file")
+        if code in (0xE1, 0xE2, 0xED):
+            if code == 0xE1 and orientation == 1 and data[mark + 4 : mark + 10] == b"Exif\0\0":
+                orientation = exif_orientation(data[mark + 4 : end])
+            kept.append(data[start:mark])
+            start = end
+        pos = max(end, mark + 4)
+    if kept:
+        data = b"".join([*kept, data[start:]])
+    return Container("JPEG", data, orientation)
+
+
+def _png(data: bytes) -> Container:
+    """Keep the critical chunks and tRNS; every checksum must hold, IEND must be there."""
+    kept: list[bytes] = [data[:8]]
+    orientation, pos, name = 1, 8, b""
+    while name != b"IEND":
+        if pos + 12 > len(data):
+            _truncated("PNG without its end chunk")
+        length, name = struct.unpack_from(">I4s", data, pos)
+        end = pos + 12 + length
+        if end > len(data):
+            _truncated(f"PNG chunk {name!r} ends beyond the file")
+        if name == b"eXIf":
+            orientation = exif_orientation(data[pos + 8 : end - 4])
+        elif name == b"tRNS" or not name[0] & 0x20:
+            chunk = data[pos:end]
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise ImageError(f"damaged: the checksum of PNG chunk {name!r} does not match")
+            kept.append(_trns_of_8_bit(chunk, data) if name == b"tRNS" else chunk)
+        pos = end
+    return Container("PNG", b"".join(kept), orientation)
+
+
+def _trns_of_8_bit(chunk: bytes, data: bytes) -> bytes:
+    """Put a transparent colour on the scale of the 8-bit pixels that Pillow makes of the file."""
+    depth, colour_type = data[24], data[25]
+    values = [v for (v,) in struct.iter_unpack(">H", chunk[8 : 8 + (len(chunk) - 12) // 2 * 2])]
+    if colour_type == 0 and depth in (2, 4):
+        values = [v * 255 // (2**depth - 1) for v in values]
+    elif colour_type == 2 and depth == 16:
+        values = [v >> 8 for v in values]
+    else:
+        return chunk
+    body = b"tRNS" + struct.pack(f">{len(values)}H", *values)
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _webp(data: bytes) -> Container:
+    size = int.from_bytes(data[4:8], "little") + 8
+    if size > len(data) or len(data) < 30:
+        _truncated(f"WebP of {size} bytes, {len(data)} are there")
+    orientation = 1
+    if data[12:16] == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+        pos = 12
+        while pos + 8 <= size:
+            end = pos + 8 + int.from_bytes(data[pos + 4 : pos + 8], "little")
+            if data[pos : pos + 4] == b"EXIF":
+                orientation = exif_orientation(data[pos + 8 : end])
+            pos = end + end % 2
+    elif data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (int.from_bytes(data[i : i + 2], "little") & 0x3FFF for i in (26, 28))
+    return Container("WEBP", data, orientation, (height, width))
+
+
+def _gif_canvas(data: bytes) -> tuple[int, int]:
+    """Return height and width of the canvas: Pillow widens it when the first frame overlaps."""
+    if len(data) < 13:
+        _truncated("GIF header")
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    pos = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while data[pos : pos + 1] == b"!":
+        pos += 2
+        while pos < len(data) and data[pos]:
+            pos += 1 + data[pos]
+        pos += 1
+    if data[pos : pos + 1] == b"," and pos + 9 <= len(data):
+        left, top, w, h = struct.unpack_from("<4H", data, pos + 1)
+        width, height = max(width, left + w), max(height, top + h)
+    return height, width
+
+
+# Tags that decide pixels; the others are left out. Those of the first line have one value.
+_TIFF_SINGLE = frozenset((254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 317, 322, 323))
+_TIFF_OTHERS = frozenset((258, 273, 279, 292, 293, 320, 324, 325, 338, 339, 347, *range(512, 533)))
+_TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+
+
+def _tiff(data: bytes) -> Container:
+    """Keep the first page and the tags that decide its pixels; Pillow applies the orientation."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    word, count_type, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
+    word_bytes = struct.calcsize(word)
+    out = bytearray(data)
+    try:
+        (start,) = struct.unpack_from(order + word, data, word_bytes)
+        (count,) = struct.unpack_from(order + count_type, data, start)
+        first = pos = start + struct.calcsize(count_type)
+        for at in range(first, first + entry_bytes * count, entry_bytes):
+            tag, kind, n, value = struct.unpack_from(f"{order}HH{word}{word}", data, at)
+            if tag in _TIFF_SINGLE and n != 1:
+                raise ImageError(f"damaged: TIFF tag {tag} has {n} values, expected 1")
+            if (
+                tag == 277
+                and (value if order == "<" or kind != 3 else value >> 8 * (word_bytes - 2)) > 6
+            ):
+                raise ImageError("TIFF of more than 6 channels: expected greyscale, RGB or CMYK")
+            if tag in _TIFF_SINGLE or tag in _TIFF_OTHERS:
+                size = n * _TIFF_TYPE_BYTES.get(kind, 8)
+                if size > word_bytes and value + size > len(data):
+                    _truncated(f"the values of TIFF tag {tag} lie beyond the file")
+                out[pos : pos + entry_bytes] = data[at : at + entry_bytes]
+                pos += entry_bytes
+        struct.unpack_from(order + word, data, first + entry_bytes * count)
+        struct.pack_into(order + word, out, pos, 0)
+        struct.pack_into(order + count_type, out, start, (pos - first) // entry_bytes)
+    except struct.error as error:
+        raise ImageError(f"truncated: TIFF directory ({error})") from error
+    return Container("TIFF", bytes(out))

@@ -1,0 +1,471 @@
+"""`ImageDataset`: an ordered list of images with what is known of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featx.exceptions import DatasetError
+from featx.images.arrays import ArrayTable, ImageSource, check_images, read_hdf5, read_npz
+from featx.images.files import read_file
+from featx.images.labels import encode_labels
+from featx.images.scan import FolderScan, scan_folder
+from featx.images.sources import check_paths, recognise
+from featx.images.tables import read_table
+
+__all__ = ["ImageDataset"]
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ImageDataset:
+    """An ordered list of images (files or arrays) with their labels, splits and groups.
+
+    Made by `from_folder`, `from_csv`, `from_paths`, `from_arrays`, `from_npz`, `from_hdf5`, or
+    `from_any`, which finds out. Nothing is decoded here, and missing or damaged files are no error:
+    they end in the ledger of the extraction.
+
+    Parameters
+    ----------
+    name : str
+        What the data are called in the cache and in messages.
+    paths : tuple of str
+        One an image, with ``/``: relative to `root` when there is one, as given otherwise;
+        ``array:000000`` and so on for arrays.
+    root : Path or None, default None
+        Folder that relative paths start from.
+    classes : tuple of str or None, default None
+        Names of the classes, in the order of their indices.
+    labels : ndarray of shape (n,), int32, or None, default None
+        Index of each image's class, -1 for no label.
+    groups, splits : tuple of str or None, default None
+        One an image, ``""`` for none.
+    strays : tuple of str, default ()
+        Files that were found beside the images and are not used.
+    stray_reasons : tuple of str, default ()
+        Why, one a stray.
+    empty_classes : tuple of str, default ()
+        Folders in the place of a class without any image.
+    arrays : ImageSource or None, default None
+        Where array images come from; None for files.
+    rows : ndarray of shape (n,), int64, or None, default None
+        Position of each image in `arrays`; None for all in order.
+
+    Examples
+    --------
+    >>> data = ImageDataset.from_paths(["a.jpg", "b.jpg", "c.jpg"], ["cat", "dog", "cat"])
+    >>> data
+    ImageDataset('paths', 3 images, 2 classes: cat 2, dog 1)
+    >>> data.labels.tolist(), data.y.tolist()
+    ([0, 1, 0], ['cat', 'dog', 'cat'])
+    >>> data.subset([2]).paths
+    ('c.jpg',)
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    root: Path | None = None
+    classes: tuple[str, ...] | None = None
+    labels: NDArray[np.int32] | None = None
+    groups: tuple[str, ...] | None = None
+    splits: tuple[str, ...] | None = None
+    strays: tuple[str, ...] = ()
+    stray_reasons: tuple[str, ...] = ()
+    empty_classes: tuple[str, ...] = ()
+    arrays: ImageSource | None = None
+    rows: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.paths)
+        for what in ("labels", "groups", "splits", "rows"):
+            column = getattr(self, what)
+            if column is not None and len(column) != n:
+                raise DatasetError(f"expected {n} {what}, one an image, received {len(column)}")
+        if (self.labels is None) != (self.classes is None):
+            raise DatasetError("expected labels and classes together, received one of them")
+        if self.labels is not None and self.classes is not None:
+            if len(set(self.classes)) != len(self.classes):
+                raise DatasetError(f"expected distinct classes, received {self.classes}")
+            labels = np.array(self.labels, dtype=np.int32)
+            if n and not (labels.min() >= -1 and labels.max() < len(self.classes)):
+                raise DatasetError(f"expected labels from -1 to {len(self.classes) - 1}")
+            labels.setflags(write=False)
+            object.__setattr__(self, "labels", labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self)} image{'' if len(self) == 1 else 's'}"]
+        if self.classes is None:
+            parts.append("unlabelled")
+        else:
+            counts = [f"{name} {n}" for name, n in self.class_counts().items()]
+            more = ", ..." if len(counts) > 6 else ""
+            plural = "" if len(counts) == 1 else "es"
+            parts.append(f"{len(counts)} class{plural}: {', '.join(counts[:6])}{more}")
+            if missing := len(self) - sum(self.class_counts().values()):
+                parts.append(f"{missing} without a label")
+        if self.splits is not None:
+            kinds = sorted(set(self.splits))
+            parts.append(", ".join(f"{k or 'no split'} {self.splits.count(k)}" for k in kinds))
+        if self.strays:
+            parts.append(f"{len(self.strays)} stray{'' if len(self.strays) == 1 else 's'}")
+        return f"ImageDataset({self.name!r}, {', '.join(parts)})"
+
+    @property
+    def y(self) -> NDArray[np.str_] | None:
+        """Class name of each image, shape (n,), ``""`` for no label; None when unlabelled."""
+        if self.labels is None or self.classes is None:
+            return None
+        # The extra last entry is where index -1 leads.
+        return np.array([*self.classes, ""], dtype=np.str_)[self.labels]
+
+    def file(self, index: int) -> Path:
+        """Return the absolute path of an image file.
+
+        Raises
+        ------
+        DatasetError
+            If the images are arrays.
+        """
+        if self.arrays is not None:
+            raise DatasetError(f"the images of {self.name!r} are arrays, not files: use image(i)")
+        return Path(self.root or "", self.paths[index]).absolute()
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises
+        ------
+        ImageError
+            If the file cannot be read; the reason leaves the path out.
+        DatasetError
+            If the images are arrays.
+        """
+        return read_file(self.file(index))
+
+    def image(self, index: int) -> NDArray[Any]:
+        """Return an array image as it was given.
+
+        Raises
+        ------
+        DatasetError
+            If the images are files.
+        """
+        if self.arrays is None:
+            raise DatasetError(f"the images of {self.name!r} are files, not arrays: use read(i)")
+        return np.asarray(self.arrays[index if self.rows is None else int(self.rows[index])])
+
+    def subset(self, indices: ArrayLike) -> ImageDataset:
+        """Return some of the images, in the order given, with the classes unchanged.
+
+        Parameters
+        ----------
+        indices : array-like of int, or of bool with shape (n,)
+            Positions, or a mask.
+
+        Raises
+        ------
+        DatasetError
+            For positions outside the data.
+        """
+        chosen = np.asarray(indices)
+        if chosen.dtype == np.bool_ and chosen.shape != (len(self),):
+            raise DatasetError(f"expected a mask of {len(self)} values, received {chosen.shape}")
+        try:
+            index = np.arange(len(self))[chosen if chosen.size else chosen.astype(np.int64)]
+        except IndexError as error:
+            raise DatasetError(f"no such image among {len(self)}: {error}") from error
+        index = np.atleast_1d(index)
+        rows = self.rows
+        if self.arrays is not None:
+            rows = index.astype(np.int64) if rows is None else rows[index]
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in index),
+            labels=None if self.labels is None else self.labels[index],
+            groups=None if self.groups is None else tuple(self.groups[i] for i in index),
+            splits=None if self.splits is None else tuple(self.splits[i] for i in index),
+            strays=(),
+            stray_reasons=(),
+            empty_classes=(),
+            rows=rows,
+        )
+
+    def with_labels(
+        self, labels: Iterable[Any] | None, *, classes: Sequence[str] | None = None
+    ) -> ImageDataset:
+        """Return the same images with other labels.
+
+        Parameters
+        ----------
+        labels : iterable or None
+            One an image: str, int, bool or a NumPy array; None, NaN and ``""`` mean no label.
+            None alone takes all labels away.
+        classes : sequence of str or None, default None
+            The classes and their order; by default those that occur, sorted.
+
+        Raises
+        ------
+        DatasetError
+            For another number of labels, or labels that are no classes.
+        """
+        if labels is None:
+            return replace(self, labels=None, classes=None)
+        names, indices = encode_labels(labels, len(self), classes=classes)
+        return replace(self, labels=indices, classes=names)
+
+    def class_counts(self) -> dict[str, int]:
+        """Return the number of images of each class, in the order of the classes."""
+        if self.labels is None or self.classes is None:
+            return {}
+        counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
+        return {name: int(n) for name, n in zip(self.classes, counts, strict=True)}
+
+    def require_classes(self, minimum: int = 2) -> None:
+        """Check that there is something to tell apart.
+
+        Raises
+        ------
+        DatasetError
+            If fewer than `minimum` classes have an image.
+        """
+        if self.classes is None:
+            raise DatasetError(
+                f"expected images of at least {minimum} classes, {self.name!r} has no labels: put "
+                "the images into one sub-folder a class, or give a CSV with path,label"
+            )
+        counts = {name: n for name, n in self.class_counts().items() if n}
+        if len(counts) < minimum:
+            raise DatasetError(_too_few_classes(self, counts, minimum))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of paths, labels, classes, splits and groups, 64 hexadecimal digits.
+
+        Provenance only: it says nothing of the pixels, which have their own keys.
+        """
+        columns = {name: getattr(self, name) for name in ("paths", "classes", "splits", "groups")}
+        columns["labels"] = None if self.labels is None else self.labels.tolist()
+        text = json.dumps({"type": "featx-dataset", "version": 1, **columns}, sort_keys=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    @classmethod
+    def from_folder(
+        cls, path: StrPath, *, labels: Literal["infer", "none"] = "infer"
+    ) -> ImageDataset:
+        """Read a folder with one sub-folder a class, images at any depth below it.
+
+        Where all sub-folders are named ``train``, ``val``, ``test`` (or a usual variant) and hold
+        folders themselves, they are splits, and the classes are below. A folder with images only
+        directly in it has no labels.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The folder.
+        labels : {"infer", "none"}, default "infer"
+            ``none`` takes all images below the folder, without labels.
+
+        Raises
+        ------
+        DatasetError
+            If there is no such folder, it cannot be read, or holds no image.
+        """
+        if labels not in ("infer", "none"):
+            raise DatasetError(f"labels must be 'infer' or 'none', received {labels!r}")
+        root = Path(path).absolute()
+        scan: FolderScan = scan_folder(root, labels=labels == "infer")
+        data = cls(
+            name=root.resolve().name or "dataset",
+            root=root,
+            paths=tuple(scan.paths),
+            splits=None if scan.splits is None else tuple(scan.splits),
+            strays=tuple(path for path, _ in scan.strays),
+            stray_reasons=tuple(reason for _, reason in scan.strays),
+            empty_classes=tuple(scan.empty_classes),
+        )
+        return data if scan.class_names is None else data.with_labels(scan.class_names)
+
+    @classmethod
+    def from_csv(cls, path: StrPath, *, root: StrPath | None = None) -> ImageDataset:
+        """Read a table with a header: ``path,label[,split,group]``, in any order.
+
+        Parameters
+        ----------
+        path : str or path-like
+            UTF-8; commas, semicolons or tabs. Other columns are left alone. Without the column
+            ``label`` there are no labels; an empty label is none.
+        root : str, path-like or None, default None
+            Folder that relative paths start from; by default the table's.
+
+        Raises
+        ------
+        DatasetError
+            If the table cannot be read. Missing images are no error here.
+        """
+        file = Path(path)
+        base = Path(file.parent if root is None else root).absolute()
+        table = read_table(file, root=base)
+        data = cls(
+            name=file.stem,
+            root=base,
+            paths=tuple(table.path),
+            splits=None if table.split is None else tuple(table.split),
+            groups=None if table.group is None else tuple(table.group),
+        )
+        return data if table.label is None else data.with_labels(table.label)
+
+    @classmethod
+    def from_paths(
+        cls,
+        paths: Iterable[StrPath],
+        labels: Iterable[Any] | None = None,
+        *,
+        groups: Iterable[Any] | None = None,
+        splits: Iterable[Any] | None = None,
+        name: str | None = None,
+    ) -> ImageDataset:
+        """Take a list of image files.
+
+        Parameters
+        ----------
+        paths : iterable of str or path-like
+            Files; relative ones start from the working directory.
+        labels, groups, splits : iterable or None, default None
+            One a file.
+        name : str or None, default None
+            ``"paths"`` by default.
+
+        Raises
+        ------
+        DatasetError
+            If there are no paths, one is no path, or the lengths differ.
+        """
+        data = cls(
+            name=name or "paths",
+            paths=tuple(check_paths(paths)),
+            groups=None if groups is None else tuple(map(str, groups)),
+            splits=None if splits is None else tuple(map(str, splits)),
+        )
+        return data if labels is None else data.with_labels(labels)
+
+    @classmethod
+    def from_arrays(
+        cls, images: Any, labels: Iterable[Any] | None = None, *, name: str = "arrays"
+    ) -> ImageDataset:
+        """Take images that are arrays.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w) or (n, h, w, c), or list of ndarray
+            Pixels of uint8, bool, uint16, or floats in [0, 1]; c is 1, 3 or 4. Arrays in a list
+            may have different sizes.
+        labels : iterable or None, default None
+            One an image.
+        name : str, default "arrays"
+            What the data are called.
+
+        Raises
+        ------
+        DatasetError
+            For another rank, type or range, or another number of labels.
+
+        Examples
+        --------
+        >>> ImageDataset.from_arrays(np.zeros((2, 8, 8), np.uint8), [7, 10])
+        ImageDataset('arrays', 2 images, 2 classes: 7 1, 10 1)
+        """
+        return cls._of(ArrayTable(images=check_images(images), labels=labels), name)
+
+    @classmethod
+    def from_npz(cls, path: StrPath) -> ImageDataset:
+        """Read images and labels from a ``.npz`` file (``x``, ``y``; ``x_train``, ``y_train``...).
+
+        Raises
+        ------
+        DatasetError
+            If the file cannot be read without pickle, or holds no images.
+        """
+        return cls._of(read_npz(Path(path)), Path(path).stem)
+
+    @classmethod
+    def from_hdf5(
+        cls, path: StrPath, *, images: str | None = None, labels: str | None = None
+    ) -> ImageDataset:
+        """Read labels from an HDF5 file, and images row by row when they are asked for.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        images, labels : str or None, default None
+            Names of the data sets; by default ``images``, ``x``, ``labels``, ``y`` ...
+
+        Raises
+        ------
+        DatasetError
+            If the file is damaged, holds no images, or keeps its data in other files.
+        """
+        return cls._of(read_hdf5(Path(path), images=images, labels=labels), Path(path).stem)
+
+    @classmethod
+    def from_any(cls, data: Any) -> ImageDataset:
+        """Find out what was given, and read it.
+
+        Parameters
+        ----------
+        data : ImageDataset, str, path-like, list or ndarray
+            A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file; a
+            list of image files and folders (without labels), or of arrays; an array of images.
+
+        Raises
+        ------
+        DatasetError
+            If it is none of these, or cannot be read.
+        """
+        if isinstance(data, ImageDataset):
+            return data
+        source = recognise(data)
+        if source.kind == "folder":
+            return cls.from_folder(source.path)
+        if source.kind == "table":
+            return cls.from_csv(source.path)
+        if source.kind == "npz":
+            return cls.from_npz(source.path)
+        if source.kind == "hdf5":
+            return cls.from_hdf5(source.path)
+        if source.kind == "arrays":
+            return cls.from_arrays(source.items)
+        return cls.from_paths(source.items, name=source.path.stem or None)
+
+    @classmethod
+    def _of(cls, table: ArrayTable, name: str) -> ImageDataset:
+        data = cls(
+            name=name,
+            paths=tuple(f"array:{i:06d}" for i in range(len(table.images))),
+            splits=None if table.splits is None else tuple(table.splits),
+            arrays=table.images,
+        )
+        return data if table.labels is None else data.with_labels(table.labels)
+
+
+def _too_few_classes(data: ImageDataset, counts: dict[str, int], minimum: int) -> str:
+    found = ", ".join(f"{name!r} ({n} images)" for name, n in counts.items()) or "none"
+    message = f"expected images of at least {minimum} classes, found {len(counts)}: {found}"
+    if data.empty_classes:
+        message += f"; without any image: {', '.join(map(repr, data.empty_classes[:5]))}"
+    below = {path.split("/")[1] for path in data.paths if path.count("/") > 1}
+    if data.root is not None and len(counts) == 1 and len(below) > 1:
+        inner = data.root / data.paths[0].split("/")[0]
+        return f"{message}; if the classes are the folders in it, give {str(inner)!r}"
+    return f"{message}; put the images of each class into a sub-folder of its own"

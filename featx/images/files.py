@@ -1,0 +1,100 @@
+"""Image files on disk: which names are images, reading one, its key."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import stat
+from pathlib import Path, PurePath
+
+from featx.exceptions import DatasetError, ImageError
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "MAX_FILE_BYTES",
+    "hash_file",
+    "is_image_name",
+    "missing_path_error",
+    "read_file",
+]
+
+# fmt: off
+IMAGE_EXTENSIONS = frozenset((
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
+    ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+))
+# fmt: on
+"""Extensions that make a file an image when a folder is scanned, in lower case."""
+
+MAX_FILE_BYTES = 1 << 30
+"""Largest file that is read as an image."""
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has the extension of an image.
+
+    Examples
+    --------
+    >>> is_image_name("cat.JPG"), is_image_name("notes.txt"), is_image_name("jpg")
+    (True, False, False)
+    """
+    return PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a whole image file.
+
+    Raises
+    ------
+    ImageError
+        With a short reason that leaves the path out: no such file, no permission, a folder, a
+        device, larger than `MAX_FILE_BYTES`, or an I/O error.
+    """
+    try:
+        # A pipe or a device would block, so the kind is asked before anything is opened.
+        info = Path(path).stat()
+        if not stat.S_ISREG(info.st_mode):
+            what = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"
+            raise ImageError(f"expected a file, found {what}")
+        if info.st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                f"too large: a file of {info.st_size:,} bytes, the limit is {MAX_FILE_BYTES:,}"
+            )
+        with Path(path).open("rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise ImageError("no such file") from error
+    except PermissionError as error:
+        raise ImageError("permission denied") from error
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ImageError(f"not a path: {error}") from error
+
+
+def hash_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the key of an image file: SHA-256 of its bytes, 32 bytes.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def missing_path_error(path: Path, what: str) -> DatasetError:
+    """Return the error for a path that does not exist, with the nearest names beside it."""
+    parent = path.absolute().parent
+    while not parent.exists() and parent != parent.parent:
+        path, parent = parent, parent.parent
+    try:
+        names = sorted(entry.name for entry in parent.iterdir())
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    hint = " or ".join(repr(str(parent / name)) for name in near)
+    advice = f"did you mean {hint}?" if near else f"{str(parent)!r} has no such entry"
+    return DatasetError(f"{what}: {advice}")

@@ -1,0 +1,62 @@
+"""Keep the logging of TensorFlow, absl and OpenVINO away from the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet_import"]
+
+_LOCK = threading.RLock()
+_SETTINGS = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_CPP_MAX_VLOG_LEVEL": "0",
+    "GRPC_VERBOSITY": "ERROR",
+    "ABSL_MIN_LOG_LEVEL": "3",
+    "OPENVINO_TELEMETRY_OPT_OUT": "1",
+}
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Import or start a numerical library without its banner on standard error.
+
+    TensorFlow writes lines from C++ before any log level applies, so that nothing but taking file
+    descriptor 2 away keeps them from the screen. What was written is shown after all when the
+    body fails, and everything is shown when the environment has ``FEATX_DEBUG``.
+
+    Examples
+    --------
+    >>> with quiet_import():
+    ...     import json
+    """
+    if os.environ.get("FEATX_DEBUG"):
+        yield
+        return
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with _LOCK, tempfile.TemporaryFile() as caught:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            _restore(kept)
+            caught.seek(0)
+            os.write(2, caught.read())
+            raise
+        _restore(kept)
+    for name in ("tensorflow", "absl", "h5py"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _restore(kept: int) -> None:
+    sys.stderr.flush()
+    os.dup2(kept, 2)
+    os.close(kept)

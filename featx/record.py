@@ -1,0 +1,184 @@
+"""What is known of a dataset before, during and after a run: stats, keys, and the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import (
+    DUPLICATE,
+    FAILED,
+    OK,
+    PENDING,
+    Block,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from featx.cache.space import FeatureSpace, read_spec
+from featx.exceptions import CacheFormatError
+from featx.images.dataset import ImageDataset
+from featx.runner import Ledger, Stage
+
+__all__ = ["DatasetRecord", "find_earlier"]
+
+_LOG = logging.getLogger("featx")
+# A file changed within this time of being read may change again without changing its time stamp.
+_RACY_NS = 2_000_000_000
+
+
+class DatasetRecord:
+    """What is known of a dataset before, during and after a run."""
+
+    def __init__(
+        self,
+        layout: CacheLayout,
+        dataset: ImageDataset,
+        name: str,
+        stages: Sequence[Stage],
+        earlier: Manifest | None,
+    ) -> None:
+        self._layout = layout
+        self._dataset = dataset
+        self._name = name
+        self._stages = stages
+        self._earlier = earlier
+        self._read_ns = time.time_ns()
+        self._stats = _stat(dataset)
+        self.ledger = Ledger.blank(len(dataset))
+        self.trusted = np.zeros(len(dataset), np.bool_)
+        if earlier is not None:
+            self._trust(earlier)
+
+    def _trust(self, earlier: Manifest) -> None:
+        """Take over the keys of files that have not changed since they were read."""
+        row_of = {path: row for row, path in enumerate(earlier.path)}
+        rows = np.array([row_of.get(path, -1) for path in self._dataset.paths], np.int64)
+        known = rows >= 0
+        before = np.stack([earlier.size, earlier.mtime_ns, earlier.inode], axis=1)
+        same = np.zeros(len(rows), np.bool_)
+        same[known] = (before[rows[known]] == self._stats[known]).all(axis=1)
+        same &= self._stats[:, 0] >= 0
+        same[known] &= np.isin(earlier.status[rows[known]], (OK, DUPLICATE))
+        self.trusted = same
+        self.ledger.key[same] = earlier.key[rows[same]]
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks asked for."""
+        return [
+            Block(stage.source.name, tap, stage.spec.name)
+            for stage in self._stages
+            for tap in stage.taps
+        ]
+
+    def save(self) -> Manifest:
+        """Write the manifest, and return it."""
+        dataset, ledger = self._dataset, self.ledger
+        stats = self._stats.copy()
+        # Their time stamps cannot tell a later change from none: they are to be read again.
+        stats[stats[:, 1] > self._read_ns - _RACY_NS, 1] = -1
+        manifest = Manifest(
+            name=self._name,
+            root=_root(dataset),
+            classes=dataset.classes,
+            path=list(dataset.paths),
+            label=_labels(dataset),
+            group=list(dataset.groups or [""] * len(dataset)),
+            split=list(dataset.splits or [""] * len(dataset)),
+            reason=[
+                reason or ("not reached" if status == PENDING else "")
+                for reason, status in zip(ledger.reason, ledger.status.tolist(), strict=True)
+            ],
+            size=stats[:, 0],
+            mtime_ns=stats[:, 1],
+            inode=stats[:, 2],
+            key=ledger.key,
+            status=ledger.status,
+            strays=tuple(dataset.strays),
+            blocks=tuple(self._all_blocks()),
+            source="arrays" if dataset.arrays is not None else "files",
+        )
+        write_manifest(self._layout, manifest)
+        return manifest
+
+    def _all_blocks(self) -> list[Block]:
+        """Return the blocks asked for, and those of earlier runs that have all the images."""
+        blocks = self.blocks()
+        kept = np.isin(self.ledger.status, (OK, DUPLICATE))
+        for block in self._earlier.blocks if self._earlier else ():
+            folder = self._layout.spaces / block.space
+            if block in blocks or not folder.is_dir():
+                continue
+            space = FeatureSpace(self._layout, read_spec(folder))
+            if space.has([block.tap], self.ledger.key[kept]).all():
+                blocks.append(block)
+        return blocks
+
+    def report(self, seconds: float) -> dict[str, Any]:
+        """Return what was counted, as `featx extract --json` prints it."""
+        status = self.ledger.status
+        failed = int((status == FAILED).sum())
+        extracted = max((stage.computed for stage in self._stages), default=0)
+        return {
+            "dataset": self._name,
+            "backbone": ",".join(stage.source.name for stage in self._stages),
+            "spec": ",".join(stage.spec.name for stage in self._stages),
+            "images": len(status),
+            "cached": len(status) - failed - extracted,
+            "extracted": extracted,
+            "failed": failed,
+            "duplicates": int((status == DUPLICATE).sum()),
+            "seconds": round(seconds, 3),
+            "images_per_s": round(len(status) / seconds, 1),
+        }
+
+
+def _stat(dataset: ImageDataset) -> NDArray[np.int64]:
+    """Return size, mtime_ns and inode of each file, shape (n, 3), -1 where there is none."""
+    stats = np.full((len(dataset), 3), -1, np.int64)
+    if dataset.arrays is not None:
+        return stats
+    for row in range(len(dataset)):
+        try:
+            found = dataset.file(row).stat()
+        except OSError:
+            continue
+        stats[row] = found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)
+    return stats
+
+
+def _root(dataset: ImageDataset) -> str:
+    return str(dataset.root.resolve()) if dataset.root is not None else ""
+
+
+def _labels(dataset: ImageDataset) -> NDArray[np.int32]:
+    if dataset.labels is None:
+        return np.full(len(dataset), -1, np.int32)
+    return np.asarray(dataset.labels, np.int32)
+
+
+def find_earlier(
+    layout: CacheLayout, dataset: ImageDataset, name: str | None
+) -> tuple[str, Manifest | None]:
+    """Return the name of a dataset in the cache, and what an earlier run wrote under it."""
+    chosen = name or dataset.name
+    path = layout.dataset(chosen)
+    if not path.is_file():
+        return chosen, None
+    try:
+        earlier = read_manifest(path)
+    except CacheFormatError as error:
+        # Made again from the images, which are here; the features are found by their keys.
+        _LOG.warning("replacing a damaged manifest: %s", error)
+        return chosen, None
+    if name or earlier.root == _root(dataset):
+        return chosen, earlier
+    digest = hashlib.sha256(_root(dataset).encode("utf-8", "surrogateescape")).hexdigest()
+    return find_earlier(layout, dataset, f"{chosen}-{digest[:6]}")

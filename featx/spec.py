@@ -1,0 +1,213 @@
+"""What identifies a feature: the specification that names a space of the cache.
+
+Two features may stand for each other only if everything that decides their values is equal.
+`FeatureSpec` holds exactly that, and nothing else: neither paths nor labels (they belong to the
+dataset), nor the engine (provenance: at ``f32`` every engine agrees with Keras to 1e-4 relative).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from featx.exceptions import CacheFormatError, DatasetError
+
+__all__ = ["FeatureSpec", "ImagePolicy", "ViewPolicy"]
+
+Resize = Literal["stretch", "crop"]
+Precision = Literal["f32", "mixed"]
+StorageDtype = Literal["float32", "float16"]
+
+_RESIZES = ("stretch", "crop")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagePolicy:
+    """How the bytes of an image file become RGB pixels of the network's size.
+
+    Parameters
+    ----------
+    resize : {"stretch", "crop"}, default "stretch"
+        ``stretch`` ignores the aspect ratio (as Keras's ``load_img`` does), ``crop`` scales the
+        shorter side and cuts the centre.
+    interpolation : {"nearest", "bilinear", "bicubic", "lanczos"}, default "bilinear"
+        Pillow's filter of that name (antialiased when shrinking).
+    draft : bool, default False
+        Let the JPEG decoder shrink by 2, 4 or 8 while it decodes, never below twice the size asked.
+        Faster, with slightly other pixels, hence part of the identity.
+    decoder : int, default 1
+        Version of the rules in `featx.images.decode`; raised when a rule changes pixel values.
+    """
+
+    resize: Resize = "stretch"
+    interpolation: str = "bilinear"
+    draft: bool = False
+    decoder: int = 1
+
+    def __post_init__(self) -> None:
+        if self.resize not in _RESIZES:
+            raise DatasetError(f"resize must be one of {_RESIZES}, received {self.resize!r}")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise DatasetError(
+                f"interpolation must be one of {_INTERPOLATIONS}, received {self.interpolation!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the policy as JSON types."""
+        return {
+            "decoder": self.decoder,
+            "draft": self.draft,
+            "interpolation": self.interpolation,
+            "resize": self.resize,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewPolicy:
+    """The family of seeded augmentations that views are drawn from.
+
+    Parameters
+    ----------
+    policy : str
+        Name and version of the augmentation, for example ``"flip-crop-colour-1"``.
+    seed : int, default 0
+        Seed of the drawing; a view is a function of (seed, key of the image, index of the view).
+    """
+
+    policy: str
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the policy as JSON types."""
+        return {"policy": self.policy, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureSpec:
+    """Everything that decides the value of a feature.
+
+    Parameters
+    ----------
+    backbone : str
+        Name of the architecture, for example ``"mobilenet_v2"``.
+    weights_sha256 : str
+        SHA-256 of the weights file (64 hexadecimal digits), or of the recipe for random weights.
+    input_size_px : tuple of two int
+        Height and width of the network's input, in pixels.
+    preprocessing : str
+        Name of the map from pixel values to the network's input, see `featx.backbones.catalog`.
+    image : ImagePolicy
+        Decoding and resizing.
+    dtype : {"float32", "float16"}, default "float32"
+        Type in which features are stored.
+    precision : {"f32", "mixed"}, default "f32"
+        Arithmetic of the forward pass.
+    views : ViewPolicy or None, default None
+        Set for spaces that hold augmented views.
+
+    Examples
+    --------
+    >>> spec = FeatureSpec(backbone="tiny", weights_sha256="0" * 64, input_size_px=(96, 96),
+    ...                    preprocessing="tf")
+    >>> spec.name
+    'tiny-f265ab5ce6a9'
+    >>> FeatureSpec.from_dict(spec.to_dict()) == spec
+    True
+    """
+
+    backbone: str
+    weights_sha256: str
+    input_size_px: tuple[int, int]
+    preprocessing: str
+    image: ImagePolicy = field(default_factory=ImagePolicy)
+    dtype: StorageDtype = "float32"
+    precision: Precision = "f32"
+    views: ViewPolicy | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the specification as JSON types.
+
+        A part that is absent is left out, so that a later version can add parts without renaming
+        the spaces that do not use them.
+        """
+        out: dict[str, Any] = {
+            "type": "featx-spec",
+            "version": 1,
+            "backbone": self.backbone,
+            "dtype": self.dtype,
+            "image": self.image.to_dict(),
+            "input_size_px": list(self.input_size_px),
+            "precision": self.precision,
+            "preprocessing": self.preprocessing,
+            "weights_sha256": self.weights_sha256,
+        }
+        if self.views is not None:
+            out["views"] = self.views.to_dict()
+        return out
+
+    def canonical_json(self) -> str:
+        """Return the one JSON text of this specification: sorted keys, no spaces, ASCII."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(self.canonical_json().encode("ascii")).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Name of the space's folder: the backbone and the first 12 digits of the digest."""
+        return f"{folder_name(self.backbone)}-{self.digest[:12]}"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FeatureSpec:
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        CacheFormatError
+            If a part is missing, unknown, of another type, or of a later version.
+        """
+        kind = data.get("type") if isinstance(data, dict) else None
+        if kind != "featx-spec":
+            raise CacheFormatError(f"expected a feature specification, received type {kind!r}")
+        if data.get("version") != 1:
+            raise CacheFormatError(
+                f"specification version {data.get('version')!r} is not known to this featx, which "
+                "reads version 1: upgrade featx"
+            )
+        try:
+            views = data.get("views")
+            height, width = (int(n) for n in data["input_size_px"])
+            spec = cls(
+                backbone=str(data["backbone"]),
+                weights_sha256=str(data["weights_sha256"]),
+                input_size_px=(height, width),
+                preprocessing=str(data["preprocessing"]),
+                image=ImagePolicy(**data["image"]),
+                dtype=data["dtype"],
+                precision=data["precision"],
+                views=None if views is None else ViewPolicy(**views),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheFormatError(f"damaged feature specification: {error!r}") from error
+        if spec.to_dict() != data:
+            raise CacheFormatError("the feature specification has parts that featx does not know")
+        return spec
+
+
+def folder_name(text: str) -> str:
+    """Return `text` with every character that is unsafe in a file name replaced by ``-``.
+
+    Letters and digits of any script are kept, so that names in other scripts stay apart.
+
+    Examples
+    --------
+    >>> folder_name("file:my model.keras")
+    'file-my-model.keras'
+    """
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
+    return kept.strip(".-")[:80] or "unnamed"
