@@ -1,1 +1,95 @@
-"""."""
+"""Frozen pretrained CNN features, computed once, and every classifier on them in seconds.
+
+Names are imported when they are first used, so that ``import featx`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featx.cache.features import Features
+    from featx.cache.maintenance import FeatureCache
+    from featx.exceptions import (
+        ArtefactError,
+        BackboneError,
+        CacheError,
+        CacheFormatError,
+        CacheWriteError,
+        DatasetError,
+        EngineError,
+        FeaturesError,
+        FeatxError,
+        HeadError,
+        ImageError,
+        MissingExtraError,
+        UnknownNameError,
+        WeightsError,
+    )
+    from featx.extraction import extract
+    from featx.images.dataset import ImageDataset
+    from featx.models.artefact import load_model as load
+    from featx.models.classifier import ImageClassifier
+    from featx.models.evaluation import evaluate
+    from featx.models.extractor import FeatureExtractor
+    from featx.models.training import train
+    from featx.spec import FeatureSpec, ImagePolicy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtefactError",
+    "BackboneError",
+    "CacheError",
+    "CacheFormatError",
+    "CacheWriteError",
+    "DatasetError",
+    "EngineError",
+    "FeatureCache",
+    "FeatureExtractor",
+    "FeatureSpec",
+    "Features",
+    "FeaturesError",
+    "FeatxError",
+    "HeadError",
+    "ImageClassifier",
+    "ImageDataset",
+    "ImageError",
+    "ImagePolicy",
+    "MissingExtraError",
+    "UnknownNameError",
+    "WeightsError",
+    "evaluate",
+    "extract",
+    "load",
+    "train",
+]
+
+_HOMES = {
+    "FeatureCache": "featx.cache.maintenance",
+    "FeatureExtractor": "featx.models.extractor",
+    "FeatureSpec": "featx.spec",
+    "Features": "featx.cache.features",
+    "ImageClassifier": "featx.models.classifier",
+    "ImageDataset": "featx.images.dataset",
+    "ImagePolicy": "featx.spec",
+    "evaluate": "featx.models.evaluation",
+    "extract": "featx.extraction",
+    "load": "featx.models.artefact",
+    "train": "featx.models.training",
+}
+_OTHER_NAMES = {"load": "load_model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'featx' has no attribute {name!r}")
+    home = import_module(_HOMES.get(name, "featx.exceptions"))
+    value = getattr(home, _OTHER_NAMES.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

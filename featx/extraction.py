@@ -8,19 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featx.backbones.source import BackboneSource, resolve_backbone
 from featx.backbones.taps import parse_taps
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
+from featx.cache.manifest import DUPLICATE, OK, Block
 from featx.cache.space import FeatureSpace, ShardWriter
 from featx.exceptions import BackboneError, DatasetError
 from featx.images.dataset import ImageDataset
+from featx.memory_store import MemoryStore
+from featx.named_data import dataset_of, features_of, find_named
 from featx.progress import terminal_progress
-from featx.record import DatasetRecord, find_earlier
-from featx.runner import Progress, Stage, run
+from featx.record import DatasetRecord, find_earlier, run_report
+from featx.runner import Ledger, Progress, Stage, run
 from featx.spec import ImagePolicy, StorageDtype
 
-__all__ = ["extract"]
+__all__ = ["compute_features", "extract", "resolve_backbones"]
 
 WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
 
@@ -48,8 +54,9 @@ def extract(
 
     Parameters
     ----------
-    data : ImageDataset, path, or list of paths
-        The inputs; anything that `ImageDataset.from_any` takes.
+    data : ImageDataset, path, list of paths, or str
+        The inputs: anything that `ImageDataset.from_any` takes, or the name of a dataset that was
+        extracted before, whose images need not be there any more.
     backbone : str or sequence of str, default "tiny"
         Names of the catalogue, or ``file:PATH.keras``. Several share one decoding of each image.
     weights : str, path or mapping, optional
@@ -106,26 +113,30 @@ def extract(
     (245, (245, 1280))
     """
     started = time.perf_counter()
-    dataset = data if isinstance(data, ImageDataset) else ImageDataset.from_any(data)
+    layout = CacheLayout.at(cache)
+    named = find_named(layout, data)
     sources = resolve_backbones(
         backbone, weights=weights, input_size=input_size, preprocessing=preprocessing
     )
     tap_names = parse_taps(taps)
-    layout = CacheLayout.at(cache)
+    spaces = [FeatureSpace(layout, source.spec(image=image, dtype=dtype)) for source in sources]
     stages = [
-        disk_stage(
-            layout,
-            source,
-            tap_names,
-            image=image,
-            dtype=dtype,
-            engine=engine,
-            batch_size=batch_size,
-        )
-        for source in sources
+        _disk_stage(space, source, tap_names, engine=engine, batch_size=batch_size)
+        for space, source in zip(spaces, sources, strict=True)
     ]
+    blocks = tuple(
+        Block(stage.source.name, tap, stage.spec.name) for stage in stages for tap in stage.taps
+    )
+    if named is not None:
+        features = features_of(named, spaces, blocks)
+        if features is not None:
+            seconds = time.perf_counter() - started
+            features.report = run_report(named.name, stages, named.status, seconds)
+            return features
+        data, name = dataset_of(named), named.name
+    dataset = data if isinstance(data, ImageDataset) else ImageDataset.from_any(data)
     dataset_name, earlier = find_earlier(layout, dataset, name)
-    record = DatasetRecord(layout, dataset, dataset_name, stages, earlier)
+    record = DatasetRecord(layout, dataset, dataset_name, blocks, earlier)
     try:
         with terminal_progress(progress, dataset_name) as show:
             run(
@@ -141,31 +152,27 @@ def extract(
     finally:
         # Also after Ctrl-C: what was read need not be read again.
         manifest = record.save()
-    report = record.report(time.perf_counter() - started)
-    blocks = tuple(record.blocks())
-    stores = [stage.store for stage in stages for _ in stage.taps]
-    features = Features(replace(manifest, blocks=blocks), stores, report=report)
+    features = Features(
+        replace(manifest, blocks=blocks), [stage.store for stage in stages for _ in stage.taps]
+    )
     if not len(features):
         raise _nothing_readable(features)
+    seconds = time.perf_counter() - started
+    features.report = run_report(dataset_name, stages, manifest.status, seconds)
     return features
 
 
-def disk_stage(
-    layout: CacheLayout,
+def _disk_stage(
+    space: FeatureSpace,
     source: BackboneSource,
     taps: tuple[str, ...],
     *,
-    image: ImagePolicy | None = None,
-    dtype: StorageDtype = "float32",
-    engine: str = "auto",
-    batch_size: int | str = "auto",
+    engine: str,
+    batch_size: int | str,
 ) -> Stage:
-    """Return the stage that keeps a backbone's features in a cache folder."""
-    spec = source.spec(image=image, dtype=dtype)
-    space = FeatureSpace(layout, spec)
     return Stage(
         source=source,
-        spec=spec,
+        spec=space.spec,
         taps=taps,
         store=space,
         open_sink=lambda made: ShardWriter(space, made.provenance()),
@@ -213,3 +220,65 @@ def _nothing_readable(features: Features) -> DatasetError:
     return DatasetError(
         f"none of the {len(features.manifest)} images of {features.name!r} could be read:{shown}"
     )
+
+
+def compute_features(
+    dataset: ImageDataset,
+    source: BackboneSource,
+    tap: str,
+    *,
+    image: ImagePolicy | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    keep: bool = False,
+    engine: str = "auto",
+    batch_size: int | str = "auto",
+    on_error: str = "raise",
+    workers: int | None = None,
+) -> tuple[NDArray[np.floating[Any]], Ledger]:
+    """Return the features of images that are not to become a dataset of the cache.
+
+    Parameters
+    ----------
+    dataset : ImageDataset
+        The images.
+    source : BackboneSource
+        The backbone.
+    tap : str
+        Canonical name of a tap.
+    image : ImagePolicy, optional
+        Decoding and resizing.
+    cache : path, optional
+        A cache folder whose features are used; by default none.
+    keep : bool, default False
+        Whether new features are written to `cache`; else they stay in memory.
+    engine, batch_size, on_error, workers
+        As in `extract`.
+
+    Returns
+    -------
+    X : ndarray of shape (m, d)
+        Features of the images that could be read, in their order.
+    ledger : Ledger
+        What became of every image; `m` of its rows are ok or duplicate.
+    """
+    spec = source.spec(image=image)
+    space = None if cache is None else FeatureSpace(CacheLayout.at(cache), spec)
+    if space is not None and keep:
+        stage = _disk_stage(space, source, (tap,), engine=engine, batch_size=batch_size)
+    else:
+        memory = MemoryStore(spec, space)
+        stage = Stage(
+            source=source,
+            spec=spec,
+            taps=(tap,),
+            store=memory,
+            open_sink=lambda _: memory,
+            engine_name=engine,
+            batch_size=_batch_size(batch_size),
+        )
+    ledger = Ledger.blank(len(dataset))
+    run(dataset, [stage], ledger, on_error=on_error, workers=workers)
+    kept = np.isin(ledger.status, (OK, DUPLICATE))
+    if not kept.any():
+        return np.empty((0, 0), np.float32), ledger
+    return stage.store.gather(tap, ledger.key[kept]), ledger

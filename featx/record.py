@@ -20,6 +20,7 @@ from featx.cache.manifest import (
     Block,
     Manifest,
     read_manifest,
+    same_manifest,
     write_manifest,
 )
 from featx.cache.space import FeatureSpace, read_spec
@@ -27,7 +28,7 @@ from featx.exceptions import CacheFormatError
 from featx.images.dataset import ImageDataset
 from featx.runner import Ledger, Stage
 
-__all__ = ["DatasetRecord", "find_earlier"]
+__all__ = ["DatasetRecord", "find_earlier", "run_report"]
 
 _LOG = logging.getLogger("featx")
 # A file changed within this time of being read may change again without changing its time stamp.
@@ -42,13 +43,13 @@ class DatasetRecord:
         layout: CacheLayout,
         dataset: ImageDataset,
         name: str,
-        stages: Sequence[Stage],
+        blocks: tuple[Block, ...],
         earlier: Manifest | None,
     ) -> None:
         self._layout = layout
         self._dataset = dataset
         self._name = name
-        self._stages = stages
+        self._blocks = blocks
         self._earlier = earlier
         self._read_ns = time.time_ns()
         self._stats = _stat(dataset)
@@ -70,16 +71,8 @@ class DatasetRecord:
         self.trusted = same
         self.ledger.key[same] = earlier.key[rows[same]]
 
-    def blocks(self) -> list[Block]:
-        """Return the blocks asked for."""
-        return [
-            Block(stage.source.name, tap, stage.spec.name)
-            for stage in self._stages
-            for tap in stage.taps
-        ]
-
     def save(self) -> Manifest:
-        """Write the manifest, and return it."""
+        """Write the manifest unless it would say the same as before, and return it."""
         dataset, ledger = self._dataset, self.ledger
         stats = self._stats.copy()
         # Their time stamps cannot tell a later change from none: they are to be read again.
@@ -105,12 +98,13 @@ class DatasetRecord:
             blocks=tuple(self._all_blocks()),
             source="arrays" if dataset.arrays is not None else "files",
         )
-        write_manifest(self._layout, manifest)
+        if self._earlier is None or not same_manifest(manifest, self._earlier):
+            write_manifest(self._layout, manifest)
         return manifest
 
     def _all_blocks(self) -> list[Block]:
         """Return the blocks asked for, and those of earlier runs that have all the images."""
-        blocks = self.blocks()
+        blocks = list(self._blocks)
         kept = np.isin(self.ledger.status, (OK, DUPLICATE))
         for block in self._earlier.blocks if self._earlier else ():
             folder = self._layout.spaces / block.space
@@ -121,23 +115,29 @@ class DatasetRecord:
                 blocks.append(block)
         return blocks
 
-    def report(self, seconds: float) -> dict[str, Any]:
-        """Return what was counted, as `featx extract --json` prints it."""
-        status = self.ledger.status
-        failed = int((status == FAILED).sum())
-        extracted = max((stage.computed for stage in self._stages), default=0)
-        return {
-            "dataset": self._name,
-            "backbone": ",".join(stage.source.name for stage in self._stages),
-            "spec": ",".join(stage.spec.name for stage in self._stages),
-            "images": len(status),
-            "cached": len(status) - failed - extracted,
-            "extracted": extracted,
-            "failed": failed,
-            "duplicates": int((status == DUPLICATE).sum()),
-            "seconds": round(seconds, 3),
-            "images_per_s": round(len(status) / seconds, 1),
-        }
+
+def run_report(
+    name: str, stages: Sequence[Stage], status: NDArray[np.uint8], seconds: float
+) -> dict[str, Any]:
+    """Return what was counted, as `featx extract --json` prints it.
+
+    ``images`` is the sum of ``cached``, ``extracted`` and ``failed``; an image whose bytes equal
+    another's counts as cached.
+    """
+    failed = int((status == FAILED).sum())
+    extracted = max((stage.computed for stage in stages), default=0)
+    return {
+        "dataset": name,
+        "backbone": ",".join(stage.source.name for stage in stages),
+        "spec": ",".join(stage.spec.name for stage in stages),
+        "images": len(status),
+        "cached": len(status) - failed - extracted,
+        "extracted": extracted,
+        "failed": failed,
+        "duplicates": int((status == DUPLICATE).sum()),
+        "seconds": round(seconds, 3),
+        "images_per_s": round(len(status) / seconds, 1),
+    }
 
 
 def _stat(dataset: ImageDataset) -> NDArray[np.int64]:

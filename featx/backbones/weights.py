@@ -11,7 +11,7 @@ from featx.backbones.catalog import Backbone
 from featx.exceptions import WeightsError
 from featx.quiet import quiet_import
 
-__all__ = ["Weights", "file_sha256", "resolve_weights", "weights_places"]
+__all__ = ["Weights", "file_sha256", "find_weights_file", "resolve_weights", "weights_places"]
 
 RANDOM_RECIPE = "featx-random-weights-1"
 BUNDLED = "tiny"
@@ -63,6 +63,15 @@ def weights_places(row: Backbone) -> list[Path]:
     home = os.environ.get("KERAS_HOME")
     keras_home = Path(home) if home else Path.home() / ".keras"
     return [*places, keras_home / "models" / row.weights_file]
+
+
+def find_weights_file(row: Backbone) -> Path | None:
+    """Return the file that a backbone's default weights are read from, or None where there is none.
+
+    Nothing is downloaded.
+    """
+    places = [bundled_folder() / row.weights_file] if row.name == BUNDLED else weights_places(row)
+    return next((path for path in places if path.is_file()), None)
 
 
 def resolve_weights(row: Backbone, weights: str | os.PathLike[str] | None = None) -> Weights:
@@ -126,10 +135,9 @@ def _bundled(row: Backbone) -> Weights:
 def _imagenet(row: Backbone) -> Weights:
     if row.name == BUNDLED:
         raise WeightsError(f"{row.name} has no ImageNet weights: leave --weights out for its own")
-    places = weights_places(row)
-    for path in places:
-        if path.is_file():
-            return Weights("imagenet", file_sha256(path), path)
+    path = find_weights_file(row)
+    if path is not None:
+        return Weights("imagenet", file_sha256(path), path)
     if os.environ.get("FEATX_OFFLINE"):
         raise WeightsError(missing_message(row, "FEATX_OFFLINE forbids the download"))
     path = _download(row)

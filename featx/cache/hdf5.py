@@ -103,7 +103,11 @@ def write_array(group: Any, name: str, values: NDArray[Any], kind: str) -> None:
     little = little.astype(little.dtype.newbyteorder("<"), copy=False)
     dataset = group.create_dataset(name, data=little, track_times=False)
     tag(dataset, kind)
-    dataset.attrs["sha256"] = hashlib.sha256(little).hexdigest()
+    dataset.attrs["sha256"] = _digest(little)
+
+
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def write_strings(group: Any, name: str, values: Sequence[str]) -> None:
@@ -216,7 +220,7 @@ def read_array(group: Any, name: str, *, dtype: str, ndim: int = 1) -> NDArray[A
 
 def check_digest(array: Array, values: NDArray[Any]) -> None:
     """Compare an array's bytes with the digest that its writer stated."""
-    if hashlib.sha256(np.ascontiguousarray(values)).hexdigest() != array.sha256:
+    if _digest(values) != array.sha256:
         raise CacheFormatError(f"the bytes of {array.name} do not have the digest stated with them")
 
 

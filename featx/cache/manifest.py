@@ -12,7 +12,7 @@ Layout, version 1::
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ __all__ = [
     "find_manifest",
     "manifest_names",
     "read_manifest",
+    "same_manifest",
     "write_manifest",
 ]
 
@@ -144,6 +145,18 @@ def write_manifest(layout: CacheLayout, manifest: Manifest) -> Path:
     return path
 
 
+def same_manifest(one: Manifest, other: Manifest) -> bool:
+    """Return whether two manifests say the same."""
+    for field_ in fields(Manifest):
+        left, right = getattr(one, field_.name), getattr(other, field_.name)
+        if isinstance(left, np.ndarray):
+            if not np.array_equal(left, right):
+                return False
+        elif left != right:
+            return False
+    return True
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest, checking every digest.
 
@@ -160,8 +173,9 @@ def read_manifest(path: Path) -> Manifest:
         label = read_array(file, "label", dtype="<i4")
         key = read_array(file, "key", dtype="|u1", ndim=2)
         status = read_array(file, "status", dtype="|u1")
-        columns = [*strings.values(), *stats.values(), label, key, status]
-        if len({len(column) for column in columns}) != 1 or key.shape[1:] != (32,):
+        lengths = {len(column) for column in strings.values()}
+        lengths |= {len(column) for column in (*stats.values(), label, key, status)}
+        if len(lengths) != 1 or key.shape[1:] != (32,):
             raise CacheFormatError("the columns differ in length")
         classes = header["classes"]
         return Manifest(
@@ -174,8 +188,13 @@ def read_manifest(path: Path) -> Manifest:
             strays=tuple(header["strays"]),
             blocks=tuple(Block(*block) for block in header["blocks"]),
             source=header["source"],
-            **strings,
-            **stats,
+            path=strings["path"],
+            group=strings["group"],
+            split=strings["split"],
+            reason=strings["reason"],
+            size=stats["size"],
+            mtime_ns=stats["mtime_ns"],
+            inode=stats["inode"],
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from featx.backbones.source import BackboneSource
 from featx.engines.protocol import Engine
 from featx.exceptions import UnknownNameError
@@ -38,6 +40,14 @@ def make_engine(
     """
     if name not in ENGINES:
         raise UnknownNameError("engine", name, ENGINES)
+    return _built(name, source, taps, batch_size)
+
+
+# Repeated predictions share one network; two are kept, since networks are large.
+@lru_cache(maxsize=2)
+def _built(
+    name: str, source: BackboneSource, taps: tuple[str, ...], batch_size: int | None
+) -> Engine:
     from featx.engines.keras import KerasEngine
 
     return KerasEngine(source, taps, **({"batch_size": batch_size} if batch_size else {}))

@@ -1,1 +1,54 @@
-"""."""
+"""Heads: the classifiers that are trained on features."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featx.heads.calibrated import TemperatureCalibrated
+    from featx.heads.dense import DenseClassifier
+    from featx.heads.discriminant import ShrinkageLDA
+    from featx.heads.neighbours import NearestNeighbours
+    from featx.heads.registry import HEADS, HeadSpec, head_names, make_head
+    from featx.heads.storage import dump_head, load_head
+    from featx.heads.validation import check_training
+
+__all__ = [
+    "HEADS",
+    "DenseClassifier",
+    "HeadSpec",
+    "NearestNeighbours",
+    "ShrinkageLDA",
+    "TemperatureCalibrated",
+    "check_training",
+    "dump_head",
+    "head_names",
+    "load_head",
+    "make_head",
+]
+
+_MODULES = {
+    "HEADS": "registry",
+    "DenseClassifier": "dense",
+    "HeadSpec": "registry",
+    "NearestNeighbours": "neighbours",
+    "ShrinkageLDA": "discriminant",
+    "TemperatureCalibrated": "calibrated",
+    "check_training": "validation",
+    "dump_head": "storage",
+    "head_names": "registry",
+    "load_head": "storage",
+    "make_head": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first used: scikit-learn takes a second to load."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -101,7 +101,9 @@ def read_npz(file: Path) -> ArrayTable:
         If the file is missing, damaged, holds objects, or none of those names.
     """
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        # Opened here, as NumPy leaves a damaged archive open.
+        with file.open("rb") as opened:
+            stored = np.load(opened, allow_pickle=False)
             if not isinstance(stored, Mapping):
                 raise DatasetError(f"expected a .npz archive, received one array: {str(file)!r}")
             return _from_names(file, stored)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featx.exceptions import ImageError, MissingExtraError
-from featx.images.containers import Container, inspect
+from featx.images.containers import Container, exif_orientation, inspect
 from featx.images.pixels import array_to_rgb, sixteen_to_eight
 from featx.spec import ImagePolicy
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_PIXELS",
     "array_to_rgb",
+    "check_truncation_setting",
     "decode_image",
     "decode_rgb",
     "decode_sizes",
@@ -247,13 +248,9 @@ def _plugin(kind: str) -> Any:
 
 def _open(container: Container) -> Image.Image:
     """Read the header only; nothing of the picture's size has been allocated yet."""
-    from PIL import Image, ImageFile, features
+    from PIL import Image, features
 
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise ImageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so truncated images would "
-            "pass for whole ones: set it to False"
-        )
+    check_truncation_setting()
     kind = container.kind
     plugin = _plugin(kind)
     if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
@@ -264,6 +261,23 @@ def _open(container: Container) -> Image.Image:
     image: Image.Image = plugin(io.BytesIO(container.data))
     _check_size(image.height, image.width, limit)
     return image
+
+
+def check_truncation_setting() -> None:
+    """Refuse to decode while Pillow is told, for the whole process, to fill up truncated images.
+
+    Raises
+    ------
+    ImageError
+        If ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set.
+    """
+    from PIL import ImageFile
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ImageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so truncated images would "
+            "pass for whole ones: set it to False"
+        )
 
 
 def _check_size(height: int, width: int, limit: int) -> None:
@@ -286,9 +300,13 @@ def _pixels(container: Container, image: Image.Image, scale: int) -> Image.Image
 
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
+    orientation = container.orientation
+    if container.kind == "AVIF":
+        # Pillow states the turn that the item properties ask for in terms of EXIF.
+        orientation = exif_orientation(image.info.get("exif", b""))
     image.load()
     image = _to_rgb(image)
-    turn = _TURNS.get(container.orientation)
+    turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(PILImage.Transpose[turn])
 
 

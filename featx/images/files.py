@@ -53,16 +53,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         # A pipe or a device would block, so the kind is asked before anything is opened.
-        info = Path(path).stat()
-        if not stat.S_ISREG(info.st_mode):
-            what = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"
-            raise ImageError(f"expected a file, found {what}")
-        if info.st_size > MAX_FILE_BYTES:
-            raise ImageError(
-                f"too large: a file of {info.st_size:,} bytes, the limit is {MAX_FILE_BYTES:,}"
-            )
+        _check_regular(Path(path).stat())
         with Path(path).open("rb") as file:
             return file.read()
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError("no such file") from error
     except PermissionError as error:
@@ -71,6 +66,16 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ImageError(f"not a path: {error}") from error
+
+
+def _check_regular(info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        what = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"
+        raise ImageError(f"expected a file, found {what}")
+    if info.st_size > MAX_FILE_BYTES:
+        raise ImageError(
+            f"too large: a file of {info.st_size:,} bytes, the limit is {MAX_FILE_BYTES:,}"
+        )
 
 
 def hash_file(path: str | os.PathLike[str]) -> bytes:

@@ -129,6 +129,8 @@ def load_images(
     ------
     DatasetError
         If `workers` or `ahead` is less than 1.
+    ImageError
+        If ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set, which would pass damaged files.
     """
     if workers is None:
         workers = max(2, min(16, _cpus()))
@@ -136,6 +138,10 @@ def load_images(
         raise DatasetError(
             f"workers and ahead must be at least 1, received workers={workers}, ahead={ahead}"
         )
+    if dataset.arrays is None:
+        from featx.images.decode import check_truncation_setting
+
+        check_truncation_setting()
     return _in_order(dataset, iter(indices), list(targets), known, workers, ahead)
 
 

@@ -1,0 +1,87 @@
+"""``featx backbones``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from featx.cli.options import common_options, json_option
+from featx.cli.show import table
+
+__all__ = ["command"]
+
+
+@click.command("backbones", short_help="List the backbones, or describe one.")
+@click.argument("name", required=False)
+@json_option
+@common_options
+def command(name: str | None, as_json: bool) -> None:
+    """List the backbones, or describe one with its blocks.
+
+    \b
+    featx backbones
+    featx backbones mobilenet_v2
+    """
+    from featx.backbones.catalog import CATALOG
+    from featx.backbones.registry import find_backbone
+
+    if name is None:
+        rows = [_row(row) for row in CATALOG.values()]
+        click.echo(json.dumps({"backbones": rows}) if as_json else _table(rows))
+        return
+    row = find_backbone(name)
+    details = {**_row(row), "taps": _taps(row.name)}
+    if as_json:
+        click.echo(json.dumps(details))
+        return
+    for key, value in details.items():
+        if key != "taps":
+            click.echo(f"{key:16} {value}")
+    click.echo("taps             avg, max, gem, flatten, grid:K of the last map, or of a block:")
+    click.echo(table(["block", "output"], [[tap, shape] for tap, shape in details["taps"].items()]))
+
+
+def _row(row: Any) -> dict[str, Any]:
+    from featx.backbones.weights import find_weights_file
+
+    found = find_weights_file(row)
+    return {
+        "name": row.name,
+        "input_size_px": row.input_size_px,
+        "features": row.features,
+        "parameters": row.parameters,
+        "imagenet_top1": row.imagenet_top1,
+        "weights_file": row.weights_file,
+        "weights_here": str(found) if found else None,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    return table(
+        ["name", "input px", "features", "parameters", "ImageNet top-1 %", "weights"],
+        [
+            [
+                row["name"],
+                str(row["input_size_px"]),
+                str(row["features"]),
+                f"{row['parameters']:,}",
+                "-" if row["imagenet_top1"] is None else f"{row['imagenet_top1']:.1f}",
+                "here" if row["weights_here"] else "to download",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _taps(name: str) -> dict[str, str]:
+    from featx.backbones.build import block_outputs, build_network
+    from featx.backbones.source import resolve_backbone
+
+    source = resolve_backbone(name, weights="random:0")
+    blocks = block_outputs(build_network(source), source)
+    return {
+        block: " x ".join(str(extent) for extent in tensor.shape[1:])
+        for block, tensor in blocks.items()
+    }

@@ -1,0 +1,90 @@
+"""``featx demo``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from featx.cli.options import common_options
+from featx.cli.show import show_scores, table
+
+__all__ = ["command"]
+
+
+@click.command("demo", short_help="The whole job on embedded data, offline, in a minute.")
+@click.option(
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("featx-demo"),
+    show_default=True,
+    help="Folder for its images, cache and model.",
+)
+@common_options
+def command(into: Path) -> None:
+    """Run the whole job on embedded data: extract, train, evaluate, predict, and once more.
+
+    The data are 1,797 scans of handwritten digits. Nothing is downloaded.
+
+    \b
+    featx demo
+    """
+    import featx
+    from featx.demonstration import write_digits
+    from featx.models.prediction import predict_images
+
+    images, cache, model_file = into / "digits", into / "cache", into / "digits.featx"
+    clock = _Clock()
+    training, held_out = write_digits(images)
+    clock.step(1, f"wrote {training + held_out:,} scans of digits as PNG files to {images}/")
+
+    features = featx.extract(images / "train", backbone="tiny", cache=cache, progress=True)
+    report = features.report
+    clock.step(
+        2,
+        f"extracted {report['extracted']:,} images with the backbone 'tiny' ({report['cached']:,} "
+        f"were in the cache), {report['images_per_s']:,.0f} images/s, {features.X.shape[1]:,} "
+        "features each",
+    )
+    result = featx.train(features, head="logistic", cache=cache)
+    result.model.save(model_file, metrics=result.metrics, training=result.training)
+    clock.step(
+        3,
+        f"trained a logistic regression: accuracy {result.metrics['accuracy']:.4f} "
+        f"({result.metrics['protocol']})",
+    )
+    model = featx.load(model_file, cache=cache)
+    test = featx.extract(images / "test", backbone="tiny", cache=cache, progress=True)
+    metrics = featx.evaluate(model, test)
+    clock.step(4, f"evaluated {metrics['images']} images that it has not seen:")
+    show_scores(metrics)
+
+    files = [images / "test" / path for path in test.paths[:: max(1, len(test) // 3)][:3]]
+    rows = predict_images(model, featx.ImageDataset.from_paths(files), top_k=2)
+    clock.step(5, "predicted three of them:")
+    lines = [[row.path, *(f"{name} {p:.3f}" for name, p in row.top)] for row in rows]
+    click.echo(table(["path", "first", "second"], lines))
+
+    again = featx.extract(images / "train", backbone="tiny", cache=cache).report
+    clock.step(
+        6,
+        f"ran the extraction again: {again['extracted']} extracted, {again['cached']:,} from the "
+        f"cache, {again['seconds']:.2f} s",
+    )
+    click.echo(
+        f"\nThe model is {model_file}. For your own folder, with one sub-folder a class:\n\n"
+        "  featx train photos/ -o photos.featx\n"
+        "  featx evaluate photos.featx held-out-photos/\n"
+        "  featx predict photos.featx new-photos/*.jpg\n"
+    )
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def step(self, number: int, text: str) -> None:
+        now = time.perf_counter()
+        click.echo(f"{number}. {text} [{now - self._since:.1f} s]")
+        self._since = now

@@ -1,0 +1,178 @@
+"""Options that mean the same in every command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+__all__ = [
+    "backbone_options",
+    "cache_option",
+    "common_options",
+    "data_argument",
+    "json_option",
+    "model_argument",
+    "seed_option",
+    "weights_by_backbone",
+]
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["FEATX_DEBUG"] = "1"
+    logging.basicConfig(
+        level=logging.DEBUG if value else logging.WARNING,
+        format="%(message)s" if not value else "%(asctime)s %(name)s %(message)s",
+    )
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--debug``."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_set_debug,
+        help="Show tracebacks and the logging of libraries.",
+    )(function)
+
+
+def _complete_backbone(_: Any, __: Any, incomplete: str) -> list[CompletionItem]:
+    from featx.backbones.catalog import CATALOG
+
+    return [
+        CompletionItem(name, help=f"{row.features} features")
+        for name, row in CATALOG.items()
+        if name.startswith(incomplete)
+    ]
+
+
+def _stacked(*decorators: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def backbone_options(*, several: bool) -> Decorator:
+    """Add the choice of the backbone and of what is taken from it."""
+    more = " Repeat it for several." if several else ""
+    return _stacked(
+        click.option(
+            "-b",
+            "--backbone",
+            multiple=several,
+            default=["tiny"] if several else "tiny",
+            show_default="tiny, the one that comes with featx",
+            shell_complete=_complete_backbone,
+            help="Name of a backbone, or file:PATH.keras." + more,
+        ),
+        click.option(
+            "--weights",
+            multiple=several,
+            default=None,
+            help="imagenet (the default), a file, or random:SEED"
+            + ("; NAME=FILE for one of several backbones." if several else "."),
+        ),
+        click.option(
+            "--tap",
+            "taps" if several else "tap",
+            multiple=several,
+            default=["avg"] if several else "avg",
+            show_default="avg",
+            help="Where in the network: avg, max, gem, flatten, grid:2, block_12:max, ..." + more,
+        ),
+        click.option(
+            "--input-size",
+            type=click.IntRange(min=1),
+            help="Height and width of the network's input in pixels.  [default: the backbone's]",
+        ),
+        click.option(
+            "--resize",
+            type=click.Choice(["stretch", "crop"]),
+            default="stretch",
+            show_default=True,
+            help="Stretch to the input size, or scale and cut the centre.",
+        ),
+        click.option(
+            "--preprocessing",
+            help="Only for file: backbones: none, unit, tf, torch or caffe.  [default: none]",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            help="Images in a batch.  [default: the engine's choice]",
+        ),
+    )
+
+
+def weights_by_backbone(values: tuple[str, ...], backbones: tuple[str, ...]) -> Any:
+    """Read ``--weights``: one choice for all, or ``NAME=CHOICE`` for each."""
+    if not values:
+        return None
+    pairs = [value.partition("=") for value in values]
+    if len(values) == 1 and (not pairs[0][1] or pairs[0][0] not in backbones):
+        return values[0]
+    for name, equals, _ in pairs:
+        if not equals or name not in backbones:
+            raise click.UsageError(
+                f"expected --weights NAME=CHOICE with NAME among {', '.join(backbones)}, "
+                f"received {name!r}"
+            )
+    return {name: choice for name, _, choice in pairs}
+
+
+def cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--cache``."""
+    return click.option(
+        "--cache",
+        envvar="FEATX_CACHE",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("cache"),
+        show_default=True,
+        help="Cache folder.",
+    )(function)
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+    )(function)
+
+
+def seed_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--seed``."""
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
+    )(function)
+
+
+def _complete_dataset(ctx: click.Context, _: Any, incomplete: str) -> list[CompletionItem]:
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import manifest_names
+
+    names = manifest_names(CacheLayout.at(ctx.params.get("cache")))
+    own = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*own, CompletionItem(incomplete, type="file")]
+
+
+def data_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add DATA: a folder, a file, or the name of an extracted dataset."""
+    return click.argument("data", metavar="DATA", shell_complete=_complete_dataset)(function)
+
+
+def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add MODEL: a ``.featx`` file."""
+    return click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))(function)

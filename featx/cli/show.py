@@ -1,0 +1,86 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from featx.cache.features import Features
+
+__all__ = ["show_extraction", "show_scores", "table"]
+
+_SHOWN = 10
+_ANIMATED = (".gif", ".webp", ".apng")
+
+
+def show_extraction(features: Features) -> None:
+    """Print what an extraction did, and what it could not read."""
+    report = features.report
+    click.echo(
+        f"{report['dataset']}: {report['images']:,} images, {report['cached']:,} cached, "
+        f"{report['extracted']:,} extracted, {report['failed']:,} failed, "
+        f"{report['images_per_s']:,.0f} images/s, {report['seconds']:.1f} s"
+    )
+    for block in features.blocks:
+        width = features.matrix(backbone=block.backbone, tap=block.tap).shape[1]
+        click.echo(
+            f"  {block.backbone} {block.tap}: {len(features):,} x {width:,} in {block.space}"
+        )
+    notes(features)
+
+
+def notes(features: Features) -> None:
+    """Print what a user may want to know of the inputs."""
+    _list("could not be read", [f"{path}: {reason}" for path, reason in features.failed])
+    if features.report.get("duplicates"):
+        click.echo(f"  {features.report['duplicates']:,} equal another image byte for byte")
+    animated = [path for path in features.paths if path.lower().endswith(_ANIMATED)]
+    _list("may be animations, of which the first frame is used", animated)
+    _list("are no images and were left out", features.manifest.strays)
+
+
+def _list(what: str, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    click.echo(f"  {len(lines):,} {what}:")
+    for line in lines[:_SHOWN]:
+        click.echo(f"    {line}")
+    if len(lines) > _SHOWN:
+        click.echo(f"    and {len(lines) - _SHOWN:,} more")
+
+
+def show_scores(metrics: dict[str, Any]) -> None:
+    """Print scores and the confusion matrix."""
+    click.echo(
+        f"accuracy {metrics['accuracy']:.4f}, balanced {metrics['balanced_accuracy']:.4f}, "
+        f"macro F1 {metrics['macro_f1']:.4f}, log loss {metrics['log_loss']:.4f}"
+    )
+    classes = metrics["classes"]
+    if len(classes) > _SHOWN:
+        return
+    rows = [
+        [name, *(str(count) for count in row)]
+        for name, row in zip(classes, metrics["confusion"], strict=True)
+    ]
+    click.echo(table(["true \\ predicted", *classes], rows))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as aligned columns; the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    right = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [
+            cell.rjust(width) if aligned else cell.ljust(width)
+            for cell, width, aligned in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "", 1).replace("-", "").isdigit() or text in ("", "-")

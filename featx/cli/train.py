@@ -1,0 +1,138 @@
+"""``featx train``."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featx.cli.options import (
+    backbone_options,
+    cache_option,
+    common_options,
+    data_argument,
+    json_option,
+    seed_option,
+)
+from featx.cli.show import notes
+
+__all__ = ["command"]
+
+
+def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
+    from featx.heads.registry import head_names
+
+    return [name for name in head_names() if name.startswith(incomplete)]
+
+
+@click.command("train", short_help="Train a head on features and save the model.")
+@data_argument
+@backbone_options(several=False)
+@click.option(
+    "--head",
+    default="logistic",
+    show_default=True,
+    shell_complete=_complete_head,
+    help="logistic, svm, knn, ridge, lda, forest or dense:1024,1024, with parameters as in "
+    "logistic:C=0.1",
+)
+@click.option(
+    "--cv", type=click.IntRange(min=0), default=5, show_default=True, help="Folds; 0 for none."
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to save it."
+)
+@cache_option
+@seed_option
+@click.option("--engine", default="auto", show_default=True, help="auto or keras.")
+@json_option
+@common_options
+def command(
+    data: str,
+    backbone: str,
+    weights: str | None,
+    tap: str,
+    input_size: int | None,
+    resize: Any,
+    preprocessing: str | None,
+    batch_size: int | None,
+    head: str,
+    cv: int,
+    output: Path | None,
+    cache: Path,
+    seed: int,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Train a head on features and save the model.
+
+    Features that are missing are extracted first. The accuracy is measured on images that the head
+    has not seen: a split of DATA named test or val, else by cross-validation.
+
+    \b
+    featx train photos/ -o photos.featx
+    featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
+    """
+    import featx
+
+    target = output or Path(f"{Path(data).resolve().stem}.featx")
+    if not target.parent.is_dir():
+        raise click.UsageError(f"the folder of {str(target)!r} does not exist")
+    features = featx.extract(
+        data,
+        backbone=backbone,
+        weights=weights,
+        taps=tap,
+        input_size=input_size,
+        preprocessing=preprocessing,
+        image=featx.ImagePolicy(resize=resize),
+        cache=cache,
+        engine=engine,
+        batch_size=batch_size or "auto",
+        progress=True,
+    )
+    started = time.perf_counter()
+    result = featx.train(
+        features,
+        head=head,
+        weights=weights,
+        preprocessing=preprocessing,
+        cv=cv,
+        seed=seed,
+        cache=cache,
+    )
+    seconds = time.perf_counter() - started
+    result.model.save(target, metrics=result.metrics, training=result.training)
+    if as_json:
+        found = {"model": str(target), "head": head, "metrics": result.metrics}
+        click.echo(json.dumps({**found, "extraction": features.report, "train_seconds": seconds}))
+        return
+    report = features.report
+    click.echo(
+        f"features  {report['images']:,} images, {report['cached']:,} cached, "
+        f"{report['extracted']:,} extracted, {report['failed']:,} failed in "
+        f"{report['seconds']:.1f} s"
+    )
+    notes(features)
+    click.echo(f"head      {head} on {len(result.model.classes_)} classes in {seconds:.1f} s")
+    _show_accuracy(result)
+    click.echo(f"saved     {target}")
+    click.echo(f"next: featx predict {target} IMAGES...")
+
+
+def _show_accuracy(result: Any) -> None:
+    metrics = result.metrics
+    if "accuracy" not in metrics:
+        click.echo(f"accuracy  {metrics['protocol']}")
+        return
+    spread = metrics.get("accuracy_by_fold")
+    folds = f" (folds {min(spread):.3f} to {max(spread):.3f})" if spread else ""
+    click.echo(f"accuracy  {metrics['accuracy']:.4f}{folds}, {metrics['protocol']}")
+    for suspect in result.suspects[:5]:
+        click.echo(
+            f"look at   {suspect.path}: labelled {suspect.label}, looks like {suspect.predicted} "
+            f"({suspect.probability:.2f})"
+        )

@@ -1,0 +1,188 @@
+"""Linear discriminant analysis with shrinkage, down to one image a class."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.covariance import ledoit_wolf
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featx.exceptions import HeadError
+from featx.heads.validation import validated_training
+
+__all__ = ["ShrinkageLDA"]
+
+_FEW = 5
+
+
+class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """LDA whose within-class covariance is shrunk, as wide features and few images need.
+
+    Parameters
+    ----------
+    shrinkage : "auto" or float in [0, 1], default="auto"
+        ``"auto"`` is the Ledoit-Wolf estimate of each class; a number goes from the empirical
+        covariance (0) to a multiple of the identity (1).
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (k, d), or (1, d) for two classes
+    intercept_ : ndarray of shape (k,), or (1,) for two classes
+    classes_ : ndarray of shape (k,)
+    n_features_in_ : int
+
+    Notes
+    -----
+    The answers are those of ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...)`` (a test
+    compares them) wherever every class has five images. That one refuses one image a class, warns
+    for a single class with one, and at two images a class fell to an accuracy of 0.12 where 0.21
+    is to be had (MobileNetV2 features of CIFAR-10, 10 classes): its estimate is made class by
+    class, and two images say nothing about 1,280 variances. So the classes with fewer than five
+    images pool their deviations from their own means into one estimate, and where no class has
+    two images the covariance is the identity, which makes it the nearest class mean. It also
+    solves by Cholesky where scikit-learn takes a singular value decomposition.
+
+    Ledoit, Wolf: "A well-conditioned estimator for large-dimensional covariance matrices",
+    Journal of Multivariate Analysis 88 (2004), 365-411.
+
+    Examples
+    --------
+    >>> head = ShrinkageLDA().fit([[0.0, 1.0], [1.0, 0.0]], ["ants", "bees"])
+    >>> head.predict([[0.1, 0.9]]).tolist()
+    ['ants']
+    """
+
+    def __init__(self, *, shrinkage: str | float = "auto") -> None:
+        self.shrinkage = shrinkage
+
+    def fit(self, X: Any, y: Any) -> ShrinkageLDA:
+        """Estimate means and covariance, and solve for the coefficients.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Features.
+        y : array-like of shape (n,)
+            Labels.
+
+        Returns
+        -------
+        self : ShrinkageLDA
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from (see `check_training`), or the shrinkage is no number
+            from 0 to 1.
+        """
+        self._validate_params()
+        X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
+        counts = np.bincount(codes)
+        means = np.stack([X[codes == k].mean(axis=0, dtype=np.float64) for k in range(len(counts))])
+        covariance = self._covariance(X, codes, counts, means)
+        try:
+            factor = scipy.linalg.cho_factor(covariance, check_finite=False)
+            coef = scipy.linalg.cho_solve(factor, means.T, check_finite=False).T
+        except scipy.linalg.LinAlgError:
+            coef = scipy.linalg.lstsq(covariance, means.T)[0].T
+        intercept = -0.5 * np.sum(coef * means, axis=1) + np.log(counts / len(codes))
+        if len(counts) == 2:
+            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+        self.coef_ = coef.astype(X.dtype)
+        self.intercept_ = intercept.astype(X.dtype)
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Logarithms of the classes' likelihoods times their shares, up to a constant a row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        scores : ndarray of shape (n,) for two classes (second less first), else (n, k)
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        scores: NDArray[Any] = X @ self.coef_.T + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Labels of the highest score.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        labels : ndarray of shape (n,)
+        """
+        scores = self.decision_function(X)
+        best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Probabilities of the classes under equal Gaussian covariances.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, k)
+            Rows sum to 1; columns in the order of ``classes_``.
+        """
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.column_stack([np.zeros_like(scores), scores])
+        probabilities: NDArray[Any] = softmax(scores, axis=1)
+        return probabilities
+
+    def _covariance(
+        self,
+        X: NDArray[Any],
+        codes: NDArray[np.intp],
+        counts: NDArray[np.intp],
+        means: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        groups = [codes == k for k in np.flatnonzero(counts >= _FEW)]
+        groups.append(((counts >= 2) & (counts < _FEW))[codes])
+        width, rows = X.shape[1], sum(int(g.sum()) for g in groups)
+        covariance = np.zeros((width, width))
+        for group in groups:
+            deviations = X[group] - means[codes[group]]
+            if deviations.any():
+                covariance += len(deviations) / rows * self._shrunk(deviations)
+        return covariance if covariance.any() else np.eye(width)
+
+    def _shrunk(self, deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.shrinkage == "auto":
+            spread = np.sqrt(np.mean(deviations**2, axis=0))
+            spread[spread == 0] = 1.0
+            scaled: NDArray[np.float64] = ledoit_wolf(deviations / spread, assume_centered=True)[0]
+            rescaled: NDArray[np.float64] = spread[:, None] * scaled * spread
+            return rescaled
+        part = float(self.shrinkage)
+        covariance: NDArray[np.float64] = (1 - part) * (deviations.T @ deviations) / len(deviations)
+        covariance.flat[:: len(covariance) + 1] += part * np.mean(deviations**2)
+        return covariance
+
+    def _validate_params(self) -> None:
+        value = self.shrinkage
+        if value == "auto":
+            return
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise HeadError(
+                f'shrinkage must be "auto" or a number from 0 to 1, received {value!r}: '
+                'leave it at "auto"'
+            )

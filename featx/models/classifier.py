@@ -1,0 +1,241 @@
+"""`ImageClassifier`: a frozen backbone and a head, as one scikit-learn classifier."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featx.backbones.source import BackboneSource, resolve_backbone
+from featx.backbones.taps import parse_tap
+from featx.exceptions import FeaturesError, HeadError, WeightsError
+from featx.extraction import compute_features
+from featx.heads.registry import make_head
+from featx.images.dataset import ImageDataset
+from featx.models.inputs import as_image_dataset
+from featx.runner import Ledger
+from featx.spec import FeatureSpec, ImagePolicy
+
+__all__ = ["ImageClassifier"]
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier of images: features of a frozen backbone, and a head trained on them.
+
+    Parameters
+    ----------
+    backbone : str, default "tiny"
+        A name of the catalogue, or ``file:PATH.keras``.
+    head : str or estimator, default "logistic"
+        A name of `featx.heads.registry`, such as ``"knn"`` or ``"dense:1024,1024"``, or any
+        scikit-learn classifier.
+    weights : str or path, optional
+        ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a file; see
+        `featx.backbones.weights.resolve_weights`.
+    tap : str, default "avg"
+        Where in the network, see `featx.backbones.taps.parse_tap`.
+    input_size : int or tuple of two int, optional
+        Height and width of the network's input in pixels; by default the backbone's own.
+    preprocessing : str, optional
+        Only for ``file:`` backbones.
+    image : ImagePolicy, optional
+        Decoding and resizing.
+    cache : path, optional
+        A cache folder: what `fit` computes is kept there, and what is there is never computed
+        again. By default nothing is written to disk.
+    engine : str, default "auto"
+        Key of `featx.engines.select.ENGINES`.
+    batch_size : int or "auto", default "auto"
+        Number of images in a batch of the backbone.
+    random_state : int, default 0
+        Seed of the head.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (k,)
+        Labels, sorted.
+    n_features_in_ : int
+        Number of features an image.
+    head_ : estimator
+        The head, fitted.
+    spec_ : FeatureSpec or None
+        What identifies the features; None after training on features that were handed in.
+
+    Examples
+    --------
+    On files:
+
+    >>> clf = ImageClassifier("mobilenet_v2", head="svm", cache="cache/")  # doctest: +SKIP
+    >>> clf.fit(["ant.jpg", "bee.jpg"], ["ant", "bee"]).predict(["new.jpg"])  # doctest: +SKIP
+    array(['bee'], dtype='<U3')
+
+    On features that were extracted before:
+
+    >>> X = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    >>> y = np.repeat(["ant", "bee"], 10)
+    >>> X[10:] += 3
+    >>> float(ImageClassifier(head="logistic").fit(X, y).score(X, y))
+    1.0
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tiny",
+        head: Any = "logistic",
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        tap: str = "avg",
+        input_size: int | tuple[int, int] | None = None,
+        preprocessing: str | None = None,
+        image: ImagePolicy | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        engine: str = "auto",
+        batch_size: int | str = "auto",
+        random_state: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.weights = weights
+        self.tap = tap
+        self.input_size = input_size
+        self.preprocessing = preprocessing
+        self.image = image
+        self.cache = cache
+        self.engine = engine
+        self.batch_size = batch_size
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: ArrayLike) -> ImageClassifier:
+        """Train the head.
+
+        Parameters
+        ----------
+        X : list of paths, ndarray of shape (n, h, w, c), or ndarray of shape (n, d)
+            Files, pixels, or features of this backbone.
+        y : array-like of shape (n,)
+            Labels.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read.
+        DatasetError, HeadError
+            If there is nothing to learn from, for instance one class only.
+        """
+        images = as_image_dataset(X)
+        if images is None:
+            X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+            self.spec_: FeatureSpec | None = None
+        else:
+            targets = np.asarray(y)
+            if targets.shape[:1] != (len(images),):
+                raise HeadError(
+                    f"expected one label for each of {len(images)} images, received labels of "
+                    f"shape {targets.shape}"
+                )
+            y = targets
+            for learnt in ("head_", "weights_sha256_"):
+                self.__dict__.pop(learnt, None)
+            X, _ = self.transform_images(images, keep=True)
+            self.n_features_in_ = X.shape[1]
+            self.spec_ = self.source().spec(image=self.image)
+        check_classification_targets(y)
+        self.head_ = make_head(self.head, seed=self.random_state)
+        self.head_.fit(X, y)
+        self.classes_ = self.head_.classes_
+        self.weights_sha256_ = "" if self.spec_ is None else self.spec_.weights_sha256
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the label of each image or row, shape (n,)."""
+        check_is_fitted(self, "head_")
+        predicted: NDArray[Any] = self.head_.predict(self._rows(X))
+        return predicted
+
+    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Return the probability of each class, shape (n, k), in the order of ``classes_``."""
+        check_is_fitted(self, "head_")
+        probabilities: NDArray[np.floating[Any]] = self.head_.predict_proba(self._rows(X))
+        return probabilities
+
+    def _rows(self, X: Any) -> Any:
+        images = as_image_dataset(X)
+        if images is not None:
+            return self.transform_images(images)[0]
+        return validate_data(self, X, reset=False, dtype=[np.float32, np.float64])
+
+    def transform_images(
+        self, images: ImageDataset, *, on_error: str = "raise", keep: bool = False
+    ) -> tuple[NDArray[np.floating[Any]], Ledger]:
+        """Return features of images, shape (m, d), and the ledger of what became of each.
+
+        Parameters
+        ----------
+        images : ImageDataset
+            The images.
+        on_error : {"raise", "skip"}, default "raise"
+            Whether the first image that cannot be read is an error; else it has no row.
+        keep : bool, default False
+            Whether new features are written to the cache; else they stay in memory.
+
+        Raises
+        ------
+        ImageError
+            With ``on_error="raise"``.
+        FeaturesError
+            If the backbone's features are of another size than the head's.
+        WeightsError
+            If the weights found are not those of training.
+        """
+        X, ledger = compute_features(
+            images,
+            self.source(),
+            str(parse_tap(self.tap)),
+            image=self.image,
+            cache=self.cache,
+            keep=keep,
+            engine=self.engine,
+            batch_size=self.batch_size,
+            on_error=on_error,
+        )
+        if len(X):
+            self.check_width(X.shape[1])
+        return X, ledger
+
+    def check_width(self, width: int) -> None:
+        """Raise `FeaturesError` if the head was trained on features of another size."""
+        if hasattr(self, "head_") and width != self.n_features_in_:
+            raise FeaturesError(
+                f"the head was trained on {self.n_features_in_} features an image, received "
+                f"{width} from {self.backbone} with tap {self.tap!r}: use the backbone and tap of "
+                "training"
+            )
+
+    def source(self) -> BackboneSource:
+        """Settle the backbone, and check that its weights are those of training."""
+        source = resolve_backbone(
+            self.backbone,
+            weights=self.weights,
+            input_size=self.input_size,
+            preprocessing=self.preprocessing,
+        )
+        expected = getattr(self, "weights_sha256_", "")
+        if expected and source.weights.sha256 != expected:
+            raise WeightsError(
+                f"the model was trained with weights of {self.backbone} whose SHA-256 is "
+                f"{expected[:16]}..., found {source.weights.sha256[:16]}... at "
+                f"{source.weights.path or source.weights.source}: name the file of training with "
+                "--weights (weights=...)"
+            )
+        return source
+
+    def save(self, path: str | os.PathLike[str], **details: Any) -> None:
+        """Write the model as a ``.featx`` file; see `featx.models.artefact.save_model`."""
+        from featx.models.artefact import save_model
+
+        save_model(self, path, **details)

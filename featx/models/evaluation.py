@@ -1,0 +1,80 @@
+"""`evaluate`: a saved or fitted model on labelled images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from featx.cache.features import Features
+from featx.cache.manifest import DUPLICATE, OK
+from featx.exceptions import DatasetError, FeaturesError
+from featx.images.dataset import ImageDataset
+from featx.models.classifier import ImageClassifier
+from featx.models.metrics import score_predictions
+
+__all__ = ["evaluate"]
+
+
+def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str, Any]:
+    """Score a model on labelled images.
+
+    Parameters
+    ----------
+    model : ImageClassifier
+        Fitted.
+    data : Features or ImageDataset
+        Labelled; features must be of the model's specification. Where there is a split ``test``,
+        only its images count.
+
+    Returns
+    -------
+    dict
+        As `featx.models.metrics.score_predictions`, with ``failed``: images that could not be read.
+
+    Raises
+    ------
+    DatasetError
+        If there are no labels, or labels that the model does not know.
+    FeaturesError
+        If the features are of another specification or size.
+    """
+    if isinstance(data, Features):
+        X, y, failed = _from_features(model, data), data.y, len(data.failed)
+        splits, name = data.splits, data.name
+    else:
+        X, ledger = model.transform_images(data, on_error="skip", keep=True)
+        kept = np.flatnonzero(np.isin(ledger.status, (OK, DUPLICATE)))
+        y = None if data.y is None else data.y[kept]
+        splits = None if data.splits is None else np.asarray(data.splits)[kept]
+        failed, name = len(data) - len(kept), data.name
+    if y is None:
+        raise DatasetError(f"{name!r} has no labels to compare with")
+    chosen = y != ""
+    if splits is not None and (splits == "test").any():
+        chosen &= splits == "test"
+    if not chosen.any():
+        raise DatasetError(f"{name!r} has no labelled image that could be read")
+    known = model.classes_.astype(str)
+    strangers = sorted(set(y[chosen].tolist()) - set(known.tolist()))
+    if strangers:
+        raise DatasetError(
+            f"{name!r} has classes that the model does not know: {', '.join(strangers[:5])}; it "
+            f"knows {', '.join(known[:10].tolist())}"
+        )
+    order = np.argsort(known)
+    proba = model.predict_proba(X[chosen])[:, order]
+    return {**score_predictions(y[chosen], proba, known[order]), "failed": failed}
+
+
+def _from_features(model: ImageClassifier, features: Features) -> Any:
+    backbone = model.backbone if len(features.blocks) > 1 else None
+    tap = model.tap if len(features.blocks) > 1 else None
+    X = features.matrix(backbone=backbone, tap=tap)
+    model.check_width(X.shape[1])
+    spec = features.spec(backbone=backbone, tap=tap)
+    if model.spec_ is not None and spec != model.spec_:
+        raise FeaturesError(
+            f"the features are of {spec.name}, the model was trained on {model.spec_.name}"
+        )
+    return X

@@ -1,0 +1,112 @@
+"""`FeatureExtractor`: a frozen backbone as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featx.backbones.source import resolve_backbone
+from featx.backbones.taps import parse_tap
+from featx.extraction import compute_features
+from featx.models.inputs import as_image_dataset
+from featx.spec import ImagePolicy
+
+__all__ = ["FeatureExtractor"]
+
+
+class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Maps images to features of a frozen backbone; features pass unchanged.
+
+    There is nothing to learn: `fit` only notes what kind of input it was given. Two-dimensional
+    arrays of numbers are taken for features that were extracted before, so that one pipeline works
+    on files and on cached features.
+
+    Parameters
+    ----------
+    backbone : str, default "tiny"
+        A name of the catalogue, or ``file:PATH.keras``.
+    weights, tap, input_size, preprocessing, image, cache, engine, batch_size
+        As for `featx.ImageClassifier`.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> model = make_pipeline(FeatureExtractor("mobilenet_v2", cache="cache/"),
+    ...                       LogisticRegression())
+    >>> model.fit(["ant.jpg", "bee.jpg"], ["ant", "bee"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tiny",
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        tap: str = "avg",
+        input_size: int | tuple[int, int] | None = None,
+        preprocessing: str | None = None,
+        image: ImagePolicy | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        engine: str = "auto",
+        batch_size: int | str = "auto",
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.tap = tap
+        self.input_size = input_size
+        self.preprocessing = preprocessing
+        self.image = image
+        self.cache = cache
+        self.engine = engine
+        self.batch_size = batch_size
+
+    def fit(self, X: Any, y: Any = None) -> FeatureExtractor:
+        """Check the input; nothing is learnt.
+
+        Parameters
+        ----------
+        X : list of paths, ndarray of shape (n, h, w, c), or ndarray of shape (n, d)
+            Files, pixels, or features.
+        y : ignored
+        """
+        if as_image_dataset(X) is None:
+            validate_data(self, X, dtype=[np.float32, np.float64])
+        self.fitted_ = True
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Return the features, shape (n, d).
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read: rows are never left out in silence.
+        """
+        check_is_fitted(self, "fitted_")
+        images = as_image_dataset(X)
+        if images is None:
+            rows: NDArray[np.floating[Any]] = validate_data(
+                self, X, reset=not hasattr(self, "n_features_in_"), dtype=[np.float32, np.float64]
+            )
+            return rows
+        source = resolve_backbone(
+            self.backbone,
+            weights=self.weights,
+            input_size=self.input_size,
+            preprocessing=self.preprocessing,
+        )
+        return compute_features(
+            images,
+            source,
+            str(parse_tap(self.tap)),
+            image=self.image,
+            cache=self.cache,
+            keep=True,
+            engine=self.engine,
+            batch_size=self.batch_size,
+        )[0]

@@ -1,0 +1,279 @@
+"""`train`: from features to a fitted classifier with an honest score."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.cache.features import Features
+from featx.exceptions import DatasetError
+from featx.heads.registry import make_head
+from featx.models.classifier import ImageClassifier
+from featx.models.metrics import score_predictions
+from featx.selection.splits import leak_groups, stratified_folds
+
+__all__ = ["Suspect", "TrainingResult", "train"]
+
+_HELD_OUT = ("test", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An image that its own folds' heads call something else with conviction.
+
+    Parameters
+    ----------
+    path : str
+        The image.
+    label : str
+        Its label.
+    predicted : str
+        What a head predicted that had not seen it.
+    probability : float
+        With which probability.
+    """
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A fitted classifier and how it was measured.
+
+    Parameters
+    ----------
+    model : ImageClassifier
+        Fitted on all training images.
+    metrics : dict
+        ``protocol`` says what the other figures were measured on.
+    training : dict
+        Name, number of images and digest of the training data.
+    suspects : list of Suspect
+        Images worth looking at, the most convinced contradiction first.
+    """
+
+    model: ImageClassifier
+    metrics: dict[str, Any]
+    training: dict[str, Any]
+    suspects: list[Suspect] = field(default_factory=list)
+
+
+def train(
+    features: Features,
+    *,
+    head: Any = "logistic",
+    backbone: str | None = None,
+    tap: str | None = None,
+    weights: Any = None,
+    preprocessing: str | None = None,
+    cv: int = 5,
+    seed: int = 0,
+    cache: Any = None,
+) -> TrainingResult:
+    """Train a head on features and measure it on images that it has not seen.
+
+    Where the dataset has splits, the head is trained on ``train`` and measured on ``test`` (else
+    ``val``). Otherwise it is measured by stratified cross-validation in which equal images, and
+    images of one group, are never on both sides, and then trained on all of them.
+
+    Parameters
+    ----------
+    features : Features
+        From `featx.extract`.
+    head : str or estimator, default "logistic"
+        See `featx.heads.registry.make_head`.
+    backbone, tap : str, optional
+        Which block of the features, where there are several.
+    weights : str or path, optional
+        The choice of weights that the features were made with, kept with the model.
+    preprocessing : str, optional
+        Likewise, for ``file:`` backbones.
+    cv : int, default 5
+        Number of folds; 0 measures nothing.
+    seed : int, default 0
+        Seed of the head and of the folds.
+    cache : path, optional
+        Cache folder of the resulting classifier.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    DatasetError
+        If there are no labels, or fewer than two classes.
+    HeadError
+        If the head cannot be built or trained.
+    """
+    X = features.matrix(backbone=backbone, tap=tap)
+    rows, held_out = _training_rows(features)
+    y = _labels(features)
+    _require_classes(features, y, rows)
+    model = _classifier(features, head, backbone, tap, weights, preprocessing, seed, cache)
+    suspects: list[Suspect] = []
+    if held_out is not None:
+        _fit(model, X[rows], y[rows], features, backbone, tap)
+        metrics = _score_held_out(model, X, y, held_out)
+    else:
+        metrics, suspects = _cross_validate(head, X[rows], y[rows], features, rows, cv, seed)
+        _fit(model, X[rows], y[rows], features, backbone, tap)
+    return TrainingResult(model, metrics, _provenance(features, y, rows), suspects)
+
+
+def _labels(features: Features) -> NDArray[np.str_]:
+    y = features.y
+    if y is None:
+        raise DatasetError(
+            f"{features.name!r} has no labels: put the images into one folder a class, or give a "
+            "CSV with the columns path,label"
+        )
+    return y
+
+
+def _training_rows(features: Features) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
+    labelled = features.labels >= 0
+    splits = features.splits
+    if splits is not None:
+        for name in _HELD_OUT:
+            held_out = np.flatnonzero(labelled & (splits == name))
+            if held_out.size:
+                return np.flatnonzero(labelled & ~np.isin(splits, _HELD_OUT)), held_out
+    return np.flatnonzero(labelled), None
+
+
+def _require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> None:
+    names, counts = np.unique(y[rows], return_counts=True)
+    if len(names) < 2:
+        found = f"one class only: {names[0]!r} ({counts[0]} images)" if len(names) else "no labels"
+        raise DatasetError(
+            f"{features.name!r} has {found}; a classifier needs two classes or more, one folder "
+            "each"
+        )
+
+
+def _classifier(
+    features: Features,
+    head: Any,
+    backbone: str | None,
+    tap: str | None,
+    weights: Any,
+    preprocessing: str | None,
+    seed: int,
+    cache: Any,
+) -> ImageClassifier:
+    spec = features.spec(backbone=backbone, tap=tap)
+    block = next(
+        block
+        for block in features.blocks
+        if backbone in (None, block.backbone) and tap in (None, block.tap)
+    )
+    return ImageClassifier(
+        block.backbone,
+        head,
+        weights=weights,
+        tap=block.tap,
+        input_size=spec.input_size_px,
+        preprocessing=preprocessing,
+        image=spec.image,
+        cache=cache,
+        random_state=seed,
+    )
+
+
+def _fit(
+    model: ImageClassifier,
+    X: NDArray[Any],
+    y: NDArray[np.str_],
+    features: Features,
+    backbone: str | None,
+    tap: str | None,
+) -> None:
+    model.fit(X, y)
+    model.spec_ = features.spec(backbone=backbone, tap=tap)
+    model.weights_sha256_ = model.spec_.weights_sha256
+
+
+def _score_held_out(
+    model: ImageClassifier, X: NDArray[Any], y: NDArray[np.str_], rows: NDArray[np.intp]
+) -> dict[str, Any]:
+    known = np.isin(y[rows], model.classes_)
+    if not known.all():
+        strangers = sorted(set(y[rows][~known].tolist()))
+        raise DatasetError(
+            f"held-out images have classes without a training image: {', '.join(strangers[:5])}"
+        )
+    proba = model.predict_proba(X[rows])
+    scores = score_predictions(y[rows], proba, model.classes_)
+    return {"protocol": f"held-out split of {len(rows)} images", **scores}
+
+
+def _cross_validate(
+    head: Any,
+    X: NDArray[Any],
+    y: NDArray[np.str_],
+    features: Features,
+    rows: NDArray[np.intp],
+    cv: int,
+    seed: int,
+) -> tuple[dict[str, Any], list[Suspect]]:
+    if not cv:
+        return {"protocol": "not measured"}, []
+    splits = features.groups
+    groups = leak_groups(
+        features.keys[rows], None if splits is None else splits[rows].tolist(), len(rows)
+    )
+    try:
+        folds = stratified_folds(y, folds=cv, groups=groups, seed=seed)
+    except DatasetError as error:
+        return {"protocol": f"not measured: {error}"}, []
+    classes = np.unique(y)
+    proba = np.zeros((len(y), len(classes)))
+    accuracies = []
+    for training, testing in folds:
+        fitted = make_head(head, seed=seed).fit(X[training], y[training])
+        columns = np.searchsorted(classes, fitted.classes_)
+        proba[testing[:, None], columns] = fitted.predict_proba(X[testing])
+        accuracies.append(float((fitted.predict(X[testing]) == y[testing]).mean()))
+    scores = score_predictions(y, proba, classes)
+    metrics = {
+        "protocol": f"{len(folds)}-fold cross-validation, equal images on one side",
+        **scores,
+        "accuracy": float(np.mean(accuracies)),
+        "accuracy_by_fold": accuracies,
+    }
+    return metrics, _suspects(y, proba, classes, [features.paths[row] for row in rows])
+
+
+def _suspects(
+    y: NDArray[np.str_], proba: NDArray[Any], classes: NDArray[np.str_], paths: list[str]
+) -> list[Suspect]:
+    best = proba.argmax(axis=1)
+    wrong = np.flatnonzero(classes[best] != y)
+    order = wrong[np.argsort(-proba[wrong, best[wrong]], kind="stable")]
+    return [
+        Suspect(paths[row], str(y[row]), str(classes[best[row]]), float(proba[row, best[row]]))
+        for row in order
+    ]
+
+
+def _provenance(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    keys = features.keys
+    order = sorted(rows.tolist(), key=lambda row: (keys[row].tobytes(), str(y[row])))
+    for row in order:
+        digest.update(keys[row].tobytes())
+        digest.update(str(y[row]).encode("utf-8", "surrogateescape") + b"\0")
+    return {
+        "dataset": features.name,
+        "images": len(rows),
+        "sha256": digest.hexdigest(),
+        "failed": len(features.failed),
+    }

@@ -1,0 +1,106 @@
+"""Fixtures and flags of the whole suite."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Nothing downloads during tests, and no cache of the user's is touched.
+os.environ["FEATX_OFFLINE"] = "1"
+os.environ.pop("FEATX_CACHE", None)
+os.environ.pop("FEATX_WEIGHTS", None)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the longer checks")
+
+
+def shared_folder():
+    named = os.environ.get("FEATX_SHARED")
+    folder = Path(named) if named else REPOSITORY.parent / "shared"
+    return folder if (folder / "weights").is_dir() else None
+
+
+def pytest_collection_modifyitems(config, items):
+    shared = shared_folder()
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="longer check: run with --slow"))
+        if "realdata" in item.keywords and shared is None:
+            item.add_marker(
+                pytest.mark.skip(reason="no reference data in ../shared or FEATX_SHARED")
+            )
+
+
+@pytest.fixture(scope="session")
+def shared():
+    return shared_folder()
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights(shared):
+    return shared / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
+
+
+def draw_photo(folder: Path, name: str, *, seed: int, colour: tuple[int, int, int]) -> Path:
+    """A JPEG of 80 x 60 pixels: noise around a colour."""
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(0, 30, (60, 80, 3)) + np.array(colour)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path, quality=90)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 2 classes with 6 JPEG files each."""
+    folder = tmp_path / "photos"
+    for number in range(6):
+        draw_photo(folder, f"red/{number}.jpg", seed=number, colour=(200, 60, 60))
+        draw_photo(folder, f"blue/{number}.jpg", seed=100 + number, colour=(60, 60, 200))
+    return folder
+
+
+@pytest.fixture
+def run_python():
+    """Run Python code in a process of its own and return what it prints."""
+
+    def run(code: str, *, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=check,
+            env={**os.environ, **environment},
+            cwd=REPOSITORY,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture
+def featx_command(tmp_path):
+    """Run the command line in a process of its own, in an empty folder."""
+
+    def run(*args: str | Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", "from featx.cli.main import main; main()", *map(str, args)],
+            capture_output=True,
+            text=True,
+            input=stdin,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+            cwd=tmp_path,
+            timeout=300,
+        )
+
+    return run

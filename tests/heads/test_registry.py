@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+from sklearn.datasets import make_blobs
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from featx.exceptions import HeadError, UnknownNameError
+from featx.heads.calibrated import TemperatureCalibrated
+from featx.heads.registry import HEADS, head_names, make_head
+
+QUICK = {"dense": {"hidden": (16,), "learning_rate": 0.05, "max_epochs": 20}}
+
+
+def blobs(n=120, width=8, classes=3, seed=0):
+    X, y = make_blobs(n, width, centers=classes, cluster_std=2.0, random_state=seed)
+    return X.astype(np.float32), np.array(["ants", "bees", "wasps", "flies"])[y]
+
+
+def named(name, **params):
+    return make_head(name, **{**QUICK.get(name, {}), **params})
+
+
+def core(head):
+    """The estimator that a user's parameters reach."""
+    head = head["head"] if hasattr(head, "steps") else head
+    return head.estimator if isinstance(head, TemperatureCalibrated) else head
+
+
+@pytest.mark.parametrize("name", head_names())
+def test_a_named_head_learns_and_gives_probabilities(name):
+    X, y = blobs()
+    head = named(name).fit(X, y)
+    probabilities = head.predict_proba(X)
+    assert head.score(X, y) > 0.95
+    assert head.classes_.tolist() == ["ants", "bees", "wasps"]
+    assert probabilities.shape == (len(X), 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (head.classes_[probabilities.argmax(axis=1)] == head.predict(X)).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["logistic", "ridge", "lda", "dense"])
+def test_float32_stays_float32(name):
+    X, y = blobs()
+    assert named(name).fit(X, y).predict_proba(X).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", head_names())
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_one_or_two_images_a_class_are_enough(name, images, classes):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(0, 1, (classes, 100)).astype(np.float32)
+    y, fresh = np.repeat(np.arange(classes), images), np.repeat(np.arange(classes), 10)
+    X, new = (centres[k] + rng.normal(0, 0.2, (len(k), 100)).astype("f4") for k in (y, fresh))
+    head = named(name).fit(X, y)
+    assert head.score(new, fresh) > 0.9
+    np.testing.assert_allclose(head.predict_proba(new).sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", head_names())
+def test_a_single_image_beside_larger_classes_is_no_obstacle(name):
+    X, y = blobs(60)
+    X, y = np.vstack([X, np.full((1, 8), 30, np.float32)]), np.append(y, "zebra")
+    head = named(name).fit(X, y)
+    assert head.classes_.tolist() == ["ants", "bees", "wasps", "zebra"]
+    assert head.score(X[:-1], y[:-1]) > 0.9
+
+
+WEIGHTED = ["logistic", "svm", "ridge", "forest", "dense"]
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_balanced_weights_find_more_of_the_rare_class(name):
+    rng = np.random.default_rng(0)
+    y = np.array([0] * 190 + [1] * 10)
+    X = rng.normal(0, 1, (200, 4)).astype(np.float32) + 1.0 * y[:, None].astype(np.float32)
+    fresh = rng.normal(1.0, 1, (200, 4)).astype(np.float32)
+    # Deep trees fit every training row whatever it weighs.
+    shallow = {"max_depth": 3} if name == "forest" else {}
+    plain = named(name, **shallow).fit(X, y)
+    balanced = named(name, class_weight="balanced", **shallow).fit(X, y)
+    assert (balanced.predict(fresh) == 1).mean() > (plain.predict(fresh) == 1).mean() + 0.1
+
+
+@pytest.mark.parametrize("name", sorted(set(head_names()) - set(WEIGHTED)))
+def test_class_weight_where_there_is_none_names_the_heads_that_have_it(name):
+    with pytest.raises(HeadError, match="takes no class_weight.*logistic, svm, ridge, forest, dense"):
+        make_head(name, class_weight="balanced")
+
+
+def test_a_dict_of_class_weights_reaches_the_calibrated_heads_folds():
+    X, y = blobs()
+    head = make_head("svm", class_weight={"ants": 1, "bees": 5, "wasps": 2}).fit(X, y)
+    assert head["head"].n_folds_ == 5
+
+
+def test_parameters_from_text_and_keywords():
+    assert core(make_head("logistic:C=0.1")).C == 0.1
+    assert core(make_head("logistic:C=0.1", C=3)).C == 3
+    assert core(make_head("svm:C=0.5")).C == 0.5
+    assert core(make_head("dense:1024,1024")).hidden == (1024, 1024)
+    assert core(make_head("dense:256,dropout=0.3")).hidden == (256,)
+    assert core(make_head("dense:256,dropout=0.3")).dropout == 0.3
+    assert core(make_head("dense:()")).hidden == ()
+    assert core(make_head("dense:hidden=(8,4)")).hidden == (8, 4)
+
+
+def test_the_seed_becomes_random_state_unless_one_is_given():
+    assert core(make_head("forest")).random_state == 0
+    assert core(make_head("dense", seed=7)).random_state == 7
+    assert core(make_head("svm:random_state=3", seed=7)).random_state == 3
+
+
+def test_heads_stand_behind_standardisation():
+    assert isinstance(make_head("logistic")["scale"], StandardScaler)
+    assert isinstance(make_head("sklearn.naive_bayes.GaussianNB")["scale"], StandardScaler)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("logistik", "unknown head 'logistik': did you mean 'logistic'"),
+        ("desne:256", "unknown head 'desne': did you mean 'dense'"),
+        ("quantum", "unknown head 'quantum'.*Known: dense, forest, knn"),
+        ("sklearn.naive_bayes.GausianNB", "unknown estimator 'GausianNB': did you mean 'GaussianNB'"),
+    ],
+)
+def test_an_unknown_head_gets_did_you_mean(head, message):
+    with pytest.raises(UnknownNameError, match=message):
+        make_head(head)
+
+
+@pytest.mark.parametrize(
+    ("head", "params", "message"),
+    [
+        ("logistic:c=1", {}, "unknown parameter 'c' of 'logistic': did you mean 'C'"),
+        ("knn:neighbors=3", {}, "did you mean 'n_neighbors'"),
+        ("dense", {"dropuot": 0.1}, "did you mean 'dropout'"),
+        ("ridge:xyzzy=1", {}, "unknown parameter 'xyzzy' of 'ridge'. Known: alpha"),
+        (LogisticRegression(), {"CC": 1}, "unknown parameter 'CC' of 'LogisticRegression'"),
+        ("logistic:C=low", {}, "'C' parameter of LogisticRegression must be a float"),
+        ("logistic:C=-1", {}, "'C' parameter of LogisticRegression must be a float"),
+        ("knn:n_neighbors=0", {}, "'n_neighbors' parameter"),
+        ("lda:shrinkage=2", {}, 'shrinkage must be "auto" or a number from 0 to 1, received 2'),
+        ("dense:0", {}, r"hidden must be a tuple of layer sizes.*received \(0,\)"),
+        ("dense:dropout=1.5", {}, "dropout must be a number from 0 to less than 1, received 1.5"),
+        ("dense:max_epochs=1.5", {}, "max_epochs must be an integer of at least 1"),
+        ("dense:class_weight=fair", {}, "class_weight must be None"),
+        ("dense:256,hidden=(1,)", {}, "'hidden' of 'dense' is given twice"),
+        ("logistic:0.1", {}, "'logistic' takes parameters by name, received 0.1"),
+        ("os.system", {}, "an import path below 'sklearn.', received 'os.system'"),
+        ("torch.nn.Linear", {}, "below 'sklearn.'"),
+        ("sklearn.no_such.Thing", {}, "cannot be imported"),
+        ("sklearn.linear_model.Ridge", {}, "is no classifier"),
+        ("sklearn.metrics.accuracy_score", {}, "is no classifier"),
+        ("sklearn.ensemble.VotingClassifier", {}, "cannot be made from its name alone"),
+        (LogisticRegression, {}, "expected a head's name or an estimator"),
+        (42, {}, "expected a head's name or an estimator with fit and predict, received 42"),
+    ],
+)
+def test_what_cannot_be_made_is_said(head, params, message):
+    with pytest.raises(HeadError, match=message):
+        make_head(head, **params)
+
+
+def test_an_object_that_cannot_be_cloned_is_refused():
+    class Odd:
+        def fit(self, X, y): ...
+        def predict(self, X): ...
+
+    with pytest.raises(HeadError, match="Odd cannot be cloned"):
+        make_head(Odd())
+
+
+def test_an_estimator_is_cloned_and_otherwise_left_alone():
+    given = LogisticRegression(C=7).fit([[0.0], [1.0]], [0, 1])
+    made = make_head(given, tol=1e-3)
+    assert made is not given
+    assert not hasattr(made, "coef_")
+    assert (made.C, made.tol, given.tol) == (7, 1e-3, 1e-4)
+
+
+def test_a_scikit_learn_classifier_by_import_path():
+    X, y = blobs()
+    head = make_head("sklearn.naive_bayes.GaussianNB:var_smoothing=1e-8")
+    assert core(head).var_smoothing == 1e-8
+    assert head.fit(X, y).score(X, y) > 0.95
+
+
+def test_the_table_is_consistent():
+    for name, row in HEADS.items():
+        assert row.name == name
+        assert row.summary
+        assert row.needs_keras == (row.storage == "arrays")
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        HEADS["new"] = HEADS["knn"]

@@ -1,0 +1,100 @@
+"""CSV tables, as spreadsheets and people write them."""
+
+import sys
+
+import pytest
+
+from featx.exceptions import DatasetError
+from featx.images import ImageDataset
+
+
+def table(tmp_path, text, encoding="utf-8"):
+    file = tmp_path / "birds.csv"
+    file.write_bytes(text.encode(encoding))
+    return file
+
+
+def test_columns_in_any_order_and_others_left_alone(tmp_path):
+    file = table(
+        tmp_path,
+        "group,Label,width, path ,split\n1,tit, 10,a/1.jpg,training\n2,,9,a/2.jpg,validation\n"
+        "1,tit,3,a/1.jpg,holdout\n",
+    )
+    data = ImageDataset.from_csv(file)
+    assert data.paths == ("a/1.jpg", "a/2.jpg", "a/1.jpg")
+    assert data.labels.tolist() == [0, -1, 0]
+    assert data.groups == ("1", "2", "1")
+    assert data.splits == ("train", "val", "holdout")
+    assert data.name == "birds"
+    assert data.file(0) == tmp_path / "a/1.jpg"
+    other = ImageDataset.from_csv(file, root=tmp_path / "elsewhere")
+    assert other.file(0) == tmp_path / "elsewhere/a/1.jpg"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_dialects(tmp_path, delimiter, encoding, end):
+    rows = [("path", "label"), ("vögel/ä.jpg", "Möwe"), ('"x, y; z.jpg"', "Tölpel"), ("", "")]
+    text = end.join(delimiter.join(row) for row in rows) + end
+    data = ImageDataset.from_csv(table(tmp_path, text, encoding))
+    assert data.paths == ("vögel/ä.jpg", "x, y; z.jpg")
+    assert data.y.tolist() == ["Möwe", "Tölpel"]
+
+
+def test_unlabelled_absolute_and_short_rows(tmp_path):
+    data = ImageDataset.from_csv(table(tmp_path, "path\n/abs/a.jpg\nb.jpg"))
+    assert data.classes is None
+    assert data.paths == ("/abs/a.jpg", "b.jpg")
+    assert str(data.file(0)) == "/abs/a.jpg"
+    short = ImageDataset.from_csv(table(tmp_path, "path,label\na.jpg\nb.jpg,x\n"))
+    assert short.labels.tolist() == [-1, 0]
+
+
+def test_backslashes_of_another_system(tmp_path):
+    data = ImageDataset.from_csv(table(tmp_path, "path,label\ncats\\1.jpg,cat\n"))
+    assert data.paths == ("cats/1.jpg",)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_paths_need_not_be_utf8_but_labels_must(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_bytes(b"path,label\n\xff.png,a\n")
+    assert ImageDataset.from_csv(file).paths == ("\udcff.png",)
+    file.write_bytes(b"path,label\na.png,M\xf6we\n")
+    with pytest.raises(DatasetError, match=r"line 2: the label .* is not UTF-8: save the file"):
+        ImageDataset.from_csv(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty table: .*expected a header such as path,label"),
+        ("path,label\n", "no rows below the header"),
+        ("filename,label\na.jpg,x\n", "found columns: filename, label; did you mean 'filename'"),
+        ("Image,class\na.jpg,x\n", "did you mean 'image'. Rename that column to 'path'"),
+        ("paths,label\na.jpg,x\n", "did you mean 'paths'"),
+        ("u,v\na.jpg,x\n", "expected a column 'path' in .*found columns: u, v$"),
+        ("a.jpg,cat\nb.jpg,dog\n", r"expected a header in the first line .*received 'a\.jpg,cat'"),
+        ("path,class\na.jpg,x\n", "no column 'label' .*did you mean 'class'"),
+        ("path,label,path\na.jpg,x,y\n", "2 columns named 'path'"),
+        ("path,label\na.jpg,x\n ,y\n", "line 3: expected a path, received ''"),
+        ("path,label\na,b.jpg,x\n", "line 2: 3 values under 2 columns; put quotes"),
+        ('path,label\n"a.jpg,x\n', r"line \d: unexpected end of data"),
+    ],
+)
+def test_damaged_tables(tmp_path, text, reason):
+    with pytest.raises(DatasetError, match=reason):
+        ImageDataset.from_csv(table(tmp_path, text))
+
+
+def test_other_encodings_and_missing_files(tmp_path):
+    file = table(tmp_path, "path,label\na.jpg,x\n", "utf-16")
+    with pytest.raises(DatasetError, match=r"is not UTF-8 text \(UTF-16\?\)"):
+        ImageDataset.from_csv(file)
+    with pytest.raises(
+        DatasetError, match=r"no such file: .*bird\.csv'.*did you mean .*birds\.csv"
+    ):
+        ImageDataset.from_csv(tmp_path / "bird.csv")
+    with pytest.raises(DatasetError, match=r"cannot read .*: Is a directory"):
+        ImageDataset.from_csv(tmp_path)
