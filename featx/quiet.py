@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ["quiet_import"]
 
@@ -41,8 +41,12 @@ def quiet_import() -> Iterator[None]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     with _LOCK, tempfile.TemporaryFile() as caught:
-        sys.stderr.flush()
-        kept = os.dup(2)
+        _flush()
+        try:
+            kept = os.dup(2)
+        except OSError:  # a process without standard error has nothing to keep quiet
+            yield
+            return
         os.dup2(caught.fileno(), 2)
         try:
             yield
@@ -57,6 +61,11 @@ def quiet_import() -> Iterator[None]:
 
 
 def _restore(kept: int) -> None:
-    sys.stderr.flush()
+    _flush()
     os.dup2(kept, 2)
     os.close(kept)
+
+
+def _flush() -> None:
+    with suppress(AttributeError, OSError, ValueError):  # it may be absent or closed
+        sys.stderr.flush()

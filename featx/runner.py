@@ -280,9 +280,10 @@ def _close(
         reasons.setdefault(ledger.key[row].tobytes(), ledger.reason[row])
     if not reasons:
         return
+    failed = int((ledger.status == FAILED).sum())
     for row in reached[ledger.status[reached] != FAILED]:
         reason = reasons.get(ledger.key[row].tobytes())
         if reason is not None:
+            failed += 1
             ledger.fail(row, reason)
-            if limit == 0:
-                raise ImageError(f"{dataset.paths[row]}: {reason}")
+            _check_failures(dataset, row, reason, failed, limit)

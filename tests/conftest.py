@@ -50,7 +50,7 @@ def mobilenet_weights(shared):
     return shared / "weights" / "mobilenet_v2_1.0_224_notop.weights.h5"
 
 
-def draw_photo(folder: Path, name: str, *, seed: int, colour: tuple[int, int, int]) -> Path:
+def _draw_photo(folder: Path, name: str, *, seed: int, colour: tuple[int, int, int]) -> Path:
     """A JPEG of 80 x 60 pixels: noise around a colour."""
     generator = np.random.default_rng(seed)
     noise = generator.normal(0, 30, (60, 80, 3)) + np.array(colour)
@@ -61,13 +61,41 @@ def draw_photo(folder: Path, name: str, *, seed: int, colour: tuple[int, int, in
 
 
 @pytest.fixture
-def photos(tmp_path):
+def draw_photo():
+    """A function that writes a JPEG of noise around a colour."""
+    return _draw_photo
+
+
+@pytest.fixture
+def photos(tmp_path, draw_photo):
     """A folder of 2 classes with 6 JPEG files each."""
     folder = tmp_path / "photos"
     for number in range(6):
         draw_photo(folder, f"red/{number}.jpg", seed=number, colour=(200, 60, 60))
         draw_photo(folder, f"blue/{number}.jpg", seed=100 + number, colour=(60, 60, 200))
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_network(tmp_path_factory):
+    """A small convolutional network of one's own, saved as .keras: `file:PATH` names it."""
+    from featx.quiet import quiet_import
+
+    with quiet_import():
+        import keras
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((32, 32, 3)),
+            layers.Rescaling(1 / 127.5, -1.0),
+            layers.Conv2D(8, 3, strides=2, activation="relu", name="first"),
+            layers.Conv2D(16, 3, strides=2, activation="relu", name="second"),
+        ]
+    )
+    path = tmp_path_factory.mktemp("network") / "small.keras"
+    model.save(path)
+    return path
 
 
 @pytest.fixture

@@ -49,10 +49,18 @@ def _load_own(source: BackboneSource, keras: Any) -> Any:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises what the file's layers raise
         raise BackboneError(f"{path} cannot be loaded as a Keras model: {_first(error)}") from error
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    inputs, outputs = model.inputs or [], model.outputs or []
+    if len(inputs) != 1 or len(outputs) != 1:
         raise BackboneError(
-            f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; expected one "
-            "of each"
+            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; expected one of each"
+        )
+    own, (height, width) = tuple(inputs[0].shape[1:]), source.input_size_px
+    if len(own) != 3 or any(
+        has not in (None, wanted) for has, wanted in zip(own, (height, width, 3), strict=True)
+    ):
+        raise BackboneError(
+            f"{path} takes inputs of shape {own}; expected RGB pixels, here ({height}, {width}, 3):"
+            " leave --input-size out, or save a model that takes this size"
         )
     return model
 
@@ -177,13 +185,28 @@ def layer_outputs(network: Any) -> dict[str, Any]:
     """Return the output tensor of every layer by a name that does not depend on the process.
 
     Keras numbers unnamed layers through the life of a process (``activation_205``); here they are
-    numbered through the network, from 1.
+    numbered through the network, from 1. Layers that are applied more than once, or have several
+    outputs, have no one output and are left out.
     """
     counts: dict[str, int] = {}
     outputs = {}
+    applied = _applications(network)
     for layer in network.layers:
-        outputs[_stable_name(layer, counts)] = layer.output
+        name = _stable_name(layer, counts)
+        tensors = applied.get(id(layer), [])
+        if len(tensors) == 1:
+            outputs[name] = tensors[0]
     return outputs
+
+
+def _applications(network: Any) -> dict[int, list[Any]]:
+    # Not `layer.output`: that of a nested model belongs to its own graph, not to the network's.
+    found: dict[int, list[Any]] = {}
+    graph = getattr(network, "_functional", network)
+    for nodes in graph._nodes_by_depth.values():
+        for node in nodes:
+            found.setdefault(id(node.operation), []).extend(node.outputs)
+    return found
 
 
 def _stable_name(layer: Any, counts: dict[str, int]) -> str:

@@ -136,8 +136,6 @@ def _has_imagenet_statistics(path: Path) -> bool:
     import h5py
     import numpy as np
 
-    if path.suffix == ".keras":
-        return False
     found = []
 
     def look(name: str, item: Any) -> None:
@@ -146,10 +144,18 @@ def _has_imagenet_statistics(path: Path) -> bool:
             found.append(np.allclose(np.ravel(item[()]), _IMAGENET_MEAN, atol=1e-3))
 
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            file.visititems(look)
-    except OSError:
-        return False
+        if path.suffix == ".keras":
+            with (
+                zipfile.ZipFile(path) as archive,
+                archive.open("model.weights.h5") as stored,
+                h5py.File(stored, "r") as file,
+            ):
+                file.visititems(look)
+        else:
+            with h5py.File(path, "r", locking=False) as file:
+                file.visititems(look)
+    except (OSError, RuntimeError, KeyError, zipfile.BadZipFile):
+        return False  # a damaged file is reported when it is loaded
     return any(found)
 
 
@@ -181,23 +187,28 @@ def _saved_input_size(path: Path) -> tuple[int, int]:
             config = json.loads(archive.read("config.json"))
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
         raise BackboneError(f"{path} is no model saved by Keras 3: {error}") from error
-    for shape in _input_shapes(config):
-        if len(shape) == 4 and shape[1] and shape[2] and shape[3] == 3:
-            return int(shape[1]), int(shape[2])
+    shape = _declared_input(config)
+    if len(shape) == 4 and shape[1] and shape[2] and shape[3] == 3:
+        return int(shape[1]), int(shape[2])
     raise BackboneError(
         f"{path.name} does not fix the size of its input, or does not take RGB images: give "
         "--input-size (input_size=...)"
     )
 
 
-def _input_shapes(node: Any) -> list[list[Any]]:
-    if isinstance(node, dict):
-        own = [
-            node[key]
-            for key in ("batch_shape", "batch_input_shape", "input_shape")
-            if isinstance(node.get(key), list)
+def _declared_input(config: Any) -> list[Any]:
+    """Return the shape of the input that a saved model declares, empty where it declares none.
+
+    Shapes of inner layers do not count: what comes before them may change the size.
+    """
+    try:
+        layers = config["config"]["layers"]
+        declared = [
+            layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
+            for layer in layers
+            if layer["class_name"] == "InputLayer"
         ]
-        return own + [shape for value in node.values() for shape in _input_shapes(value)]
-    if isinstance(node, list):
-        return [shape for value in node for shape in _input_shapes(value)]
-    return []
+        shape = declared[0] if declared else config["build_config"]["input_shape"]
+    except (KeyError, TypeError, AttributeError):
+        return []
+    return shape if isinstance(shape, list) else []

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +19,7 @@ __all__ = ["Weights", "file_sha256", "find_weights_file", "resolve_weights", "we
 
 RANDOM_RECIPE = "featx-random-weights-1"
 BUNDLED = "tiny"
+_LOGGER = logging.getLogger("featx")
 _SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
 
 
@@ -59,9 +64,10 @@ def weights_places(row: Backbone) -> list[Path]:
     """
     places = []
     if folder := os.environ.get("FEATX_WEIGHTS"):
-        places += [Path(folder) / row.weights_file, Path(folder) / f"{row.name}.weights.h5"]
+        named = Path(folder).expanduser()
+        places += [named / row.weights_file, named / f"{row.name}.weights.h5"]
     home = os.environ.get("KERAS_HOME")
-    keras_home = Path(home) if home else Path.home() / ".keras"
+    keras_home = Path(home).expanduser() if home else Path.home() / ".keras"
     return [*places, keras_home / "models" / row.weights_file]
 
 
@@ -95,7 +101,7 @@ def resolve_weights(row: Backbone, weights: str | os.PathLike[str] | None = None
     text = os.fspath(weights) if weights is not None else ""
     if not text:
         text = "imagenet" if row.weights_file and row.name != BUNDLED else "bundled"
-    if text.startswith("random"):
+    if text == "random" or text.startswith("random:"):
         return _random(text)
     if text == "bundled":
         return _bundled(row)
@@ -147,13 +153,17 @@ def _imagenet(row: Backbone) -> Weights:
 def _download(row: Backbone) -> Path:
     with quiet_import():
         import keras
+    _LOGGER.info("downloading %s", row.weights_url)
+    # Keras draws its progress on standard output, which belongs to results.
+    watched = sys.stderr is not None and sys.stderr.isatty()
     try:
-        found = keras.utils.get_file(
-            row.weights_file,
-            row.weights_url,
-            cache_subdir="models",
-            file_hash=row.weights_hash or None,
-        )
+        with redirect_stdout(sys.stderr if watched else io.StringIO()):
+            found = keras.utils.get_file(
+                row.weights_file,
+                row.weights_url,
+                cache_subdir="models",
+                file_hash=row.weights_hash or None,
+            )
     except Exception as error:  # urllib, ssl, socket and Keras each have errors of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise WeightsError(missing_message(row, f"the download failed ({reason[:200]})")) from error

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _MAX_ATTRIBUTE_BYTES = 1 << 26
-_ALIGNMENT = 4096
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,10 @@ class Array:
         """Return the array mapped from the file, read-only, without copying."""
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
-        return np.memmap(
-            self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape
-        )
+        with reading(self.path):
+            return np.memmap(
+                self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape
+            )
 
 
 def tag(item: Any, kind: str, version: int = 1) -> None:
@@ -83,7 +84,7 @@ def tag(item: Any, kind: str, version: int = 1) -> None:
 
 @contextmanager
 def create(path: Path) -> Iterator[Any]:
-    """Create an HDF5 file whose larger arrays begin at multiples of 4096 bytes."""
+    """Create an HDF5 file whose arrays begin at multiples of 64 bytes."""
     import h5py
 
     with h5py.File(

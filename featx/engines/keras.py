@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class KerasEngine:
     ) -> None:
         self.taps = taps
         self.batch_size = batch_size
+        self._input_shape = (*source.input_size_px, 3)
+        self._traced: set[tuple[int, ...]] = set()
         self._model = build_tap_model(source, taps)
         # XLA is slower than TensorFlow's own kernels on a CPU.
         self._model.compile(jit_compile=False)
@@ -55,8 +58,17 @@ class KerasEngine:
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Map pixels of shape (n, h, w, 3) to vectors of shape (n, d) by tap."""
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self._input_shape:
+            height, width, _ = self._input_shape
+            raise EngineError(
+                f"expected uint8 pixels of shape (n, {height}, {width}, 3), received "
+                f"{pixels.dtype} of shape {pixels.shape}"
+            )
+        # Standard error is taken away for the whole process, progress bars of other threads
+        # included, so only where there is something to hide: in the first batch of a shape.
+        noisy = pixels.shape not in self._traced
         try:
-            with quiet_import():
+            with quiet_import() if noisy else nullcontext():
                 vectors = self._model.predict_on_batch(pixels)
         except Exception as error:  # each backend raises errors of its own
             lines = str(error).strip().splitlines()
@@ -64,6 +76,7 @@ class KerasEngine:
                 f"the forward pass of a batch of shape {pixels.shape} failed: "
                 f"{lines[0] if lines else error!r}. A smaller --batch-size needs less memory"
             ) from error
+        self._traced.add(pixels.shape)
         vectors = vectors if isinstance(vectors, (list, tuple)) else [vectors]
         return {
             tap: np.asarray(values, np.float32)

@@ -149,7 +149,9 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ) * self._weights_of_classes(classes, y)[codes].astype(np.float32)
         rows = np.flatnonzero(weights > 0)
         if not rows.size:
-            raise HeadError("every image has the weight 0: give some a weight greater than 0")
+            raise HeadError(
+                "every image has the weight 0, by its class or its own: expected some above 0"
+            )
         rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31 - 1))
         data = Rows(X, codes, weights / weights[rows].mean()).take(rows)
         present = np.unique(data.codes, return_inverse=True)[1]

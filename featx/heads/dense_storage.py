@@ -255,10 +255,10 @@ def _load_labels(said: Mapping[str, Any]) -> NDArray[Any]:
     if not isinstance(values, list) or not all(type(v) is kinds[dtype.kind] for v in values):
         raise ValueError(f"the classes are not {dtype}")
     # np.dtype accepts a width of gigabytes a label; the labels themselves say what they need.
-    classes = np.array(values, dtype=object if dtype.kind == "O" else None)
-    if len(classes) < 2 or dtype.kind != classes.dtype.kind:
+    classes = np.array(values, dtype=None if dtype.kind == "U" else dtype)
+    if len(classes) < 2:
         raise ValueError("expected at least two classes")
-    return classes if dtype.kind in "OU" else classes.astype(dtype)
+    return classes
 
 
 def _dump_scaler(scaler: Any) -> dict[str, Any]:

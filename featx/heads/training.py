@@ -144,6 +144,7 @@ def train_dense(
         if len(held.X):
             weights = _weights_of(model)
             loss, accuracy = _judge(held, weights)
+            _require_finite_loss(loss, epoch, plan)
             history["val_loss"].append(loss)
             history["val_accuracy"].append(accuracy)
             if loss < lowest:
@@ -160,6 +161,7 @@ def train_dense(
     if not len(held.X):
         best, best_epoch = _weights_of(model), epoch
     if not all(np.isfinite(array).all() for layer in best for array in layer):
+        # The loss of an epoch is measured before its last step.
         _require_finite_loss(np.nan, epoch, plan)
     return Trained(best, epoch, best_epoch, history)
 
@@ -213,10 +215,12 @@ def _weights_of(model: Any) -> DenseWeights:
 
 
 def _judge(rows: Rows, weights: DenseWeights) -> tuple[float, float]:
-    scores = logits(rows.X, weights).astype(np.float64)
-    scores -= scores.max(axis=1, keepdims=True)
-    right = scores[np.arange(len(scores)), rows.codes]
-    loss = np.log(np.exp(scores).sum(axis=1)) - right
+    # A training that diverges is for the caller to say, not for NumPy's warnings.
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = logits(rows.X, weights).astype(np.float64)
+        scores -= scores.max(axis=1, keepdims=True)
+        right = scores[np.arange(len(scores)), rows.codes]
+        loss = np.log(np.exp(scores).sum(axis=1)) - right
     share = rows.weights / rows.weights.sum()
     return float(share @ loss), float(np.mean(scores.argmax(axis=1) == rows.codes))
 

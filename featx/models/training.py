@@ -152,7 +152,7 @@ def _training_rows(features: Features) -> tuple[NDArray[np.intp], NDArray[np.int
 def _require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> None:
     names, counts = np.unique(y[rows], return_counts=True)
     if len(names) < 2:
-        found = f"one class only: {names[0]!r} ({counts[0]} images)" if len(names) else "no labels"
+        found = f"one class only: {str(names[0])!r} ({counts[0]} images)" if len(names) else "no labels"
         raise DatasetError(
             f"{features.name!r} has {found}; a classifier needs two classes or more, one folder "
             "each"

@@ -28,7 +28,9 @@ SETTINGS = {
 }
 
 CHANGES_STEPS = "scikit-learn's Pipeline fits its own steps; scikit-learn expects it to fail too"
-NOT_EXACT = "random rows a tree: a weight of 2 is no second row; scikit-learn expects it to fail too"
+NOT_EXACT = (
+    "random rows a tree: a weight of 2 is no second row; scikit-learn expects it to fail too"
+)
 FAILURES = {
     "Pipeline": {
         "check_dont_overwrite_parameters": CHANGES_STEPS,

@@ -32,8 +32,8 @@ print(sorted(m for m in ("sklearn", "scipy", "h5py", "keras") if m in sys.module
 
 def test_every_public_name_exists():
     code = """
-import featx.heads
-print([n for n in featx.heads.__all__ if not hasattr(featx.heads, n)], set(featx.heads.__all__) <= set(dir(featx.heads)))
+import featx.heads as heads
+print([n for n in heads.__all__ if not hasattr(heads, n)], set(heads.__all__) <= set(dir(heads)))
 """
     assert run(code) == "[] True"
 

@@ -9,7 +9,9 @@ from featx.heads.neighbours import NearestNeighbours
 
 def test_it_is_scikit_learns_where_there_are_images_enough():
     X, y = load_digits(return_X_y=True)
-    ours = NearestNeighbours(n_neighbors=7, weights="uniform", metric="euclidean").fit(X[:900], y[:900])
+    ours = NearestNeighbours(n_neighbors=7, weights="uniform", metric="euclidean").fit(
+        X[:900], y[:900]
+    )
     theirs = KNeighborsClassifier(7, algorithm="brute").fit(X[:900], y[:900])
     np.testing.assert_array_equal(ours.predict_proba(X[900:]), theirs.predict_proba(X[900:]))
     np.testing.assert_array_equal(ours.predict(X[900:]), theirs.predict(X[900:]))
@@ -24,7 +26,11 @@ def test_fewer_images_than_neighbours_all_vote():
 
 @pytest.mark.parametrize(
     ("params", "message"),
-    [({"n_neighbors": 0}, "'n_neighbors'"), ({"weights": "heavy"}, "'weights'"), ({"metric": "x"}, "'metric'")],
+    [
+        ({"n_neighbors": 0}, "'n_neighbors'"),
+        ({"weights": "heavy"}, "'weights'"),
+        ({"metric": "x"}, "'metric'"),
+    ],
 )
 def test_a_parameter_out_of_range_is_refused(params, message):
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,12 @@ from featx.heads.parsing import parse_head
         ("dense:256,dropout=0.3", "dense", (256,), {"dropout": 0.3}),
         ("dense:hidden=(256, 128),patience=3", "dense", (), {"hidden": (256, 128), "patience": 3}),
         ("dense:()", "dense", ((),), {}),
-        ("forest:max_depth=None,bootstrap=False", "forest", (), {"max_depth": None, "bootstrap": False}),
+        (
+            "forest:max_depth=None,bootstrap=False",
+            "forest",
+            (),
+            {"max_depth": None, "bootstrap": False},
+        ),
         ("forest:class_weight={'a': 1, 'b': 2}", "forest", (), {"class_weight": {"a": 1, "b": 2}}),
         ("sklearn.naive_bayes.GaussianNB", "sklearn.naive_bayes.GaussianNB", (), {}),
     ],

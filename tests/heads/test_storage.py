@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import pickle
 import zipfile
 
@@ -61,7 +60,7 @@ def test_what_skops_distrusts_needs_trust(name):
     [
         np.arange(60) % 3,
         np.array([10, 20, 30], dtype=np.uint8)[np.arange(60) % 3],
-        np.array([0.5, 1.5])[np.arange(60) % 2],
+        np.array([1.0, 2.0])[np.arange(60) % 2],
         np.arange(60) % 2 == 0,
         np.array(["a", "b"], dtype=object)[np.arange(60) % 2],
     ],
@@ -94,7 +93,9 @@ def test_a_dense_head_without_a_scaler():
 
 
 def test_a_pipeline_of_ones_own_around_a_dense_head():
-    head = make_pipeline(StandardScaler(), PCA(3), DenseClassifier((4,), max_epochs=2)).fit(X, LABELS)
+    head = make_pipeline(StandardScaler(), PCA(3), DenseClassifier((4,), max_epochs=2)).fit(
+        X, LABELS
+    )
     twin = load_head(dump_head(head))
     np.testing.assert_array_equal(twin.predict_proba(X), head.predict_proba(X))
 
@@ -148,7 +149,7 @@ class Payload:
 
 @pytest.mark.parametrize("trust", [False, True])
 def test_a_pickle_in_its_place_is_not_run(trust):
-    with pytest.raises(ArtefactError, match="head.skops is damaged or no skops file"):
+    with pytest.raises(ArtefactError, match=r"head\.skops is damaged or no skops file"):
         load_head({"head.skops": pickle.dumps(Payload())}, trust=trust)
     assert not Payload.ran
 
@@ -237,7 +238,7 @@ def test_deep_nesting_is_an_artefact_error():
 
 
 def test_missing_files_are_named():
-    with pytest.raises(ArtefactError, match="expected head.skops, or head.json and head.h5, received head.json"):
+    with pytest.raises(ArtefactError, match=r"expected head\.skops, or .* received head\.json"):
         load_head({"head.json": b"{}"})
     with pytest.raises(ArtefactError, match="received no files"):
         load_head({})
@@ -264,7 +265,10 @@ def test_flipped_bytes_of_dense_files_never_give_another_exception(dense_files, 
 
 
 def described(files, **changes):
-    return {**files, "head.json": json.dumps({**json.loads(files["head.json"]), **changes}).encode()}
+    return {
+        **files,
+        "head.json": json.dumps({**json.loads(files["head.json"]), **changes}).encode(),
+    }
 
 
 @pytest.mark.parametrize(
@@ -341,7 +345,10 @@ HOSTILE = {
         lambda h5, old, p: h5.create_dataset("kernel_0", data=old, compression="gzip"),
         "not stored contiguously",
     ),
-    "double": (lambda h5, old, p: h5.create_dataset("kernel_0", data=old.astype("f8")), "is float64"),
+    "double": (
+        lambda h5, old, p: h5.create_dataset("kernel_0", data=old.astype("f8")),
+        "is float64",
+    ),
     "shape": (lambda h5, old, p: h5.create_dataset("kernel_0", data=old.T), r"\(8, 6\), expected"),
     "nan": (lambda h5, old, p: h5.create_dataset("kernel_0", data=old * np.nan), "NaN or infinity"),
     "missing": (lambda h5, old, p: None, "holds .* expected"),
@@ -359,7 +366,7 @@ def test_arrays_that_are_not_plainly_in_the_file_are_refused(dense_files, tmp_pa
 
 def test_arrays_beyond_the_expected_are_refused(dense_files):
     files = with_arrays(dense_files, lambda h5: h5.create_dataset("more", data=[1.0]))
-    with pytest.raises(ArtefactError, match="holds .*'more'.* expected"):
+    with pytest.raises(ArtefactError, match=r"holds .*'more'.* expected"):
         load_head(files)
 
 
@@ -367,4 +374,4 @@ def test_nothing_is_left_on_disk(dense_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load_head(dense_files)
     dump_head(fitted("knn"))
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

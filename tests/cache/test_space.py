@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from featx.cache.layout import CacheLayout
+from featx.cache.space import FeatureSpace, ShardWriter, read_spec
+from featx.exceptions import CacheFormatError, FeaturesError
+from featx.spec import FeatureSpec
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return CacheLayout(tmp_path / "cache")
+
+
+@pytest.fixture
+def spec():
+    return FeatureSpec(
+        backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="tf"
+    )
+
+
+def rows(n, seed=0, d=4):
+    generator = np.random.default_rng(seed)
+    keys = generator.integers(0, 256, (n, 32), dtype=np.uint8)
+    return keys, generator.normal(size=(n, d)).astype(np.float32)
+
+
+def test_rows_are_gathered_in_the_order_of_their_keys_over_shards(layout, spec):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(30)
+    for start in (0, 10, 20):
+        space.add(keys[start : start + 10], {"avg": values[start : start + 10]}, {})
+    order = np.random.default_rng(1).permutation(30)
+    np.testing.assert_array_equal(space.gather("avg", keys[order]), values[order])
+    again = FeatureSpace(layout, spec)
+    np.testing.assert_array_equal(again.gather("avg", keys[order]), values[order])
+
+
+def test_rows_that_lie_together_are_mapped_not_copied(layout, spec):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(30)
+    space.add(keys, {"avg": values}, {})
+    assert isinstance(space.gather("avg", keys[5:20]), np.memmap)
+    np.testing.assert_array_equal(space.gather("avg", keys[5:20]), values[5:20])
+
+
+def test_taps_may_lie_in_different_shards(layout, spec):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(6)
+    space.add(keys, {"avg": values}, {})
+    space.add(keys[:3], {"max": values[:3]}, {})
+    assert space.has(["avg"], keys).all()
+    assert space.has(["avg", "max"], keys).tolist() == [True] * 3 + [False] * 3
+    with pytest.raises(FeaturesError, match="3 of 6 images have no features of tap 'max'"):
+        space.gather("max", keys)
+    with pytest.raises(FeaturesError, match="no features of tap 'gem' in tiny-.*avg, max"):
+        space.gather("gem", keys)
+
+
+def test_a_reader_sees_what_another_writer_added_after_a_refresh(layout, spec):
+    reader, writer = FeatureSpace(layout, spec), FeatureSpace(layout, spec)
+    keys, values = rows(4)
+    writer.add(keys, {"avg": values}, {})
+    assert not reader.has(["avg"], keys).any()
+    reader.refresh()
+    assert reader.has(["avg"], keys).all()
+
+
+def test_a_damaged_shard_is_named_and_the_rest_stays_usable(layout, spec, caplog):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(8)
+    bad = space.add(keys[:4], {"avg": values[:4]}, {})
+    space.add(keys[4:], {"avg": values[4:]}, {})
+    bad.write_bytes(bad.read_bytes()[:2000])
+    with caplog.at_level(logging.WARNING, "featx"):
+        again = FeatureSpace(layout, spec)
+    assert list(again.damaged) == [bad]
+    assert bad.name in caplog.text
+    assert again.has(["avg"], keys).tolist() == [False] * 4 + [True] * 4
+    np.testing.assert_array_equal(again.gather("avg", keys[4:]), values[4:])
+
+
+def test_a_specification_that_disagrees_with_its_folder_is_an_error(layout, spec):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(2)
+    space.add(keys, {"avg": values}, {})
+    path = space.folder / "spec.json"
+    changed = json.loads(path.read_text()) | {"input_size_px": [96, 96]}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(CacheFormatError, match="the folder was renamed or its specification"):
+        FeatureSpace(layout, spec)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"type": "featx-spec", "version": 9}'])
+def test_a_damaged_specification_is_an_error(layout, spec, text):
+    folder = layout.space(spec)
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(text)
+    with pytest.raises(CacheFormatError, match=r"spec\.json"):
+        read_spec(folder)
+
+
+def test_the_writer_commits_by_size_and_by_time(layout, spec, monkeypatch):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(40)
+    monkeypatch.setattr("featx.cache.space.SHARD_BYTES", 10 * 4 * 4)
+    writer = ShardWriter(space, {})
+    for row in range(25):
+        writer.add(keys[row : row + 1], {"avg": values[row : row + 1]})
+    assert len(space.shards) == 2
+    writer.flush()
+    assert len(space.shards) == 3
+    monkeypatch.setattr("featx.cache.space.SHARD_SECONDS", 0.0)
+    writer.add(keys[30:31], {"avg": values[30:31]})
+    assert len(space.shards) == 4
+    writer.flush()
+    assert len(space.shards) == 4

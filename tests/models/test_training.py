@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+import featx
+from featx.exceptions import DatasetError, FeaturesError
+from featx.selection.splits import leak_groups, stratified_folds
+
+
+@pytest.fixture
+def options(small_network, tmp_path):
+    return {"backbone": f"file:{small_network}", "cache": tmp_path / "cache"}
+
+
+def test_cross_validation_agrees_with_scikit_learn(photos, options, draw_photo):
+    from sklearn.model_selection import cross_val_score
+
+    from featx.heads.registry import make_head
+
+    for number in range(8):  # a third of each class in the colour of the other
+        colours = ((200, 60, 60), (60, 60, 200))
+        draw_photo(photos, f"red/x{number}.jpg", seed=500 + number, colour=colours[number % 3 > 0])
+        draw_photo(photos, f"blue/x{number}.jpg", seed=600 + number, colour=colours[number % 3 < 1])
+    features = featx.extract(photos, **options)
+    result = featx.train(features, head="logistic", seed=3)
+    folds = stratified_folds(features.y, folds=5, seed=3)
+    expected = cross_val_score(make_head("logistic"), features.X, features.y, cv=folds)
+    np.testing.assert_allclose(result.metrics["accuracy_by_fold"], expected)
+    assert result.metrics["accuracy"] == pytest.approx(expected.mean())
+    assert result.metrics["protocol"].startswith("5-fold cross-validation")
+    assert 0 < len(result.suspects) < 20
+    assert result.suspects[0].label != result.suspects[0].predicted
+
+
+def test_splits_of_the_data_are_respected(photos, options):
+    lines = ["path,label,split"]
+    for number in range(6):
+        split = "test" if number > 3 else "train"
+        lines += [f"red/{number}.jpg,red,{split}", f"blue/{number}.jpg,blue,{split}"]
+    table = photos / "table.csv"
+    table.write_text("\n".join(lines))
+    features = featx.extract(table, **options)
+    result = featx.train(features)
+    assert result.metrics["protocol"] == "held-out split of 4 images"
+    assert result.training["images"] == 8
+    assert featx.evaluate(result.model, features)["images"] == 4
+
+
+def test_equal_images_are_never_on_both_sides():
+    keys = np.random.default_rng(0).integers(0, 256, (40, 32), dtype=np.uint8)
+    keys[20:30] = keys[:10]
+    groups = leak_groups(keys, [""] * 40, 40)
+    y = np.array((["a"] * 10 + ["b"] * 10) * 2)
+    for training, testing in stratified_folds(y, groups=groups, seed=0):
+        assert not set(groups[training]) & set(groups[testing])
+        assert len(training) + len(testing) == 40
+
+
+def test_groups_and_equal_images_chain():
+    keys = np.arange(5, dtype=np.uint8).repeat(32).reshape(5, 32)
+    keys[1] = keys[0]
+    assert leak_groups(keys, ["", "g", "g", "", "h"], 5).tolist() == [0, 0, 0, 1, 2]
+
+
+def test_a_class_with_one_image_trains_and_says_that_it_was_not_measured(photos, options):
+    for number in range(1, 6):
+        (photos / "red" / f"{number}.jpg").unlink()
+    result = featx.train(featx.extract(photos, **options))
+    assert "class 'red' has 1 distinct image" in result.metrics["protocol"]
+    assert result.model.classes_.tolist() == ["blue", "red"]
+
+
+def test_one_class_only_is_named(photos, options):
+    shutil.rmtree(photos / "red")
+    with pytest.raises(DatasetError, match=r"one class only: 'blue' \(6 images\)"):
+        featx.train(featx.extract(photos, **options))
+
+
+def test_unlabelled_images_cannot_train(photos, options):
+    features = featx.extract(photos / "red", **options)
+    with pytest.raises(DatasetError, match="has no labels: put the images into one folder a class"):
+        featx.train(features)
+
+
+def test_evaluation_refuses_strange_classes_and_features(photos, options):
+    features = featx.extract(photos, **options)
+    model = featx.train(features).model
+    (photos / "red").rename(photos / "rot")
+    with pytest.raises(DatasetError, match="classes that the model does not know: rot; it knows"):
+        featx.evaluate(model, featx.extract(photos, name="renamed", **options))
+    with pytest.raises(FeaturesError, match="trained on 16 features an image, received 64"):
+        featx.evaluate(model, featx.extract(photos, taps="grid:2", **options))
+    with pytest.raises(FeaturesError, match="the model was trained on file-small-"):
+        featx.evaluate(model, featx.extract(photos, dtype="float16", **options))
+
+
+def test_scores_are_those_of_scikit_learn():
+    from sklearn import metrics
+
+    from featx.models.metrics import score_predictions
+
+    generator = np.random.default_rng(0)
+    classes = np.array(["a", "b", "c", "never"])
+    y = classes[generator.integers(0, 3, 200)]
+    proba = generator.dirichlet(np.ones(4), 200)
+    predicted = classes[proba.argmax(axis=1)]
+    scores = score_predictions(y, proba, classes)
+    assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(y, predicted))
+    seen = metrics.recall_score(y, predicted, labels=classes[:3], average="macro")
+    assert scores["balanced_accuracy"] == pytest.approx(seen)
+    assert scores["log_loss"] == pytest.approx(metrics.log_loss(y, proba, labels=classes))
+    f1 = metrics.f1_score(y, predicted, labels=classes[:3], average="macro")
+    assert scores["macro_f1"] == pytest.approx(f1)
+    expected = metrics.confusion_matrix(y, predicted, labels=classes)
+    assert scores["confusion"] == expected.tolist()

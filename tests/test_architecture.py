@@ -1,0 +1,85 @@
+"""Imports follow the way of the data and never run against it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import featx
+
+ROOT = Path(featx.__file__).parent
+# What each part may import of the others; a part may always import itself.
+MAY_IMPORT = {
+    "exceptions": set(),
+    "quiet": set(),
+    "progress": set(),
+    "spec": {"exceptions"},
+    "images": {"exceptions", "spec"},
+    "backbones": {"exceptions", "spec", "quiet"},
+    "engines": {"exceptions", "spec", "quiet", "backbones"},
+    "cache": {"exceptions", "spec"},
+    "memory_store": {"exceptions", "spec", "cache"},
+    "runner": {"exceptions", "spec", "images", "backbones", "engines", "cache"},
+    "record": {"exceptions", "spec", "images", "cache", "runner"},
+    "named_data": {"exceptions", "spec", "images", "cache"},
+    "heads": {"exceptions", "quiet"},
+    "selection": {"exceptions", "heads"},
+    "demonstration": set(),
+}
+
+
+def part_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_parts(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("featx."):
+                yield name.split(".")[1]
+
+
+def test_no_import_runs_against_the_way_of_the_data():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports featx.{part}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if part_of(path) in MAY_IMPORT
+        for part in imported_parts(path)
+        if part != part_of(path) and part not in MAY_IMPORT[part_of(path)]
+    ]
+    assert not wrong
+
+
+def test_only_the_commands_print():
+    printing = [
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        if part_of(path) != "cli"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert not printing
+
+
+def test_no_module_is_longer_than_400_lines():
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in ROOT.rglob("*.py")
+        if (count := len(path.read_text("utf-8").splitlines())) > 400
+    }
+    assert not long
+
+
+def test_only_an_adapter_may_speak_tensorflow():
+    speaking = [
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        if "import tensorflow" in path.read_text("utf-8")
+    ]
+    assert not speaking

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+import featx
+
+
+def test_public_names_are_sorted_importable_and_complete():
+    assert featx.__all__ == sorted(featx.__all__)
+    for name in featx.__all__:
+        assert getattr(featx, name).__module__.startswith("featx"), name
+    errors = importlib.import_module("featx.exceptions")
+    assert set(errors.__all__) <= set(featx.__all__)
+
+
+def test_every_module_names_what_it_offers():
+    for found in pkgutil.walk_packages(featx.__path__, "featx."):
+        module = importlib.import_module(found.name)
+        if found.ispkg or found.name.endswith("__main__"):
+            continue
+        assert module.__all__ == sorted(module.__all__, key=_sort_key), found.name
+        for name in module.__all__:
+            assert hasattr(module, name), f"{found.name}.{name}"
+
+
+def _sort_key(name):
+    # As ruff sorts: constants, then classes, then functions.
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    functions = {name for name in featx.__all__ if name[0].islower()}
+    top = {found.name for found in pkgutil.iter_modules(featx.__path__)}
+    assert not functions & top
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'extrakt'"):
+        _ = featx.extrakt
+
+
+def test_importing_featx_imports_nothing_heavy(run_python):
+    code = (
+        "import sys, featx; dir(featx);"
+        "heavy = {'tensorflow', 'keras', 'sklearn', 'numpy', 'h5py', 'PIL', 'rich', 'openvino'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert run_python(code).stdout.strip() == "[]"
