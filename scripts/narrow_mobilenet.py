@@ -1,9 +1,10 @@
 """Narrow a pretrained MobileNetV2 to a smaller alpha, block by block, with no training.
 
-The residual streams of MobileNetV2 are linear, so each is projected onto its principal components; in the
-expanded layers the channels are kept from which the block's output is best regressed (backward elimination,
-as in Hassibi & Stork 1993); every 1x1 convolution is then refitted by least squares on what the narrowed
-layers before it deliver (He, Zhang & Sun 2017), so that later layers correct the errors of earlier ones.
+The residual streams of MobileNetV2 are linear, so each is projected onto its principal components.
+In the expanded layers the channels are kept from which the block's output is best regressed
+(backward elimination, as in Hassibi & Stork 1993). Every 1x1 convolution is then refitted by least
+squares on what the narrowed layers before it deliver (He, Zhang & Sun 2017), so that later layers
+correct the errors of earlier ones.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ def keep_columns(hidden: Array, target: Array, count: int) -> Array:
     gram += np.eye(len(gram)) * (1e-3 * np.trace(gram) / len(gram) + 1e-8)
     inverse = np.linalg.inv(gram)
     weights = inverse @ (hidden.T @ target / len(hidden))
-    kept = np.arange(len(gram))
-    while len(kept) > count:
-        diagonal = np.diag(inverse)
-        worst = int(np.argmin((weights**2).sum(1) / diagonal))
+    removed = np.zeros(len(gram), bool)
+    for _ in range(len(gram) - count):
+        diagonal = np.where(removed, 1, np.diag(inverse))
+        loss = np.where(removed, np.inf, (weights**2).sum(1) / diagonal)
+        worst = int(np.argmin(loss))
         column = inverse[:, worst] / diagonal[worst]
-        weights = np.delete(weights - np.outer(column, weights[worst]), worst, 0)
-        inverse = inverse - np.outer(column, inverse[worst])
-        inverse = np.delete(np.delete(inverse, worst, 0), worst, 1)
-        kept = np.delete(kept, worst)
-    return kept
+        weights -= np.outer(column, weights[worst])
+        inverse -= np.outer(column, inverse[worst])
+        removed[worst] = True
+    return np.flatnonzero(~removed)
 
 
 def regress(x: Array, y: Array) -> tuple[Array, Array]:
@@ -47,11 +48,11 @@ def regress(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def narrow(teacher: keras.Model, student: keras.Model, images: Array, seed: int) -> None:
-    """Set the student's weights to a narrowed teacher. Rows of activations stand for all positions."""
+    """Set the student's weights to a narrowed teacher's, judged on normalised images."""
     teacher_names = {layer.name for layer in teacher.layers}
 
     def rows(model: keras.Model, *names: str, at: Array | None = None) -> list[Array]:
-        """Activations of the layers at the same randomly drawn positions of every image."""
+        """Return activations of the layers at the same randomly drawn positions of every image."""
         part = keras.Model(model.input, [model.get_layer(n).output for n in names])
         found: list[list[Array]] = [[] for _ in names]
         for start in range(0, len(images), 64):
@@ -66,7 +67,7 @@ def narrow(teacher: keras.Model, student: keras.Model, images: Array, seed: int)
         return np.random.default_rng((seed, 4, count)).permutation(count)[:32]
 
     def convolution(layer: str, norm: str) -> tuple[Array, Array]:
-        """The teacher's kernel and offset with its BatchNorm folded in."""
+        """Return the teacher's kernel and offset with its BatchNorm folded in."""
         gamma, beta, mean, variance = teacher.get_layer(norm).get_weights()
         gain = gamma / np.sqrt(variance + teacher.get_layer(norm).epsilon)
         kernel = teacher.get_layer(layer).get_weights()[0]
@@ -82,7 +83,8 @@ def narrow(teacher: keras.Model, student: keras.Model, images: Array, seed: int)
         return (f"block_{block}" if block else "expanded_conv") + f"_{part}"
 
     def stream(block: int) -> str:
-        return name(block, "add") if name(block, "add") in teacher_names else name(block, "project_BN")
+        part = "add" if name(block, "add") in teacher_names else "project_BN"
+        return name(block, part)
 
     bases: dict[int, Array] = {}
     for stage in STAGES:

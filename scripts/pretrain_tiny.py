@@ -1,17 +1,20 @@
-"""Make the bundled backbone `tiny`: a MobileNetV2 narrowed from a pretrained teacher, then distilled.
+"""Make the bundled backbone `tiny`: a pretrained MobileNetV2, narrowed and then distilled.
 
-1. Narrow. The teacher (MobileNetV2, alpha 1.0) is cut to the width of the student (narrow_mobilenet.py).
-2. Distil. On every step the student regresses the standardised pooled features that the teacher gives for
-   the same random crop at a higher resolution (Beyer et al. 2022), and classifies photographs and drawn
-   characters. The characters, drawn here and blurred, teach it what photographs do not show.
+1. Narrow. The teacher (MobileNetV2, alpha 1.0) is cut to the student's width (narrow_mobilenet.py).
+2. Distil. On every step the student regresses the standardised pooled features that the teacher
+   gives for the same random crop at a higher resolution (Beyer et al. 2022), and classifies
+   photographs and drawn characters. The characters (draw_glyphs.py) teach it coarse strokes, which
+   photographs do not show.
 
-BatchNorm statistics stay fixed (mean 0, variance 1) and its scale and offset are trained: the student
-begins as a working network, and on CPUs this trains 2.5 times as fast as batch statistics.
+BatchNorm statistics stay fixed (mean 0, variance 1) and its scale and offset are trained: the
+student begins as a working network, and on CPUs this trains 2.5 times as fast as batch statistics.
 
     python scripts/pretrain_tiny.py --images tiny_imagenet_40k.zip \
         --teacher mobilenet_v2_1.0_224_notop.weights.h5 --out build/tiny
 
-The result is `tiny.weights.h5` in float16, with `log.jsonl` and a checkpoint beside it. KERAS_BACKEND picks the backend. On TensorFlow and a CPU the teacher runs on OpenVINO when that is installed.
+The result is `tiny.weights.h5` in float16, with `log.jsonl` and a checkpoint beside it.
+KERAS_BACKEND picks the backend. On TensorFlow without a GPU the teacher runs on OpenVINO where that
+is installed. The number of epochs sets the learning rate's schedule: keep it when resuming.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import json
 import math
 import os
 import platform
-import string
 import time
 import zipfile
 from collections.abc import Callable
@@ -37,12 +39,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import h5py
 import keras
 import numpy as np
+from draw_glyphs import CHARACTERS, draw_glyphs
 from keras import ops
 from narrow_mobilenet import narrow
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 Array = np.ndarray[Any, Any]
-CHARACTERS = string.digits + string.ascii_letters
 TEACHER_FEATURES = 1280
 GLYPHS = 20_000
 NARROWED = "narrowed.weights.h5"
@@ -59,16 +61,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--alpha", type=float, default=0.75, help="width of the student (default: %(default)s)")
     add("--input-size", type=int, default=64, help="student's input, px (default: %(default)s)")
     add("--teacher-size", type=int, default=128, help="teacher's input, px (default: %(default)s)")
-    add("--epochs", type=int, default=12, help="passes over the photographs (default: %(default)s)")
+    add("--epochs", type=int, default=12, help="passes over the images (default: %(default)s)")
     add("--batch-size", type=int, default=128, help="images a step (default: %(default)s)")
-    add("--glyph-share", type=float, default=0.19, help="drawn part of a batch (default: %(default)s)")
-    add("--learning-rate", type=float, default=5e-4, help="peak of the cosine (default: %(default)s)")
+    add("--glyph-share", type=float, default=0.19, help="glyphs in a batch (default: %(default)s)")
+    add("--learning-rate", type=float, default=5e-4, help="its peak (default: %(default)s)")
     add("--warmup-steps", type=int, default=200, help="linear warm-up (default: %(default)s)")
     add("--weight-decay", type=float, default=0.02, help="decoupled decay (default: %(default)s)")
-    add("--label-weight", type=float, default=0.1, help="cross-entropy's weight (default: %(default)s)")
+    add(
+        "--label-weight", type=float, default=0.1, help="of the labels' loss (default: %(default)s)"
+    )
     add("--narrow-images", type=int, default=512, help="images to narrow on (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of every random draw (default: %(default)s)")
-    add("--checkpoint-steps", type=int, default=100, help="steps between checkpoints")
+    add("--checkpoint-steps", type=int, default=100, help="(default: %(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--smoke", action="store_true", help="a few steps on few images, under a minute on 2 cores")
     args = parser.parse_args()
@@ -76,9 +80,6 @@ def parse_arguments() -> argparse.Namespace:
         args.narrow_images, args.checkpoint_steps, args.batch_size, args.epochs = 32, 2, 32, 1
         args.warmup_steps = 2
     return args
-
-
-# ---------------------------------------------------------------------------------------------- data
 
 
 def sha256(path: Path) -> str:
@@ -94,54 +95,14 @@ def read_photographs(path: Path, limit: int | None) -> tuple[Array, Array]:
         if limit:
             chosen = np.random.default_rng(0).permutation(len(names))[:limit]
             names, labels = [names[i] for i in chosen], labels[chosen]
-        images = [
-            np.asarray(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in names
-        ]
+        images = [np.asarray(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in names]
     return np.stack(images), labels
-
-
-def draw_glyphs(count: int, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw characters, warp them, coarsen them to 7 to 20 px and enlarge them: images and classes."""
-    labels = rng.integers(0, len(CHARACTERS), count)
-    images = np.empty((count, size, size, 3), np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        canvas = Image.new("L", (64, 64))
-        font = ImageFont.load_default(float(rng.uniform(36, 84)))
-        stroke = int(rng.integers(0, 4))
-        centre = tuple(rng.uniform(29, 35, 2))
-        ImageDraw.Draw(canvas).text(
-            centre, CHARACTERS[label], 255, font, anchor="mm", stroke_width=stroke
-        )
-        angle, shear = rng.uniform(-0.3, 0.3), rng.uniform(-0.35, 0.35)
-        scale = np.diag(rng.uniform(0.75, 1.3, 2))
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        matrix = scale @ turn @ np.array([[1, shear], [0, 1]])
-        corners = np.stack(np.meshgrid(*[np.linspace(0, 64, 4)] * 2, indexing="ij"), -1)
-        source = (corners - 32) @ matrix.T + 32 + rng.normal(0, 2.5, corners.shape)
-        mesh = [
-            (
-                tuple(np.concatenate([corners[i, j], corners[i + 1, j + 1]]).round().astype(int)),
-                tuple(source[[i, i, i + 1, i + 1], [j, j + 1, j + 1, j]].ravel()),
-            )
-            for i in range(3)
-            for j in range(3)
-        ]
-        canvas = canvas.transform((64, 64), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
-        coarse = int(rng.integers(7, 21))
-        canvas = canvas.resize((coarse, coarse), Image.Resampling.BOX)
-        canvas = canvas.resize((size, size), Image.Resampling.BILINEAR)
-        ink = np.asarray(canvas, np.float32)[..., None] / 255
-        ink = np.clip(ink * rng.uniform(1, 1.6), 0, 1)
-        plain = rng.random() < 0.5
-        front, back = (255, 0) if plain else rng.integers(0, 256, (2, 3))
-        image[:] = ink * front + (1 - ink) * back
-    return images, labels
 
 
 class Batches(keras.utils.PyDataset):
     """Seeded batches: crops of photographs with the teacher's features for them, and glyphs.
 
-    Batch i depends on the seed and on i alone, so that a resumed run sees what an uninterrupted one would.
+    Batch i depends on the seed and on i alone, so that a resumed run goes on as if never stopped.
     """
 
     def __init__(
@@ -208,9 +169,6 @@ class Batches(keras.utils.PyDataset):
         }
 
 
-# ---------------------------------------------------------------------------------------- networks
-
-
 def mobilenet(alpha: float, size: int, weights: Path | None = None) -> keras.Model:
     shape = (size, size, 3)
     model = keras.applications.MobileNetV2(
@@ -266,6 +224,7 @@ class Distiller(keras.Model):
         self.built = True
 
     def call(self, images: Any) -> dict[str, Any]:
+        """Return the standardised pooled features and the class scores."""
         # training=False keeps the BatchNorm statistics; scale and offset are trained all the same.
         pooled = self.pool(self.student(images, training=False))
         features = (pooled - self.mean) / self.deviation
@@ -274,6 +233,7 @@ class Distiller(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, *_: Any, **__: Any
     ) -> Any:
+        """Return the error in the teacher's features plus the weighted cross-entropy."""
         target = (y["target"] - self.mean) / self.deviation
         error = ops.mean((y_pred["features"] - target) ** 2, axis=1)
         feature_loss = ops.sum(error * y["photo"]) / ops.sum(y["photo"])
@@ -298,9 +258,6 @@ def optimizer(args: argparse.Namespace, steps: int) -> keras.optimizers.Optimize
     result = keras.optimizers.AdamW(schedule, weight_decay=args.weight_decay)
     result.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return result
-
-
-# -------------------------------------------------------------------------------------------- files
 
 
 def save_half(student: keras.Model, path: Path) -> None:

@@ -177,7 +177,7 @@ def _tap_tensor(network: Any, source: BackboneSource, tap: Tap) -> Any:
         f"layer or block of {source.name}",
         tap.layer,
         [*blocks, *layers],
-        hint=f"`featx backbones {source.name}` lists its blocks",
+        hint=f"`featx backbones {source.name}` lists its blocks" if source.row else "",
     )
 
 

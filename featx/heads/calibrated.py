@@ -51,7 +51,8 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     which does not do here for three reasons: it refuses a class with fewer images than folds, its
     ``predict`` may leave the wrapped answer where two probabilities round to the same number, and
     on margins that separate the classes, as those of good features often do, nothing stops the
-    temperature from falling (40 images in two blobs got probabilities of 1 and 1e-39). `fit_temperature` has the remedy.
+    temperature from falling (40 images in two blobs got probabilities of 1 and 1e-39).
+    `fit_temperature` has the remedy.
 
     Examples
     --------

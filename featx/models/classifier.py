@@ -147,7 +147,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         labels = np.unique(y)
         if len(labels) < 2:
-            raise HeadError(f"one class only: {labels[0]!r}; a classifier needs two or more")
+            raise HeadError(f"one class only: {str(labels[0])!r}; a classifier needs two or more")
         self.head_ = make_head(self.head, seed=self.random_state)
         self.head_.fit(X, y)
         self.classes_ = self.head_.classes_
