@@ -77,7 +77,9 @@ class UnknownNameError(FeatxError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+        spelled = {known_name.lower(): known_name for known_name in names}
+        close = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
+        near = [spelled[found] for found in close]
         message = f"unknown {kind} {name!r}"
         if near:
             message += ": did you mean " + " or ".join(repr(n) for n in near) + "?"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from featx.backbones.catalog import CATALOG, Backbone
 from featx.exceptions import UnknownNameError
 
-__all__ = ["backbone_names", "find_backbone"]
+__all__ = ["backbone_names", "canonical_name", "find_backbone"]
 
 
 def backbone_names() -> list[str]:
@@ -48,6 +49,19 @@ def find_backbone(name: str) -> Backbone:
         CATALOG,
         hint="A network of your own is 'file:PATH.keras'; `featx backbones` shows the table",
     )
+
+
+def canonical_name(name: str) -> str:
+    """Return the name under which features of a backbone are kept.
+
+    Examples
+    --------
+    >>> canonical_name("MobileNetV2"), canonical_name("file:/models/mine.keras")
+    ('mobilenet_v2', 'file:mine')
+    """
+    if name.startswith("file:"):
+        return f"file:{Path(name.removeprefix('file:')).stem}"
+    return find_backbone(name).name
 
 
 def _plain(name: str) -> str:

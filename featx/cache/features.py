@@ -195,6 +195,10 @@ class Features:
             self._matrices[number] = self._stores[number].gather(block.tap, self.keys)
         return self._matrices[number]
 
+    def block(self, *, backbone: str | None = None, tap: str | None = None) -> Block:
+        """Return the one block that fits; see `matrix`."""
+        return self.blocks[self._find(backbone, tap)]
+
     def spec(self, *, backbone: str | None = None, tap: str | None = None) -> FeatureSpec:
         """Return the specification of one block."""
         return self._stores[self._find(backbone, tap)].spec

@@ -98,6 +98,7 @@ def command(
     result = featx.train(
         features,
         head=head,
+        backbone=backbone,
         weights=weights,
         preprocessing=preprocessing,
         cv=cv,

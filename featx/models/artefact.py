@@ -75,8 +75,11 @@ def save_model(
         "tap": model.tap,
         "classes": model.classes_.tolist(),
         "n_features": int(model.n_features_in_),
-        "parameters": {name: _plain(getattr(model, name)) for name in _PARAMETERS},
-        "weights": str(model.weights) if model.weights is not None else None,
+        "parameters": {
+            **{name: _plain(getattr(model, name)) for name in _PARAMETERS},
+            "backbone": _absolute_backbone(model.backbone),
+        },
+        "weights": _absolute(model.weights),
         "metrics": metrics or {},
         "training": training or {},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -100,6 +103,19 @@ def save_model(
             "folder that exists and can be written"
         ) from error
     return target
+
+
+def _absolute_backbone(backbone: str) -> str:
+    if not backbone.startswith("file:"):
+        return backbone
+    return f"file:{_absolute(backbone.removeprefix('file:'))}"
+
+
+def _absolute(weights: str | os.PathLike[str] | None) -> str | None:
+    if weights is None:
+        return None
+    path = Path(weights).expanduser()
+    return str(path.resolve()) if path.is_file() else os.fspath(weights)
 
 
 def _plain(value: Any) -> Any:
@@ -135,7 +151,8 @@ def load_model(
     cache : path, optional
         A cache folder whose features are used.
     weights : path, optional
-        The backbone's weights, where they are not found where they were.
+        The backbone's weights (or the network, for a ``file:`` backbone), where they are not
+        found where they were.
     engine : str, default "auto"
         Key of `featx.engines.select.ENGINES`.
     trust : bool, default False
@@ -151,8 +168,11 @@ def load_model(
     try:
         spec = FeatureSpec.from_dict(details["spec"])
         parameters = details["parameters"]
+        backbone = str(parameters["backbone"])
+        if backbone.startswith("file:") and weights is not None:
+            backbone, weights = f"file:{os.fspath(weights)}", None
         model = ImageClassifier(
-            str(parameters["backbone"]),
+            backbone,
             parameters["head"],
             weights=weights if weights is not None else details["weights"],
             tap=str(details["tap"]),

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from featx.backbones.registry import canonical_name
+from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, FeaturesError
@@ -68,11 +70,14 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
 
 
 def _from_features(model: ImageClassifier, features: Features) -> Any:
-    backbone = model.backbone if len(features.blocks) > 1 else None
-    tap = model.tap if len(features.blocks) > 1 else None
-    X = features.matrix(backbone=backbone, tap=tap)
+    several = len(features.blocks) > 1
+    block = features.block(
+        backbone=canonical_name(model.backbone) if several else None,
+        tap=str(parse_tap(model.tap)) if several else None,
+    )
+    X = features.matrix(backbone=block.backbone, tap=block.tap)
     model.check_width(X.shape[1])
-    spec = features.spec(backbone=backbone, tap=tap)
+    spec = features.spec(backbone=block.backbone, tap=block.tap)
     if model.spec_ is not None and spec != model.spec_:
         raise FeaturesError(
             f"the features are of {spec.name}, the model was trained on {model.spec_.name}"

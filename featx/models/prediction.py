@@ -66,7 +66,7 @@ def predict_images(
         best = np.argsort(-proba, axis=1, kind="stable")[:, :top_k]
         position = 0
         for number, row in enumerate(rows):
-            path = images.paths[row] if images.arrays is not None else str(images.file(row))
+            path = images.paths[row] if images.root is None else str(images.file(row))
             if not readable[number]:
                 yield Prediction(path, (), "failed", ledger.reason[number])
                 continue

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.backbones.registry import canonical_name
+from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
+from featx.cache.manifest import Block
 from featx.exceptions import DatasetError
 from featx.heads.registry import make_head
 from featx.models.classifier import ImageClassifier
 from featx.models.metrics import score_predictions
 from featx.selection.splits import leak_groups, stratified_folds
+from featx.spec import FeatureSpec
 
 __all__ = ["Suspect", "TrainingResult", "train"]
 
@@ -90,7 +94,8 @@ def train(
     head : str or estimator, default "logistic"
         See `featx.heads.registry.make_head`.
     backbone, tap : str, optional
-        Which block of the features, where there are several.
+        Which block of the features, where there are several. A ``file:`` backbone has to be named
+        if the classifier is to read images.
     weights : str or path, optional
         The choice of weights that the features were made with, kept with the model.
     preprocessing : str, optional
@@ -113,18 +118,30 @@ def train(
     HeadError
         If the head cannot be built or trained.
     """
-    X = features.matrix(backbone=backbone, tap=tap)
+    block = _find_block(features, backbone, tap)
+    X = features.matrix(backbone=block.backbone, tap=block.tap)
+    spec = features.spec(backbone=block.backbone, tap=block.tap)
     rows, held_out = _training_rows(features)
     y = _labels(features)
     _require_classes(features, y, rows)
-    model = _classifier(features, head, backbone, tap, weights, preprocessing, seed, cache)
+    model = ImageClassifier(
+        backbone or block.backbone,
+        head,
+        weights=weights,
+        tap=block.tap,
+        input_size=spec.input_size_px,
+        preprocessing=preprocessing,
+        image=spec.image,
+        cache=cache,
+        random_state=seed,
+    )
     suspects: list[Suspect] = []
     if held_out is not None:
-        _fit(model, X[rows], y[rows], features, backbone, tap)
+        _fit(model, X[rows], y[rows], spec)
         metrics = _score_held_out(model, X, y, held_out)
     else:
         metrics, suspects = _cross_validate(head, X[rows], y[rows], features, rows, cv, seed)
-        _fit(model, X[rows], y[rows], features, backbone, tap)
+        _fit(model, X[rows], y[rows], spec)
     return TrainingResult(model, metrics, _provenance(features, y, rows), suspects)
 
 
@@ -152,53 +169,24 @@ def _training_rows(features: Features) -> tuple[NDArray[np.intp], NDArray[np.int
 def _require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> None:
     names, counts = np.unique(y[rows], return_counts=True)
     if len(names) < 2:
-        found = f"one class only: {str(names[0])!r} ({counts[0]} images)" if len(names) else "no labels"
+        found = (
+            f"one class only: {str(names[0])!r} ({counts[0]} images)" if len(names) else "no labels"
+        )
         raise DatasetError(
             f"{features.name!r} has {found}; a classifier needs two classes or more, one folder "
             "each"
         )
 
 
-def _classifier(
-    features: Features,
-    head: Any,
-    backbone: str | None,
-    tap: str | None,
-    weights: Any,
-    preprocessing: str | None,
-    seed: int,
-    cache: Any,
-) -> ImageClassifier:
-    spec = features.spec(backbone=backbone, tap=tap)
-    block = next(
-        block
-        for block in features.blocks
-        if backbone in (None, block.backbone) and tap in (None, block.tap)
-    )
-    return ImageClassifier(
-        block.backbone,
-        head,
-        weights=weights,
-        tap=block.tap,
-        input_size=spec.input_size_px,
-        preprocessing=preprocessing,
-        image=spec.image,
-        cache=cache,
-        random_state=seed,
-    )
+def _find_block(features: Features, backbone: str | None, tap: str | None) -> Block:
+    name = None if backbone is None else canonical_name(backbone)
+    place = None if tap is None else str(parse_tap(tap))
+    return features.block(backbone=name, tap=place)
 
 
-def _fit(
-    model: ImageClassifier,
-    X: NDArray[Any],
-    y: NDArray[np.str_],
-    features: Features,
-    backbone: str | None,
-    tap: str | None,
-) -> None:
+def _fit(model: ImageClassifier, X: NDArray[Any], y: NDArray[np.str_], spec: FeatureSpec) -> None:
     model.fit(X, y)
-    model.spec_ = features.spec(backbone=backbone, tap=tap)
-    model.weights_sha256_ = model.spec_.weights_sha256
+    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
 
 
 def _score_held_out(

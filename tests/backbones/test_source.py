@@ -1,0 +1,246 @@
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featx.backbones.build import build_network, build_tap_model, layer_outputs
+from featx.backbones.source import resolve_backbone
+from featx.exceptions import BackboneError, UnknownNameError
+from featx.spec import ImagePolicy
+
+
+@pytest.fixture
+def vectors(keras, pixels):
+    def run(source, *taps):
+        images = pixels(2, *source.input_size_px, 3)
+        model = build_tap_model(source, taps or ("avg",))
+        return [keras.ops.convert_to_numpy(v) for v in model(images)]
+
+    return run
+
+
+def test_a_backbone_takes_its_own_input_size_or_the_one_asked_for():
+    assert resolve_backbone("xception", weights="random:0").input_size_px == (299, 299)
+    assert resolve_backbone("xception", weights="random:0", input_size=96).input_size_px == (96, 96)
+
+
+@pytest.mark.parametrize("size", [0, -5, (0, 32), (32, 0)])
+def test_a_size_that_is_none_is_an_error(size):
+    with pytest.raises(BackboneError, match="expected an input size in pixels, received"):
+        resolve_backbone("mobilenet", weights="random:0", input_size=size)
+
+
+def test_a_catalogued_backbone_has_a_preprocessing_of_its_own():
+    with pytest.raises(BackboneError, match="mobilenet has a preprocessing of its own.*'caffe'"):
+        resolve_backbone("mobilenet", weights="random:0", preprocessing="caffe")
+
+
+def test_the_specification_holds_what_was_settled():
+    source = resolve_backbone("MobileNet", weights="random:3", input_size=(32, 48))
+    spec = source.spec(image=ImagePolicy(resize="crop"), dtype="float16", precision="mixed")
+    assert (spec.backbone, spec.weights_sha256) == ("mobilenet", source.weights.sha256)
+    assert (spec.input_size_px, spec.preprocessing) == ((32, 48), "tf")
+    assert (spec.image.resize, spec.dtype, spec.precision) == ("crop", "float16", "mixed")
+    assert spec.views is None
+
+
+def test_an_own_network_is_named_by_its_file_and_identified_by_its_bytes(save_model, keras, pixels):
+    name = save_model()
+    path = Path(name.removeprefix("file:"))
+    source = resolve_backbone(name)
+    assert (source.name, source.row, source.input_size_px) == ("file:mine", None, (32, 32))
+    assert source.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    images = pixels(2, 32, 32, 3)
+    (vectors,) = build_tap_model(source, ("flatten",))(images)
+    model = keras.models.load_model(path)
+    expected = keras.ops.convert_to_numpy(model(images.astype(np.float32)))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(vectors), expected.reshape(2, -1), rtol=1e-5
+    )
+
+
+def test_a_relative_path_and_a_home_folder_are_followed(save_model, tmp_path, monkeypatch):
+    save_model()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sources = [resolve_backbone(name) for name in ("file:mine.keras", "file:~/mine.keras")]
+    assert sources[0].spec() == sources[1].spec()
+    assert build_network(sources[0]).input_shape == (None, 32, 32, 3)
+
+
+def test_a_network_of_any_input_size_needs_one(save_model, vectors):
+    name = save_model(size=None)
+    with pytest.raises(BackboneError, match=r"does not fix the size of its input.*--input-size"):
+        resolve_backbone(name)
+    (vector,) = vectors(resolve_backbone(name, input_size=(24, 40)), "flatten")
+    assert vector.shape == (2, 9 * 17 * 5)
+
+
+def test_an_inner_layer_of_fixed_size_does_not_fix_the_input(keras, tmp_path):
+    images = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3)(keras.layers.Resizing(16, 16)(images))
+    keras.Model(images, x).save(tmp_path / "resizing.keras")
+    with pytest.raises(BackboneError, match="does not fix the size of its input"):
+        resolve_backbone(f"file:{tmp_path / 'resizing.keras'}")
+
+
+def test_another_size_than_the_networks_own_is_an_error(save_model):
+    source = resolve_backbone(save_model(size=32), input_size=48)
+    with pytest.raises(BackboneError, match=r"inputs of shape \(32, 32, 3\).*\(48, 48, 3\)"):
+        build_network(source)
+
+
+def test_a_network_of_grey_images_is_an_error(save_model):
+    name = save_model(channels=1)
+    with pytest.raises(BackboneError, match="or does not take RGB images"):
+        resolve_backbone(name)
+    with pytest.raises(BackboneError, match=r"inputs of shape \(32, 32, 1\); expected RGB"):
+        build_network(resolve_backbone(name, input_size=32))
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "scale", "offset"),
+    [(None, 1, 0), ("none", 1, 0), ("unit", 1 / 255, 0), ("tf", 1 / 127.5, -1)],
+)
+def test_an_own_network_reads_pixels_as_asked(preprocessing, scale, offset, keras, tmp_path, pixels):
+    images = keras.Input((8, 8, 3))
+    keras.Model(images, keras.layers.Identity()(images)).save(tmp_path / "same.keras")
+    source = resolve_backbone(f"file:{tmp_path / 'same.keras'}", preprocessing=preprocessing)
+    assert source.spec().preprocessing == (preprocessing or "none")
+    batch = pixels(2, 8, 8, 3)
+    (vectors,) = build_tap_model(source, ("flatten",))(batch)
+    expected = batch.reshape(2, -1) * scale + offset
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(vectors), expected, atol=1e-5)
+
+
+def test_an_unknown_preprocessing_is_answered_with_the_nearest(save_model):
+    with pytest.raises(UnknownNameError, match="unknown preprocessing 'cafe': did you mean 'caffe'"):
+        resolve_backbone(save_model(), preprocessing="cafe")
+
+
+def test_an_own_network_brings_its_own_weights(save_model):
+    with pytest.raises(BackboneError, match="brings its own weights: leave --weights out"):
+        resolve_backbone(save_model(), weights="random:0")
+
+
+def test_a_classifier_gives_its_outputs(save_model, keras, vectors):
+    name = save_model(tail=[keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(7)])
+    average, flat = vectors(resolve_backbone(name), "avg", "flatten")
+    assert average.shape == (2, 7)
+    np.testing.assert_array_equal(average, flat)
+
+
+def test_the_layers_of_an_own_network_are_taps(save_model, vectors):
+    last, first = vectors(resolve_backbone(save_model()), "last_conv:max", "conv2d_1:avg")
+    assert (last.shape, first.shape) == ((2, 5), (2, 4))
+
+
+def test_an_unknown_layer_of_an_own_network_is_answered_with_its_layers(save_model):
+    source = resolve_backbone(save_model())
+    with pytest.raises(UnknownNameError, match=r"of file:mine 'lastconv': .*'last_conv'.*Known: "):
+        build_tap_model(source, ("lastconv:avg",))
+
+
+def test_a_network_inside_a_network_is_a_tap(keras, tmp_path, vectors):
+    inner = keras.Sequential(
+        [keras.Input((16, 16, 3)), keras.layers.Conv2D(6, 3)], name="inner_net"
+    )
+    images = keras.Input((16, 16, 3))
+    outputs = keras.layers.GlobalAveragePooling2D()(inner(images))
+    keras.Model(images, outputs).save(tmp_path / "nested.keras")
+    source = resolve_backbone(f"file:{tmp_path / 'nested.keras'}")
+    inside, last = vectors(source, "inner_net:avg", "avg")
+    np.testing.assert_allclose(inside, last, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequential_network_is_taken_as_it_is(keras, tmp_path, vectors):
+    layers = [keras.layers.Conv2D(6, 3, name="stem"), keras.layers.GlobalMaxPooling2D()]
+    keras.Sequential([keras.Input((16, 20, 3)), *layers]).save(tmp_path / "row.keras")
+    source = resolve_backbone(f"file:{tmp_path / 'row.keras'}")
+    assert source.input_size_px == (16, 20)
+    stem, last = vectors(source, "stem:max", "avg")
+    np.testing.assert_array_equal(stem, last)
+
+
+def test_a_layer_that_is_applied_twice_is_no_tap(keras, tmp_path, vectors):
+    shared, images = keras.layers.Conv2D(3, 3, name="shared"), keras.Input((16, 16, 3))
+    keras.Model(images, shared(shared(images))).save(tmp_path / "twice.keras")
+    source = resolve_backbone(f"file:{tmp_path / 'twice.keras'}")
+    assert "shared" not in layer_outputs(build_network(source))
+    assert vectors(source, "avg")[0].shape == (2, 3)
+
+
+def test_two_outputs_are_an_error(save_model):
+    source = resolve_backbone(save_model(outputs=2))
+    with pytest.raises(BackboneError, match=r"has 1 inputs and 2 outputs; expected one of each"):
+        build_network(source)
+
+
+def test_code_in_a_file_is_not_run(keras, tmp_path):
+    path, trace = tmp_path / "evil.keras", tmp_path / "trace"
+    images = keras.Input((8, 8, 3))
+    write = f"__import__('pathlib').Path({str(trace)!r}).touch()"
+    lamb = keras.layers.Lambda(eval(f"lambda x: ({write}, x)[1]"), output_shape=(8, 8, 3))
+    keras.Model(images, lamb(images)).save(path)
+    trace.unlink(missing_ok=True)
+    source = resolve_backbone(f"file:{path}")
+    with pytest.raises(BackboneError, match=r"evil\.keras cannot be loaded as a Keras model"):
+        build_network(source)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere.keras", "folder.keras", ""])
+def test_no_such_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.keras").mkdir()
+    with pytest.raises(BackboneError, match=f"received 'file:{name}', which is no file"):
+        resolve_backbone(f"file:{name}")
+
+
+def test_a_file_of_another_kind(tmp_path):
+    path = tmp_path / "model.h5"
+    path.write_bytes(b"legacy")
+    with pytest.raises(BackboneError, match=r"a model saved as \.keras, received .*model\.h5'$"):
+        resolve_backbone(f"file:{path}")
+
+
+@pytest.mark.parametrize(
+    "config", [b"", b"{", b"[]", b"5", b'{"config": []}', b'{"config": {"layers": [1]}}']
+)
+def test_a_file_that_is_no_model(config, tmp_path):
+    path = tmp_path / "odd.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", config)
+    with pytest.raises(BackboneError, match=r"odd\.keras (is no model|does not fix)"):
+        resolve_backbone(f"file:{path}")
+    with pytest.raises(BackboneError, match="cannot be loaded as a Keras model"):
+        build_network(resolve_backbone(f"file:{path}", input_size=32))
+
+
+@pytest.mark.parametrize("content", [b"", b"just text"])
+def test_a_file_that_is_no_archive(content, tmp_path):
+    path = tmp_path / "text.keras"
+    path.write_bytes(content)
+    with pytest.raises(BackboneError, match=r"text\.keras is no model saved by Keras 3"):
+        resolve_backbone(f"file:{path}")
+
+
+def test_a_model_cut_short(save_model):
+    path = Path(save_model().removeprefix("file:"))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BackboneError, match="is no model saved by Keras 3"):
+        resolve_backbone(f"file:{path}")
+
+
+def test_a_model_without_its_weights(save_model, tmp_path):
+    whole = Path(save_model().removeprefix("file:"))
+    path = tmp_path / "bare.keras"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
+        for name in ("config.json", "metadata.json"):
+            json.loads(source.read(name))
+            target.writestr(name, source.read(name))
+    with pytest.raises(BackboneError, match=r"bare\.keras cannot be loaded"):
+        build_network(resolve_backbone(f"file:{path}"))

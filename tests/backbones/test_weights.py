@@ -1,0 +1,309 @@
+import hashlib
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from featx.backbones.build import build_network, build_tap_model
+from featx.backbones.registry import find_backbone
+from featx.backbones.source import resolve_backbone
+from featx.backbones.weights import file_sha256, find_weights_file, resolve_weights, weights_places
+from featx.exceptions import BackboneError, WeightsError
+
+ROW = find_backbone("mobilenet_v3_small")
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """Empty folders where weights are looked for."""
+    folders = tmp_path / "featx-weights", tmp_path / "keras-home"
+    monkeypatch.setenv("FEATX_WEIGHTS", str(folders[0]))
+    monkeypatch.setenv("KERAS_HOME", str(folders[1]))
+    return folders
+
+
+def put(path, content=b"weights"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(built):
+    return built("mobilenet_v3_small")[1]
+
+
+def test_the_published_name_is_found_before_the_plain_one_and_keras_last(places):
+    ours, home = places
+    expected = [
+        ours / ROW.weights_file,
+        ours / "mobilenet_v3_small.weights.h5",
+        home / "models" / ROW.weights_file,
+    ]
+    assert weights_places(ROW) == expected
+    for number, path in reversed(list(enumerate(expected))):
+        put(path, b"%d" % number)
+        found = resolve_weights(ROW)
+        assert (found.path, found.source, found.seed) == (path, "imagenet", None)
+        assert found.sha256 == hashlib.sha256(b"%d" % number).hexdigest()
+        assert find_weights_file(ROW) == path
+        assert resolve_weights(ROW, "imagenet") == found
+
+
+def test_without_a_folder_of_ours_keras_alone_is_asked(places, monkeypatch):
+    monkeypatch.delenv("FEATX_WEIGHTS")
+    assert weights_places(ROW) == [places[1] / "models" / ROW.weights_file]
+
+
+def test_without_any_setting_the_place_is_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEATX_WEIGHTS")
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights_places(ROW) == [tmp_path / ".keras" / "models" / ROW.weights_file]
+
+
+def test_a_tilde_in_a_setting_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEATX_WEIGHTS", "~/weights")
+    monkeypatch.setenv("KERAS_HOME", "~/keras")
+    assert weights_places(ROW)[0] == tmp_path / "weights" / ROW.weights_file
+    assert weights_places(ROW)[2] == tmp_path / "keras" / "models" / ROW.weights_file
+
+
+def test_an_explicit_file_goes_before_every_place(places, tmp_path):
+    put(places[0] / ROW.weights_file, b"in the folder")
+    path = put(tmp_path / "mine.weights.h5", b"mine")
+    found = resolve_weights(ROW, path)
+    assert (found.path, found.sha256) == (path, hashlib.sha256(b"mine").hexdigest())
+    assert found.source == str(path)
+    assert resolve_weights(ROW, str(path)) == found
+
+
+def test_the_digest_is_of_the_bytes_not_of_the_name(tmp_path):
+    a, b = put(tmp_path / "a.h5", b"same"), put(tmp_path / "b.weights.h5", b"same")
+    assert file_sha256(a) == file_sha256(b) == hashlib.sha256(b"same").hexdigest()
+    specs = [resolve_backbone(ROW.name, weights=path).spec() for path in (a, b)]
+    assert specs[0] == specs[1]
+    put(a, b"other")
+    assert resolve_backbone(ROW.name, weights=a).spec() != specs[0]
+
+
+def test_missing_offline_says_what_is_missing_where_to_put_it_and_what_else_there_is(places):
+    with pytest.raises(WeightsError, match="FEATX_OFFLINE forbids the download") as raised:
+        resolve_weights(ROW)
+    message = str(raised.value)
+    for part in (
+        "the ImageNet weights of mobilenet_v3_small are not here",
+        ROW.weights_file,
+        ROW.weights_url,
+        *map(str, weights_places(ROW)),
+        "--weights",
+        "FEATX_WEIGHTS",
+        "--backbone tiny",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("weights", [None, "imagenet", ""])
+def test_nothing_is_ever_drawn_unless_asked_for(weights):
+    with pytest.raises(WeightsError, match="are not here"):
+        resolve_backbone("resnet50", weights=weights)
+
+
+@pytest.mark.parametrize("text", ["random", "random:", "random:x", "random:-1", "random:1.5", "random:²"])
+def test_random_weights_need_a_seed(text):
+    with pytest.raises(WeightsError, match=f"need a seed, as in 'random:0', received '{text}'"):
+        resolve_weights(ROW, text)
+
+
+def test_a_seed_has_one_digest_and_every_seed_its_own():
+    found = resolve_weights(ROW, "random:7")
+    assert (found.source, found.seed, found.path) == ("random:7", 7, None)
+    assert resolve_weights(ROW, "random:007") == found
+    assert resolve_weights(ROW, "random:8").sha256 != found.sha256
+    # Features in caches are named by this digest: it never changes.
+    assert found.sha256 == hashlib.sha256(b"featx-random-weights-1:7").hexdigest()
+
+
+def test_a_file_whose_name_begins_with_random_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "random_walk.weights.h5")
+    assert resolve_weights(ROW, "random_walk.weights.h5").path is not None
+
+
+def test_no_other_backbone_brings_weights():
+    with pytest.raises(WeightsError, match=r"no weights of mobilenet_v3_small come with featx"):
+        resolve_weights(ROW, "bundled")
+
+
+@pytest.mark.parametrize("text", ["nowhere.h5", "imagnet", "folder"])
+def test_what_is_no_file_is_an_error(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        WeightsError, match=rf"weights file for mobilenet_v3_small, received '{text}', which is no"
+    ):
+        resolve_weights(ROW, text)
+
+
+def test_another_suffix_is_an_error(tmp_path):
+    path = put(tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=r"ends in one of .*\.weights\.h5.*received .*weights\.pt"):
+        resolve_weights(ROW, path)
+
+
+def check_loads(path, network, built):
+    source = resolve_backbone(ROW.name, weights=path, input_size=64)
+    loaded = build_network(source)
+    for ours, theirs in zip(loaded.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["mine.weights.h5", "mine.keras"])
+def test_weights_saved_by_keras_3_are_loaded(name, network, built, tmp_path):
+    path = tmp_path / name
+    network.save(path) if name.endswith(".keras") else network.save_weights(path)
+    check_loads(path, network, built)
+
+
+def test_weights_in_the_format_that_keras_publishes_are_loaded_from_its_folder(
+    network, built, places, write_legacy_weights
+):
+    write_legacy_weights(network, places[1] / "models" / ROW.weights_file)
+    check_loads(None, network, built)
+
+
+def check_refused(path, match):
+    source = resolve_backbone(ROW.name, weights=path, input_size=64)
+    with pytest.raises(WeightsError, match=match) as raised:
+        build_network(source)
+    assert str(path) in str(raised.value)
+    assert "does not fit mobilenet_v3_small without its top (939,120 parameters)" in str(raised.value)
+
+
+def small_network(keras):
+    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+
+
+def test_weights_of_another_network_are_refused(keras, tmp_path, write_legacy_weights):
+    other = small_network(keras)
+    other.save_weights(tmp_path / "other.weights.h5")
+    check_refused(tmp_path / "other.weights.h5", "Is it of another network")
+    other.save(tmp_path / "other.keras")
+    check_refused(tmp_path / "other.keras", "Is it of another network")
+    path = write_legacy_weights(other, tmp_path / "other.h5")
+    check_refused(path, "Layer count mismatch")
+
+
+def test_truncated_weights_are_refused(network, tmp_path, write_legacy_weights):
+    network.save_weights(tmp_path / "whole.weights.h5")
+    write_legacy_weights(network, tmp_path / "whole.h5")
+    for name in ("whole.weights.h5", "whole.h5"):
+        data = (tmp_path / name).read_bytes()
+        for share in (0.0, 0.01, 0.5, 0.999):
+            path = put(tmp_path / f"cut-{name}", data[: int(len(data) * share)])
+            check_refused(path, "cut short")
+
+
+@pytest.mark.parametrize("name", ["text.h5", "text.weights.h5", "text.hdf5", "text.keras"])
+def test_a_text_file_under_the_name_of_weights_is_refused(name, tmp_path):
+    check_refused(put(tmp_path / name, b"<html>404 Not Found</html>"), "Is it of another network")
+
+
+class TestDownload:
+    """Keras's download stands for the network, which tests do not have."""
+
+    @pytest.fixture(autouse=True)
+    def online(self, monkeypatch):
+        monkeypatch.delenv("FEATX_OFFLINE")
+
+    @pytest.fixture
+    def answer(self, keras, monkeypatch):
+        asked = []
+
+        def use(function):
+            def get_file(fname, origin, **options):
+                asked.append((fname, origin, options))
+                return function()
+
+            monkeypatch.setattr(keras.utils, "get_file", get_file)
+            return asked
+
+        return use
+
+    def test_what_is_missing_is_downloaded(self, answer, tmp_path):
+        path = put(tmp_path / "downloaded.h5", b"from afar")
+        asked = answer(lambda: str(path))
+        found = resolve_weights(ROW)
+        assert (found.source, found.path) == ("imagenet", path)
+        assert found.sha256 == hashlib.sha256(b"from afar").hexdigest()
+        options = {"cache_subdir": "models", "file_hash": ROW.weights_hash}
+        assert asked == [(ROW.weights_file, ROW.weights_url, options)]
+
+    def test_no_hash_is_checked_where_none_is_published(self, answer, tmp_path):
+        asked = answer(lambda: put(tmp_path / "downloaded.h5"))
+        resolve_backbone("mobilenet_v2")
+        assert asked[0][2]["file_hash"] is None
+
+    def test_what_is_here_is_not_downloaded(self, answer, places):
+        asked = answer(lambda: pytest.fail("downloaded"))
+        put(places[0] / ROW.weights_file)
+        resolve_weights(ROW)
+        assert asked == []
+
+    def test_a_failed_download_says_why_and_what_to_do(self, answer):
+        def fail():
+            raise OSError("Connection refused\nby somebody")
+
+        answer(fail)
+        with pytest.raises(WeightsError, match=r"download failed \(Connection refused\)") as raised:
+            resolve_weights(ROW)
+        assert ROW.weights_url in str(raised.value)
+        assert "--backbone tiny" in str(raised.value)
+
+    def test_a_failure_without_words_is_named_by_its_kind(self, answer):
+        def fail():
+            raise TimeoutError
+
+        answer(fail)
+        with pytest.raises(WeightsError, match=r"the download failed \(TimeoutError\(\)\)"):
+            resolve_weights(ROW)
+
+    def test_its_progress_stays_out_of_standard_output(self, answer, tmp_path, capsys, caplog):
+        def chat():
+            sys.stdout.write("Downloading data from ... 45%")
+            return put(tmp_path / "downloaded.h5")
+
+        answer(chat)
+        with caplog.at_level(logging.INFO, logger="featx"):
+            resolve_weights(ROW)
+        assert capsys.readouterr() == ("", "")
+        assert f"downloading {ROW.weights_url}" in caplog.text
+
+
+@pytest.mark.realdata
+def test_the_shared_weights_give_the_features_that_keras_gives(
+    mobilenet_weights, keras, places, pixels
+):
+    named = places[0] / "mobilenet_v2.weights.h5"
+    put(named, mobilenet_weights.read_bytes())
+    source = resolve_backbone("mobilenet_v2", input_size=96)
+    assert source.weights.path == named
+    images = pixels(2, 96, 96, 3)
+    (received,) = build_tap_model(source, ("avg",))(images)
+    application = keras.applications.MobileNetV2(
+        include_top=False, weights=None, pooling="avg", input_shape=(96, 96, 3)
+    )
+    application.load_weights(mobilenet_weights)
+    inputs = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
+    expected = keras.ops.convert_to_numpy(application(inputs))
+    received = keras.ops.convert_to_numpy(received)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4 * expected.max())
+
+
+@pytest.mark.realdata
+def test_weights_of_the_right_kind_of_file_but_another_network(mobilenet_weights, keras):
+    source = resolve_backbone("mobilenet", weights=mobilenet_weights, input_size=32)
+    with pytest.raises(BackboneError, match=r"does not fit mobilenet without its top"):
+        build_network(source)
