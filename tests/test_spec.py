@@ -113,7 +113,9 @@ def test_a_mistyped_or_unknown_part_is_an_error(part, value):
         FeatureSpec.from_dict({**SPEC.to_dict(), part: value})
 
 
-@pytest.mark.parametrize("data", [None, [], "featx-spec", {}, {"type": "featx-shard", "version": 1}])
+@pytest.mark.parametrize(
+    "data", [None, [], "featx-spec", {}, {"type": "featx-shard", "version": 1}]
+)
 def test_what_is_no_specification_is_an_error(data):
     with pytest.raises(CacheFormatError, match="expected a feature specification, received type"):
         FeatureSpec.from_dict(data)

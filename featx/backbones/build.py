@@ -137,8 +137,8 @@ def build_tap_model(
     Returns
     -------
     model : keras.Model
-        From uint8 RGB pixels of shape (n, h, w, 3) to a list of float32 vectors of shape (n, d),
-        in the order of `taps`.
+        From uint8 RGB pixels of shape (n, h, w, 3) to float32 vectors of shape (n, d), a list in
+        the order of `taps` where there are several.
 
     Raises
     ------

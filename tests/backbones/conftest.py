@@ -53,6 +53,18 @@ def pixels():
     return draw
 
 
+@pytest.fixture(scope="session")
+def vectors_of(keras):
+    """Run a model with its taps: one array a tap."""
+
+    def run(model, images):
+        vectors = model(images)
+        vectors = vectors if isinstance(vectors, (list, tuple)) else [vectors]
+        return [keras.ops.convert_to_numpy(vector) for vector in vectors]
+
+    return run
+
+
 @pytest.fixture
 def save_model(keras, tmp_path):
     """Save a small network of one's own, and return its name as a backbone."""

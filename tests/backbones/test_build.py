@@ -18,14 +18,6 @@ SIX = [
 ]
 
 
-@pytest.fixture
-def vectors_of(keras):
-    def run(model, images):
-        return [keras.ops.convert_to_numpy(vector) for vector in model(images)]
-
-    return run
-
-
 @pytest.mark.parametrize("name", SIX)
 def test_pixels_go_in_and_the_features_of_the_application_come_out(
     name, built, application_module, keras, pixels, vectors_of

@@ -120,7 +120,7 @@ def test_parameters_and_features_are_those_of_the_network(name, built):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_network_at_its_smallest_input(name, application_module, keras):
+def test_every_network_at_its_smallest_input(name, application_module, keras, vectors_of):
     row = CATALOG[name]
     size = row.shared.min_size_px
     source = resolve_backbone(name, weights="random:0", input_size=size)
@@ -131,7 +131,7 @@ def test_every_network_at_its_smallest_input(name, application_module, keras):
     assert len(blocks) >= 4
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     model = build_tap_model(source, ("avg", f"{list(blocks)[-1]}:max"), network=network)
-    vectors = [keras.ops.convert_to_numpy(v) for v in model(images)]
+    vectors = vectors_of(model, images)
     inputs = application_module(name).preprocess_input(images.astype(np.float32))
     expected = keras.ops.convert_to_numpy(network(inputs)).mean(axis=(1, 2))
     assert all(np.isfinite(v).all() and v.std() > 0 for v in vectors)

@@ -15,7 +15,8 @@ def drawn(keras):
 
 def test_another_seed_draws_another_network(drawn):
     kernels = [
-        [weight for weight in network.get_weights() if weight.ndim > 1] for network in drawn.values()
+        [weight for weight in network.get_weights() if weight.ndim > 1]
+        for network in drawn.values()
     ]
     assert all(not np.array_equal(a, b) for a, b in zip(*kernels, strict=True))
 
@@ -33,11 +34,10 @@ def test_drawing_leaves_the_training_rules_of_the_layers_as_they_were(drawn, ker
             assert getattr(ours, attribute, None) == getattr(theirs, attribute, None)
 
 
-def test_features_of_a_drawn_network_tell_images_apart(built, pixels, keras):
+def test_features_of_a_drawn_network_tell_images_apart(built, pixels, vectors_of):
     source, network = built("resnet50")
     images = np.concatenate([pixels(2, 64, 64, 3), np.full((1, 64, 64, 3), 128, np.uint8)])
-    (vectors,) = build_tap_model(source, ("avg",), network=network)(images)
-    vectors = keras.ops.convert_to_numpy(vectors)
+    (vectors,) = vectors_of(build_tap_model(source, ("avg",), network=network), images)
     assert np.isfinite(vectors).all()
     for a, b in [(0, 1), (0, 2)]:
         assert np.linalg.norm(vectors[a] - vectors[b]) > 1e-3 * np.linalg.norm(vectors[a])

@@ -13,7 +13,9 @@ MAPS = np.random.default_rng(0).normal(size=(3, 7, 5, 4)).astype(np.float32)
 @pytest.fixture
 def pooled(keras):
     def run(features, tap):
-        return keras.ops.convert_to_numpy(pool(keras.ops.convert_to_tensor(features), parse_tap(tap)))
+        return keras.ops.convert_to_numpy(
+            pool(keras.ops.convert_to_tensor(features), parse_tap(tap))
+        )
 
     return run
 

@@ -26,7 +26,9 @@ def test_a_backbone_is_found_by_its_name_and_by_that_of_keras(name):
     ],
 )
 def test_a_mistyped_name_is_answered_with_the_nearest(typed, meant):
-    with pytest.raises(UnknownNameError, match=rf"unknown backbone '{typed}': did you mean.*'{meant}'"):
+    with pytest.raises(
+        UnknownNameError, match=rf"unknown backbone '{typed}': did you mean.*'{meant}'"
+    ):
         find_backbone(typed)
 
 
