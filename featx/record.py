@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = ["DatasetRecord", "find_earlier", "run_report"]
 _LOG = logging.getLogger("featx")
 # A file changed within this time of being read may change again without changing its time stamp.
 _RACY_NS = 2_000_000_000
+_INT64 = (1 << 63) - 1
 
 
 class DatasetRecord:
@@ -145,12 +147,13 @@ def _stat(dataset: ImageDataset) -> NDArray[np.int64]:
     stats = np.full((len(dataset), 3), -1, np.int64)
     if dataset.arrays is not None:
         return stats
-    for row in range(len(dataset)):
+    root = str(dataset.root or "")
+    for row, path in enumerate(dataset.paths):
         try:
-            found = dataset.file(row).stat()
-        except OSError:
+            found = os.stat(os.path.join(root, path))
+        except (OSError, ValueError):
             continue
-        stats[row] = found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)
+        stats[row] = found.st_size, found.st_mtime_ns, found.st_ino & _INT64
     return stats
 
 

@@ -10,7 +10,9 @@ from featx.backbones.catalog import Preprocessing
 
 __all__ = ["draw_weights"]
 
-_CALIBRATION_IMAGES = 2
+_SAMPLES = 64
+_LEAST_IMAGES = 2
+_STRIDE_PX = 32
 
 
 def draw_weights(network: Any, seed: int, preprocessing: Preprocessing) -> None:
@@ -51,7 +53,11 @@ def _calibrate(network: Any, generator: np.random.Generator, preprocessing: Prep
     kept = [(layer, "momentum", layer.momentum) for layer in norms]
     kept += [(layer, "rate", layer.rate) for layer in drops]
     height, width = (int(n) for n in network.inputs[0].shape[1:3])
-    pixels = generator.uniform(0.0, 255.0, (_CALIBRATION_IMAGES, 8, 8, 3))
+    # The last map of a small input has few positions: a variance of so few values may be next to
+    # nothing, and dividing by it overflows some layers on.
+    positions = max(1, height // _STRIDE_PX) * max(1, width // _STRIDE_PX)
+    images = max(_LEAST_IMAGES, -(-_SAMPLES // positions))
+    pixels = generator.uniform(0.0, 255.0, (images, 8, 8, 3))
     coarse = (pixels * preprocessing.scale + preprocessing.offset).astype(np.float32)
     noise = np.repeat(np.repeat(coarse, -(-height // 8), axis=1), -(-width // 8), axis=2)
     for layer in norms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING, Block, Manifest, find_manifest
 from featx.cache.space import FeatureSpace, read_spec
+from featx.cache.streaming import stream_batches
 from featx.exceptions import FeaturesError
 from featx.spec import FeatureSpec
 
@@ -30,6 +31,9 @@ class FeatureStore(Protocol):
 
     def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
         """Return the features of keys of shape (m, 32), in their order, shape (m, d)."""
+
+    def disk_order(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.intp]:
+        """Return the order of keys of shape (m, 32) in which they are read fastest."""
 
 
 class Features:
@@ -194,6 +198,53 @@ class Features:
             block = self.blocks[number]
             self._matrices[number] = self._stores[number].gather(block.tap, self.keys)
         return self._matrices[number]
+
+    def batches(
+        self,
+        *,
+        backbone: str | None = None,
+        tap: str | None = None,
+        batch_size: int = 1024,
+        shuffle: bool = False,
+        seed: int = 0,
+        max_ram_bytes: int = 256 << 20,
+    ) -> Iterator[tuple[NDArray[np.floating[Any]], NDArray[np.intp]]]:
+        """Yield every row once, in batches, never holding more than a budget of memory.
+
+        Parameters
+        ----------
+        backbone, tap : str, optional
+            Which block, where there are several.
+        batch_size : int, default 1024
+            Number of rows in a batch; the last one may be smaller.
+        shuffle : bool, default False
+            Whether to shuffle, chunk by chunk; see `featx.cache.streaming.stream_batches`.
+        seed : int, default 0
+            The same seed gives the same order; take another for each epoch.
+        max_ram_bytes : int, default 256 MiB
+            Bound on what is held at any time.
+
+        Yields
+        ------
+        X : ndarray of shape (b, d)
+            Features.
+        rows : ndarray of shape (b,)
+            Their row numbers: ``features.labels[rows]`` are their labels.
+        """
+        number = self._find(backbone, tap)
+        store, place, keys = self._stores[number], self.blocks[number].tap, self.keys
+        if not len(keys):
+            return
+        first = store.gather(place, keys[:1])
+        yield from stream_batches(
+            lambda rows: store.gather(place, keys[rows]),
+            store.disk_order(place, keys),
+            first.nbytes,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            max_ram_bytes=max_ram_bytes,
+        )
 
     def block(self, *, backbone: str | None = None, tap: str | None = None) -> Block:
         """Return the one block that fits; see `matrix`."""

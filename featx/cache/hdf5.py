@@ -9,6 +9,7 @@ refused.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ __all__ = [
     "write_strings",
 ]
 
-_MAX_ATTRIBUTE_BYTES = 1 << 26
+_MAX_ATTRIBUTE_BYTES = 1 << 16
 _ALIGNMENT = 64
 
 
@@ -78,7 +79,7 @@ class Array:
 
 def tag(item: Any, kind: str, version: int = 1) -> None:
     """Write the type and the version of an element."""
-    item.attrs["type"] = kind
+    item.attrs["type"] = np.bytes_(kind)
     item.attrs["version"] = np.int64(version)
 
 
@@ -104,7 +105,7 @@ def write_array(group: Any, name: str, values: NDArray[Any], kind: str) -> None:
     little = little.astype(little.dtype.newbyteorder("<"), copy=False)
     dataset = group.create_dataset(name, data=little, track_times=False)
     tag(dataset, kind)
-    dataset.attrs["sha256"] = _digest(little)
+    dataset.attrs["sha256"] = np.bytes_(_digest(little))
 
 
 def _digest(values: NDArray[Any]) -> str:
@@ -149,13 +150,19 @@ def _check_tag(item: Any, kind: str, version: int = 1) -> None:
 
 
 def attribute(item: Any, name: str) -> Any:
-    """Return a scalar attribute, refusing absurd sizes."""
-    if name not in item.attrs:
+    """Return a scalar attribute (text or a number), refusing other kinds and absurd sizes."""
+    from h5py import h5a
+
+    # The low-level calls, because opening a cache reads thousands of attributes.
+    if not h5a.exists(item.id, name.encode()):
         raise CacheFormatError(f"attribute {name!r} is missing at {item.name}")
-    stored = item.attrs.get_id(name)
-    if stored.shape != () or stored.get_storage_size() > _MAX_ATTRIBUTE_BYTES:
-        raise CacheFormatError(f"attribute {name!r} at {item.name} is no scalar")
-    return item.attrs[name]
+    stored = h5a.open(item.id, name.encode())
+    dtype = stored.dtype
+    if stored.shape != () or dtype.kind not in "Si" or dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
+        raise CacheFormatError(f"attribute {name!r} at {item.name} is no text and no number")
+    value = np.empty((), dtype)
+    stored.read(value)
+    return value.item().decode() if dtype.kind == "S" else value.item()
 
 
 def _hard_link(group: Any, name: str) -> Any:
@@ -198,16 +205,17 @@ def find_array(group: Any, name: str, kind: str, *, ndim: int, dtypes: Sequence[
             f"expected {ndim} dimensions of {' or '.join(dtypes)} at {item.name}, received "
             f"{item.ndim} of {item.dtype.str}"
         )
-    path = Path(group.file.filename)
     size = item.dtype.itemsize
     for extent in item.shape:
         size *= int(extent)
     offset = item.id.get_offset() if size else 0
-    if offset is None or offset + size > path.stat().st_size:
+    file = h5py.h5i.get_file_id(item.id)
+    if offset is None or offset + size > file.get_filesize():
         raise CacheFormatError(
             f"{item.name} claims {size:,} bytes, more than its file holds: it was cut short"
         )
     stated = attribute(item, "sha256")
+    path = Path(os.fsdecode(file.name))
     return Array(path, item.name, int(offset), tuple(item.shape), item.dtype, str(stated))
 
 

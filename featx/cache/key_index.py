@@ -16,7 +16,7 @@ class KeyIndex:
     Parameters
     ----------
     parts : sequence of ndarray of shape (n, 32), uint8
-        Keys of each shard. Where a key occurs more than once, the first row stands for it.
+        Keys of each shard. Where a key occurs more than once, any of its rows stands for it.
 
     Examples
     --------
@@ -30,7 +30,7 @@ class KeyIndex:
         whole = np.concatenate(parts) if parts else np.empty((0, 32), np.uint8)
         self._keys = np.ascontiguousarray(whole)
         prefix = _prefix(self._keys)
-        self._order = np.argsort(prefix, kind="stable")
+        self._order = np.argsort(prefix)
         self._sorted = prefix[self._order]
 
     def __len__(self) -> int:

@@ -92,8 +92,8 @@ def write_shard(
     def write(temporary: Path) -> None:
         with create(temporary) as file:
             tag(file, _KIND)
-            file.attrs["spec"] = spec_digest
-            file.attrs["provenance"] = json.dumps(dict(provenance), sort_keys=True)
+            file.attrs["spec"] = np.bytes_(spec_digest)
+            file.attrs["provenance"] = np.bytes_(json.dumps(dict(provenance), sort_keys=True))
             write_array(file, "key", keys, "featx-keys")
             group = file.create_group("features")
             tag(group, "featx-taps")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.hdf5 import Array
 from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, publish, reading
 from featx.cache.shard import Shard, read_shard, write_shard
@@ -102,9 +103,13 @@ class FeatureSpace:
         for shard in shards:
             for tap in shard.taps:
                 by_tap.setdefault(tap, []).append(shard)
+        made: dict[tuple[Path, ...], KeyIndex] = {}
         indices = {}
         for tap, having in by_tap.items():
-            indices[tap] = (KeyIndex([s.keys.map() for s in having]), tuple(having))
+            paths = tuple(shard.path for shard in having)
+            if paths not in made:  # taps that always come together share one index
+                made[paths] = KeyIndex([shard.keys.map() for shard in having])
+            indices[tap] = (made[paths], tuple(having))
         self._snapshot = _Snapshot(shards, indices)
 
     @property
@@ -145,6 +150,36 @@ class FeatureSpace:
         FeaturesError
             If a key is not here.
         """
+        try:
+            return self._gather(tap, keys)
+        except FileNotFoundError:
+            # A shard was compacted away since it was opened; its rows are in another one now.
+            self.refresh()
+            return self._gather(tap, keys)
+
+    def _gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+        part, row, arrays = self._locate(tap, keys)
+        if not len(keys):
+            return np.empty((0, arrays[0].shape[1]), arrays[0].dtype)
+        if (part == part[0]).all():
+            whole = arrays[part[0]].map()
+            together = bool((np.diff(row) == 1).all())
+            rows: NDArray[Any] = whole[row[0] : row[0] + len(row)] if together else whole[row]
+            return rows
+        out = np.empty((len(keys), arrays[0].shape[1]), arrays[0].dtype)
+        for number in np.unique(part):
+            here = np.flatnonzero(part == number)
+            out[here] = arrays[number].map()[row[here]]
+        return out
+
+    def disk_order(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.intp]:
+        """Return the order of keys of shape (m, 32) in which they lie on the disk."""
+        part, row, _ = self._locate(tap, keys)
+        return np.lexsort((row, part))
+
+    def _locate(
+        self, tap: str, keys: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Array]]:
         if tap not in self._snapshot.indices:
             raise FeaturesError(
                 f"no features of tap {tap!r} in {self.spec.name}: there are "
@@ -158,18 +193,7 @@ class FeatureSpace:
                 f"{missing.size} of {len(keys)} images have no features of tap {tap!r} in "
                 f"{self.spec.name}: run extract again"
             )
-        arrays = [shard.taps[tap] for shard in shards]
-        width = arrays[0].shape[1]
-        if not len(keys):
-            return np.empty((0, width), arrays[0].dtype)
-        if (part == part[0]).all() and (np.diff(row) == 1).all():
-            mapped: NDArray[Any] = arrays[part[0]].map()[row[0] : row[0] + len(row)]
-            return mapped
-        out = np.empty((len(keys), width), arrays[0].dtype)
-        for number in np.unique(part):
-            here = np.flatnonzero(part == number)
-            out[here] = arrays[number].map()[row[here]]
-        return out
+        return part, row, [shard.taps[tap] for shard in shards]
 
     def add(
         self,

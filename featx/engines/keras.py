@@ -71,10 +71,10 @@ class KerasEngine:
             with quiet_import() if noisy else nullcontext():
                 vectors = self._model.predict_on_batch(pixels)
         except Exception as error:  # each backend raises errors of its own
-            lines = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines() or [repr(error)]
             raise EngineError(
-                f"the forward pass of a batch of shape {pixels.shape} failed: "
-                f"{lines[0] if lines else error!r}. A smaller --batch-size needs less memory"
+                f"the forward pass of a batch of shape {pixels.shape} failed: {lines[0]}. "
+                "A smaller --batch-size needs less memory"
             ) from error
         self._traced.add(pixels.shape)
         vectors = vectors if isinstance(vectors, (list, tuple)) else [vectors]

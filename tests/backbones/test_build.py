@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import numpy as np
@@ -27,11 +28,12 @@ def test_pixels_go_in_and_the_features_of_the_application_come_out(
     (received,) = vectors_of(build_tap_model(source, ("avg",), network=network), images)
 
     application = getattr(keras.applications, CATALOG[name].keras_name)(
-        include_top=False, weights=None, pooling="avg", input_shape=(64, 64, 3)
+        include_top=False, weights=None, input_shape=(64, 64, 3)
     )
     application.set_weights(network.get_weights())
     inputs = application_module(name).preprocess_input(images.astype(np.float32))
-    expected = keras.ops.convert_to_numpy(application(inputs, training=False))
+    pooled = keras.layers.GlobalAveragePooling2D()(application(inputs, training=False))
+    expected = keras.ops.convert_to_numpy(pooled)
 
     assert received.dtype == np.float32
     assert received.shape == (3, CATALOG[name].features)
@@ -64,7 +66,7 @@ def test_layer_names_do_not_depend_on_what_was_built_before(built, keras):
     raw, raw_later = ({layer.name for layer in one.layers} for one in (network, later))
     assert raw != raw_later, "Keras numbers layers through the process: else this shows nothing"
     assert list(layer_outputs(later)) == list(layer_outputs(network))
-    assert {"expanded_conv_1_project", "activation_1", "multiply_1"} <= set(layer_outputs(later))
+    assert {"expanded_conv_1_project", "activation_1"} <= set(layer_outputs(later))
 
 
 def stage(block):
@@ -94,7 +96,7 @@ def test_the_output_of_a_block_is_what_the_next_block_reads(name, size, blocks, 
         if match := pattern.match(layer.name):
             first_layers.setdefault(match.group(1), layer)
     names = list(outputs)
-    pairs = [(a, b) for a, b in zip(names, names[1:], strict=False) if stage(a) == stage(b)]
+    pairs = [(a, b) for a, b in itertools.pairwise(names) if stage(a) == stage(b)]
     assert len(pairs) >= blocks - 4
     wrong = [(a, b) for a, b in pairs if first_layers[b].input is not outputs[a]]
     assert not wrong
@@ -110,8 +112,8 @@ def test_the_output_of_a_block_is_what_the_next_block_reads(name, size, blocks, 
 )
 def test_an_unknown_block_is_answered_with_the_nearest_of_that_network(name, typed, meant, built):
     source, network = built(name)
-    message = rf"unknown layer or block of {name} '{typed}': did you mean .*'{meant}'.*featx backbones {name}"
-    with pytest.raises(UnknownNameError, match=message):
+    message = f"unknown layer or block of {name} '{typed}': did you mean .*'{meant}'"
+    with pytest.raises(UnknownNameError, match=rf"{message}.*`featx backbones {name}` lists"):
         build_tap_model(source, (f"{typed}:avg",), network=network)
 
 

@@ -20,7 +20,7 @@ SIX = [
 ]
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Ends the building of a network once it has said what is wanted."""
 
 
@@ -54,11 +54,11 @@ def test_preprocessing_is_that_of_the_application(name, application_module, kera
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if CATALOG[n].family != "MobileNetV3"])
 def test_input_sizes_are_those_of_the_application(name, keras, application_module, monkeypatch):
     def stop(input_shape, *, default_size, min_size, **_):
-        raise Stop(default_size, min_size)
+        raise StopError(default_size, min_size)
 
     monkeypatch.setattr(application_module(name).imagenet_utils, "obtain_input_shape", stop)
     row = CATALOG[name]
-    with pytest.raises(Stop, match=r"\d") as stopped:
+    with pytest.raises(StopError, match=r"\d") as stopped:
         getattr(keras.applications, row.keras_name)(weights=None)
     assert stopped.value.args == (row.input_size_px, row.shared.min_size_px)
 
@@ -81,12 +81,12 @@ def check_published_file(name, keras, monkeypatch):
 
     def download(fname, origin, *, cache_subdir, file_hash=None):
         asked.update(file=fname, url=origin, folder=cache_subdir, hash=file_hash or "")
-        raise Stop("here a download would begin")
+        raise StopError("here a download would begin")
 
     monkeypatch.setattr(file_utils, "get_file", download)
     row = CATALOG[name]
     size = (row.input_size_px, row.input_size_px, 3)
-    with pytest.raises(Stop, match="download would begin"):
+    with pytest.raises(StopError, match="download would begin"):
         getattr(keras.applications, row.keras_name)(
             weights="imagenet", include_top=False, input_shape=size
         )
@@ -135,6 +135,7 @@ def test_every_network_at_its_smallest_input(name, application_module, keras, ve
     inputs = application_module(name).preprocess_input(images.astype(np.float32))
     expected = keras.ops.convert_to_numpy(network(inputs)).mean(axis=(1, 2))
     assert all(np.isfinite(v).all() and v.std() > 0 for v in vectors)
-    np.testing.assert_allclose(vectors[0], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    # Rounding grows through hundreds of random layers; a wrong preprocessing is off by far more.
+    np.testing.assert_allclose(vectors[0], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     keras.backend.clear_session()
     gc.collect()

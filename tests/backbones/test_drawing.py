@@ -41,3 +41,13 @@ def test_features_of_a_drawn_network_tell_images_apart(built, pixels, vectors_of
     assert np.isfinite(vectors).all()
     for a, b in [(0, 1), (0, 2)]:
         assert np.linalg.norm(vectors[a] - vectors[b]) > 1e-3 * np.linalg.norm(vectors[a])
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_activations_neither_vanish_nor_overflow_at_small_inputs(size, keras, vectors_of):
+    source = resolve_backbone("efficientnet_b0", weights="random:0", input_size=size)
+    coarse = np.random.default_rng(7).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
+    images = coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+    (vectors,) = vectors_of(build_tap_model(source, ("avg",)), images)
+    assert np.isfinite(vectors).all()
+    assert 1e-3 < np.abs(vectors).mean() < 1e3

@@ -52,7 +52,7 @@ def test_what_is_written_is_read_back_by_mapping_the_file(layout):
 def test_other_tools_can_read_a_shard(layout):
     path, _, values = write(layout)
     with h5py.File(path) as file:
-        assert file.attrs["type"] == "featx-shard"
+        assert file.attrs["type"] == b"featx-shard"
         assert file["features/avg"].chunks is None
         assert file["features/avg"].compression is None
         np.testing.assert_array_equal(file["features/avg"][()], values)
@@ -88,9 +88,15 @@ def test_a_shard_cut_anywhere_is_refused_and_named(layout):
     ("change", "message"),
     [
         (lambda f: f.attrs.modify("version", 2), "version 2.*upgrade featx"),
-        (lambda f: f.attrs.modify("type", "other"), "expected 'featx-shard'"),
-        (lambda f: f["features/avg"].attrs.modify("type", "other"), "expected 'featx-features'"),
+        (lambda f: f.attrs.create("type", np.bytes_("other")), "expected 'featx-shard'"),
+        (
+            lambda f: f["features/avg"].attrs.create("type", np.bytes_("other")),
+            "expected 'featx-features'",
+        ),
         (lambda f: f.__delitem__("key"), "'key' is missing"),
+        (lambda f: f.attrs.__delitem__("spec"), "attribute 'spec' is missing"),
+        (lambda f: f.attrs.create("spec", np.zeros(9)), "'spec' .* is no text and no number"),
+        (lambda f: f.attrs.create("spec", "x" * 70000), "is no text and no number"),
     ],
 )
 def test_foreign_elements_are_refused(layout, change, message):
@@ -107,9 +113,9 @@ def replace_features(path, make):
         del group["avg"]
         make(group)
         if "avg" in group and group.get("avg", getlink=True).__class__ is h5py.HardLink:
-            group["avg"].attrs["type"] = "featx-features"
+            group["avg"].attrs["type"] = np.bytes_("featx-features")
             group["avg"].attrs["version"] = np.int64(1)
-            group["avg"].attrs["sha256"] = "0" * 64
+            group["avg"].attrs["sha256"] = np.bytes_("0" * 64)
 
 
 HOSTILE = {

@@ -120,3 +120,14 @@ def test_the_writer_commits_by_size_and_by_time(layout, spec, monkeypatch):
     assert len(space.shards) == 4
     writer.flush()
     assert len(space.shards) == 4
+
+
+def test_a_reader_finds_rows_that_were_moved_to_another_shard(layout, spec):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(20)
+    old = space.add(keys[:10], {"avg": values[:10]}, {})
+    space.add(keys[10:], {"avg": values[10:]}, {})
+    reader = FeatureSpace(layout, spec)
+    space.add(keys, {"avg": values}, {})
+    old.unlink()
+    np.testing.assert_array_equal(reader.gather("avg", keys), values)
