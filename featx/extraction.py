@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, OK, Block
 from featx.cache.space import FeatureSpace, ShardWriter
+from featx.engines.protocol import Engine
+from featx.engines.select import make_engine
 from featx.exceptions import BackboneError, DatasetError
 from featx.images.dataset import ImageDataset
 from featx.memory_store import MemoryStore
@@ -121,11 +123,11 @@ def extract(
     tap_names = parse_taps(taps)
     spaces = [FeatureSpace(layout, source.spec(image=image, dtype=dtype)) for source in sources]
     stages = [
-        _disk_stage(space, source, tap_names, engine=engine, batch_size=batch_size)
+        _disk_stage(space, tap_names, _engine(engine, source, tap_names, batch_size))
         for space, source in zip(spaces, sources, strict=True)
     ]
     blocks = tuple(
-        Block(stage.source.name, tap, stage.spec.name) for stage in stages for tap in stage.taps
+        Block(stage.spec.backbone, tap, stage.spec.name) for stage in stages for tap in stage.taps
     )
     if named is not None:
         features = features_of(named, spaces, blocks)
@@ -162,23 +164,21 @@ def extract(
     return features
 
 
-def _disk_stage(
-    space: FeatureSpace,
-    source: BackboneSource,
-    taps: tuple[str, ...],
-    *,
-    engine: str,
-    batch_size: int | str,
-) -> Stage:
+def _disk_stage(space: FeatureSpace, taps: tuple[str, ...], engine: Callable[[], Engine]) -> Stage:
     return Stage(
-        source=source,
         spec=space.spec,
         taps=taps,
         store=space,
+        open_engine=engine,
         open_sink=lambda made: ShardWriter(space, made.provenance()),
-        engine_name=engine,
-        batch_size=_batch_size(batch_size),
     )
+
+
+def _engine(
+    name: str, source: BackboneSource, taps: tuple[str, ...], batch_size: int | str
+) -> Callable[[], Engine]:
+    size = _batch_size(batch_size)
+    return lambda: make_engine(name, source, taps, batch_size=size)
 
 
 def _batch_size(value: int | str) -> int | None:
@@ -263,18 +263,17 @@ def compute_features(
     """
     spec = source.spec(image=image)
     space = None if cache is None else FeatureSpace(CacheLayout.at(cache), spec)
+    open_engine = _engine(engine, source, (tap,), batch_size)
     if space is not None and keep:
-        stage = _disk_stage(space, source, (tap,), engine=engine, batch_size=batch_size)
+        stage = _disk_stage(space, (tap,), open_engine)
     else:
         memory = MemoryStore(spec, space)
         stage = Stage(
-            source=source,
             spec=spec,
             taps=(tap,),
             store=memory,
+            open_engine=open_engine,
             open_sink=lambda _: memory,
-            engine_name=engine,
-            batch_size=_batch_size(batch_size),
         )
     ledger = Ledger.blank(len(dataset))
     run(dataset, [stage], ledger, on_error=on_error, workers=workers)

@@ -130,7 +130,7 @@ def run_report(
     extracted = max((stage.computed for stage in stages), default=0)
     return {
         "dataset": name,
-        "backbone": ",".join(stage.source.name for stage in stages),
+        "backbone": ",".join(stage.spec.backbone for stage in stages),
         "spec": ",".join(stage.spec.name for stage in stages),
         "images": len(status),
         "cached": len(status) - failed - extracted,

@@ -14,11 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.source import BackboneSource
 from featx.cache.features import FeatureStore
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING
 from featx.engines.protocol import Engine
-from featx.engines.select import make_engine
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
 from featx.images.loader import Loaded, load_images
@@ -46,29 +44,23 @@ class Stage:
 
     Parameters
     ----------
-    source : BackboneSource
-        The backbone.
     spec : FeatureSpec
         What identifies its features.
     taps : tuple of str
         Canonical names of taps.
     store : FeatureStore
         Where features are found.
+    open_engine : callable
+        Returns what runs the network; called once, when there is something to compute.
     open_sink : callable
-        Returns where new features go, given the engine; called once, when there are any.
-    engine_name : str, default "auto"
-        Which engine.
-    batch_size : int, optional
-        Number of images in a batch; by default the engine's choice.
+        Returns where new features go, given the engine; called once, likewise.
     """
 
-    source: BackboneSource
     spec: FeatureSpec
     taps: tuple[str, ...]
     store: FeatureStore
+    open_engine: Callable[[], Engine]
     open_sink: Callable[[Engine], Sink]
-    engine_name: str = "auto"
-    batch_size: int | None = None
     computed: int = 0
     bad_keys: dict[bytes, str] = field(default_factory=dict)
     _engine: Engine | None = None
@@ -83,9 +75,7 @@ class Stage:
         """Take the pixels of one image; run a batch when enough are waiting."""
         if self._engine is None:
             # Built at the first image that needs it: an unchanged run imports no TensorFlow.
-            self._engine = make_engine(
-                self.engine_name, self.source, self.taps, batch_size=self.batch_size
-            )
+            self._engine = self.open_engine()
             self._sink = self.open_sink(self._engine)
         self._waiting.append((key, pixels))
         if len(self._waiting) >= self._engine.batch_size:
@@ -102,7 +92,9 @@ class Stage:
         for values in stored.values():
             finite &= np.isfinite(values).all(axis=1)
         for key in keys[~finite]:
-            self.bad_keys[key.tobytes()] = f"features of {self.source.name} are not finite numbers"
+            self.bad_keys[key.tobytes()] = (
+                f"features of {self.spec.backbone} are not finite numbers"
+            )
         self._waiting.clear()
         self.computed += int(finite.sum())
         self._sink.add(keys[finite], {tap: values[finite] for tap, values in stored.items()})

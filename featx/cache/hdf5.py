@@ -9,6 +9,7 @@ refused.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,18 +86,23 @@ def tag(item: Any, kind: str, version: int = 1) -> None:
 
 @contextmanager
 def create(path: Path) -> Iterator[Any]:
-    """Create an HDF5 file whose arrays begin at multiples of 64 bytes."""
+    """Create an HDF5 file whose arrays begin at multiples of 64 bytes.
+
+    It is made in memory and then written as bytes: HDF5 1.14 takes the process down when the disk
+    fills up under a file that it has open.
+    """
     import h5py
 
+    image = io.BytesIO()
     with h5py.File(
-        path,
+        image,
         "w",
         libver=("v108", "v110"),
-        locking=False,
         alignment_threshold=_ALIGNMENT,
         alignment_interval=_ALIGNMENT,
     ) as file:
         yield file
+    path.write_bytes(image.getbuffer())
 
 
 def write_array(group: Any, name: str, values: NDArray[Any], kind: str) -> None:

@@ -72,7 +72,8 @@ class FeatureSpace:
         self.folder = layout.space(spec)
         self.damaged: dict[Path, str] = {}
         self._known: dict[Path, Shard] = {}
-        if self.folder.exists() and read_spec(self.folder) != spec:
+        # A writer makes the folder before the specification in it; every shard states its digest.
+        if (self.folder / "spec.json").exists() and read_spec(self.folder) != spec:
             raise CacheFormatError(
                 f"{self.folder} holds another specification with the same first 12 digits"
             )

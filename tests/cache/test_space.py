@@ -76,7 +76,7 @@ def test_a_damaged_shard_is_named_and_the_rest_stays_usable(layout, spec, caplog
     keys, values = rows(8)
     bad = space.add(keys[:4], {"avg": values[:4]}, {})
     space.add(keys[4:], {"avg": values[4:]}, {})
-    bad.write_bytes(bad.read_bytes()[:2000])
+    bad.write_bytes(bad.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING, "featx"):
         again = FeatureSpace(layout, spec)
     assert list(again.damaged) == [bad]
@@ -131,3 +131,11 @@ def test_a_reader_finds_rows_that_were_moved_to_another_shard(layout, spec):
     space.add(keys, {"avg": values}, {})
     old.unlink()
     np.testing.assert_array_equal(reader.gather("avg", keys), values)
+
+
+def test_a_space_whose_specification_is_not_written_yet_can_be_opened(layout, spec):
+    (layout.space(spec) / "shards").mkdir(parents=True)
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(2)
+    space.add(keys, {"avg": values}, {})
+    assert read_spec(space.folder) == spec

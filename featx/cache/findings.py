@@ -1,0 +1,139 @@
+"""What can be wrong with a file of a cache, and what is to be done about it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+from featx.cache.hdf5 import attribute
+from featx.cache.layout import CacheLayout, reading
+from featx.cache.manifest import Block
+from featx.exceptions import CacheError, CacheFormatError
+
+__all__ = [
+    "REMOVABLE",
+    "Finding",
+    "check_is_cache",
+    "error_kind",
+    "extract_command",
+    "list_folder",
+    "made_by_others",
+]
+
+REMOVABLE = frozenset({"shard", "manifest", "spec", "leftover"})
+"""Kinds that `repair` removes; it leaves all others, for they may be somebody's only copy."""
+
+# A file that cannot be reached may be whole: another user, another moment or another disk reads it.
+_OUT_OF_REACH = {
+    errno.EACCES,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder.
+    kind : str
+        ``shard``, ``manifest``, ``spec`` (damaged), ``leftover`` (an unfinished file in ``tmp/``):
+        these `repair` removes. ``missing`` (a dataset's images without features), ``no_spec``,
+        ``foreign``, ``misnamed``, ``later`` (of a later version of featx), ``unreadable`` (out of
+        reach, perhaps whole): these stay as they are.
+    reason : str
+        What was expected and what was found.
+    next_step : str
+        What to do.
+    rows : int or None, default None
+        Number of rows that are affected; None where nobody can tell.
+    examples : tuple of str, default ()
+        Paths of the first images that are affected.
+    """
+
+    path: Path
+    kind: str
+    reason: str
+    next_step: str
+    rows: int | None = None
+    examples: tuple[str, ...] = ()
+
+
+def error_kind(error: BaseException, damaged: str) -> str:
+    """Return the kind of finding that an error of reading stands for.
+
+    Parameters
+    ----------
+    error : BaseException
+        What reading raised.
+    damaged : str
+        The kind when the content is to blame.
+    """
+    if "upgrade featx" in str(error):
+        return "later"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_REACH:
+            return "unreadable"
+        cause = cause.__cause__
+    return damaged
+
+
+def made_by_others(path: Path, kind: str) -> bool:
+    """Return whether a file is sound HDF5 of another type: somebody's, not a damaged one of ours.
+
+    HDF5 keeps a checksum of the header that holds the type, so damage does not look like this.
+    """
+    import h5py
+
+    try:
+        with reading(path), h5py.File(path, "r", locking=False) as file:
+            return "type" not in file.attrs or attribute(file, "type") != kind
+    except (CacheFormatError, FileNotFoundError):
+        return False
+
+
+def check_is_cache(layout: CacheLayout) -> None:
+    """Refuse a folder that holds no cache, so that a mistyped name is not found to be in order.
+
+    Raises
+    ------
+    CacheError
+        If there is neither ``spaces/`` nor ``datasets/`` in it.
+    """
+    if not (layout.spaces.is_dir() or layout.datasets.is_dir()):
+        raise CacheError(
+            f"no cache at {layout.root}: expected a folder with spaces/ and datasets/ in it; name "
+            "the one that `featx extract` filled"
+        )
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted, without names that begin with a dot.
+
+    Those belong to the system: ``.nfs...`` is a file that was removed while somebody has it open.
+    """
+    try:
+        with reading(folder):
+            return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def extract_command(data: str, block: Block) -> str:
+    """Return the command that computes a block of a dataset again."""
+    tap = "" if block.tap == "avg" else f" --tap {block.tap}"
+    backbone = "file:PATH.keras" if block.backbone.startswith("file:") else block.backbone
+    quoted = f"'{data}'" if " " in data else data
+    return f"featx extract {quoted} -b {backbone}{tap}"

@@ -1,0 +1,69 @@
+"""Read the bytes of a shard again, in bounded memory, and compare them with their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+from featx.cache.hdf5 import Array, attribute, open_checked
+from featx.cache.layout import reading
+from featx.cache.shard import Shard, read_shard
+from featx.exceptions import CacheFormatError
+
+__all__ = ["check_array", "check_shard", "read_verified", "stated_digest"]
+
+_CHUNK_BYTES = 1 << 20
+
+
+def check_array(array: Array) -> None:
+    """Compare the bytes of an array with the digest stated with them.
+
+    They are read, not mapped: a sector that cannot be read is then an error, where touching a map
+    would end the process.
+
+    Raises
+    ------
+    CacheFormatError
+        If they differ, or cannot be read.
+    """
+    left = math.prod(array.shape) * array.dtype.itemsize
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(left, _CHUNK_BYTES)))
+    with reading(array.path), array.path.open("rb", buffering=0) as file:
+        file.seek(array.offset)
+        while left:
+            count = file.readinto(buffer[: min(left, len(buffer))])
+            if not count:
+                raise CacheFormatError(f"{array.name} ends early: the file was cut short")
+            digest.update(buffer[:count])
+            left -= count
+        if digest.hexdigest() != array.sha256:
+            raise CacheFormatError(
+                f"the bytes of {array.name} do not have the digest stated with them"
+            )
+
+
+def check_shard(shard: Shard) -> None:
+    """Compare the bytes of all arrays of a shard with their digests; see `check_array`."""
+    for array in (shard.keys, *shard.taps.values()):
+        check_array(array)
+
+
+def read_verified(path: Path, spec_digest: str) -> Shard:
+    """Open a shard of which every byte that is used has the digest stated with it.
+
+    Raises
+    ------
+    CacheFormatError
+        If it is damaged, foreign, unsafe, or holds features of another specification.
+    """
+    shard = read_shard(path, spec_digest)
+    check_shard(shard)
+    return shard
+
+
+def stated_digest(path: Path) -> str:
+    """Return the digest of the specification that a shard says it belongs to."""
+    with open_checked(path, "featx-shard") as file:
+        return str(attribute(file, "spec"))

@@ -1,0 +1,59 @@
+"""``featx cache pack``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from featx.cli.options import cache_option, common_options, json_option
+
+__all__ = ["pack"]
+
+
+@click.command("pack", short_help="Write one self-contained file of a dataset's features.")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write: .h5, .npz, .parquet or .safetensors.  [default: NAME.h5]",
+)
+@click.option("-b", "--backbone", help="Which features, where there are several.")
+@click.option("--tap", help="Which features, where there are several.")
+@cache_option
+@json_option
+@common_options
+def pack(
+    name: str,
+    output: Path | None,
+    backbone: str | None,
+    tap: str | None,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Write one self-contained file of a dataset's features, for any other tool.
+
+    NAME is a dataset of the cache. The file holds X, y, classes, paths, keys, groups, splits and
+    the specification of the features.
+
+    \b
+    featx cache pack photos -o photos.h5
+    featx cache pack photos -b mobilenet_v2 --tap avg -o photos.parquet
+    """
+    from featx.cache.features import Features
+    from featx.cache.packing import pack_dataset
+    from featx.spec import folder_name
+
+    features = Features.open(name, cache=cache)
+    target = output or Path(f"{folder_name(name)}.h5")
+    packed = pack_dataset(features, target, backbone=backbone, tap=tap)
+    if as_json:
+        click.echo(json.dumps({**asdict(packed), "path": str(packed.path)}))
+        return
+    click.echo(
+        f"{packed.path}: {packed.rows:,} x {packed.width:,} of {packed.backbone} {packed.tap}, "
+        f"{packed.size_bytes / 1e6:,.1f} MB"
+    )

@@ -1,0 +1,204 @@
+"""What goes wrong on real machines: full disks, I/O errors, clocks, kills."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import featx
+from featx.cache import layout as layout_module
+from featx.cache import shard as shard_module
+from featx.cache.layout import CacheLayout
+from featx.cache.space import FeatureSpace
+from featx.exceptions import CacheFormatError, CacheWriteError
+from featx.spec import FeatureSpec
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def spec():
+    return FeatureSpec(
+        backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="tf"
+    )
+
+
+@pytest.fixture
+def space(tmp_path, spec):
+    return FeatureSpace(CacheLayout(tmp_path / "cache"), spec)
+
+
+def rows(n, seed=0):
+    generator = np.random.default_rng(seed)
+    keys = generator.integers(0, 256, (n, 32), dtype=np.uint8)
+    return keys, generator.normal(size=(n, 16)).astype(np.float32)
+
+
+def files(space):
+    return sorted(path for path in space.layout.root.rglob("*") if path.is_file())
+
+
+def test_a_disk_that_fills_up_keeps_what_was_finished(tmp_path):
+    # A limit on the size of a file stands for the end of the disk: write() fails in the middle.
+    code = f"""
+import resource, json, numpy as np
+from featx.cache.layout import CacheLayout
+from featx.cache.space import FeatureSpace
+from featx.exceptions import CacheWriteError
+from featx.spec import FeatureSpec
+spec = FeatureSpec(backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64),
+                   preprocessing="tf")
+space = FeatureSpace(CacheLayout.at({str(tmp_path / "cache")!r}), spec)
+keys = np.random.default_rng(0).integers(0, 256, (2000, 32), dtype=np.uint8)
+values = np.ones((2000, 64), np.float32)
+space.add(keys[:10], {{"avg": values[:10]}}, {{}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+try:
+    space.add(keys, {{"avg": values}}, {{}})
+except CacheWriteError as error:
+    print(json.dumps([str(error), bool(space.has(["avg"], keys[:10]).all())]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    message, kept = json.loads(done.stdout)
+    assert "cannot write" in message
+    assert "What was finished before is kept" in message
+    assert kept
+    left = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert len(left) == 2
+    assert "spec.json" in left
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("step", ["create", "_sync", "rename"])
+def test_an_error_at_any_step_of_a_write_leaves_the_cache_as_it_was(
+    space, monkeypatch, number, step
+):
+    keys, values = rows(20)
+    space.add(keys[:5], {"avg": values[:5]}, {})
+    before = files(space)
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    module = {"create": shard_module, "_sync": layout_module}.get(step)
+    monkeypatch.setattr(module or Path, step, fail)
+    with pytest.raises(CacheWriteError, match=os.strerror(number)):
+        space.add(keys[5:], {"avg": values[5:]}, {})
+    monkeypatch.undo()
+    assert files(space) == before
+    again = FeatureSpace(space.layout, space.spec)
+    assert again.has(["avg"], keys).tolist() == [True] * 5 + [False] * 15
+    space.add(keys[5:], {"avg": values[5:]}, {})
+    np.testing.assert_array_equal(space.gather("avg", keys), values)
+
+
+def test_a_failed_flush_of_the_folder_is_an_error_and_no_row_is_wrong(space, monkeypatch):
+    # The shard has its name by then: it may be kept, but nothing was promised.
+    keys, values = rows(5)
+    sync = layout_module._sync
+
+    def fail_for_folders(path, flags):
+        if path.is_dir():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path, flags)
+
+    monkeypatch.setattr(layout_module, "_sync", fail_for_folders)
+    with pytest.raises(CacheWriteError, match="Input/output error"):
+        space.add(keys, {"avg": values}, {})
+    monkeypatch.undo()
+    again = FeatureSpace(space.layout, space.spec)
+    here = again.has(["avg"], keys) if again.shards else np.zeros(5, bool)
+    if here.any():
+        np.testing.assert_array_equal(again.gather("avg", keys[here]), values[here])
+
+
+def test_a_shard_cut_at_every_4_kib_is_left_out_and_the_rest_stays(space):
+    keys, values = rows(1000)
+    space.add(keys[:500], {"avg": values[:500]}, {})
+    path = space.add(keys[500:], {"avg": values[500:]}, {})
+    whole = path.read_bytes()
+    cuts = range(0, len(whole), 4096)
+    assert len(cuts) > 10
+    for size in cuts:
+        path.write_bytes(whole[:size])
+        again = FeatureSpace(space.layout, space.spec)
+        assert list(again.damaged) == [path]
+        assert again.has(["avg"], keys).tolist() == [True] * 500 + [False] * 500
+
+
+def test_a_flipped_bit_in_the_structure_of_a_shard_gives_no_wrong_row(space):
+    # Bits of the features themselves are found by `verify`, which reads their digests.
+    keys, values = rows(64)
+    path = space.add(keys, {"avg": values}, {})
+    whole = path.read_bytes()
+    shard = space.shards[0]
+    data = [(a.offset, a.offset + int(np.prod(a.shape)) * a.dtype.itemsize)
+            for a in (shard.keys, *shard.taps.values())]  # fmt: skip
+    tries = 0
+    for position in range(0, len(whole), 7):
+        if any(start <= position < stop for start, stop in data):
+            continue
+        tries += 1
+        changed = bytearray(whole)
+        changed[position] ^= 1 << (position % 8)
+        path.write_bytes(changed)
+        try:
+            again = FeatureSpace(space.layout, space.spec)
+            found = again.has(["avg"], keys)
+            if found.any():
+                np.testing.assert_array_equal(again.gather("avg", keys[found]), values[found])
+        except (CacheFormatError, featx.FeaturesError):
+            pass
+    assert tries > 200
+
+
+def test_a_clock_that_jumps_back_costs_a_second_reading_and_nothing_else(
+    photos, small_network, tmp_path, monkeypatch
+):
+    options = {"backbone": f"file:{small_network}", "cache": tmp_path / "cache"}
+    monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000)
+    first = featx.extract(photos, **options)
+    second = featx.extract(photos, **options)
+    assert first.report["extracted"] == 12
+    assert second.report["cached"] == 12
+    np.testing.assert_array_equal(first.X, second.X)
+
+
+def test_short_torture():
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts" / "torture_cache.py", "--kills", "12"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["kills"] == 12
+    assert seen["lost_rows"] == seen["readers_failed"] == seen["died_by_themselves"] == 0
+    assert seen["rows"] == seen["images"]
+
+
+@pytest.mark.slow
+def test_long_torture():
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts" / "torture_cache.py", "--kills", "300"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=3000,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
