@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from featx.exceptions import CacheFormatError, DatasetError
+from featx.exceptions import CacheFormatError, DatasetError, FeaturesError
 
 __all__ = ["FeatureSpec", "ImagePolicy", "ViewPolicy"]
 
@@ -113,7 +113,7 @@ class FeatureSpec:
     >>> spec = FeatureSpec(backbone="tiny", weights_sha256="0" * 64, input_size_px=(96, 96),
     ...                    preprocessing="tf")
     >>> spec.name
-    'tiny-f265ab5ce6a9'
+    'tiny-650cafdead1a'
     >>> FeatureSpec.from_dict(spec.to_dict()) == spec
     True
     """
@@ -126,6 +126,14 @@ class FeatureSpec:
     dtype: StorageDtype = "float32"
     precision: Precision = "f32"
     views: ViewPolicy | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("dtype", self.dtype, get_args(StorageDtype)),
+            ("precision", self.precision, get_args(Precision)),
+        ):
+            if value not in known:
+                raise FeaturesError(f"{name} must be one of {known}, received {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as JSON types.
@@ -174,7 +182,7 @@ class FeatureSpec:
         kind = data.get("type") if isinstance(data, dict) else None
         if kind != "featx-spec":
             raise CacheFormatError(f"expected a feature specification, received type {kind!r}")
-        if data.get("version") != 1:
+        if data.get("version") != 1 or isinstance(data["version"], bool):
             raise CacheFormatError(
                 f"specification version {data.get('version')!r} is not known to this featx, which "
                 "reads version 1: upgrade featx"
@@ -194,7 +202,7 @@ class FeatureSpec:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CacheFormatError(f"damaged feature specification: {error!r}") from error
-        if spec.to_dict() != data:
+        if spec.canonical_json() != json.dumps(data, sort_keys=True, separators=(",", ":")):
             raise CacheFormatError("the feature specification has parts that featx does not know")
         return spec
 

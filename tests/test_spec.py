@@ -158,3 +158,15 @@ def test_names_that_share_a_folder_name_still_name_spaces_apart():
 
 def test_a_long_name_is_cut():
     assert len(folder_name("x" * 300)) == 80
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("dtype", "banana"), ("precision", "f64"), ("version", True), ("input_size_px", [1.0, 2.0])],
+)
+def test_values_of_another_kind_are_refused(part, value):
+    spec = FeatureSpec(
+        backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="tf"
+    )
+    with pytest.raises(CacheFormatError, match="specification"):
+        FeatureSpec.from_dict(spec.to_dict() | {part: value})

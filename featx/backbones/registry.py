@@ -40,9 +40,12 @@ def find_backbone(name: str) -> Backbone:
     featx.exceptions.UnknownNameError: unknown backbone 'mobilnet_v2': did you mean ...
     """
     wanted = _plain(name)
-    for row in CATALOG.values():
-        if wanted in (_plain(row.name), _plain(row.keras_name)):
-            return row
+    rows = CATALOG.values()
+    # Our names before Keras's: one builder may serve several rows, with other arguments.
+    by_keras = {_plain(row.keras_name): row for row in rows if not row.arguments}
+    row = {_plain(row.name): row for row in rows}.get(wanted) or by_keras.get(wanted)
+    if row is not None:
+        return row
     raise UnknownNameError(
         "backbone",
         name,

@@ -51,13 +51,17 @@ class BackboneSource:
         dtype: StorageDtype = "float32",
         precision: Precision = "f32",
     ) -> FeatureSpec:
-        """Return the specification of the features that this backbone makes."""
+        """Return the specification of the features that this backbone makes.
+
+        By default images are stretched with a bilinear filter, and JPEG files decoded at a reduced
+        size where the catalogue says so.
+        """
         return FeatureSpec(
             backbone=self.name,
             weights_sha256=self.weights.sha256,
             input_size_px=self.input_size_px,
             preprocessing=self.preprocessing,
-            image=image or ImagePolicy(),
+            image=image or ImagePolicy(draft=self.row is not None and self.row.draft),
             dtype=dtype,
             precision=precision,
         )

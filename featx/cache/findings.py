@@ -19,6 +19,7 @@ __all__ = [
     "extract_command",
     "list_folder",
     "made_by_others",
+    "next_step",
 ]
 
 REMOVABLE = frozenset({"shard", "manifest", "spec", "leftover"})
@@ -68,6 +69,19 @@ class Finding:
     next_step: str
     rows: int | None = None
     examples: tuple[str, ...] = ()
+
+
+_NEXT_STEPS = {
+    "foreign": "move it out of the cache",
+    "later": "upgrade featx",
+    "unreadable": "see to its permissions and its disk, then verify again",
+    "misnamed": "give it its name back",
+}
+
+
+def next_step(kind: str) -> str:
+    """Return what to do about a finding of a kind of which there is no more to say."""
+    return _NEXT_STEPS.get(kind, "`featx cache repair` removes it")
 
 
 def error_kind(error: BaseException, damaged: str) -> str:

@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from featx.cache.collection import DAY_S, Collection, collect_garbage
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, FAILED, OK, manifest_names, read_manifest
+from featx.cache.merging import Merge, merge_cache
+from featx.cache.repairing import Repair, repair_cache
 from featx.cache.space import FeatureSpace, read_spec
+from featx.cache.verification import Progress, Verification, verify_cache
 from featx.exceptions import CacheFormatError
 
 __all__ = ["DatasetInfo", "FeatureCache", "SpaceInfo"]
@@ -87,6 +91,10 @@ class FeatureCache:
     >>> cache = FeatureCache("cache/")
     >>> cache.info()["datasets"]  # doctest: +SKIP
     [DatasetInfo(name='photos', ...)]
+    >>> cache.verify().ok  # doctest: +SKIP
+    True
+    >>> cache.gc(dry_run=False)  # doctest: +SKIP
+    Collection(...)
     """
 
     def __init__(self, cache: str | os.PathLike[str] | None = None) -> None:
@@ -121,6 +129,30 @@ class FeatureCache:
             "datasets": [self._dataset(name) for name in self.datasets()],
             "size_bytes": sum(space.size_bytes for space in spaces),
         }
+
+    def verify(
+        self, *, workers: int | None = None, progress: Progress | None = None
+    ) -> Verification:
+        """Read every byte again; see `featx.cache.verification.verify_cache`."""
+        return verify_cache(self.layout, workers=workers, progress=progress)
+
+    def repair(
+        self,
+        *,
+        dry_run: bool = False,
+        workers: int | None = None,
+        progress: Progress | None = None,
+    ) -> Repair:
+        """Remove what is damaged; see `featx.cache.repairing.repair_cache`."""
+        return repair_cache(self.layout, dry_run=dry_run, workers=workers, progress=progress)
+
+    def gc(self, *, older_than_s: float = DAY_S, dry_run: bool = True) -> Collection:
+        """Remove what no dataset uses; see `featx.cache.collection.collect_garbage`."""
+        return collect_garbage(self.layout, older_than_s=older_than_s, dry_run=dry_run)
+
+    def merge(self, *others: str | os.PathLike[str]) -> list[Merge]:
+        """Bring in other caches, one after the other; see `featx.cache.merging.merge_cache`."""
+        return [merge_cache(self.layout, CacheLayout.at(other)) for other in others]
 
     def _space(self, folder: Path) -> SpaceInfo:
         space = FeatureSpace(self.layout, read_spec(folder))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.features import Features, FeatureStore
+from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.spec import FeatureSpec
 
@@ -53,7 +53,7 @@ class PackContent:
     groups: Sequence[str] | None
     splits: Sequence[str] | None
     width: int
-    _store: FeatureStore = field(repr=False)
+    _features: Features = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,12 +68,15 @@ class PackContent:
         """Number of rows of a chunk: about 8 MiB."""
         return max(1, _CHUNK_BYTES // (self.width * self.dtype.itemsize))
 
-    def chunks(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield the first row and the features of one chunk after the other."""
-        for start in range(0, len(self), self.chunk_rows):
-            keys = self.keys[start : start + self.chunk_rows]
-            values = np.ascontiguousarray(self._store.gather(self.tap, keys), self.dtype)
-            yield start, values
+    def chunks(self) -> Iterator[NDArray[Any]]:
+        """Yield the features of one chunk of rows after the other, each of shape (m, d)."""
+        for values, _ in self._features.batches(
+            backbone=self.backbone,
+            tap=self.tap,
+            batch_size=self.chunk_rows,
+            max_ram_bytes=4 * max(_CHUNK_BYTES, self.width * self.dtype.itemsize),
+        ):
+            yield np.ascontiguousarray(values, self.dtype)
 
     def texts(self) -> dict[str, Sequence[str]]:
         """Return the columns of text that there are, by name."""
@@ -121,21 +124,21 @@ def collect_content(
         If there are no rows.
     """
     block = features.block(backbone=backbone, tap=tap)
-    store = features._stores[features.blocks.index(block)]
     if not len(features):
         raise DatasetError(f"{features.name!r} has no rows to pack: none of its inputs was read")
+    first, _ = next(features.batches(backbone=block.backbone, tap=block.tap, batch_size=1))
     groups, splits = features.groups, features.splits
     return PackContent(
         dataset=features.name,
         backbone=block.backbone,
         tap=block.tap,
-        spec=store.spec,
+        spec=features.spec(backbone=block.backbone, tap=block.tap),
         keys=features.keys,
         paths=features.paths,
         classes=features.classes,
         labels=features.labels,
         groups=None if groups is None else groups.tolist(),
         splits=None if splits is None else splits.tolist(),
-        width=store.gather(block.tap, features.keys[:1]).shape[1],
-        _store=store,
+        width=first.shape[1],
+        _features=features,
     )

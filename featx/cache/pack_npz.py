@@ -26,7 +26,7 @@ def write_packed_npz(path: Path, content: PackContent) -> None:
     """Write the content chunk by chunk, without compression."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         shape = (len(content), content.width)
-        _write_member(archive, "X", shape, content.dtype, (part for _, part in content.chunks()))
+        _write_member(archive, "X", shape, content.dtype, content.chunks())
         _write_whole(archive, "keys", content.keys)
         if content.classes is not None:
             _write_whole(archive, "y", np.asarray(content.labels, "<i4"))

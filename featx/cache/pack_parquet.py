@@ -43,8 +43,10 @@ def write_packed_parquet(path: Path, content: PackContent) -> None:
     names = [*map(valid_text, content.classes or ()), None]
     # Features hardly compress, and readers map what is not compressed.
     with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        for start, values in content.chunks():
-            rows = slice(start, start + len(values))
+        end = 0
+        for values in content.chunks():
+            rows = slice(end, end + len(values))
+            end += len(values)
             columns: list[Any] = [
                 [valid_text(name) for name in content.paths[rows]],
                 [names[code] for code in content.labels[rows].tolist()],
@@ -62,4 +64,3 @@ def _nullable(column: Any, rows: slice, count: int) -> list[str | None]:
     if column is None:
         return [None] * count
     return [valid_text(value) or None for value in column[rows]]
-

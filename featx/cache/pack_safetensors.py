@@ -46,7 +46,7 @@ def write_packed_safetensors(path: Path, content: PackContent) -> None:
         file.write(header)
         if content.classes is not None:
             file.write(np.asarray(content.labels, "<i4").tobytes())
-        for _, values in content.chunks():
+        for values in content.chunks():
             file.write(values.data)
         file.write(content.keys.tobytes())
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +19,23 @@ from featx.cache.findings import (
     extract_command,
     list_folder,
     made_by_others,
+    next_step,
 )
+from featx.cache.hdf5 import open_checked, read_strings
 from featx.cache.integrity import check_shard, stated_digest
+from featx.cache.inventory import SpaceFiles, find_strays, list_spaces
 from featx.cache.key_index import KeyIndex
-from featx.cache.layout import CacheLayout, reading
+from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, OK, Manifest, read_manifest
 from featx.cache.shard import Shard, read_shard
-from featx.cache.space import read_spec
 from featx.exceptions import CacheFormatError
-from featx.spec import FeatureSpec
 
-__all__ = ["STALE_S", "Verification", "verify_cache"]
-
-STALE_S = 3600.0
-"""Age from which a file in ``tmp/`` is taken for a leftover: no writer needs that long for one."""
+__all__ = ["Verification", "verify_cache"]
 
 Progress = Callable[[int, int, int], None]
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
 _EXAMPLES = 5
-_REPAIR = "`featx cache repair` removes it"
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +51,9 @@ class Verification:
     rows : int
         Number of rows in sound shards.
     size_bytes : int
-        Bytes of the files that were read.
+        Size of the shards and manifests that were read.
     findings : tuple of Finding
-        What is wrong, files before the datasets that suffer from them.
+        What is wrong: files first, then the datasets that suffer from them.
     """
 
     cache: Path
@@ -74,23 +70,32 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """One file that was read; `shard` only where it is sound, `commands` by space."""
+    """A file that was read: the shard where it is a sound one, the commands that fill a space."""
 
     size_bytes: int = 0
     shard: Shard | None = None
     findings: tuple[Finding, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
+    gone: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _SpaceFiles:
-    """A space: its specification where it can be read, and the files in shards/."""
+@dataclass(slots=True)
+class _Tally:
+    """Keeps what was checked, and tells how far it is."""
 
-    folder: Path
-    spec: FeatureSpec | None
-    digest: str | None
-    finding: Finding | None
-    shards: tuple[Path, ...]
+    total: int
+    progress: Progress | None
+    checked: list[_Checked] = field(default_factory=list)
+    bad: int = 0
+
+    def take(self, results: Iterable[_Checked]) -> list[_Checked]:
+        start = len(self.checked)
+        for result in results:
+            self.checked.append(result)
+            self.bad += bool(result.findings)
+            if self.progress:
+                self.progress(len(self.checked), self.total, self.bad)
+        return self.checked[start:]
 
 
 def verify_cache(
@@ -98,7 +103,7 @@ def verify_cache(
 ) -> Verification:
     """Read every file of a cache again and compare it with its digests.
 
-    Nothing is written. Memory is bounded: 1 MiB a thread, and the keys of one dataset a thread.
+    Nothing is written. Memory is bounded: a thread holds 1 MiB of features, or one manifest.
 
     Parameters
     ----------
@@ -115,194 +120,150 @@ def verify_cache(
         If there is no cache, or one of its folders cannot be listed.
     """
     check_is_cache(layout)
-    spaces = [_look_at(folder) for folder in list_folder(layout.spaces) if folder.is_dir()]
+    threads = workers or min(8, os.cpu_count() or 1)
+    for _ in range(_ATTEMPTS):
+        report, gone = _verify(layout, threads, progress)
+        if not gone:
+            break  # else rows of a shard that went meanwhile are in a new one, not yet listed
+    return report
+
+
+def _verify(
+    layout: CacheLayout, threads: int, progress: Progress | None
+) -> tuple[Verification, bool]:
+    """Return what was found, and whether a file went while this was at work."""
+    spaces = list_spaces(layout)
     manifests = [path for path in list_folder(layout.datasets) if path.suffix == ".h5"]
-    total = sum(len(space.shards) for space in spaces) + len(manifests)
-    done = bad = 0
-    checked: list[_Checked] = []
-
-    def take(results: Iterator[_Checked | None]) -> Iterator[_Checked]:
-        nonlocal done, bad
-        for result in results:
-            done += 1
-            bad += bool(result and result.findings)
-            if progress:
-                progress(done, total, bad)
-            if result is not None:
-                checked.append(result)
-                yield result
-
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        tasks = [(path, space) for space in spaces for path in space.shards]
-        sound: dict[str, list[Shard]] = {space.folder.name: [] for space in spaces}
-        for result in take(pool.map(lambda task: _check_shard(*task), tasks)):
-            if result.shard is not None:
-                sound[result.shard.path.parent.parent.name].append(result.shard)
-        odd = [finding for space in spaces for finding in _odd_widths(sound[space.folder.name])]
-        for result in take(pool.map(lambda path: _check_manifest(layout, path, sound), manifests)):
-            pass
+    tally = _Tally(sum(len(space.shards) for space in spaces) + len(manifests), progress)
+    sound: dict[str, list[Shard]] = {}
+    odd: list[Finding] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for space in spaces:
+            results = tally.take(pool.map(_check_shard, space.shards, [space] * len(space.shards)))
+            shards = [result.shard for result in results if result.shard is not None]
+            sound[space.folder.name], misfits = _agreeing(shards)
+            odd += misfits
+        tally.take(pool.map(lambda path: _check_manifest(layout, path, sound), manifests))
     commands: dict[str, list[str]] = {}
-    for result in checked:
+    for result in tally.checked:
         for space_name, command in result.commands:
             commands.setdefault(space_name, []).append(command)
     rows = {name: sum(len(shard) for shard in shards) for name, shards in sound.items()}
-    found = [
-        *(f for space in spaces for f in _spec_findings(space, rows, commands)),
-        *_foreign(layout),
-        *_leftovers(layout),
+    findings = [
+        *(finding for space in spaces for finding in _spec_finding(space, rows, commands)),
+        *find_strays(layout),
         *odd,
-        *(finding for result in checked for finding in result.findings),
+        *(finding for result in tally.checked for finding in result.findings),
     ]
-    return Verification(
+    report = Verification(
         cache=layout.root,
-        files=len(checked) + sum(space.spec is not None for space in spaces),
+        files=sum(not result.gone for result in tally.checked)
+        + sum((space.folder / "spec.json").exists() for space in spaces),
         rows=sum(rows.values()),
-        size_bytes=sum(result.size_bytes for result in checked),
-        findings=tuple(sorted(found, key=lambda finding: finding.kind == "missing")),
+        size_bytes=sum(result.size_bytes for result in tally.checked),
+        findings=tuple(sorted(findings, key=lambda finding: finding.kind == "missing")),
     )
+    return report, any(result.gone for result in tally.checked)
 
 
-def _look_at(folder: Path) -> _SpaceFiles:
-    """Read the specification of a space and list its shards."""
-    shards = tuple(path for path in list_folder(folder / "shards") if path.suffix == ".h5")
-    path = folder / "spec.json"
-    try:
-        spec = read_spec(folder)
-    except FileNotFoundError:
-        finding = Finding(path, "no_spec", "the shards have no specification beside them", "")
-        return _SpaceFiles(folder, None, None, finding if shards else None, shards)
-    except CacheFormatError as error:
-        kind, digest = _spec_kind(folder, error, shards)
-        return _SpaceFiles(folder, None, digest, Finding(path, kind, str(error), ""), shards)
-    return _SpaceFiles(folder, spec, spec.digest, None, shards)
-
-
-def _spec_kind(folder: Path, error: Exception, shards: Sequence[Path]) -> tuple[str, str | None]:
-    """Return what is wrong with a specification, and its digest where it can be trusted."""
-    if error_kind(error, "spec") == "unreadable":
-        return "unreadable", None
-    try:
-        with reading(folder):
-            data = json.loads((folder / "spec.json").read_text("utf-8"))
-            text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    except (CacheFormatError, FileNotFoundError):
-        return "spec", None
-    digest = hashlib.sha256(text.encode("ascii")).hexdigest()
-    if digest.startswith(_digits(folder)):
-        return "later", digest  # whole, as its folder's name says, but this featx cannot read it
-    for path in shards:
-        try:
-            # Of a folder that was renamed, the shards agree with the specification.
-            return ("misnamed", digest) if stated_digest(path) == digest else ("spec", None)
-        except (CacheFormatError, FileNotFoundError):
-            continue
-    return "spec", None
-
-
-def _digits(folder: Path) -> str:
-    return folder.name.rpartition("-")[2]
-
-
-def _check_shard(path: Path, space: _SpaceFiles) -> _Checked | None:
-    """Read a shard; None when it has gone meanwhile."""
-    rows: int | None = None
+def _check_shard(path: Path, space: SpaceFiles) -> _Checked:
+    size, rows = 0, None
     try:
         size = path.stat().st_size
         digest = stated_digest(path)
-        fits = digest == space.digest if space.digest else digest.startswith(_digits(space.folder))
-        if not fits:
+        if not space.holds(digest):
             reason = f"holds features of the specification {digest[:12]}, not those of its folder"
-            step = f"move it into the folder of spaces/ whose name ends in {digest[:12]}"
+            step = f"move it to the folder in spaces/ whose name ends in {digest[:12]}"
             return _Checked(size, findings=(Finding(path, "foreign", reason, step),))
         shard = read_shard(path, digest)
         rows = len(shard)
         if space.spec is not None:
-            for tap, array in shard.taps.items():
-                if array.dtype != np.dtype(space.spec.dtype).newbyteorder("<"):
-                    raise CacheFormatError(
-                        f"{tap!r} is of {array.dtype}, the specification of {space.spec.dtype}"
-                    )
+            _check_dtypes(shard, space.spec.dtype)
         check_shard(shard)
     except FileNotFoundError:
-        return None
+        return _Checked(gone=True)
     except CacheFormatError as error:
         kind = error_kind(error, "shard")
         if kind == "shard" and not _SHARD_NAME.fullmatch(path.name):
-            kind = "foreign"
-        return _Checked(size, findings=(_file_finding(path, kind, str(error), rows),))
+            kind = "foreign"  # no name that featx gives: somebody put it here
+        return _Checked(size, findings=(Finding(path, kind, str(error), next_step(kind), rows),))
     return _Checked(size, shard)
 
 
-def _file_finding(path: Path, kind: str, reason: str, rows: int | None = None) -> Finding:
-    steps = {
-        "foreign": "move it out of the cache",
-        "later": "upgrade featx",
-        "unreadable": "see to its permissions and its disk, then verify again",
-    }
-    return Finding(path, kind, reason, steps.get(kind, _REPAIR), rows)
+def _check_dtypes(shard: Shard, dtype: str) -> None:
+    for tap, array in shard.taps.items():
+        if array.dtype != np.dtype(dtype).newbyteorder("<"):
+            raise CacheFormatError(f"{tap!r} is {array.dtype}, the specification says {dtype}")
 
 
-def _odd_widths(shards: list[Shard]) -> Iterator[Finding]:
-    """Find shards whose vectors are not as long as most of the space; take them from the list."""
+def _agreeing(shards: Sequence[Shard]) -> tuple[list[Shard], list[Finding]]:
+    """Part shards whose rows are as long as most of the space from those that are not."""
     rows: dict[str, dict[int, int]] = {}
     for shard in shards:
         for tap, array in shard.taps.items():
-            by_width = rows.setdefault(tap, {})
-            by_width[array.shape[1]] = by_width.get(array.shape[1], 0) + len(shard)
-    usual = {tap: max(by_width, key=lambda width: by_width[width]) for tap, by_width in rows.items()}
-    for shard in list(shards):
-        for tap, array in shard.taps.items():
-            if array.shape[1] != usual[tap]:
-                shards.remove(shard)
-                reason = f"{tap!r} has {array.shape[1]} values a row, others have {usual[tap]}"
-                yield _file_finding(shard.path, "shard", reason, len(shard))
-                break
+            widths = rows.setdefault(tap, {})
+            widths[array.shape[1]] = widths.get(array.shape[1], 0) + len(shard)
+    usual = {tap: max(widths, key=lambda width: widths[width]) for tap, widths in rows.items()}
+    agreeing, odd = [], []
+    for shard in shards:
+        reasons = [
+            f"{tap!r} has {array.shape[1]} values a row, in other shards {usual[tap]}"
+            for tap, array in shard.taps.items()
+            if array.shape[1] != usual[tap]
+        ]
+        if reasons:
+            step = next_step("shard")
+            odd.append(Finding(shard.path, "shard", reasons[0], step, len(shard)))
+        else:
+            agreeing.append(shard)
+    return agreeing, odd
 
 
 def _check_manifest(
-    layout: CacheLayout, path: Path, sound: dict[str, list[Shard]]
-) -> _Checked | None:
-    """Read a manifest and look for its features; None when it has gone meanwhile."""
+    layout: CacheLayout, path: Path, sound: Mapping[str, Sequence[Shard]]
+) -> _Checked:
+    size = 0
     try:
         size = path.stat().st_size
         manifest = read_manifest(path)
+        findings = list(_missing(path, manifest, sound))
     except FileNotFoundError:
-        return None
+        return _Checked(gone=True)
     except CacheFormatError as error:
         kind = error_kind(error, "manifest")
         if kind == "manifest" and made_by_others(path, "featx-manifest"):
             kind = "foreign"
-        finding = _file_finding(path, kind, str(error))
-        if kind == "manifest":
-            finding = replace(finding, next_step=_remake(path))
-        return _Checked(size, findings=(finding,))
-    findings = []
-    if layout.dataset(manifest.name) != path:
+        step = _remake(path) if kind == "manifest" else next_step(kind)
+        return _Checked(size, findings=(Finding(path, kind, str(error), step),))
+    right = layout.dataset(manifest.name).name
+    if right != path.name:
         reason = f"describes the dataset {manifest.name!r}, but lies in {path.name}"
-        step = f"rename it to {layout.dataset(manifest.name).name}"
-        findings.append(Finding(path, "misnamed", reason, step))
-    findings += _missing(path, manifest, sound)
+        findings.insert(0, Finding(path, "misnamed", reason, f"rename it to {right}"))
     commands = [(block.space, extract_command(manifest.name, block)) for block in manifest.blocks]
     return _Checked(size, findings=tuple(findings), commands=tuple(commands))
 
 
 def _remake(path: Path) -> str:
-    """Return how a damaged manifest is made again, with what can still be read of it."""
-    from featx.cache.hdf5 import open_checked, read_strings
-
-    step = f"{_REPAIR}; the features stay, and extracting "
+    """Return how a damaged manifest is made again, from what can still be read of it."""
+    data, backbones = path.stem, ""
     try:
         with open_checked(path, "featx-manifest") as file:
             header = json.loads(read_strings(file, "header")[0])
-            root, blocks = header["root"], header["blocks"]
+            data = header["root"] or data
+            names = dict.fromkeys(block[0] for block in header["blocks"])
+            backbones = "".join(f" -b {name}" for name in names)
     except (CacheFormatError, FileNotFoundError):
-        return f"{step}{path.stem} again makes it anew"
-    backbones = " ".join(f"-b {name}" for name in dict.fromkeys(block[0] for block in blocks))
-    return f"{step}again makes it anew: featx extract {root or path.stem} {backbones}".rstrip()
+        pass
+    return (
+        f"{next_step('manifest')}; the features stay, and `featx extract {data}{backbones}` makes "
+        "it anew"
+    )
 
 
-def _missing(path: Path, manifest: Manifest, sound: dict[str, list[Shard]]) -> Iterator[Finding]:
-    """Find the rows of a dataset that have no features in any sound shard."""
+def _missing(
+    path: Path, manifest: Manifest, sound: Mapping[str, Sequence[Shard]]
+) -> Iterator[Finding]:
+    """Find the images of a dataset that have no features in any sound shard."""
     rows = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
     whole = np.ascontiguousarray(manifest.key[rows]).view("V32").ravel()
     _, first, group = np.unique(whole, return_index=True, return_inverse=True)
@@ -316,7 +277,7 @@ def _missing(path: Path, manifest: Manifest, sound: dict[str, list[Shard]]) -> I
         lacking = rows[~have[group.ravel()]]
         if not len(lacking):
             continue
-        step = extract_command(manifest.name, block)
+        step = f"{extract_command(manifest.name, block)} (with the options of before)"
         if manifest.source == "arrays":
             step = f"extract the same arrays again under the name {manifest.name!r}"
         yield Finding(
@@ -324,53 +285,21 @@ def _missing(path: Path, manifest: Manifest, sound: dict[str, list[Shard]]) -> I
             "missing",
             f"{len(lacking):,} of {len(rows):,} images have no features of {block.backbone} "
             f"{block.tap} in {block.space}",
-            f"{step} (with the options of before)",
+            step,
             len(lacking),
             tuple(manifest.path[row] for row in lacking[:_EXAMPLES]),
         )
 
 
-def _spec_findings(
-    space: _SpaceFiles, rows: dict[str, int], commands: dict[str, list[str]]
+def _spec_finding(
+    space: SpaceFiles, rows: Mapping[str, int], commands: Mapping[str, Sequence[str]]
 ) -> Iterator[Finding]:
-    if space.finding is None:
+    if space.trouble is None:
         return
+    kind, reason = space.trouble
     name = space.folder.name
-    again = "; ".join(dict.fromkeys(commands.get(name, ()))) or "none of the datasets uses it"
-    rewrite = f"the next extraction with the same options writes it again: {again}"
-    step = {
-        "spec": f"{_REPAIR}; {rewrite}",
-        "no_spec": rewrite,
-        "misnamed": "give the folder its name back",
-    }.get(space.finding.kind) or _file_finding(space.folder, space.finding.kind, "").next_step
-    yield replace(space.finding, next_step=step, rows=rows[name])
-
-
-def _foreign(layout: CacheLayout) -> Iterator[Finding]:
-    """Find what does not belong into the folders of spaces and datasets."""
-    for path in list_folder(layout.datasets):
-        if path.suffix != ".h5":
-            yield _file_finding(path, "foreign", "datasets/ holds files NAME.h5")
-    for folder in list_folder(layout.spaces):
-        if not folder.is_dir():
-            yield _file_finding(folder, "foreign", "spaces/ holds one folder a specification")
-            continue
-        for path in list_folder(folder):
-            if path.name not in ("spec.json", "shards"):
-                yield _file_finding(path, "foreign", "a space holds spec.json and shards/")
-        for path in list_folder(folder / "shards"):
-            if path.suffix != ".h5":
-                yield _file_finding(path, "foreign", "shards/ holds files ID.h5")
-
-
-def _leftovers(layout: CacheLayout) -> Iterator[Finding]:
-    """Find files that a writer left behind when it was killed."""
-    for path in list_folder(layout.tmp):
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            continue
-        age_s = time.time() - found.st_mtime
-        if path.is_file() and age_s > STALE_S:
-            reason = f"an unfinished file of {found.st_size:,} bytes, {age_s / 3600:,.0f} h old"
-            yield Finding(path, "leftover", reason, _REPAIR, 0)
+    again = "; ".join(dict.fromkeys(commands.get(name, ()))) or "no dataset uses it"
+    rewrite = f"the next extraction with the same options writes it again ({again})"
+    steps = {"spec": f"{next_step(kind)}; {rewrite}", "no_spec": rewrite}
+    path = space.folder if kind == "misnamed" else space.folder / "spec.json"
+    yield Finding(path, kind, reason, steps.get(kind, next_step(kind)), rows[name])

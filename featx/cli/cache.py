@@ -5,21 +5,53 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featx.cli.options import cache_option, common_options, json_option
 from featx.cli.show import table
+from featx.progress import terminal_progress
+
+if TYPE_CHECKING:
+    from featx.cache.findings import Finding
 
 __all__ = ["command"]
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class _Age(click.ParamType[float]):
+    """A time span such as ``90s``, ``30m``, ``12h`` or ``1d``, in seconds."""
+
+    name = "age"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds."""
+        text = str(value).strip().lower()
+        unit = _UNITS_S.get(text[-1:])
+        number = text[:-1] if unit else text
+        if not number.isdecimal():
+            self.fail(
+                f"expected a whole number of seconds, or one with s, m, h or d, received {value!r}",
+                param,
+                ctx,
+            )
+        return float(number) * (unit or 1)
 
 
 @click.group("cache", short_help="Look after the cache.")
 def command() -> None:
-    """Look after the cache.
+    """Look after the cache: see what it holds, find and mend damage, make it smaller, join two.
 
     \b
     featx cache info
+    featx cache verify && echo sound
+    featx cache repair --dry-run
+    featx cache gc --yes
+    featx cache merge /mnt/laptop/cache
     """
 
 
@@ -41,14 +73,14 @@ def info(cache: Path, as_json: bool) -> None:
         lists = {key: [asdict(item) for item in found[key]] for key in ("spaces", "datasets")}
         click.echo(json.dumps({**found, **lists}))
         return
-    click.echo(f"{found['cache']}: {found['size_bytes'] / 1e6:,.1f} MB of features")
+    click.echo(f"{found['cache']}: {_size(found['size_bytes'])} of features")
     if found["spaces"]:
         rows = [
-            [space.name, tap, str(count), str(space.shards), f"{space.size_bytes / 1e6:.1f}"]
+            [space.name, tap, f"{count:,}", f"{space.shards:,}", _size(space.size_bytes)]
             for space in found["spaces"]
             for tap, count in space.rows.items()
         ]
-        click.echo(table(["space", "tap", "rows", "shards", "MB"], rows))
+        click.echo(table(["space", "tap", "rows", "shards", "size"], rows))
     if found["datasets"]:
         rows = [
             [d.name, str(d.images), str(d.failed), str(d.classes), " ".join(d.blocks), d.root]
@@ -62,3 +94,205 @@ def info(cache: Path, as_json: bool) -> None:
     }
     for name, why in damaged.items():
         click.echo(f"damaged: {name}: {why}")
+
+
+@command.command("verify", short_help="Read every byte again and name what is damaged.")
+@cache_option
+@click.option("--workers", type=click.IntRange(min=1), help="Threads that read.")
+@json_option
+@common_options
+def verify(cache: Path, workers: int | None, as_json: bool) -> int:
+    """Read every byte again, compare it with its digest, and name what is wrong, one a line.
+
+    Changes nothing. The exit status is 0 when all is well, and 1 when something was found.
+
+    \b
+    featx cache verify
+    featx cache verify --cache /data/cache --json
+    """
+    from featx.cache.maintenance import FeatureCache
+
+    with terminal_progress(True, "files") as show:
+        report = FeatureCache(cache).verify(workers=workers, progress=show)
+    if as_json:
+        counts = {"files": report.files, "rows": report.rows, "size_bytes": report.size_bytes}
+        found = [_plain(finding) for finding in report.findings]
+        click.echo(json.dumps({"cache": str(report.cache), **counts, "findings": found}))
+        return int(not report.ok)
+    for finding in report.findings:
+        click.echo(_line(finding))
+    click.echo(
+        f"{report.cache}: {report.files:,} files, {report.rows:,} sound rows, "
+        f"{_size(report.size_bytes)}, {len(report.findings):,} findings"
+    )
+    return int(not report.ok)
+
+
+@command.command("repair", short_help="Remove what is damaged, so that it is computed again.")
+@cache_option
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads that read.")
+@json_option
+@common_options
+def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> int:
+    """Verify, then remove damaged files and leftovers, and say what to extract again.
+
+    Nothing else is touched: files that featx did not write stay, and are named. The exit status is
+    1 when such a file needs a decision.
+
+    \b
+    featx cache repair --dry-run
+    featx cache repair
+    """
+    from featx.cache.maintenance import FeatureCache
+
+    with terminal_progress(True, "files") as show:
+        report = FeatureCache(cache).repair(dry_run=dry_run, workers=workers, progress=show)
+    if as_json:
+        lists = ("removed", "left", "missing")
+        found = {name: [_plain(finding) for finding in getattr(report, name)] for name in lists}
+        head = {"cache": str(report.cache), "dry_run": dry_run, "size_bytes": report.size_bytes}
+        click.echo(json.dumps({**head, **found}))
+        return int(bool(report.left))
+    done = "would be removed" if dry_run else "removed"
+    for finding in report.removed:
+        click.echo(f"{done}: {finding.path}: {finding.reason}")
+        if finding.kind in ("manifest", "spec"):
+            click.echo(f"  {finding.next_step}")
+    for finding in report.left:
+        click.echo(f"left: {_line(finding)}")
+    for finding in report.missing:
+        shown = ", ".join(finding.examples)
+        more = ", ..." if (finding.rows or 0) > len(finding.examples) else ""
+        click.echo(f"extract again: {finding.path.stem}: {finding.reason}: {shown}{more}")
+        click.echo(f"  {finding.next_step}")
+    click.echo(
+        f"{report.cache}: {len(report.removed):,} files {done}, {_size(report.size_bytes)}, "
+        f"{len(report.left):,} left for you to decide"
+    )
+    return int(bool(report.left))
+
+
+@command.command("gc", short_help="Remove features that no dataset uses; join small shards.")
+@cache_option
+@click.option("--yes", is_flag=True, help="Do it.  [default: only say what would go]")
+@click.option(
+    "--older-than",
+    type=_Age(),
+    default="1d",
+    show_default=True,
+    help="Leave younger shards alone: an extraction at work writes its dataset last.",
+)
+@json_option
+@common_options
+def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
+    """Remove features that no dataset uses, and put small shards together.
+
+    Features of models that were trained with --cache and without a dataset count as unused. Rows
+    that stay keep every byte. Without --yes, nothing is changed.
+
+    \b
+    featx cache gc
+    featx cache gc --yes
+    featx cache gc --older-than 12h --yes
+    """
+    from featx.cache.maintenance import FeatureCache
+
+    report = FeatureCache(cache).gc(older_than_s=older_than, dry_run=not yes)
+    damaged = sum(len(space.damaged) for space in report.spaces)
+    if as_json:
+        click.echo(json.dumps({**asdict(report), "cache": str(report.cache)}))
+        return int(bool(damaged))
+    head = ["space", "stays", "unused", "repeated", "size", "shards gone", "new", "too young"]
+    rows = [
+        [
+            space.space + (" (whole)" if space.removed else ""),
+            f"{space.rows:,}",
+            f"{space.rows_unused:,}",
+            f"{space.rows_repeated:,}",
+            _size(space.size_bytes),
+            f"{space.shards_removed:,}",
+            f"{space.shards_written:,}",
+            f"{space.shards_young:,}",
+        ]
+        for space in report.spaces
+    ]
+    if rows:
+        click.echo(table(head, rows))
+    for space in report.spaces:
+        for reason in space.damaged.values():
+            click.echo(f"left: shard: {reason}; `featx cache repair` removes it")
+    rows_gone = sum(space.rows_unused + space.rows_repeated for space in report.spaces)
+    size = _size(sum(space.size_bytes for space in report.spaces))
+    what = "removed" if yes else "would be removed; --yes does it"
+    click.echo(f"{report.cache}: {rows_gone:,} rows, {size} {what}")
+    return int(bool(damaged))
+
+
+@command.command("merge", short_help="Bring in the features and datasets of other caches.")
+@click.argument("others", metavar="OTHER...", nargs=-1, required=True, type=click.Path())
+@cache_option
+@json_option
+@common_options
+def merge(others: tuple[str, ...], cache: Path, as_json: bool) -> int:
+    """Copy into the cache what OTHER caches have and it has not; they are only read.
+
+    Rows that are here are not copied again. A dataset whose name is taken by other images comes as
+    NAME-2. Damaged files are left out and named, with exit status 1.
+
+    \b
+    featx cache merge /mnt/laptop/cache
+    featx cache merge host1/cache host2/cache --cache all/
+    """
+    from featx.cache.maintenance import FeatureCache
+
+    reports = FeatureCache(cache).merge(*others)
+    skipped = [finding for report in reports for finding in report.skipped]
+    if as_json:
+        found = [
+            {
+                **asdict(report),
+                "source": str(report.source),
+                "skipped": [_plain(finding) for finding in report.skipped],
+            }
+            for report in reports
+        ]
+        click.echo(json.dumps({"cache": str(cache), "sources": found}))
+        return int(bool(skipped))
+    for report in reports:
+        click.echo(
+            f"{report.source}: {report.rows_copied:,} rows copied ({_size(report.size_bytes)}), "
+            f"{report.rows_present:,} were here"
+        )
+        for dataset in report.datasets:
+            name = f", as {dataset.stored_as}" if dataset.stored_as != dataset.name else ""
+            click.echo(f"  dataset {dataset.name}: {_OUTCOMES[dataset.outcome]}{name}")
+    for finding in skipped:
+        click.echo(f"left out: {_line(finding)}")
+    return int(bool(skipped))
+
+
+_OUTCOMES = {
+    "copied": "copied",
+    "present": "was here",
+    "extended": "was here, now has the features of both",
+}
+
+
+def _line(finding: Finding) -> str:
+    rows = "" if finding.rows is None else f" ({finding.rows:,} rows)"
+    reason = finding.reason.removeprefix(f"{finding.path}: ")
+    return f"{finding.kind}: {finding.path}: {reason}{rows}; {finding.next_step}"
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    return {**asdict(finding), "path": str(finding.path)}
+
+
+def _size(count: float) -> str:
+    """Return a number of bytes as people say it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

@@ -82,7 +82,7 @@ def command(
         taps=taps,
         input_size=input_size,
         preprocessing=preprocessing,
-        image=featx.ImagePolicy(resize=resize),
+        image=None if resize == "stretch" else featx.ImagePolicy(resize=resize),
         cache=cache,
         name=name,
         dtype=dtype,

@@ -77,7 +77,9 @@ def command(
     featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
     """
     import featx
+    from featx.heads.registry import make_head
 
+    make_head(head)  # a mistyped head is to be known before an hour of extraction
     target = output or Path(f"{Path(data).resolve().stem}.featx")
     if not target.parent.is_dir():
         raise click.UsageError(f"the folder of {str(target)!r} does not exist")
@@ -88,7 +90,7 @@ def command(
         taps=tap,
         input_size=input_size,
         preprocessing=preprocessing,
-        image=featx.ImagePolicy(resize=resize),
+        image=None if resize == "stretch" else featx.ImagePolicy(resize=resize),
         cache=cache,
         engine=engine,
         batch_size=batch_size or "auto",

@@ -1,0 +1,238 @@
+"""`merge_cache`: bring the features and datasets of another cache into this one.
+
+The other cache is only read. Every byte is compared with its digest on the way; what is damaged is
+left out and named. Run again, it finds everything here and copies nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from featx.cache.findings import Finding, check_is_cache, error_kind, list_folder
+from featx.cache.integrity import read_verified
+from featx.cache.inventory import list_shards
+from featx.cache.layout import CacheLayout, publish, reading
+from featx.cache.manifest import Manifest, read_manifest, write_manifest
+from featx.cache.rewriting import Part, row_bytes, write_parts
+from featx.cache.space import FeatureSpace, read_spec
+from featx.exceptions import CacheError, CacheFormatError
+from featx.spec import FeatureSpec
+
+__all__ = ["Merge", "MergedDataset", "merge_cache"]
+
+# Where the images lie, and what the file system says of them, is each machine's own.
+_LOCAL = {"root", "size", "mtime_ns", "inode", "blocks"}
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MergedDataset:
+    """What became of a dataset of the other cache.
+
+    Parameters
+    ----------
+    name : str
+        Its name there.
+    stored_as : str
+        Its name here: another one, where the name was taken by other images.
+    outcome : str
+        ``copied``, ``present`` (it was here), or ``extended`` (it was here, and now has the
+        features of both).
+    """
+
+    name: str
+    stored_as: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What came from another cache.
+
+    Parameters
+    ----------
+    source : Path
+        The other cache.
+    rows_copied, rows_present : int
+        Number of its rows that were copied, and that were here.
+    shards_written : int
+        Number of new shards.
+    size_bytes : int
+        Bytes of the rows that were copied.
+    datasets : tuple of MergedDataset
+        What became of each dataset.
+    skipped : tuple of Finding
+        Files that were left out, damaged for the most part.
+    """
+
+    source: Path
+    rows_copied: int
+    rows_present: int
+    shards_written: int
+    size_bytes: int
+    datasets: tuple[MergedDataset, ...]
+    skipped: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    rows: int
+    present: int
+    shards: int
+    size_bytes: int
+
+
+def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
+    """Copy what another cache has and this one has not.
+
+    Parameters
+    ----------
+    layout : CacheLayout
+        Where everything goes. It is made when it is not there.
+    other : CacheLayout
+        Where it comes from; nothing is written there.
+
+    Raises
+    ------
+    CacheError
+        If there is no cache at `other`, or it is this very one.
+    CacheWriteError
+        If something cannot be written. What was copied before is kept; run it again.
+    """
+    check_is_cache(other)
+    if layout.root.resolve() == other.root.resolve():
+        raise CacheError(f"{other.root} cannot be merged into itself: name another cache")
+    folders = [folder for folder in list_folder(other.spaces) if folder.is_dir()]
+    spaces = [result for folder in folders for result in _merge_space(layout, folder)]
+    # Datasets last: one that is here has its features here.
+    paths = [path for path in list_folder(other.datasets) if path.suffix == ".h5"]
+    datasets = [_merge_dataset(layout, path) for path in paths]
+    copied = [result for result in spaces if isinstance(result, _Copied)]
+    return Merge(
+        source=other.root,
+        rows_copied=sum(result.rows for result in copied),
+        rows_present=sum(result.present for result in copied),
+        shards_written=sum(result.shards for result in copied),
+        size_bytes=sum(result.size_bytes for result in copied),
+        datasets=tuple(result for result in datasets if isinstance(result, MergedDataset)),
+        skipped=tuple(r for r in (*spaces, *datasets) if isinstance(r, Finding)),
+    )
+
+
+def _skip(path: Path, damaged: str, error: Exception) -> Finding:
+    step = "`featx cache verify` on that cache says what to do; then merge again"
+    return Finding(path, error_kind(error, damaged), str(error), step)
+
+
+def _merge_space(layout: CacheLayout, folder: Path) -> Iterator[_Copied | Finding]:
+    waiting = list_shards(folder)
+    if not waiting:
+        return
+    try:
+        spec = read_spec(folder)
+    except (CacheFormatError, FileNotFoundError) as error:
+        yield _skip(folder / "spec.json", "spec", error)
+        return
+    try:
+        space = FeatureSpace(layout, spec)
+    except CacheFormatError as error:
+        yield _skip(layout.space(spec) / "spec.json", "spec", error)
+        return
+    seen: set[Path] = set()
+    while waiting:
+        for path in waiting:
+            try:
+                yield _merge_shard(space, path)
+            except FileNotFoundError:
+                continue  # its rows are in a new shard, which the next look finds
+            except CacheFormatError as error:
+                yield _skip(path, "shard", error)
+        seen.update(waiting)
+        waiting = [path for path in list_shards(folder) if path not in seen]
+        space.refresh()
+
+
+def _merge_shard(space: FeatureSpace, path: Path) -> _Copied:
+    """Copy the rows of a shard of which this cache lacks a tap."""
+    layout, spec = space.layout, space.spec
+    shard = read_verified(path, spec.digest)
+    new = np.flatnonzero(~space.has(tuple(shard.taps), shard.keys.map()))
+    written = 0
+    if len(new):
+        _write_spec(layout, spec)
+        if len(new) == len(shard):
+            _copy_shard(layout, space, path)
+            written = 1
+        else:
+            parts = [Part(shard, new)]
+            written = len(write_parts(layout, space.folder, spec.digest, parts))
+    return _Copied(len(new), len(shard) - len(new), written, len(new) * row_bytes(shard))
+
+
+def _copy_shard(layout: CacheLayout, space: FeatureSpace, path: Path) -> None:
+    def copy(temporary: Path) -> None:
+        with temporary.open("xb") as file:
+            for chunk in _read_chunks(path):
+                file.write(chunk)
+        read_verified(temporary, space.spec.digest)  # what went wrong on the way is found, too
+
+    publish(layout, space.folder / "shards" / f"{secrets.token_hex(16)}.h5", copy)
+
+
+def _read_chunks(path: Path) -> Iterator[bytes]:
+    # Only what fails in here is the source's fault; what fails while writing is the target's.
+    with reading(path), path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _write_spec(layout: CacheLayout, spec: FeatureSpec) -> None:
+    path = layout.space(spec) / "spec.json"
+    if not path.exists():
+        text = json.dumps(spec.to_dict(), indent=2, sort_keys=True) + "\n"
+        publish(layout, path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8")
+
+
+def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
+    """Copy a manifest under the first name of NAME, NAME-2, NAME-3 that is free or its own."""
+    try:
+        incoming = read_manifest(path)
+    except (CacheFormatError, FileNotFoundError) as error:
+        return _skip(path, "manifest", error)
+    number, name = 1, incoming.name
+    while (here := layout.dataset(name)).is_file():
+        try:
+            present = read_manifest(here)
+        except CacheFormatError as error:
+            return _skip(here, "manifest", error)
+        if _same_images(present, replace(incoming, name=name)):
+            more = tuple(block for block in incoming.blocks if block not in present.blocks)
+            if more:
+                write_manifest(layout, replace(present, blocks=(*present.blocks, *more)))
+            return MergedDataset(incoming.name, name, "extended" if more else "present")
+        number += 1
+        name = f"{incoming.name}-{number}"
+    write_manifest(layout, replace(incoming, name=name))
+    return MergedDataset(incoming.name, name, "copied")
+
+
+def _same_images(one: Manifest, other: Manifest) -> bool:
+    """Return whether two manifests tell the same, wherever the images lie."""
+    for column in fields(Manifest):
+        if column.name in _LOCAL:
+            continue
+        left, right = getattr(one, column.name), getattr(other, column.name)
+        same = np.array_equal(left, right) if isinstance(left, np.ndarray) else left == right
+        if not same:
+            return False
+    return True

@@ -1,0 +1,68 @@
+"""``featx import``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from featx.cli.options import cache_option, common_options, json_option
+
+__all__ = ["command"]
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command("import", short_help="Bring in features that were made elsewhere.")
+@click.argument("name", metavar="NAME")
+@click.argument("file", metavar="FILE", type=_FILE)
+@click.option(
+    "--labels",
+    type=_FILE,
+    help="A CSV with the column label (and path, split, group), or a .npy.",
+)
+@cache_option
+@json_option
+@common_options
+def command(name: str, file: Path, labels: Path | None, cache: Path, as_json: bool) -> None:
+    """Bring in features that were made elsewhere, of images, text, audio or anything.
+
+    FILE is an .npz, .npy, .h5 or .parquet with the features under X, features or embeddings, and
+    perhaps labels, paths, groups and splits. They become the dataset NAME of the cache, on which
+    heads are trained like on any other.
+
+    \b
+    featx import reviews embeddings.npz
+    featx import birdsong audio.npy --labels labels.csv
+    """
+    from featx.feature_files.read import read_feature_file
+    from featx.importing import import_features
+
+    table = read_feature_file(file, labels=labels)
+    features = import_features(
+        name,
+        table.rows,
+        y=table.y,
+        paths=table.paths,
+        groups=table.groups,
+        splits=table.splits,
+        cache=cache,
+        source=file.name,
+    )
+    report = features.report
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    click.echo(
+        f"{name}: {report['rows']:,} x {report['features']:,} {report['dtype']}, "
+        f"{report['classes']:,} classes, {report['labelled']:,} labelled, "
+        f"{report['written']:,} rows new to the cache, {report['seconds']:.1f} s"
+    )
+    click.echo(f"  {report['backbone']} {report['tap']} in {report['spec']}")
+    if report["converted_from"]:
+        click.echo(f"  converted from {report['converted_from']} to {report['dtype']}")
+    if report["duplicates"]:
+        click.echo(f"  {report['duplicates']:,} equal another row")
+    if report["classes"]:
+        click.echo(f"next: featx train {name} -b {report['backbone']} ...")

@@ -1,0 +1,1 @@
+"""Files of features that other tools made, read without trusting them."""
