@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--alpha", type=float, default=0.75, help="width of the student (default: %(default)s)")
     add("--input-size", type=int, default=64, help="student's input, px (default: %(default)s)")
     add("--teacher-size", type=int, default=128, help="teacher's input, px (default: %(default)s)")
-    add("--epochs", type=int, default=12, help="passes over the images (default: %(default)s)")
+    add("--epochs", type=int, default=6, help="passes over the images (default: %(default)s)")
     add("--batch-size", type=int, default=128, help="images a step (default: %(default)s)")
     add("--glyph-share", type=float, default=0.19, help="glyphs in a batch (default: %(default)s)")
     add("--learning-rate", type=float, default=5e-4, help="its peak (default: %(default)s)")
@@ -227,14 +227,18 @@ class Distiller(keras.Model):
         """Return the standardised pooled features and the class scores."""
         # training=False keeps the BatchNorm statistics; scale and offset are trained all the same.
         pooled = self.pool(self.student(images, training=False))
-        features = (pooled - self.mean) / self.deviation
+        features = self.standardise(pooled)
         return {"features": features, "logits": self.classifier(features)}
+
+    def standardise(self, features: Any) -> Any:
+        """Return the features in units of the teacher's deviation from its mean."""
+        return (features - ops.convert_to_tensor(self.mean)) / ops.convert_to_tensor(self.deviation)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, *_: Any, **__: Any
     ) -> Any:
         """Return the error in the teacher's features plus the weighted cross-entropy."""
-        target = (y["target"] - self.mean) / self.deviation
+        target = self.standardise(y["target"])
         error = ops.mean((y_pred["features"] - target) ** 2, axis=1)
         feature_loss = ops.sum(error * y["photo"]) / ops.sum(y["photo"])
         label_loss = ops.mean(

@@ -1,6 +1,8 @@
 """The backbone that comes with featx: no download, no setting."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -32,7 +34,23 @@ def test_it_is_here_and_whole(weights):
 
 
 def test_it_is_small_enough_to_ship():
-    assert WEIGHTS.stat().st_size < 5e6
+    assert WEIGHTS.stat().st_size <= 4e6
+
+
+def test_file_card_and_table_agree():
+    card = json.loads(WEIGHTS.with_name("tiny.json").read_text("utf-8"))
+    assert card["sha256"] == ROW.weights_hash == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    assert card["bytes"] == WEIGHTS.stat().st_size
+    assert card["parameters"] == ROW.parameters
+    assert (card["input_size_px"], card["alpha"]) == (
+        ROW.input_size_px,
+        dict(ROW.arguments)["alpha"],
+    )
+    assert card["pooled_features"] == ROW.features
+    assert "127.5 - 1" in card["preprocessing"]
+    assert ROW.shared.preprocessing == "tf"
+    for part in ("data", "method", "licence_note", "figures", "not_for"):
+        assert card[part], part
 
 
 def test_its_network_is_as_the_table_says_and_gives_features(pixels, vectors_of):
