@@ -177,15 +177,10 @@ class _Columns:
 
 
 def _columns(count: int, *, y: Any, paths: Any, groups: Any, splits: Any) -> _Columns:
-    named = {"paths": paths, "groups": groups, "splits": splits}
-    texts = {}
-    for what, values in named.items():
-        texts[what] = None if values is None else [_text(value) for value in values]
-        if texts[what] is not None and len(texts[what]) != count:
-            raise DatasetError(
-                f"expected {count:,} {what}, one a row of the features, received "
-                f"{len(texts[what]):,}"
-            )
+    texts = {
+        what: _texts(what, values, count)
+        for what, values in (("paths", paths), ("groups", groups), ("splits", splits))
+    }
     classes, label = (None, np.full(count, -1, np.int32))
     if y is not None:
         classes, label = encode_labels(y, count)
@@ -199,8 +194,15 @@ def _columns(count: int, *, y: Any, paths: Any, groups: Any, splits: Any) -> _Co
     )
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _texts(what: str, values: Any, count: int) -> list[str] | None:
+    if values is None:
+        return None
+    texts = ["" if value is None else str(value) for value in values]
+    if len(texts) != count:
+        raise DatasetError(
+            f"expected {count:,} {what}, one a row of the features, received {len(texts):,}"
+        )
+    return texts
 
 
 def _store(space: FeatureSpace, rows: RowSource, survey: RowSurvey, source: str) -> int:

@@ -90,6 +90,7 @@ class _Entry:
     shard: Shard
     digest: str
     rows: NDArray[np.int64]
+    keys: NDArray[np.uint8]
     repeats: bool = False
 
     @property
@@ -140,13 +141,14 @@ def plan_space(
                 young += 1
                 continue
             shard, digest = _open(path, folder)
-            rows = np.flatnonzero(index.find(shard.keys.map())[1] >= 0)
+            keys = shard.keys.map()
+            rows = np.flatnonzero(index.find(keys)[1] >= 0)
         except FileNotFoundError:
             continue
         except CacheFormatError as error:
             damaged[path.name] = str(error)
             continue
-        entries.append(_Entry(shard, digest, rows))
+        entries.append(_Entry(shard, digest, rows, keys[rows]))
     alike: dict[tuple[object, ...], list[_Entry]] = {}
     groups = []
     for entry in entries:
@@ -199,7 +201,7 @@ def _as_group(entries: Sequence[_Entry], repeated: int) -> Group:
 
 def _drop_repeated(entries: Sequence[_Entry]) -> int:
     """Keep the first of equal keys, mark the shards that share any, and count what is dropped."""
-    keys = np.concatenate([entry.shard.keys.map()[entry.rows] for entry in entries])
+    keys = np.concatenate([entry.keys for entry in entries])
     # Of 32 bytes each, texts are equal only where the keys are: padding is with zeros too.
     whole = np.ascontiguousarray(keys).view("S32").ravel()
     _, first, group, count = np.unique(

@@ -114,8 +114,14 @@ def made_by_others(path: Path, kind: str) -> bool:
     try:
         with reading(path), h5py.File(path, "r", locking=False) as file:
             return "type" not in file.attrs or attribute(file, "type") != kind
-    except (CacheFormatError, FileNotFoundError):
+    except FileNotFoundError:
         return False
+    except CacheFormatError as error:
+        # Refused by featx, not by HDF5: what it says can be read, and is nothing that featx writes.
+        origin: BaseException = error
+        while origin.__cause__ is not None:
+            origin = origin.__cause__
+        return isinstance(origin, CacheFormatError)
 
 
 def check_is_cache(layout: CacheLayout) -> None:

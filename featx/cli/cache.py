@@ -21,25 +21,16 @@ __all__ = ["command"]
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class _Age(click.ParamType[float]):
-    """A time span such as ``90s``, ``30m``, ``12h`` or ``1d``, in seconds."""
-
-    name = "age"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the seconds."""
-        text = str(value).strip().lower()
-        unit = _UNITS_S.get(text[-1:])
-        number = text[:-1] if unit else text
-        if not number.isdecimal():
-            self.fail(
-                f"expected a whole number of seconds, or one with s, m, h or d, received {value!r}",
-                param,
-                ctx,
-            )
-        return float(number) * (unit or 1)
+def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
+    """Read a time span such as ``90s``, ``30m``, ``12h`` or ``1d``."""
+    text = value.strip().lower()
+    unit = _UNITS_S.get(text[-1:])
+    number = text[:-1] if unit else text
+    if not number.isdecimal():
+        raise click.BadParameter(
+            f"expected a whole number of seconds, or of s, m, h or d, received {value!r}"
+        )
+    return float(number) * (unit or 1)
 
 
 @click.group("cache", short_help="Look after the cache.")
@@ -73,7 +64,7 @@ def info(cache: Path, as_json: bool) -> None:
         lists = {key: [asdict(item) for item in found[key]] for key in ("spaces", "datasets")}
         click.echo(json.dumps({**found, **lists}))
         return
-    click.echo(f"{found['cache']}: {_size(found['size_bytes'])} of features")
+    click.echo(f"{found['cache']}: {found['size_bytes'] / 1e6:,.1f} MB of features")
     if found["spaces"]:
         rows = [
             [space.name, tap, f"{count:,}", f"{space.shards:,}", _size(space.size_bytes)]
@@ -156,7 +147,7 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
         return int(bool(report.left))
     done = "would be removed" if dry_run else "removed"
     for finding in report.removed:
-        click.echo(f"{done}: {finding.path}: {finding.reason}")
+        click.echo(f"{done}: {_reason(finding)}")
         if finding.kind in ("manifest", "spec"):
             click.echo(f"  {finding.next_step}")
     for finding in report.left:
@@ -178,7 +169,8 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
 @click.option("--yes", is_flag=True, help="Do it.  [default: only say what would go]")
 @click.option(
     "--older-than",
-    type=_Age(),
+    metavar="AGE",
+    callback=_seconds,
     default="1d",
     show_default=True,
     help="Leave younger shards alone: an extraction at work writes its dataset last.",
@@ -281,8 +273,13 @@ _OUTCOMES = {
 
 def _line(finding: Finding) -> str:
     rows = "" if finding.rows is None else f" ({finding.rows:,} rows)"
-    reason = finding.reason.removeprefix(f"{finding.path}: ")
-    return f"{finding.kind}: {finding.path}: {reason}{rows}; {finding.next_step}"
+    return f"{finding.kind}: {_reason(finding)}{rows}; {finding.next_step}"
+
+
+def _reason(finding: Finding) -> str:
+    """Return what is wrong, after the path, which errors of reading begin with."""
+    path = str(finding.path)
+    return finding.reason if finding.reason.startswith(path) else f"{path}: {finding.reason}"
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -139,10 +139,8 @@ def read_npz(file: Path) -> FeatureTable:
         else:
             rows = _MemberRows(file, chosen, header)
     texts = {
-        column: None if values is None else _as_texts(values, file, column)
-        for column, values in (
-            (c, columns.get(c)) for c in ("classes", "paths", "groups", "splits")
-        )
+        column: _as_texts(columns[column], file, column) if column in columns else None
+        for column in ("classes", "paths", "groups", "splits")
     }
     return FeatureTable(rows, y=columns.get("y"), **texts)
 

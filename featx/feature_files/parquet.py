@@ -83,7 +83,7 @@ def _feature_columns(schema: Any, found: dict[str, str], file: Path) -> list[str
 
     def is_list(name: str) -> bool:
         kind = schema.field(name).type
-        return pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
+        return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind))
 
     lists = [name for name in schema.names if is_list(name)]
     if "X" in found and found["X"] in lists:

@@ -1,4 +1,4 @@
-"""`FeatureTable`: features from elsewhere, read chunk by chunk, beside what belongs to their rows."""
+"""`FeatureTable`: features from elsewhere, read in chunks, and what belongs to their rows."""
 
 from __future__ import annotations
 

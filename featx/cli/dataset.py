@@ -1,0 +1,360 @@
+"""``featx dataset``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from featx.cli.options import cache_option, common_options, json_option, seed_option
+from featx.cli.show import table
+
+if TYPE_CHECKING:
+    from featx.cache.manifest import Manifest
+
+__all__ = ["command"]
+
+
+def _complete(ctx: click.Context, _: Any, incomplete: str) -> list[CompletionItem]:
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import manifest_names
+
+    names = manifest_names(CacheLayout.at(ctx.params.get("cache")))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+_name = click.argument("name", metavar="NAME", shell_complete=_complete)
+
+
+@click.group("dataset", short_help="Look at datasets, split and edit them.")
+def command() -> None:
+    """Look at the datasets of a cache, split and edit them; features stay as they are.
+
+    \b
+    featx dataset split photos --test 0.2
+    """
+
+
+@command.command("list", short_help="The datasets of the cache.")
+@cache_option
+@json_option
+@common_options
+def list_(cache: Path, as_json: bool) -> None:
+    """List the datasets of the cache.
+
+    \b
+    featx dataset list
+    """
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import manifest_names, read_manifest
+    from featx.exceptions import CacheFormatError
+
+    layout = CacheLayout.at(cache)
+    found, damaged = [], {}
+    for name in manifest_names(layout):
+        try:
+            found.append(_summary(read_manifest(layout.dataset(name))))
+        except CacheFormatError as error:
+            damaged[name] = str(error)
+    if as_json:
+        click.echo(json.dumps({"cache": str(layout.root), "datasets": found, "damaged": damaged}))
+        return
+    rows = [
+        [
+            one["dataset"],
+            str(one["rows"]),
+            str(one["failed"]),
+            str(len(one["classes"])),
+            " ".join(f"{split} {count}" for split, count in one["splits"].items()) or "-",
+            " ".join(one["blocks"]) or "-",
+        ]
+        for one in found
+    ]
+    if rows:
+        click.echo(table(["dataset", "rows", "failed", "classes", "splits", "features"], rows))
+    else:
+        click.echo(f"no datasets in {layout.root}: featx extract FOLDER")
+    for name, why in damaged.items():
+        click.echo(f"damaged: {name}: {why}")
+
+
+@command.command("show", short_help="What is known of a dataset.")
+@_name
+@cache_option
+@json_option
+@common_options
+def show(name: str, cache: Path, as_json: bool) -> None:
+    """Say what is known of a dataset: classes, splits, features, edits.
+
+    \b
+    featx dataset show photos
+    """
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import find_manifest
+
+    manifest = find_manifest(CacheLayout.at(cache), name)
+    found = _summary(manifest)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(
+        f"{found['dataset']}: {found['rows']:,} rows, {found['failed']:,} failed, "
+        f"{found['duplicates']:,} duplicates, {found['groups']:,} groups"
+    )
+    if found["root"]:
+        click.echo(f"  in {found['root']}")
+    _show_counts(manifest)
+    for block in found["blocks"]:
+        click.echo(f"  features {block}")
+    for edit in found["edits"]:
+        click.echo(f"  edited: {json.dumps(edit, ensure_ascii=False)[:200]}")
+
+
+@command.command("split", short_help="Split a dataset into train, val and test.")
+@_name
+@click.option("--test", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True)
+@click.option("--val", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["hash", "stratified"]),
+    default="hash",
+    show_default=True,
+    help="hash never moves an image when others come; stratified gives classes equal shares.",
+)
+@seed_option
+@cache_option
+@json_option
+@common_options
+def split(
+    name: str, test: float, val: float, method: Any, seed: int, cache: Path, as_json: bool
+) -> None:
+    """Split a dataset; images of one group and equal images are on one side.
+
+    The split is kept when the folder is extracted again, and images that come later get theirs.
+
+    \b
+    featx dataset split photos --test 0.2
+    featx dataset split photos --test 0.2 --val 0.1 --method stratified --seed 1
+    """
+    from featx.cache.editing import assign_splits
+
+    if test + val >= 1 or test + val <= 0:
+        raise click.UsageError("expected --test and --val whose sum is above 0 and below 1")
+    parts = {"train": 1 - test - val, "val": val, "test": test}
+    fractions = {part: share for part, share in parts.items() if share}
+    before, after = _edit(
+        cache, name, lambda m: assign_splits(m, fractions, method=method, seed=seed)
+    )
+    pairs = zip(before.split, after.split, strict=True)
+    _report(after, as_json, moved=sum(bool(old) and old != new for old, new in pairs))
+
+
+@command.command("relabel", short_help="Rename, join or drop classes.")
+@_name
+@click.argument("changes", metavar="OLD=NEW...", nargs=-1)
+@click.option(
+    "--labels",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A CSV with the columns path and label, for single images.",
+)
+@cache_option
+@json_option
+@common_options
+def relabel_(
+    name: str, changes: tuple[str, ...], labels: Path | None, cache: Path, as_json: bool
+) -> None:
+    """Rename, join or drop classes, or label single images.
+
+    OLD= takes the label away. The labels are kept when the folder is extracted again.
+
+    \b
+    featx dataset relabel photos ant=ants wasp=bees
+    featx dataset relabel photos --labels corrected.csv
+    """
+    from featx.cache.editing import relabel
+
+    pairs = [change.partition("=") for change in changes]
+    wrong = [
+        change
+        for change, (old, equals, _) in zip(changes, pairs, strict=True)
+        if not (old and equals)
+    ]
+    if wrong or not (changes or labels):
+        raise click.UsageError(f"expected OLD=NEW, received {wrong[0] if wrong else 'nothing'!r}")
+    paths = None if labels is None else _labels_by_path(labels)
+    classes = {old: new for old, _, new in pairs}
+    before, after = _edit(cache, name, lambda m: relabel(m, classes=classes, paths=paths))
+    old, new = _names(before), _names(after)
+    _report(after, as_json, relabelled=sum(a != b for a, b in zip(old, new, strict=True)))
+
+
+@command.command("remove", short_help="Leave rows out of a dataset.")
+@_name
+@click.argument("globs", metavar="GLOB...", nargs=-1)
+@click.option(
+    "--status",
+    type=click.Choice(["failed", "duplicate"]),
+    multiple=True,
+    help="Leave out what failed, or all but the first of equal images.",
+)
+@cache_option
+@json_option
+@common_options
+def remove(
+    name: str, globs: tuple[str, ...], status: tuple[str, ...], cache: Path, as_json: bool
+) -> None:
+    """Leave rows out of a dataset; neither images nor features are deleted.
+
+    GLOB is a pattern of paths below the folder; * also stands for slashes. What is left out stays
+    left out when the folder is extracted again.
+
+    \b
+    featx dataset remove photos 'red/*.gif' '*/thumb_*'
+    featx dataset remove photos --status failed
+    """
+    from featx.cache.editing import remove_rows
+
+    if not globs and not status:
+        raise click.UsageError("expected GLOB or --status, received nothing")
+    before, after = _edit(cache, name, lambda m: remove_rows(m, globs, status=status))
+    _report(after, as_json, removed=len(before) - len(after))
+
+
+@command.command("add", short_help="Add the rows of other datasets.")
+@_name
+@click.argument("others", metavar="OTHER...", nargs=-1, required=True, shell_complete=_complete)
+@click.option("--as", "new", help="Name of the result.  [default: NAME]")
+@cache_option
+@json_option
+@common_options
+def add(name: str, others: tuple[str, ...], new: str | None, cache: Path, as_json: bool) -> None:
+    """Add the rows of other datasets.
+
+    The result has the features that all of them have, and is no folder's any more: extract more
+    of its features by its name.
+
+    \b
+    featx dataset add photos more-photos --as all-photos
+    """
+    from featx.cache.editing import add_rows
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import find_manifest
+
+    layout = CacheLayout.at(cache)
+    manifests = [find_manifest(layout, other) for other in others]
+
+    def join(manifest: Manifest) -> Manifest:
+        for other in manifests:
+            manifest = add_rows(manifest, other, name=new)
+        return manifest
+
+    before, after = _edit(cache, name, join)
+    _report(after, as_json, added=len(after) - len(before))
+
+
+@command.command("rename", short_help="Give a dataset another name.")
+@_name
+@click.argument("new", metavar="NEW")
+@cache_option
+@common_options
+def rename(name: str, new: str, cache: Path) -> None:
+    """Give a dataset another name; its features stay where they are.
+
+    \b
+    featx dataset rename photos photos-2024
+    """
+    from featx.cache.datasets import rename_dataset
+    from featx.cache.layout import CacheLayout
+
+    rename_dataset(CacheLayout.at(cache), name, new)
+    click.echo(f"{name} is now {new}")
+
+
+@command.command("delete", short_help="Forget a dataset.")
+@_name
+@cache_option
+@common_options
+def delete(name: str, cache: Path) -> None:
+    """Forget a dataset, its splits and edits; images and features stay.
+
+    \b
+    featx dataset delete photos
+    """
+    from featx.cache.datasets import delete_dataset
+    from featx.cache.layout import CacheLayout
+
+    delete_dataset(CacheLayout.at(cache), name)
+    click.echo(f"deleted {name}; `featx cache gc` frees features that no dataset uses")
+
+
+def _edit(
+    cache: Path, name: str, edit: Callable[[Manifest], Manifest]
+) -> tuple[Manifest, Manifest]:
+    from featx.cache.datasets import edit_dataset
+    from featx.cache.layout import CacheLayout
+
+    return edit_dataset(CacheLayout.at(cache), name, edit)
+
+
+def _labels_by_path(file: Path) -> dict[str, str]:
+    from featx.exceptions import DatasetError
+    from featx.feature_files.label_file import read_label_file
+
+    found = read_label_file(file)
+    if found.path is None:
+        raise DatasetError(f"expected the columns path and label in {str(file)!r}")
+    return dict(zip(found.path, found.label, strict=True))
+
+
+def _names(manifest: Manifest) -> list[str]:
+    names = [*(manifest.classes or ()), ""]
+    return [names[code] for code in manifest.label.tolist()]
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    from featx.cache.manifest import DUPLICATE, FAILED, OK
+
+    status = manifest.status.tolist()
+    kept = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]
+    names = _names(manifest)
+    classes = Counter(names[row] for row in kept if names[row])
+    splits = Counter(manifest.split[row] for row in kept if manifest.split[row])
+    return {
+        "dataset": manifest.name,
+        "root": manifest.root,
+        "source": manifest.source,
+        "rows": len(kept),
+        "failed": status.count(FAILED),
+        "duplicates": status.count(DUPLICATE),
+        "groups": len(set(manifest.group) - {""}),
+        "classes": {name: classes[name] for name in manifest.classes or ()},
+        "splits": dict(sorted(splits.items())),
+        "blocks": [f"{block.backbone}/{block.tap}" for block in manifest.blocks],
+        "edits": list(getattr(manifest, "edits", ())),
+    }
+
+
+def _report(manifest: Manifest, as_json: bool, **counts: int) -> None:
+    if as_json:
+        click.echo(json.dumps({**_summary(manifest), **counts}))
+        return
+    done = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    click.echo(f"{manifest.name}: {len(manifest):,} rows, {done}")
+    _show_counts(manifest)
+
+
+def _show_counts(manifest: Manifest) -> None:
+    """Print classes by splits."""
+    pairs = Counter(zip(_names(manifest), manifest.split, strict=True))
+    splits = sorted({split for _, split in pairs})
+    rows = [
+        [name or "(none)", *(str(pairs[name, split]) for split in splits)]
+        for name in [*(manifest.classes or ()), ""]
+        if any(pairs[name, split] for split in splits)
+    ]
+    click.echo(table(["class", *(split or "no split" for split in splits)], rows))
