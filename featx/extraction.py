@@ -154,6 +154,9 @@ def extract(
     finally:
         # Also after Ctrl-C: what was read need not be read again.
         manifest = record.save()
+    for space in spaces:
+        if space.shards:
+            space.write_spec()
     features = Features(
         replace(manifest, blocks=blocks), [stage.store for stage in stages for _ in stage.taps]
     )

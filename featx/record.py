@@ -24,7 +24,7 @@ from featx.cache.manifest import (
     same_manifest,
     write_manifest,
 )
-from featx.cache.space import FeatureSpace, read_spec
+from featx.cache.space import open_space
 from featx.exceptions import CacheFormatError
 from featx.images.dataset import ImageDataset
 from featx.runner import Ledger, Stage
@@ -109,10 +109,12 @@ class DatasetRecord:
         blocks = list(self._blocks)
         kept = np.isin(self.ledger.status, (OK, DUPLICATE))
         for block in self._earlier.blocks if self._earlier else ():
-            folder = self._layout.spaces / block.space
-            if block in blocks or not folder.is_dir():
+            if block in blocks:
                 continue
-            space = FeatureSpace(self._layout, read_spec(folder))
+            try:
+                space = open_space(self._layout, block.space)
+            except CacheFormatError:
+                continue  # gone or damaged, which is for `featx cache verify` to say
             if space.has([block.tap], self.ledger.key[kept]).all():
                 blocks.append(block)
         return blocks

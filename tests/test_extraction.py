@@ -342,3 +342,14 @@ def test_an_interrupted_run_keeps_its_work(tmp_path, small_network):
     features = featx.extract(folder, backbone=f"file:{small_network}", cache=tmp_path / "cache")
     assert features.report["cached"] > 0
     assert features.report["cached"] + features.report["extracted"] == 400
+
+
+def test_a_missing_specification_is_written_again(photos, extract, tmp_path):
+    features = extract(photos)
+    spec = tmp_path / "cache" / "spaces" / features.spec().name / "spec.json"
+    text = spec.read_text()
+    spec.unlink()
+    with pytest.raises(featx.CacheFormatError, match=r"spec\.json is missing: extract again"):
+        featx.Features.open("photos", cache=tmp_path / "cache")
+    assert counts(extract(photos))["cached"] == 12
+    assert spec.read_text() == text

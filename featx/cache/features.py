@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING, Block, Manifest, find_manifest
-from featx.cache.space import FeatureSpace, read_spec
+from featx.cache.space import FeatureSpace, open_space
 from featx.cache.streaming import stream_batches
 from featx.exceptions import FeaturesError
 from featx.spec import FeatureSpec
@@ -101,8 +101,7 @@ class Features:
         opened: dict[str, FeatureSpace] = {}
         for block in manifest.blocks:
             if block.space not in opened:
-                spec = read_spec(layout.spaces / block.space)
-                opened[block.space] = FeatureSpace(layout, spec)
+                opened[block.space] = open_space(layout, block.space)
         return cls(manifest, [opened[block.space] for block in manifest.blocks])
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from featx.cache.shard import Shard, read_shard, write_shard
 from featx.exceptions import CacheFormatError, FeaturesError
 from featx.spec import FeatureSpec
 
-__all__ = ["FeatureSpace", "ShardWriter", "read_spec"]
+__all__ = ["FeatureSpace", "ShardWriter", "open_space", "read_spec"]
 
 _LOG = logging.getLogger("featx")
 SHARD_BYTES = 32 << 20
@@ -34,6 +34,8 @@ def read_spec(folder: Path) -> FeatureSpec:
     ------
     CacheFormatError
         If it is damaged, or does not belong to a folder of this name.
+    FileNotFoundError
+        If it is not there.
     """
     path = folder / "spec.json"
     with reading(path):
@@ -44,6 +46,24 @@ def read_spec(folder: Path) -> FeatureSpec:
             "was renamed or its specification replaced; move it away"
         )
     return spec
+
+
+def open_space(layout: CacheLayout, name: str) -> FeatureSpace:
+    """Open a space by the name of its folder.
+
+    Raises
+    ------
+    CacheFormatError
+        If its specification is damaged or missing.
+    """
+    folder = layout.spaces / name
+    try:
+        return FeatureSpace(layout, read_spec(folder))
+    except FileNotFoundError as error:
+        raise CacheFormatError(
+            f"{folder / 'spec.json'} is missing: extract again with the backbone and options of "
+            "this space, which writes it"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +223,7 @@ class FeatureSpace:
         provenance: Mapping[str, Any],
     ) -> Path:
         """Write rows as one shard, after which they can be found."""
-        spec_path = self.folder / "spec.json"
-        if not spec_path.exists():
-            text = json.dumps(self.spec.to_dict(), indent=2, sort_keys=True) + "\n"
-            publish(self.layout, spec_path, lambda path: _write_text(path, text))
+        self.write_spec()
         stored = {tap: values.astype(self.spec.dtype) for tap, values in features.items()}
         path = write_shard(
             self.layout,
@@ -216,9 +233,17 @@ class FeatureSpace:
             features=stored,
             provenance=provenance,
         )
+        self.write_spec()  # a collection may have removed the space before it saw this shard
         self._known[path] = read_shard(path, self.spec.digest)
         self._rebuild()
         return path
+
+    def write_spec(self) -> None:
+        """Write ``spec.json`` if it is not there."""
+        target = self.folder / "spec.json"
+        if not target.exists():
+            text = json.dumps(self.spec.to_dict(), indent=2, sort_keys=True) + "\n"
+            publish(self.layout, target, lambda path: _write_text(path, text))
 
 
 def _write_text(path: Path, text: str) -> None:

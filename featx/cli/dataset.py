@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from featx.cli.dataset_show import class_names, report, show_counts, summary
 from featx.cli.options import cache_option, common_options, json_option, seed_option
 from featx.cli.show import table
 
@@ -58,7 +58,7 @@ def list_(cache: Path, as_json: bool) -> None:
     found, damaged = [], {}
     for name in manifest_names(layout):
         try:
-            found.append(_summary(read_manifest(layout.dataset(name))))
+            found.append(summary(read_manifest(layout.dataset(name))))
         except CacheFormatError as error:
             damaged[name] = str(error)
     if as_json:
@@ -98,7 +98,7 @@ def show(name: str, cache: Path, as_json: bool) -> None:
     from featx.cache.manifest import find_manifest
 
     manifest = find_manifest(CacheLayout.at(cache), name)
-    found = _summary(manifest)
+    found = summary(manifest)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -108,7 +108,7 @@ def show(name: str, cache: Path, as_json: bool) -> None:
     )
     if found["root"]:
         click.echo(f"  in {found['root']}")
-    _show_counts(manifest)
+    show_counts(manifest)
     for block in found["blocks"]:
         click.echo(f"  features {block}")
     for edit in found["edits"]:
@@ -151,7 +151,7 @@ def split(
         cache, name, lambda m: assign_splits(m, fractions, method=method, seed=seed)
     )
     pairs = zip(before.split, after.split, strict=True)
-    _report(after, as_json, moved=sum(bool(old) and old != new for old, new in pairs))
+    report(after, as_json=as_json, moved=sum(bool(old) and old != new for old, new in pairs))
 
 
 @command.command("relabel", short_help="Rename, join or drop classes.")
@@ -189,8 +189,8 @@ def relabel_(
     paths = None if labels is None else _labels_by_path(labels)
     classes = {old: new for old, _, new in pairs}
     before, after = _edit(cache, name, lambda m: relabel(m, classes=classes, paths=paths))
-    old, new = _names(before), _names(after)
-    _report(after, as_json, relabelled=sum(a != b for a, b in zip(old, new, strict=True)))
+    old, new = class_names(before), class_names(after)
+    report(after, as_json=as_json, relabelled=sum(a != b for a, b in zip(old, new, strict=True)))
 
 
 @command.command("remove", short_help="Leave rows out of a dataset.")
@@ -222,7 +222,7 @@ def remove(
     if not globs and not status:
         raise click.UsageError("expected GLOB or --status, received nothing")
     before, after = _edit(cache, name, lambda m: remove_rows(m, globs, status=status))
-    _report(after, as_json, removed=len(before) - len(after))
+    report(after, as_json=as_json, removed=len(before) - len(after))
 
 
 @command.command("add", short_help="Add the rows of other datasets.")
@@ -254,7 +254,7 @@ def add(name: str, others: tuple[str, ...], new: str | None, cache: Path, as_jso
         return manifest
 
     before, after = _edit(cache, name, join)
-    _report(after, as_json, added=len(after) - len(before))
+    report(after, as_json=as_json, added=len(after) - len(before))
 
 
 @command.command("rename", short_help="Give a dataset another name.")
@@ -309,52 +309,3 @@ def _labels_by_path(file: Path) -> dict[str, str]:
     if found.path is None:
         raise DatasetError(f"expected the columns path and label in {str(file)!r}")
     return dict(zip(found.path, found.label, strict=True))
-
-
-def _names(manifest: Manifest) -> list[str]:
-    names = [*(manifest.classes or ()), ""]
-    return [names[code] for code in manifest.label.tolist()]
-
-
-def _summary(manifest: Manifest) -> dict[str, Any]:
-    from featx.cache.manifest import DUPLICATE, FAILED, OK
-
-    status = manifest.status.tolist()
-    kept = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]
-    names = _names(manifest)
-    classes = Counter(names[row] for row in kept if names[row])
-    splits = Counter(manifest.split[row] for row in kept if manifest.split[row])
-    return {
-        "dataset": manifest.name,
-        "root": manifest.root,
-        "source": manifest.source,
-        "rows": len(kept),
-        "failed": status.count(FAILED),
-        "duplicates": status.count(DUPLICATE),
-        "groups": len(set(manifest.group) - {""}),
-        "classes": {name: classes[name] for name in manifest.classes or ()},
-        "splits": dict(sorted(splits.items())),
-        "blocks": [f"{block.backbone}/{block.tap}" for block in manifest.blocks],
-        "edits": list(getattr(manifest, "edits", ())),
-    }
-
-
-def _report(manifest: Manifest, as_json: bool, **counts: int) -> None:
-    if as_json:
-        click.echo(json.dumps({**_summary(manifest), **counts}))
-        return
-    done = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    click.echo(f"{manifest.name}: {len(manifest):,} rows, {done}")
-    _show_counts(manifest)
-
-
-def _show_counts(manifest: Manifest) -> None:
-    """Print classes by splits."""
-    pairs = Counter(zip(_names(manifest), manifest.split, strict=True))
-    splits = sorted({split for _, split in pairs})
-    rows = [
-        [name or "(none)", *(str(pairs[name, split]) for split in splits)]
-        for name in [*(manifest.classes or ()), ""]
-        if any(pairs[name, split] for split in splits)
-    ]
-    click.echo(table(["class", *(split or "no split" for split in splits)], rows))

@@ -1,0 +1,68 @@
+"""What ``featx dataset`` prints of a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featx.cli.show import table
+
+if TYPE_CHECKING:
+    from featx.cache.manifest import Manifest
+
+__all__ = ["class_names", "report", "show_counts", "summary"]
+
+
+def class_names(manifest: Manifest) -> list[str]:
+    """Return the class of each row, empty text for none."""
+    names = [*(manifest.classes or ()), ""]
+    return [names[code] for code in manifest.label.tolist()]
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """Return what is known of a dataset, as ``--json`` prints it."""
+    from featx.cache.manifest import DUPLICATE, FAILED, OK
+
+    status = manifest.status.tolist()
+    kept = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]
+    names = class_names(manifest)
+    classes = Counter(names[row] for row in kept if names[row])
+    splits = Counter(manifest.split[row] for row in kept if manifest.split[row])
+    return {
+        "dataset": manifest.name,
+        "root": manifest.root,
+        "source": manifest.source,
+        "rows": len(kept),
+        "failed": status.count(FAILED),
+        "duplicates": status.count(DUPLICATE),
+        "groups": len(set(manifest.group) - {""}),
+        "classes": {name: classes[name] for name in manifest.classes or ()},
+        "splits": dict(sorted(splits.items())),
+        "blocks": [f"{block.backbone}/{block.tap}" for block in manifest.blocks],
+        "edits": list(getattr(manifest, "edits", ())),
+    }
+
+
+def report(manifest: Manifest, *, as_json: bool, **counts: int) -> None:
+    """Print a dataset after an edit, and what the edit did."""
+    if as_json:
+        click.echo(json.dumps({**summary(manifest), **counts}))
+        return
+    done = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    click.echo(f"{manifest.name}: {len(manifest):,} rows, {done}")
+    show_counts(manifest)
+
+
+def show_counts(manifest: Manifest) -> None:
+    """Print classes by splits."""
+    pairs = Counter(zip(class_names(manifest), manifest.split, strict=True))
+    splits = sorted({split for _, split in pairs})
+    rows = [
+        [name or "(none)", *(str(pairs[name, split]) for split in splits)]
+        for name in [*(manifest.classes or ()), ""]
+        if any(pairs[name, split] for split in splits)
+    ]
+    click.echo(table(["class", *(split or "no split" for split in splits)], rows))
