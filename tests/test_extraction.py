@@ -213,9 +213,7 @@ def test_max_failures_stops_the_run(photos, extract):
 def test_nothing_readable_is_an_error_that_names_files(tmp_path, extract):
     (tmp_path / "bad" / "a").mkdir(parents=True)
     (tmp_path / "bad" / "a" / "1.jpg").write_bytes(b"no image")
-    with pytest.raises(
-        DatasetError, match=r"none of the 1 images of 'bad' .*\n.*1\.jpg"
-    ):
+    with pytest.raises(DatasetError, match=r"none of the 1 images of 'bad' .*\n.*1\.jpg"):
         extract(tmp_path / "bad")
 
 
@@ -250,9 +248,7 @@ def test_a_folder_without_permission_is_named(photos, extract, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_an_error(photos, extract, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        CacheWriteError, match="cannot write .*file.*name another folder"
-    ):
+    with pytest.raises(CacheWriteError, match="cannot write .*file.*name another folder"):
         extract(photos, cache=tmp_path / "file")
 
 
