@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.cache.features import Features
     from featx.cache.maintenance import FeatureCache
+    from featx.cache.packing import pack_dataset
     from featx.exceptions import (
         ArtefactError,
         BackboneError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from featx.extraction import extract
     from featx.images.dataset import ImageDataset
+    from featx.importing import import_features
     from featx.models.artefact import load_model as load
     from featx.models.classifier import ImageClassifier
     from featx.models.evaluation import evaluate
@@ -62,7 +64,9 @@ __all__ = [
     "WeightsError",
     "evaluate",
     "extract",
+    "import_features",
     "load",
+    "pack_dataset",
     "train",
 ]
 
@@ -76,7 +80,9 @@ _HOMES = {
     "ImagePolicy": "featx.spec",
     "evaluate": "featx.models.evaluation",
     "extract": "featx.extraction",
+    "import_features": "featx.importing",
     "load": "featx.models.artefact",
+    "pack_dataset": "featx.cache.packing",
     "train": "featx.models.training",
 }
 _OTHER_NAMES = {"load": "load_model"}

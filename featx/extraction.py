@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featx.backbones.source import BackboneSource, resolve_backbone
 from featx.backbones.taps import parse_taps
+from featx.cache.editing import kept_rows
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, OK, Block
@@ -22,7 +23,7 @@ from featx.engines.select import make_engine
 from featx.exceptions import BackboneError, DatasetError
 from featx.images.dataset import ImageDataset
 from featx.memory_store import MemoryStore
-from featx.named_data import dataset_of, features_of, find_named
+from featx.named_data import dataset_of, features_of, find_named, imported_features
 from featx.progress import terminal_progress
 from featx.record import DatasetRecord, find_earlier, run_report
 from featx.runner import Ledger, Progress, Stage, run
@@ -36,7 +37,7 @@ WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | 
 def extract(
     data: Any,
     *,
-    backbone: str | Sequence[str] = "tiny",
+    backbone: str | Sequence[str] | None = None,
     weights: WeightsChoice = None,
     taps: str | Sequence[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
@@ -59,8 +60,9 @@ def extract(
     data : ImageDataset, path, list of paths, or str
         The inputs: anything that `ImageDataset.from_any` takes, or the name of a dataset that was
         extracted before, whose images need not be there any more.
-    backbone : str or sequence of str, default "tiny"
-        Names of the catalogue, or ``file:PATH.keras``. Several share one decoding of each image.
+    backbone : str or sequence of str, optional
+        Names of the catalogue, or ``file:PATH.keras``, ``"tiny"`` by default; for a dataset of
+        imported features, theirs. Several share one decoding of each image.
     weights : str, path or mapping, optional
         For all backbones, or one by backbone: ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a
         path. See `featx.backbones.weights.resolve_weights`.
@@ -117,8 +119,20 @@ def extract(
     started = time.perf_counter()
     layout = CacheLayout.at(cache)
     named = find_named(layout, data)
+    if named is not None and named.source == "imported":
+        there = imported_features(layout, named, backbone)
+        seconds = time.perf_counter() - started
+        there.report = {
+            **run_report(named.name, [], named.status, seconds),
+            "backbone": there.blocks[0].backbone,
+            "spec": there.blocks[0].space,
+        }
+        return there
     sources = resolve_backbones(
-        backbone, weights=weights, input_size=input_size, preprocessing=preprocessing
+        "tiny" if backbone is None else backbone,
+        weights=weights,
+        input_size=input_size,
+        preprocessing=preprocessing,
     )
     tap_names = parse_taps(taps)
     spaces = [FeatureSpace(layout, source.spec(image=image, dtype=dtype)) for source in sources]
@@ -138,7 +152,10 @@ def extract(
         data, name = dataset_of(named), named.name
     dataset = data if isinstance(data, ImageDataset) else ImageDataset.from_any(data)
     dataset_name, earlier = find_earlier(layout, dataset, name)
-    record = DatasetRecord(layout, dataset, dataset_name, blocks, earlier)
+    # What a name stands for has its edits already; what a folder says has not.
+    if named is None and earlier is not None and earlier.edits:
+        dataset = dataset.subset(kept_rows(earlier, dataset.paths))
+    record = DatasetRecord(layout, dataset, dataset_name, blocks, earlier, replay=named is None)
     try:
         with terminal_progress(progress, dataset_name) as show:
             run(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.editing import replay_edits
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
@@ -107,6 +108,8 @@ def import_features(
     space = FeatureSpace(layout, spec)
     written = _store(space, rows, survey, source)
     manifest = _manifest(name, columns, survey, Block(spec.backbone, IMPORTED, spec.name))
+    if earlier is not None:
+        manifest = replay_edits(manifest, earlier)
     if earlier is None or not same_manifest(earlier, manifest):
         write_manifest(layout, manifest)
     features = Features(manifest, [space])

@@ -14,7 +14,7 @@ from featx.cache.space import FeatureSpace
 from featx.exceptions import DatasetError, UnknownNameError
 from featx.images.dataset import ImageDataset
 
-__all__ = ["dataset_of", "features_of", "find_named"]
+__all__ = ["dataset_of", "features_of", "find_named", "imported_features"]
 
 
 def find_named(layout: CacheLayout, data: Any) -> Manifest | None:
@@ -48,6 +48,26 @@ def features_of(
     keys = features.keys
     complete = all(stores[block.space].has([block.tap], keys).all() for block in blocks)
     return features if complete and len(features) else None
+
+
+def imported_features(
+    layout: CacheLayout, manifest: Manifest, backbone: str | Sequence[str] | None
+) -> Features:
+    """Return the features of an imported dataset.
+
+    Raises
+    ------
+    DatasetError
+        If others are asked for: there are no images to compute them from.
+    """
+    there = {block.backbone for block in manifest.blocks}
+    asked = there if backbone is None else {backbone} if isinstance(backbone, str) else {*backbone}
+    if not asked <= there:
+        raise DatasetError(
+            f"{manifest.name!r} was imported: it has features of {', '.join(sorted(there))}, and "
+            f"no images for {', '.join(sorted(asked - there))} to look at; leave -b (backbone) out"
+        )
+    return Features.open(manifest.name, cache=layout.root)
 
 
 def dataset_of(manifest: Manifest) -> ImageDataset:

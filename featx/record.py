@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.editing import replay_edits
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     DUPLICATE,
@@ -47,12 +48,15 @@ class DatasetRecord:
         name: str,
         blocks: tuple[Block, ...],
         earlier: Manifest | None,
+        *,
+        replay: bool = False,
     ) -> None:
         self._layout = layout
         self._dataset = dataset
         self._name = name
         self._blocks = blocks
         self._earlier = earlier
+        self._replay = replay
         self._read_ns = time.time_ns()
         self._stats = _stat(dataset)
         self.ledger = Ledger.blank(len(dataset))
@@ -99,7 +103,10 @@ class DatasetRecord:
             strays=tuple(dataset.strays),
             blocks=tuple(self._all_blocks()),
             source="arrays" if dataset.arrays is not None else "files",
+            edits=self._earlier.edits if self._earlier else (),
         )
+        if self._earlier is not None and self._replay:
+            manifest = replay_edits(manifest, self._earlier)
         if self._earlier is None or not same_manifest(manifest, self._earlier):
             write_manifest(self._layout, manifest)
         return manifest

@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "backbones": {"exceptions", "spec", "quiet"},
     "engines": {"exceptions", "spec", "quiet", "backbones"},
     "cache": {"exceptions", "spec"},
+    "feature_files": {"exceptions", "images"},
+    "importing": {"exceptions", "spec", "images", "cache", "feature_files"},
     "memory_store": {"exceptions", "spec", "cache"},
     "runner": {"exceptions", "spec", "images", "backbones", "engines", "cache"},
     "record": {"exceptions", "spec", "images", "cache", "runner"},

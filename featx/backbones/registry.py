@@ -62,6 +62,8 @@ def canonical_name(name: str) -> str:
     >>> canonical_name("MobileNetV2"), canonical_name("file:/models/mine.keras")
     ('mobilenet_v2', 'file:mine')
     """
+    if name.startswith("import:"):
+        return name
     if name.startswith("file:"):
         return f"file:{Path(name.removeprefix('file:')).stem}"
     return find_backbone(name).name

@@ -97,6 +97,11 @@ def resolve_backbone(
     BackboneError
         If the input is smaller than the network can take, or a file is no Keras model.
     """
+    if name.startswith("import:"):
+        raise BackboneError(
+            f"the features of {name!r} were made elsewhere: featx cannot make them from images; "
+            "give it features, an array of shape (n, d)"
+        )
     if name.startswith("file:"):
         return _own(name.removeprefix("file:"), weights, input_size, preprocessing)
     row = find_backbone(name)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Manifest
 from featx.cache.splitting import check_fractions, hash_splits, stratified_splits
-from featx.exceptions import DatasetError, UnknownNameError
+from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError
 
-__all__ = ["add_rows", "assign_splits", "relabel", "remove_rows", "replay_edits"]
+__all__ = ["add_rows", "assign_splits", "kept_rows", "relabel", "remove_rows", "replay_edits"]
 
 _STRINGS = ("path", "group", "split", "reason")
 _ARRAYS = ("label", "size", "mtime_ns", "inode", "key", "status")
@@ -244,10 +244,17 @@ def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) ->
         for column in _ARRAYS
     }
     joined = replace(
-        ours, name=name or manifest.name, root="", blocks=blocks, strays=(), **strings, **arrays
+        ours,
+        name=name or manifest.name,
+        root="",
+        blocks=blocks,
+        strays=(),
+        edits=(),
+        **strings,
+        **arrays,
     )
     labels = [*_names(ours), *_names(theirs)]
-    return _with_labels(_restated(_forgotten(joined)), labels)
+    return _with_labels(_restated(joined), labels)
 
 
 def _absolute(manifest: Manifest) -> Manifest:
@@ -297,11 +304,9 @@ def _with_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
 
 def _recorded(manifest: Manifest, edit: dict[str, Any]) -> Manifest:
     """Keep an edit with the manifest; a split makes earlier splits void."""
-    return manifest
-
-
-def _forgotten(manifest: Manifest) -> Manifest:
-    return manifest
+    void = edit["edit"] if edit["edit"] == "split" else None
+    kept = [old for old in manifest.edits if old["edit"] != void]
+    return replace(manifest, edits=(*kept, edit))
 
 
 _REPLAY: dict[str, Callable[[Manifest, Mapping[str, Any], Manifest], Manifest]] = {
@@ -325,8 +330,28 @@ def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
     -------
     Manifest
         With the same edits. Images that came since are treated like the others.
+
+    Raises
+    ------
+    CacheFormatError
+        If an edit is damaged, or of a later version.
     """
-    edits: Sequence[dict[str, Any]] = getattr(earlier, "edits", ())
-    for edit in edits:
-        fresh = _REPLAY[edit["edit"]](fresh, edit, earlier)
-    return fresh
+    for edit in earlier.edits:
+        if edit["edit"] not in _REPLAY:
+            raise CacheFormatError(
+                f"the edit {edit['edit']!r} of {earlier.name!r} is not known to this featx: "
+                "upgrade featx"
+            )
+        try:
+            fresh = _REPLAY[edit["edit"]](fresh, edit, earlier)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CacheFormatError(f"damaged edits of {earlier.name!r}: {error!r}") from error
+    return replace(fresh, edits=earlier.edits)
+
+
+def kept_rows(earlier: Manifest, paths: Sequence[str]) -> list[int]:
+    """Return the rows of a folder whose paths were not left out: the others need not be read."""
+    globs = [glob for edit in earlier.edits for glob in edit.get("globs", ())]
+    return [
+        row for row, path in enumerate(paths) if not any(fnmatchcase(path, glob) for glob in globs)
+    ]

@@ -93,7 +93,9 @@ class Manifest:
     blocks : tuple of Block
         The features that there are.
     source : str
-        Kind of the data: ``folder``, ``csv``, ``arrays`` and so on.
+        Kind of the data: ``files``, ``arrays`` or ``imported``.
+    edits : tuple of dict
+        What was edited since, as JSON types; see `featx.cache.editing`.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Manifest:
     strays: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = field(default_factory=tuple)
     source: str = "paths"
+    edits: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.path)
@@ -120,7 +123,7 @@ class Manifest:
 def write_manifest(layout: CacheLayout, manifest: Manifest) -> Path:
     """Write a manifest to its place, whole or not at all, and return the place."""
     path = layout.dataset(manifest.name)
-    header = {
+    header: dict[str, Any] = {
         "blocks": [[b.backbone, b.tap, b.space] for b in manifest.blocks],
         "classes": None if manifest.classes is None else list(manifest.classes),
         "name": manifest.name,
@@ -128,6 +131,8 @@ def write_manifest(layout: CacheLayout, manifest: Manifest) -> Path:
         "source": manifest.source,
         "strays": list(manifest.strays),
     }
+    if manifest.edits:
+        header["edits"] = list(manifest.edits)
 
     def write(temporary: Path) -> None:
         with create(temporary) as file:
@@ -188,6 +193,7 @@ def read_manifest(path: Path) -> Manifest:
             strays=tuple(header["strays"]),
             blocks=tuple(Block(*block) for block in header["blocks"]),
             source=header["source"],
+            edits=_edits(header),
             path=strings["path"],
             group=strings["group"],
             split=strings["split"],
@@ -196,6 +202,13 @@ def read_manifest(path: Path) -> Manifest:
             mtime_ns=stats["mtime_ns"],
             inode=stats["inode"],
         )
+
+
+def _edits(header: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    edits = header.get("edits", [])
+    if not all(isinstance(edit, dict) and isinstance(edit.get("edit"), str) for edit in edits):
+        raise CacheFormatError("the edits are none")
+    return tuple(edits)
 
 
 def manifest_names(layout: CacheLayout) -> list[str]:

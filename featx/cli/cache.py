@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featx.cli.cache_pack import pack
 from featx.cli.options import cache_option, common_options, json_option
 from featx.cli.show import table
 from featx.progress import terminal_progress
@@ -43,7 +44,11 @@ def command() -> None:
     featx cache repair --dry-run
     featx cache gc --yes
     featx cache merge /mnt/laptop/cache
+    featx cache pack photos -o photos.h5
     """
+
+
+command.add_command(pack)
 
 
 @command.command("info", short_help="What the cache holds.")

@@ -42,7 +42,7 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "classes": {name: classes[name] for name in manifest.classes or ()},
         "splits": dict(sorted(splits.items())),
         "blocks": [f"{block.backbone}/{block.tap}" for block in manifest.blocks],
-        "edits": list(getattr(manifest, "edits", ())),
+        "edits": list(manifest.edits),
     }
 
 

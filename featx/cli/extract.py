@@ -77,8 +77,8 @@ def command(
 
     features = featx.extract(
         data,
-        backbone=backbone,
-        weights=weights_by_backbone(weights, backbone),
+        backbone=backbone or None,
+        weights=weights_by_backbone(weights, backbone or ("tiny",)),
         taps=taps,
         input_size=input_size,
         preprocessing=preprocessing,

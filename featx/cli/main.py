@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Score a model on labelled images.",
     "predict": "Predict images with a model.",
     "backbones": "List the backbones, or describe one.",
+    "import": "Bring in features that were made elsewhere.",
+    "dataset": "Look at datasets, split and edit them.",
     "cache": "Look after the cache.",
     "doctor": "Say what works on this machine and what does not.",
 }
@@ -39,7 +41,8 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"featx.cli.{cmd_name}"), "command", None)
+        module = "import_" if cmd_name == "import" else cmd_name  # a keyword names no module
+        command = getattr(import_module(f"featx.cli.{module}"), "command", None)
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(

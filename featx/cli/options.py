@@ -73,7 +73,6 @@ def backbone_options(*, several: bool) -> Decorator:
             "-b",
             "--backbone",
             multiple=several,
-            default=["tiny"] if several else "tiny",
             show_default="tiny, the one that comes with featx",
             shell_complete=_complete_backbone,
             help="Name of a backbone, or file:PATH.keras." + more,

@@ -52,7 +52,7 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
 @common_options
 def command(
     data: str,
-    backbone: str,
+    backbone: str | None,
     weights: str | None,
     tap: str,
     input_size: int | None,
