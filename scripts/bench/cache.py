@@ -179,6 +179,30 @@ def bench_unchanged(folder: Path, files: int) -> dict[str, float]:
     return {"rerun_s": ours, "walk_s": bare, "rerun_limit_s": 2 * bare + 0.5}
 
 
+def bench_memory(folder: Path, few: int, many: int) -> dict[str, float]:
+    """Peak memory of an extraction over few and over many images, each in a fresh process."""
+    from PIL import Image
+
+    generator = np.random.default_rng(2)
+    for number in range(many):
+        target = folder / "memory" / ("few" if number < few else "more") / f"{number:06d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(target)
+    peaks = []
+    for place in (folder / "memory" / "few", folder / "memory"):
+        code = (
+            "import featx\n"
+            f"featx.extract({str(place)!r}, backbone='tiny', cache={str(folder / place.name)!r}, "
+            "name='memory')\n"
+            "lines = open('/proc/self/status').read().splitlines()\n"
+            "print([int(s.split()[1]) / 1024 for s in lines if s.startswith('VmHWM')][0])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        peaks.append(float(done.stdout))
+    print(f"extraction: {few:,} images {peaks[0]:.0f} MiB, {many:,} images {peaks[1]:.0f} MiB")
+    return {"few_mib": peaks[0], "many_mib": peaks[1]}
+
+
 def _pretend_extracted(data: featx.ImageDataset, cache: Path) -> None:
     # The files are no images, to have many of them soon: their features are put into the cache
     # under their keys, as an extraction would have.
@@ -210,6 +234,7 @@ def main() -> None:
             **bench_reading(Path(folder), 50_000 // quick),
             **bench_opening(Path(folder), 1_000_000 // quick),
             **bench_unchanged(Path(folder), 100_000 // quick),
+            **bench_memory(Path(folder), 1_000, 100_000 // quick),
         }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({**{key: round(value, 4) for key, value in found.items()}, "peak_mib": peak}))
