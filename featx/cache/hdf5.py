@@ -84,25 +84,60 @@ def tag(item: Any, kind: str, version: int = 1) -> None:
     item.attrs["version"] = np.int64(version)
 
 
+class _PatientFile(io.FileIO):
+    """A file that keeps its first error to itself until HDF5 has closed it.
+
+    HDF5 1.14 takes the process down when a write fails under a file that it has open, as on a full
+    disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.error is None and done < len(view):
+            try:
+                done += super().write(view[done:]) or 0
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        if self.error is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
+
+
 @contextmanager
 def create(path: Path) -> Iterator[Any]:
     """Create an HDF5 file whose arrays begin at multiples of 64 bytes.
 
-    It is made in memory and then written as bytes: HDF5 1.14 takes the process down when the disk
-    fills up under a file that it has open.
+    Raises
+    ------
+    OSError
+        If it cannot be written.
     """
     import h5py
 
-    image = io.BytesIO()
-    with h5py.File(
-        image,
-        "w",
-        libver=("v108", "v110"),
-        alignment_threshold=_ALIGNMENT,
-        alignment_interval=_ALIGNMENT,
-    ) as file:
-        yield file
-    path.write_bytes(image.getbuffer())
+    with _PatientFile(path) as target:
+        try:
+            with h5py.File(
+                target,
+                "w",
+                libver=("v108", "v110"),
+                alignment_threshold=_ALIGNMENT,
+                alignment_interval=_ALIGNMENT,
+            ) as file:
+                yield file
+        finally:
+            if target.error is not None:
+                raise target.error
 
 
 def write_array(group: Any, name: str, values: NDArray[Any], kind: str) -> None:

@@ -224,7 +224,9 @@ class FeatureSpace:
     ) -> Path:
         """Write rows as one shard, after which they can be found."""
         self.write_spec()
-        stored = {tap: values.astype(self.spec.dtype) for tap, values in features.items()}
+        stored = {
+            tap: values.astype(self.spec.dtype, copy=False) for tap, values in features.items()
+        }
         path = write_shard(
             self.layout,
             self.folder,
@@ -264,27 +266,43 @@ class ShardWriter:
     def __init__(self, space: FeatureSpace, provenance: Mapping[str, Any]) -> None:
         self._space = space
         self._provenance = provenance
-        self._keys: list[NDArray[np.uint8]] = []
-        self._features: list[Mapping[str, NDArray[Any]]] = []
-        self._bytes = 0
+        self._keys = np.empty((0, 32), np.uint8)
+        self._features: dict[str, NDArray[Any]] = {}
+        self._rows = 0
         self._since = time.monotonic()
 
     def add(self, keys: NDArray[np.uint8], features: Mapping[str, NDArray[Any]]) -> None:
         """Take rows of shape (n, 32) and (n, d); write a shard when enough are there."""
-        if not self._keys:
-            self._since = time.monotonic()
-        self._keys.append(keys)
-        self._features.append(features)
-        self._bytes += sum(values.nbytes for values in features.values())
-        if self._bytes >= SHARD_BYTES or time.monotonic() - self._since >= SHARD_SECONDS:
-            self.flush()
+        start = 0
+        while start < len(keys):
+            if not self._features:
+                self._allocate(features)
+            if not self._rows:
+                self._since = time.monotonic()
+            take = min(len(self._keys) - self._rows, len(keys) - start)
+            here, there = slice(self._rows, self._rows + take), slice(start, start + take)
+            self._keys[here] = keys[there]
+            for tap, values in features.items():
+                self._features[tap][here] = values[there]
+            self._rows += take
+            start += take
+            late = time.monotonic() - self._since >= SHARD_SECONDS
+            if late or self._rows == len(self._keys):
+                self.flush()
+
+    def _allocate(self, features: Mapping[str, NDArray[Any]]) -> None:
+        # Once, for a whole shard: the system gives the memory as it is filled.
+        dtype = np.dtype(self._space.spec.dtype)
+        row_bytes = sum(values.shape[1] for values in features.values()) * dtype.itemsize
+        rows = max(1, SHARD_BYTES // row_bytes)
+        self._keys = np.empty((rows, 32), np.uint8)
+        self._features = {
+            tap: np.empty((rows, values.shape[1]), dtype) for tap, values in features.items()
+        }
 
     def flush(self) -> None:
         """Write what was collected."""
-        if not self._keys:
-            return
-        keys = np.concatenate(self._keys)
-        taps = list(self._features[0])
-        features = {tap: np.concatenate([part[tap] for part in self._features]) for tap in taps}
-        self._keys, self._features, self._bytes = [], [], 0
-        self._space.add(keys, features, self._provenance)
+        rows, self._rows = self._rows, 0
+        if rows:
+            features = {tap: values[:rows] for tap, values in self._features.items()}
+            self._space.add(self._keys[:rows], features, self._provenance)
