@@ -24,6 +24,9 @@ from featx.spec import FeatureSpec
 
 __all__ = ["Ledger", "Progress", "Stage", "run"]
 
+# Keys that were read and are not in a store yet; more than any shard in progress holds of images
+# of ordinary features, so that equal images of one run are computed once.
+_MOST_CLAIMED = 1 << 15
 Progress = Callable[[int, int, int], None]
 """Called with the numbers of images done, in all, and failed."""
 
@@ -231,15 +234,26 @@ def _load(
     lock = threading.Lock()
 
     def known(key: bytes) -> bool:
+        row = np.frombuffer(key, np.uint8)[None]
+        if not any(stage.missing(row)[0] for stage in stages):
+            return True
         with lock:
             if key in claimed:
                 return True
             claimed.add(key)
-        row = np.frombuffer(key, np.uint8)[None]
-        return not any(stage.missing(row)[0] for stage in stages)
+            if len(claimed) >= _MOST_CLAIMED:
+                claimed.intersection_update(_still_missing(stages, claimed))
+        return False
 
     targets = [(stage.spec.input_size_px, stage.spec.image) for stage in stages]
     return load_images(dataset, rows.tolist(), targets, known=known, workers=workers)
+
+
+def _still_missing(stages: Sequence[Stage], keys: set[bytes]) -> set[bytes]:
+    ordered = list(keys)
+    rows = np.frombuffer(b"".join(ordered), np.uint8).reshape(-1, 32)
+    missing = np.any([stage.missing(rows) for stage in stages], axis=0)
+    return {ordered[row] for row in np.flatnonzero(missing)}
 
 
 def _check_failures(
