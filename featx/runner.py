@@ -24,8 +24,8 @@ from featx.spec import FeatureSpec
 
 __all__ = ["Ledger", "Progress", "Stage", "run"]
 
-# Keys that were read and are not in a store yet; more than any shard in progress holds of images
-# of ordinary features, so that equal images of one run are computed once.
+# Keys that were read may be forgotten once a store has them; looked after at this many, or at twice
+# as many as were left the last time.
 _MOST_CLAIMED = 1 << 15
 Progress = Callable[[int, int, int], None]
 """Called with the numbers of images done, in all, and failed."""
@@ -233,7 +233,10 @@ def _load(
     claimed: set[bytes] = set()
     lock = threading.Lock()
 
+    limit = _MOST_CLAIMED
+
     def known(key: bytes) -> bool:
+        nonlocal limit
         row = np.frombuffer(key, np.uint8)[None]
         if not any(stage.missing(row)[0] for stage in stages):
             return True
@@ -241,8 +244,9 @@ def _load(
             if key in claimed:
                 return True
             claimed.add(key)
-            if len(claimed) >= _MOST_CLAIMED:
+            if len(claimed) >= limit:
                 claimed.intersection_update(_still_missing(stages, claimed))
+                limit = max(_MOST_CLAIMED, 2 * len(claimed))
         return False
 
     targets = [(stage.spec.input_size_px, stage.spec.image) for stage in stages]
