@@ -198,6 +198,11 @@ class Features:
             self._matrices[number] = self._stores[number].gather(block.tap, self.keys)
         return self._matrices[number]
 
+    def width(self, *, backbone: str | None = None, tap: str | None = None) -> int:
+        """Return the number of features a row of one block, reading one row at most."""
+        number = self._find(backbone, tap)
+        return int(self._stores[number].gather(self.blocks[number].tap, self.keys[:1]).shape[1])
+
     def batches(
         self,
         *,

@@ -25,7 +25,7 @@ def show_extraction(features: Features) -> None:
         f"{report['images_per_s']:,.0f} images/s, {report['seconds']:.1f} s"
     )
     for block in features.blocks:
-        width = features.matrix(backbone=block.backbone, tap=block.tap).shape[1]
+        width = features.width(backbone=block.backbone, tap=block.tap)
         click.echo(
             f"  {block.backbone} {block.tap}: {len(features):,} x {width:,} in {block.space}"
         )
