@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from featx.models.classifier import ImageClassifier
     from featx.models.evaluation import evaluate
     from featx.models.extractor import FeatureExtractor
+    from featx.models.searching import search
     from featx.models.training import train
-    from featx.spec import FeatureSpec, ImagePolicy
+    from featx.planning import plan_extraction
+    from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 __version__ = "0.1.0"
 
@@ -61,12 +63,15 @@ __all__ = [
     "ImagePolicy",
     "MissingExtraError",
     "UnknownNameError",
+    "ViewPolicy",
     "WeightsError",
     "evaluate",
     "extract",
     "import_features",
     "load",
     "pack_dataset",
+    "plan_extraction",
+    "search",
     "train",
 ]
 
@@ -78,11 +83,14 @@ _HOMES = {
     "ImageClassifier": "featx.models.classifier",
     "ImageDataset": "featx.images.dataset",
     "ImagePolicy": "featx.spec",
+    "ViewPolicy": "featx.spec",
     "evaluate": "featx.models.evaluation",
     "extract": "featx.extraction",
     "import_features": "featx.importing",
     "load": "featx.models.artefact",
     "pack_dataset": "featx.cache.packing",
+    "plan_extraction": "featx.planning",
+    "search": "featx.models.searching",
     "train": "featx.models.training",
 }
 _OTHER_NAMES = {"load": "load_model"}

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.source import BackboneSource, resolve_backbone
-from featx.backbones.taps import parse_taps
+from featx.backbones.source import BackboneSource
 from featx.cache.editing import kept_rows
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import DUPLICATE, OK, Block
+from featx.cache.manifest import DUPLICATE, OK
 from featx.cache.space import FeatureSpace, ShardWriter
 from featx.engines.protocol import Engine
-from featx.engines.select import make_engine
-from featx.exceptions import BackboneError, DatasetError
+from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
+from featx.job import (
+    ExtractionJob,
+    WeightsChoice,
+    engine_opener,
+    engines_folder,
+    prepare,
+    view_specs,
+)
 from featx.memory_store import MemoryStore
-from featx.named_data import dataset_of, features_of, find_named, imported_features
+from featx.meter import Meter
+from featx.named_data import dataset_of, features_of, imported_features
+from featx.pipeline import Sink, Stage
 from featx.progress import terminal_progress
 from featx.record import DatasetRecord, find_earlier, run_report
-from featx.runner import Ledger, Progress, Stage, run
-from featx.spec import ImagePolicy, StorageDtype
+from featx.runner import Ledger, Progress, run
+from featx.spec import ImagePolicy, Precision, StorageDtype, ViewPolicy
 
-__all__ = ["compute_features", "extract", "resolve_backbones"]
-
-WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+__all__ = ["compute_features", "extract", "find_complete", "open_record"]
 
 
 def extract(
@@ -43,14 +50,18 @@ def extract(
     input_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
     image: ImagePolicy | None = None,
+    views: int = 0,
+    view_policy: str | ViewPolicy | None = None,
     cache: str | os.PathLike[str] | None = None,
     name: str | None = None,
     engine: str = "auto",
     batch_size: int | str = "auto",
     dtype: StorageDtype = "float32",
+    precision: Precision = "f32",
     on_error: str = "skip",
     max_failures: int | None = None,
     workers: int | None = None,
+    isolate: bool | None = None,
     progress: bool | Progress = False,
 ) -> Features:
     """Return the features of a dataset, computing those that the cache does not have.
@@ -74,6 +85,11 @@ def extract(
         Only for ``file:`` backbones.
     image : ImagePolicy, optional
         Decoding and resizing; bilinear stretching by default.
+    views : int, default 0
+        Number of seeded augmentations of each image that are computed beside the image itself, for
+        `Features.augmented` and for averaging at test time.
+    view_policy : str or ViewPolicy, optional
+        How they are drawn: a name such as ``"flip-crop-colour-1"``, the default, or with a seed.
     cache : path, optional
         The cache folder: by default ``FEATX_CACHE``, else ``cache``.
     name : str, optional
@@ -84,12 +100,18 @@ def extract(
         Number of images in a batch.
     dtype : {"float32", "float16"}, default "float32"
         Type in which features are stored.
+    precision : {"f32", "mixed"}, default "f32"
+        Arithmetic of the forward pass; ``mixed`` is faster on a GPU, with slightly other features
+        that have a space of their own.
     on_error : {"skip", "raise"}, default "skip"
         Whether the first image that cannot be read ends the run.
     max_failures : int, optional
         End the run when more images than this cannot be read.
     workers : int, optional
-        Number of threads that read and decode, by default one a core.
+        Number of threads or processes that read and decode, by default one a core.
+    isolate : bool, optional
+        Whether images are decoded in processes of their own, which survives a decoder that crashes;
+        by default where there are many. See `featx.images.loader.load_images`.
     progress : bool or callable, default False
         True draws a bar where standard error is a terminal; a callable gets the numbers of images
         done, in all, and failed.
@@ -97,7 +119,7 @@ def extract(
     Returns
     -------
     Features
-        With the blocks asked for. ``report`` holds what was counted.
+        With the blocks asked for. ``report`` holds what was counted, and the seconds of each part.
 
     Raises
     ------
@@ -109,6 +131,10 @@ def extract(
         If the cache cannot be written, or a manifest or specification in it is damaged.
     ImageError
         With ``on_error="raise"``.
+    EngineError
+        If the forward pass fails.
+    KeyboardInterrupt
+        When interrupted, after what was computed has been written; its text says what is kept.
 
     Examples
     --------
@@ -117,122 +143,99 @@ def extract(
     (245, (245, 1280))
     """
     started = time.perf_counter()
-    layout = CacheLayout.at(cache)
-    named = find_named(layout, data)
-    if named is not None and named.source == "imported":
-        there = imported_features(layout, named, backbone)
-        seconds = time.perf_counter() - started
-        there.report = {
-            **run_report(named.name, [], named.status, seconds),
-            "backbone": there.blocks[0].backbone,
-            "spec": there.blocks[0].space,
-        }
-        return there
-    sources = resolve_backbones(
-        "tiny" if backbone is None else backbone,
+    job = prepare(
+        data,
+        backbone=backbone,
         weights=weights,
+        taps=taps,
         input_size=input_size,
         preprocessing=preprocessing,
+        image=image,
+        views=views,
+        view_policy=view_policy,
+        cache=cache,
+        engine=engine,
+        batch_size=batch_size,
+        dtype=dtype,
+        precision=precision,
     )
-    tap_names = parse_taps(taps)
-    spaces = [FeatureSpace(layout, source.spec(image=image, dtype=dtype)) for source in sources]
-    stages = [
-        _disk_stage(space, tap_names, _engine(engine, source, tap_names, batch_size))
-        for space, source in zip(spaces, sources, strict=True)
-    ]
-    blocks = tuple(
-        Block(stage.spec.backbone, tap, stage.spec.name) for stage in stages for tap in stage.taps
-    )
-    if named is not None:
-        features = features_of(named, spaces, blocks)
-        if features is not None:
-            seconds = time.perf_counter() - started
-            features.report = run_report(named.name, stages, named.status, seconds)
-            return features
-        data, name = dataset_of(named), named.name
-    dataset = data if isinstance(data, ImageDataset) else ImageDataset.from_any(data)
-    dataset_name, earlier = find_earlier(layout, dataset, name)
-    # What a name stands for has its edits already; what a folder says has not.
-    if named is None and earlier is not None and earlier.edits:
-        dataset = dataset.subset(kept_rows(earlier, dataset.paths))
-    record = DatasetRecord(layout, dataset, dataset_name, blocks, earlier, replay=named is None)
+    complete = find_complete(job, backbone)
+    if complete is not None:
+        assert job.named is not None
+        seconds = time.perf_counter() - started
+        complete.report = run_report(job.named.name, complete, job.named.status, seconds)
+        return complete
+    dataset, record = open_record(job, data, name)
+    meter = Meter()
     try:
-        with terminal_progress(progress, dataset_name) as show:
+        with terminal_progress(progress, record.name, meter) as show:
             run(
                 dataset,
-                stages,
+                job.stages,
                 record.ledger,
                 trusted=record.trusted,
                 on_error=on_error,
                 max_failures=max_failures,
                 workers=workers,
+                isolate=isolate,
                 progress=show,
+                meter=meter,
             )
+        meter.stop()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_kept(job, record.ledger)) from error
     finally:
         # Also after Ctrl-C: what was read need not be read again.
         manifest = record.save()
-    for space in spaces:
+    for space in job.spaces:
         if space.shards:
             space.write_spec()
     features = Features(
-        replace(manifest, blocks=blocks), [stage.store for stage in stages for _ in stage.taps]
+        replace(manifest, blocks=job.blocks),
+        [stage.store for stage in job.stages for _ in stage.taps],
     )
     if not len(features):
         raise _nothing_readable(features)
     seconds = time.perf_counter() - started
-    features.report = run_report(dataset_name, stages, manifest.status, seconds)
+    features.report = run_report(
+        record.name, features, manifest.status, seconds, stages=job.stages, meter=meter
+    )
     return features
 
 
-def _disk_stage(space: FeatureSpace, taps: tuple[str, ...], engine: Callable[[], Engine]) -> Stage:
-    return Stage(
-        spec=space.spec,
-        taps=taps,
-        store=space,
-        open_engine=engine,
-        open_sink=lambda made: ShardWriter(space, made.provenance()),
-    )
-
-
-def _engine(
-    name: str, source: BackboneSource, taps: tuple[str, ...], batch_size: int | str
-) -> Callable[[], Engine]:
-    size = _batch_size(batch_size)
-    return lambda: make_engine(name, source, taps, batch_size=size)
-
-
-def _batch_size(value: int | str) -> int | None:
-    if value == "auto":
+def find_complete(job: ExtractionJob, backbone: Any = None) -> Features | None:
+    """Return the features of a named dataset that has all that is asked for, else None."""
+    if job.named is None:
         return None
-    if isinstance(value, int) and value > 0:
-        return value
-    raise BackboneError(f"batch_size must be 'auto' or a positive number, received {value!r}")
+    if job.imported:
+        return imported_features(job.layout, job.named, backbone)
+    return features_of(job.named, job.spaces, job.blocks)
 
 
-def resolve_backbones(
-    backbone: str | Sequence[str],
-    *,
-    weights: WeightsChoice = None,
-    input_size: int | tuple[int, int] | None = None,
-    preprocessing: str | None = None,
-) -> list[BackboneSource]:
-    """Settle one or several backbones; see `extract` for the parameters."""
-    names = [backbone] if isinstance(backbone, str) else list(dict.fromkeys(backbone))
-    if not names:
-        raise BackboneError("expected at least one backbone, received none")
-    by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
-    unknown = set(by_name) - set(names)
-    if unknown:
-        raise BackboneError(
-            f"weights are given for {', '.join(sorted(unknown))}, the backbones are "
-            f"{', '.join(names)}"
-        )
-    return [
-        resolve_backbone(
-            name, weights=by_name.get(name), input_size=input_size, preprocessing=preprocessing
-        )
-        for name in names
-    ]
+def open_record(
+    job: ExtractionJob, data: Any, name: str | None
+) -> tuple[ImageDataset, DatasetRecord]:
+    """Return the images that a job is about, and what is known of them from earlier runs."""
+    named = job.named
+    if named is not None:
+        data, name = dataset_of(named), named.name
+    dataset = data if isinstance(data, ImageDataset) else ImageDataset.from_any(data)
+    dataset_name, earlier = find_earlier(job.layout, dataset, name)
+    # What a name stands for has its edits already; what a folder says has not.
+    if named is None and earlier is not None and earlier.edits:
+        dataset = dataset.subset(kept_rows(earlier, dataset.paths))
+    record = DatasetRecord(
+        job.layout, dataset, dataset_name, job.blocks, earlier, replay=named is None
+    )
+    return dataset, record
+
+
+def _kept(job: ExtractionJob, ledger: Ledger) -> str:
+    reached = ledger.key[ledger.key.any(axis=1)]
+    done = np.ones(len(reached), np.bool_)
+    for stage in job.stages:
+        done &= ~stage.missing(reached)
+    return f"{int(done.sum()):,} of {len(ledger.key):,} images have their features in the cache"
 
 
 def _nothing_readable(features: Features) -> DatasetError:
@@ -248,13 +251,15 @@ def compute_features(
     tap: str,
     *,
     image: ImagePolicy | None = None,
+    views: int = 0,
+    view_policy: str | ViewPolicy | None = None,
     cache: str | os.PathLike[str] | None = None,
     keep: bool = False,
     engine: str = "auto",
     batch_size: int | str = "auto",
     on_error: str = "raise",
     workers: int | None = None,
-) -> tuple[NDArray[np.floating[Any]], Ledger]:
+) -> tuple[list[NDArray[np.floating[Any]]], Ledger]:
     """Return the features of images that are not to become a dataset of the cache.
 
     Parameters
@@ -267,6 +272,8 @@ def compute_features(
         Canonical name of a tap.
     image : ImagePolicy, optional
         Decoding and resizing.
+    views, view_policy
+        As in `extract`.
     cache : path, optional
         A cache folder whose features are used; by default none.
     keep : bool, default False
@@ -276,28 +283,42 @@ def compute_features(
 
     Returns
     -------
-    X : ndarray of shape (m, d)
-        Features of the images that could be read, in their order.
+    X : list of ndarray of shape (m, d)
+        Features of the images that could be read, in their order, and then of each view.
     ledger : Ledger
         What became of every image; `m` of its rows are ok or duplicate.
     """
-    spec = source.spec(image=image)
-    space = None if cache is None else FeatureSpace(CacheLayout.at(cache), spec)
-    open_engine = _engine(engine, source, (tap,), batch_size)
-    if space is not None and keep:
-        stage = _disk_stage(space, (tap,), open_engine)
-    else:
-        memory = MemoryStore(spec, space)
-        stage = Stage(
-            spec=spec,
-            taps=(tap,),
-            store=memory,
-            open_engine=open_engine,
-            open_sink=lambda _: memory,
+    layout = None if cache is None else CacheLayout.at(cache)
+    plain = source.spec(image=image)
+    opener = engine_opener(
+        engine,
+        source,
+        (tap,),
+        batch_size=batch_size,
+        folder=engines_folder(layout, writing=keep),
+    )
+    stages = []
+    for spec in (plain, *view_specs(plain, views, view_policy)):
+        space = None if layout is None else FeatureSpace(layout, spec)
+        sink = space if space is not None and keep else MemoryStore(spec, space)
+        stages.append(
+            Stage(
+                spec=spec,
+                taps=(tap,),
+                store=sink,
+                open_engine=opener,
+                open_sink=partial(_sink, sink),
+            )
         )
     ledger = Ledger.blank(len(dataset))
-    run(dataset, [stage], ledger, on_error=on_error, workers=workers)
+    run(dataset, stages, ledger, on_error=on_error, workers=workers)
     kept = np.isin(ledger.status, (OK, DUPLICATE))
     if not kept.any():
-        return np.empty((0, 0), np.float32), ledger
-    return stage.store.gather(tap, ledger.key[kept]), ledger
+        return [np.empty((0, 0), np.float32) for _ in stages], ledger
+    return [stage.store.gather(tap, ledger.key[kept]) for stage in stages], ledger
+
+
+def _sink(store: FeatureSpace | MemoryStore, engine: Engine) -> Sink:
+    if isinstance(store, FeatureSpace):
+        return ShardWriter(store, engine.provenance())
+    return store

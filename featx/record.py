@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.editing import replay_edits
+from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     DUPLICATE,
@@ -28,7 +29,9 @@ from featx.cache.manifest import (
 from featx.cache.space import open_space
 from featx.exceptions import CacheFormatError
 from featx.images.dataset import ImageDataset
-from featx.runner import Ledger, Stage
+from featx.meter import Meter
+from featx.pipeline import Stage
+from featx.runner import Ledger
 
 __all__ = ["DatasetRecord", "find_earlier", "run_report"]
 
@@ -53,7 +56,7 @@ class DatasetRecord:
     ) -> None:
         self._layout = layout
         self._dataset = dataset
-        self._name = name
+        self.name = name
         self._blocks = blocks
         self._earlier = earlier
         self._replay = replay
@@ -84,7 +87,7 @@ class DatasetRecord:
         # Their time stamps cannot tell a later change from none: they are to be read again.
         stats[stats[:, 1] > self._read_ns - _RACY_NS, 1] = -1
         manifest = Manifest(
-            name=self._name,
+            name=self.name,
             root=_root(dataset),
             classes=dataset.classes,
             path=list(dataset.paths),
@@ -128,19 +131,27 @@ class DatasetRecord:
 
 
 def run_report(
-    name: str, stages: Sequence[Stage], status: NDArray[np.uint8], seconds: float
+    name: str,
+    features: Features,
+    status: NDArray[np.uint8],
+    seconds: float,
+    *,
+    stages: Sequence[Stage] = (),
+    meter: Meter | None = None,
 ) -> dict[str, Any]:
     """Return what was counted, as `featx extract --json` prints it.
 
     ``images`` is the sum of ``cached``, ``extracted`` and ``failed``; an image whose bytes equal
-    another's counts as cached.
+    another's counts as cached. Where something was computed, ``meter`` adds the engine, what bound
+    the run, the images computed a second, and the seconds of each part.
     """
     failed = int((status == FAILED).sum())
     extracted = max((stage.computed for stage in stages), default=0)
-    return {
+    plain = {block.space: block.backbone for block in features.blocks if block.view is None}
+    report = {
         "dataset": name,
-        "backbone": ",".join(stage.spec.backbone for stage in stages),
-        "spec": ",".join(stage.spec.name for stage in stages),
+        "backbone": ",".join(plain.values()),
+        "spec": ",".join(plain),
         "images": len(status),
         "cached": len(status) - failed - extracted,
         "extracted": extracted,
@@ -149,6 +160,14 @@ def run_report(
         "seconds": round(seconds, 3),
         "images_per_s": round(len(status) / seconds, 1),
     }
+    if meter is not None and extracted:
+        report |= {
+            "engine": ",".join(dict.fromkeys(stage.engine for stage in stages if stage.engine)),
+            "extracted_per_s": round(extracted / meter.span_s, 1),
+            "binds": meter.binds,
+            **meter.seconds,
+        }
+    return report
 
 
 def _stat(dataset: ImageDataset) -> NDArray[np.int64]:

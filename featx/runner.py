@@ -7,106 +7,27 @@ are kept and found). An extraction hands it the cache on disk, a prediction hand
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.features import FeatureStore
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING
-from featx.engines.protocol import Engine
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
-from featx.images.loader import Loaded, load_images
-from featx.spec import FeatureSpec
+from featx.images.loader import Loaded, Target, load_images
+from featx.meter import Meter
+from featx.pipeline import Pipeline, Stage
 
-__all__ = ["Ledger", "Progress", "Stage", "run"]
+__all__ = ["Ledger", "Progress", "run"]
 
 # Keys that were read may be forgotten once a store has them; looked after at this many, or at twice
 # as many as were left the last time.
 _MOST_CLAIMED = 1 << 15
 Progress = Callable[[int, int, int], None]
 """Called with the numbers of images done, in all, and failed."""
-
-
-class Sink(Protocol):
-    """Takes rows of features."""
-
-    def add(self, keys: NDArray[np.uint8], features: Mapping[str, NDArray[Any]]) -> None:
-        """Take rows of shape (n, 32) and (n, d) by tap."""
-
-    def flush(self) -> None:
-        """Make what was taken findable, and durable where the store is."""
-
-
-@dataclass(slots=True)
-class Stage:
-    """One backbone of a run.
-
-    Parameters
-    ----------
-    spec : FeatureSpec
-        What identifies its features.
-    taps : tuple of str
-        Canonical names of taps.
-    store : FeatureStore
-        Where features are found.
-    open_engine : callable
-        Returns what runs the network; called once, when there is something to compute.
-    open_sink : callable
-        Returns where new features go, given the engine; called once, likewise.
-    """
-
-    spec: FeatureSpec
-    taps: tuple[str, ...]
-    store: FeatureStore
-    open_engine: Callable[[], Engine]
-    open_sink: Callable[[Engine], Sink]
-    computed: int = 0
-    bad_keys: dict[bytes, str] = field(default_factory=dict)
-    _engine: Engine | None = None
-    _sink: Sink | None = None
-    _waiting: list[tuple[bytes, NDArray[np.uint8]]] = field(default_factory=list)
-
-    def missing(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return which keys of shape (m, 32) have to be computed."""
-        return ~self.store.has(self.taps, keys)
-
-    def push(self, key: bytes, pixels: NDArray[np.uint8]) -> None:
-        """Take the pixels of one image; run a batch when enough are waiting."""
-        if self._engine is None:
-            # Built at the first image that needs it: an unchanged run imports no TensorFlow.
-            self._engine = self.open_engine()
-            self._sink = self.open_sink(self._engine)
-        self._waiting.append((key, pixels))
-        if len(self._waiting) >= self._engine.batch_size:
-            self.forward()
-
-    def forward(self) -> None:
-        """Run what is waiting."""
-        if not self._waiting or self._engine is None or self._sink is None:
-            return
-        keys = np.frombuffer(b"".join(key for key, _ in self._waiting), np.uint8).reshape(-1, 32)
-        vectors = self._engine.run(np.stack([pixels for _, pixels in self._waiting]))
-        stored = {tap: values.astype(self.spec.dtype) for tap, values in vectors.items()}
-        finite = np.ones(len(keys), np.bool_)
-        for values in stored.values():
-            finite &= np.isfinite(values).all(axis=1)
-        for key in keys[~finite]:
-            self.bad_keys[key.tobytes()] = (
-                f"features of {self.spec.backbone} are not finite numbers"
-            )
-        self._waiting.clear()
-        self.computed += int(finite.sum())
-        self._sink.add(keys[finite], {tap: values[finite] for tap, values in stored.items()})
-
-    def flush(self) -> None:
-        """Make what was computed findable; pixels that still wait are dropped."""
-        self._waiting.clear()
-        if self._sink is not None:
-            self._sink.flush()
 
 
 @dataclass(slots=True)
@@ -147,7 +68,9 @@ def run(
     on_error: str = "skip",
     max_failures: int | None = None,
     workers: int | None = None,
+    isolate: bool | None = None,
     progress: Progress | None = None,
+    meter: Meter | None = None,
 ) -> None:
     """Fill the stores with what is missing, and the ledger with what became of every input.
 
@@ -166,9 +89,13 @@ def run(
     max_failures : int, optional
         End the run when more images than this cannot be read.
     workers : int, optional
-        Number of threads that read and decode.
+        Number of threads or processes that read and decode.
+    isolate : bool, optional
+        Whether to decode in processes of their own, see `featx.images.loader.load_images`.
     progress : callable, optional
         See `Progress`.
+    meter : Meter, optional
+        Counts what takes time.
 
     Raises
     ------
@@ -192,36 +119,44 @@ def run(
     done, failed, total = int(ready.sum()), 0, len(dataset)
     if progress:
         progress(done, total, failed)
+    meter = meter or Meter()
+    pipeline = Pipeline(stages, meter)
+    loading = _load(dataset, np.flatnonzero(~ready), stages, workers, isolate)
     try:
-        for loaded in _load(dataset, np.flatnonzero(~ready), stages, workers):
-            row = loaded.index
-            done += 1
-            if loaded.key is not None:
-                ledger.key[row] = np.frombuffer(loaded.key, np.uint8)
-            if loaded.status == "failed":
-                failed += 1
-                ledger.fail(row, loaded.reason)
-                _check_failures(dataset, row, loaded.reason, failed, limit)
-            else:
-                ledger.status[row] = OK
-            if loaded.status == "decoded" and loaded.key is not None:
-                _push(stages, loaded)
-            if progress:
-                progress(done, total, failed)
-        for stage in stages:
-            stage.forward()
-    finally:
-        for stage in stages:
-            stage.flush()
+        with closing(_metered(loading, meter)) as images:
+            for loaded in images:
+                row = loaded.index
+                done += 1
+                if loaded.key is not None:
+                    ledger.key[row] = np.frombuffer(loaded.key, np.uint8)
+                if loaded.status == "failed":
+                    failed += 1
+                    ledger.fail(row, loaded.reason)
+                    _check_failures(dataset, row, loaded.reason, failed, limit)
+                else:
+                    ledger.status[row] = OK
+                if loaded.status == "decoded":
+                    pipeline.push(loaded)
+                if progress:
+                    progress(done, total, failed)
+        pipeline.finish()
+    except BaseException as error:
+        pipeline.stop(error)
+        raise
     _close(dataset, stages, ledger, limit)
 
 
-def _push(stages: Sequence[Stage], loaded: Loaded) -> None:
-    assert loaded.key is not None
-    key = np.frombuffer(loaded.key, np.uint8)[None]
-    for stage, pixels in zip(stages, loaded.pixels, strict=True):
-        if stage.missing(key)[0]:
-            stage.push(loaded.key, pixels)
+def _metered(loading: Iterator[Loaded], meter: Meter) -> Generator[Loaded]:
+    """Pass images on, counting the time that they took and that was spent waiting for them."""
+    while True:
+        with meter.waiting("images"):
+            loaded = next(loading, None)
+        if loaded is None:
+            return
+        meter.begin_images()
+        meter.add("read", loaded.read_s)
+        meter.add("decode", loaded.decode_s)
+        yield loaded
 
 
 def _load(
@@ -229,6 +164,7 @@ def _load(
     rows: NDArray[np.intp],
     stages: Sequence[Stage],
     workers: int | None,
+    isolate: bool | None,
 ) -> Iterator[Loaded]:
     claimed: set[bytes] = set()
     lock = threading.Lock()
@@ -249,8 +185,10 @@ def _load(
                 limit = max(_MOST_CLAIMED, 2 * len(claimed))
         return False
 
-    targets = [(stage.spec.input_size_px, stage.spec.image) for stage in stages]
-    return load_images(dataset, rows.tolist(), targets, known=known, workers=workers)
+    targets = [
+        Target(stage.spec.input_size_px, stage.spec.image, stage.spec.views) for stage in stages
+    ]
+    return load_images(dataset, rows, targets, known=known, workers=workers, isolate=isolate)
 
 
 def _still_missing(stages: Sequence[Stage], keys: set[bytes]) -> set[bytes]:

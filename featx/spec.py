@@ -12,9 +12,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from featx.exceptions import CacheFormatError, DatasetError, FeaturesError
+from featx.exceptions import CacheFormatError, DatasetError, FeaturesError, UnknownNameError
 
-__all__ = ["FeatureSpec", "ImagePolicy", "ViewPolicy"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "FeatureSpec", "ImagePolicy", "ViewPolicy"]
 
 Resize = Literal["stretch", "crop"]
 Precision = Literal["f32", "mixed"]
@@ -66,23 +66,94 @@ class ImagePolicy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ViewPolicy:
-    """The family of seeded augmentations that views are drawn from.
+class Augmentation:
+    """What may be drawn for a view; a row of `AUGMENTATIONS`.
 
     Parameters
     ----------
-    policy : str
-        Name and version of the augmentation, for example ``"flip-crop-colour-1"``.
-    seed : int, default 0
-        Seed of the drawing; a view is a function of (seed, key of the image, index of the view).
+    flip : float
+        Probability of a mirror image.
+    least_area : float, default 1.0
+        Smallest part of the picture that is cut out and resized; 1 for no cutting.
+    most_stretch : float, default 1.0
+        Largest ratio of the sides of what is cut out, relative to the whole; its reciprocal is the
+        smallest.
+    colour : float, default 0.0
+        Brightness, contrast and saturation are each multiplied by 1 - `colour` to 1 + `colour`.
     """
 
-    policy: str
+    flip: float
+    least_area: float = 1.0
+    most_stretch: float = 1.0
+    colour: float = 0.0
+
+
+# A row never changes, as caches are named by it: another rule is another name. With 0.35 of the
+# area and 4:3, each side keeps at least sqrt(0.35 * 3 / 4) = 0.51: what is cut out always holds the
+# centre of the picture, where the subject is. A mirror image alone is drawn with certainty: half of
+# the views would be the picture itself otherwise.
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "flip-1": Augmentation(flip=1.0),
+    "flip-crop-1": Augmentation(flip=0.5, least_area=0.35, most_stretch=4 / 3),
+    "flip-crop-colour-1": Augmentation(flip=0.5, least_area=0.35, most_stretch=4 / 3, colour=0.2),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewPolicy:
+    """One seeded augmentation of every image: a space of the cache holds one view.
+
+    Parameters
+    ----------
+    policy : str, default "flip-crop-colour-1"
+        Name of a row of `AUGMENTATIONS`, which is its version too.
+    seed : int, default 0
+        Seed of the drawing; a view is a function of policy, seed, index and key of the image.
+    index : int, default 0
+        Which of several views; each is of its own, so that further ones leave the first as they
+        are. ``flip-1`` has one view, whatever seed and index.
+
+    Examples
+    --------
+    >>> [ViewPolicy(index=i).to_dict()["index"] for i in range(3)]
+    [0, 1, 2]
+    """
+
+    policy: str = "flip-crop-colour-1"
     seed: int = 0
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, str):
+            raise DatasetError(f"expected the name of a view policy, received {self.policy!r}")
+        if self.policy not in AUGMENTATIONS:
+            raise UnknownNameError("view policy", self.policy, AUGMENTATIONS)
+        for name, value in (("seed", self.seed), ("index", self.index)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise DatasetError(
+                    f"{name} of a view must be a whole number from 0 on, received {value!r}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as JSON types."""
-        return {"policy": self.policy, "seed": self.seed}
+        return {"index": self.index, "policy": self.policy, "seed": self.seed}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ViewPolicy:
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        CacheFormatError
+            If a part is missing, unknown, or of another type.
+        """
+        parts = sorted(data) if isinstance(data, dict) else data
+        if parts != ["index", "policy", "seed"]:
+            raise CacheFormatError(f"expected index, policy and seed of a view, received {parts!r}")
+        try:
+            return cls(**data)
+        except (DatasetError, UnknownNameError) as error:
+            raise CacheFormatError(f"damaged view policy: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +177,7 @@ class FeatureSpec:
     precision : {"f32", "mixed"}, default "f32"
         Arithmetic of the forward pass.
     views : ViewPolicy or None, default None
-        Set for spaces that hold augmented views.
+        Set for a space that holds one augmented view of each image.
 
     Examples
     --------
@@ -198,7 +269,7 @@ class FeatureSpec:
                 image=ImagePolicy(**data["image"]),
                 dtype=data["dtype"],
                 precision=data["precision"],
-                views=None if views is None else ViewPolicy(**views),
+                views=None if views is None else ViewPolicy.from_dict(views),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CacheFormatError(f"damaged feature specification: {error!r}") from error

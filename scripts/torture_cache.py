@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ import featx.cache.space as space_module
 from featx.cache.layout import CacheLayout
 from featx.cache.space import FeatureSpace, ShardWriter
 from featx.images import ImageDataset, hash_file
-from featx.runner import Ledger, Stage, run
+from featx.pipeline import Stage
+from featx.runner import Ledger, run
 from featx.spec import FeatureSpec
 
 WRITERS, READERS = 3, 2
@@ -60,13 +62,26 @@ def compute(pixels: Array) -> Array:
 class Oracle:
     """An engine that runs `compute`."""
 
-    name, taps, batch_size = "oracle", (TAP,), 2
+    name, taps, batch_size, in_flight = "oracle", (TAP,), 2, 1
 
     def provenance(self) -> dict[str, Any]:
         return {"engine": self.name}
 
     def run(self, pixels: Array) -> dict[str, Array]:
         return {TAP: compute(pixels)}
+
+    def submit(self, pixels: Array) -> Finished:
+        return Finished(self.run(pixels))
+
+
+@dataclass
+class Finished:
+    """A batch that was computed at once."""
+
+    vectors: dict[str, Array]
+
+    def result(self) -> dict[str, Array]:
+        return self.vectors
 
 
 class NotingWriter(ShardWriter):
@@ -81,8 +96,8 @@ class NotingWriter(ShardWriter):
         self._pending += [key.tobytes().hex() for key in keys]
         super().add(keys, features)
 
-    def flush(self) -> None:
-        super().flush()
+    def _commit(self) -> None:
+        super()._commit()
         self._noted.write("".join(f"{key}\n" for key in self._pending))
         self._noted.flush()
         self._pending.clear()

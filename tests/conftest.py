@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from PIL import Image
 os.environ["FEATX_OFFLINE"] = "1"
 os.environ.pop("FEATX_CACHE", None)
 os.environ.pop("FEATX_WEIGHTS", None)
+
+# Converted once for the whole suite: every test has a cache of its own.
+_ENGINES = tempfile.TemporaryDirectory(prefix="featx-engines-")
+os.environ["FEATX_ENGINES"] = _ENGINES.name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

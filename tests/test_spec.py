@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from featx.exceptions import CacheFormatError, DatasetError
-from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy, folder_name
+from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError
+from featx.spec import AUGMENTATIONS, FeatureSpec, ImagePolicy, ViewPolicy, folder_name
 
 SPEC = FeatureSpec(
     backbone="mobilenet_v2",
@@ -35,7 +35,8 @@ CHANGES = [
     {"precision": "mixed"},
     {"views": VIEWS},
     {"views": ViewPolicy(policy="flip-crop-colour-1", seed=8)},
-    {"views": ViewPolicy(policy="flip-crop-colour-2", seed=7)},
+    {"views": ViewPolicy(policy="flip-crop-1", seed=7)},
+    {"views": ViewPolicy(policy="flip-crop-colour-1", seed=7, index=1)},
 ]
 
 
@@ -104,12 +105,20 @@ def test_a_missing_part_of_the_image_policy_is_an_error(part):
         ("image", {**ImagePolicy().to_dict(), "sharpen": True}),
         ("views", {"seed": 1}),
         ("views", 5),
+        ("views", {}),
+        ("views", {**VIEWS.to_dict(), "policy": "flip-crop-colour-0"}),
+        ("views", {**VIEWS.to_dict(), "policy": None}),
+        ("views", {**VIEWS.to_dict(), "seed": 1.0}),
+        ("views", {**VIEWS.to_dict(), "index": -1}),
+        ("views", {"policy": "flip-1", "seed": 0}),
         ("views", {**VIEWS.to_dict(), "count": 4}),
         ("quantised", True),
     ],
 )
 def test_a_mistyped_or_unknown_part_is_an_error(part, value):
-    with pytest.raises(CacheFormatError, match="damaged feature spec|does not know"):
+    with pytest.raises(
+        CacheFormatError, match="damaged (feature spec|view)|does not know|seed of a view, received"
+    ):
         FeatureSpec.from_dict({**SPEC.to_dict(), part: value})
 
 
@@ -124,6 +133,26 @@ def test_what_is_no_specification_is_an_error(data):
 def test_a_specification_from_the_future_asks_for_an_upgrade():
     with pytest.raises(CacheFormatError, match=r"version 2 is not known.*upgrade featx"):
         FeatureSpec.from_dict({**SPEC.to_dict(), "version": 2})
+
+
+def test_view_policies_are_checked():
+    assert ViewPolicy() == ViewPolicy(policy="flip-crop-colour-1", seed=0, index=0)
+    assert ViewPolicy.from_dict(VIEWS.to_dict()) == VIEWS
+    with pytest.raises(UnknownNameError, match=r"unknown view policy 'flip-crop-color-1': did you"):
+        ViewPolicy(policy="flip-crop-color-1")
+    with pytest.raises(DatasetError, match="index of a view must be .* from 0 on, received -1"):
+        ViewPolicy(index=-1)
+    with pytest.raises(DatasetError, match="seed of a view must be .* from 0 on, received True"):
+        ViewPolicy(seed=True)
+
+
+def test_the_rules_behind_the_names_of_views_never_change():
+    rows = {name: dataclasses.astuple(rule) for name, rule in AUGMENTATIONS.items()}
+    assert rows == {
+        "flip-1": (1.0, 1.0, 1.0, 0.0),
+        "flip-crop-1": (0.5, 0.35, 4 / 3, 0.0),
+        "flip-crop-colour-1": (0.5, 0.35, 4 / 3, 0.2),
+    }
 
 
 def test_image_policies_are_checked():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from featx.backbones.catalog import PREPROCESSINGS
 from featx.backbones.drawing import draw_weights
@@ -13,16 +13,27 @@ from featx.backbones.taps import Tap, parse_tap
 from featx.exceptions import BackboneError, UnknownNameError, WeightsError
 from featx.quiet import quiet_import
 
-__all__ = ["block_outputs", "build_network", "build_tap_model", "layer_outputs", "preprocess"]
+__all__ = [
+    "HalfType",
+    "block_outputs",
+    "build_network",
+    "build_tap_model",
+    "layer_outputs",
+    "preprocess",
+]
+
+HalfType = Literal["float16", "bfloat16"]
 
 
-def build_network(source: BackboneSource) -> Any:
+def build_network(source: BackboneSource, *, mixed: HalfType | None = None) -> Any:
     """Build a backbone and load its weights.
 
     Parameters
     ----------
     source : BackboneSource
         From `featx.backbones.source.resolve_backbone`.
+    mixed : {"float16", "bfloat16"}, optional
+        The number type to compute in; weights stay float32. By default that is float32 as well.
 
     Returns
     -------
@@ -40,7 +51,17 @@ def build_network(source: BackboneSource) -> Any:
         import keras
     network = _load_own(source, keras) if source.row is None else _build_named(source, keras)
     network.trainable = False
+    if mixed is not None:
+        _compute_in(network, mixed)
     return network
+
+
+def _compute_in(network: Any, half: HalfType) -> None:
+    # Afterwards, layer by layer: the policy for new layers is of the process, which is not ours,
+    # does not reach the layers of a saved network, and random weights would be calibrated with it.
+    for layer in network._flatten_layers():
+        if layer.dtype_policy.name == "float32":  # others were chosen by whoever made the network
+            layer.dtype_policy = f"mixed_{half}"
 
 
 def _load_own(source: BackboneSource, keras: Any) -> Any:
@@ -119,7 +140,11 @@ def preprocess(pixels: Any, name: str) -> Any:
 
 
 def build_tap_model(
-    source: BackboneSource, taps: tuple[str, ...], *, network: Any = None, mixed: bool = False
+    source: BackboneSource,
+    taps: tuple[str, ...],
+    *,
+    network: Any = None,
+    mixed: HalfType | None = None,
 ) -> Any:
     """Build the model that an engine runs.
 
@@ -130,9 +155,10 @@ def build_tap_model(
     taps : tuple of str
         Canonical names of taps, see `featx.backbones.taps`.
     network : keras.Model, optional
-        The network when it has been built already.
-    mixed : bool, default False
-        Whether `network` computes in reduced precision; vectors are float32 all the same.
+        The network when it has been built already, `mixed` or not.
+    mixed : {"float16", "bfloat16"}, optional
+        The number type that the network is to compute in. Preprocessing, pooling and the vectors
+        are float32 all the same.
 
     Returns
     -------
@@ -148,7 +174,7 @@ def build_tap_model(
     with quiet_import():
         import keras
     if network is None:
-        network = build_network(source)
+        network = build_network(source, mixed=mixed)
     named = [parse_tap(name) for name in taps]
     tensors = [_tap_tensor(network, source, tap) for tap in named]
     height, width = source.input_size_px
@@ -156,9 +182,9 @@ def build_tap_model(
     trunk = keras.Model(network.inputs, tensors, name="featx_trunk")
     maps = trunk(preprocess(pixels, source.preprocessing), training=False)
     maps = maps if isinstance(maps, (list, tuple)) else [maps]
+    # Powers and sums over a map leave the range of half precision.
+    maps = [keras.ops.cast(x, "float32") for x in maps]
     vectors = [pool(x, tap) for x, tap in zip(maps, named, strict=True)]
-    if mixed:
-        vectors = [keras.ops.cast(x, "float32") for x in vectors]
     model = keras.Model(pixels, vectors, name="featx_taps")
     model.trainable = False
     return model

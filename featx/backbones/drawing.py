@@ -5,22 +5,61 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featx.backbones.catalog import Preprocessing
 
-__all__ = ["draw_weights"]
+__all__ = ["draw_images", "draw_weights"]
 
-_SAMPLES = 64
-_LEAST_IMAGES = 2
+_SAMPLES = 512
+_LEAST_IMAGES = 8
 _STRIDE_PX = 32
+_STEEPEST = 2.0
+_COLOUR = 0.5
+_BRIGHTNESS = (64.0, 192.0)
+_CONTRAST = (20.0, 80.0)
+
+
+def draw_images(shape: tuple[int, int, int], seed: int | np.random.Generator) -> NDArray[np.uint8]:
+    """Draw images that a network takes for photographs, from rough to smooth.
+
+    Their spectra fall as 1/f**a, and their channels go together. Photographs have a around 1, see
+    Field, "Relations between the statistics of natural images and the response properties of
+    cortical cells" (1987), figure 6; here a goes from 0 (noise) to 2 through the images.
+
+    Parameters
+    ----------
+    shape : tuple of three int
+        Number of images, height and width in pixels.
+    seed : int or numpy.random.Generator
+        The same seed gives the same images.
+
+    Returns
+    -------
+    images : ndarray of shape (n, h, w, 3), uint8
+    """
+    generator = np.random.default_rng(seed)
+    count, height, width = shape
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency = np.maximum(frequency, 1.0 / max(height, width))[:, :, None]
+    images = np.empty((count, height, width, 3), np.uint8)
+    for index, fall in enumerate((np.arange(count) + generator.uniform(size=count)) / count):
+        white = generator.standard_normal((height, width, 1))
+        white = white + _COLOUR * generator.standard_normal((height, width, 3))
+        spectrum = np.fft.rfft2(white, axes=(0, 1)) * frequency ** (-_STEEPEST * fall)
+        waves = np.fft.irfft2(spectrum, (height, width), axes=(0, 1))
+        waves *= generator.uniform(*_CONTRAST) / max(float(waves.std()), 1e-12)
+        waves += generator.uniform(*_BRIGHTNESS, 3)
+        images[index] = np.clip(np.rint(waves), 0, 255)
+    return images
 
 
 def draw_weights(network: Any, seed: int, preprocessing: Preprocessing) -> None:
     """Fill a network with random weights whose activations neither vanish nor overflow.
 
     Kernels are drawn as in He et al., "Delving deep into rectifiers" (2015), equation 10, from
-    NumPy's PCG64. The statistics of BatchNorm layers are then set by one pass over noise images in
-    training mode, since deep networks with drawn statistics lose their signal.
+    NumPy's PCG64. The statistics of BatchNorm layers are then set by one pass over drawn images
+    in training mode, since deep networks with drawn statistics lose their signal.
 
     Parameters
     ----------
@@ -54,18 +93,18 @@ def _calibrate(network: Any, generator: np.random.Generator, preprocessing: Prep
     kept += [(layer, "rate", layer.rate) for layer in drops]
     height, width = (int(n) for n in network.inputs[0].shape[1:3])
     # The last map of a small input has few positions: a variance of so few values may be next to
-    # nothing, and dividing by it overflows some layers on.
+    # nothing, and dividing by it overflows some layers on, or magnifies rounding.
     positions = max(1, height // _STRIDE_PX) * max(1, width // _STRIDE_PX)
-    images = max(_LEAST_IMAGES, -(-_SAMPLES // positions))
-    pixels = generator.uniform(0.0, 255.0, (images, 8, 8, 3))
-    coarse = (pixels * preprocessing.scale + preprocessing.offset).astype(np.float32)
-    noise = np.repeat(np.repeat(coarse, -(-height // 8), axis=1), -(-width // 8), axis=2)
+    count = max(_LEAST_IMAGES, -(-_SAMPLES // positions))
+    pixels = draw_images((count, height, width), generator)
+    images = pixels * np.asarray(preprocessing.scale, np.float32)
+    images += np.asarray(preprocessing.offset, np.float32)
     for layer in norms:
         layer.momentum = 0.0
     for layer in drops:
         layer.rate = 0.0
     try:
-        network(noise[:, :height, :width], training=True)
+        network(images, training=True)
     finally:
         for layer, attribute, value in kept:
             setattr(layer, attribute, value)

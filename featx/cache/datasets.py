@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from featx.cache.layout import CacheLayout, writing
 from featx.cache.manifest import Manifest, find_manifest, same_manifest, write_manifest
+from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import DatasetError
 
 __all__ = ["delete_dataset", "edit_dataset", "rename_dataset"]
+
+_ATTEMPTS = 100
 
 
 def edit_dataset(
     layout: CacheLayout, name: str, edit: Callable[[Manifest], Manifest]
 ) -> tuple[Manifest, Manifest]:
     """Write an edited manifest in the place of the old one, or under the name that it got.
+
+    When somebody else wrote the dataset meanwhile, the edit is done again to what they wrote, so
+    that neither is lost.
 
     Parameters
     ----------
@@ -24,7 +31,7 @@ def edit_dataset(
     name : str
         The dataset.
     edit : callable
-        One of `featx.cache.editing`, with its arguments bound.
+        One of `featx.cache.editing`, with its arguments bound. It may be called several times.
 
     Returns
     -------
@@ -35,13 +42,16 @@ def edit_dataset(
     DatasetError
         If there is no such dataset, it cannot be edited like this, or the new name is taken.
     """
-    before = find_manifest(layout, name)
-    after = edit(before)
-    if after.name != before.name:
-        _check_free(layout, after.name)
-    if not same_manifest(before, after):
-        write_manifest(layout, after)
-    return before, after
+    for _ in range(_ATTEMPTS):
+        with FileVersion(layout.dataset(name)) as version, suppress(Replaced):
+            before = find_manifest(layout, name)
+            after = edit(before)
+            if after.name != before.name:
+                _write_new(layout, after)
+            elif not same_manifest(before, after):
+                write_manifest(layout, after, instead_of=version)
+            return before, after
+    raise _too_busy(name)
 
 
 def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
@@ -52,14 +62,19 @@ def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
     DatasetError
         If there is no such dataset, or the new name is taken or cannot be one.
     """
-    manifest = find_manifest(layout, name)
-    old_place, place = layout.dataset(name), layout.dataset(new)
-    if place != old_place:
-        _check_free(layout, new)
-    write_manifest(layout, replace(manifest, name=new))
-    if place != old_place:
-        with writing(old_place):
-            old_place.unlink(missing_ok=True)
+    old_place = layout.dataset(name)
+    for _ in range(_ATTEMPTS):
+        with FileVersion(old_place) as version, suppress(Replaced):
+            renamed = replace(find_manifest(layout, name), name=new)
+            if layout.dataset(new) == old_place:
+                write_manifest(layout, renamed, instead_of=version)
+                return
+            with version.held():  # an edit of the old name waits, and then finds it gone
+                _write_new(layout, renamed)
+                with writing(old_place):
+                    old_place.unlink()
+            return
+    raise _too_busy(name)
 
 
 def delete_dataset(layout: CacheLayout, name: str) -> None:
@@ -73,10 +88,27 @@ def delete_dataset(layout: CacheLayout, name: str) -> None:
         If there is no such dataset.
     """
     place = layout.dataset(name)
-    if not place.is_file():
-        find_manifest(layout, name)
-    with writing(place):
-        place.unlink()
+    for _ in range(_ATTEMPTS):
+        if not place.is_file():
+            find_manifest(layout, name)
+        with FileVersion(place) as version, suppress(Replaced), version.held():
+            with writing(place):
+                place.unlink()
+            return
+    raise _too_busy(name)
+
+
+def _write_new(layout: CacheLayout, manifest: Manifest) -> None:
+    with FileVersion(layout.dataset(manifest.name)) as nothing:
+        _check_free(layout, manifest.name)
+        write_manifest(layout, manifest, instead_of=nothing)
+
+
+def _too_busy(name: str) -> DatasetError:
+    return DatasetError(
+        f"{name!r} was changed by others {_ATTEMPTS} times while this was at work: try again when "
+        "they have finished"
+    )
 
 
 def _check_free(layout: CacheLayout, name: str) -> None:

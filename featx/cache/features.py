@@ -108,7 +108,7 @@ class Features:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        blocks = ", ".join(f"{b.backbone}/{b.tap}" for b in self.blocks) or "none"
+        blocks = ", ".join(map(str, self.blocks)) or "none"
         classes = len(self.classes) if self.classes else 0
         return f"<Features {self.name!r}: {len(self)} images, {classes} classes, blocks: {blocks}>"
 
@@ -172,18 +172,19 @@ class Features:
 
     @property
     def X(self) -> NDArray[np.floating[Any]]:
-        """The features, shape (n, d), when there is exactly one block."""
-        if len(self.blocks) != 1:
+        """The features, shape (n, d), when there is exactly one block beside its views."""
+        plain = [block for block in self.blocks if block.view is None]
+        if len(plain) != 1:
             raise FeaturesError(
-                f"{self!r} holds {len(self.blocks)} blocks: choose one with "
+                f"{self!r} holds {len(plain)} blocks: choose one with "
                 "features.matrix(backbone=..., tap=...)"
             )
         return self.matrix()
 
     def matrix(
-        self, *, backbone: str | None = None, tap: str | None = None
+        self, *, backbone: str | None = None, tap: str | None = None, view: int | None = None
     ) -> NDArray[np.floating[Any]]:
-        """Return the features of one block, shape (n, d).
+        """Return the features of one block, or of an augmented view of it, shape (n, d).
 
         Rows that lie together in the cache are mapped from the file, others are copied once.
 
@@ -192,11 +193,37 @@ class Features:
         FeaturesError
             If not exactly one block fits.
         """
-        number = self._find(backbone, tap)
+        number = self._find(backbone, tap, view)
         if number not in self._matrices:
             block = self.blocks[number]
             self._matrices[number] = self._stores[number].gather(block.tap, self.keys)
         return self._matrices[number]
+
+    def views(self, *, backbone: str | None = None, tap: str | None = None) -> list[int]:
+        """Return which augmented views of one block there are."""
+        plain = self.block(backbone=backbone, tap=tap)
+        return sorted(
+            block.view
+            for block in self.blocks
+            if block.view is not None and (block.backbone, block.tap) == (plain.backbone, plain.tap)
+        )
+
+    def augmented(
+        self, *, backbone: str | None = None, tap: str | None = None
+    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.intp]]:
+        """Return the features of one block and of all its views, one below the other.
+
+        Returns
+        -------
+        X : ndarray of shape (n * (1 + K), d)
+            The images as they are, then each view of them.
+        rows : ndarray of shape (n * (1 + K),)
+            The row that each belongs to: ``features.labels[rows]`` are their labels. In a
+            cross-validation all rows of one image belong on one side.
+        """
+        views: list[int | None] = [None, *self.views(backbone=backbone, tap=tap)]
+        parts = [self.matrix(backbone=backbone, tap=tap, view=view) for view in views]
+        return np.concatenate(parts), np.tile(np.arange(len(self)), len(views))
 
     def width(self, *, backbone: str | None = None, tap: str | None = None) -> int:
         """Return the number of features a row of one block, reading one row at most."""
@@ -254,20 +281,24 @@ class Features:
         """Return the one block that fits; see `matrix`."""
         return self.blocks[self._find(backbone, tap)]
 
-    def spec(self, *, backbone: str | None = None, tap: str | None = None) -> FeatureSpec:
-        """Return the specification of one block."""
-        return self._stores[self._find(backbone, tap)].spec
+    def spec(
+        self, *, backbone: str | None = None, tap: str | None = None, view: int | None = None
+    ) -> FeatureSpec:
+        """Return the specification of one block, or of a view of it."""
+        return self._stores[self._find(backbone, tap, view)].spec
 
-    def _find(self, backbone: str | None, tap: str | None) -> int:
+    def _find(self, backbone: str | None, tap: str | None, view: int | None = None) -> int:
         fits = [
             number
             for number, block in enumerate(self.blocks)
-            if backbone in (None, block.backbone) and tap in (None, block.tap)
+            if backbone in (None, block.backbone)
+            and tap in (None, block.tap)
+            and block.view == view
         ]
         if len(fits) != 1:
-            there = ", ".join(f"{b.backbone}/{b.tap}" for b in self.blocks) or "none"
+            there = ", ".join(map(str, self.blocks)) or "none"
+            which = f"backbone={backbone!r}, tap={tap!r}" + ("" if view is None else f", {view=}")
             raise FeaturesError(
-                f"expected one block for backbone={backbone!r}, tap={tap!r}, found {len(fits)}; "
-                f"there are: {there}"
+                f"expected one block for {which}, found {len(fits)}; there are: {there}"
             )
         return fits[0]

@@ -152,8 +152,15 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def extract_command(data: str, block: Block) -> str:
-    """Return the command that computes a block of a dataset again."""
+    """Return the command that computes a block of a dataset again, or brings it in again."""
+    if block.backbone.startswith("import:"):
+        # Under the name of the first import, which the space of a renamed dataset keeps.
+        return f"featx import {_quoted(block.backbone.removeprefix('import:'))} FILE"
     tap = "" if block.tap == "avg" else f" --tap {block.tap}"
     backbone = "file:PATH.keras" if block.backbone.startswith("file:") else block.backbone
-    quoted = f"'{data}'" if " " in data else data
-    return f"featx extract {quoted} -b {backbone}{tap}"
+    views = "" if block.view is None else f" --views {block.view + 1}"
+    return f"featx extract {_quoted(data)} -b {backbone}{tap}{views}"
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if " " in text else text

@@ -155,12 +155,15 @@ def _digest(values: NDArray[Any]) -> str:
 
 def write_strings(group: Any, name: str, values: Sequence[str]) -> None:
     """Write a column of strings: their UTF-8 bytes end to end, and where each one ends."""
-    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
-    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    text = "".join(values).encode("utf-8", "surrogateescape")
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    if lengths.sum() != len(text):  # else all is ASCII, of which no second copy is needed
+        each = (len(value.encode("utf-8", "surrogateescape")) for value in values)
+        lengths = np.fromiter(each, np.int64, len(values))
     column = group.create_group(name)
     tag(column, "featx-strings")
-    write_array(column, "ends", ends, "featx-array")
-    write_array(column, "bytes", np.frombuffer(b"".join(encoded), np.uint8), "featx-array")
+    write_array(column, "ends", np.cumsum(lengths), "featx-array")
+    write_array(column, "bytes", np.frombuffer(text, np.uint8), "featx-array")
 
 
 @contextmanager
@@ -263,7 +266,8 @@ def find_array(group: Any, name: str, kind: str, *, ndim: int, dtypes: Sequence[
 def read_array(group: Any, name: str, *, dtype: str, ndim: int = 1) -> NDArray[Any]:
     """Read a small array and check its digest."""
     found = find_array(group, name, "featx-array", ndim=ndim, dtypes=(dtype,))
-    values: NDArray[Any] = np.array(found.map())
+    # Through the open file: another one may have taken its place in the folder meanwhile.
+    values: NDArray[Any] = group[name][...]
     check_digest(found, values)
     return values
 
@@ -279,7 +283,10 @@ def read_strings(group: Any, name: str) -> list[str]:
     column = find_group(group, name, "featx-strings")
     ends = read_array(column, "ends", dtype="<i8")
     text = read_array(column, "bytes", dtype="|u1").tobytes()
-    bounds = [0, *ends.tolist()]
-    if bounds != sorted(bounds) or bounds[-1] != len(text):
+    bounds = np.concatenate([[0], ends])
+    if (bounds[1:] < bounds[:-1]).any() or bounds[-1] != len(text):
         raise CacheFormatError(f"the strings of {column.name} do not fit their ends")
-    return [text[start:stop].decode("utf-8", "surrogateescape") for start, stop in pairwise(bounds)]
+    return [
+        text[start:stop].decode("utf-8", "surrogateescape")
+        for start, stop in pairwise(memoryview(bounds))  # one number at a time, unlike tolist
+    ]

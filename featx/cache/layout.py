@@ -65,7 +65,13 @@ class CacheLayout:
         return self.datasets / f"{folder_name(name)}.h5"
 
 
-def publish(layout: CacheLayout, target: Path, write: Callable[[Path], None]) -> None:
+def publish(
+    layout: CacheLayout,
+    target: Path,
+    write: Callable[[Path], None],
+    *,
+    move: Callable[[Path, Path], None] | None = None,
+) -> None:
     """Write a file elsewhere and move it to its place, so that no reader sees half of it.
 
     The file is written into ``tmp/``, flushed to the disk (fsync), renamed, and the folder that
@@ -79,6 +85,9 @@ def publish(layout: CacheLayout, target: Path, write: Callable[[Path], None]) ->
         Where the file goes.
     write : callable
         Writes the file at the path that it is given.
+    move : callable, optional
+        Moves the finished file from one path to another, by default whatever is there; see
+        `featx.cache.replacing`.
 
     Raises
     ------
@@ -92,7 +101,10 @@ def publish(layout: CacheLayout, target: Path, write: Callable[[Path], None]) ->
         try:
             write(temporary)
             _sync(temporary, os.O_RDONLY)
-            temporary.rename(target)
+            if move is None:
+                temporary.rename(target)
+            else:
+                move(temporary, target)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()

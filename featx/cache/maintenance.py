@@ -182,5 +182,5 @@ class FeatureCache:
             images=kept,
             failed=int((manifest.status == FAILED).sum()),
             classes=len(manifest.classes or ()),
-            blocks=[f"{block.backbone}/{block.tap}" for block in manifest.blocks],
+            blocks=[str(block) for block in manifest.blocks],
         )

@@ -12,6 +12,7 @@ Layout, version 1::
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from featx.cache.hdf5 import (
     write_strings,
 )
 from featx.cache.layout import CacheLayout, publish
+from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheFormatError, DatasetError
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
 _KIND = "featx-manifest"
+_ATTEMPTS = 100
 _STATS = ("size", "mtime_ns", "inode")
 _STRINGS = ("path", "group", "split", "reason")
 
@@ -59,11 +62,22 @@ class Block:
         Which network, and where in it.
     space : str
         Name of the space's folder.
+    view : int, optional
+        Which augmented view; None for the images as they are.
     """
 
     backbone: str
     tap: str
     space: str
+    view: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.backbone}/{self.tap}" + ("" if self.view is None else f" view {self.view}")
+
+    def to_list(self) -> list[str | int]:
+        """Return the block as JSON types."""
+        plain: list[str | int] = [self.backbone, self.tap, self.space]
+        return plain if self.view is None else [*plain, self.view]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +134,28 @@ class Manifest:
         return len(self.path)
 
 
-def write_manifest(layout: CacheLayout, manifest: Manifest) -> Path:
-    """Write a manifest to its place, whole or not at all, and return the place."""
+def write_manifest(
+    layout: CacheLayout, manifest: Manifest, *, instead_of: FileVersion | None = None
+) -> Path:
+    """Write a manifest to its place, whole or not at all, and return the place.
+
+    Parameters
+    ----------
+    layout : CacheLayout
+        The cache.
+    manifest : Manifest
+        What to write.
+    instead_of : FileVersion, optional
+        What has to be in its place still; by default whatever is there.
+
+    Raises
+    ------
+    Replaced
+        If something else is in the place of `instead_of`.
+    """
     path = layout.dataset(manifest.name)
     header: dict[str, Any] = {
-        "blocks": [[b.backbone, b.tap, b.space] for b in manifest.blocks],
+        "blocks": [block.to_list() for block in manifest.blocks],
         "classes": None if manifest.classes is None else list(manifest.classes),
         "name": manifest.name,
         "root": manifest.root,
@@ -146,8 +177,20 @@ def write_manifest(layout: CacheLayout, manifest: Manifest) -> Path:
             write_array(file, "key", manifest.key, "featx-array")
             write_array(file, "status", manifest.status, "featx-array")
 
-    publish(layout, path, write)
+    if instead_of is not None:
+        publish(layout, path, write, move=instead_of.move)
+    else:
+        publish(layout, path, write, move=_move)
     return path
+
+
+def _move(new: Path, target: Path) -> None:
+    """Move a manifest to its place between the edits of others, not into the middle of one."""
+    for _ in range(_ATTEMPTS):
+        with FileVersion(target) as version, suppress(Replaced):
+            version.move(new, target)
+            return
+    new.rename(target)
 
 
 def same_manifest(one: Manifest, other: Manifest) -> bool:
@@ -224,11 +267,11 @@ def find_manifest(layout: CacheLayout, name: str) -> Manifest:
     DatasetError
         If there is none.
     """
-    path = layout.dataset(name)
-    if not path.is_file():
+    try:
+        return read_manifest(layout.dataset(name))
+    except FileNotFoundError as error:
         names = ", ".join(manifest_names(layout)) or "none"
         raise DatasetError(
             f"no dataset {name!r} in the cache {layout.root}, which has: {names}. Run "
             "`featx extract FOLDER` first"
-        )
-    return read_manifest(path)
+        ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from featx.cache.integrity import read_verified
 from featx.cache.inventory import list_shards
 from featx.cache.layout import CacheLayout, publish, reading
 from featx.cache.manifest import Manifest, read_manifest, write_manifest
+from featx.cache.replacing import FileVersion, Replaced
 from featx.cache.rewriting import Part, row_bytes, write_parts
 from featx.cache.space import FeatureSpace, read_spec
 from featx.exceptions import CacheError, CacheFormatError
@@ -210,20 +212,24 @@ def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
     except (CacheFormatError, FileNotFoundError) as error:
         return _skip(path, "manifest", error)
     number, name = 1, incoming.name
-    while (here := layout.dataset(name)).is_file():
-        try:
-            present = read_manifest(here)
-        except CacheFormatError as error:
-            return _skip(here, "manifest", error)
-        if _same_images(present, replace(incoming, name=name)):
-            more = tuple(block for block in incoming.blocks if block not in present.blocks)
-            if more:
-                write_manifest(layout, replace(present, blocks=(*present.blocks, *more)))
-            return MergedDataset(incoming.name, name, "extended" if more else "present")
-        number += 1
-        name = f"{incoming.name}-{number}"
-    write_manifest(layout, replace(incoming, name=name))
-    return MergedDataset(incoming.name, name, "copied")
+    while True:
+        here = layout.dataset(name)
+        with FileVersion(here) as version, suppress(Replaced):
+            try:
+                present = read_manifest(here)
+            except FileNotFoundError:
+                write_manifest(layout, replace(incoming, name=name), instead_of=version)
+                return MergedDataset(incoming.name, name, "copied")
+            except CacheFormatError as error:
+                return _skip(here, "manifest", error)
+            if _same_images(present, replace(incoming, name=name)):
+                more = tuple(block for block in incoming.blocks if block not in present.blocks)
+                if more:
+                    extended = replace(present, blocks=(*present.blocks, *more))
+                    write_manifest(layout, extended, instead_of=version)
+                return MergedDataset(incoming.name, name, "extended" if more else "present")
+            number += 1
+            name = f"{incoming.name}-{number}"
 
 
 def _same_images(one: Manifest, other: Manifest) -> bool:

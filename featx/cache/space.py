@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from featx.cache.hdf5 import Array
 from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, publish, reading
 from featx.cache.shard import Shard, read_shard, write_shard
-from featx.exceptions import CacheFormatError, FeaturesError
+from featx.exceptions import CacheFormatError, CacheWriteError, FeaturesError
 from featx.spec import FeatureSpec
 
 __all__ = ["FeatureSpace", "ShardWriter", "open_space", "read_spec"]
@@ -75,7 +76,8 @@ class _Snapshot:
 class FeatureSpace:
     """Features of one specification, found by tap and key.
 
-    Opening reads the keys of every shard and no features. A shard that is damaged is left out,
+    Opening reads the keys of every shard and no features, and writes ``spec.json`` again where it
+    was lost. A shard that is damaged is left out,
     named in `damaged` and in the log: its rows count as missing.
 
     Parameters
@@ -99,6 +101,10 @@ class FeatureSpace:
             )
         self._snapshot = _Snapshot((), {})
         self.refresh()
+        if self.shards:
+            # Lost, or damaged and removed: every shard here states that this is what it was.
+            with suppress(CacheWriteError):
+                self.write_spec()
 
     def refresh(self) -> None:
         """Look for shards that were added or taken away."""
@@ -116,7 +122,10 @@ class FeatureSpace:
                 _LOG.warning("left out a damaged shard, its rows will be computed again: %s", error)
         present = set(paths)
         self._known = {path: shard for path, shard in self._known.items() if path in present}
-        self._rebuild()
+        try:
+            self._rebuild()
+        except FileNotFoundError:
+            self.refresh()  # one more was taken away before its keys were read
 
     def _rebuild(self) -> None:
         shards = tuple(self._known.values())
@@ -129,7 +138,10 @@ class FeatureSpace:
         for tap, having in by_tap.items():
             paths = tuple(shard.path for shard in having)
             if paths not in made:  # taps that always come together share one index
-                made[paths] = KeyIndex([shard.keys.map() for shard in having])
+                index, before = self._snapshot.indices.get(tap, (KeyIndex(), ()))
+                if tuple(having[: len(before)]) != before:
+                    index, before = KeyIndex(), ()
+                made[paths] = index.extended([shard.keys for shard in having[len(before) :]])
             indices[tap] = (made[paths], tuple(having))
         self._snapshot = _Snapshot(shards, indices)
 
@@ -288,7 +300,7 @@ class ShardWriter:
             start += take
             late = time.monotonic() - self._since >= SHARD_SECONDS
             if late or self._rows == len(self._keys):
-                self.flush()
+                self._commit()
 
     def _allocate(self, features: Mapping[str, NDArray[Any]]) -> None:
         # Once, for a whole shard: the system gives the memory as it is filled.
@@ -301,7 +313,11 @@ class ShardWriter:
         }
 
     def flush(self) -> None:
-        """Write what was collected."""
+        """Write what was collected, and give the memory back."""
+        self._commit()
+        self._keys, self._features = np.empty((0, 32), np.uint8), {}
+
+    def _commit(self) -> None:
         rows, self._rows = self._rows, 0
         if rows:
             features = {tap: values[:rows] for tap, values in self._features.items()}

@@ -26,7 +26,7 @@ from featx.cache.integrity import check_shard, stated_digest
 from featx.cache.inventory import SpaceFiles, find_strays, list_spaces
 from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import DUPLICATE, OK, Manifest, read_manifest
+from featx.cache.manifest import DUPLICATE, OK, Block, Manifest, read_manifest
 from featx.cache.shard import Shard, read_shard
 from featx.exceptions import CacheFormatError
 
@@ -250,8 +250,12 @@ def _remake(path: Path) -> str:
         with open_checked(path, "featx-manifest") as file:
             header = json.loads(read_strings(file, "header")[0])
             data = header["root"] or data
-            names = dict.fromkeys(block[0] for block in header["blocks"])
-            backbones = "".join(f" -b {name}" for name in names)
+            blocks = [Block(*block) for block in header["blocks"]]
+            imports = [b for b in blocks if b.backbone.startswith("import:")]
+            if imports:
+                command = extract_command(data, imports[0])
+                return f"{next_step('manifest')}; `{command}` makes it anew"
+            backbones = "".join(f" -b {name}" for name in dict.fromkeys(b.backbone for b in blocks))
     except (CacheFormatError, FileNotFoundError):
         pass
     return (
@@ -278,12 +282,15 @@ def _missing(
         if not len(lacking):
             continue
         step = f"{extract_command(manifest.name, block)} (with the options of before)"
+        what = "images"
+        if block.backbone.startswith("import:"):
+            step, what = f"import the same features again: {step}", "rows"
         if manifest.source == "arrays":
             step = f"extract the same arrays again under the name {manifest.name!r}"
         yield Finding(
             path,
             "missing",
-            f"{len(lacking):,} of {len(rows):,} images have no features of {block.backbone} "
+            f"{len(lacking):,} of {len(rows):,} {what} have no features of {block.backbone} "
             f"{block.tap} in {block.space}",
             step,
             len(lacking),
@@ -298,8 +305,10 @@ def _spec_finding(
         return
     kind, reason = space.trouble
     name = space.folder.name
-    again = "; ".join(dict.fromkeys(commands.get(name, ()))) or "no dataset uses it"
-    rewrite = f"the next extraction with the same options writes it again ({again})"
+    again = "; ".join(dict.fromkeys(commands.get(name, ())))
+    rewrite = f"{again} (with the options of before) writes it again, and computes nothing"
+    if not again:
+        rewrite = "no dataset uses it, and `featx cache gc` removes its features"
     steps = {"spec": f"{next_step(kind)}; {rewrite}", "no_spec": rewrite}
     path = space.folder if kind == "misnamed" else space.folder / "spec.json"
     yield Finding(path, kind, reason, steps.get(kind, next_step(kind)), rows[name])

@@ -131,7 +131,7 @@ def verify(cache: Path, workers: int | None, as_json: bool) -> int:
 @json_option
 @common_options
 def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> int:
-    """Verify, then remove damaged files and leftovers, and say what to extract again.
+    """Verify, then remove damaged files and leftovers, and say what to make again.
 
     Nothing else is touched: files that featx did not write stay, and are named. The exit status is
     1 when such a file needs a decision.
@@ -160,7 +160,7 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
     for finding in report.missing:
         shown = ", ".join(finding.examples)
         more = ", ..." if (finding.rows or 0) > len(finding.examples) else ""
-        click.echo(f"extract again: {finding.path.stem}: {finding.reason}: {shown}{more}")
+        click.echo(f"to make again: {finding.path.stem}: {finding.reason}: {shown}{more}")
         click.echo(f"  {finding.next_step}")
     click.echo(
         f"{report.cache}: {len(report.removed):,} files {done}, {_size(report.size_bytes)}, "

@@ -41,7 +41,7 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "groups": len(set(manifest.group) - {""}),
         "classes": {name: classes[name] for name in manifest.classes or ()},
         "splits": dict(sorted(splits.items())),
-        "blocks": [f"{block.backbone}/{block.tap}" for block in manifest.blocks],
+        "blocks": [str(block) for block in manifest.blocks],
         "edits": list(manifest.edits),
     }
 

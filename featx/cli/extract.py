@@ -13,8 +13,8 @@ from featx.cli.options import (
     cache_option,
     common_options,
     data_argument,
+    extraction_arguments,
     json_option,
-    weights_by_backbone,
 )
 from featx.cli.show import show_extraction
 
@@ -41,27 +41,34 @@ __all__ = ["command"]
     help="Go on after an image that cannot be read, or stop.",
 )
 @click.option("--max-failures", type=click.IntRange(min=0), help="Stop after more failures.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that read and decode.")
-@click.option("--engine", default="auto", show_default=True, help="auto or keras.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads or processes that read and decode.  [default: one a core]",
+)
+@click.option(
+    "--isolate/--no-isolate",
+    default=None,
+    help="Decode in processes of their own, which survives a decoder that crashes.  "
+    "[default: where there are many images]",
+)
+@click.option(
+    "--plan", "planned", is_flag=True, help="Say what it would cost, from a short measurement."
+)
 @json_option
 @common_options
 def command(
     data: str,
-    backbone: tuple[str, ...],
-    weights: tuple[str, ...],
-    taps: tuple[str, ...],
-    input_size: int | None,
-    resize: Any,
-    preprocessing: str | None,
-    batch_size: int | None,
     cache: Path,
     name: str | None,
     dtype: Any,
     on_error: str,
     max_failures: int | None,
     workers: int | None,
-    engine: str,
+    isolate: bool | None,
+    planned: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Fill the cache with features of images.
 
@@ -72,29 +79,28 @@ def command(
     featx extract photos/
     featx extract photos/ -b mobilenet_v2 -b resnet50 --tap avg --tap max
     featx extract photos.csv -b mobilenet_v2 --weights mobilenet_v2.weights.h5
+    featx extract photos/ -b resnet50 --plan
     """
     import featx
 
+    asked: dict[str, Any] = {
+        **extraction_arguments(options),
+        "cache": cache,
+        "name": name,
+        "dtype": dtype,
+        "workers": workers,
+        "isolate": isolate,
+    }
+    if planned:
+        plan = featx.plan_extraction(data, **asked)
+        click.echo(json.dumps(plan.to_dict()) if as_json else plan.describe())
+        return
     features = featx.extract(
-        data,
-        backbone=backbone or None,
-        weights=weights_by_backbone(weights, backbone or ("tiny",)),
-        taps=taps,
-        input_size=input_size,
-        preprocessing=preprocessing,
-        image=None if resize == "stretch" else featx.ImagePolicy(resize=resize),
-        cache=cache,
-        name=name,
-        dtype=dtype,
-        on_error=on_error,
-        max_failures=max_failures,
-        workers=workers,
-        engine=engine,
-        batch_size=batch_size or "auto",
-        progress=True,
+        data, **asked, on_error=on_error, max_failures=max_failures, progress=True
     )
     if as_json:
         click.echo(json.dumps(features.report))
         return
     show_extraction(features)
-    click.echo(f"next: featx train {features.name} {' '.join(f'-b {b}' for b in backbone[:1])} ...")
+    backbones = " ".join(f"-b {name}" for name in options["backbone"][:1])
+    click.echo(f"next: featx train {features.name} {backbones} ...")

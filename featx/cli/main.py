@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "demo": "The whole job on embedded data, offline, in a minute.",
     "extract": "Fill the cache with features of images.",
     "train": "Train a head on features and save the model.",
+    "search": "Find the best backbone, head and parameters.",
     "evaluate": "Score a model on labelled images.",
     "predict": "Predict images with a model.",
     "backbones": "List the backbones, or describe one.",
@@ -90,11 +91,9 @@ def _run(args: list[str]) -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         result = cli.main(args, prog_name="featx", standalone_mode=False)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "interrupted: everything finished so far is kept, the same command goes on from there",
-            err=True,
-        )
+    except (click.Abort, KeyboardInterrupt) as error:
+        kept = str(error) or "everything finished so far is kept"
+        click.echo(f"interrupted: {kept}; the same command goes on from there", err=True)
         return 130
     except click.ClickException as error:
         error.show()

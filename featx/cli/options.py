@@ -16,10 +16,10 @@ __all__ = [
     "cache_option",
     "common_options",
     "data_argument",
+    "extraction_arguments",
     "json_option",
     "model_argument",
     "seed_option",
-    "weights_by_backbone",
 ]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -113,10 +113,67 @@ def backbone_options(*, several: bool) -> Decorator:
             type=click.IntRange(min=1),
             help="Images in a batch.  [default: the engine's choice]",
         ),
+        click.option(
+            "--engine",
+            default="auto",
+            show_default=True,
+            help="auto (keras on a GPU, else openvino), keras or openvino.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["f32", "mixed"]),
+            default="f32",
+            show_default=True,
+            help="Arithmetic; mixed is faster on a GPU and has features of its own.",
+        ),
+        click.option(
+            "--views",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Augmented views of each image beside the image itself.",
+        ),
+        click.option(
+            "--view-policy",
+            show_default="flip-crop-colour-1",
+            help="How views are drawn: flip-1, flip-crop-1 or flip-crop-colour-1.",
+        ),
+        click.option(
+            "--view-seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Seed of the views.",
+        ),
     )
 
 
-def weights_by_backbone(values: tuple[str, ...], backbones: tuple[str, ...]) -> Any:
+def extraction_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `featx.extract` that the options of `backbone_options` stand for."""
+    from featx import ImagePolicy, ViewPolicy
+
+    backbone, weights = options["backbone"], options["weights"]
+    if isinstance(backbone, tuple):
+        weights = _weights_by_backbone(weights, backbone or ("tiny",))
+    policy = options["view_policy"]
+    return {
+        "backbone": backbone or None,
+        "weights": weights,
+        "taps": options["taps"] if "taps" in options else options["tap"],
+        "input_size": options["input_size"],
+        "preprocessing": options["preprocessing"],
+        "image": None if options["resize"] == "stretch" else ImagePolicy(resize=options["resize"]),
+        "batch_size": options["batch_size"] or "auto",
+        "engine": options["engine"],
+        "precision": options["precision"],
+        "views": options["views"],
+        "view_policy": ViewPolicy(
+            **({"policy": policy} if policy else {}), seed=options["view_seed"]
+        ),
+    }
+
+
+def _weights_by_backbone(values: tuple[str, ...], backbones: tuple[str, ...]) -> Any:
     """Read ``--weights``: one choice for all, or ``NAME=CHOICE`` for each."""
     if not values:
         return None

@@ -25,11 +25,32 @@ def show_extraction(features: Features) -> None:
         f"{report['images_per_s']:,.0f} images/s, {report['seconds']:.1f} s"
     )
     for block in features.blocks:
-        width = features.width(backbone=block.backbone, tap=block.tap)
+        if block.view is not None:
+            continue
+        place = {"backbone": block.backbone, "tap": block.tap}
+        views = len(features.views(**place))
+        more = f", and {views} views of each" if views else ""
         click.echo(
-            f"  {block.backbone} {block.tap}: {len(features):,} x {width:,} in {block.space}"
+            f"  {block.backbone} {block.tap}: {len(features):,} x {features.width(**place):,} in "
+            f"{block.space}{more}"
         )
+    _show_seconds(report)
     notes(features)
+
+
+def _show_seconds(report: dict[str, Any]) -> None:
+    """Print where the time of an extraction went."""
+    if "engine" not in report:
+        return
+    parts = [
+        f"{part} {report[f'{part}_s']:.1f}"
+        for part in ("start", "read", "decode", "forward", "write")
+    ]
+    binds = f", {report['binds']} binds" if report["binds"] else ""
+    click.echo(
+        f"  {report['engine']}: {report['extracted_per_s']:,.0f} images/s{binds}; seconds of work: "
+        f"{', '.join(parts)}"
+    )
 
 
 def notes(features: Features) -> None:

@@ -14,6 +14,7 @@ from featx.cli.options import (
     cache_option,
     common_options,
     data_argument,
+    extraction_arguments,
     json_option,
     seed_option,
 )
@@ -47,25 +48,23 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
 )
 @cache_option
 @seed_option
-@click.option("--engine", default="auto", show_default=True, help="auto or keras.")
+@click.option(
+    "--average-views",
+    is_flag=True,
+    help="Predict by the mean over an image and its --views, at their price.",
+)
 @json_option
 @common_options
 def command(
     data: str,
-    backbone: str | None,
-    weights: str | None,
-    tap: str,
-    input_size: int | None,
-    resize: Any,
-    preprocessing: str | None,
-    batch_size: int | None,
     head: str,
     cv: int,
     output: Path | None,
     cache: Path,
     seed: int,
-    engine: str,
+    average_views: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a head on features and save the model.
 
@@ -83,26 +82,18 @@ def command(
     target = output or Path(f"{Path(data).resolve().stem}.featx")
     if not target.parent.is_dir():
         raise click.UsageError(f"the folder of {str(target)!r} does not exist")
-    features = featx.extract(
-        data,
-        backbone=backbone,
-        weights=weights,
-        taps=tap,
-        input_size=input_size,
-        preprocessing=preprocessing,
-        image=None if resize == "stretch" else featx.ImagePolicy(resize=resize),
-        cache=cache,
-        engine=engine,
-        batch_size=batch_size or "auto",
-        progress=True,
-    )
+    if average_views and not options["views"]:
+        raise click.UsageError("--average-views needs --views K, the number of views")
+    asked = extraction_arguments(options)
+    features = featx.extract(data, **asked, cache=cache, progress=True)
     started = time.perf_counter()
     result = featx.train(
         features,
         head=head,
-        backbone=backbone,
-        weights=weights,
-        preprocessing=preprocessing,
+        backbone=asked["backbone"],
+        weights=asked["weights"],
+        preprocessing=asked["preprocessing"],
+        average_views=average_views,
         cv=cv,
         seed=seed,
         cache=cache,

@@ -10,18 +10,24 @@ be called from many threads; no warning of Pillow's reaches the caller.
 
 from __future__ import annotations
 
-import importlib
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featx.exceptions import ImageError, MissingExtraError
+from featx.exceptions import ImageError
 from featx.images.containers import Container, exif_orientation, inspect
+from featx.images.keys import array_key, file_key
+from featx.images.opening import (
+    MAX_PIXELS,
+    check_truncation_setting,
+    open_image,
+    short_failures,
+)
 from featx.images.pixels import array_to_rgb, sixteen_to_eight
+from featx.images.target import AnyTarget, Target, as_targets
+from featx.images.views import Box, View, change_look, draw_view
 from featx.spec import ImagePolicy
 
 if TYPE_CHECKING:
@@ -40,22 +46,7 @@ __all__ = [
     "resize_rgb",
 ]
 
-MAX_PIXELS = 89_478_485
-"""Most pixels of an image that is decoded; a stricter ``PIL.Image.MAX_IMAGE_PIXELS`` is heeded."""
-
 _VERSION = 1
-_PLUGINS = {
-    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
-    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
-    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
-    "HEIF": ("pillow_heif", "HeifImageFile"),
-    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
-    "JPEG2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
-    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
-    "PPM": ("PIL.PpmImagePlugin", "PpmImageFile"),
-    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
-    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
-}
 # Names of PIL.Image.Transpose by EXIF orientation.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -94,9 +85,9 @@ def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> NDArr
     array([[[  0,   0,   0],
             [255, 255, 255]]], dtype=uint8)
     """
-    with _failures():
+    with short_failures():
         container = inspect(data)
-        image = _open(container)
+        image = open_image(container)
         scale = 1 if draft_px is None else _draft_scale(container, image, draft_px)
         return np.array(_pixels(container, image, scale))
 
@@ -126,19 +117,21 @@ def decode_image(data: bytes, size_px: tuple[int, int], policy: ImagePolicy) -> 
 
 
 def decode_sizes(
-    data: bytes, targets: Sequence[tuple[tuple[int, int], ImagePolicy]]
+    data: bytes, targets: Sequence[AnyTarget], *, key: bytes | None = None
 ) -> list[NDArray[np.uint8]]:
-    """Decode an image file once and bring it to several sizes.
+    """Decode an image file once and bring it to several sizes and views.
 
-    Every result equals that of `decode_image` for its target alone; the file is decoded a second
-    time only where ``policy.draft`` lets targets start from different scales.
+    Every result equals that for its target alone; the file is decoded a second time only where
+    ``draft`` of the policy lets targets start from different scales.
 
     Parameters
     ----------
     data : bytes
         A whole image file.
-    targets : sequence of ((height, width), ImagePolicy)
+    targets : sequence of Target, or of ((height, width), ImagePolicy)
         The sizes asked for, in pixels.
+    key : bytes or None, default None
+        The key of the image, from which views are drawn; made from `data` where it is needed.
 
     Returns
     -------
@@ -150,20 +143,21 @@ def decode_sizes(
     ImageError
         As `decode_rgb` does.
     """
-    with _failures():
+    with short_failures():
+        wanted = _drawn(as_targets(targets), key, lambda: file_key(data))
         container = inspect(data)
-        opened = _open(container)
+        opened = open_image(container)
         scales = [
-            _draft_scale(container, opened, (2 * h, 2 * w)) if policy.draft else 1
-            for (h, w), policy in targets
+            _draft_scale(container, opened, _least_px(target, view)) if target.image.draft else 1
+            for target, view in wanted
         ]
         out: dict[tuple[Any, ...], NDArray[np.uint8]] = {}
         for number, scale in enumerate(dict.fromkeys(scales)):
-            rgb = _pixels(container, _open(container) if number else opened, scale)
-            for (size, policy), own in zip(targets, scales, strict=True):
-                if own == scale and (size, policy, scale) not in out:
-                    out[size, policy, scale] = np.array(_resize(rgb, size, policy))
-        return [out[size, policy, s] for (size, policy), s in zip(targets, scales, strict=True)]
+            rgb = _pixels(container, open_image(container) if number else opened, scale)
+            for (target, view), own in zip(wanted, scales, strict=True):
+                if own == scale and (target, scale) not in out:
+                    out[target, scale] = _finish(rgb, target, view)
+        return [out[target, scale] for (target, _), scale in zip(wanted, scales, strict=True)]
 
 
 def resize_rgb(
@@ -189,7 +183,7 @@ def resize_rgb(
     """
     from PIL import Image
 
-    with _failures():
+    with short_failures():
         return np.array(_resize(Image.fromarray(np.ascontiguousarray(rgb)), size_px, policy))
 
 
@@ -207,82 +201,43 @@ def fit_array(
 
 
 def fit_sizes(
-    array: NDArray[Any], targets: Sequence[tuple[tuple[int, int], ImagePolicy]]
+    array: NDArray[Any], targets: Sequence[AnyTarget], *, key: bytes | None = None
 ) -> list[NDArray[np.uint8]]:
-    """Turn an array image into RGB of several sizes, as `decode_sizes` does a file."""
+    """Turn an array image into RGB of several sizes and views, as `decode_sizes` does a file."""
+    from PIL import Image
+
+    wanted = _drawn(as_targets(targets), key, lambda: array_key(array))
     rgb = array_to_rgb(array)
-    return [resize_rgb(rgb, size, policy) for size, policy in targets]
+    with short_failures():
+        image = Image.fromarray(np.ascontiguousarray(rgb))
+        return [_finish(image, target, view) for target, view in wanted]
 
 
-@contextmanager
-def _failures() -> Iterator[None]:
-    """Turn whatever Pillow raises into an `ImageError` with a short reason."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        if type(error).__name__.startswith("DecompressionBomb"):
-            raise ImageError(f"too large: {text}") from error
-        short = isinstance(error, EOFError) or isinstance(error.__cause__, EOFError)
-        if short or "truncated" in text.lower():
-            raise ImageError(f"truncated: {text}") from error
-        raise ImageError(f"damaged: {text}") from error
+def _drawn(
+    targets: list[Target], key: bytes | None, make_key: Callable[[], bytes]
+) -> list[tuple[Target, View | None]]:
+    """Return the targets with what their views do to this image."""
+    if key is None and any(target.view is not None for target in targets):
+        key = make_key()
+    return [
+        (target, None if target.view is None or key is None else draw_view(target.view, key))
+        for target in targets
+    ]
 
 
-@cache
-def _plugin(kind: str) -> Any:
-    """Return Pillow's class for a format; found by hand, as `Image.open` tries all and warns."""
-    module, name = _PLUGINS[kind]
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-    if kind == "HEIF":
-        missing = MissingExtraError("pillow-heif", extra="heif", purpose="reading HEIF images")
-        raise ImageError(str(missing))
-    raise ImageError(f"this Pillow cannot read {kind}: pip install --upgrade pillow")
+def _least_px(target: Target, view: View | None) -> tuple[int, int]:
+    """Return the size that a draft must have: what is cut out keeps twice the size asked for."""
+    height, width = target.size_px
+    if view is None or view.box is None:
+        return 2 * height, 2 * width
+    return math.ceil(2 * height / view.box.height), math.ceil(2 * width / view.box.width)
 
 
-def _open(container: Container) -> Image.Image:
-    """Read the header only; nothing of the picture's size has been allocated yet."""
-    from PIL import Image, features
-
-    check_truncation_setting()
-    kind = container.kind
-    plugin = _plugin(kind)
-    if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
-        raise ImageError(f"this Pillow was built without {kind}: pip install --upgrade pillow")
-    limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-    if container.size_px is not None:
-        _check_size(*container.size_px, limit)
-    image: Image.Image = plugin(io.BytesIO(container.data))
-    _check_size(image.height, image.width, limit)
-    return image
-
-
-def check_truncation_setting() -> None:
-    """Refuse to decode while Pillow is told, for the whole process, to fill up truncated images.
-
-    Raises
-    ------
-    ImageError
-        If ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set.
-    """
-    from PIL import ImageFile
-
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise ImageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so truncated images would "
-            "pass for whole ones: set it to False"
-        )
-
-
-def _check_size(height: int, width: int, limit: int) -> None:
-    if height * width > limit:
-        raise ImageError(f"too large: {width}x{height} pixels, the limit is {limit} pixels")
+def _finish(image: Image.Image, target: Target, view: View | None) -> NDArray[np.uint8]:
+    if view is None:
+        return np.array(_resize(image, target.size_px, target.image))
+    small = _resize(image, target.size_px, target.image, view.box)
+    return np.array(change_look(small, view))
 
 
 def _draft_scale(container: Container, image: Image.Image, least_px: tuple[int, int]) -> int:
@@ -347,7 +302,12 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     return PILImage.fromarray(grey).convert("RGB")
 
 
-def _resize(image: Image.Image, size_px: tuple[int, int], policy: ImagePolicy) -> Image.Image:
+def _resize(
+    image: Image.Image,
+    size_px: tuple[int, int],
+    policy: ImagePolicy,
+    part: Box | None = None,
+) -> Image.Image:
     from PIL import Image as PILImage
 
     if policy.decoder != _VERSION:
@@ -358,13 +318,30 @@ def _resize(image: Image.Image, size_px: tuple[int, int], policy: ImagePolicy) -
     height, width = (int(n) for n in size_px)
     if height < 1 or width < 1:
         raise ImageError(f"expected a size of at least 1x1 pixels, received {size_px}")
-    if image.size == (width, height):
+    if image.size == (width, height) and part is None:
         return image
-    box: tuple[int, int, int, int] | None = None
+    box: tuple[float, float, float, float] | None = None
     if policy.resize == "crop":
         w = max(1, min(image.width, image.height * width // height))
         h = max(1, min(image.height, image.width * height // width))
         left, top = (image.width - w) // 2, (image.height - h) // 2
         box = (left, top, left + w, top + h)
+    if part is not None:
+        box = _part_of(box or (0, 0, *image.size), part)
     resample = PILImage.Resampling[policy.interpolation.upper()]
     return image.resize((width, height), resample, box=box)
+
+
+def _part_of(
+    box: tuple[float, float, float, float], part: Box
+) -> tuple[float, float, float, float]:
+    """Return a part of what would be resized; a view shows nothing else than the picture does."""
+    left, top, right, bottom = box
+    x = left + part.left * (right - left)
+    y = top + part.top * (bottom - top)
+    return (
+        x,
+        y,
+        min(right, x + part.width * (right - left)),
+        min(bottom, y + part.height * (bottom - top)),
+    )

@@ -14,6 +14,7 @@ import os
 import secrets
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import Any
 
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError
 from featx.heads.storage import dump_head, load_head
+from featx.job import as_view_policy
 from featx.models.classifier import ImageClassifier
-from featx.spec import FeatureSpec, ImagePolicy
+from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 __all__ = ["load_model", "read_details", "save_model"]
 
@@ -79,6 +81,7 @@ def save_model(
             **{name: _plain(getattr(model, name)) for name in _PARAMETERS},
             "backbone": _absolute_backbone(model.backbone),
         },
+        **_views(model),
         "weights": _absolute(model.weights),
         "metrics": metrics or {},
         "training": training or {},
@@ -103,6 +106,26 @@ def save_model(
             "folder that exists and can be written"
         ) from error
     return target
+
+
+def _views(model: ImageClassifier) -> dict[str, Any]:
+    """Return what a prediction has to know of views, nothing where there are none."""
+    if not model.views:
+        return {}
+    policy = replace(as_view_policy(model.view_policy), index=0)
+    kept = {"count": model.views, "average": model.average_views, "policy": policy.to_dict()}
+    return {"views": kept}
+
+
+def _read_views(details: dict[str, Any]) -> dict[str, Any]:
+    kept = details.get("views")
+    if kept is None:
+        return {}
+    return {
+        "views": int(kept["count"]),
+        "average_views": bool(kept["average"]),
+        "view_policy": ViewPolicy(**kept["policy"]),
+    }
 
 
 def _absolute_backbone(backbone: str) -> str:
@@ -179,6 +202,7 @@ def load_model(
             input_size=spec.input_size_px,
             preprocessing=parameters["preprocessing"],
             image=None if spec.image == ImagePolicy() else spec.image,
+            **_read_views(details),
             cache=cache,
             engine=engine,
             random_state=parameters["random_state"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from featx.heads.registry import make_head
 from featx.images.dataset import ImageDataset
 from featx.models.inputs import as_image_dataset
 from featx.runner import Ledger
-from featx.spec import FeatureSpec, ImagePolicy
+from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 __all__ = ["ImageClassifier"]
 
@@ -45,6 +46,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Only for ``file:`` backbones.
     image : ImagePolicy, optional
         Decoding and resizing.
+    views : int, default 0
+        Number of seeded augmentations of each image that the head is trained on beside the image
+        itself, see `featx.extract`.
+    average_views : bool, default False
+        Whether a prediction is the mean of the probabilities over the image and its views.
+    view_policy : str or ViewPolicy, optional
+        How views are drawn, as in `featx.extract`.
     cache : path, optional
         A cache folder: what `fit` computes is kept there, and what is there is never computed
         again. By default nothing is written to disk.
@@ -93,6 +101,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         input_size: int | tuple[int, int] | None = None,
         preprocessing: str | None = None,
         image: ImagePolicy | None = None,
+        views: int = 0,
+        average_views: bool = False,
+        view_policy: str | ViewPolicy | None = None,
         cache: str | os.PathLike[str] | None = None,
         engine: str = "auto",
         batch_size: int | str = "auto",
@@ -105,6 +116,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.input_size = input_size
         self.preprocessing = preprocessing
         self.image = image
+        self.views = views
+        self.average_views = average_views
+        self.view_policy = view_policy
         self.cache = cache
         self.engine = engine
         self.batch_size = batch_size
@@ -138,10 +152,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     f"expected one label for each of {len(images)} images, received labels of "
                     f"shape {targets.shape}"
                 )
-            y = targets
             for learnt in ("head_", "weights_sha256_"):
                 self.__dict__.pop(learnt, None)
-            X, _ = self.transform_images(images, keep=True)
+            parts, _ = self.transform_images(images, views=self.views, keep=True)
+            X, y = np.concatenate(parts), np.tile(targets, len(parts))
             self.n_features_in_ = X.shape[1]
             self.spec_ = self.source().spec(image=self.image)
         check_classification_targets(y)
@@ -157,34 +171,64 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each image or row, shape (n,)."""
         check_is_fitted(self, "head_")
-        predicted: NDArray[Any] = self.head_.predict(self._rows(X))
-        return predicted
+        parts = self._parts(X)
+        if len(parts) == 1:
+            predicted: NDArray[Any] = self.head_.predict(parts[0])
+            return predicted
+        labels: NDArray[Any] = self.classes_[self.average_proba(parts).argmax(axis=1)]
+        return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Return the probability of each class, shape (n, k), in the order of ``classes_``."""
         check_is_fitted(self, "head_")
-        probabilities: NDArray[np.floating[Any]] = self.head_.predict_proba(self._rows(X))
-        return probabilities
+        return self.average_proba(self._parts(X))
 
-    def _rows(self, X: Any) -> Any:
+    def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:
+        """Return the mean of the head's probabilities over matrices of shape (n, d)."""
+        total = self.head_.predict_proba(parts[0])
+        for part in parts[1:]:
+            total = total + self.head_.predict_proba(part)
+        averaged: NDArray[np.floating[Any]] = total / len(parts) if len(parts) > 1 else total
+        return averaged
+
+    def _parts(self, X: Any) -> list[Any]:
         images = as_image_dataset(X)
         if images is not None:
-            return self.transform_images(images)[0]
-        return validate_data(self, X, reset=False, dtype=[np.float32, np.float64])
+            return self.transform_images(images, views=self.views_averaged)[0]
+        return [validate_data(self, X, reset=False, dtype=[np.float32, np.float64])]
+
+    @property
+    def views_averaged(self) -> int:
+        """Number of views that a prediction looks at beside the image itself."""
+        return self.views if self.average_views else 0
 
     def transform_images(
-        self, images: ImageDataset, *, on_error: str = "raise", keep: bool = False
-    ) -> tuple[NDArray[np.floating[Any]], Ledger]:
-        """Return features of images, shape (m, d), and the ledger of what became of each.
+        self,
+        images: ImageDataset,
+        *,
+        views: int = 0,
+        on_error: str = "raise",
+        keep: bool = False,
+    ) -> tuple[list[NDArray[np.floating[Any]]], Ledger]:
+        """Return features of images and the ledger of what became of each.
 
         Parameters
         ----------
         images : ImageDataset
             The images.
+        views : int, default 0
+            Number of views beside the images themselves.
         on_error : {"raise", "skip"}, default "raise"
             Whether the first image that cannot be read is an error; else it has no row.
         keep : bool, default False
             Whether new features are written to the cache; else they stay in memory.
+
+        Returns
+        -------
+        X : list of ndarray of shape (m, d)
+            Of the images that could be read, and then of each view.
+        ledger : Ledger
+            What became of every image.
 
         Raises
         ------
@@ -200,14 +244,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.source(),
             str(parse_tap(self.tap)),
             image=self.image,
+            views=views,
+            view_policy=self.view_policy,
             cache=self.cache,
             keep=keep,
             engine=self.engine,
             batch_size=self.batch_size,
             on_error=on_error,
         )
-        if len(X):
-            self.check_width(X.shape[1])
+        if len(X[0]):
+            self.check_width(X[0].shape[1])
         return X, ledger
 
     def check_width(self, width: int) -> None:

@@ -12,6 +12,7 @@ from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, FeaturesError
 from featx.images.dataset import ImageDataset
+from featx.job import view_specs
 from featx.models.classifier import ImageClassifier
 from featx.models.metrics import score_predictions
 
@@ -42,10 +43,12 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
         If the features are of another specification or size.
     """
     if isinstance(data, Features):
-        X, y, failed = _from_features(model, data), data.y, len(data.failed)
+        parts, y, failed = _from_features(model, data), data.y, len(data.failed)
         splits, name = data.splits, data.name
     else:
-        X, ledger = model.transform_images(data, on_error="skip", keep=True)
+        parts, ledger = model.transform_images(
+            data, views=model.views_averaged, on_error="skip", keep=True
+        )
         kept = np.flatnonzero(np.isin(ledger.status, (OK, DUPLICATE)))
         y = None if data.y is None else data.y[kept]
         splits = None if data.splits is None else np.asarray(data.splits)[kept]
@@ -65,12 +68,12 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
             f"knows {', '.join(known[:10].tolist())}"
         )
     order = np.argsort(known)
-    proba = model.predict_proba(X[chosen])[:, order]
+    proba = model.average_proba([part[chosen] for part in parts])[:, order]
     return {**score_predictions(y[chosen], proba, known[order]), "failed": failed}
 
 
-def _from_features(model: ImageClassifier, features: Features) -> Any:
-    several = len(features.blocks) > 1
+def _from_features(model: ImageClassifier, features: Features) -> list[Any]:
+    several = sum(block.view is None for block in features.blocks) > 1
     block = features.block(
         backbone=canonical_name(model.backbone) if several else None,
         tap=str(parse_tap(model.tap)) if several else None,
@@ -82,4 +85,20 @@ def _from_features(model: ImageClassifier, features: Features) -> Any:
         raise FeaturesError(
             f"the features are of {spec.name}, the model was trained on {model.spec_.name}"
         )
-    return X
+    wanted = view_specs(spec, model.views_averaged, model.view_policy)
+    there = {
+        features.spec(backbone=block.backbone, tap=block.tap, view=view): view
+        for view in features.views(backbone=block.backbone, tap=block.tap)
+    }
+    if not set(wanted) <= set(there):
+        raise FeaturesError(
+            f"the model averages over {len(wanted)} views that {features.name!r} does not have: "
+            f"extract it with --views {len(wanted)} (views={len(wanted)}) and the model's policy"
+        )
+    return [
+        X,
+        *(
+            features.matrix(backbone=block.backbone, tap=block.tap, view=there[one])
+            for one in wanted
+        ),
+    ]

@@ -109,4 +109,4 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             keep=True,
             engine=self.engine,
             batch_size=self.batch_size,
-        )[0]
+        )[0][0]

@@ -60,9 +60,9 @@ def predict_images(
     for start in range(0, len(images), _CHUNK):
         rows = list(range(start, min(start + _CHUNK, len(images))))
         chunk = images.subset(rows)
-        X, ledger = model.transform_images(chunk, on_error="skip")
+        parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         readable = np.isin(ledger.status, (OK, DUPLICATE))
-        proba = model.head_.predict_proba(X) if readable.any() else np.empty((0, 0))
+        proba = model.average_proba(parts) if readable.any() else np.empty((0, 0))
         best = np.argsort(-proba, axis=1, kind="stable")[:, :top_k]
         position = 0
         for number, row in enumerate(rows):

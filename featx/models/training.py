@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import Block
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, FeaturesError
 from featx.heads.registry import make_head
 from featx.models.classifier import ImageClassifier
 from featx.models.metrics import score_predictions
@@ -77,6 +78,7 @@ def train(
     tap: str | None = None,
     weights: Any = None,
     preprocessing: str | None = None,
+    average_views: bool = False,
     cv: int = 5,
     seed: int = 0,
     cache: Any = None,
@@ -85,7 +87,9 @@ def train(
 
     Where the dataset has splits, the head is trained on ``train`` and measured on ``test`` (else
     ``val``). Otherwise it is measured by stratified cross-validation in which equal images, and
-    images of one group, are never on both sides, and then trained on all of them.
+    images of one group, are never on both sides, and then trained on all of them. Where the
+    features have augmented views, the head is trained on these too; it is measured on the images
+    as they are, or on the mean over the views where predictions are to average them.
 
     Parameters
     ----------
@@ -100,6 +104,8 @@ def train(
         The choice of weights that the features were made with, kept with the model.
     preprocessing : str, optional
         Likewise, for ``file:`` backbones.
+    average_views : bool, default False
+        Whether a prediction is the mean of the probabilities over the image and its views.
     cv : int, default 5
         Number of folds; 0 measures nothing.
     seed : int, default 0
@@ -119,8 +125,10 @@ def train(
         If the head cannot be built or trained.
     """
     block = _find_block(features, backbone, tap)
-    X = features.matrix(backbone=block.backbone, tap=block.tap)
-    spec = features.spec(backbone=block.backbone, tap=block.tap)
+    place: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
+    spec = features.spec(**place)
+    views = features.views(**place)
+    parts = [features.matrix(**place), *(features.matrix(**place, view=view) for view in views)]
     rows, held_out = _training_rows(features)
     y = _labels(features)
     _require_classes(features, y, rows)
@@ -132,16 +140,23 @@ def train(
         input_size=spec.input_size_px,
         preprocessing=preprocessing,
         image=spec.image,
+        views=len(views),
+        average_views=average_views,
+        view_policy=features.spec(**place, view=views[0]).views if views else None,
         cache=cache,
         random_state=seed,
     )
+    if average_views and not views:
+        raise FeaturesError(
+            f"{features.name!r} has no views to average: extract it with --views K (views=K)"
+        )
     suspects: list[Suspect] = []
     if held_out is not None:
-        _fit(model, X[rows], y[rows], spec)
-        metrics = _score_held_out(model, X, y, held_out)
+        _fit(model, parts, y, rows, spec)
+        metrics = _score_held_out(model, parts, y, held_out)
     else:
-        metrics, suspects = _cross_validate(head, X[rows], y[rows], features, rows, cv, seed)
-        _fit(model, X[rows], y[rows], spec)
+        metrics, suspects = _cross_validate(model, parts, y, features, rows, cv)
+        _fit(model, parts, y, rows, spec)
     return TrainingResult(model, metrics, _provenance(features, y, rows), suspects)
 
 
@@ -184,13 +199,31 @@ def _find_block(features: Features, backbone: str | None, tap: str | None) -> Bl
     return features.block(backbone=name, tap=place)
 
 
-def _fit(model: ImageClassifier, X: NDArray[Any], y: NDArray[np.str_], spec: FeatureSpec) -> None:
-    model.fit(X, y)
+def _stacked(
+    parts: Sequence[NDArray[Any]], y: NDArray[np.str_], rows: NDArray[np.intp]
+) -> tuple[NDArray[Any], NDArray[np.str_]]:
+    """Return rows of all views, one view below the other, with their labels."""
+    if len(parts) == 1:
+        return parts[0][rows], y[rows]
+    return np.concatenate([part[rows] for part in parts]), np.tile(y[rows], len(parts))
+
+
+def _fit(
+    model: ImageClassifier,
+    parts: Sequence[NDArray[Any]],
+    y: NDArray[np.str_],
+    rows: NDArray[np.intp],
+    spec: FeatureSpec,
+) -> None:
+    model.fit(*_stacked(parts, y, rows))
     model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
 
 
 def _score_held_out(
-    model: ImageClassifier, X: NDArray[Any], y: NDArray[np.str_], rows: NDArray[np.intp]
+    model: ImageClassifier,
+    parts: Sequence[NDArray[Any]],
+    y: NDArray[np.str_],
+    rows: NDArray[np.intp],
 ) -> dict[str, Any]:
     known = np.isin(y[rows], model.classes_)
     if not known.all():
@@ -198,46 +231,54 @@ def _score_held_out(
         raise DatasetError(
             f"held-out images have classes without a training image: {', '.join(strangers[:5])}"
         )
-    proba = model.predict_proba(X[rows])
+    proba = model.average_proba([part[rows] for part in parts[: 1 + model.views_averaged]])
     scores = score_predictions(y[rows], proba, model.classes_)
-    return {"protocol": f"held-out split of {len(rows)} images", **scores}
+    return {"protocol": f"held-out split of {len(rows)} images{_averaging(model)}", **scores}
+
+
+def _averaging(model: ImageClassifier) -> str:
+    return f", mean over {1 + model.views_averaged} views" if model.views_averaged else ""
 
 
 def _cross_validate(
-    head: Any,
-    X: NDArray[Any],
+    model: ImageClassifier,
+    parts: Sequence[NDArray[Any]],
     y: NDArray[np.str_],
     features: Features,
     rows: NDArray[np.intp],
     cv: int,
-    seed: int,
 ) -> tuple[dict[str, Any], list[Suspect]]:
     if not cv:
         return {"protocol": "not measured"}, []
-    splits = features.groups
+    named = features.groups
     groups = leak_groups(
-        features.keys[rows], None if splits is None else splits[rows].tolist(), len(rows)
+        features.keys[rows], None if named is None else named[rows].tolist(), len(rows)
     )
+    seed = model.random_state
     try:
-        folds = stratified_folds(y, folds=cv, groups=groups, seed=seed)
+        folds = stratified_folds(y[rows], folds=cv, groups=groups, seed=seed)
     except DatasetError as error:
         return {"protocol": f"not measured: {error}"}, []
-    classes = np.unique(y)
-    proba = np.zeros((len(y), len(classes)))
-    accuracies = []
+    classes = np.unique(y[rows])
+    proba = np.zeros((len(rows), len(classes)))
     for training, testing in folds:
-        fitted = make_head(head, seed=seed).fit(X[training], y[training])
-        columns = np.searchsorted(classes, fitted.classes_)
-        proba[testing[:, None], columns] = fitted.predict_proba(X[testing])
-        accuracies.append(float((fitted.predict(X[testing]) == y[testing]).mean()))
-    scores = score_predictions(y, proba, classes)
+        head = make_head(model.head, seed=seed).fit(*_stacked(parts, y, rows[training]))
+        columns = np.searchsorted(classes, head.classes_)
+        looked_at = [part[rows[testing]] for part in parts[: 1 + model.views_averaged]]
+        proba[testing[:, None], columns] = np.mean(
+            [head.predict_proba(part) for part in looked_at], axis=0
+        )
+    scores = score_predictions(y[rows], proba, classes)
+    right = classes[proba.argmax(axis=1)] == y[rows]
+    accuracies = [float(right[testing].mean()) for _, testing in folds]
+    protocol = f"{len(folds)}-fold cross-validation, equal images on one side{_averaging(model)}"
     metrics = {
-        "protocol": f"{len(folds)}-fold cross-validation, equal images on one side",
+        "protocol": protocol,
         **scores,
         "accuracy": float(np.mean(accuracies)),
         "accuracy_by_fold": accuracies,
     }
-    return metrics, _suspects(y, proba, classes, [features.paths[row] for row in rows])
+    return metrics, _suspects(y[rows], proba, classes, [features.paths[row] for row in rows])
 
 
 def _suspects(

@@ -1,11 +1,11 @@
-"""How a cache grows: opening, looking up and memory at 10^5 to 10^7 rows.
+"""How a cache grows: opening, looking up, adding, manifests and memory at 10^5 to 10^7 rows.
 
     python scripts/bench/scale.py                # to 10^6
     python scripts/bench/scale.py --rows 10000000
 
 The rows are synthetic and narrow (4 numbers), in shards of as many rows as 32 MiB hold of 1,280
 float32: what is measured does not depend on the width. Every figure is the median of three fresh
-processes. Prints a table for docs/scale.md.
+processes. Prints the tables for docs/scale.md; 10^7 rows take 2 GB of disk and of memory.
 """
 
 from __future__ import annotations
@@ -53,7 +53,44 @@ looked_up = time.perf_counter() - started
 started = time.perf_counter()
 space.gather("avg", keys)
 gathered = time.perf_counter() - started
-print(json.dumps([opened, memory, looked_up, gathered, len(space.shards)]))
+new = np.random.default_rng().integers(0, 256, (len(space.shards[0]), 32), dtype=np.uint8)
+added = []
+shards = len(space.shards)
+for _ in range(3):
+    started = time.perf_counter()
+    path = space.add(new, {"avg": np.zeros((len(new), 4), np.float32)}, {})
+    added.append(time.perf_counter() - started)
+    path.unlink()
+print(json.dumps([shards, opened, memory, looked_up, gathered, sorted(added)[1]]))
+"""
+MANIFEST = """
+import json, sys, time
+import numpy as np, h5py
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import Manifest, read_manifest, write_manifest
+def peak_of(work):
+    def status(name):
+        for line in open("/proc/self/status"):
+            if line.startswith(name):
+                return int(line.split()[1]) / 1024
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the high-water mark starts from here
+    before, started = status("VmHWM"), time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started, status("VmHWM") - before
+n = int(sys.argv[2])
+blank, zeros = [""] * n, np.zeros(n, np.int64)
+manifest = Manifest(
+    name="synthetic", root="/images", classes=("a",), label=np.zeros(n, np.int32),
+    path=[f"class_{row % 10}/image_{row:08d}.jpg" for row in range(n)],
+    group=blank, split=blank, reason=blank, size=zeros, mtime_ns=zeros, inode=zeros,
+    key=np.zeros((n, 32), np.uint8), status=np.zeros(n, np.uint8), source="files",
+)
+layout = CacheLayout.at(sys.argv[1])
+path, write_s, write_mib = peak_of(lambda: write_manifest(layout, manifest))
+del manifest
+_, read_s, read_mib = peak_of(lambda: read_manifest(path))
+print(json.dumps([path.stat().st_size / 1e6, write_s, write_mib, read_s, read_mib]))
 """
 
 
@@ -64,8 +101,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     most = parser.parse_args().rows
     generator = np.random.default_rng(0)
-    print("| rows | shards | open s | memory MiB | look up 1,000 keys ms | gather them ms |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| rows | shards | open s | memory MiB | look up 1,000 keys ms | gather them ms | "
+        "add a shard ms |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         layout = CacheLayout(Path(folder))
         space = FeatureSpace(layout, SPEC)
@@ -85,20 +125,36 @@ def main() -> None:
                     provenance={},
                 )
                 written += SHARD_ROWS
-            runs = []
-            for _ in range(3):
-                command = [sys.executable, "-c", MEASURE, folder]
-                done = subprocess.run(command, capture_output=True, check=True, text=True)
-                runs.append(json.loads(done.stdout))
-            opened, memory, looked_up, gathered, shards = (
-                statistics.median(values) for values in zip(*runs, strict=True)
-            )
+            shards, opened, memory, looked_up, gathered, added = measure(MEASURE, folder)
             print(
                 f"| {written:,} | {shards:,.0f} | {opened:.2f} | {memory:.0f} | "
-                f"{looked_up * 1e3:.1f} | {gathered * 1e3:.1f} |",
+                f"{looked_up * 1e3:.1f} | {gathered * 1e3:.1f} | {added * 1e3:.0f} |",
                 flush=True,
             )
             goal *= 10
+    print()
+    print("| rows | manifest MB | write s | memory MiB | read s | memory MiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    rows = 100_000
+    while rows <= most:
+        with tempfile.TemporaryDirectory() as folder:
+            size, write_s, write_mib, read_s, read_mib = measure(MANIFEST, folder, str(rows))
+        print(
+            f"| {rows:,} | {size:,.0f} | {write_s:.2f} | {write_mib:,.0f} | {read_s:.2f} | "
+            f"{read_mib:,.0f} |",
+            flush=True,
+        )
+        rows *= 10
+
+
+def measure(code: str, *args: str) -> list[float]:
+    """Return the medians of what three fresh processes print."""
+    runs = []
+    for _ in range(3):
+        command = [sys.executable, "-c", code, *args]
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        runs.append(json.loads(done.stdout))
+    return [statistics.median(values) for values in zip(*runs, strict=True)]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from featx.cache import manifest as manifest_module
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     Block,
@@ -48,6 +49,20 @@ def test_round_trip_with_names_of_any_script(layout, manifest):
     path = write_manifest(layout, manifest)
     assert same_manifest(read_manifest(path), manifest)
     assert manifest_names(layout) == ["photos"]
+
+
+def test_one_that_is_replaced_while_it_is_read_is_read_to_its_end(layout, manifest, monkeypatch):
+    path = write_manifest(layout, manifest)
+    real = manifest_module.read_strings
+
+    def replace_first(file, name):
+        if name == "path":
+            longer = [*manifest.path[:2], "a much longer name than before.jpg"]
+            write_manifest(layout, replace(manifest, path=longer))
+        return real(file, name)
+
+    monkeypatch.setattr(manifest_module, "read_strings", replace_first)
+    assert same_manifest(read_manifest(path), manifest)
 
 
 def test_an_empty_one_is_read_back(layout, manifest):

@@ -239,17 +239,23 @@ def test_stopped_at_any_step_the_next_merge_finishes(kit, two, tmp_path, monkeyp
     class Killed(BaseException):
         pass
 
-    real, steps = Path.rename, []
+    steps = []
 
-    def rename(path, target):
-        steps.append(target)
-        if len(steps) == limit:
-            raise Killed("stopped")
-        return real(path, target)
+    def counted(name):
+        real = getattr(Path, name)
+
+        def step(path, other):
+            steps.append(path)
+            if len(steps) == limit:
+                raise Killed("stopped")
+            return real(path, other)
+
+        return step
 
     union = FeatureCache(tmp_path / "into")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", rename)
+        for name in ("rename", "hardlink_to"):
+            patch.setattr(Path, name, counted(name))
         with pytest.raises(Killed, match="stopped"):
             union.merge(one.root)
     if union.layout.spaces.exists():

@@ -6,8 +6,9 @@ import logging
 import numpy as np
 import pytest
 
+from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout
-from featx.cache.space import FeatureSpace, ShardWriter, read_spec
+from featx.cache.space import FeatureSpace, ShardWriter, open_space, read_spec
 from featx.exceptions import CacheFormatError, FeaturesError
 from featx.spec import FeatureSpec
 
@@ -139,3 +140,66 @@ def test_a_space_whose_specification_is_not_written_yet_can_be_opened(layout, sp
     keys, values = rows(2)
     space.add(keys, {"avg": values}, {})
     assert read_spec(space.folder) == spec
+
+
+def test_a_shard_that_goes_while_a_space_is_opened_is_left_out(layout, spec, monkeypatch):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(20)
+    old = space.add(keys[:10], {"avg": values[:10]}, {})
+    space.add(keys[10:], {"avg": values[10:]}, {})
+    real = KeyIndex.extended
+
+    def collect_first(index, parts):
+        old.unlink(missing_ok=True)
+        return real(index, parts)
+
+    monkeypatch.setattr(KeyIndex, "extended", collect_first)
+    again = FeatureSpace(layout, spec)
+    assert again.has(["avg"], keys).tolist() == [False] * 10 + [True] * 10
+
+
+def test_a_shard_that_comes_to_a_space_does_not_cost_a_look_at_the_others(layout, spec):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(30)
+    first = space.add(keys[:10], {"avg": values[:10], "max": values[:10]}, {})
+    first.write_bytes(b"")  # it would be an error to read it again
+    space.add(keys[10:20], {"avg": values[10:20]}, {})
+    space.add(keys[20:], {"max": values[20:]}, {})
+    assert space.has(["avg"], keys).tolist() == [True] * 20 + [False] * 10
+    assert space.has(["max"], keys).tolist() == [True] * 10 + [False] * 10 + [True] * 10
+
+
+def test_a_process_that_may_open_few_files_can_open_many_shards(layout, spec, run_python):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(100)
+    for start in range(0, 100, 2):
+        space.add(keys[start : start + 2], {"avg": values[start : start + 2]}, {})
+    code = f"""
+import resource, numpy as np
+from featx.cache.layout import CacheLayout
+from featx.cache.space import open_space
+import h5py
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+space = open_space(CacheLayout.at({str(layout.root)!r}), {spec.name!r})
+keys = np.random.default_rng(0).integers(0, 256, (100, 32), dtype=np.uint8)
+print(space.has(["avg"], keys).sum(), space.gather("avg", keys).shape, len(space.damaged))
+"""
+    assert run_python(code).stdout == "100 (100, 4) 0\n"
+
+
+def test_a_specification_that_was_lost_is_written_again_where_that_is_possible(layout, spec):
+    space = FeatureSpace(layout, spec)
+    keys, values = rows(2)
+    space.add(keys, {"avg": values}, {})
+    path = space.folder / "spec.json"
+    good = path.read_bytes()
+    path.unlink()
+    with pytest.raises(CacheFormatError, match=r"spec\.json is missing: extract again"):
+        open_space(layout, spec.name)
+    FeatureSpace(layout, spec)
+    assert path.read_bytes() == good
+    path.unlink()
+    layout.tmp.rmdir()
+    layout.tmp.write_text("in the way")
+    assert FeatureSpace(layout, spec).has(["avg"], keys).all()
+    assert not path.exists()

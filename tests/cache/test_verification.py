@@ -146,15 +146,14 @@ def test_a_damaged_specification_is_removed_and_the_next_extraction_writes_it_ag
     path.write_text(good.replace('"tf"', '"tg"') if text == "flipped" else text)
     (finding,) = cache.verify().findings
     assert (finding.path, finding.kind, finding.rows) == (path, "spec", 12)
-    assert "extraction with the same options writes it again (featx extract photos -b tiny)" in (
-        finding.next_step
+    assert finding.next_step.endswith(
+        "featx extract photos -b tiny (with the options of before) writes it again, and computes "
+        "nothing"
     )
     assert [found.path for found in cache.repair().removed] == [path]
     assert kinds(cache.verify()) == ["no_spec"]
     keys, values = kit.rows(12)
     assert kit.refill(cache, keys, values) == 0  # its shards are used as they are
-    new_keys, new_values = kit.rows(1, seed=9)
-    FeatureSpace(cache.layout, kit.spec).add(new_keys, {"avg": new_values}, {})
     assert path.read_text() == good
     assert cache.verify().ok
 
@@ -367,3 +366,41 @@ def test_the_small_network_computes_exactly_the_lost_rows(
     assert (rebuilt.report["cached"], rebuilt.report["extracted"]) == (12, 1)
     assert read_spec(spec_path.parent) == again.spec()
     assert cache.verify().ok
+
+
+def test_a_space_that_no_dataset_uses_and_that_has_no_specification_is_for_gc(kit, cache):
+    (cache.layout.spaces / kit.spec.name / "spec.json").unlink()
+    cache.layout.dataset("photos").unlink()
+    (finding,) = cache.repair().left
+    assert finding.next_step == "no dataset uses it, and `featx cache gc` removes its features"
+    cache.gc(older_than_s=0, dry_run=False)
+    assert cache.verify().ok
+
+
+@pytest.mark.parametrize("damage", ["shard", "manifest", "spec"])
+def test_imported_features_are_to_be_imported_again(tmp_path, kit, damage):
+    from featx.cache.datasets import rename_dataset
+    from featx.importing import import_features
+
+    cache = FeatureCache(tmp_path / "cache")
+    _, values = kit.rows(5)
+    expected = np.array(import_features("reviews", values, cache=cache.root).X)
+    rename_dataset(cache.layout, "reviews", "all reviews")
+    path, what = {
+        "shard": (next(cache.root.rglob("shards/*.h5")), values[3].tobytes()),
+        "manifest": (cache.layout.dataset("all reviews"), b"row:000003"),
+        "spec": (next(cache.root.rglob("spec.json")), b"reviews"),
+    }[damage]
+    whole = path.read_bytes()
+    kit.flip(path, whole.rindex(what), whole)
+    report = cache.repair()
+    assert [finding.kind for finding in report.removed] == [damage]
+    steps = [finding.next_step for finding in (*report.removed, *report.missing)]
+    assert any("featx import reviews FILE" in step for step in steps)
+    assert not any("featx extract" in step for step in steps)
+    if damage == "shard":
+        assert report.missing[0].reason.startswith("5 of 5 rows have no features of import:reviews")
+        assert report.missing[0].next_step.startswith("import the same features again: ")
+    import_features("reviews", values, cache=cache.root)
+    assert cache.verify().ok
+    np.testing.assert_array_equal(cache.features("reviews").X, expected)

@@ -85,7 +85,7 @@ def test_repair_says_what_to_extract_again_and_extracting_it_heals(
     assert path.exists()
     text = run("repair")
     assert f"removed: {path}" in text
-    assert "extract again: photos: 12 of 12 images" in text
+    assert "to make again: photos: 12 of 12 images" in text
     assert "blue/0.jpg, blue/1.jpg" in text
     assert "  featx extract photos -b file:PATH.keras" in text
     assert not path.exists()

@@ -15,7 +15,15 @@ import pytest
 from PIL import Image, ImageFile
 
 from featx.exceptions import CacheError, DatasetError, ImageError
-from featx.images import ImageDataset, array_key, decode_image, fit_array, hash_file, load_images
+from featx.images import (
+    ImageDataset,
+    array_key,
+    decode_image,
+    files,
+    fit_array,
+    hash_file,
+    load_images,
+)
 from featx.spec import ImagePolicy
 
 TARGETS = [((16, 12), ImagePolicy()), ((8, 8), ImagePolicy(resize="crop", draft=True))]
@@ -65,14 +73,13 @@ def test_whatever_happens_to_a_file_is_a_row(folder, monkeypatch):
     paths = [folder / "a" / f"{i:02d}.jpg" for i in range(0, 30, 2)]
     data = ImageDataset.from_paths([*paths, "nul\0.jpg"])
     denied = data.file(6)
-    read = Path.open
 
-    def guarded(self, *args, **kwargs):
-        if self == denied:
-            raise PermissionError(13, "Permission denied", str(self))
-        return read(self, *args, **kwargs)
+    def guarded(file, *args, **kwargs):
+        if Path(file) == denied:
+            raise PermissionError(13, "Permission denied", str(file))
+        return open(file, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", guarded)
+    monkeypatch.setattr(files, "open", guarded, raising=False)
     got = list(load_images(data, range(len(data)), TARGETS))
     assert [row.index for row in got] == list(range(16))
     reasons = [row.reason for row in got]
@@ -93,7 +100,7 @@ def test_whatever_happens_to_a_file_is_a_row(folder, monkeypatch):
 def test_lack_of_memory_and_foreign_errors_are_rows(folder, monkeypatch):
     from featx.images import decode
 
-    def fail(data, targets):
+    def fail(data, targets, *, key):
         raise next(errors)
 
     errors = iter([MemoryError(), RuntimeError("odd")])
@@ -162,6 +169,19 @@ def test_look_ahead_is_bounded(folder):
     assert not image_threads()
 
 
+def test_large_pixels_are_held_in_smaller_numbers(folder):
+    data = ImageDataset.from_folder(folder)
+    for side, most in ((64, 64), (2000, 44), (9000, 4)):
+        seen = []
+        indices = (seen.append(n) or n % 30 for n in itertools.count())
+        stream = load_images(
+            data, indices, [((side, side), ImagePolicy())], known=lambda key: True, workers=2
+        )
+        next(stream)
+        assert most - 4 <= len(seen) <= most + 1
+        stream.close()
+
+
 def test_closing_stops_the_threads_promptly(folder):
     data = ImageDataset.from_folder(folder)
     slow = threading.Event()
@@ -222,6 +242,17 @@ def test_importing_the_package_loads_no_image_library():
     code = (
         "import sys, featx.images\n"
         "print([m for m in ('PIL', 'h5py', 'tensorflow', 'keras', 'sklearn') if m in sys.modules])"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert out.stdout.strip() == b"[]"
+
+
+def test_a_process_that_decodes_imports_what_decoding_needs():
+    code = (
+        "import sys, featx.images.worker_main, featx.images.decode, PIL.Image\n"
+        "print([m for m in ('h5py', 'tensorflow', 'keras', 'sklearn', 'scipy', 'csv', 'zipfile',"
+        " 'featx.images.dataset', 'multiprocessing', 'concurrent') if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)

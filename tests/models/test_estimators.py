@@ -40,7 +40,7 @@ def test_paths_pixels_and_features_give_the_same_answer(classifier, files):
     np.testing.assert_allclose(classifier.predict_proba(pixels), expected, atol=1e-6)
     pictures = [Image.open(path) for path in paths]
     np.testing.assert_allclose(classifier.predict_proba(pictures), expected, atol=1e-6)
-    X, _ = classifier.transform_images(featx.ImageDataset.from_paths(paths))
+    (X,), _ = classifier.transform_images(featx.ImageDataset.from_paths(paths))
     np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-6)
     on_features = clone(classifier).fit(X, y)
     np.testing.assert_allclose(on_features.predict_proba(paths), expected, atol=1e-6)

@@ -1,0 +1,154 @@
+"""The line between those who load images and the one who takes them: bounded, and in order.
+
+An image that holds up the rest is overtaken: when the window is full, all else in it is done, and
+a worker has had nothing to do for a while, the images behind it are given out before it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from featx.images.one_image import Loaded
+
+__all__ = ["Line", "Task"]
+
+# A worker that idles for this long shows that an image is slow, not that threads take turns.
+_PATIENCE_S = 0.5
+
+
+class Task(NamedTuple):
+    """An image to be loaded: its place in the line, and which of the dataset it is."""
+
+    place: int
+    image: int
+
+
+class Line:
+    """Hands tasks to workers and their results to one consumer.
+
+    Parameters
+    ----------
+    indices : iterator of int
+        What is to be loaded; read by the consumer only, as far as needed.
+    ahead : int
+        Most images that are in work or wait to be taken.
+    chunk : int
+        Most tasks that are taken at once.
+    """
+
+    def __init__(self, indices: Iterator[int], *, ahead: int, chunk: int) -> None:
+        self._indices = indices
+        self._ahead, self.chunk = ahead, min(chunk, ahead)
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)
+        self._results = threading.Condition(lock)
+        self._chunks: deque[list[Task]] = deque()
+        self._ready: dict[int, Loaded] = {}
+        self._late: deque[Loaded] = deque()
+        self._overtaken: set[int] = set()
+        self._next = 0
+        self._head = 0
+        self._held = 0
+        self._ended = False
+        self._idlers = 0
+        self._idle_since: float | None = None
+        self._error: BaseException | None = None
+        self.closed = False
+
+    def take(self, *, wait: bool = True) -> list[Task] | None:
+        """Return what a worker is to do; None when there is nothing (now, or ever again)."""
+        with self._work:
+            if wait and not self._chunks:
+                self._idlers += 1
+                self._note_idleness()
+                while not self._chunks and not self.closed:
+                    self._work.wait()
+                self._idlers -= 1
+            if self.closed or not self._chunks:
+                return None
+            chunk = self._chunks.popleft()
+            self._note_idleness()
+            return chunk
+
+    def give(self, results: Iterable[tuple[int, Loaded]]) -> None:
+        """Take results of a worker, by place in the line."""
+        with self._results:
+            for place, loaded in results:
+                if place < self._head or place in self._overtaken:
+                    self._late.append(loaded)
+                else:
+                    self._ready[place] = loaded
+            self._results.notify()
+
+    def fail(self, error: BaseException) -> None:
+        """End the line with an error, which its consumer will see."""
+        with self._results:
+            self._error = self._error or error
+            self._results.notify()
+
+    def close(self) -> None:
+        """Send all workers home."""
+        with self._work:
+            self.closed = True
+            self._work.notify_all()
+
+    def __iter__(self) -> Iterator[Loaded]:
+        while True:
+            self._fill()
+            with self._results:
+                found = self._pop()
+            if not found:
+                return
+            # Handed out from a list that shrinks: what was given out is the caller's alone.
+            yield found.pop()
+
+    def _note_idleness(self) -> None:
+        if self._idlers and not self._chunks and self._idle_since is None:
+            self._idle_since = time.monotonic()
+            self._results.notify()
+
+    def _fill(self) -> None:
+        while not self._ended and self._held + self.chunk <= self._ahead:
+            chosen = [int(index) for index in islice(self._indices, self.chunk)]
+            self._ended = len(chosen) < self.chunk
+            if not chosen:
+                return
+            tasks = [Task(self._next + i, index) for i, index in enumerate(chosen)]
+            with self._work:
+                self._next += len(tasks)
+                self._held += len(tasks)
+                self._chunks.append(tasks)
+                self._idle_since = None
+                self._work.notify()
+
+    def _pop(self) -> list[Loaded]:
+        while self._held:
+            if self._error is not None:
+                raise self._error
+            loaded = self._late.popleft() if self._late else self._pop_head()
+            if loaded is not None:
+                self._held -= 1
+                return [loaded]
+            patience = None
+            if self._idle_since is not None and self._ready:
+                patience = self._idle_since + _PATIENCE_S - time.monotonic()
+                if patience <= 0:
+                    waiting = range(self._head, self._next)
+                    self._overtaken.update(place for place in waiting if place not in self._ready)
+                    continue
+            self._results.wait(patience)
+        return []
+
+    def _pop_head(self) -> Loaded | None:
+        while self._head in self._overtaken:
+            self._overtaken.discard(self._head)
+            self._head += 1
+        loaded = self._ready.pop(self._head, None)
+        if loaded is not None:
+            self._head += 1
+        return loaded

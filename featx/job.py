@@ -1,0 +1,212 @@
+"""What an extraction is asked for, settled before the first image is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache as remember
+from pathlib import Path
+from typing import Any
+
+from featx.backbones.source import BackboneSource, resolve_backbone
+from featx.backbones.taps import parse_taps
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import Block, Manifest
+from featx.cache.space import FeatureSpace, ShardWriter
+from featx.engines.protocol import Engine
+from featx.engines.select import make_engine
+from featx.exceptions import BackboneError, DatasetError
+from featx.named_data import find_named
+from featx.pipeline import Stage
+from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype, ViewPolicy
+
+__all__ = [
+    "ExtractionJob",
+    "WeightsChoice",
+    "as_view_policy",
+    "engine_opener",
+    "engines_folder",
+    "prepare",
+    "resolve_backbones",
+    "view_specs",
+]
+
+WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionJob:
+    """An extraction that has been asked for.
+
+    Parameters
+    ----------
+    layout : CacheLayout
+        The cache.
+    named : Manifest or None
+        The dataset, where it was given by the name of an extracted one.
+    stages : tuple of Stage
+        One for each backbone, and for each view through it.
+    spaces : tuple of FeatureSpace
+        Where each stage keeps its features.
+    blocks : tuple of Block
+        What the dataset will have: every tap of every stage.
+    """
+
+    layout: CacheLayout
+    named: Manifest | None
+    stages: tuple[Stage, ...] = ()
+    spaces: tuple[FeatureSpace, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+    @property
+    def imported(self) -> bool:
+        """Whether the features were made elsewhere, so that nothing can be extracted."""
+        return self.named is not None and self.named.source == "imported"
+
+
+def prepare(
+    data: Any,
+    *,
+    backbone: str | Sequence[str] | None = None,
+    weights: WeightsChoice = None,
+    taps: str | Sequence[str] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+    image: ImagePolicy | None = None,
+    views: int = 0,
+    view_policy: str | ViewPolicy | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    batch_size: int | str = "auto",
+    dtype: StorageDtype = "float32",
+    precision: Precision = "f32",
+) -> ExtractionJob:
+    """Settle what an extraction is to compute and where it goes; see `featx.extract`."""
+    layout = CacheLayout.at(cache)
+    job = ExtractionJob(layout, find_named(layout, data))
+    if job.imported:
+        return job
+    sources = resolve_backbones(
+        "tiny" if backbone is None else backbone,
+        weights=weights,
+        input_size=input_size,
+        preprocessing=preprocessing,
+    )
+    tap_names = parse_taps(taps)
+    stages, spaces, blocks = [], [], []
+    for source in sources:
+        plain = source.spec(image=image, dtype=dtype, precision=precision)
+        opener = engine_opener(
+            engine,
+            source,
+            tap_names,
+            batch_size=batch_size,
+            precision=precision,
+            folder=engines_folder(layout, writing=True),
+        )
+        for spec in (plain, *view_specs(plain, views, view_policy)):
+            space = FeatureSpace(layout, spec)
+            spaces.append(space)
+            stages.append(_disk_stage(space, tap_names, opener))
+            view = None if spec.views is None else spec.views.index
+            blocks += [Block(spec.backbone, tap, spec.name, view) for tap in tap_names]
+    return replace(job, stages=tuple(stages), spaces=tuple(spaces), blocks=tuple(blocks))
+
+
+def view_specs(
+    plain: FeatureSpec, views: int, policy: str | ViewPolicy | None = None
+) -> list[FeatureSpec]:
+    """Return the specifications of `views` augmented views beside the plain one.
+
+    Raises
+    ------
+    DatasetError
+        If `views` is negative.
+    UnknownNameError
+        If there is no such policy.
+    """
+    if views < 0:
+        raise DatasetError(f"views must be 0 or more, received {views}")
+    family = as_view_policy(policy)
+    return [replace(plain, views=replace(family, index=index)) for index in range(views)]
+
+
+def as_view_policy(policy: str | ViewPolicy | None) -> ViewPolicy:
+    """Return a policy of views given by name, in full, or not at all."""
+    return ViewPolicy(policy=policy) if isinstance(policy, str) else policy or ViewPolicy()
+
+
+def _disk_stage(space: FeatureSpace, taps: tuple[str, ...], engine: Callable[[], Engine]) -> Stage:
+    return Stage(
+        spec=space.spec,
+        taps=taps,
+        store=space,
+        open_engine=engine,
+        open_sink=lambda made: ShardWriter(space, made.provenance()),
+    )
+
+
+def engine_opener(
+    name: str,
+    source: BackboneSource,
+    taps: tuple[str, ...],
+    *,
+    batch_size: int | str = "auto",
+    precision: Precision = "f32",
+    folder: Path | None = None,
+) -> Callable[[], Engine]:
+    """Return a function that opens the engine of a backbone, the same one whenever it is called."""
+    size = _batch_size(batch_size)
+    return remember(
+        lambda: make_engine(name, source, taps, batch_size=size, precision=precision, folder=folder)
+    )
+
+
+def _batch_size(value: int | str) -> int | None:
+    if value == "auto":
+        return None
+    if isinstance(value, int) and value > 0:
+        return value
+    raise BackboneError(f"batch_size must be 'auto' or a positive number, received {value!r}")
+
+
+def engines_folder(layout: CacheLayout | None, *, writing: bool) -> Path:
+    """Return where converted models are kept.
+
+    ``FEATX_ENGINES`` names a folder for all caches. Else it is in the cache that is written to, or
+    that is there; else in the user's own cache folder, since reading makes no cache.
+    """
+    named = os.environ.get("FEATX_ENGINES")
+    if named:
+        return Path(named).expanduser()
+    if layout is not None and (writing or layout.root.is_dir()):
+        return layout.engines
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "featx" / "engines"
+
+
+def resolve_backbones(
+    backbone: str | Sequence[str],
+    *,
+    weights: WeightsChoice = None,
+    input_size: int | tuple[int, int] | None = None,
+    preprocessing: str | None = None,
+) -> list[BackboneSource]:
+    """Settle one or several backbones; see `featx.extract` for the parameters."""
+    names = [backbone] if isinstance(backbone, str) else list(dict.fromkeys(backbone))
+    if not names:
+        raise BackboneError("expected at least one backbone, received none")
+    by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
+    unknown = set(by_name) - set(names)
+    if unknown:
+        raise BackboneError(
+            f"weights are given for {', '.join(sorted(unknown))}, the backbones are "
+            f"{', '.join(names)}"
+        )
+    return [
+        resolve_backbone(
+            name, weights=by_name.get(name), input_size=input_size, preprocessing=preprocessing
+        )
+        for name in names
+    ]

@@ -1,0 +1,108 @@
+"""How fast a run goes, where its time goes, and what binds it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["Meter"]
+
+# What the run waits for, by what the user can do something about.
+_BINDS = {"images": "decode", "model": "model", "writer": "disk"}
+
+
+class Meter:
+    """Adds up seconds, from any thread.
+
+    Work is counted where it is done: reading and decoding in threads or processes that may be many
+    at once, so that their seconds can exceed those of the clock. What the run waits for is counted
+    on its own thread, which does little else, and says what binds.
+
+    Examples
+    --------
+    >>> meter = Meter()
+    >>> meter.add("decode", 1.5)
+    >>> with meter.waiting("model"):
+    ...     pass
+    >>> meter.seconds["decode_s"], meter.binds
+    (1.5, 'model')
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._work = dict.fromkeys(("read", "decode", "start", "forward", "write"), 0.0)
+        self._waits = dict.fromkeys(_BINDS, 0.0)
+        self._under_way = 0
+        self._since = 0.0
+        self._first: float | None = None
+        self._last: float | None = None
+
+    def add(self, work: str, seconds: float) -> None:
+        """Count seconds of read, decode, start or write."""
+        with self._lock:
+            self._work[work] += seconds
+
+    @contextmanager
+    def timing(self, work: str) -> Iterator[None]:
+        """Count the time of the body as work."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(work, time.perf_counter() - started)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Count the time of the body as waiting for images, model or writer."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waits[what] += time.perf_counter() - started
+
+    def batch_started(self) -> None:
+        """Count the clock as forward from now on, until as many batches have ended."""
+        if not self._under_way:
+            self._since = time.perf_counter()
+        self._under_way += 1
+
+    def batch_ended(self) -> None:
+        """Count a batch as done."""
+        self._under_way -= 1
+        if not self._under_way:
+            self._work["forward"] += time.perf_counter() - self._since
+
+    def begin_images(self) -> None:
+        """Start the clock of `span_s` once: what comes before the first image is start-up."""
+        if self._first is None:
+            self._first = time.perf_counter()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each kind of work, ``read_s`` to ``write_s``."""
+        with self._lock:
+            return {f"{work}_s": round(total, 3) for work, total in self._work.items()}
+
+    @property
+    def span_s(self) -> float:
+        """Seconds since the first image, without those that the engine took to start."""
+        if self._first is None:
+            return 0.0
+        end = time.perf_counter() if self._last is None else self._last
+        return max(end - self._first - self._work["start"], 1e-9)
+
+    def stop(self) -> None:
+        """Stop the clock of `span_s`."""
+        self._last = time.perf_counter()
+
+    @property
+    def binds(self) -> str | None:
+        """What the run waits for most: read, decode, model or disk; None before it waited."""
+        longest = max(self._waits, key=self._waits.__getitem__)
+        if not self._waits[longest]:
+            return None
+        if longest == "images" and self._work["read"] > self._work["decode"]:
+            return "read"
+        return _BINDS[longest]

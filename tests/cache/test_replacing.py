@@ -1,0 +1,203 @@
+"""Several processes edit one dataset at once: no edit is lost, and nothing is left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featx.cache import replacing
+from featx.cache.datasets import delete_dataset, edit_dataset, rename_dataset
+from featx.cache.editing import relabel
+from featx.cache.manifest import find_manifest, manifest_names, write_manifest
+from featx.cache.replacing import FileVersion, Replaced
+from featx.exceptions import CacheWriteError, DatasetError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+EDITS = """
+import sys, time
+from pathlib import Path
+from featx.cache.datasets import edit_dataset
+from featx.cache.editing import relabel
+from featx.cache.layout import CacheLayout
+layout, first = CacheLayout(Path(sys.argv[1])), int(sys.argv[2])
+(layout.root / f"ready-{first}").touch()
+while len(list(layout.root.glob("ready-*"))) < 2:
+    time.sleep(0.001)
+for row in range(first, first + 30):
+    edit_dataset(layout, "photos", lambda m: relabel(m, paths={f"a/{row}.jpg": f"class {row}"}))
+"""
+
+
+def start(code, *args):
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def edited(tmp_path, kit):
+    """The dataset `photos` of 60 images, without features."""
+    keys, values = kit.rows(60)
+    cache = kit.fill(tmp_path / "cache", keys[:1], values[:1])
+    write_manifest(cache.layout, kit.dataset("photos", keys))
+    return cache
+
+
+def test_two_processes_with_30_edits_each_lose_none(edited):
+    processes = [start(EDITS, edited.root, first) for first in (0, 30)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert errors == ["", ""]
+    manifest = find_manifest(edited.layout, "photos")
+    assert len(manifest.edits) == 60
+    assert sorted(manifest.classes[code] for code in manifest.label) == sorted(
+        f"class {row}" for row in range(60)
+    )
+    assert [manifest.classes[code] for code in manifest.label[:2]] == ["class 0", "class 1"]
+    assert list(edited.layout.tmp.iterdir()) == []
+
+
+def test_an_edit_is_done_again_to_what_somebody_else_wrote_meanwhile(edited):
+    tries = []
+
+    def slow(manifest):
+        if not tries:
+            edit_dataset(edited.layout, "photos", lambda m: relabel(m, paths={"a/0.jpg": "first"}))
+        tries.append(len(manifest.edits))
+        return relabel(manifest, paths={"a/1.jpg": "second"})
+
+    before, after = edit_dataset(edited.layout, "photos", slow)
+    assert tries == [0, 1]
+    assert (len(before.edits), len(after.edits)) == (1, 2)
+    assert find_manifest(edited.layout, "photos").classes == ("a", "first", "second")
+
+
+def test_an_edit_that_never_comes_through_says_so(edited):
+    def overtaken(manifest):
+        write_manifest(edited.layout, manifest)
+        return relabel(manifest, paths={"a/1.jpg": "b"})
+
+    with pytest.raises(DatasetError, match="'photos' was changed by others 100 times"):
+        edit_dataset(edited.layout, "photos", overtaken)
+    assert find_manifest(edited.layout, "photos").edits == ()
+
+
+def test_of_two_results_under_one_new_name_the_first_stays(edited, kit):
+    def beaten(manifest):
+        write_manifest(edited.layout, kit.dataset("all", manifest.key[:3]))
+        return replace(manifest, name="all")
+
+    with pytest.raises(DatasetError, match="has a dataset 'all' already: delete it first"):
+        edit_dataset(edited.layout, "photos", beaten)
+    assert len(find_manifest(edited.layout, "all")) == 3
+
+
+def test_a_dataset_that_was_edited_while_it_is_renamed_keeps_the_edit(edited, monkeypatch):
+    real, calls = replacing.FileVersion.held, []
+
+    def held(version):
+        if not calls:
+            calls.append(version)
+            edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
+        return real(version)
+
+    monkeypatch.setattr(replacing.FileVersion, "held", held)
+    rename_dataset(edited.layout, "photos", "more")
+    assert manifest_names(edited.layout) == ["more"]
+    assert find_manifest(edited.layout, "more").classes == ("b",)
+
+
+def test_a_dataset_that_was_deleted_meanwhile_does_not_come_back(edited):
+    def late(manifest):
+        delete_dataset(edited.layout, "photos")
+        return relabel(manifest, classes={"a": "b"})
+
+    with pytest.raises(DatasetError, match="no dataset 'photos' in the cache"):
+        edit_dataset(edited.layout, "photos", late)
+    assert manifest_names(edited.layout) == []
+
+
+def test_a_process_killed_with_the_lock_leaves_none(edited):
+    code = """
+import sys, time
+from pathlib import Path
+from featx.cache.replacing import FileVersion
+with FileVersion(Path(sys.argv[1])) as version, version.held():
+    Path(sys.argv[1]).with_name("held").touch()
+    time.sleep(60)
+"""
+    process = start(code, edited.layout.dataset("photos"))
+    while not (edited.layout.datasets / "held").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    started = time.monotonic()
+    edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
+    assert time.monotonic() - started < 2
+    assert list(edited.layout.tmp.iterdir()) == []
+
+
+def test_a_lock_that_is_not_given_back_is_waited_for_and_then_ignored(edited, monkeypatch):
+    monkeypatch.setattr(replacing, "_PATIENCE_S", 0.05)
+    with edited.layout.dataset("photos").open("rb") as viewer:
+        fcntl.flock(viewer, fcntl.LOCK_SH)
+        edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
+    assert find_manifest(edited.layout, "photos").classes == ("b",)
+
+
+def test_a_file_system_without_locks_and_links_does(edited, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
+    edit_dataset(edited.layout, "photos", lambda m: replace(m, name="more"))
+    rename_dataset(edited.layout, "more", "most")
+    assert manifest_names(edited.layout) == ["most", "photos"]
+    with FileVersion(edited.layout.dataset("none")) as nothing:
+        write_manifest(edited.layout, find_manifest(edited.layout, "photos"))
+        new = edited.root / "new"
+        new.touch()
+        rename_dataset(edited.layout, "most", "none")
+        with pytest.raises(Replaced, match=r"none\.h5"):
+            nothing.move(new, edited.layout.dataset("none"))
+
+
+def test_who_waits_for_the_lock_sees_what_came_before(edited):
+    place = edited.layout.dataset("photos")
+    done = []
+
+    def edit():
+        try:
+            edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
+        except DatasetError as error:
+            done.append(str(error))
+
+    with FileVersion(place) as version, version.held():
+        thread = threading.Thread(target=edit)
+        thread.start()
+        time.sleep(0.2)
+        assert not done
+        place.unlink()
+    thread.join(timeout=30)
+    assert "no dataset 'photos' in the cache" in done[0]
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_an_error_of_writing(edited, monkeypatch):
+    def refuse(*_):
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CacheWriteError, match="Read-only file system"):
+        edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
+    assert json.dumps(find_manifest(edited.layout, "photos").edits) == "[]"

@@ -1,0 +1,211 @@
+"""What flows through a run, with engines that are watched."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from featx.exceptions import CacheWriteError, EngineError
+from featx.images.dataset import ImageDataset
+from featx.memory_store import MemoryStore
+from featx.meter import Meter
+from featx.pipeline import Stage
+from featx.runner import Ledger, run
+from featx.spec import FeatureSpec, ViewPolicy
+
+
+class Engine:
+    """Means over pixels, computed by a thread, with a count of what is under way."""
+
+    name = "means"
+    taps = ("avg",)
+
+    def __init__(self, *, batch_size=4, in_flight=2, seconds=0.0, fails_at=None):
+        self.batch_size = batch_size
+        self.in_flight = in_flight
+        self.seconds = seconds
+        self.fails_at = fails_at
+        self.batches = []
+        self.under_way = self.most_under_way = 0
+
+    def provenance(self):
+        return {"engine": self.name}
+
+    def submit(self, pixels):
+        self.batches.append(len(pixels))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        return Batch(self, pixels, fails=len(self.batches) == self.fails_at)
+
+    def run(self, pixels):
+        return {"avg": pixels.mean(axis=(1, 2)).astype(np.float32)}
+
+
+class Batch:
+    def __init__(self, engine, pixels, *, fails):
+        self.engine, self.pixels, self.fails = engine, pixels, fails
+        self.thread = threading.Timer(engine.seconds, lambda: None)
+        self.thread.start()
+
+    def result(self):
+        self.thread.join()
+        self.engine.under_way -= 1
+        if self.fails:
+            raise EngineError("the device has gone")
+        return self.engine.run(self.pixels)
+
+
+class Sink(MemoryStore):
+    """A store that is slow, or breaks."""
+
+    seconds = 0.0
+    breaks = False
+
+    def add(self, keys, features):
+        time.sleep(self.seconds)
+        if self.breaks:
+            raise CacheWriteError("the disk is full")
+        super().add(keys, features)
+
+
+def spec(**changes):
+    return FeatureSpec(
+        backbone="means",
+        weights_sha256="0" * 64,
+        input_size_px=(8, 8),
+        preprocessing="none",
+        **changes,
+    )
+
+
+def stage(engine, sink=None, **changes):
+    store = sink or Sink(spec(**changes))
+    return Stage(
+        spec=spec(**changes),
+        taps=("avg",),
+        store=store,
+        open_engine=lambda: engine,
+        open_sink=lambda _: store,
+    )
+
+
+@pytest.fixture
+def data():
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    return ImageDataset.from_arrays(pixels)
+
+
+def extract(data, *stages, **options):
+    ledger = Ledger.blank(len(data))
+    run(data, stages, ledger, **options)
+    return ledger
+
+
+def test_batches_overlap_but_are_bounded_and_every_image_gets_its_own_features(data):
+    engine = Engine(batch_size=4, in_flight=3, seconds=0.01)
+    one = stage(engine)
+    ledger = extract(data, one)
+    assert engine.batches == [4] * 7 + [2]
+    assert engine.most_under_way == 3
+    expected = np.stack([data.image(row).mean(axis=(0, 1)) for row in range(len(data))])
+    np.testing.assert_allclose(one.store.gather("avg", ledger.key), expected, rtol=1e-6)
+
+
+def test_stages_of_one_network_share_its_engine(data):
+    engine = Engine(in_flight=1)
+    stages = [stage(engine), *(stage(engine, views=ViewPolicy(index=i)) for i in range(2))]
+    ledger = extract(data, *stages)
+    assert engine.most_under_way == 1
+    assert [one.computed for one in stages] == [30, 30, 30]
+    plain, first, second = (one.store.gather("avg", ledger.key) for one in stages)
+    assert np.abs(plain - first).max() > 1
+    assert np.abs(first - second).max() > 1
+
+
+def test_writing_overlaps_with_computing(data):
+    slow = Sink(spec())
+    slow.seconds = 0.03
+    meter = Meter()
+    started = time.perf_counter()
+    extract(data, stage(Engine(batch_size=3, seconds=0.03, in_flight=1), slow), meter=meter)
+    both = time.perf_counter() - started
+    assert meter.seconds["write_s"] > 0.28
+    assert meter.seconds["forward_s"] > 0.28
+    assert both < 0.5
+
+
+def test_a_slow_disk_is_said_to_bind_and_is_waited_for(data):
+    slow = Sink(spec())
+    slow.seconds = 0.02
+    meter = Meter()
+    one = stage(Engine(batch_size=1), slow)
+    ledger = extract(data, one, meter=meter)
+    assert meter.binds == "disk"
+    assert not one.missing(ledger.key).any()
+
+
+def test_a_failing_write_ends_the_run_with_its_error(data):
+    broken = Sink(spec())
+    broken.breaks = True
+    engine = Engine(batch_size=1)
+    with pytest.raises(CacheWriteError, match="the disk is full"):
+        extract(data, stage(engine, broken))
+    assert len(engine.batches) < 30
+
+
+def test_a_failing_batch_ends_the_run_and_the_others_are_kept(data):
+    one = stage(Engine(batch_size=4, fails_at=5))
+    with pytest.raises(EngineError, match="the device has gone"):
+        extract(data, one)
+    assert one.computed >= 16
+
+
+def test_an_interrupt_keeps_what_was_under_way(data):
+    one = stage(Engine(batch_size=4))
+
+    def stop(done, total, failed):
+        if done == 18:
+            raise KeyboardInterrupt
+
+    ledger = Ledger.blank(len(data))
+    with pytest.raises(KeyboardInterrupt):
+        run(data, [one], ledger, progress=stop)
+    assert one.computed == 16
+    assert int((~one.missing(ledger.key)).sum()) == 16
+
+
+def test_an_interrupt_whose_work_cannot_be_kept_says_so(data):
+    broken = Sink(spec())
+    broken.breaks = True
+
+    def stop(done, total, failed):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(CacheWriteError, match="the disk is full"):
+        run(data, [stage(Engine(batch_size=4), broken)], Ledger.blank(len(data)), progress=stop)
+
+
+def test_no_thread_outlives_a_run(data):
+    before = set(threading.enumerate())
+    extract(data, stage(Engine()))
+    left = [t for t in set(threading.enumerate()) - before if t.name.startswith("featx")]
+    assert not left
+
+
+def test_features_that_are_no_numbers_fail_their_image_alone(data):
+    class Broken(Engine):
+        def run(self, pixels):
+            means = super().run(pixels)
+            means["avg"][pixels[:, 0, 0, 0] == 7] = np.nan
+            return means
+
+    pixels = np.stack([data.image(row) for row in range(len(data))])
+    pixels[:, 0, 0, 0] = 0
+    pixels[11, 0, 0, 0] = 7
+    ledger = extract(ImageDataset.from_arrays(pixels), stage(Broken()))
+    assert [row for row, reason in enumerate(ledger.reason) if reason] == [11]
+    assert ledger.reason[11] == "features of means are not finite numbers"
