@@ -220,12 +220,18 @@ def open_record(
     if named is not None:
         data, name = dataset_of(named), named.name
     dataset = data if isinstance(data, ImageDataset) else ImageDataset.from_any(data)
-    dataset_name, earlier = find_earlier(job.layout, dataset, name)
+    dataset_name, earlier, version = find_earlier(job.layout, dataset, name)
     # What a name stands for has its edits already; what a folder says has not.
     if named is None and earlier is not None and earlier.edits:
         dataset = dataset.subset(kept_rows(earlier, dataset.paths))
     record = DatasetRecord(
-        job.layout, dataset, dataset_name, job.blocks, earlier, replay=named is None
+        job.layout,
+        dataset,
+        dataset_name,
+        job.blocks,
+        earlier,
+        version=version,
+        replay=named is None,
     )
     return dataset, record
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.datasets import rewrite_dataset
 from featx.cache.editing import replay_edits
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
@@ -20,8 +21,6 @@ from featx.cache.manifest import (
     Block,
     Manifest,
     find_manifest,
-    same_manifest,
-    write_manifest,
 )
 from featx.cache.space import SHARD_BYTES, FeatureSpace
 from featx.exceptions import DatasetError
@@ -93,7 +92,7 @@ def import_features(
     """
     started = time.perf_counter()
     layout = CacheLayout.at(cache)
-    earlier = _earlier(layout, name)
+    _check_name(layout, name)
     rows = _rows(X)
     count, width = rows.shape
     columns = _columns(count, y=y, paths=paths, groups=groups, splits=splits)
@@ -107,11 +106,10 @@ def import_features(
     )
     space = FeatureSpace(layout, spec)
     written = _store(space, rows, survey, source)
-    manifest = _manifest(name, columns, survey, Block(spec.backbone, IMPORTED, spec.name))
-    if earlier is not None:
-        manifest = replay_edits(manifest, earlier)
-    if earlier is None or not same_manifest(earlier, manifest):
-        write_manifest(layout, manifest)
+    made = _manifest(name, columns, survey, Block(spec.backbone, IMPORTED, spec.name))
+    manifest = rewrite_dataset(
+        layout, name, lambda now: made if now is None else replay_edits(made, now)
+    )
     features = Features(manifest, [space])
     seconds = time.perf_counter() - started
     features.report = {
@@ -132,8 +130,8 @@ def import_features(
     return features
 
 
-def _earlier(layout: CacheLayout, name: str) -> Manifest | None:
-    """Return what was imported under this name before.
+def _check_name(layout: CacheLayout, name: str) -> None:
+    """Refuse a name under which nothing can be imported.
 
     Raises
     ------
@@ -143,7 +141,7 @@ def _earlier(layout: CacheLayout, name: str) -> Manifest | None:
     if not name.strip() or any(mark in name for mark in "/\\"):
         raise DatasetError(f"expected a name for the dataset, without slashes, received {name!r}")
     if not layout.dataset(name).is_file():
-        return None
+        return
     earlier = find_manifest(layout, name)
     if earlier.source != IMPORTED or earlier.name != name:
         kind = "images" if earlier.source != IMPORTED else "features"
@@ -151,7 +149,6 @@ def _earlier(layout: CacheLayout, name: str) -> Manifest | None:
             f"the cache {layout.root} has a dataset {earlier.name!r} of {kind} in the place of "
             f"{name!r}: import under another name, or `featx dataset rename` that one"
         )
-    return earlier
 
 
 def _rows(X: Any) -> RowSource:

@@ -127,6 +127,7 @@ def plan_extraction(
         images = len(job.named)
         return ExtractionPlan(dataset=job.named.name, images=images, cached=images)
     dataset, record = open_record(job, data, name)
+    record.close()  # nothing is to be written
     ready = record.trusted.copy()
     for stage in job.stages:
         ready[ready] = ~stage.missing(record.ledger.key[ready])

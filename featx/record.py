@@ -7,12 +7,15 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.editing import replay_edits
+from featx.cache.datasets import rewrite_dataset
+from featx.cache.editing import later_edits, replay_edits
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
@@ -23,9 +26,8 @@ from featx.cache.manifest import (
     Block,
     Manifest,
     read_manifest,
-    same_manifest,
-    write_manifest,
 )
+from featx.cache.replacing import FileVersion
 from featx.cache.space import open_space
 from featx.exceptions import CacheFormatError
 from featx.images.dataset import ImageDataset
@@ -52,6 +54,7 @@ class DatasetRecord:
         blocks: tuple[Block, ...],
         earlier: Manifest | None,
         *,
+        version: FileVersion | None = None,
         replay: bool = False,
     ) -> None:
         self._layout = layout
@@ -59,6 +62,7 @@ class DatasetRecord:
         self.name = name
         self._blocks = blocks
         self._earlier = earlier
+        self._version = version or FileVersion(layout.dataset(name))
         self._replay = replay
         self._read_ns = time.time_ns()
         self._stats = _stat(dataset)
@@ -86,7 +90,7 @@ class DatasetRecord:
         stats = self._stats.copy()
         # Their time stamps cannot tell a later change from none: they are to be read again.
         stats[stats[:, 1] > self._read_ns - _RACY_NS, 1] = -1
-        manifest = Manifest(
+        made = Manifest(
             name=self.name,
             root=_root(dataset),
             classes=dataset.classes,
@@ -104,21 +108,38 @@ class DatasetRecord:
             key=ledger.key,
             status=ledger.status,
             strays=tuple(dataset.strays),
-            blocks=tuple(self._all_blocks()),
             source="arrays" if dataset.arrays is not None else "files",
             edits=self._earlier.edits if self._earlier else (),
         )
-        if self._earlier is not None and self._replay:
-            manifest = replay_edits(manifest, self._earlier)
-        if self._earlier is None or not same_manifest(manifest, self._earlier):
-            write_manifest(self._layout, manifest)
-        return manifest
+        with closing(self):
+            return rewrite_dataset(
+                self._layout,
+                self.name,
+                lambda now: self._caught_up(made, now),
+                seen=(self._version, self._earlier),
+            )
 
-    def _all_blocks(self) -> list[Block]:
+    def close(self) -> None:
+        """Let go of the manifest that was read; `save` does."""
+        self._version.close()
+
+    def _caught_up(self, made: Manifest, current: Manifest | None) -> Manifest:
+        """Return what was made with what others did to the dataset since this run began."""
+        if current is None or current.root != made.root:
+            current = self._earlier
+        manifest = replace(made, blocks=tuple(self._all_blocks(current)))
+        if current is None:
+            return manifest
+        if self._replay:
+            return replay_edits(manifest, current)
+        edited = replay_edits(manifest, later_edits(self._earlier, current))
+        return replace(edited, edits=(*manifest.edits, *edited.edits))
+
+    def _all_blocks(self, earlier: Manifest | None) -> list[Block]:
         """Return the blocks asked for, and those of earlier runs that have all the images."""
         blocks = list(self._blocks)
         kept = np.isin(self.ledger.status, (OK, DUPLICATE))
-        for block in self._earlier.blocks if self._earlier else ():
+        for block in earlier.blocks if earlier else ():
             if block in blocks:
                 continue
             try:
@@ -197,19 +218,20 @@ def _labels(dataset: ImageDataset) -> NDArray[np.int32]:
 
 def find_earlier(
     layout: CacheLayout, dataset: ImageDataset, name: str | None
-) -> tuple[str, Manifest | None]:
-    """Return the name of a dataset in the cache, and what an earlier run wrote under it."""
+) -> tuple[str, Manifest | None, FileVersion]:
+    """Return the name of a dataset in the cache, what an earlier run wrote under it, and where."""
     chosen = name or dataset.name
-    path = layout.dataset(chosen)
-    if not path.is_file():
-        return chosen, None
+    version = FileVersion(layout.dataset(chosen))
     try:
-        earlier = read_manifest(path)
+        earlier = read_manifest(version.path)
+    except FileNotFoundError:
+        return chosen, None, version
     except CacheFormatError as error:
         # Made again from the images, which are here; the features are found by their keys.
         _LOG.warning("replacing a damaged manifest: %s", error)
-        return chosen, None
+        return chosen, None, version
     if name or earlier.root == _root(dataset):
-        return chosen, earlier
-    digest = hashlib.sha256(_root(dataset).encode("utf-8", "surrogateescape")).hexdigest()
-    return find_earlier(layout, dataset, f"{chosen}-{digest[:6]}")
+        return chosen, earlier, version
+    with closing(version):
+        digest = hashlib.sha256(_root(dataset).encode("utf-8", "surrogateescape")).hexdigest()
+        return find_earlier(layout, dataset, f"{chosen}-{digest[:6]}")

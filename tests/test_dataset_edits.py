@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -207,3 +208,37 @@ def test_imported_features_keep_their_edits(texts, edit, layout):
     again = import_features("texts", texts.X, y=["a"] * 20 + ["b"] * 20, cache=layout.root)
     assert set(again.splits) == {"train", "test"}
     assert again.classes == ("b", "A")
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_edit_during_an_extraction_is_kept(photos, tmp_path, small_network, by_name):
+    options = {"backbone": f"file:{small_network}", "cache": tmp_path / "cache"}
+    featx.extract(photos, **options)
+    layout = CacheLayout.at(tmp_path / "cache")
+    edited = []
+
+    def edit(done, total, failed):
+        if done == 6 and not edited:
+            edited.append(
+                edit_dataset(layout, "photos", partial(remove_rows, globs=["red/0.jpg"]))
+            )
+
+    data = "photos" if by_name else photos
+    again = featx.extract(data, **options, taps="max", progress=edit)
+    assert edited
+    assert "red/0.jpg" not in again.paths
+    kept = featx.Features.open("photos", cache=tmp_path / "cache")
+    assert len(kept) == 11
+    assert {block.tap for block in kept.blocks} == {"avg", "max"}
+
+
+def test_two_extractions_of_one_dataset_keep_the_blocks_of_both(photos, tmp_path, small_network):
+    options = {"backbone": f"file:{small_network}", "cache": tmp_path / "cache"}
+
+    def other(done, total, failed):
+        if done == 6:
+            featx.extract(photos, **options, taps="max")
+
+    featx.extract(photos, **options, progress=other)
+    kept = featx.Features.open("photos", cache=tmp_path / "cache")
+    assert {block.tap for block in kept.blocks} == {"avg", "max"}

@@ -14,6 +14,7 @@ __all__ = ["draw_images", "draw_weights"]
 _SAMPLES = 512
 _LEAST_IMAGES = 8
 _STRIDE_PX = 32
+_GATE_GAIN = 0.1
 _STEEPEST = 2.0
 _COLOUR = 0.5
 _BRIGHTNESS = (64.0, 192.0)
@@ -23,9 +24,9 @@ _CONTRAST = (20.0, 80.0)
 def draw_images(shape: tuple[int, int, int], seed: int | np.random.Generator) -> NDArray[np.uint8]:
     """Draw images that a network takes for photographs, from rough to smooth.
 
-    Their spectra fall as 1/f**a, and their channels go together. Photographs have a around 1, see
-    Field, "Relations between the statistics of natural images and the response properties of
-    cortical cells" (1987), figure 6; here a goes from 0 (noise) to 2 through the images.
+    Their amplitude spectra fall as 1/f**a, and their channels go together. Photographs have a
+    around 1, see Field, "Relations between the statistics of natural images and the response
+    properties of cortical cells" (1987); here a goes from 0 (noise) to 2 through the images.
 
     Parameters
     ----------
@@ -58,8 +59,9 @@ def draw_weights(network: Any, seed: int, preprocessing: Preprocessing) -> None:
     """Fill a network with random weights whose activations neither vanish nor overflow.
 
     Kernels are drawn as in He et al., "Delving deep into rectifiers" (2015), equation 10, from
-    NumPy's PCG64. The statistics of BatchNorm layers are then set by one pass over drawn images
-    in training mode, since deep networks with drawn statistics lose their signal.
+    NumPy's PCG64, those of gates a tenth as large. The statistics of BatchNorm layers are then set
+    by one pass over drawn images in training mode, since deep networks with drawn statistics lose
+    their signal.
 
     Parameters
     ----------
@@ -70,7 +72,16 @@ def draw_weights(network: Any, seed: int, preprocessing: Preprocessing) -> None:
     preprocessing : Preprocessing
         How pixels become the network's input.
     """
+    from keras import activations
+
     generator = np.random.Generator(np.random.PCG64(seed))
+    # A gate multiplies a map by what is computed from it. Drawn like the rest, gates magnify the
+    # strongest images from layer to layer until nothing else, and much rounding, is left.
+    gates = {
+        id(layer.kernel)
+        for layer in network.layers
+        if getattr(layer, "activation", None) is activations.sigmoid
+    }
     for variable in network.weights:
         shape = tuple(variable.shape)
         if len(shape) < 2:
@@ -78,6 +89,8 @@ def draw_weights(network: Any, seed: int, preprocessing: Preprocessing) -> None:
         depthwise = len(shape) == 4 and "depthwise" in variable.path
         fan_in = shape[0] * shape[1] if depthwise else int(np.prod(shape[:-1]))
         values = generator.standard_normal(shape, dtype=np.float32) * np.sqrt(2.0 / fan_in)
+        if id(variable) in gates:
+            values *= _GATE_GAIN
         variable.assign(values.astype(np.float32))
     _calibrate(network, generator, preprocessing)
 

@@ -7,11 +7,17 @@ from contextlib import suppress
 from dataclasses import replace
 
 from featx.cache.layout import CacheLayout, writing
-from featx.cache.manifest import Manifest, find_manifest, same_manifest, write_manifest
+from featx.cache.manifest import (
+    Manifest,
+    find_manifest,
+    read_manifest,
+    same_manifest,
+    write_manifest,
+)
 from featx.cache.replacing import FileVersion, Replaced
-from featx.exceptions import DatasetError
+from featx.exceptions import CacheFormatError, DatasetError
 
-__all__ = ["delete_dataset", "edit_dataset", "rename_dataset"]
+__all__ = ["delete_dataset", "edit_dataset", "rename_dataset", "rewrite_dataset"]
 
 _ATTEMPTS = 100
 
@@ -96,6 +102,56 @@ def delete_dataset(layout: CacheLayout, name: str) -> None:
                 place.unlink()
             return
     raise _too_busy(name)
+
+
+def rewrite_dataset(
+    layout: CacheLayout,
+    name: str,
+    make: Callable[[Manifest | None], Manifest],
+    *,
+    seen: tuple[FileVersion, Manifest | None] | None = None,
+) -> Manifest:
+    """Write a dataset whose columns were made anew, keeping what others did to it meanwhile.
+
+    Parameters
+    ----------
+    layout : CacheLayout
+        The cache.
+    name : str
+        The dataset.
+    make : callable
+        Returns what to write, given what is there by now: None where there is nothing, or nothing
+        that can be read. It may be called several times.
+    seen : tuple of FileVersion and Manifest or None, optional
+        What was read before, so that it is read again only if it was replaced.
+
+    Returns
+    -------
+    Manifest
+        What is in the cache now.
+    """
+    if seen is not None:
+        with suppress(Replaced):
+            return _write_over(layout, *seen, make)
+    for _ in range(_ATTEMPTS):
+        with FileVersion(layout.dataset(name)) as version, suppress(Replaced):
+            current: Manifest | None = None
+            with suppress(FileNotFoundError, CacheFormatError):
+                current = read_manifest(layout.dataset(name))
+            return _write_over(layout, version, current, make)
+    raise _too_busy(name)
+
+
+def _write_over(
+    layout: CacheLayout,
+    version: FileVersion,
+    current: Manifest | None,
+    make: Callable[[Manifest | None], Manifest],
+) -> Manifest:
+    manifest = make(current)
+    if current is None or not same_manifest(manifest, current):
+        write_manifest(layout, manifest, instead_of=version)
+    return manifest
 
 
 def _write_new(layout: CacheLayout, manifest: Manifest) -> None:

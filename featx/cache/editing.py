@@ -349,6 +349,13 @@ def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
     return replace(fresh, edits=earlier.edits)
 
 
+def later_edits(earlier: Manifest | None, current: Manifest) -> Manifest:
+    """Return a dataset with those of its edits only that it did not have before."""
+    before = () if earlier is None else earlier.edits
+    begins_alike = current.edits[: len(before)] == before
+    return replace(current, edits=current.edits[len(before) :] if begins_alike else ())
+
+
 def kept_rows(earlier: Manifest, paths: Sequence[str]) -> list[int]:
     """Return the rows of a folder whose paths were not left out: the others need not be read."""
     globs = [glob for edit in earlier.edits for glob in edit.get("globs", ())]

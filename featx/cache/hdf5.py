@@ -288,5 +288,5 @@ def read_strings(group: Any, name: str) -> list[str]:
         raise CacheFormatError(f"the strings of {column.name} do not fit their ends")
     return [
         text[start:stop].decode("utf-8", "surrogateescape")
-        for start, stop in pairwise(memoryview(bounds))  # one number at a time, unlike tolist
+        for start, stop in pairwise(bounds.data)  # one number at a time, unlike tolist
     ]

@@ -44,6 +44,10 @@ class FileVersion:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the version; its inode may become another file's."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

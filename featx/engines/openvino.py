@@ -20,11 +20,11 @@ from featx.exceptions import EngineError
 __all__ = ["OpenVinoEngine"]
 
 _PRECISION = "f32"
-# Pixels of a batch: 8 images of 224 x 224. Fewer leave threads waiting for each other, more leave
-# the processor's caches. A batch of more than four times as many is run in parts: it would only
-# take memory, and where that runs out, Linux may end the process without an error.
-_BATCH_PX = 8 * 224 * 224
-_MOST_PX = 4 * _BATCH_PX
+# Pixels of a batch: 4 images of 224 x 224, since the maps of more leave the processor's caches. A
+# batch of more than eight times as many is run in parts: it would only take memory, and where that
+# runs out, Linux may end the process without an error.
+_BATCH_PX = 4 * 224 * 224
+_MOST_PX = 8 * _BATCH_PX
 _MOST_IMAGES = 64
 _THREADS_A_STREAM = 4
 _MEMORY_WORDS = ("memory", "alloc")
@@ -44,7 +44,7 @@ class OpenVinoEngine:
     taps : tuple of str
         Canonical names of taps.
     batch_size : int, optional
-        Number of images in a full batch; by default 8 images of 224 px, and more or fewer of other
+        Number of images in a full batch; by default 4 images of 224 px, and more or fewer of other
         sizes.
     folder : Path, optional
         Where conversions are kept, so that the next engine starts without TensorFlow; without it

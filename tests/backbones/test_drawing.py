@@ -2,7 +2,29 @@ import numpy as np
 import pytest
 
 from featx.backbones.build import build_network, build_tap_model
+from featx.backbones.drawing import draw_images
 from featx.backbones.source import resolve_backbone
+
+
+def test_the_same_seed_draws_the_same_images():
+    first, again, other = (draw_images((3, 20, 30), seed) for seed in (0, 0, 1))
+    assert (first.shape, first.dtype) == ((3, 20, 30, 3), np.uint8)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_drawn_images_go_from_rough_to_smooth_in_colour():
+    images = draw_images((8, 64, 64), 0).astype(np.float64)
+    steps = np.abs(np.diff(images, axis=1)).mean((1, 2, 3)) / images.std((1, 2, 3))
+    assert steps[0] > 3 * steps[-1]
+    assert images.std((1, 2)).min() > 5
+    grey = images.mean(3, keepdims=True)
+    assert np.abs(images - grey).mean() > 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (8, 1)])
+def test_images_may_be_as_small_as_one_pixel(size):
+    assert draw_images((2, *size), 0).shape == (2, *size, 3)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +63,19 @@ def test_features_of_a_drawn_network_tell_images_apart(built, pixels, vectors_of
     assert np.isfinite(vectors).all()
     for a, b in [(0, 1), (0, 2)]:
         assert np.linalg.norm(vectors[a] - vectors[b]) > 1e-3 * np.linalg.norm(vectors[a])
+
+
+def test_gates_are_drawn_small(built):
+    _, network = built("efficientnet_b0")
+    gain = {
+        name: network.get_layer(f"block6d_{name}").kernel.numpy().std()
+        * np.sqrt(np.prod(network.get_layer(f"block6d_{name}").kernel.shape[:-1]) / 2)
+        for name in ("se_reduce", "se_expand")
+    }
+    assert gain == {
+        "se_reduce": pytest.approx(1.0, rel=0.05),
+        "se_expand": pytest.approx(0.1, rel=0.05),
+    }
 
 
 @pytest.mark.parametrize("size", [32, 96])

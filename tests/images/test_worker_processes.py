@@ -153,7 +153,7 @@ def test_a_process_that_is_killed_costs_the_image_it_was_on(folder, monkeypatch)
 
     def watched(self, *args, **kwargs):
         start(self, *args, **kwargs)
-        threading.Thread(target=kill, args=(self,)).start()
+        threading.Thread(target=kill, args=(self,), daemon=True).start()
 
     def kill(processes):
         while not killed:
