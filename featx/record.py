@@ -87,7 +87,7 @@ class DatasetRecord:
     def save(self) -> Manifest:
         """Write the manifest unless it would say the same as before, and return it."""
         dataset, ledger = self._dataset, self.ledger
-        stats = self._stats.copy()
+        stats = self._stats
         # Their time stamps cannot tell a later change from none: they are to be read again.
         stats[stats[:, 1] > self._read_ns - _RACY_NS, 1] = -1
         made = Manifest(
@@ -222,9 +222,11 @@ def find_earlier(
     """Return the name of a dataset in the cache, what an earlier run wrote under it, and where."""
     chosen = name or dataset.name
     version = FileVersion(layout.dataset(chosen))
+    if not version.path.is_file():
+        return chosen, None, version
     try:
         earlier = read_manifest(version.path)
-    except FileNotFoundError:
+    except FileNotFoundError:  # deleted a moment ago
         return chosen, None, version
     except CacheFormatError as error:
         # Made again from the images, which are here; the features are found by their keys.

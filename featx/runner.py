@@ -25,7 +25,7 @@ __all__ = ["Ledger", "Progress", "run"]
 
 # Keys that were read may be forgotten once a store has them; looked after at this many, or at twice
 # as many as were left the last time.
-_MOST_CLAIMED = 1 << 15
+_MOST_CLAIMED = 1 << 13
 Progress = Callable[[int, int, int], None]
 """Called with the numbers of images done, in all, and failed."""
 

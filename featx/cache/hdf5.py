@@ -198,9 +198,10 @@ def attribute(item: Any, name: str) -> Any:
     from h5py import h5a
 
     # The low-level calls, because opening a cache reads thousands of attributes.
-    if not h5a.exists(item.id, name.encode()):
-        raise CacheFormatError(f"attribute {name!r} is missing at {item.name}")
-    stored = h5a.open(item.id, name.encode())
+    try:
+        stored = h5a.open(item.id, name.encode())
+    except KeyError as error:
+        raise CacheFormatError(f"attribute {name!r} is missing at {item.name}") from error
     dtype = stored.dtype
     if stored.shape != () or dtype.kind not in "Si" or dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
         raise CacheFormatError(f"attribute {name!r} at {item.name} is no text and no number")

@@ -97,7 +97,7 @@ def _open(path: Path) -> int | None:
 def _identity(path: Path, descriptor: int | None) -> tuple[int, int] | None:
     try:
         found = path.stat() if descriptor is None else os.fstat(descriptor)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 

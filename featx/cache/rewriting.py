@@ -52,7 +52,7 @@ def rows_in_a_shard(shard: Shard) -> int:
 def write_parts(
     layout: CacheLayout, folder: Path, spec_digest: str, parts: Sequence[Part]
 ) -> list[Path]:
-    """Write rows, byte for byte, into new shards of at most 32 MiB, and return their paths.
+    """Write rows, byte for byte, into new shards of at most 24 MiB, and return their paths.
 
     Every byte of the sources is compared with its digest first, so that no damage gets a digest
     that vouches for it. One new shard is held in memory at a time.

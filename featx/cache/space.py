@@ -24,7 +24,7 @@ from featx.spec import FeatureSpec
 __all__ = ["FeatureSpace", "ShardWriter", "open_space", "read_spec"]
 
 _LOG = logging.getLogger("featx")
-SHARD_BYTES = 32 << 20
+SHARD_BYTES = 24 << 20
 SHARD_SECONDS = 30.0
 
 
@@ -265,7 +265,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 class ShardWriter:
-    """Collect rows and write them as shards of at most 32 MiB or 30 s of work.
+    """Collect rows and write them as shards of at most 24 MiB or 30 s of work.
 
     Parameters
     ----------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.images.files import is_image_name, missing_path_error
@@ -114,7 +116,7 @@ def _classify(found: _Found, strays: list[tuple[str, str]], *, level: int) -> Fo
         parts = path.split("/")
         split = SPLITS[parts[0].lower()] if level and len(parts) > 1 else ""
         if len(parts) > level + 1:
-            rows.append((parts[level], path, split))
+            rows.append((intern(parts[level]), path, split))
         elif split and parts[0] not in below:
             # A split without class folders holds images to be predicted.
             rows.append(("", path, split))
@@ -150,14 +152,8 @@ def _walk(root: Path) -> _Found:
     ]
     while stack:
         prefix, above = stack.pop()
-        try:
-            entries = list(os.scandir(f"{root}/{prefix}"))
-        except OSError as error:
-            if not prefix:
-                raise DatasetError(f"cannot read {str(root)!r}: {error.strerror}") from error
-            found.strays.append((prefix[:-1], f"a folder that cannot be read: {error.strerror}"))
-            continue
-        for entry in entries:
+        # One entry at a time: a list of them takes 300 bytes each.
+        for entry in _entries(root, prefix, found):
             name = entry.name
             if name.startswith(".") or name.lower() in _IGNORED:
                 continue
@@ -182,6 +178,16 @@ def _walk(root: Path) -> _Found:
             except OSError as error:
                 found.strays.append((path, f"cannot be read: {error.strerror}"))
     return found
+
+
+def _entries(root: Path, prefix: str, found: _Found) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(f"{root}/{prefix}") as entries:
+            yield from entries
+    except OSError as error:
+        if not prefix:
+            raise DatasetError(f"cannot read {str(root)!r}: {error.strerror}") from error
+        found.strays.append((prefix[:-1], f"a folder that cannot be read: {error.strerror}"))
 
 
 def _nothing_found(root: Path, found: _Found) -> str:

@@ -32,7 +32,7 @@ from featx.cache.shard import write_shard
 from featx.cache.space import FeatureSpace
 
 TURNS = 7
-SHARD_ROWS = 6554  # 32 MiB of 1,280 float32
+SHARD_ROWS = 4915  # 24 MiB of 1,280 float32
 SPEC = featx.FeatureSpec(
     backbone="synthetic", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="none"
 )

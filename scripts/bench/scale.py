@@ -3,7 +3,7 @@
     python scripts/bench/scale.py                # to 10^6
     python scripts/bench/scale.py --rows 10000000
 
-The rows are synthetic and narrow (4 numbers), in shards of as many rows as 32 MiB hold of 1,280
+The rows are synthetic and narrow (4 numbers), in shards of as many rows as 24 MiB hold of 1,280
 float32: what is measured does not depend on the width. Every figure is the median of three fresh
 processes. Prints the tables for docs/scale.md; 10^7 rows take 2 GB of disk and of memory.
 """
@@ -25,7 +25,7 @@ from featx.cache.layout import CacheLayout
 from featx.cache.shard import write_shard
 from featx.cache.space import FeatureSpace
 
-SHARD_ROWS = 6554
+SHARD_ROWS = 4915
 SPEC = featx.FeatureSpec(
     backbone="synthetic", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="none"
 )
