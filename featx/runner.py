@@ -244,4 +244,5 @@ def _copies(keys: NDArray[np.uint8]) -> NDArray[np.intp]:
     rows = np.unique(np.concatenate([order[equal], order[equal + 1]]))
     whole = np.ascontiguousarray(keys[rows]).view("V32").ravel()
     _, first, group = np.unique(whole, return_index=True, return_inverse=True)
-    return rows[first[group] != np.arange(len(rows))]
+    copies: NDArray[np.intp] = rows[first[group] != np.arange(len(rows))]
+    return copies
