@@ -219,9 +219,7 @@ def test_an_edit_during_an_extraction_is_kept(photos, tmp_path, small_network, b
 
     def edit(done, total, failed):
         if done == 6 and not edited:
-            edited.append(
-                edit_dataset(layout, "photos", partial(remove_rows, globs=["red/0.jpg"]))
-            )
+            edited.append(edit_dataset(layout, "photos", partial(remove_rows, globs=["red/0.jpg"])))
 
     data = "photos" if by_name else photos
     again = featx.extract(data, **options, taps="max", progress=edit)

@@ -11,10 +11,10 @@ from featx.backbones.catalog import Preprocessing
 
 __all__ = ["draw_images", "draw_weights"]
 
-_SAMPLES = 512
-_LEAST_IMAGES = 8
+_SAMPLES = 256
+_LEAST_IMAGES = 4
 _STRIDE_PX = 32
-_GATE_GAIN = 0.1
+_OFFSET = 1.0
 _STEEPEST = 2.0
 _COLOUR = 0.5
 _BRIGHTNESS = (64.0, 192.0)
@@ -59,9 +59,13 @@ def draw_weights(network: Any, seed: int, preprocessing: Preprocessing) -> None:
     """Fill a network with random weights whose activations neither vanish nor overflow.
 
     Kernels are drawn as in He et al., "Delving deep into rectifiers" (2015), equation 10, from
-    NumPy's PCG64, those of gates a tenth as large. The statistics of BatchNorm layers are then set
-    by one pass over drawn images in training mode, since deep networks with drawn statistics lose
-    their signal.
+    NumPy's PCG64. The statistics of BatchNorm layers are then set by one pass over drawn images in
+    training mode, since deep networks with drawn statistics lose their signal.
+
+    The offsets of those layers are 1, one standard deviation. With offsets of 0, rectifiers fold
+    every map in the middle, and differences grow by a factor a layer (Yang et al., "A mean field
+    theory of batch normalization", 2019): a few images outgrow all others, and rounding shows in
+    the fourth digit.
 
     Parameters
     ----------
@@ -72,25 +76,14 @@ def draw_weights(network: Any, seed: int, preprocessing: Preprocessing) -> None:
     preprocessing : Preprocessing
         How pixels become the network's input.
     """
-    from keras import activations
-
     generator = np.random.Generator(np.random.PCG64(seed))
-    # A gate multiplies a map by what is computed from it. Drawn like the rest, gates magnify the
-    # strongest images from layer to layer until nothing else, and much rounding, is left.
-    gates = {
-        id(layer.kernel)
-        for layer in network.layers
-        if getattr(layer, "activation", None) is activations.sigmoid
-    }
     for variable in network.weights:
         shape = tuple(variable.shape)
         if len(shape) < 2:
-            continue  # scales, offsets and statistics keep the values that Keras gives them
+            continue  # scales and biases keep the values that Keras gives them
         depthwise = len(shape) == 4 and "depthwise" in variable.path
         fan_in = shape[0] * shape[1] if depthwise else int(np.prod(shape[:-1]))
         values = generator.standard_normal(shape, dtype=np.float32) * np.sqrt(2.0 / fan_in)
-        if id(variable) in gates:
-            values *= _GATE_GAIN
         variable.assign(values.astype(np.float32))
     _calibrate(network, generator, preprocessing)
 
@@ -114,6 +107,8 @@ def _calibrate(network: Any, generator: np.random.Generator, preprocessing: Prep
     images += np.asarray(preprocessing.offset, np.float32)
     for layer in norms:
         layer.momentum = 0.0
+        if layer.center:
+            layer.beta.assign(np.full(layer.beta.shape, _OFFSET, np.float32))
     for layer in drops:
         layer.rate = 0.0
     try:

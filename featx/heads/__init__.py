@@ -9,37 +9,57 @@ if TYPE_CHECKING:
     from featx.heads.calibrated import TemperatureCalibrated
     from featx.heads.dense import DenseClassifier
     from featx.heads.discriminant import ShrinkageLDA
+    from featx.heads.head_pipeline import HeadPipeline
+    from featx.heads.multilabel import MultiLabelHead
+    from featx.heads.nearest_mean import NearestMean
     from featx.heads.neighbours import NearestNeighbours
+    from featx.heads.rbf import ReducedRBF
     from featx.heads.registry import HEADS, HeadSpec, head_names, make_head
+    from featx.heads.ridge import ridge_loo
     from featx.heads.storage import dump_head, load_head
-    from featx.heads.validation import check_training
+    from featx.heads.trees import TreeEnsemble
+    from featx.heads.validation import check_folds, check_training
 
 __all__ = [
     "HEADS",
     "DenseClassifier",
+    "HeadPipeline",
     "HeadSpec",
+    "MultiLabelHead",
+    "NearestMean",
     "NearestNeighbours",
+    "ReducedRBF",
     "ShrinkageLDA",
     "TemperatureCalibrated",
+    "TreeEnsemble",
+    "check_folds",
     "check_training",
     "dump_head",
     "head_names",
     "load_head",
     "make_head",
+    "ridge_loo",
 ]
 
 _MODULES = {
     "HEADS": "registry",
     "DenseClassifier": "dense",
+    "HeadPipeline": "head_pipeline",
     "HeadSpec": "registry",
+    "MultiLabelHead": "multilabel",
+    "NearestMean": "nearest_mean",
     "NearestNeighbours": "neighbours",
+    "ReducedRBF": "rbf",
     "ShrinkageLDA": "discriminant",
     "TemperatureCalibrated": "calibrated",
+    "TreeEnsemble": "trees",
+    "check_folds": "validation",
     "check_training": "validation",
     "dump_head": "storage",
     "head_names": "registry",
     "load_head": "storage",
     "make_head": "registry",
+    "ridge_loo": "ridge",
 }
 
 

@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clo
 from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.heads.validation import validated_training
+from featx.exceptions import HeadError
+from featx.heads.validation import few_images_allowed, validated_training
 
 __all__ = ["TemperatureCalibrated", "fit_temperature"]
 
@@ -87,16 +88,30 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Raises
         ------
         HeadError
-            The data cannot be learned from (see `check_training`).
+            The data cannot be learned from (see `check_training`), or the estimator's margins are
+            not one a class.
         """
         X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
+        with few_images_allowed():
+            return self._fit(X, y, codes)
+
+    def _fit(
+        self, X: NDArray[Any], y: NDArray[Any], codes: NDArray[np.intp]
+    ) -> TemperatureCalibrated:
         self.estimator_ = clone(self.estimator).fit(X, y)
         margins = np.empty((len(X), len(self.classes_)))
         judged: list[NDArray[np.intp]] = []
         for train, test in _splits(codes, self.folds):
             # The labels, not their codes: class weights may be a dict keyed by label.
             fold = clone(self.estimator).fit(X[train], y[train])
-            margins[test] = _as_columns(fold.decision_function(X[test]))
+            found = _as_columns(fold.decision_function(X[test]))
+            if found.shape[1] != len(self.classes_):
+                raise HeadError(
+                    f"{type(fold).__name__} gives {found.shape[1]} margins for "
+                    f"{len(self.classes_)} classes, expected one a class: with an SVC, leave "
+                    "decision_function_shape at 'ovr'"
+                )
+            margins[test] = found
             judged.append(test)
         self.n_folds_ = len(judged)
         rows = np.concatenate(judged) if judged else np.empty(0, dtype=np.intp)

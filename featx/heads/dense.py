@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.network import logits, softmax
-from featx.heads.training import Rows, TrainingPlan, hold_out, train_dense
-from featx.heads.validation import validated_training
+from featx.heads.dense_many import fit_heads
+from featx.heads.network import logits, sigmoid, softmax
 
 __all__ = ["DenseClassifier"]
 
 _RANGES: dict[str, tuple[type, float, float, str]] = {
     "dropout": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),
+    "label_smoothing": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),
     "learning_rate": (Real, 1e-300, np.inf, "a number greater than 0"),
     "weight_decay": (Real, 0, np.inf, "a number of at least 0"),
     "batch_size": (Integral, 1, np.inf, "an integer of at least 1"),
@@ -49,6 +47,8 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Of AdamW.
     weight_decay : float, default=1e-4
         Of AdamW, on kernels and not on biases; decoupled, so times the learning rate.
+    label_smoothing : float, default=0.0
+        Share of the target that is spread evenly over the classes (over 0 and 1 for labels).
     batch_size : int, default=256
         Rows a step.
     max_epochs : int, default=100
@@ -57,10 +57,13 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Epochs without a lower loss on the held-out rows before training stops.
     validation_fraction : float, default=0.1
         Share of every class that is held out to say when to stop; the best epoch's weights are
-        kept. Where a class has fewer than five images, or fewer than ten would be held out, it
-        trains on all rows for ``max_epochs`` epochs; 0 asks for that.
+        kept. Classes of fewer than five images are trained on and not held out; where they make
+        up a fifth of the images, or fewer than ten would be held out, it trains on all rows for
+        ``max_epochs`` epochs; 0 asks for that.
     class_weight : None, "balanced" or dict, default=None
-        What an image of each class counts, as in scikit-learn.
+        What an image of each class counts, as in scikit-learn. For multi-label targets a dict
+        from column to what the presence of the label counts; "balanced" lets presence and
+        absence of each label count the same in total.
     random_state : int, RandomState or None, default=None
         Source of the start, the order of the rows, the held-out rows and dropout.
     verbose : int, default=0
@@ -69,6 +72,9 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
+        Sorted labels; for multi-label targets 0 to k - 1.
+    multilabel_ : bool
+        Whether it was trained on a matrix of 0 and 1, a column a label.
     n_features_in_ : int
     weights_ : list of (kernel, bias)
         One pair of float32 arrays a layer, of shapes (inputs, outputs) and (outputs,).
@@ -77,7 +83,13 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     best_epoch_ : int
         The epoch whose weights were kept, counted from 1.
     history_ : dict of str to list of float
-        ``loss`` and, where rows were held out, ``val_loss`` and ``val_accuracy``, one an epoch.
+        ``loss`` and, where rows were held out, ``val_loss`` and ``val_accuracy`` (of rows, or of
+        single labels), one an epoch.
+
+    See Also
+    --------
+    featx.heads.dense_many.fit_heads : Fit many at once.
+    featx.heads.dense_streaming.fit_streamed : Fit on more rows than memory holds.
 
     Notes
     -----
@@ -99,6 +111,7 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         dropout: float = 0.2,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
+        label_smoothing: float = 0.0,
         batch_size: int = 256,
         max_epochs: int = 100,
         patience: int = 10,
@@ -111,6 +124,7 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.dropout = dropout
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
         self.batch_size = batch_size
         self.max_epochs = max_epochs
         self.patience = patience
@@ -126,8 +140,9 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array-like of shape (n, d)
             Features, converted to float32.
-        y : array-like of shape (n,)
-            Labels.
+        y : array-like of shape (n,) or (n, k)
+            Labels of classes; or a matrix of 0 and 1, a column a label, of which an image may
+            have any number.
         sample_weight : array-like of shape (n,), default=None
             What each row counts in the loss, times its class's weight. Rows of weight 0 are left
             out.
@@ -142,35 +157,9 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             A parameter is out of range, the data cannot be learned from (see `check_training`),
             or the training diverged.
         """
-        self._validate_params()
-        X, y, classes, codes = validated_training(self, X, y, dtype=np.float32)
-        weights = _check_sample_weight(
-            sample_weight, X, dtype=np.float32, ensure_non_negative=True
-        ) * self._weights_of_classes(classes, y)[codes].astype(np.float32)
-        rows = np.flatnonzero(weights > 0)
-        if not rows.size:
-            raise HeadError(
-                "every image has the weight 0, by its class or its own: expected some above 0"
-            )
-        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31 - 1))
-        data = Rows(X, codes, weights / weights[rows].mean()).take(rows)
-        present = np.unique(data.codes, return_inverse=True)[1]
-        train, held = hold_out(present, self.validation_fraction, rng)
-        plan = TrainingPlan(
-            hidden=tuple(self.hidden),
-            dropout=self.dropout,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
-            verbose=self.verbose,
-        )
-        trained = train_dense(data.take(train), data.take(held), len(classes), plan, rng)
-        self.classes_ = classes
-        self.weights_ = trained.weights
-        self.n_iter_, self.best_epoch_ = trained.epochs, trained.best_epoch
-        self.history_ = trained.history
+        (failure,) = fit_heads([self], X, y, sample_weight)
+        if failure:
+            raise HeadError(failure)
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
@@ -185,10 +174,11 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         logits : ndarray of shape (n,) for two classes (second less first), else (n, k); float32
         """
         scores = self._logits(X)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+        two = scores.shape[1] == 2 and not self.multilabel_
+        return scores[:, 1] - scores[:, 0] if two else scores
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Labels of the highest probability.
+        """Classes of the highest probability, or every label that is more probable than not.
 
         Parameters
         ----------
@@ -196,14 +186,16 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        labels : ndarray of shape (n,)
+        labels : ndarray of shape (n,), or (n, k) of 0 and 1 for multi-label targets
         """
-        best = self._logits(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
+        scores = self._logits(X)
+        if self.multilabel_:
+            return (scores > 0).astype(np.int64)
+        labels: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Probabilities by the softmax of the logits.
+        """Probabilities by the softmax of the logits, or of each label by its sigmoid.
 
         Parameters
         ----------
@@ -212,22 +204,20 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         probabilities : ndarray of shape (n, k), float32
-            Rows sum to 1; columns in the order of ``classes_``.
+            Columns in the order of ``classes_``; rows sum to 1, but for multi-label targets.
         """
-        return softmax(self._logits(X))
+        scores = self._logits(X)
+        return sigmoid(scores) if self.multilabel_ else softmax(scores)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
     def _logits(self, X: Any) -> NDArray[np.float32]:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float32)
         return logits(X, self.weights_)
-
-    def _weights_of_classes(self, classes: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
-        try:
-            return np.asarray(compute_class_weight(self.class_weight, classes=classes, y=y))
-        except ValueError as error:
-            raise HeadError(
-                f"class_weight={self.class_weight!r} does not fit the labels: {error}"
-            ) from error
 
     def _validate_params(self) -> None:
         """Check values; scikit-learn's own hook of this name, which `make_head` calls too."""

@@ -17,7 +17,7 @@ from featx.heads.network import DenseWeights
 __all__ = ["ARRAYS", "DESCRIPTION", "dump_dense", "is_dense", "load_dense"]
 
 DESCRIPTION, ARRAYS = "head.json", "head.h5"
-_TYPE, _VERSION = "featx.head.dense", 1
+_TYPE, _VERSION, _VERSION_WITH_LABELS = "featx.head.dense", 1, 2
 _SCALES = ("mean_", "scale_", "var_")
 
 
@@ -51,10 +51,12 @@ def dump_dense(head: Any) -> dict[str, bytes]:
     scaler, dense = _parts(head)
     if not hasattr(dense, "weights_"):
         raise HeadError("the head is not trained: call fit before saving")
+    params = _plain_params(dense.get_params(deep=False))
     description = {
         "type": _TYPE,
-        "version": _VERSION,
-        "params": _plain_params(dense.get_params(deep=False)),
+        # What the first version can say stays readable to a featx that knows no other.
+        "version": _VERSION_WITH_LABELS if _is_new(dense, params) else _VERSION,
+        "params": params,
         "classes": _dump_labels(dense.classes_),
         "layers": [list(kernel.shape) for kernel, _ in dense.weights_],
         "scaler": None if scaler is None else _dump_scaler(scaler),
@@ -62,6 +64,8 @@ def dump_dense(head: Any) -> dict[str, bytes]:
         "best_epoch": dense.best_epoch_,
         "history": dense.history_,
     }
+    if dense.multilabel_:
+        description["multilabel"] = True
     try:
         text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -108,18 +112,18 @@ def load_dense(description: bytes, arrays: bytes) -> Any:
 
 
 def _require_version(kind: Any, version: Any) -> None:
-    if (kind, version) != (_TYPE, _VERSION):
+    if kind != _TYPE or version not in (_VERSION, _VERSION_WITH_LABELS):
         raise ArtefactError(
             f"{DESCRIPTION} is of type {kind!r}, version {version!r}: expected {_TYPE!r}, version "
-            f"{_VERSION}; install the version of featx that wrote it"
+            f"{_VERSION} or {_VERSION_WITH_LABELS}; install the version of featx that wrote it"
         )
 
 
 def _made(said: Mapping[str, Any], arrays: bytes) -> Any:
-    from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
     from featx.heads.dense import DenseClassifier
+    from featx.heads.head_pipeline import HeadPipeline
 
     params = dict(said["params"])
     params["hidden"] = tuple(params["hidden"])
@@ -131,6 +135,9 @@ def _made(said: Mapping[str, Any], arrays: bytes) -> Any:
     except FeatxError as error:
         raise ValueError(str(error)) from error
     dense.classes_ = _load_labels(said["classes"])
+    dense.multilabel_ = said.get("multilabel", False)
+    if not isinstance(dense.multilabel_, bool):
+        raise ValueError("multilabel is neither true nor false")  # noqa: TRY004 (as the others)
     layers = _checked_layers(said["layers"], dense.hidden, len(dense.classes_), len(arrays))
     dense.n_features_in_ = layers[0][0]
     dense.weights_ = _load_weights(arrays, layers)
@@ -149,7 +156,7 @@ def _made(said: Mapping[str, Any], arrays: bytes) -> Any:
         setattr(scaler, name, array)
     scaler.n_samples_seen_ = np.float64(said["scaler"]["n_samples_seen_"])
     scaler.n_features_in_ = layers[0][0]
-    return Pipeline([("scale", scaler), ("head", dense)])
+    return HeadPipeline([("scale", scaler), ("head", dense)])
 
 
 def _checked_layers(
@@ -202,7 +209,7 @@ def _read(h5: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _parts(head: Any) -> tuple[Any, Any]:
-    steps = [step for _, step in head.steps] if _is(head, "Pipeline") else [head]
+    steps = [step for _, step in head.steps] if hasattr(head, "steps") else [head]
     dense = steps[-1] if _is(steps[-1], "DenseClassifier") and len(steps) <= 2 else None
     return (steps[0] if len(steps) == 2 else None), dense
 
@@ -231,7 +238,13 @@ def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(plain["random_state"], int):
         # A generator's state is of no use to a head that is trained.
         plain["random_state"] = None
+    if plain["label_smoothing"] == 0:
+        del plain["label_smoothing"]
     return plain
+
+
+def _is_new(dense: Any, params: dict[str, Any]) -> bool:
+    return bool(dense.multilabel_) or "label_smoothing" in params
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.covariance import ledoit_wolf
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.validation import validated_training
 
-__all__ = ["ShrinkageLDA"]
+__all__ = ["ShrinkageLDA", "class_shares", "row_shares"]
 
 _FEW = 5
 
@@ -29,6 +31,9 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     shrinkage : "auto" or float in [0, 1], default="auto"
         ``"auto"`` is the Ledoit-Wolf estimate of each class; a number goes from the empirical
         covariance (0) to a multiple of the identity (1).
+    class_weight : "balanced" or dict, default=None
+        How often a class is expected, relative to its share of the images; ``"balanced"`` expects
+        all alike. The same as scikit-learn's ``priors``, for the covariance too.
 
     Attributes
     ----------
@@ -58,8 +63,12 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ['ants']
     """
 
-    def __init__(self, *, shrinkage: str | float = "auto") -> None:
+    # Models saved before it existed have none of their own.
+    class_weight: Any = None
+
+    def __init__(self, *, shrinkage: str | float = "auto", class_weight: Any = None) -> None:
         self.shrinkage = shrinkage
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any) -> ShrinkageLDA:
         """Estimate means and covariance, and solve for the coefficients.
@@ -85,13 +94,14 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         counts = np.bincount(codes)
         means = np.stack([X[codes == k].mean(axis=0, dtype=np.float64) for k in range(len(counts))])
-        covariance = self._covariance(X, codes, counts, means)
+        shares = class_shares(self.class_weight, counts, self.classes_)
+        covariance = self._covariance(X, codes, counts, shares, means)
         try:
             factor = scipy.linalg.cho_factor(covariance, check_finite=False)
             coef = scipy.linalg.cho_solve(factor, means.T, check_finite=False).T
         except scipy.linalg.LinAlgError:
             coef = scipy.linalg.lstsq(covariance, means.T)[0].T
-        intercept = -0.5 * np.sum(coef * means, axis=1) + np.log(counts / len(codes))
+        intercept = -0.5 * np.sum(coef * means, axis=1) + np.log(shares)
         if len(counts) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         self.coef_ = coef.astype(X.dtype)
@@ -153,16 +163,16 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X: NDArray[Any],
         codes: NDArray[np.intp],
         counts: NDArray[np.intp],
+        shares: NDArray[np.float64],
         means: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        groups = [codes == k for k in np.flatnonzero(counts >= _FEW)]
-        groups.append(((counts >= 2) & (counts < _FEW))[codes])
-        width, rows = X.shape[1], sum(int(g.sum()) for g in groups)
+        width, of_row = X.shape[1], row_shares(counts, shares)
         covariance = np.zeros((width, width))
-        for group in groups:
-            deviations = X[group] - means[codes[group]]
+        for group in _groups(counts):
+            rows = np.flatnonzero(np.isin(codes, group))
+            deviations = X[rows] - means[codes[rows]]
             if deviations.any():
-                covariance += len(deviations) / rows * self._shrunk(deviations)
+                covariance += len(rows) * of_row[group[0]] * self._shrunk(deviations)
         return covariance if covariance.any() else np.eye(width)
 
     def _shrunk(self, deviations: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,6 +188,12 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return covariance
 
     def _validate_params(self) -> None:
+        weight = self.class_weight
+        if not (weight is None or weight == "balanced" or isinstance(weight, Mapping)):
+            raise HeadError(
+                f'class_weight must be None, "balanced" or a dict of label to weight, received '
+                f"{weight!r}: leave it out"
+            )
         value = self.shrinkage
         if value == "auto":
             return
@@ -186,3 +202,58 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f'shrinkage must be "auto" or a number from 0 to 1, received {value!r}: '
                 'leave it at "auto"'
             )
+
+
+def class_shares(
+    class_weight: Any, counts: NDArray[np.intp], classes: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Give how often each class is expected.
+
+    Parameters
+    ----------
+    class_weight : None, "balanced" or dict
+    counts : ndarray of shape (k,), int
+        Images of each class.
+    classes : ndarray of shape (k,)
+        Labels, which a dict is keyed by.
+
+    Returns
+    -------
+    shares : ndarray of shape (k,), float64
+        They sum to 1.
+    """
+    weighted = counts.astype(np.float64)
+    if class_weight is not None:
+        labels = np.repeat(classes, counts)
+        weighted *= compute_class_weight(class_weight, classes=classes, y=labels)
+    shares: NDArray[np.float64] = weighted / weighted.sum()
+    return shares
+
+
+def row_shares(counts: NDArray[np.intp], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give what one image of each class weighs in the covariance within classes.
+
+    Parameters
+    ----------
+    counts : ndarray of shape (k,), int
+        Images of each class.
+    shares : ndarray of shape (k,), float64
+        See `class_shares`.
+
+    Returns
+    -------
+    weights : ndarray of shape (k,), float64
+        0 for a class with one image, which shows no deviation.
+    """
+    weights = np.zeros(len(counts))
+    for group in _groups(counts):
+        weights[group] = shares[group].sum() / counts[group].sum()
+    total = float(counts @ weights)
+    return weights / total if total else weights
+
+
+def _groups(counts: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Put the classes that are too small for an estimate of their own together."""
+    groups = [np.array([k]) for k in np.flatnonzero(counts >= _FEW)]
+    few = np.flatnonzero((counts >= 2) & (counts < _FEW))
+    return [*groups, few] if few.size else groups

@@ -87,8 +87,22 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float64, np.float32])
         self._validate_params()
-        self.model_ = self._model(min(self.n_neighbors, len(X))).fit(X, y)
+        self.model_ = self.neighbours_model(len(X)).fit(X, y)
         return self
+
+    def neighbours_model(self, rows: int) -> Any:
+        """Give the untrained model for this many images.
+
+        Parameters
+        ----------
+        rows : int
+            Images to train on.
+
+        Returns
+        -------
+        model : KNeighborsClassifier
+        """
+        return self._model(min(self.n_neighbors, rows))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Labels by vote.

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DenseWeights", "initial_weights", "logits", "softmax"]
+__all__ = ["DenseWeights", "initial_weights", "logits", "parameter_count", "sigmoid", "softmax"]
 
 DenseWeights = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 """One (kernel of shape (inputs, outputs), bias of shape (outputs,)) a layer, float32."""
@@ -91,3 +91,34 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     powers: NDArray[np.float32] = np.exp(scores - scores.max(axis=1, keepdims=True))
     powers /= powers.sum(axis=1, keepdims=True)
     return powers
+
+
+def parameter_count(hidden: Sequence[int], width: int, outputs: int) -> int:
+    """How many numbers layers hold.
+
+    Examples
+    --------
+    >>> parameter_count((8,), 4, 3)
+    67
+    """
+    return sum((a + 1) * b for a, b in pairwise([width, *hidden, outputs]))
+
+
+def sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn logits into the probability of each label by itself; no logit is too large.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n, k), float32
+
+    Returns
+    -------
+    probabilities : ndarray of shape (n, k), float32
+
+    Examples
+    --------
+    >>> sigmoid(np.array([[0.0, 1000.0, -1000.0]], dtype="f4"))
+    array([[0.5, 1. , 0. ]], dtype=float32)
+    """
+    probabilities: NDArray[np.float32] = np.exp(-np.logaddexp(0, -scores))
+    return probabilities

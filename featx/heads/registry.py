@@ -1,116 +1,19 @@
-"""The heads that have names, and the one function that makes them."""
+"""The one function that makes heads, by the names in the table or by import path."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from importlib import import_module
-from types import MappingProxyType
-from typing import Any, Literal
+from itertools import takewhile
+from typing import Any
 
 from featx.exceptions import HeadError, UnknownNameError
 from featx.heads.parsing import HeadText, parse_head
+from featx.heads.table import HEADS, HeadSpec
 
 __all__ = ["HEADS", "HeadSpec", "head_names", "make_head"]
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """One named head, as data.
-
-    Parameters
-    ----------
-    name : str
-        What the user types.
-    summary : str
-        One line for lists.
-    estimator : str
-        Import path of the class; imported when a head is made.
-    defaults : mapping of str to object
-        Parameters where they differ from the class's own.
-    standardised : bool, default=True
-        Whether it sits behind a ``StandardScaler``.
-    calibrated : bool, default=False
-        Whether it gives margins only, so that `TemperatureCalibrated` wraps it.
-    values : str, default=""
-        The parameter that takes values without a name, as in ``dense:1024,1024``.
-    storage : {"skops", "arrays"}, default="skops"
-        How an artefact keeps it (see `dump_head`).
-    needs_trust : bool, default=False
-        Whether skops distrusts what it is made of, so that loading takes ``trust=True``.
-    needs_keras : bool, default=False
-        Whether training imports Keras. Predicting never does.
-    """
-
-    name: str
-    summary: str
-    estimator: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    standardised: bool = True
-    calibrated: bool = False
-    values: str = ""
-    storage: Literal["skops", "arrays"] = "skops"
-    needs_trust: bool = False
-    needs_keras: bool = False
-
-
-# The defaults were chosen on 1,280 standardised MobileNetV2 features: CIFAR-10 at 2, 10, 50 and
-# 500 images a class, and the ants and bees. Logistic regression needed 130 iterations at C=0.01,
-# 160 at most over C from 1e-4 to 1, so that 5,000 is a guard and no budget.
-_ROWS = (
-    HeadSpec(
-        "logistic",
-        "logistic regression (multinomial, L2)",
-        "sklearn.linear_model.LogisticRegression",
-        {"C": 0.01, "max_iter": 5000},
-    ),
-    HeadSpec(
-        "svm",
-        "linear support vector machine, with calibrated probabilities",
-        "sklearn.svm.LinearSVC",
-        # The dual is 3 times as fast as the primal at 5,000 rows and even with it at few.
-        {"C": 0.001, "dual": True, "tol": 1e-3, "max_iter": 20000},
-        calibrated=True,
-    ),
-    HeadSpec(
-        "knn",
-        "k nearest neighbours by cosine, the nearer counting more",
-        "featx.heads.neighbours.NearestNeighbours",
-    ),
-    HeadSpec(
-        "ridge",
-        "ridge regression on the classes, with calibrated probabilities",
-        "sklearn.linear_model.RidgeClassifier",
-        {"alpha": 1000.0},
-        calibrated=True,
-    ),
-    HeadSpec(
-        "lda",
-        "linear discriminant analysis, covariance shrunk after Ledoit and Wolf",
-        "featx.heads.discriminant.ShrinkageLDA",
-    ),
-    HeadSpec(
-        "forest",
-        "random forest of 200 trees",
-        "sklearn.ensemble.RandomForestClassifier",
-        {"n_estimators": 200},
-        standardised=False,
-        needs_trust=True,
-    ),
-    HeadSpec(
-        "dense",
-        "dense layers trained with Keras, for example dense:1024,1024",
-        "featx.heads.dense.DenseClassifier",
-        values="hidden",
-        storage="arrays",
-        needs_keras=True,
-    ),
-)
-
-HEADS: Mapping[str, HeadSpec] = MappingProxyType({row.name: row for row in _ROWS})
-"""Every named head by its name."""
 
 
 def head_names() -> list[str]:
@@ -118,13 +21,13 @@ def head_names() -> list[str]:
 
     Examples
     --------
-    >>> head_names()
-    ['dense', 'forest', 'knn', 'lda', 'logistic', 'ridge', 'svm']
+    >>> head_names()[:4]
+    ['dense', 'extra-trees', 'forest', 'knn']
     """
     return sorted(HEADS)
 
 
-def make_head(head: Any, *, seed: int = 0, **params: Any) -> Any:
+def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: Any) -> Any:
     """Make an untrained head.
 
     Parameters
@@ -132,10 +35,14 @@ def make_head(head: Any, *, seed: int = 0, **params: Any) -> Any:
     head : str or estimator
         A name of `head_names`, with parameters if wanted (``"logistic:C=0.1"``,
         ``"dense:256,dropout=0.3"``); the import path of a scikit-learn classifier
-        (``"sklearn.naive_bayes.GaussianNB"``); or an estimator, which is cloned and otherwise
-        left as it is, with no standardisation added.
+        (``"sklearn.svm.SVC:C=10,kernel=rbf"``), which gets calibrated probabilities where it has
+        margins only; or an estimator, which is cloned and otherwise left as it is, with no
+        standardisation added.
     seed : int, default=0
         Becomes ``random_state`` where the head has one that is not given.
+    multilabel : bool, default=False
+        Whether an image has any number of labels: the head is then trained on a matrix of shape
+        (images, labels) of 0 and 1, and predicts one (see `MultiLabelHead`).
     **params
         Parameters of the head; they win over those in the text.
 
@@ -143,7 +50,8 @@ def make_head(head: Any, *, seed: int = 0, **params: Any) -> Any:
     -------
     estimator : estimator
         With ``fit`` and ``predict``. Named heads also have ``predict_proba`` and, when fitted,
-        ``classes_``; all but the forest are ``Pipeline([("scale", ...), ("head", ...)])``.
+        ``classes_``; all are ``HeadPipeline([("scale", ...), ("head", ...)])``, trees and what
+        takes no negative numbers without the first step.
 
     Raises
     ------
@@ -157,8 +65,8 @@ def make_head(head: Any, *, seed: int = 0, **params: Any) -> Any:
     Examples
     --------
     >>> make_head("knn:n_neighbors=3")
-    Pipeline(steps=[('scale', StandardScaler()),
-                    ('head', NearestNeighbours(n_neighbors=3))])
+    HeadPipeline(steps=[('scale', StandardScaler()),
+                        ('head', NearestNeighbours(n_neighbors=3))])
     >>> make_head("ridge", class_weight="balanced").predict_proba  # doctest: +ELLIPSIS
     <bound method Pipeline.predict_proba of ...>
     >>> make_head("logistik")  # doctest: +ELLIPSIS
@@ -167,20 +75,41 @@ def make_head(head: Any, *, seed: int = 0, **params: Any) -> Any:
     featx.exceptions.UnknownNameError: unknown head 'logistik': did you mean 'logistic'? ...
     """
     if not isinstance(head, str):
-        return _cloned(head, params)
+        return _for_labels(_cloned(head, params), multilabel)
     parsed = parse_head(head)
     row = _row(parsed.name)
     estimator = _estimator(row, {**_named(row, parsed), **params}, seed)
-    if row.calibrated:
+    by_path = row.name not in HEADS
+    if row.calibrated or (by_path and _gives_margins_only(estimator)):
         from featx.heads.calibrated import TemperatureCalibrated
 
         estimator = TemperatureCalibrated(estimator)
-    if not row.standardised:
-        return estimator
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
+    from featx.heads.head_pipeline import HeadPipeline
 
-    return Pipeline([("scale", StandardScaler()), ("head", estimator)])
+    steps = [("head", _for_labels(estimator, multilabel))]
+    if row.standardised and not (by_path and _takes_no_negatives(estimator)):
+        from sklearn.preprocessing import StandardScaler
+
+        steps.insert(0, ("scale", StandardScaler()))
+    return HeadPipeline(steps)
+
+
+def _for_labels(estimator: Any, multilabel: bool) -> Any:
+    if not multilabel:
+        return estimator
+    from featx.heads.multilabel import MultiLabelHead
+
+    return MultiLabelHead(estimator)
+
+
+def _gives_margins_only(estimator: Any) -> bool:
+    return hasattr(estimator, "decision_function") and not hasattr(estimator, "predict_proba")
+
+
+def _takes_no_negatives(estimator: Any) -> bool:
+    from sklearn.utils import get_tags
+
+    return bool(get_tags(estimator).input_tags.positive_only)
 
 
 def _row(name: str) -> HeadSpec:
@@ -235,11 +164,14 @@ def _imported(path: str) -> Any:
     except ImportError as error:
         raise HeadError(
             f"{path!r} cannot be imported ({error}): expected the path of a scikit-learn "
-            "classifier, for example 'sklearn.naive_bayes.GaussianNB'"
+            f"classifier, for example {_nearest_path(path) or 'sklearn.naive_bayes.GaussianNB'!r}"
         ) from error
     found = getattr(module, name, None)
     if found is None:
-        raise UnknownNameError("estimator", name, _classifiers(module), hint=f"In {module_name}")
+        known = _classifiers(module)
+        elsewhere = "" if difflib.get_close_matches(name, known) else _nearest_path(path)
+        hint = f"Did you mean {elsewhere!r}?" if elsewhere else f"In {module_name}"
+        raise UnknownNameError("estimator", name, known, hint=hint)
     if not (isinstance(found, type) and hasattr(found, "fit") and hasattr(found, "predict")):
         raise HeadError(
             f"{path!r} is no classifier: expected a class with fit and predict, "
@@ -257,7 +189,22 @@ def _is_classifier(cls: Any) -> bool:
 
 
 def _classifiers(module: Any) -> list[str]:
-    return [name for name, value in vars(module).items() if _is_classifier(value)]
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return [
+        name for name, value in public.items() if _is_classifier(value) and hasattr(value, "fit")
+    ]
+
+
+def _nearest_path(path: str) -> str:
+    """Give the path of the classifier of scikit-learn that was most likely meant, or nothing."""
+    from sklearn.utils import all_estimators
+
+    by_name = {}
+    for name, cls in all_estimators(type_filter="classifier"):
+        public = takewhile(lambda part: not part.startswith("_"), cls.__module__.split("."))
+        by_name[name] = ".".join([*public, name])
+    near = difflib.get_close_matches(path.rpartition(".")[2], by_name, n=1)
+    return by_name[near[0]] if near else ""
 
 
 def _cloned(head: Any, params: dict[str, Any]) -> Any:
@@ -285,7 +232,7 @@ def _require_known(name: str, params: Iterable[str], known: Iterable[str]) -> No
         if param in by_folded.values():
             continue
         if param == "class_weight":
-            able = [row for row in _ROWS if row.name != name and _takes_class_weight(row)]
+            able = [row for row in HEADS.values() if row.name != name and _takes_class_weight(row)]
             raise HeadError(
                 f"{name!r} takes no class_weight: leave it out, or use one of "
                 f"{', '.join(row.name for row in able)}"

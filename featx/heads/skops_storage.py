@@ -15,7 +15,12 @@ OWN_TYPES = (
     "featx.heads.calibrated.TemperatureCalibrated",
     "featx.heads.dense.DenseClassifier",
     "featx.heads.discriminant.ShrinkageLDA",
+    "featx.heads.head_pipeline.HeadPipeline",
+    "featx.heads.multilabel.MultiLabelHead",
+    "featx.heads.nearest_mean.NearestMean",
     "featx.heads.neighbours.NearestNeighbours",
+    "featx.heads.rbf.ReducedRBF",
+    "featx.heads.trees.TreeEnsemble",
 )
 """What is accepted besides the types that skops trusts itself: estimators whose construction and
 state are plain values."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,7 +13,16 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
 
-__all__ = ["check_training", "validated_training"]
+__all__ = [
+    "check_folds",
+    "check_training",
+    "few_images_allowed",
+    "refuse_unlearnable",
+    "require_finite",
+    "validated_training",
+]
+
+_LOGGER = logging.getLogger("featx")
 
 
 def check_training(X: Any, y: Any) -> None:
@@ -25,8 +38,8 @@ def check_training(X: Any, y: Any) -> None:
     Raises
     ------
     HeadError
-        The features are no matrix or hold NaN or infinity, the labels are of another length, or
-        there is one class only.
+        The features are no matrix, hold NaN or infinity, or are the same in every row; the labels
+        are of another length, or there is one class only.
 
     Examples
     --------
@@ -48,8 +61,91 @@ def check_training(X: Any, y: Any) -> None:
             f"{labels.shape}: pass one label an image"
         )
     _require_same_length(features, labels)
-    _require_finite(features)
+    require_finite(features)
     _require_two_classes(np.unique(labels))
+    _require_variation(features)
+
+
+def check_folds(y: Any, folds: int) -> None:
+    """Refuse more folds than the smallest class has images.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Labels, one an image.
+    folds : int
+        Folds that are asked for.
+
+    Raises
+    ------
+    HeadError
+        There are fewer than 2 folds, or a class has fewer images than folds.
+
+    Examples
+    --------
+    >>> check_folds(["ants", "ants", "bees"], 2)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    featx.exceptions.HeadError: class 'bees' has 1 image, 2 folds need 2 of each class: ...
+    """
+    if folds < 2:
+        raise HeadError(f"cross-validation needs at least 2 folds, received {folds}")
+    classes, counts = np.unique(np.asarray(y), return_counts=True)
+    few = np.flatnonzero(counts < folds)
+    if not few.size:
+        return
+    worst = few[counts[few].argmin()]
+    count = int(counts[worst])
+    others = f" ({len(few) - 1} more classes have too few)" if len(few) > 1 else ""
+    fewer = f"use {count} folds, " if count >= 2 else ""
+    raise HeadError(
+        f"class {classes[worst : worst + 1].tolist()[0]!r} has {count} "
+        f"image{'' if count == 1 else 's'}, {folds} folds need {folds} of each class{others}: "
+        f"{fewer}add images or leave the class out"
+    )
+
+
+def refuse_unlearnable(X: Any, y: Any) -> None:
+    """Make those checks of `check_training` that apply to what was given.
+
+    Parameters
+    ----------
+    X : array-like
+        Features. What is no matrix of numbers is left to the estimator to refuse.
+    y : array-like
+        Labels; or, of shape (n, labels), which of several labels each image has.
+
+    Raises
+    ------
+    HeadError
+        As `check_training`.
+    """
+    if not isinstance(X, np.ndarray | list | tuple) or y is None:
+        return
+    _require_same_length(X, y)
+    try:
+        features, labels = np.asarray(X), np.asarray(y)
+    except ValueError:
+        return
+    if features.ndim != 2 or features.dtype.kind not in "fiub" or features.size == 0:
+        return
+    require_finite(features)
+    if labels.ndim != 1 or (labels.dtype.kind == "f" and not np.isfinite(labels).all()):
+        return
+    try:
+        classes = np.unique(labels)
+    except TypeError:
+        return
+    _require_two_classes(classes)
+    _require_variation(features)
+
+
+@contextmanager
+def few_images_allowed() -> Iterator[None]:
+    """Silence scikit-learn's guess that classes of one or two images are a regression."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        yield
 
 
 def validated_training(
@@ -90,8 +186,9 @@ def validated_training(
     if y is not None:
         _require_same_length(X, y)
     X, y = validate_data(estimator, X, y, dtype=dtype, ensure_all_finite=False)
-    check_classification_targets(y)
-    _require_finite(X)
+    with few_images_allowed():
+        check_classification_targets(y)
+    require_finite(X)
     classes, codes = np.unique(y, return_inverse=True)
     _require_two_classes(classes)
     return X, y, classes, codes
@@ -113,7 +210,18 @@ def _length(values: Any) -> int | None:
         return None
 
 
-def _require_finite(X: NDArray[Any]) -> None:
+def require_finite(X: NDArray[Any]) -> None:
+    """Refuse features that hold NaN or infinity.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+
+    Raises
+    ------
+    HeadError
+        They do; the message counts the rows.
+    """
     if X.dtype.kind not in "fc":
         return
     # The sum is one pass without a copy; only when it is odd are the rows looked at singly.
@@ -134,3 +242,14 @@ def _require_two_classes(classes: NDArray[Any]) -> None:
             f"one class only: {classes.tolist()[0]!r}; a classifier needs at least two: "
             "add images of another class"
         )
+
+
+def _require_variation(X: NDArray[Any]) -> None:
+    constant = int(np.count_nonzero(X.max(axis=0) == X.min(axis=0)))
+    if constant == X.shape[1]:
+        raise HeadError(
+            f"every column of the features is constant: all {len(X)} rows are the same, so that "
+            "nothing tells the classes apart; look at the images, or take another layer"
+        )
+    if constant:
+        _LOGGER.info("%d of %d columns are constant and tell nothing", constant, X.shape[1])

@@ -21,7 +21,7 @@ from featx.models.metrics import score_predictions
 from featx.selection.splits import leak_groups, stratified_folds
 from featx.spec import FeatureSpec
 
-__all__ = ["Suspect", "TrainingResult", "train"]
+__all__ = ["Suspect", "TrainingResult", "describe_training", "train"]
 
 _HELD_OUT = ("test", "val")
 
@@ -157,7 +157,7 @@ def train(
     else:
         metrics, suspects = _cross_validate(model, parts, y, features, rows, cv)
         _fit(model, parts, y, rows, spec)
-    return TrainingResult(model, metrics, _provenance(features, y, rows), suspects)
+    return TrainingResult(model, metrics, describe_training(features, y, rows), suspects)
 
 
 def _labels(features: Features) -> NDArray[np.str_]:
@@ -293,7 +293,10 @@ def _suspects(
     ]
 
 
-def _provenance(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> dict[str, Any]:
+def describe_training(
+    features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]
+) -> dict[str, Any]:
+    """Return what a model was trained on: name, number of images, and digest of keys and labels."""
     digest = hashlib.sha256()
     keys = features.keys
     order = sorted(rows.tolist(), key=lambda row: (keys[row].tobytes(), str(y[row])))

@@ -10,7 +10,9 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featx.exceptions import DatasetError
 
-__all__ = ["leak_groups", "stratified_folds"]
+__all__ = ["hold_out", "leak_groups", "named_fold", "repeated_folds", "stratified_folds"]
+
+_TRIES = 20
 
 
 def leak_groups(
@@ -104,3 +106,126 @@ def stratified_folds(
         return list(splitter.split(codes, codes))
     grouped = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
     return list(grouped.split(codes, codes, own))
+
+
+def repeated_folds(
+    y: NDArray[np.generic],
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Split rows into folds several times, each time with every class in every training part.
+
+    Parameters
+    ----------
+    y, folds, groups
+        As `stratified_folds`.
+    repeats : int, default 1
+        Number of times, each with a seed of its own.
+    seed : int, default 0
+        Seed of the first time: it alone gives the folds of `stratified_folds`.
+
+    Returns
+    -------
+    list of tuple (train, test)
+        ``repeats`` times the folds.
+
+    Raises
+    ------
+    DatasetError
+        If a class has one image (or one group) only, or groups tie classes together so that every
+        split found leaves a training part without one of them.
+    """
+    found: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    for repeat in range(repeats):
+        found += _complete_folds(y, folds=folds, groups=groups, seed=seed + repeat)
+    return found
+
+
+def _complete_folds(
+    y: NDArray[np.generic], *, folds: int, groups: NDArray[np.int64] | None, seed: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    names, codes = np.unique(y, return_inverse=True)
+    missing = 0
+    for attempt in range(_TRIES):
+        # The seeds of repeats are next to each other: further tries are far from all of them.
+        split = stratified_folds(y, folds=folds, groups=groups, seed=seed + 100_003 * attempt)
+        counts = [np.bincount(codes[train], minlength=len(names)) for train, _ in split]
+        lacking = np.flatnonzero(np.min(counts, axis=0) == 0)
+        if not lacking.size and all(len(test) for _, test in split):
+            return split
+        missing = int(lacking[0]) if lacking.size else missing
+    raise DatasetError(
+        f"no split into {len(split)} folds leaves class {str(names[missing])!r} an image to train "
+        "on in each: images that are equal or of one group stay on one side, and they tie this "
+        "class together; take fewer folds, or finer groups"
+    )
+
+
+def hold_out(
+    y: NDArray[np.generic],
+    *,
+    share: float = 0.2,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Set a share of every class aside.
+
+    Parameters
+    ----------
+    y, groups, seed
+        As `repeated_folds`.
+    share : float, default 0.2
+        Which share, as one fold of the nearest whole number of folds.
+
+    Returns
+    -------
+    train, test : ndarray of int
+        Row numbers.
+
+    Raises
+    ------
+    DatasetError
+        As `repeated_folds`.
+
+    Examples
+    --------
+    >>> train, test = hold_out(np.repeat(["ant", "bee"], 10), share=0.2)
+    >>> len(train), len(test)
+    (16, 4)
+    """
+    return repeated_folds(y, folds=max(2, round(1 / share)), groups=groups, seed=seed)[0]
+
+
+def named_fold(
+    splits: NDArray[np.str_], name: str, groups: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Take a split of the dataset as the one that tests, and all other rows as those that train.
+
+    Rows of the split that are tied to a row outside it (see `leak_groups`) are left out, since
+    they would be known from training.
+
+    Parameters
+    ----------
+    splits : ndarray of shape (n,) of str
+        The split of each row.
+    name : str
+        Which one tests.
+    groups : ndarray of shape (n,), int64
+        As `leak_groups` numbers them.
+
+    Returns
+    -------
+    train, test : ndarray of int
+        Row numbers; without the rows that are left out.
+
+    Examples
+    --------
+    >>> named_fold(np.array(["train", "val", "val"]), "val", np.array([0, 0, 1]))
+    (array([0]), array([2]))
+    """
+    inside = splits == name
+    known = np.isin(groups, groups[~inside])
+    return np.flatnonzero(~inside), np.flatnonzero(inside & ~known)

@@ -65,17 +65,16 @@ def test_features_of_a_drawn_network_tell_images_apart(built, pixels, vectors_of
         assert np.linalg.norm(vectors[a] - vectors[b]) > 1e-3 * np.linalg.norm(vectors[a])
 
 
-def test_gates_are_drawn_small(built):
-    _, network = built("efficientnet_b0")
-    gain = {
-        name: network.get_layer(f"block6d_{name}").kernel.numpy().std()
-        * np.sqrt(np.prod(network.get_layer(f"block6d_{name}").kernel.shape[:-1]) / 2)
-        for name in ("se_reduce", "se_expand")
-    }
-    assert gain == {
-        "se_reduce": pytest.approx(1.0, rel=0.05),
-        "se_expand": pytest.approx(0.1, rel=0.05),
-    }
+def test_no_image_drowns_the_others(built, vectors_of):
+    source, network = built("efficientnet_b0")
+    (vectors,) = vectors_of(
+        build_tap_model(source, ("avg",), network=network), draw_images((32, 64, 64), 5)
+    )
+    centred = vectors - vectors.mean(0)
+    length = np.linalg.norm(centred, axis=1)
+    assert length.max() < 3 * np.median(length)
+    spectrum = np.linalg.svd(centred, compute_uv=False) ** 2
+    assert spectrum.sum() ** 2 / (spectrum**2).sum() > 5
 
 
 @pytest.mark.parametrize("size", [32, 96])

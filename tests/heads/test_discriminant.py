@@ -41,3 +41,26 @@ def test_identical_images_are_no_obstacle():
 def test_a_shrinkage_out_of_range_is_refused(value):
     with pytest.raises(HeadError, match='shrinkage must be "auto" or a number from 0 to 1'):
         ShrinkageLDA(shrinkage=value).fit(np.eye(2), [0, 1])
+
+
+def test_class_weights_are_scikit_learns_priors():
+    X, y = load_digits(n_class=3, return_X_y=True)
+    X, y = X[40:], y[40:]
+    balanced = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1, priors=[1 / 3] * 3)
+    ours = ShrinkageLDA(shrinkage=0.1, class_weight="balanced").fit(X, y)
+    expected = balanced.fit(X, y).decision_function(X)
+    np.testing.assert_allclose(ours.decision_function(X), expected, atol=1e-6)
+    counts = np.bincount(y)
+    weights = np.array([1.0, 2.0, 5.0])
+    given = LinearDiscriminantAnalysis(
+        solver="lsqr", shrinkage=0.1, priors=counts * weights / (counts @ weights)
+    )
+    ours = ShrinkageLDA(shrinkage=0.1, class_weight={0: 1.0, 1: 2.0, 2: 5.0}).fit(X, y)
+    expected = given.fit(X, y).decision_function(X)
+    np.testing.assert_allclose(ours.decision_function(X), expected, atol=1e-6)
+
+
+def test_a_model_saved_without_class_weight_still_shows_its_parameters():
+    head = ShrinkageLDA().fit(np.eye(2), [0, 1])
+    del head.__dict__["class_weight"]
+    assert head.get_params() == {"shrinkage": "auto", "class_weight": None}

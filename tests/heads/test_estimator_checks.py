@@ -1,14 +1,19 @@
 """scikit-learn's own checks on every named head, and on the estimators that featx adds."""
 
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featx.heads.calibrated import TemperatureCalibrated
 from featx.heads.dense import DenseClassifier
 from featx.heads.discriminant import ShrinkageLDA
+from featx.heads.multilabel import MultiLabelHead
+from featx.heads.nearest_mean import NearestMean
 from featx.heads.neighbours import NearestNeighbours
+from featx.heads.rbf import ReducedRBF
 from featx.heads.registry import HEADS, head_names, make_head
+from featx.heads.trees import TreeEnsemble
 
 # Settings for the checks' tiny data of 2 to 10 columns: the defaults are for a thousand, where
 # they shrink much more, and two columns have no useful angle between them.
@@ -17,7 +22,9 @@ SETTINGS = {
     "svm": {"C": 1.0},
     "ridge": {"alpha": 1.0},
     "knn": {"metric": "euclidean"},
+    "nearest-mean": {"metric": "euclidean"},
     "forest": {"n_estimators": 10},
+    "extra-trees": {"n_estimators": 10},
     "dense": {
         "hidden": (16,),
         "learning_rate": 0.2,
@@ -31,12 +38,27 @@ CHANGES_STEPS = "scikit-learn's Pipeline fits its own steps; scikit-learn expect
 NOT_EXACT = (
     "random rows a tree: a weight of 2 is no second row; scikit-learn expects it to fail too"
 )
+NO_MATRIX = "its targets are classes, where several labels an image are a matrix of 0 and 1"
 FAILURES = {
-    "Pipeline": {
+    "MultiLabelHead": dict.fromkeys(
+        (
+            "check_estimators_dtypes",
+            "check_dtype_object",
+            "check_classifier_data_not_an_array",
+            "check_classifiers_one_label",
+            "check_classifiers_classes",
+            "check_classifiers_train",
+            "check_classifiers_regression_target",
+            "check_classifier_not_supporting_multiclass",
+            "check_fit2d_1feature",
+        ),
+        NO_MATRIX,
+    ),
+    "HeadPipeline": {
         "check_dont_overwrite_parameters": CHANGES_STEPS,
         "check_estimators_overwrite_params": CHANGES_STEPS,
     },
-    "RandomForestClassifier": {
+    "TreeEnsemble": {
         "check_sample_weight_equivalence_on_dense_data": NOT_EXACT,
         "check_sample_weight_equivalence_on_sparse_data": NOT_EXACT,
     },
@@ -56,6 +78,11 @@ OWN = [
     TemperatureCalibrated(LinearSVC(random_state=0)),
     NearestNeighbours(metric="euclidean"),
     ShrinkageLDA(),
+    NearestMean(metric="euclidean"),
+    MultiLabelHead(LogisticRegression()),
+    ReducedRBF(random_state=0),
+    TreeEnsemble(n_estimators=10, random_state=0),
+    TreeEnsemble(splits="random", n_estimators=10, random_state=0),
     DenseClassifier(**SETTINGS["dense"]),
 ]
 
@@ -74,5 +101,6 @@ def test_every_named_head_is_checked():
 
 
 @pytest.mark.parametrize("name", head_names())
-def test_heads_are_pipelines_or_plain(name):
-    assert hasattr(make_head(name), "steps") == HEADS[name].standardised
+def test_heads_are_pipelines_with_a_scaler_where_the_table_says(name):
+    steps = [step for step, _ in make_head(name).steps]
+    assert steps == (["scale", "head"] if HEADS[name].standardised else ["head"])

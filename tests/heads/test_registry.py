@@ -1,8 +1,12 @@
+from importlib import import_module
+from itertools import takewhile
+
 import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import all_estimators
 
 from featx.exceptions import HeadError, UnknownNameError
 from featx.heads.calibrated import TemperatureCalibrated
@@ -22,7 +26,7 @@ def named(name, **params):
 
 def core(head):
     """The estimator that a user's parameters reach."""
-    head = head["head"] if hasattr(head, "steps") else head
+    head = head["head"]
     return head.estimator if isinstance(head, TemperatureCalibrated) else head
 
 
@@ -38,7 +42,7 @@ def test_a_named_head_learns_and_gives_probabilities(name):
     assert (head.classes_[probabilities.argmax(axis=1)] == head.predict(X)).mean() > 0.99
 
 
-@pytest.mark.parametrize("name", ["logistic", "ridge", "lda", "dense"])
+@pytest.mark.parametrize("name", ["logistic", "ridge", "lda", "nearest-mean", "dense"])
 def test_float32_stays_float32(name):
     X, y = blobs()
     assert named(name).fit(X, y).predict_proba(X).dtype == np.float32
@@ -68,7 +72,7 @@ def test_a_single_image_beside_larger_classes_is_no_obstacle(name):
     assert head.score(X[:-1], y[:-1]) > 0.9
 
 
-WEIGHTED = ["logistic", "svm", "ridge", "forest", "dense"]
+WEIGHTED = ["logistic", "svm", "rbf", "ridge", "lda", "forest", "extra-trees", "dense"]
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
@@ -78,7 +82,7 @@ def test_balanced_weights_find_more_of_the_rare_class(name):
     X = rng.normal(0, 1, (200, 4)).astype(np.float32) + 1.0 * y[:, None].astype(np.float32)
     fresh = rng.normal(1.0, 1, (200, 4)).astype(np.float32)
     # Deep trees fit every training row whatever it weighs.
-    shallow = {"max_depth": 3} if name == "forest" else {}
+    shallow = {"max_depth": 3} if name in ("forest", "extra-trees") else {}
     plain = named(name, **shallow).fit(X, y)
     balanced = named(name, class_weight="balanced", **shallow).fit(X, y)
     assert (balanced.predict(fresh) == 1).mean() > (plain.predict(fresh) == 1).mean() + 0.1
@@ -87,15 +91,21 @@ def test_balanced_weights_find_more_of_the_rare_class(name):
 @pytest.mark.parametrize("name", sorted(set(head_names()) - set(WEIGHTED)))
 def test_class_weight_where_there_is_none_names_the_heads_that_have_it(name):
     with pytest.raises(
-        HeadError, match=r"takes no class_weight.*logistic, svm, ridge, forest, dense"
+        HeadError,
+        match=r"takes no class_weight.*logistic, svm, rbf, ridge, lda, forest, extra-trees, dense",
     ):
         make_head(name, class_weight="balanced")
 
 
 def test_a_dict_of_class_weights_reaches_the_calibrated_heads_folds():
     X, y = blobs()
-    head = make_head("svm", class_weight={"ants": 1, "bees": 5, "wasps": 2}).fit(X, y)
-    assert head["head"].n_folds_ == 5
+    for name in ("svm", "ridge", "rbf"):
+        head = make_head(name, class_weight={"ants": 1, "bees": 5, "wasps": 2}).fit(X, y)
+        assert head["head"].n_folds_ == 5
+
+
+def test_class_weights_from_text():
+    assert core(make_head("logistic:C=0.1,class_weight=balanced")).class_weight == "balanced"
 
 
 def test_parameters_from_text_and_keywords():
@@ -125,10 +135,15 @@ def test_heads_stand_behind_standardisation():
     [
         ("logistik", "unknown head 'logistik': did you mean 'logistic'"),
         ("desne:256", "unknown head 'desne': did you mean 'dense'"),
-        ("quantum", "unknown head 'quantum'.*Known: dense, forest, knn"),
+        ("quantum", "unknown head 'quantum'.*Known: dense, extra-trees, forest, knn"),
+        ("nearest_mean", "unknown head 'nearest_mean': did you mean 'nearest-mean'"),
         (
             "sklearn.naive_bayes.GausianNB",
             "unknown estimator 'GausianNB': did you mean 'GaussianNB'",
+        ),
+        (
+            "sklearn.svm.RandomForestClassifier",
+            "Did you mean 'sklearn.ensemble.RandomForestClassifier'",
         ),
     ],
 )
@@ -157,7 +172,17 @@ def test_an_unknown_head_gets_did_you_mean(head, message):
         ("logistic:0.1", {}, "'logistic' takes parameters by name, received 0.1"),
         ("os.system", {}, "an import path below 'sklearn.', received 'os.system'"),
         ("torch.nn.Linear", {}, "below 'sklearn.'"),
-        ("sklearn.no_such.Thing", {}, "cannot be imported"),
+        ("sklearn.no_such.Thing", {}, "cannot be imported.*'sklearn.naive_bayes.GaussianNB'"),
+        ("sklearn.neighbours.KNeighborClassifier", {}, "'sklearn.neighbors.KNeighborsClassifier'"),
+        ("sklearn.svm.SVC:c=1", {}, "unknown parameter 'c' of 'sklearn.svm.SVC': did you mean 'C'"),
+        ("forest:n_estimators=0", {}, 'n_estimators must be "auto" or an integer of at least 1'),
+        ("forest:splits=good", {}, "splits must be 'best' or 'random', received 'good'"),
+        ("forest:max_depth=0", {}, "'max_depth' parameter"),
+        ("rbf:C=0", {}, "'C' parameter of LinearSVC"),
+        ("rbf:gamma=wide", {}, 'gamma must be "scale" or a number greater than 0, received .wide'),
+        ("rbf:n_components=0", {}, "n_components must be an integer of at least 1, received 0"),
+        ("lda:class_weight=fair", {}, 'class_weight must be None, "balanced" or a dict'),
+        ("nearest-mean:metric=city", {}, "metric must be 'cosine' or 'euclidean', received 'city'"),
         ("sklearn.linear_model.Ridge", {}, "is no classifier"),
         ("sklearn.metrics.accuracy_score", {}, "is no classifier"),
         ("sklearn.ensemble.VotingClassifier", {}, "cannot be made from its name alone"),
@@ -194,7 +219,65 @@ def test_a_scikit_learn_classifier_by_import_path():
     assert head.fit(X, y).score(X, y) > 0.95
 
 
+# They wrap an estimator or a list of them, which no text gives.
+META = {
+    "ClassifierChain",
+    "FixedThresholdClassifier",
+    "MultiOutputClassifier",
+    "OneVsOneClassifier",
+    "OneVsRestClassifier",
+    "OutputCodeClassifier",
+    "SelfTrainingClassifier",
+    "StackingClassifier",
+    "TunedThresholdClassifierCV",
+    "VotingClassifier",
+}
+
+
+def public_path(cls):
+    parts = cls.__module__.split(".")
+    return ".".join([*takewhile(lambda part: not part.startswith("_"), parts), cls.__name__])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "path", [public_path(cls) for name, cls in all_estimators("classifier") if name not in META]
+)
+def test_every_classifier_of_scikit_learn_by_its_path(path):
+    X, y = blobs(60)
+    head = make_head(path).fit(np.abs(X), y)
+    assert head.classes_.tolist() == ["ants", "bees", "wasps"]
+    assert set(head.predict(np.abs(X))) <= set(y)
+    np.testing.assert_allclose(head.predict_proba(np.abs(X)).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_margins_of_a_class_by_path_become_probabilities():
+    X, y = blobs()
+    head = make_head("sklearn.svm.SVC:C=10,kernel=rbf").fit(X, y)
+    assert isinstance(head["head"], TemperatureCalibrated)
+    assert head.score(X, y) > 0.95
+    with pytest.raises(HeadError, match="SVC gives 6 margins for 4 classes, expected one a class"):
+        make_head("sklearn.svm.SVC:decision_function_shape=ovo").fit(*blobs(classes=4))
+
+
+def test_what_takes_no_negative_numbers_is_not_standardised():
+    assert [name for name, _ in make_head("sklearn.naive_bayes.ComplementNB").steps] == ["head"]
+
+
+def imported(path):
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def test_the_table_is_consistent():
+    for row in HEADS.values():
+        assert not row.sweep or callable(imported(row.sweep))
+        for parameter, values in row.grid.items():
+            default = core(make_head(row.name)).get_params()[parameter]
+            assert len(values) == len(set(values))
+            assert default in values or row.name == "dense"
+            for value in values:
+                make_head(row.name, **{parameter: value})
     for name, row in HEADS.items():
         assert row.name == name
         assert row.summary

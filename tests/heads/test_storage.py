@@ -18,7 +18,11 @@ from featx.heads.dense import DenseClassifier
 from featx.heads.registry import HEADS, head_names, make_head
 from featx.heads.storage import dump_head, load_head
 
-QUICK = {"dense": {"hidden": (8, 4), "max_epochs": 3}, "forest": {"n_estimators": 5}}
+QUICK = {
+    "dense": {"hidden": (8, 4), "max_epochs": 3},
+    "forest": {"n_estimators": 5},
+    "extra-trees": {"n_estimators": 5},
+}
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 6)).astype(np.float32)
 LABELS = np.array(["ants", "bees", "гриб"])[np.arange(60) % 3]
@@ -274,7 +278,7 @@ def described(files, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 99}, "version 99: expected 'featx.head.dense', version 1; install"),
+        ({"version": 99}, "version 99: expected 'featx.head.dense', version 1 or 2; install"),
         ({"type": "other"}, "of type 'other'"),
         ({"layers": [[6, 9], [9, 4], [4, 3]]}, "do not fit hidden"),
         ({"layers": [[6, 8], [7, 4], [4, 3]]}, "do not fit one another"),

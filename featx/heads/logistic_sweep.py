@@ -1,0 +1,125 @@
+"""Logistic regression for every C from one path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
+
+from featx.heads.candidates import checked_data, core_estimators
+from featx.heads.logistic_path import LogisticPath, fit_logistic_path
+from featx.heads.sweep import Fold, HeldOut
+
+__all__ = ["sweep_logistic"]
+
+# Fewer values of C are fitted to their end: there is nothing to give up.
+_RACE_FROM = 4
+
+
+def sweep_logistic(
+    X: NDArray[np.floating[Any]],
+    y: NDArray[np.intp],
+    folds: Sequence[Fold],
+    candidates: Sequence[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    sample_weight: NDArray[np.floating[Any]] | None = None,
+) -> Iterator[HeldOut]:
+    """Measure values of C of the head ``logistic`` (see `Sweep`).
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32
+    y : ndarray of shape (n,)
+        Codes of classes.
+    folds : sequence of (training rows, testing rows)
+    candidates : sequence of mapping
+        ``C`` and ``class_weight``.
+    seed : int, default=0
+        Nothing is random.
+    sample_weight : ndarray of shape (n,), optional
+
+    Yields
+    ------
+    HeldOut
+        Probabilities. From 4 values of C on, those that can no longer win are not fitted: they are
+        marked as stopped, with what the largest C that was fitted says.
+
+    Raises
+    ------
+    HeadError
+        A parameter is unknown or out of range, or the features are not finite.
+
+    Notes
+    -----
+    All folds are standardised alike, by the rows of all of them and without their labels, since
+    they share one eigenbasis; a head that is fitted by itself is standardised by its own rows.
+    """
+    X, y = checked_data(X, y, folds, sample_weight)
+    settings = core_estimators("logistic", candidates, seed=seed)
+    groups: dict[str, list[int]] = {}
+    for number, setting in enumerate(settings):
+        alike = {**setting.get_params(), "C": None}
+        groups.setdefault(repr(sorted(alike.items(), key=str)), []).append(number)
+    scaled = StandardScaler().fit_transform(X)
+    for members in groups.values():
+        first = settings[members[0]]
+        # Scores at this tolerance are those of the solution to 0.002.
+        tol = max(float(first.tol), 1e-5)
+        Cs = np.unique([float(settings[number].C) for number in members])
+        path = fit_logistic_path(
+            scaled,
+            y,
+            folds,
+            Cs=Cs,
+            weights=_weights(y, folds, first.class_weight, sample_weight),
+            sample_weight=None if sample_weight is None else np.asarray(sample_weight, np.float64),
+            tol=tol,
+            max_iter=int(first.max_iter),
+            racing=len(Cs) >= _RACE_FROM,
+        )
+        yield from _held_out(path, scaled, folds, {n: settings[n].C for n in members})
+
+
+def _weights(
+    y: NDArray[np.intp],
+    folds: Sequence[Fold],
+    class_weight: Any,
+    sample_weight: NDArray[np.floating[Any]] | None,
+) -> NDArray[np.float64] | None:
+    if class_weight is None and sample_weight is None:
+        return None
+    own = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weights = np.tile(own, (len(folds), 1))
+    if class_weight is not None:
+        for fold, (train, _) in enumerate(folds):
+            weights[fold, train] *= compute_sample_weight(class_weight, y[train])
+    return weights
+
+
+def _held_out(
+    path: LogisticPath, X: NDArray[Any], folds: Sequence[Fold], chosen: Mapping[int, float]
+) -> Iterator[HeldOut]:
+    from scipy.special import expit, softmax
+
+    last_fitted = max(place for place, coef in enumerate(path.coef) if coef is not None)
+    for number, C in chosen.items():
+        place = int(np.searchsorted(path.Cs, float(C)))
+        stopped = bool(path.stopped[place])
+        coef, intercept = (
+            part[last_fitted if stopped else place] for part in (path.coef, path.intercept)
+        )
+        assert coef is not None
+        assert intercept is not None
+        for fold, (_, test) in enumerate(folds):
+            scores = X[test] @ coef[fold].T.astype(X.dtype) + intercept[fold].astype(X.dtype)
+            if scores.shape[1] == 1:
+                positive = expit(scores[:, 0])
+                shares = np.stack([1 - positive, positive], axis=1)
+            else:
+                shares = softmax(scores, axis=1)
+            yield HeldOut(number, fold, shares, stopped=stopped)

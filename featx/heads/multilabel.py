@@ -1,0 +1,213 @@
+"""Images with any number of labels: one head a label, or one for all where that is the same."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import KFold
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featx.exceptions import HeadError
+from featx.heads.calibrated import TemperatureCalibrated, fit_temperature
+from featx.heads.neighbours import NearestNeighbours
+from featx.heads.validation import few_images_allowed, require_finite
+
+__all__ = ["MultiLabelHead"]
+
+
+class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+    """Says of each label by itself whether an image has it.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A classifier with ``predict_proba``; a copy is fitted for each label. For ridge without
+        class weights and for `NearestNeighbours` one fit serves all labels.
+    threshold : float in (0, 1), default=0.5
+        The probability above which `predict` gives a label.
+
+    Attributes
+    ----------
+    estimators_ : list
+        One a label that varies; a single one where it serves all labels.
+    varying_ : ndarray of int
+        Labels that some of the images have and some have not.
+    shares_ : ndarray of shape (labels,), float64
+        Share of the images that have the label: 0 or 1 is the answer for one that does not vary.
+    temperatures_ : ndarray
+        One a varying label, where one ridge regression serves all; else empty.
+    classes_ : ndarray of shape (labels,)
+        Places of the labels, 0 to labels - 1.
+    n_features_in_ : int
+
+    Notes
+    -----
+    Binary relevance: Tsoumakas, Katakis: "Multi-Label Classification: An Overview", International
+    Journal of Data Warehousing and Mining 3 (2007).
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> X = [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    >>> head = MultiLabelHead(LogisticRegression(C=100.0)).fit(X, X)
+    >>> head.predict([[0.9, 0.1]]).tolist()
+    [[1, 0]]
+    """
+
+    def __init__(self, estimator: Any, *, threshold: float = 0.5) -> None:
+        self.estimator = estimator
+        self.threshold = threshold
+
+    def fit(self, X: Any, y: Any) -> MultiLabelHead:
+        """Fit a copy of the estimator for each label, or one for all.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Features.
+        y : array-like of shape (n, labels)
+            1 where an image has a label, else 0.
+
+        Returns
+        -------
+        self : MultiLabelHead
+
+        Raises
+        ------
+        HeadError
+            The features are not finite, the labels are no matrix of 0 and 1 with a row a feature
+            row, or the threshold is out of range.
+        """
+        self._validate_params()
+        if y is None:
+            raise HeadError(
+                "MultiLabelHead requires y to be passed, but the target y is None: pass a matrix "
+                "of shape (images, labels)"
+            )
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
+        require_finite(X)
+        given = _checked(y, len(X))
+        self.classes_ = np.arange(given.shape[1])
+        self.shares_ = given.mean(axis=0)
+        self.varying_ = np.flatnonzero((self.shares_ > 0) & (self.shares_ < 1))
+        self.temperatures_ = np.empty(0)
+        targets = given[:, self.varying_]
+        self.estimators_ = []
+        with few_images_allowed():
+            if targets.shape[1] >= 2 and self._is_shared():
+                self._fit_shared(X, targets)
+            else:
+                self.estimators_ = [clone(self.estimator).fit(X, t) for t in targets.T]
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Probability of each label.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, labels)
+            Each from 0 to 1; rows need not sum to 1.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        probabilities = np.tile(self.shares_, (len(X), 1))
+        if self.temperatures_.size:
+            margins = self.estimators_[0].decision_function(X)
+            # Two margins, one the other's negative, as a softmax over the temperature sees them.
+            probabilities[:, self.varying_] = expit(2 * margins / self.temperatures_)
+        elif len(self.estimators_) == len(self.varying_):
+            for label, estimator in zip(self.varying_, self.estimators_, strict=True):
+                probabilities[:, label] = estimator.predict_proba(X)[:, 1]
+        else:
+            columns = [p[:, 1] for p in self.estimators_[0].predict_proba(X)]
+            probabilities[:, self.varying_] = np.column_stack(columns)
+        found: NDArray[Any] = probabilities
+        return found
+
+    def predict(self, X: Any) -> NDArray[np.intp]:
+        """Labels of each image.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        labels : ndarray of shape (n, labels), int
+            1 where the probability is above the threshold.
+        """
+        return (self.predict_proba(X) > self.threshold).astype(np.intp)
+
+    def _is_shared(self) -> bool:
+        if isinstance(self.estimator, NearestNeighbours):
+            return True
+        inner = getattr(self.estimator, "estimator", None)
+        # Class weights are one number an image there, and would have to be one a label.
+        return (
+            isinstance(self.estimator, TemperatureCalibrated)
+            and isinstance(inner, RidgeClassifier)
+            and inner.class_weight is None
+        )
+
+    def _fit_shared(self, X: NDArray[Any], targets: NDArray[np.intp]) -> None:
+        if isinstance(self.estimator, NearestNeighbours):
+            self.estimators_ = [clone(self.estimator).neighbours_model(len(X)).fit(X, targets)]
+            return
+        ridge = self.estimator.estimator
+        self.estimators_ = [clone(ridge).fit(X, targets)]
+        margins = np.zeros(targets.shape)
+        splits = KFold(min(self.estimator.folds, len(X)), shuffle=True, random_state=0)
+        for train, test in splits.split(X):
+            margins[test] = clone(ridge).fit(X[train], targets[train]).decision_function(X[test])
+        self.temperatures_ = np.array(
+            [
+                fit_temperature(np.column_stack([-m, m]), t)
+                for m, t in zip(margins.T, targets.T, strict=True)
+            ]
+        )
+
+    def _validate_params(self) -> None:
+        value = self.threshold
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < 1:
+            raise HeadError(
+                f"threshold must be a number between 0 and 1, received {value!r}: "
+                "0.5 is the default"
+            )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        tags.classifier_tags.multi_class = False
+        tags.target_tags.single_output = False
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _checked(y: Any, rows: int) -> NDArray[np.intp]:
+    labels = np.asarray(y)
+    if labels.ndim != 2 or labels.shape[1] == 0:
+        raise HeadError(
+            f"several labels an image are a matrix of shape (images, labels), received shape "
+            f"{labels.shape}: pass 1 where an image has a label and 0 where not"
+        )
+    if len(labels) != rows:
+        raise HeadError(
+            f"expected one row of labels a feature row, received {rows} rows and {len(labels)} "
+            "rows of labels: take both from the same dataset, in the same order"
+        )
+    if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+        raise HeadError(
+            f"labels must be 0 or 1, received {np.unique(labels)[:5].tolist()}: pass 1 where an "
+            "image has a label and 0 where not"
+        )
+    return labels.astype(np.intp)

@@ -1,0 +1,250 @@
+"""The nearest class mean: the cheapest head, good from one image a class on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featx.exceptions import HeadError
+from featx.heads.calibrated import fit_temperature
+from featx.heads.scatter import class_sums
+from featx.heads.sweep import Fold, HeldOut
+from featx.heads.validation import validated_training
+
+__all__ = ["NearestMean", "sweep_nearest_mean"]
+
+_METRICS = ("cosine", "euclidean")
+
+
+class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """The class whose mean is nearest. Every class counts alike, however many images it has.
+
+    Parameters
+    ----------
+    metric : {"cosine", "euclidean"}, default="cosine"
+        By the angle to the mean, or by the distance from it.
+
+    Attributes
+    ----------
+    means_ : ndarray of shape (k, d)
+        Of length 1 under ``"cosine"``.
+    temperature_ : float
+        What scores are divided by in `predict_proba`.
+    classes_ : ndarray of shape (k,)
+    n_features_in_ : int
+
+    Notes
+    -----
+    The temperature is fitted on scores that each image gets from the others, in closed form: with
+    n images of mean m in its class, the mean without the image x is (n m - x) / (n - 1). Classes
+    of one image have none; where no class has two, the temperature is 1.
+
+    Mensink et al.: "Distance-Based Image Classification: Generalizing to New Classes at Near-Zero
+    Cost", IEEE TPAMI 35 (2013). `predict` of ``"euclidean"`` is that of scikit-learn's
+    ``NearestCentroid``.
+
+    Examples
+    --------
+    >>> head = NearestMean().fit([[0.0, 1.0], [1.0, 0.0]], ["ants", "bees"])
+    >>> head.predict([[0.1, 0.9]]).tolist()
+    ['ants']
+    """
+
+    def __init__(self, *, metric: str = "cosine") -> None:
+        self.metric = metric
+
+    def fit(self, X: Any, y: Any) -> NearestMean:
+        """Take the means, and fit the temperature.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Features.
+        y : array-like of shape (n,)
+            Labels.
+
+        Returns
+        -------
+        self : NearestMean
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from (see `check_training`), or the metric is unknown.
+        """
+        self._validate_params()
+        X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
+        means, counts = class_means(X, codes)
+        self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(X.dtype)
+        self.temperature_ = 1.0
+        rows = np.flatnonzero(counts[codes] >= 2)
+        if rows.size:
+            scores = self._scores(X[rows]).astype(np.float64)
+            own, size = codes[rows], counts[codes[rows], None]
+            without = (size * means[own] - X[rows]) / (size - 1)
+            scores[np.arange(len(rows)), own] = self._paired(X[rows], without)
+            self.temperature_ = fit_temperature(scores, own)
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Cosines with the means, or halves of the squared distances below zero.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        scores : ndarray of shape (n,) for two classes (second less first), else (n, k)
+            Under ``"euclidean"`` up to a constant a row.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Labels of the nearest means.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        labels : ndarray of shape (n,)
+        """
+        scores = self.decision_function(X)
+        best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+        """Probabilities: the softmax of the scores over the temperature.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, k)
+            Rows sum to 1; columns in the order of ``classes_``.
+        """
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.column_stack([np.zeros_like(scores), scores])
+        probabilities: NDArray[Any] = softmax(scores / self.temperature_, axis=1)
+        return probabilities
+
+    def _scores(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        products = X @ self.means_.T
+        if self.metric == "cosine":
+            products /= _lengths(X)[:, None]
+        else:
+            products -= 0.5 * np.einsum("ij,ij->i", self.means_, self.means_)
+        scores: NDArray[Any] = products
+        return scores
+
+    def _paired(self, X: NDArray[Any], means: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        """Give the score of each row with the mean in the same row."""
+        products = np.einsum("ij,ij->i", X, means)
+        if self.metric == "cosine":
+            cosines: NDArray[Any] = products / _lengths(X) / _lengths(means)
+            return cosines
+        halves: NDArray[Any] = products - 0.5 * np.einsum("ij,ij->i", means, means)
+        return halves
+
+    def _validate_params(self) -> None:
+        if self.metric not in _METRICS:
+            raise HeadError(
+                f"metric must be {' or '.join(map(repr, _METRICS))}, received {self.metric!r}: "
+                "knn takes any metric of scikit-learn"
+            )
+
+
+def sweep_nearest_mean(
+    X: NDArray[np.floating[Any]],
+    y: NDArray[np.intp],
+    folds: Sequence[Fold],
+    candidates: Sequence[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    sample_weight: NDArray[np.floating[Any]] | None = None,
+) -> Iterator[HeldOut]:
+    """Measure metrics of the head ``nearest-mean`` (see `Sweep`): one set of means a fold.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32
+    y : ndarray of shape (n,)
+        Codes of classes.
+    folds : sequence of (training rows, testing rows)
+    candidates : sequence of mapping
+        ``metric``.
+    seed : int, default=0
+        Nothing is random.
+    sample_weight : None
+        There are no weights of rows here.
+
+    Yields
+    ------
+    HeldOut
+        Scores.
+
+    Raises
+    ------
+    HeadError
+        A parameter is unknown or out of range, the features are not finite, or weights of rows
+        are given.
+    """
+    from featx.heads.candidates import checked_data, core_estimators
+    from featx.heads.scatter import fold_scatters
+
+    X, y = checked_data(X, y, folds, sample_weight, weights_refused_by="nearest-mean")
+    settings = core_estimators("nearest-mean", candidates, seed=seed)
+    scatters = fold_scatters(X, y, folds, gram=False)
+    for fold, ((_, test), scatter) in enumerate(zip(folds, scatters, strict=True)):
+        scale = scatter.scale()
+        means, tested = scatter.means(scale), scale.apply(X[test])
+        for number, setting in enumerate(settings):
+            cosine = setting.metric == "cosine"
+            setting.means_ = (_unit(means) if cosine else means).astype(X.dtype)
+            yield HeldOut(number, fold, setting._scores(tested), probabilities=False)
+
+
+def class_means(
+    X: NDArray[Any], codes: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Give the mean of each class and how many rows it has.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    codes : ndarray of shape (n,)
+        0 to k - 1, each at least once.
+
+    Returns
+    -------
+    means : ndarray of shape (k, d), float64
+    counts : ndarray of shape (k,), int
+    """
+    counts = np.bincount(codes)
+    return class_sums(X, codes, len(counts)) / counts[:, None], counts
+
+
+def _lengths(rows: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    lengths: NDArray[Any] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    lengths[lengths == 0] = 1
+    return lengths
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    unit: NDArray[Any] = rows / _lengths(rows)[:, None]
+    return unit

@@ -1,0 +1,172 @@
+"""One symmetric matrix plus many multiples of the identity: systems solved from one reduction."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.linalg.lapack import get_lapack_funcs
+from threadpoolctl import threadpool_limits
+
+__all__ = ["ShiftedSystems"]
+
+_BLOCK = 64
+_COLUMNS = 1024
+
+
+class ShiftedSystems:
+    """Solves ``(A + shift * I) W = B`` for any number of shifts.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (d, d), float32 or float64
+        Symmetric, positive semidefinite but for rounding. Left as it is.
+
+    Notes
+    -----
+    A = Q T Q' with T tridiagonal, so that A + s I = Q (T + s I) Q'. A shift then costs O(d) a
+    column, and the rotations by Q are two products for all shifts together. The eigenvectors that
+    would make T diagonal are not needed for this and cost several times what T costs (at 1,280
+    columns and one thread 0.1 s against 0.6 s in float32). Golub, Van Loan: "Matrix
+    Computations", 4th edition, section 8.3.
+
+    Where T + s I is not positive definite to working precision, eigenvalues of T below zero are
+    taken for the rounding that they are. Without a shift above rounding, directions without
+    variance then get no weight: the answer of least norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> systems = ShiftedSystems(np.array([[2.0, 1.0], [1.0, 2.0]]))
+    >>> systems.solve(np.array([[3.0], [3.0]]), [0.0, 3.0])[:, :, 0].round(6).tolist()
+    [[1.0, 1.0], [0.5, 0.5]]
+    """
+
+    def __init__(self, matrix: NDArray[np.floating[Any]]) -> None:
+        self._width = len(matrix)
+        names = ("sytrd", "ormqr", "pttrf", "pttrs")
+        sytrd, self._ormqr, self._pttrf, self._pttrs = get_lapack_funcs(names, (matrix,))
+        with _one_thread():
+            packed, self._diagonal, self._beside, self._tau, info = sytrd(
+                matrix, lower=1, lwork=_BLOCK * self._width
+            )
+        if info:
+            raise ValueError(f"?sytrd refused argument {-info}")
+        self._reflectors = np.asfortranarray(packed[1:, :-1])
+
+    def solve(self, rhs: NDArray[Any], shifts: Any) -> NDArray[np.floating[Any]]:
+        """Solve for each shift.
+
+        Parameters
+        ----------
+        rhs : ndarray of shape (d, c)
+        shifts : sequence of float
+            Not negative.
+
+        Returns
+        -------
+        solutions : ndarray of shape (s, d, c)
+        """
+        rotated = self.rotate(rhs)
+        width, columns = rotated.shape
+        found = np.empty((len(shifts), width, columns), rotated.dtype)
+        step = max(1, _COLUMNS // columns)
+        for start in range(0, len(shifts), step):
+            batch = [self.solve_rotated(rotated, float(s)) for s in shifts[start : start + step]]
+            back = self.unrotate(np.hstack(batch))
+            found[start : start + step] = back.reshape(width, len(batch), columns).swapaxes(0, 1)
+        return found
+
+    def rotate(self, columns: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        """Give Q' times these columns, in which the systems are tridiagonal.
+
+        Parameters
+        ----------
+        columns : ndarray of shape (d, c)
+
+        Returns
+        -------
+        rotated : ndarray of shape (d, c)
+        """
+        return self._rotated(columns, b"T")
+
+    def unrotate(self, rotated: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        """Undo `rotate`.
+
+        Parameters
+        ----------
+        rotated : ndarray of shape (d, c)
+
+        Returns
+        -------
+        columns : ndarray of shape (d, c)
+        """
+        return self._rotated(rotated, b"N")
+
+    def solve_rotated(self, rotated: NDArray[Any], shift: float) -> NDArray[np.floating[Any]]:
+        """Solve ``(T + shift * I) w = b`` for columns that `rotate` gave.
+
+        Parameters
+        ----------
+        rotated : ndarray of shape (d, c)
+        shift : float
+            Not negative.
+
+        Returns
+        -------
+        solutions : ndarray of shape (d, c)
+        """
+        if shift > 0:
+            shifted = self._diagonal + self._diagonal.dtype.type(shift)
+            # LAPACK's wrapper wants room for one entry beside a single one.
+            beside = self._beside if self._width > 1 else np.zeros(1, shifted.dtype)
+            pivots, ratios, info = self._pttrf(shifted, beside)
+            if not info:
+                solved: NDArray[Any] = self._pttrs(pivots, ratios, rotated)[0]
+                return solved
+        values, vectors = self._spectrum
+        raised = np.maximum(values, 0) + shift
+        least = self._rounding if shift < self._rounding else 0.0
+        inverse = np.divide(1, raised, out=np.zeros_like(raised), where=raised > least)
+        spectral: NDArray[Any] = vectors @ (inverse[:, None] * (vectors.T @ rotated))
+        return spectral.astype(rotated.dtype)
+
+    @cached_property
+    def _spectrum(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        values, vectors = eigh_tridiagonal(
+            self._diagonal.astype(np.float64), self._beside.astype(np.float64)
+        )
+        return values, vectors
+
+    @property
+    def _rounding(self) -> float:
+        largest = np.abs(self._diagonal).max(initial=0.0)
+        return float(np.finfo(self._diagonal.dtype).eps * largest * 4 * self._width**0.5)
+
+    def _rotated(self, columns: NDArray[Any], transposed: bytes) -> NDArray[np.floating[Any]]:
+        rotated = np.array(columns, dtype=self._diagonal.dtype, order="F")
+        if self._width > 1:
+            with _one_thread():
+                # Q leaves the first coordinate alone.
+                rotated[1:] = self._ormqr(
+                    b"L",
+                    transposed,
+                    self._reflectors,
+                    self._tau,
+                    rotated[1:],
+                    lwork=_BLOCK * max(rotated.shape),
+                )[0]
+        return rotated
+
+
+def _one_thread() -> Any:
+    """Keep LAPACK to one thread.
+
+    Both routines go column by column or block by block, and threads would meet after each: that
+    costs more than they save (0.2 s on one thread against 0.4 s on two for 1,280 columns), and
+    seconds where other work has a core.
+    """
+    return threadpool_limits(1, "blas")

@@ -1,0 +1,52 @@
+"""The leaderboard of a search as it grows, where somebody can see it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from featx.selection.measuring import Watch
+from featx.selection.ranking import ranked
+from featx.selection.trials import Trial
+
+__all__ = ["live_leaderboard"]
+
+_SHOWN = 8
+
+
+@contextmanager
+def live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None]:
+    """Yield what is called with the trials that are finished and how many are planned.
+
+    Parameters
+    ----------
+    choice : bool or callable
+        A callable is passed on. True draws on standard error, if that is a terminal.
+    title : str
+        Stands above the table.
+    """
+    if callable(choice):
+        yield choice
+        return
+    if not choice or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
+
+        def show(trials: list[Trial], planned: int) -> None:
+            table = Table(title=f"{title}: {len(trials):,} of {max(planned, len(trials)):,}")
+            for name in ("backbone", "tap", "transform", "head"):
+                table.add_column(name)
+            table.add_column("score", justify="right")
+            for trial in ranked(trials)[:_SHOWN]:
+                one = trial.candidate
+                score = trial.measured.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
+                table.add_row(one.backbone, one.tap, one.transform, one.text, score)
+            live.update(table)
+
+        yield show

@@ -1,0 +1,342 @@
+"""`search`: the best of many heads, transforms and blocks of features, as a fitted classifier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.registry import canonical_name
+from featx.backbones.taps import parse_tap
+from featx.cache.features import Features
+from featx.cache.layout import CacheLayout
+from featx.exceptions import HeadError
+from featx.models.backbone_costs import backbone_cost
+from featx.models.classifier import ImageClassifier
+from featx.models.live_leaderboard import live_leaderboard
+from featx.models.search_result import SearchResult
+from featx.models.training import describe_training
+from featx.selection.fold_data import FeatureBlock
+from featx.selection.measuring import Watch
+from featx.selection.searching import SearchOptions, SearchOutcome, search_arrays
+from featx.selection.space import Candidate, SearchSpace
+from featx.selection.space_files import read_space_file
+from featx.selection.splits import leak_groups
+from featx.selection.transforms import parse_transform, pipeline
+
+__all__ = ["read_space", "search"]
+
+
+def search(
+    features: Features,
+    *,
+    heads: Any = None,
+    transforms: Any = None,
+    backbones: str | Sequence[str] | None = None,
+    taps: str | Sequence[str] | None = None,
+    space: Mapping[str, Any] | Sequence[Any] | str | os.PathLike[str] | None = None,
+    strategy: str = "grid",
+    n_trials: int | None = None,
+    cv: int | str = 5,
+    repeats: int = 1,
+    scoring: str = "accuracy",
+    score: str = "auto",
+    one_standard_error: bool = False,
+    budget_s: float | None = None,
+    n_jobs: int = -1,
+    seed: int = 0,
+    y: Sequence[Any] | NDArray[Any] | None = None,
+    weights: Any = None,
+    preprocessing: str | None = None,
+    engine: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    progress: bool | Watch = False,
+) -> SearchResult:
+    """Try heads, their parameters, transforms and blocks of features, and fit the best of them.
+
+    Candidates are measured by stratified cross-validation in which equal images, and images of one
+    group, are never on both sides. Images of a split ``test`` take no part in it. The score that
+    the winner was selected by is the greatest of many and so optimistic: ``result.score`` is
+    measured on images that the selection has not seen.
+
+    Parameters
+    ----------
+    features : Features
+        From `featx.extract`, labelled, with any number of blocks.
+    heads : str, estimator or sequence, optional
+        ``"logistic"`` is tried over its own grid, ``"logistic:C=0.01|0.1"`` over these values,
+        ``"logistic:C=0.001..10"`` (random, optuna) over a range. Estimators, and
+        ``{"head": "logistic", "C": [0.01, 0.1]}``, do too. By default every head whose settings
+        are measured together: nearest-mean, ridge, lda, knn, logistic.
+    transforms : str or sequence of str, optional
+        ``"standard"`` (the default: the head as it is), ``"none"`` (without its standardisation),
+        ``"l2"``, ``"pca:64"``, ``"pca:0.95"``, ``"whiten:64"``.
+    backbones, taps : str or sequence of str, optional
+        Which blocks; all by default. A ``file:`` backbone has to be named if the classifier is to
+        read images.
+    space : mapping, sequence of mapping, or path, optional
+        ``heads``, ``transforms``, ``backbones`` and ``taps`` together; several mappings are
+        several parts. It replaces the arguments `heads` and `transforms`; `backbones` and `taps`
+        are of the parts that name none. A path is a JSON, TOML or YAML file.
+    strategy : {"grid", "random", "halving", "optuna"}, default "grid"
+        Everything; some drawn at random; all on few rows and the better third on three times as
+        many; what Optuna proposes.
+    n_trials : int, optional
+        How many to draw: 20 by default, 30 of Optuna.
+    cv : int or str, default 5
+        Number of folds, or the split that candidates are measured on (``"val"``).
+    repeats : int, default 1
+        How many times the folds are drawn.
+    scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}
+        What is to be best.
+    score : {"auto", "test", "holdout", "nested", "none"}, default "auto"
+        How the winner is scored: on the split ``test``; on a fifth of the images set aside; by
+        repeating the selection in a cross-validation; not at all. ``"auto"`` takes ``test`` where
+        there is one, else ``nested`` where that is cheap, else ``holdout``.
+    one_standard_error : bool, default False
+        Whether the cheapest wins of all that are within one standard error of the best.
+    budget_s : float, optional
+        Seconds after which no trial is started.
+    n_jobs : int, default -1
+        Number of fits at a time, as in joblib; it changes no score.
+    seed : int, default 0
+        One seed gives one answer.
+    y : sequence of length n, optional
+        Labels in place of those of the features.
+    weights, preprocessing
+        What the features were made with, kept with the model; `weights` may be a mapping by
+        backbone.
+    engine : str, default "auto"
+        Which engine the backbones are timed on.
+    cache : path, optional
+        Cache folder: finished trials are kept in its ``searches``, and the same search goes on
+        from them. By default nothing is kept.
+    resume : bool, default True
+        Whether to go on from finished trials.
+    progress : bool or callable, default False
+        Whether to draw the leaderboard as it grows, where standard error is a terminal.
+
+    Returns
+    -------
+    SearchResult
+
+    Raises
+    ------
+    DatasetError
+        For no labels, one class, a class with too few images, labels of another length.
+    FeaturesError
+        For features that are not finite, or constant.
+    HeadError
+        For an empty space, or a head, parameter or option that cannot be as given.
+    UnknownNameError
+        For a name that is none, with the nearest that are.
+    MissingExtraError
+        If ``optuna``, or YAML, needs what is not installed.
+
+    Examples
+    --------
+    >>> result = featx.search(feats, heads=["logistic", "knn", "dense:256|512"])  # doctest: +SKIP
+    >>> result.head, result.score.value  # doctest: +SKIP
+    ('logistic:C=0.01', 0.931)
+    >>> result.save("photos.featx")  # doctest: +SKIP
+    """
+    options = SearchOptions(
+        strategy=strategy,
+        n_trials=n_trials,
+        cv=cv,
+        repeats=repeats,
+        scoring=scoring,
+        score=score,
+        budget_s=budget_s,
+        n_jobs=n_jobs,
+        seed=seed,
+        one_standard_error=one_standard_error,
+    )
+    wanted = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
+    if isinstance(space, str | os.PathLike):
+        space = read_space_file(space)
+    tried = read_space(space, **wanted)
+    labels, rows = _labels(features, y)
+    named = _named_backbones(space, backbones)
+    by_backbone = weights if isinstance(weights, Mapping) else {}
+    choice = None if by_backbone else weights
+    blocks = []
+    for block in _blocks(features, tried):
+        name = named.get(block.backbone, block.backbone)
+        cost = backbone_cost(
+            features,
+            block,
+            name,
+            weights=by_backbone.get(name, choice),
+            preprocessing=preprocessing,
+            engine=engine,
+            cache=cache,
+        )
+        blocks.append(_feature_block(features, block.backbone, block.tap, cost))
+    with live_leaderboard(progress, f"search {features.name}") as watch:
+        outcome = search_arrays(
+            blocks,
+            labels,
+            tried,
+            options,
+            rows=rows,
+            groups=leak_groups(
+                features.keys, None if features.groups is None else features.groups, len(features)
+            ),
+            splits=features.splits,
+            journals=None if cache is None else CacheLayout.at(cache).root / "searches",
+            fresh=not resume,
+            watch=watch,
+        )
+    winner = outcome.winner
+    name = named.get(winner.backbone, winner.backbone)
+    model = _fit(
+        features, labels, outcome, name, by_backbone.get(name, choice), preprocessing, cache, seed
+    )
+    return SearchResult(model, outcome, describe_training(features, labels, outcome.rows))
+
+
+def read_space(
+    space: Any = None,
+    *,
+    heads: Any = None,
+    transforms: Any = None,
+    backbones: Any = None,
+    taps: Any = None,
+) -> SearchSpace:
+    """Read a search space from the arguments of `search`.
+
+    Raises
+    ------
+    HeadError, UnknownNameError, MissingExtraError
+        As `search`.
+    """
+    places = {"backbones": backbones, "taps": taps}
+    heads_given = {"heads": heads, "transforms": transforms}
+    given = {name: value for name, value in heads_given.items() if value is not None}
+    if isinstance(space, str | os.PathLike):
+        space = read_space_file(space)
+    if space is None:
+        space = given
+    elif given:
+        raise HeadError(
+            f"a space and {', '.join(given)} were given: the space has its own, so write them into "
+            "it"
+        )
+    return SearchSpace.read(_canonical(space, places))
+
+
+def _canonical(parts: Any, places: Mapping[str, Any]) -> Any:
+    """Write backbones and taps as blocks write them, into the parts that name none."""
+    if isinstance(parts, Sequence) and not isinstance(parts, str):
+        return [_canonical(part, places) for part in parts]
+    if not isinstance(parts, Mapping):
+        return parts
+    written = {**{name: value for name, value in places.items() if value is not None}, **parts}
+    for key, canonical in (("backbones", canonical_name), ("taps", _canonical_tap)):
+        if written.get(key) is not None:
+            written[key] = [canonical(str(name)) for name in _listed(written[key])]
+    return written
+
+
+def _canonical_tap(name: str) -> str:
+    return name if name == "imported" else str(parse_tap(name))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _named_backbones(space: Any, backbones: Any) -> dict[str, str]:
+    """Return what the user called each backbone: of a ``file:`` one, only that says where it is."""
+    called = [] if backbones is None else _listed(backbones)
+    for part in [space] if isinstance(space, Mapping) else space or ():
+        if isinstance(part, Mapping) and part.get("backbones") is not None:
+            called += _listed(part["backbones"])
+    return {canonical_name(str(name)): str(name) for name in called}
+
+
+def _labels(features: Features, y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    if y is not None:
+        labels = np.asarray(y)
+        return labels, np.arange(len(labels))
+    own = features.y
+    if own is None:
+        from featx.exceptions import DatasetError
+
+        raise DatasetError(
+            f"{features.name!r} has no labels: put the images into one folder a class, or give a "
+            "CSV with the columns path,label"
+        )
+    return own, np.flatnonzero(features.labels >= 0)
+
+
+def _blocks(features: Features, space: SearchSpace) -> list[Any]:
+    plain = [block for block in features.blocks if block.view is None]
+    there = [(block.backbone, block.tap) for block in plain]
+    used = {place for part in space.parts for place in part.places(there)}
+    # None is for the search to say: it names what there is.
+    return [block for block in plain if (block.backbone, block.tap) in used] or plain
+
+
+def _feature_block(
+    features: Features, backbone: str, tap: str, cost: tuple[float | None, int | None, float]
+) -> FeatureBlock:
+    place: dict[str, Any] = {"backbone": backbone, "tap": tap}
+    views = features.views(**place)
+    made = [features.spec(**place), *(features.spec(**place, view=view) for view in views)]
+    return FeatureBlock(
+        backbone,
+        tap,
+        features.matrix(**place),
+        digest=" ".join([tap, *(spec.digest for spec in made)]),
+        views=tuple(features.matrix(**place, view=view) for view in views),
+        ms=cost[0],
+        bytes=cost[1],
+        cost=cost[2],
+    )
+
+
+def _fit(
+    features: Features,
+    labels: NDArray[Any],
+    outcome: SearchOutcome,
+    backbone: str,
+    weights: Any,
+    preprocessing: str | None,
+    cache: Any,
+    seed: int,
+) -> ImageClassifier:
+    winner = outcome.winner
+    place: dict[str, Any] = {"backbone": winner.backbone, "tap": winner.tap}
+    spec, views = features.spec(**place), features.views(**place)
+    rows = outcome.rows
+    parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
+    X = np.concatenate([part[rows] for part in parts]) if views else parts[0][rows]
+    model = ImageClassifier(
+        backbone,
+        _whole_head(winner, X.shape, seed),
+        weights=weights,
+        tap=winner.tap,
+        input_size=spec.input_size_px,
+        preprocessing=preprocessing,
+        image=spec.image,
+        views=len(views),
+        view_policy=features.spec(**place, view=views[0]).views if views else None,
+        cache=cache,
+        random_state=seed,
+    )
+    model.fit(X, np.tile(labels[rows], len(parts)))
+    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
+    return model
+
+
+def _whole_head(winner: Candidate, shape: tuple[int, ...], seed: int) -> Any:
+    """Return the head as text where text says it all, since a model is shown by it."""
+    if winner.transform == "standard" and winner.estimator is None:
+        return winner.text
+    return pipeline(parse_transform(winner.transform), winner.make(seed=seed), (shape[0], shape[1]))

@@ -1,0 +1,140 @@
+"""How good predictions are, as one number of which more is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import HeadError, UnknownNameError
+
+__all__ = ["SCORERS", "Scorer", "find_scorer", "score_interval"]
+
+Codes: TypeAlias = NDArray[np.intp]
+Values: TypeAlias = NDArray[np.floating[Any]]
+
+
+def _accuracy(truth: Codes, values: Values) -> float:
+    return float((values.argmax(axis=1) == truth).mean())
+
+
+def _confusion(truth: Codes, values: Values) -> NDArray[np.intp]:
+    k = values.shape[1]
+    pairs = np.bincount(truth * k + values.argmax(axis=1), minlength=k * k)
+    return pairs.reshape(k, k)
+
+
+def _balanced_accuracy(truth: Codes, values: Values) -> float:
+    confusion = _confusion(truth, values)
+    counts = confusion.sum(axis=1)
+    return float((confusion.diagonal()[counts > 0] / counts[counts > 0]).mean())
+
+
+def _macro_f1(truth: Codes, values: Values) -> float:
+    confusion = _confusion(truth, values)
+    both = confusion.sum(axis=1) + confusion.sum(axis=0)
+    present = confusion.sum(axis=1) > 0
+    return float((2 * confusion.diagonal()[present] / both[present]).mean())
+
+
+def _negative_log_loss(truth: Codes, values: Values) -> float:
+    chosen = np.clip(values[np.arange(len(truth)), truth], 1e-15, 1.0)
+    return float(np.log(chosen).mean())
+
+
+def _top5(truth: Codes, values: Values) -> float:
+    own = values[np.arange(len(truth)), truth]
+    return float(((values > own[:, None]).sum(axis=1) < 5).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A way of scoring, as data.
+
+    Parameters
+    ----------
+    name : str
+        What a user types.
+    function : callable
+        Takes true codes (n,) and values (n, k), and returns a number of which more is better.
+    needs : {"labels", "order", "probabilities"}
+        What the values have to be: the best class only, the order of all, or probabilities.
+    sign : {1, -1}, default 1
+        What `function` is multiplied by where it is shown.
+    """
+
+    name: str
+    function: Callable[[Codes, Values], float]
+    needs: str = "labels"
+    sign: int = 1
+
+    def shown(self, score: float) -> float:
+        """Return a score as it is shown to people."""
+        return self.sign * score
+
+
+SCORERS: Mapping[str, Scorer] = MappingProxyType(
+    {
+        scorer.name: scorer
+        for scorer in (
+            Scorer("accuracy", _accuracy),
+            Scorer("balanced_accuracy", _balanced_accuracy),
+            Scorer("macro_f1", _macro_f1),
+            Scorer("log_loss", _negative_log_loss, "probabilities", -1),
+            Scorer("top5", _top5, "order"),
+        )
+    }
+)
+"""Every way of scoring by its name."""
+
+
+def find_scorer(name: str, classes: int) -> Scorer:
+    """Return a way of scoring.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none of this name.
+    HeadError
+        If it would call everything right.
+    """
+    if name not in SCORERS:
+        raise UnknownNameError("scoring", str(name), SCORERS)
+    if name == "top5" and classes <= 5:
+        raise HeadError(
+            f"top5 needs more than 5 classes, received {classes}: every prediction would count as "
+            "right; take scoring='accuracy'"
+        )
+    return SCORERS[name]
+
+
+def score_interval(
+    scorer: Scorer, truth: Codes, values: Values, *, seed: int = 0, draws: int = 1000
+) -> tuple[float, float]:
+    """Return the 95 % interval of a score as it is shown.
+
+    Of accuracy and top5 it is that of Wilson ("Probable inference", JASA 22, 1927), otherwise the
+    percentiles of a seeded bootstrap over the images.
+
+    Examples
+    --------
+    >>> truth = np.zeros(50, dtype=int)
+    >>> low, high = score_interval(SCORERS["accuracy"], truth, np.eye(2)[truth])
+    >>> round(low, 3), round(high, 3)
+    (0.929, 1.0)
+    """
+    n = len(truth)
+    if scorer.name in ("accuracy", "top5"):
+        share, z = scorer.function(truth, values), 1.959964
+        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(0, n, n) for _ in range(draws))
+    scores = [scorer.shown(scorer.function(truth[rows], values[rows])) for rows in drawn]
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return float(low), float(high)

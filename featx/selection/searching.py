@@ -1,0 +1,363 @@
+"""A search on arrays: try candidates on folds, choose one, and score it on rows it has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import DatasetError, HeadError
+from featx.heads.sweep import Fold
+from featx.selection.checks import check_block, check_classes, check_length
+from featx.selection.fold_data import FeatureBlock
+from featx.selection.honest import HonestScore, Rows, choose_protocol, score_winner
+from featx.selection.journal import Journal
+from featx.selection.leaderboard import Leaderboard, measure_costs
+from featx.selection.measuring import Measuring, Watch
+from featx.selection.ranking import choose, ranked
+from featx.selection.scoring import find_scorer
+from featx.selection.space import Candidate, Place, SearchSpace
+from featx.selection.splits import named_fold, repeated_folds
+from featx.selection.strategies import Plan, find_strategy
+from featx.selection.transforms import parse_transform
+
+__all__ = ["SearchOptions", "SearchOutcome", "search_arrays"]
+
+_PACKAGES = ("featx", "numpy", "scikit-learn", "scipy", "optuna")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchOptions:
+    """How a search is done; see `featx.search` for what each means."""
+
+    strategy: str = "grid"
+    n_trials: int | None = None
+    cv: int | str = 5
+    repeats: int = 1
+    scoring: str = "accuracy"
+    score: str = "auto"
+    budget_s: float | None = None
+    n_jobs: int = -1
+    seed: int = 0
+    one_standard_error: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cv, int) and self.cv < 2:
+            raise HeadError(
+                f"expected 2 folds or more, or the name of a split, received cv={self.cv}: a "
+                "candidate is measured on rows that it was not trained on"
+            )
+        if self.repeats < 1:
+            raise HeadError(f"expected 1 repeat or more, received repeats={self.repeats}")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise HeadError(
+                f"expected a budget of more than 0 seconds, received budget_s={self.budget_s}: "
+                "leave it out for none"
+            )
+        if self.budget_s is not None and self.score == "nested":
+            raise HeadError(
+                "a budget bounds one search and score='nested' repeats it: take "
+                "score='holdout' with a budget, or leave the budget out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchOutcome:
+    """What a search found.
+
+    Parameters
+    ----------
+    leaderboard : Leaderboard
+        Every trial, the best first.
+    winner : Candidate
+        Which one won.
+    classes : ndarray of shape (k,)
+        Labels, sorted.
+    rows : ndarray of int
+        Rows that the winner is to be fitted on.
+    honest : HonestScore
+        How good it is on rows that its selection has not seen.
+    planned, untried, resumed : int
+        Number of candidates; of those that the budget left untried; of trials known from before.
+    notes : list of str
+        What a user should know.
+    seconds : float
+        How long it took.
+    """
+
+    leaderboard: Leaderboard
+    winner: Candidate
+    classes: NDArray[Any]
+    rows: NDArray[np.intp]
+    honest: HonestScore
+    planned: int
+    untried: int
+    resumed: int
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def search_arrays(
+    blocks: Sequence[FeatureBlock],
+    y: NDArray[Any],
+    space: SearchSpace,
+    options: SearchOptions | None = None,
+    *,
+    rows: NDArray[np.intp] | None = None,
+    groups: NDArray[np.int64] | None = None,
+    splits: NDArray[np.str_] | None = None,
+    journals: Path | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
+) -> SearchOutcome:
+    """Search for the best of a space on features in memory.
+
+    Parameters
+    ----------
+    blocks : sequence of FeatureBlock
+        Features of the same n images.
+    y : ndarray of shape (n,)
+        Labels.
+    space : SearchSpace
+        What may be tried.
+    options : SearchOptions, optional
+        How.
+    rows : ndarray of int, optional
+        Rows that have a label; all by default.
+    groups : ndarray of shape (n,), int64, optional
+        Rows with equal numbers are never on both sides, see `featx.selection.splits.leak_groups`.
+    splits : ndarray of shape (n,) of str, optional
+        Splits of the dataset: rows of ``test`` take no part in the selection.
+    journals : Path, optional
+        Folder where finished trials are kept; by default nowhere.
+    fresh : bool, default False
+        Whether to forget finished trials of the same search.
+    watch : callable, optional
+        Is told of finished trials.
+
+    Raises
+    ------
+    DatasetError
+        For labels of another length, one class, a class with too few images, or unknown splits.
+    FeaturesError
+        For features that are not finite or constant.
+    HeadError, UnknownNameError
+        For what `SearchOptions` or the space do not allow, or where every candidate failed.
+    MissingExtraError
+        If the strategy needs what is not installed.
+    """
+    started = time.monotonic()
+    options = options or SearchOptions()
+    strategy = find_strategy(options.strategy, options.n_trials)
+    by_place: dict[Place, FeatureBlock] = {block.place: block for block in blocks}
+    y, groups = np.asarray(y), np.arange(len(y)) if groups is None else groups
+    for block in blocks:
+        check_length(len(block.X), y, f"{block.backbone} {block.tap}")
+    labelled = np.arange(len(y)) if rows is None else rows
+    data, tested, notes = _set_test_aside(y, labelled, groups, splits)
+    scorer = find_scorer(options.scoring, len(data.classes))
+    planned = _planned(space, tuple(by_place), options)
+    used = {block.place: block for block in _used(space, by_place)}
+    _require_components(space, used)
+    notes += [
+        note
+        for block in used.values()
+        if (note := check_block(block.take(data.rows), f"{block.backbone} {block.tap}"))
+    ]
+    protocol, kept, held = choose_protocol(data, tested, space, planned, options)
+    notes += protocol.notes
+    folds, more = _folds(kept, splits, options)
+    notes += more
+    journal = Journal(
+        None
+        if journals is None
+        else journals / f"{_digest(used, y, data, groups, splits, space, options)}.jsonl",
+        fresh=fresh,
+    )
+    deadline = None if options.budget_s is None else started + options.budget_s
+    measuring = Measuring(
+        used,
+        kept.rows,
+        kept.codes,
+        kept.groups,
+        folds,
+        scorer,
+        journal,
+        seed=options.seed,
+        n_jobs=options.n_jobs,
+        deadline=deadline,
+        watch=watch,
+    )
+    plan = Plan(space, tuple(used), options.n_trials, options.seed, kept.codes)
+    strategy(plan, measuring.measure)
+    trials = list(measuring.trials.values())
+    costs = measure_costs(measuring, trials)
+    ordered = ranked(trials, costs.order)
+    place = choose(ordered, costs.order, one_standard_error=options.one_standard_error)
+    if place is None:
+        reasons = {trial.measured.failed for trial in ordered} - {""}
+        raise HeadError(
+            f"all {len(ordered)} candidates failed: {'; '.join(sorted(reasons)[:3])}: look at "
+            "their parameters"
+        )
+    winner = ordered[place].candidate
+    honest = score_winner(
+        protocol.name,
+        winner,
+        replace(measuring, watch=None, deadline=None),
+        plan,
+        strategy,
+        held,
+        data,
+        options,
+    )
+    return SearchOutcome(
+        leaderboard=Leaderboard(ordered, place, costs, scorer, len(folds)),
+        winner=winner,
+        classes=data.classes,
+        rows=data.rows,
+        honest=honest,
+        planned=planned,
+        untried=len(measuring.untried),
+        resumed=journal.resumed,
+        notes=notes,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _set_test_aside(
+    y: NDArray[Any],
+    labelled: NDArray[np.intp],
+    groups: NDArray[np.int64],
+    splits: NDArray[np.str_] | None,
+) -> tuple[Rows, Rows | None, list[str]]:
+    """Return the rows of the selection, those of a split ``test``, and what to know of them."""
+    notes: list[str] = []
+    train, test = labelled, labelled[:0]
+    if splits is not None and (splits[labelled] == "test").any():
+        inside, outside = named_fold(splits[labelled], "test", groups[labelled])
+        train, test = labelled[inside], labelled[outside]
+        twins = len(labelled) - len(train) - len(test)
+        if twins:
+            notes.append(
+                f"{twins:,} test images equal a training image or are of its group: they do not "
+                "count in the score"
+            )
+    check_classes(y[train])
+    classes = np.unique(y[train])
+    strangers = sorted(set(y[test].tolist()) - set(classes.tolist()))
+    if strangers:
+        raise DatasetError(
+            "test images have classes without a training image: "
+            f"{', '.join(map(str, strangers[:5]))}: add some of them, or take these out of the test"
+        )
+    data = Rows.of(train, y, classes, groups)
+    return data, Rows.of(test, y, classes, groups) if len(test) else None, notes
+
+
+def _folds(
+    data: Rows, splits: NDArray[np.str_] | None, options: SearchOptions
+) -> tuple[list[Fold], list[str]]:
+    if isinstance(options.cv, str):
+        names = [] if splits is None else sorted(set(splits[data.rows].tolist()) - {""})
+        if splits is None or options.cv not in names:
+            raise DatasetError(
+                f"expected a number of folds or a split of the images to select by, received "
+                f"cv={options.cv!r}; splits are: {', '.join(names) or 'none'}"
+            )
+        fold = named_fold(splits[data.rows], options.cv, data.groups)
+        trained = np.bincount(data.codes[fold[0]], minlength=len(data.classes))
+        if not len(fold[1]) or not trained.all():
+            raise DatasetError(
+                f"the split {options.cv!r} leaves {len(fold[1])} images to select by and "
+                f"{int((trained == 0).sum())} classes without a training image: every class needs "
+                "one, or take cv=5"
+            )
+        return [fold], []
+    folds = repeated_folds(
+        data.classes[data.codes],
+        folds=options.cv,
+        repeats=options.repeats,
+        groups=data.groups,
+        seed=options.seed,
+    )
+    number = len(folds) // options.repeats
+    if number < options.cv:
+        return folds, [
+            f"{number} folds in place of {options.cv}: the smallest class has {number} distinct "
+            "images or groups"
+        ]
+    return folds, []
+
+
+def _planned(space: SearchSpace, places: tuple[Place, ...], options: SearchOptions) -> int:
+    size = space.size(places)
+    if not size:
+        raise HeadError(
+            "the search space is empty: no block of these features has the backbone and the tap of "
+            "one of its parts; there are: " + ", ".join(" ".join(place) for place in places)
+        )
+    if options.strategy == "grid":
+        size = len(space.candidates(places))
+    if options.n_trials is None:
+        return min(size, 20) if options.strategy == "random" and not space.ranged() else size
+    return options.n_trials if space.ranged() else min(size, options.n_trials)
+
+
+def _used(space: SearchSpace, blocks: Mapping[Place, FeatureBlock]) -> list[FeatureBlock]:
+    places = dict.fromkeys(place for part in space.parts for place in part.places(list(blocks)))
+    return [blocks[place] for place in blocks if place in places]
+
+
+def _require_components(space: SearchSpace, blocks: Mapping[Place, FeatureBlock]) -> None:
+    for place, text, _ in space.choices(list(blocks)):
+        size, width = parse_transform(text).size, blocks[place].X.shape[-1]
+        if size is not None and size > width:
+            raise HeadError(
+                f"{text!r} asks for more components than the {width:,} columns of "
+                f"{' '.join(place)}: ask for fewer, or for a share of the variance such as 0.95"
+            )
+
+
+def _digest(
+    blocks: Mapping[Place, FeatureBlock],
+    y: NDArray[Any],
+    data: Rows,
+    groups: NDArray[np.int64],
+    splits: NDArray[np.str_] | None,
+    space: SearchSpace,
+    options: SearchOptions,
+) -> str:
+    """Return what tells this search from every other: equal digests have equal trials."""
+    decides = {
+        name: value
+        for name, value in asdict(options).items()
+        if name not in ("budget_s", "n_jobs", "one_standard_error")
+    }
+    found = hashlib.sha256(json.dumps([decides, space.describe(), _versions()]).encode())
+    for place, block in blocks.items():
+        content = block.digest or hashlib.sha256(np.ascontiguousarray(block.X).data).hexdigest()
+        found.update(json.dumps([*place, content, len(block.views)]).encode())
+    for column in (data.rows, data.codes, groups, data.classes.astype(str)):
+        found.update(np.ascontiguousarray(column).data)
+    if splits is not None:
+        found.update(json.dumps(splits.tolist()).encode())
+    return found.hexdigest()[:40]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,146 @@
+"""Which candidates of a space are tried, and in which order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import HeadError, UnknownNameError
+from featx.selection.head_grids import Range
+from featx.selection.ranking import ranked
+from featx.selection.space import Candidate, Place, SearchSpace, build
+from featx.selection.trials import Trial
+
+__all__ = ["STRATEGIES", "Plan", "Strategy", "find_strategy"]
+
+_FACTOR = 3
+_FEWEST_ROWS = 100
+_FEWEST_OF_A_CLASS = 4
+_DRAWN = 20
+
+
+class Measure(Protocol):
+    """Measures candidates; see `featx.selection.measuring.Measuring.measure`."""
+
+    def __call__(self, candidates: Sequence[Candidate], *, share: float = 1.0) -> list[Trial]:
+        """Return the trials that finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a strategy has to know.
+
+    Parameters
+    ----------
+    space : SearchSpace
+        What may be tried.
+    places : tuple of (backbone, tap)
+        On which blocks.
+    n_trials : int, optional
+        How many candidates to draw.
+    seed : int
+        Seed of the drawing.
+    codes : ndarray of shape (n,)
+        Classes of the training rows.
+    """
+
+    space: SearchSpace
+    places: tuple[Place, ...]
+    n_trials: int | None
+    seed: int
+    codes: NDArray[np.intp]
+
+
+Strategy = Callable[[Plan, Measure], None]
+
+
+def _grid(plan: Plan, measure: Measure) -> None:
+    measure(plan.space.candidates(plan.places))
+
+
+def _random(plan: Plan, measure: Measure) -> None:
+    measure(_draw(plan, plan.n_trials or _DRAWN))
+
+
+def _draw(plan: Plan, count: int) -> list[Candidate]:
+    generator = np.random.default_rng(plan.seed)
+    if plan.space.ranged() is None:
+        every = plan.space.candidates(plan.places)
+        chosen = generator.permutation(len(every))[:count]
+        return [every[number] for number in chosen]
+    choices = plan.space.choices(plan.places)
+    drawn: dict[Candidate, None] = {}
+    for _ in range(20 * count):  # a small space may have fewer than are asked for
+        place, transform, head = choices[int(generator.integers(len(choices)))]
+        values = [
+            axis.at(float(generator.random()))
+            if isinstance(axis, Range)
+            else axis[int(generator.integers(len(axis)))]
+            for _, axis in head.grid
+        ]
+        drawn[build(place, transform, head, values)] = None
+        if len(drawn) == count:
+            break
+    return list(drawn)
+
+
+def _halving(plan: Plan, measure: Measure) -> None:
+    """Try all on few rows, the better third on three times as many, and so on to all rows.
+
+    Jamieson, Talwalkar: "Non-stochastic best arm identification and hyperparameter optimization",
+    AISTATS 2016.
+    """
+    if plan.n_trials or plan.space.ranged() is not None:
+        left = _draw(plan, plan.n_trials or _DRAWN)
+    else:
+        left = plan.space.candidates(plan.places)
+    rows = len(plan.codes)
+    fewest = max(_FEWEST_ROWS, _FEWEST_OF_A_CLASS * (int(plan.codes.max()) + 1))
+    by_rows = int(math.log(max(1.0, rows / fewest), _FACTOR) + 1e-9)
+    by_candidates = math.ceil(math.log(max(1, len(left)), _FACTOR) - 1e-9)
+    for step in range(min(by_rows, by_candidates), -1, -1):
+        trials = measure(left, share=1 / _FACTOR**step)
+        kept = max(1, math.ceil(len(left) / _FACTOR))
+        left = [trial.candidate for trial in ranked(trials)[:kept]]
+        if not left:
+            return
+
+
+def _optuna(plan: Plan, measure: Measure) -> None:
+    from featx.selection.optuna_strategy import ask_optuna
+
+    ask_optuna(plan, measure)
+
+
+STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
+    {"grid": _grid, "random": _random, "halving": _halving, "optuna": _optuna}
+)
+"""Every strategy by its name."""
+
+
+def find_strategy(name: str, n_trials: int | None) -> Strategy:
+    """Return a strategy.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none of this name.
+    HeadError
+        If it cannot do with the number of trials.
+    """
+    if name not in STRATEGIES:
+        raise UnknownNameError("strategy", str(name), STRATEGIES)
+    if n_trials is not None and n_trials < 1:
+        raise HeadError(f"expected 1 trial or more, received n_trials={n_trials}")
+    if n_trials is not None and name == "grid":
+        raise HeadError(
+            f"a grid tries everything and takes no number of trials, received {n_trials}: leave it "
+            "out, or take the strategy 'random'"
+        )
+    return STRATEGIES[name]

@@ -1,0 +1,91 @@
+"""What is known of a candidate that was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from featx.selection.space import Candidate
+
+__all__ = ["Measured", "Trial"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Figures of one candidate on all folds.
+
+    Parameters
+    ----------
+    scores : list of float
+        One a fold, of which more is better; empty where it failed.
+    fit_s, score_s : list of float
+        Seconds of training and of predicting, one a fold. Candidates that were measured together
+        have an equal share each.
+    stopped : bool
+        Whether it was given up early.
+    failed : str
+        Why it could not be measured, empty if it could.
+    ms : float, optional
+        Milliseconds an image of transform and head, where they were fitted by themselves.
+    bytes : int, optional
+        Size of what transform and head have learnt, likewise.
+    """
+
+    scores: list[float]
+    fit_s: list[float]
+    score_s: list[float]
+    stopped: bool = False
+    failed: str = ""
+    ms: float | None = None
+    bytes: int | None = None
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Measured:
+        """Read what `dataclasses.asdict` gave.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is something else.
+        """
+        measured = cls(**{field.name: given[field.name] for field in fields(cls)})
+        if not all(isinstance(score, float) for score in measured.scores):
+            raise TypeError("scores are numbers")
+        return measured
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate and its figures.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        What was tried.
+    measured : Measured
+        What came of it.
+    share : float, default 1.0
+        The share of the training rows that it was trained on.
+    """
+
+    candidate: Candidate
+    measured: Measured
+    share: float = 1.0
+
+    @property
+    def score(self) -> float:
+        """Mean over the folds; minus infinity where it failed."""
+        return float(np.mean(self.measured.scores)) if self.measured.scores else -np.inf
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the folds."""
+        return float(np.std(self.measured.scores)) if self.measured.scores else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over the folds."""
+        folds = len(self.measured.scores)
+        return float(np.std(self.measured.scores, ddof=1) / np.sqrt(folds)) if folds > 1 else 0.0

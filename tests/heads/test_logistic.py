@@ -1,0 +1,333 @@
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits, make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from featx.exceptions import HeadError
+from featx.heads import logistic_path, logistic_rows
+from featx.heads.logistic import LogisticPathCV
+from featx.heads.logistic_path import fit_logistic_path
+
+CS = np.logspace(-3, 1, 5)
+
+
+# Weights and repeated rows are compared to nine digits, which takes the tolerance.
+@parametrize_with_checks([LogisticPathCV(Cs=[0.1, 1.0, 10.0], cv=3, tol=1e-11)])
+def test_scikit_learn_check(estimator, check):
+    check(estimator)
+
+
+def digits(classes=10):
+    X, y = load_digits(return_X_y=True)
+    X, y = X[y < classes] / 16, y[y < classes]
+    return X, y
+
+
+def wide(n=600, d=2000, classes=4, seed=0, informative=30):
+    """Features beyond the size at which single precision is used."""
+    X, y = make_classification(
+        n, d, n_informative=informative, n_redundant=0, n_classes=classes, random_state=seed
+    )
+    return X.astype(np.float32), y
+
+
+def folds_of(X, y, number=3):
+    return list(StratifiedKFold(number, shuffle=True, random_state=0).split(X, y))
+
+
+def objective(X, y, C, coef, intercept):
+    Z = X.astype(np.float64) @ np.asarray(coef, np.float64).T + intercept
+    if Z.shape[1] == 1:
+        Z = np.concatenate([np.zeros_like(Z), Z], axis=1)
+    top = Z.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(Z - top).sum(axis=1)) + top[:, 0] - Z[np.arange(len(y)), y]
+    penalty = (np.asarray(coef, np.float64) ** 2).sum() / 2
+    return C * losses.sum() + penalty
+
+
+def optimum(X, y, C):
+    newton = X.shape[1] * len(np.unique(y)) < 2000
+    solver = "newton-cholesky" if newton else "lbfgs"
+    model = LogisticRegression(C=C, solver=solver, tol=1e-8, max_iter=5000)
+    return model.fit(X.astype(np.float64), y)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_every_solution_is_scikit_learns(classes):
+    X, y = digits(classes)
+    folds = folds_of(X, y)
+    path = fit_logistic_path(X, y, folds, Cs=CS, tol=1e-7)
+    for place, C in enumerate(CS):
+        for fold, (train, test) in enumerate(folds):
+            theirs = optimum(X[train], y[train], C)
+            found = path.coef[place][fold], path.intercept[place][fold]
+            np.testing.assert_allclose(found[0], theirs.coef_, atol=2e-3)
+            centre = theirs.intercept_.mean() if classes > 2 else 0.0
+            np.testing.assert_allclose(found[1], theirs.intercept_ - centre, atol=2e-3)
+            least = objective(X[train], y[train], C, theirs.coef_, theirs.intercept_)
+            assert objective(X[train], y[train], C, *found) <= least * (1 + 1e-6)
+            assert path.scores[fold, place] == pytest.approx(
+                theirs.score(X[test], y[test]), abs=0.004
+            )
+    assert path.converged.all()
+    assert (path.gradient_norm <= 1e-7).all()
+
+
+@pytest.mark.parametrize("shape", [(600, 2000), (4000, 300)])
+def test_single_precision_reaches_the_same_objective(shape):
+    X, y = wide(*shape)
+    head = LogisticPathCV(Cs=[1e-3, 1e-2, 1e-1], cv=3).fit(X, y)
+    theirs = optimum(X, y, head.C_)
+    least = objective(X, y, head.C_, theirs.coef_, theirs.intercept_)
+    assert objective(X, y, head.C_, head.coef_, head.intercept_) <= least * (1 + 1e-5)
+    assert head.coef_.dtype == np.float32
+    assert head.converged_
+
+
+def test_a_tolerance_beyond_single_precision_is_reached_in_double():
+    X, y = wide(classes=3)
+    path = fit_logistic_path(X, y, folds_of(X, y), Cs=np.array([1e-3, 1e-2]), tol=1e-9)
+    assert path.converged.all()
+    assert (path.gradient_norm <= 1e-9).all()
+
+
+def test_the_reported_gradient_is_the_gradient():
+    X, y = digits(3)
+    X = X + 5.0
+    everything = [(np.arange(len(y)), np.arange(0))]
+    path = fit_logistic_path(X, y, everything, Cs=np.array([0.1]), tol=1e-3)
+    coef, intercept = path.coef[0][0], path.intercept[0][0]
+    Z = X @ coef.T + intercept
+    residual = np.exp(Z - Z.max(axis=1, keepdims=True))
+    residual /= residual.sum(axis=1, keepdims=True)
+    residual[np.arange(len(y)), y] -= 1
+    gradient = np.column_stack([residual.T @ X + coef / 0.1, residual.sum(axis=0)]) / len(y)
+    assert path.gradient_norm[0, 0] == pytest.approx(np.abs(gradient).max(), rel=1e-6)
+
+
+def test_scores_are_those_of_a_grid_search():
+    X, y = digits()
+    folds = folds_of(X, y, 5)
+    theirs = GridSearchCV(LogisticRegression(max_iter=5000), {"C": CS}, cv=folds).fit(X, y)
+    ours = LogisticPathCV(Cs=CS, cv=folds, racing=False).fit(X, y)
+    splits = [theirs.cv_results_[f"split{i}_test_score"] for i in range(5)]
+    np.testing.assert_allclose(ours.scores_.mean(axis=0), np.mean(splits, axis=0), atol=0.002)
+    assert theirs.best_params_["C"] == ours.C_
+    assert (ours.predict(X) == theirs.predict(X)).mean() > 0.998
+    exact = optimum(X, y, ours.C_)
+    np.testing.assert_allclose(ours.predict_proba(X), exact.predict_proba(X), atol=0.02)
+
+
+def test_log_loss_is_a_scoring():
+    X, y = digits()
+    folds = folds_of(X, y)
+    theirs = GridSearchCV(
+        LogisticRegression(max_iter=5000), {"C": CS}, cv=folds, scoring="neg_log_loss"
+    ).fit(X, y)
+    ours = LogisticPathCV(Cs=CS, cv=folds, scoring="neg_log_loss").fit(X, y)
+    kept = ~ours.stopped_
+    expected = theirs.cv_results_["mean_test_score"][kept]
+    np.testing.assert_allclose(ours.scores_.mean(axis=0)[kept], expected, rtol=0.01)
+    assert theirs.best_params_["C"] == ours.C_
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", {0: 3.0, 2: 0.5}])
+def test_class_weights_count_in_each_fold(class_weight):
+    X, y = digits(3)
+    X, y = X[60:], y[60:]
+    weight = np.random.default_rng(0).uniform(0.5, 2.0, len(y))
+    ours = LogisticPathCV(Cs=[0.1], cv=3, class_weight=class_weight, tol=1e-7)
+    theirs = LogisticRegression(C=0.1, class_weight=class_weight, tol=1e-8, max_iter=5000)
+    ours.fit(X, y, sample_weight=weight)
+    theirs.fit(X, y, sample_weight=weight)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-4)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=1e-4)
+
+
+def test_a_weight_of_two_is_a_second_row():
+    X, y = digits(4)
+    X, y = X[:200], y[:200]
+    train, test = np.arange(100), np.arange(100, 200)
+    weight = np.random.default_rng(0).integers(0, 3, 200)
+    again = np.repeat(np.arange(200), weight)
+    folds = [(np.flatnonzero(again < 100), np.flatnonzero(again >= 100))]
+    weighted = LogisticPathCV(Cs=CS, cv=[(train, test)], tol=1e-7).fit(X, y, sample_weight=weight)
+    repeated = LogisticPathCV(Cs=CS, cv=folds, tol=1e-7).fit(X[again], y[again])
+    np.testing.assert_allclose(weighted.scores_, repeated.scores_, atol=1e-9)
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-4)
+
+
+def test_racing_stops_what_has_lost_and_says_so():
+    X, y = wide(1500, 700, classes=5, informative=10)
+    grid = np.logspace(-5, 3, 17)
+    full = LogisticPathCV(Cs=grid, racing=False).fit(X, y)
+    raced = LogisticPathCV(Cs=grid).fit(X, y)
+    assert raced.stopped_.any()
+    assert not full.stopped_.any()
+    assert np.isnan(raced.scores_[:, raced.stopped_]).all()
+    assert np.isfinite(raced.scores_[:, ~raced.stopped_]).all()
+    assert abs(np.searchsorted(grid, raced.C_) - np.searchsorted(grid, full.C_)) <= 1
+    best = full.scores_.mean(axis=0).max()
+    assert (full.scores_.mean(axis=0)[raced.stopped_] < best).all()
+
+
+def test_of_equal_scores_the_smaller_c_wins():
+    X = np.repeat([[-1.0, 0.0], [1.0, 0.0]], 20, axis=0)
+    head = LogisticPathCV(Cs=[10.0, 0.1, 1.0], cv=2).fit(X, np.repeat(["ants", "bees"], 20))
+    assert head.C_ == 0.1
+    assert head.Cs_.tolist() == [0.1, 1.0, 10.0]
+
+
+def test_two_images_a_class():
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(5, 1280))
+    y = np.repeat(np.arange(5), 2)
+    X = (means[y] + rng.normal(size=(10, 1280))).astype(np.float32)
+    head = LogisticPathCV().fit(X, y)
+    assert head.scores_.shape == (2, 13)
+    assert head.score(X, y) == 1.0
+    theirs = optimum(X, y, head.C_)
+    least = objective(X, y, head.C_, theirs.coef_, theirs.intercept_)
+    assert objective(X, y, head.C_, head.coef_, head.intercept_) <= least * (1 + 1e-5)
+
+
+def test_a_thousand_classes():
+    rng = np.random.default_rng(0)
+    y = np.tile(np.arange(1000), 3)
+    X = (rng.normal(size=(1000, 64))[y] + 0.3 * rng.normal(size=(3000, 64))).astype(np.float32)
+    head = LogisticPathCV(Cs=[0.1, 1.0], cv=3).fit(X, y)
+    assert head.coef_.shape == (1000, 64)
+    assert head.scores_.mean(axis=0).max() > 0.9
+    assert head.converged_
+
+
+def test_a_fold_without_a_class_is_no_obstacle():
+    X, y = digits(3)
+    folds = [(np.flatnonzero(y != 2), np.flatnonzero(y == 2)), *folds_of(X, y, 2)]
+    head = LogisticPathCV(Cs=[0.1, 1.0], cv=folds).fit(X, y)
+    assert head.scores_[0].tolist() == [0.0, 0.0]
+    assert head.score(X, y) > 0.99
+
+
+def test_features_far_from_standardised_are_solved_too():
+    X, y = digits(3)
+    X = X * np.logspace(-3, 3, X.shape[1]) + 100.0
+    head = LogisticPathCV(Cs=[1e-3], cv=2).fit(X, y)
+    theirs = LogisticRegression(C=1e-3, solver="newton-cholesky", tol=1e-8).fit(X, y)
+    least = objective(X, y, 1e-3, theirs.coef_, theirs.intercept_)
+    assert objective(X, y, 1e-3, head.coef_, head.intercept_) <= least * (1 + 1e-4)
+
+
+def test_what_does_not_converge_is_left_to_scikit_learn(caplog):
+    X, y = digits(3)
+    with caplog.at_level(logging.WARNING, logger="featx"):
+        head = LogisticPathCV(Cs=[1.0], cv=2, max_iter=1).fit(X, y)
+    assert "scikit-learn solves it" in caplog.text
+    assert not head.converged_
+    theirs = LogisticRegression(C=1.0, max_iter=5000).fit(X, y)
+    np.testing.assert_allclose(head.predict_proba(X), theirs.predict_proba(X), atol=0.02)
+
+
+def test_a_diagonal_serves_where_the_eigenproblem_is_too_large(monkeypatch):
+    monkeypatch.setattr(logistic_rows, "_MOST_DIRECTIONS", 16)
+    X, y = digits(3)
+    head = LogisticPathCV(Cs=[0.1], cv=2, tol=1e-6).fit(X, y)
+    np.testing.assert_allclose(head.coef_, optimum(X, y, 0.1).coef_, atol=1e-3)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_arrays_of_other_libraries_give_the_same(library):
+    pytest.importorskip(library)
+    X, y = wide(2000, 600)
+    folds = folds_of(X, y)
+    ours = fit_logistic_path(X, y, folds, Cs=CS[:4])
+    if library == "torch":
+        import torch
+
+        theirs = fit_logistic_path(torch.from_numpy(X), y, folds, Cs=CS[:4])
+    else:
+        import jax.numpy as jnp
+
+        theirs = fit_logistic_path(jnp.asarray(X), y, folds, Cs=CS[:4])
+    np.testing.assert_allclose(theirs.scores, ours.scores, atol=0.004)
+    np.testing.assert_allclose(theirs.coef[-1], ours.coef[-1], atol=0.01)
+    assert theirs.converged.all()
+
+
+def test_threads_change_nothing_but_the_time(monkeypatch):
+    X, y = wide()
+    folds = folds_of(X, y)
+    monkeypatch.setattr(logistic_rows, "_threads", lambda: 1)
+    alone = fit_logistic_path(X, y, folds, Cs=CS[:3])
+    monkeypatch.setattr(logistic_rows, "_threads", lambda: 4)
+    together = fit_logistic_path(X, y, folds, Cs=CS[:3])
+    np.testing.assert_allclose(together.coef[-1], alone.coef[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"Cs": 0}, "Cs must be a whole number above 0, received 0"),
+        ({"Cs": [1.0, -1.0]}, "Cs must be a number of values or positive values"),
+        ({"Cs": "many"}, "Cs must be a number of values or positive values, received 'many'"),
+        ({"cv": 1}, "cv must be a whole number above 1, received 1"),
+        ({"tol": 0.0}, "tol must be a number above 0, received 0.0"),
+        ({"max_iter": 0}, "max_iter must be a whole number above 0"),
+        ({"scoring": "f1"}, "scoring must be one of accuracy, neg_log_loss, received 'f1'"),
+        ({"class_weight": "even"}, "class_weight must be a dict .* received 'even'"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused(params, message):
+    X, y = digits(3)
+    with pytest.raises(HeadError, match=message):
+        LogisticPathCV(**params).fit(X, y)
+
+
+def test_bad_data_is_refused():
+    X, y = digits(3)
+    with pytest.raises(HeadError, match="received 9 rows and 8 labels"):
+        LogisticPathCV().fit(X[:9], y[:8])
+    with pytest.raises(HeadError, match="one class only: 0"):
+        LogisticPathCV().fit(X[:9], np.zeros(9, int))
+    with pytest.raises(HeadError, match="class 2 has one row only: cross-validation needs 2"):
+        LogisticPathCV().fit(X[:6], [0, 0, 0, 1, 1, 2])
+    X = X.copy()
+    X[4, 2] = np.nan
+    with pytest.raises(HeadError, match="NaN or inf in 1 of .* row 4"):
+        LogisticPathCV().fit(X, y)
+    with pytest.raises(HeadError, match="values of C must ascend"):
+        fit_logistic_path(X, y, [], Cs=np.array([1.0, 0.1]))
+    with pytest.raises(HeadError, match="scoring must be one of"):
+        fit_logistic_path(X, y, [], Cs=np.array([1.0]), scoring="f1")
+
+
+def test_a_smaller_class_means_fewer_folds(caplog):
+    X, y = digits(3)
+    few = np.concatenate([np.flatnonzero(y < 2), np.flatnonzero(y == 2)[:3]])
+    with caplog.at_level(logging.INFO, logger="featx"):
+        head = LogisticPathCV(Cs=3).fit(X[few], y[few])
+    assert head.scores_.shape == (3, 3)
+    assert "3 folds instead of 5" in caplog.text
+
+
+def test_the_limit_of_single_precision_is_what_the_tests_pass():
+    assert wide()[0].size > logistic_path._SMALL
+    assert digits()[0].size < logistic_path._SMALL
+
+
+def test_no_array_library_is_imported_for_numpy():
+    code = """
+import sys
+import numpy as np
+from featx.heads.logistic import LogisticPathCV
+LogisticPathCV(Cs=2, cv=2).fit(np.eye(4), [0, 0, 1, 1])
+print(sorted(m for m in ("torch", "jax", "tensorflow") if m in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

@@ -1,0 +1,139 @@
+"""A search that is killed and resumed ends where one that was not killed ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import featx
+
+SEARCH = """
+import json, sys, featx
+features = featx.Features.open("clusters", cache=sys.argv[1])
+result = featx.search(
+    features,
+    heads=["svm:C=0.001|0.1", "logistic:C=0.001|0.01|0.1|1.0|10.0", "knn", "ridge", "lda",
+           "forest:n_estimators=20|30,min_samples_leaf=1|2"],
+    transforms=["standard", "pca:4"],
+    strategy=sys.argv[2],
+    score="holdout",
+    cache=sys.argv[1],
+)
+rows = [row.to_dict() for row in result.leaderboard]
+for row in rows:
+    for name in ("ms", "backbone_ms", "head_ms", "pareto"):
+        del row[name]
+print(json.dumps([rows, result.score.to_dict(), result.planned]))
+"""
+
+
+def start(cache, strategy):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SEARCH, str(cache), strategy],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(featx.__file__).parents[1])},
+    )
+
+
+def lines_of(cache):
+    return sum(file.read_bytes().count(b"\n") for file in (cache / "searches").glob("*.jsonl"))
+
+
+def kill_after_more_trials(cache, strategy):
+    """Kill a search as soon as it has kept something new; return whether it was still running."""
+    before = lines_of(cache)
+    process = start(cache, strategy)
+    while process.poll() is None and lines_of(cache) <= before:
+        time.sleep(0.002)
+    killed = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return killed
+
+
+def finish(cache, strategy):
+    process = start(cache, strategy)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return json.loads(output)
+
+
+@pytest.mark.parametrize(
+    ("kills", "strategy"),
+    [
+        (4, "grid"),
+        pytest.param(20, "grid", marks=pytest.mark.slow),
+        pytest.param(20, "halving", marks=pytest.mark.slow),
+    ],
+)
+def test_killing_and_resuming_gives_the_uninterrupted_leaderboard(
+    features, tmp_path, draw_clusters, kills, strategy
+):
+    X, codes = draw_clusters(n=600)
+    for name in ("killed", "whole"):
+        featx.import_features("clusters", X, y=codes, cache=tmp_path / name)
+    killed = sum(kill_after_more_trials(tmp_path / "killed", strategy) for _ in range(kills))
+    assert killed == kills
+    resumed = finish(tmp_path / "killed", strategy)
+    whole = finish(tmp_path / "whole", strategy)
+    assert resumed == whole
+
+
+def journal(cache):
+    (file,) = (cache / "searches").glob("*.jsonl")
+    return file
+
+
+def test_finished_trials_are_not_measured_again(features, tmp_path):
+    arguments = {"heads": ["svm:C=0.001|0.1"], "score": "none", "cache": tmp_path}
+    first = featx.search(features, **arguments)
+    file = journal(tmp_path)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(records) == 2
+    for record in records:  # what is kept is believed: its mark shows that it was
+        record["scores"] = [0.125] * 5
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again = featx.search(features, **arguments)
+    assert again.resumed == 2
+    assert {row.score for row in again.leaderboard} == {0.125}
+    fresh = featx.search(features, **arguments, resume=False)
+    assert fresh.resumed == 0
+    assert [row.scores for row in fresh.leaderboard] == [row.scores for row in first.leaderboard]
+
+
+def test_a_line_that_was_cut_short_or_is_foreign_is_as_if_it_were_not_there(features, tmp_path):
+    arguments = {"heads": ["svm:C=0.001|0.1|1.0"], "score": "none", "cache": tmp_path}
+    first = featx.search(features, **arguments)
+    file = journal(tmp_path)
+    data = file.read_bytes()
+    file.write_bytes(b'\xff\n[1]\n{"trial": 3}\n' + data[: len(data) - 40])
+    again = featx.search(features, **arguments)
+    assert again.resumed == 2
+    assert [row.scores for row in again.leaderboard] == [row.scores for row in first.leaderboard]
+    assert featx.search(features, **arguments).resumed == 3
+
+
+def test_another_seed_label_or_space_is_another_search(features, tmp_path):
+    arguments = {"heads": "ridge:alpha=1", "score": "none", "cache": tmp_path}
+    featx.search(features, **arguments)
+    assert featx.search(features, **arguments).resumed == 1
+    assert featx.search(features, **arguments, n_jobs=2, budget_s=100).resumed == 1
+    relabelled = features.y.copy()
+    relabelled[0] = "bee"
+    for changed in ({"seed": 1}, {"y": relabelled}, {"cv": 4}, {"transforms": "l2"}):
+        assert featx.search(features, **{**arguments, **changed}).resumed == 0
+
+
+def test_a_cache_that_cannot_be_written_costs_the_resuming_only(features, tmp_path, caplog):
+    (tmp_path / "searches").write_text("a file where the folder would be")
+    result = featx.search(features, heads="ridge:alpha=1", score="none", cache=tmp_path)
+    assert len(result.leaderboard) == 1
+    assert "the search goes on, but cannot be resumed" in caplog.text

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from featx.exceptions import DatasetError
+from featx.selection.splits import hold_out, leak_groups, repeated_folds, stratified_folds
+
+
+def test_repeats_differ_and_each_covers_every_row_once():
+    y = np.repeat([0, 1, 2], 20)
+    folds = repeated_folds(y, folds=4, repeats=3, seed=5)
+    assert len(folds) == 12
+    tests = [np.sort(np.concatenate([test for _, test in folds[i : i + 4]])) for i in (0, 4, 8)]
+    assert all((rows == np.arange(60)).all() for rows in tests)
+    assert not np.array_equal(folds[0][1], folds[4][1])
+    once = stratified_folds(y, folds=4, seed=5)
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, once, strict=False))
+
+
+def test_every_training_part_has_every_class_and_no_group_is_on_both_sides():
+    generator = np.random.default_rng(0)
+    for seed in range(30):
+        y = generator.integers(0, 4, 80)
+        names = [f"g{number}" for number in generator.integers(0, 25, 80)]
+        groups = leak_groups(None, names, 80)
+        for train, test in repeated_folds(y, folds=5, repeats=2, groups=groups, seed=seed):
+            assert set(y[train]) == set(y)
+            assert not set(groups[train]) & set(groups[test])
+
+
+def test_a_hold_out_is_stratified_and_leaks_nothing():
+    y = np.repeat([0, 1], [100, 40])
+    groups = leak_groups(None, [f"g{row // 4}" for row in range(140)], 140)
+    train, test = hold_out(y, groups=groups, seed=1)
+    assert len(train) + len(test) == 140
+    assert not set(groups[train]) & set(groups[test])
+    assert y[test].mean() == pytest.approx(40 / 140, abs=0.05)
+
+
+def test_classes_that_groups_tie_together_are_said():
+    # Three groups of two classes each: whichever is tested on its own, two sides do not do.
+    y = np.array([1, 3, 1, 2, 2, 3] * 4)
+    groups = np.array([0, 0, 1, 1, 2, 2] * 4)
+    with pytest.raises(DatasetError, match="into 2 folds leaves class .* an image to train on"):
+        repeated_folds(y, folds=5, groups=groups)
