@@ -232,7 +232,7 @@ def _duration(seconds: float) -> str:
     Examples
     --------
     >>> [_duration(s) for s in (4.26, 90, 7_500, 200_000)]
-    ['4.3 s', '1 min 30 s', '2 h 5 min', '2 days 8 h']
+    ['4.3 s', '1 min 30 s', '2 h 5 min', '2 days 7 h']
     """
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -45,10 +45,6 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
     return float(match[1]) * _SECONDS[match[2]]
 
 
-def _folds(_: click.Context, __: click.Parameter, value: str) -> int | str:
-    return int(value) if value.isdigit() else value
-
-
 @click.command("search", short_help="Find the best backbone, head and parameters.")
 @data_argument
 @backbone_options(several=True)
@@ -83,11 +79,12 @@ def _folds(_: click.Context, __: click.Parameter, value: str) -> int | str:
 @click.option("--trials", type=click.IntRange(min=1), help="How many to draw; not for grid.")
 @click.option(
     "--cv",
-    default="5",
+    type=click.IntRange(min=2),
+    default=5,
     show_default=True,
-    callback=_folds,
-    help="Folds, or the name of a split, such as val.",
+    help="Folds.",
 )
+@click.option("--on-split", help="Measure on this split of DATA, such as val, instead of on folds.")
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
@@ -145,7 +142,8 @@ def command(
     cache: Path,
     as_json: bool,
     strategy: str,
-    cv: int | str,
+    cv: int,
+    on_split: str | None,
     repeats: int,
     scoring: str,
     score: str,
@@ -175,7 +173,7 @@ def command(
     how: dict[str, Any] = {
         "strategy": strategy,
         "n_trials": trials,
-        "cv": cv,
+        "cv": on_split or cv,
         "repeats": repeats,
         "scoring": scoring,
         "score": score,
