@@ -28,7 +28,8 @@ def quiet_import() -> Iterator[None]:
 
     TensorFlow writes lines from C++ before any log level applies, so that nothing but taking file
     descriptor 2 away keeps them from the screen. What was written is shown after all when the
-    body fails, and everything is shown when the environment has ``FEATX_DEBUG``.
+    body fails, and everything is shown when the environment has ``FEATX_DEBUG``. The root logger
+    is left as it was: OpenVINO raises its level, and leaves it raised when a conversion fails.
 
     Examples
     --------
@@ -36,11 +37,12 @@ def quiet_import() -> Iterator[None]:
     ...     import json
     """
     if os.environ.get("FEATX_DEBUG"):
-        yield
+        with _root_logger_kept():
+            yield
         return
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    with _LOCK, tempfile.TemporaryFile() as caught:
+    with _LOCK, _root_logger_kept(), tempfile.TemporaryFile() as caught:
         _flush()
         try:
             kept = os.dup(2)
@@ -58,6 +60,17 @@ def quiet_import() -> Iterator[None]:
         _restore(kept)
     for name in ("tensorflow", "absl", "h5py"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def _restore(kept: int) -> None:

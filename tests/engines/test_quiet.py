@@ -1,6 +1,7 @@
 """`featx.quiet`, in processes of their own: only there is nothing imported yet."""
 
 import json
+import logging
 import sys
 
 import numpy as np
@@ -125,3 +126,17 @@ def test_standard_output_is_not_touched(capfd):
     with quiet_import():
         print("result", flush=True)
     assert capfd.readouterr() == ("result\n", "")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_root_logger_is_left_as_it_was(debug, monkeypatch):
+    if debug:
+        monkeypatch.setenv("FEATX_DEBUG", "1")
+    root = logging.getLogger()
+    before = root.level, list(root.filters), list(root.handlers)
+    with pytest.raises(RuntimeError), quiet_import():
+        root.setLevel(logging.CRITICAL)
+        root.addFilter(lambda _: False)
+        root.addHandler(logging.NullHandler())
+        raise RuntimeError("the conversion failed")
+    assert (root.level, root.filters, root.handlers) == before
