@@ -19,7 +19,14 @@ from featx.engines.select import make_engine
 from featx.exceptions import BackboneError, DatasetError
 from featx.named_data import find_named
 from featx.pipeline import Stage
-from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype, ViewPolicy
+from featx.spec import (
+    AUGMENTATIONS,
+    FeatureSpec,
+    ImagePolicy,
+    Precision,
+    StorageDtype,
+    ViewPolicy,
+)
 
 __all__ = [
     "ExtractionJob",
@@ -122,13 +129,19 @@ def view_specs(
     Raises
     ------
     DatasetError
-        If `views` is negative.
+        If `views` is negative, or there are not so many that differ.
     UnknownNameError
         If there is no such policy.
     """
     if views < 0:
         raise DatasetError(f"views must be 0 or more, received {views}")
     family = as_view_policy(policy)
+    if views > 1 and not AUGMENTATIONS[family.policy].is_drawn:
+        others = " or ".join(name for name, rule in AUGMENTATIONS.items() if rule.is_drawn)
+        raise DatasetError(
+            f"{family.policy} has one view of an image, received views={views}: ask for one "
+            f"(--views 1), or take the policy {others}"
+        )
     return [replace(plain, views=replace(family, index=index)) for index in range(views)]
 
 

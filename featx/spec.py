@@ -87,6 +87,11 @@ class Augmentation:
     most_stretch: float = 1.0
     colour: float = 0.0
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether one view of an image differs from the next."""
+        return 0 < self.flip < 1 or self.least_area < 1 or self.colour > 0
+
 
 # A row never changes, as caches are named by it: another rule is another name. With 0.35 of the
 # area and 4:3, each side keeps at least sqrt(0.35 * 3 / 4) = 0.51: what is cut out always holds the

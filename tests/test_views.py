@@ -125,3 +125,9 @@ def test_the_commands_take_views(photos, small_network, featx_command):
     done = featx_command("train", photos, "-b", network, "--average-views")
     assert done.returncode == 2
     assert "--average-views needs --views K" in done.stderr
+
+
+def test_a_mirror_image_is_one_view_only(photos, options):
+    assert featx.extract(photos, **options, views=1, view_policy="flip-1").views() == [0]
+    with pytest.raises(DatasetError, match=r"flip-1 has one view .* views=2: ask for one"):
+        featx.extract(photos, **options, views=2, view_policy="flip-1")

@@ -17,7 +17,7 @@ from featx.quiet import quiet_import
 
 __all__ = ["Weights", "file_sha256", "find_weights_file", "resolve_weights", "weights_places"]
 
-RANDOM_RECIPE = "featx-random-weights-1"
+RANDOM_RECIPE = "featx-random-weights-2"
 BUNDLED = "tiny"
 _LOGGER = logging.getLogger("featx")
 _SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")

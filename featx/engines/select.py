@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from featx.spec import Precision
 __all__ = ["ENGINES", "make_engine"]
 
 _LOG = logging.getLogger("featx")
+_CONVERTED = "tensorflow"
 
 ENGINES: dict[str, str] = {
     "auto": "keras where there is a GPU, else openvino",
@@ -84,7 +86,14 @@ def _built(
         try:
             return _openvino(source, taps, batch_size, folder)
         except (EngineError, ImportError) as error:
-            _LOG.warning("OpenVINO cannot run %s, Keras steps in: %s", source.name, error)
+            # Who has chosen JAX or PyTorch has chosen Keras on it, and is told nothing new.
+            chosen = os.environ.get("KERAS_BACKEND", _CONVERTED) != _CONVERTED
+            _LOG.log(
+                logging.DEBUG if chosen else logging.WARNING,
+                "OpenVINO cannot run %s, Keras steps in: %s",
+                source.name,
+                error,
+            )
     from featx.engines.keras import KerasEngine
 
     return KerasEngine(source, taps, batch_size=batch_size, precision=precision)

@@ -124,8 +124,8 @@ def test_a_seed_has_one_digest_and_every_seed_its_own():
     assert (found.source, found.seed, found.path) == ("random:7", 7, None)
     assert resolve_weights(ROW, "random:007") == found
     assert resolve_weights(ROW, "random:8").sha256 != found.sha256
-    # Features in caches are named by this digest: it never changes.
-    assert found.sha256 == hashlib.sha256(b"featx-random-weights-1:7").hexdigest()
+    # Features in caches are named by this digest: it changes with the recipe, and never else.
+    assert found.sha256 == hashlib.sha256(b"featx-random-weights-2:7").hexdigest()
 
 
 def test_a_file_whose_name_begins_with_random_is_a_file(tmp_path, monkeypatch):

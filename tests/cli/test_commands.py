@@ -318,3 +318,20 @@ def test_help_is_quick(run_python):
 
     ratios = sorted(seconds(ours) / seconds(bare) for _ in range(9))
     assert ratios[4] <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("resize", "draft", "expected"),
+    [
+        ("stretch", None, None),
+        ("stretch", True, {"draft": True}),
+        ("stretch", False, {"draft": False}),
+        ("crop", None, {"resize": "crop"}),
+        ("crop", True, {"resize": "crop", "draft": True}),
+    ],
+)
+def test_options_that_say_nothing_leave_decoding_to_the_backbone(resize, draft, expected):
+    from featx.cli.options import _image_policy
+
+    policy = None if expected is None else featx.ImagePolicy(**expected)
+    assert _image_policy(resize, draft) == policy

@@ -134,9 +134,14 @@ def test_the_root_logger_is_left_as_it_was(debug, monkeypatch):
         monkeypatch.setenv("FEATX_DEBUG", "1")
     root = logging.getLogger()
     before = root.level, list(root.filters), list(root.handlers)
-    with pytest.raises(RuntimeError), quiet_import():
+
+    @quiet_import()
+    def convert():
         root.setLevel(logging.CRITICAL)
         root.addFilter(lambda _: False)
         root.addHandler(logging.NullHandler())
-        raise RuntimeError("the conversion failed")
+        raise RuntimeError("it does not convert")
+
+    with pytest.raises(RuntimeError, match="does not convert"):
+        convert()
     assert (root.level, root.filters, root.handlers) == before

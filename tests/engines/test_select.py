@@ -1,8 +1,11 @@
+import logging
+
 import pytest
 
+from featx.engines import select
 from featx.engines.protocol import Engine
 from featx.engines.select import ENGINES, make_engine
-from featx.exceptions import UnknownNameError
+from featx.exceptions import EngineError, UnknownNameError
 
 
 @pytest.mark.parametrize("name", ["auto", "keras"])
@@ -27,3 +30,23 @@ def test_asking_again_does_not_build_again(source):
 def test_an_unknown_engine_is_answered_with_the_nearest(source):
     with pytest.raises(UnknownNameError, match="unknown engine 'kears': did you mean 'keras'"):
         make_engine("kears", source, ("avg",))
+
+
+@pytest.mark.parametrize(
+    ("backend", "level"), [(None, "WARNING"), ("tensorflow", "WARNING"), ("jax", "DEBUG")]
+)
+def test_keras_steps_in_for_openvino(backend, level, source, monkeypatch, caplog):
+    def refuse(*_args):
+        raise EngineError("it does not convert")
+
+    monkeypatch.setattr(select, "_openvino", refuse)
+    monkeypatch.setattr(select, "_has_gpu", lambda: False)
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    if backend:
+        monkeypatch.setenv("KERAS_BACKEND", backend)
+    with caplog.at_level(logging.DEBUG, "featx"):
+        assert make_engine("auto", source, ("avg",), batch_size=5).name == "keras"
+    (record,) = [one for one in caplog.records if "Keras steps in" in one.message]
+    assert record.levelname == level
+    assert "it does not convert" in record.message
+    select._built.cache_clear()
