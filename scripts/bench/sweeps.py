@@ -162,6 +162,7 @@ def main() -> None:
     if options.features:
         with np.load(options.features, allow_pickle=False) as file:
             X, y = file["X"].astype(np.float32), np.unique(file["y"], return_inverse=True)[1]
+        X, y = X[: options.rows], y[: options.rows]
     else:
         X, y = drawn(options.rows, options.width, options.classes)
     folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(X, y))
