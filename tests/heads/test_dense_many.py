@@ -45,7 +45,7 @@ def test_a_head_is_the_same_together_and_alone(digits):
 def test_each_head_stops_when_it_would_alone(digits, monkeypatch):
     # A stack is made smaller whenever a head has left it.
     monkeypatch.setattr("featx.heads.dense_stack._REBUILD_FLOP", 0.0)
-    grid = [{"hidden": (w,), "learning_rate": r} for w in (16, 24) for r in (0.03, 0.3)]
+    grid = [{"hidden": (w,), "learning_rate": r} for w, r in [(16, 0.03), (24, 0.3)]]
     together = heads_of(grid, patience=3)
     fit_heads(together, *digits)
     assert len({head.n_iter_ for head in together}) > 1
@@ -109,13 +109,12 @@ def test_one_that_diverges_takes_no_other_with_it(digits):
 def test_heads_of_other_seeds_batches_and_class_weights(digits):
     grid = [
         {"random_state": 1},
-        {"random_state": 2},
         {"batch_size": 32},
         {"class_weight": "balanced"},
         {"class_weight": {3: 4.0}},
     ]
     together = heads_of(grid, hidden=(8,), max_epochs=2)
-    assert fit_heads(together, *digits) == [""] * 5
+    assert fit_heads(together, *digits) == [""] * 4
     for head in together:
         twin = DenseClassifier(**head.get_params()).fit(*digits)
         np.testing.assert_allclose(head.weights_[0][0], twin.weights_[0][0], atol=1e-5)

@@ -87,11 +87,22 @@ OWN = [
 ]
 
 
+def named(*names):
+    return [make_head(name, **SETTINGS.get(name, {})) for name in names]
+
+
 @parametrize_with_checks(
-    [make_head(name, **SETTINGS.get(name, {})) for name in head_names()] + OWN,
+    named(*(name for name in head_names() if name != "dense")) + OWN,
     expected_failed_checks=expected_failures,
 )
 def test_scikit_learn_check(estimator, check):
+    check(estimator)
+
+
+# What it is made of, a dense head and a pipeline, is checked always.
+@pytest.mark.slow
+@parametrize_with_checks(named("dense"), expected_failed_checks=expected_failures)
+def test_scikit_learn_check_of_a_dense_pipeline(estimator, check):
     check(estimator)
 
 

@@ -62,8 +62,10 @@ def optimum(X, y, C):
 def test_every_solution_is_scikit_learns(classes):
     X, y = digits(classes)
     folds = folds_of(X, y)
-    path = fit_logistic_path(X, y, folds, Cs=CS, tol=1e-7)
-    for place, C in enumerate(CS):
+    # scikit-learn takes its time for many classes.
+    Cs = CS if classes < 10 else CS[1:4]
+    path = fit_logistic_path(X, y, folds, Cs=Cs, tol=1e-7)
+    for place, C in enumerate(Cs):
         for fold, (train, test) in enumerate(folds):
             theirs = optimum(X[train], y[train], C)
             found = path.coef[place][fold], path.intercept[place][fold]
