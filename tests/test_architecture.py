@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "runner": {"exceptions", "images", "cache", "meter", "pipeline"},
     "record": {"exceptions", "spec", "images", "cache", "meter", "pipeline", "runner"},
     "named_data": {"exceptions", "spec", "images", "cache"},
-    "heads": {"exceptions", "quiet"},
+    "heads": {"exceptions", "quiet", "memory"},
+    "memory": {"exceptions"},
     "selection": {"exceptions", "heads"},
     "demonstration": set(),
 }

@@ -235,17 +235,23 @@ class Features:
         *,
         backbone: str | None = None,
         tap: str | None = None,
+        view: int | None = None,
+        rows: NDArray[np.intp] | None = None,
         batch_size: int = 1024,
         shuffle: bool = False,
         seed: int = 0,
         max_ram_bytes: int = 256 << 20,
     ) -> Iterator[tuple[NDArray[np.floating[Any]], NDArray[np.intp]]]:
-        """Yield every row once, in batches, never holding more than a budget of memory.
+        """Yield rows, each once, in batches, never holding more than a budget of memory.
 
         Parameters
         ----------
         backbone, tap : str, optional
             Which block, where there are several.
+        view : int, optional
+            An augmented view of it.
+        rows : ndarray of int, optional
+            Which rows; all by default.
         batch_size : int, default 1024
             Number of rows in a batch; the last one may be smaller.
         shuffle : bool, default False
@@ -262,20 +268,37 @@ class Features:
         rows : ndarray of shape (b,)
             Their row numbers: ``features.labels[rows]`` are their labels.
         """
-        number = self._find(backbone, tap)
+        number = self._find(backbone, tap, view)
         store, place, keys = self._stores[number], self.blocks[number].tap, self.keys
+        if rows is not None:
+            keys = keys[rows]
         if not len(keys):
             return
         first = store.gather(place, keys[:1])
-        yield from stream_batches(
-            lambda rows: store.gather(place, keys[rows]),
-            store.disk_order(place, keys),
+        batches = stream_batches(
+            lambda places: store.gather(place, keys[places]),
+            store.disk_order(place, keys) if shuffle else np.arange(len(keys)),
             first.nbytes,
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
             max_ram_bytes=max_ram_bytes,
         )
+        for X, places in batches:
+            yield X, places if rows is None else rows[places]
+
+    def take(
+        self,
+        rows: NDArray[np.intp],
+        *,
+        backbone: str | None = None,
+        tap: str | None = None,
+        view: int | None = None,
+    ) -> NDArray[np.floating[Any]]:
+        """Return some rows of one block, shape (m, d), without the others being read."""
+        number = self._find(backbone, tap, view)
+        taken = self._stores[number].gather(self.blocks[number].tap, self.keys[rows])
+        return taken
 
     def block(self, *, backbone: str | None = None, tap: str | None = None) -> Block:
         """Return the one block that fits; see `matrix`."""

@@ -21,6 +21,7 @@ __all__ = [
     "data_argument",
     "extraction_arguments",
     "json_option",
+    "max_ram_option",
     "model_argument",
     "seed_option",
 ]
@@ -224,6 +225,28 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--json``."""
     return click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+    )(function)
+
+
+def _checked_size(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    from featx.exceptions import HeadError
+    from featx.memory import as_bytes
+
+    try:
+        if value is not None:
+            as_bytes(value, name="it")
+    except HeadError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--max-ram``."""
+    return click.option(
+        "--max-ram",
+        callback=_checked_size,
+        metavar="SIZE",
+        help="Train on batches within this memory, as 1GiB, where features are larger than it.",
     )(function)
 
 

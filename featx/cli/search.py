@@ -16,6 +16,7 @@ from featx.cli.options import (
     data_argument,
     extraction_arguments,
     json_option,
+    max_ram_option,
     seed_option,
 )
 from featx.cli.show import notes, table
@@ -127,6 +128,7 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 )
 @cache_option
 @seed_option
+@max_ram_option
 @json_option
 @common_options
 def command(
@@ -149,6 +151,7 @@ def command(
     score: str,
     one_standard_error: bool,
     n_jobs: int,
+    max_ram: str | None,
     seed: int,
     **options: Any,
 ) -> None:
@@ -163,6 +166,7 @@ def command(
     featx search photos/ --head 'logistic:C=0.0001..10' --strategy random --trials 30 --budget 2m
     """
     import featx
+    from featx.models.search_sample import default_heads, require_streamable_space
     from featx.models.searching import read_space
     from featx.selection.searching import SearchOptions
 
@@ -184,6 +188,10 @@ def command(
     }
     what: dict[str, Any] = {"heads": list(heads) or None, "transforms": list(transforms) or None}
     # A mistyped name is to be known before an hour of extraction.
+    if max_ram is not None:
+        if space is None and not heads:
+            what["heads"] = default_heads()
+        require_streamable_space(read_space(space, **what))
     read_space(space, **what)
     SearchOptions(**how)
     asked = extraction_arguments(options)
@@ -198,6 +206,7 @@ def command(
         weights=asked["weights"],
         preprocessing=asked["preprocessing"],
         engine=asked["engine"],
+        max_ram=max_ram,
         cache=cache,
         resume=not fresh,
         progress=True,

@@ -16,6 +16,7 @@ from featx.cli.options import (
     data_argument,
     extraction_arguments,
     json_option,
+    max_ram_option,
     seed_option,
 )
 from featx.cli.show import notes
@@ -53,6 +54,7 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
     is_flag=True,
     help="Predict by the mean over an image and its --views, at their price.",
 )
+@max_ram_option
 @json_option
 @common_options
 def command(
@@ -63,6 +65,7 @@ def command(
     cache: Path,
     seed: int,
     average_views: bool,
+    max_ram: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -77,8 +80,12 @@ def command(
     """
     import featx
     from featx.heads.registry import make_head
+    from featx.heads.streaming import require_streamable
 
-    make_head(head)  # a mistyped head is to be known before an hour of extraction
+    # What cannot be trained is to be known before an hour of extraction.
+    if max_ram is not None:
+        require_streamable(make_head(head))
+    make_head(head)
     target = output or Path(f"{Path(data).resolve().stem}.featx")
     if not target.parent.is_dir():
         raise click.UsageError(f"the folder of {str(target)!r} does not exist")
@@ -96,6 +103,7 @@ def command(
         average_views=average_views,
         cv=cv,
         seed=seed,
+        max_ram=max_ram,
         cache=cache,
     )
     seconds = time.perf_counter() - started

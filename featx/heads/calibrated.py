@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.exceptions import HeadError
 from featx.heads.validation import few_images_allowed, validated_training
 
-__all__ = ["TemperatureCalibrated", "fit_temperature"]
+__all__ = ["TemperatureCalibrated", "calibration_splits", "fit_temperature"]
 
 
 class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -101,7 +101,7 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         self.estimator_ = clone(self.estimator).fit(X, y)
         margins = np.empty((len(X), len(self.classes_)))
         judged: list[NDArray[np.intp]] = []
-        for train, test in _splits(codes, self.folds):
+        for train, test in calibration_splits(codes, self.folds):
             # The labels, not their codes: class weights may be a dict keyed by label.
             fold = clone(self.estimator).fit(X[train], y[train])
             found = _as_columns(fold.decision_function(X[test]))
@@ -217,9 +217,23 @@ def fit_temperature(margins: NDArray[Any], codes: NDArray[np.intp]) -> float:
     return float(scale * np.exp(-best.x))
 
 
-def _splits(
+def calibration_splits(
     codes: NDArray[np.intp], folds: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Give the folds that margins for a temperature come from.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n,), int
+        Class of each row.
+    folds : int
+        How many; fewer where a class has fewer rows, none where fewer than two classes have two.
+
+    Yields
+    ------
+    train, test : ndarray of int, ascending
+        Classes of one row are in every ``train`` and in no ``test``.
+    """
     counts = np.bincount(codes)
     repeated = counts[codes] >= 2
     if np.count_nonzero(counts >= 2) < 2:

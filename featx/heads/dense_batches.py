@@ -13,10 +13,11 @@ from featx.heads.training import Rows
 
 __all__ = ["BatchSource", "Batches", "MemoryBatches", "StreamedBatches", "require_batch"]
 
-BatchSource: TypeAlias = Callable[[int], Iterable[tuple[NDArray[Any], NDArray[np.intp]]]]
+BatchSource: TypeAlias = Callable[[Any], Iterable[tuple[NDArray[Any], NDArray[np.intp]]]]
 """Gives, for a seed, one pass over the data: pairs of features (b, d) and their row numbers (b,).
 
-Every row comes once a pass, in an order that the seed draws; batches may be of any size.
+Every row comes once a pass, in an order that the seed (an int) draws; batches may be of any size.
+`fit_head_streamed` also asks for a pass in any order, the cheapest, by a seed of None.
 """
 
 

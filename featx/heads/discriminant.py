@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.exceptions import HeadError
 from featx.heads.validation import validated_training
 
-__all__ = ["ShrinkageLDA", "class_shares", "row_shares"]
+__all__ = ["ShrinkageLDA", "class_shares", "covariance_groups", "row_shares"]
 
 _FEW = 5
 
@@ -96,17 +96,38 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         means = np.stack([X[codes == k].mean(axis=0, dtype=np.float64) for k in range(len(counts))])
         shares = class_shares(self.class_weight, counts, self.classes_)
         covariance = self._covariance(X, codes, counts, shares, means)
+        self.solve(means, covariance, shares, X.dtype)
+        return self
+
+    def solve(
+        self,
+        means: NDArray[np.float64],
+        covariance: NDArray[np.float64],
+        shares: NDArray[np.float64],
+        dtype: Any,
+    ) -> None:
+        """Solve for the coefficients.
+
+        Parameters
+        ----------
+        means : ndarray of shape (k, d), float64
+        covariance : ndarray of shape (d, d), float64
+            Within classes, shrunk.
+        shares : ndarray of shape (k,), float64
+            See `class_shares`.
+        dtype : dtype
+            Of the coefficients.
+        """
         try:
             factor = scipy.linalg.cho_factor(covariance, check_finite=False)
             coef = scipy.linalg.cho_solve(factor, means.T, check_finite=False).T
         except scipy.linalg.LinAlgError:
             coef = scipy.linalg.lstsq(covariance, means.T)[0].T
         intercept = -0.5 * np.sum(coef * means, axis=1) + np.log(shares)
-        if len(counts) == 2:
+        if len(means) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        self.coef_ = coef.astype(X.dtype)
-        self.intercept_ = intercept.astype(X.dtype)
-        return self
+        self.coef_ = coef.astype(dtype)
+        self.intercept_ = intercept.astype(dtype)
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
         """Logarithms of the classes' likelihoods times their shares, up to a constant a row.
@@ -168,7 +189,7 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> NDArray[np.float64]:
         width, of_row = X.shape[1], row_shares(counts, shares)
         covariance = np.zeros((width, width))
-        for group in _groups(counts):
+        for group in covariance_groups(counts):
             rows = np.flatnonzero(np.isin(codes, group))
             deviations = X[rows] - means[codes[rows]]
             if deviations.any():
@@ -246,14 +267,25 @@ def row_shares(counts: NDArray[np.intp], shares: NDArray[np.float64]) -> NDArray
         0 for a class with one image, which shows no deviation.
     """
     weights = np.zeros(len(counts))
-    for group in _groups(counts):
+    for group in covariance_groups(counts):
         weights[group] = shares[group].sum() / counts[group].sum()
     total = float(counts @ weights)
     return weights / total if total else weights
 
 
-def _groups(counts: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """Put the classes that are too small for an estimate of their own together."""
+def covariance_groups(counts: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Put the classes that are too small for an estimate of their own together.
+
+    Parameters
+    ----------
+    counts : ndarray of shape (k,), int
+        Images of each class.
+
+    Returns
+    -------
+    groups : list of ndarray of int
+        Classes that share an estimate; those of one image are in none.
+    """
     groups = [np.array([k]) for k in np.flatnonzero(counts >= _FEW)]
     few = np.flatnonzero((counts >= 2) & (counts < _FEW))
     return [*groups, few] if few.size else groups

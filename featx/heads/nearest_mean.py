@@ -81,16 +81,45 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._validate_params()
         X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         means, counts = class_means(X, codes)
-        self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(X.dtype)
+        self.take_means(means, X.dtype)
         self.temperature_ = 1.0
         rows = np.flatnonzero(counts[codes] >= 2)
         if rows.size:
-            scores = self._scores(X[rows]).astype(np.float64)
-            own, size = codes[rows], counts[codes[rows], None]
-            without = (size * means[own] - X[rows]) / (size - 1)
-            scores[np.arange(len(rows)), own] = self._paired(X[rows], without)
-            self.temperature_ = fit_temperature(scores, own)
+            scores = self.scores_without(X[rows], codes[rows], means, counts)
+            self.temperature_ = fit_temperature(scores, codes[rows])
         return self
+
+    def scores_without(
+        self,
+        X: NDArray[Any],
+        codes: NDArray[np.intp],
+        means: NDArray[np.float64],
+        counts: NDArray[np.intp],
+    ) -> NDArray[np.float64]:
+        """Scores of training rows, each with the mean of its class taken without it.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, d)
+        codes : ndarray of shape (n,)
+            Their classes, of two rows or more.
+        means : ndarray of shape (k, d), float64
+        counts : ndarray of shape (k,), int
+            Of all training rows.
+
+        Returns
+        -------
+        scores : ndarray of shape (n, k), float64
+        """
+        scores: NDArray[np.float64] = self._scores(X).astype(np.float64)
+        size = counts[codes, None]
+        without = (size * means[codes] - X) / (size - 1)
+        scores[np.arange(len(X)), codes] = self._paired(X, without)
+        return scores
+
+    def take_means(self, means: NDArray[np.float64], dtype: Any) -> None:
+        """Take the class means (k, d) for what `decision_function` compares with."""
+        self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(dtype)
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
         """Cosines with the means, or halves of the squared distances below zero.
@@ -214,8 +243,7 @@ def sweep_nearest_mean(
         scale = scatter.scale()
         means, tested = scatter.means(scale), scale.apply(X[test])
         for number, setting in enumerate(settings):
-            cosine = setting.metric == "cosine"
-            setting.means_ = (_unit(means) if cosine else means).astype(X.dtype)
+            setting.take_means(means, X.dtype)
             yield HeldOut(number, fold, setting._scores(tested), probabilities=False)
 
 

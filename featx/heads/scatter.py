@@ -9,9 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.exceptions import HeadError
+from featx.heads.dense_batches import BatchSource
 from featx.heads.sweep import Fold
 
-__all__ = ["Scale", "Scatter", "class_sums", "fold_scales", "fold_scatters", "row_blocks"]
+__all__ = [
+    "Scale",
+    "Scatter",
+    "class_sums",
+    "fold_scales",
+    "fold_scatters",
+    "row_blocks",
+    "streamed_scatter",
+]
 
 _BLOCK_BYTES = 16 * 2**20
 _LEAST_LEFT = 1e-4
@@ -221,6 +231,59 @@ def class_sums(rows: NDArray[Any], codes: NDArray[np.intp], classes: int) -> NDA
     for code, stop in zip(present, np.cumsum(counts[present]), strict=True):
         sums[code] = sorted_rows[stop - counts[code] : stop].sum(axis=0, dtype=np.float64)
     return sums
+
+
+def streamed_scatter(
+    source: BatchSource,
+    codes: NDArray[np.intp],
+    classes: int,
+    *,
+    gram: bool,
+    weights: NDArray[np.float64] | None = None,
+) -> Scatter:
+    """Give the sums over all rows of a stream, from one pass over it.
+
+    Parameters
+    ----------
+    source : BatchSource
+        Rows by their numbers.
+    codes : ndarray of shape (n,), intp
+        Class of each row.
+    classes : int
+        The number k.
+    gram : bool
+        Whether to sum outer products too.
+    weights : ndarray of shape (k,), optional
+        What a row of each class counts in the outer products; 1 by default.
+
+    Returns
+    -------
+    scatter : Scatter
+        Sums in double precision, of products in the features' own.
+    """
+    found: Scatter | None = None
+    for X, rows in source(None):
+        if found is None:
+            shift = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+            width = X.shape[1]
+            found = Scatter(
+                shift.astype(np.float64),
+                np.bincount(codes, minlength=classes).astype(np.float64),
+                np.zeros((classes, width)),
+                np.zeros(width),
+                np.zeros((width, width)) if gram else None,
+            )
+        own = codes[rows]
+        near = X - shift
+        found.sums += class_sums(near, own, classes)
+        found.squares += np.einsum("ij,ij->j", near, near, dtype=np.float64)
+        if found.gram is not None:
+            if weights is not None:
+                near *= np.sqrt(weights[own])[:, None].astype(near.dtype)
+            found.gram += near.T @ near
+    if found is None:
+        raise HeadError("the stream gave no batch: expected pairs (X, rows)")
+    return found
 
 
 def _is_rounding(scatter: Scatter, energy: NDArray[np.float64]) -> bool:

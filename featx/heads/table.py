@@ -38,6 +38,9 @@ class HeadSpec:
         Whether training imports Keras. Predicting never does.
     sweep : str, default=""
         Import path of its `Sweep`; without one, each setting is fitted by itself.
+    streamed : str, default=""
+        Import path of the function that fits the estimator on a stream of batches; without one,
+        it has to see all rows at once.
     grid : mapping of str to tuple
         Values that a search tries of each parameter, the default among them.
     cost : int, default=9
@@ -56,6 +59,7 @@ class HeadSpec:
     needs_trust: bool = False
     needs_keras: bool = False
     sweep: str = ""
+    streamed: str = ""
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     cost: int = 9
 
@@ -77,6 +81,7 @@ _ROWS = (
         "nearest class mean by cosine",
         "featx.heads.nearest_mean.NearestMean",
         sweep="featx.heads.nearest_mean.sweep_nearest_mean",
+        streamed="featx.heads.nearest_mean_streaming.fit_nearest_mean_streamed",
         grid={"metric": ("cosine", "euclidean")},
         cost=1,
     ),
@@ -86,6 +91,7 @@ _ROWS = (
         "sklearn.linear_model.LogisticRegression",
         {"C": 0.01, "max_iter": 5000},
         sweep="featx.heads.logistic_sweep.sweep_logistic",
+        streamed="featx.heads.logistic_streaming.fit_logistic_streamed",
         grid={"C": _decades(-5, 1, 2)},
         cost=2,
     ),
@@ -128,6 +134,7 @@ _ROWS = (
         {"alpha": 1000.0},
         calibrated=True,
         sweep="featx.heads.ridge.sweep_ridge",
+        streamed="featx.heads.ridge_streaming.fit_ridge_streamed",
         grid={"alpha": _decades(0, 6, 3)},
         cost=2,
     ),
@@ -139,6 +146,7 @@ _ROWS = (
         # cost 4 to 15 nats an image, where the labels' shares alone cost 2.3.
         calibrated=True,
         sweep="featx.heads.discriminant_sweep.sweep_lda",
+        streamed="featx.heads.discriminant_streaming.fit_lda_streamed",
         grid={"shrinkage": ("auto", 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)},
         cost=2,
     ),
@@ -170,6 +178,7 @@ _ROWS = (
         storage="arrays",
         needs_keras=True,
         sweep="featx.heads.dense_sweep.sweep_dense",
+        streamed="featx.heads.dense_streaming.fit_streamed",
         grid={"hidden": ((), (256,), (1024,))},
         cost=3,
     ),

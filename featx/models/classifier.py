@@ -168,6 +168,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.weights_sha256_ = "" if self.spec_ is None else self.spec_.weights_sha256
         return self
 
+    def take_head(self, head: Any, spec: FeatureSpec) -> None:
+        """Take a head that was fitted on features of a specification, in place of `fit`."""
+        self.head_, self.classes_ = head, head.classes_
+        self.n_features_in_ = int(head.n_features_in_)
+        self.spec_, self.weights_sha256_ = spec, spec.weights_sha256
+
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each image or row, shape (n,)."""
         check_is_fitted(self, "head_")

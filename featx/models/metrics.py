@@ -7,7 +7,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["score_predictions"]
+__all__ = ["ScoreSums", "score_predictions"]
+
+
+class ScoreSums:
+    """Scores of predicted probabilities that come in pieces.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (k,)
+        Labels, sorted.
+    """
+
+    def __init__(self, classes: NDArray[Any]) -> None:
+        self.classes = classes
+        self._confusion = np.zeros((len(classes), len(classes)), dtype=np.intp)
+        self._log_loss = 0.0
+
+    def add(self, y: NDArray[Any], proba: NDArray[np.floating[Any]]) -> None:
+        """Count labels (m,), each among the classes, and their probabilities (m, k)."""
+        k = len(self.classes)
+        truth = np.searchsorted(self.classes, y)
+        pairs = np.bincount(truth * k + proba.argmax(axis=1), minlength=k * k)
+        self._confusion += pairs.reshape(k, k)
+        chosen = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
+        self._log_loss -= float(np.log(chosen).sum(dtype=np.float64))
+
+    def scores(self) -> dict[str, Any]:
+        """Return what `score_predictions` does."""
+        confusion, images = self._confusion, int(self._confusion.sum())
+        right = confusion.diagonal()
+        present = confusion.sum(axis=1) > 0
+        recall = right[present] / confusion.sum(axis=1)[present]
+        both = (confusion.sum(axis=0) + confusion.sum(axis=1))[present]
+        return {
+            "images": images,
+            "accuracy": float(right.sum() / images),
+            "balanced_accuracy": float(recall.mean()),
+            "macro_f1": float((2 * right[present] / both).mean()),
+            "log_loss": self._log_loss / images,
+            "confusion": confusion.tolist(),
+            "classes": [str(name) for name in self.classes],
+        }
 
 
 def score_predictions(
@@ -38,23 +79,6 @@ def score_predictions(
     >>> scores["accuracy"], scores["confusion"]
     (0.5, [[1, 0], [1, 0]])
     """
-    from sklearn.metrics import confusion_matrix, f1_score
-
-    truth = np.searchsorted(classes, y)
-    predicted = proba.argmax(axis=1)
-    confusion = confusion_matrix(truth, predicted, labels=np.arange(len(classes)))
-    present = confusion.sum(axis=1) > 0
-    recall = confusion.diagonal()[present] / confusion.sum(axis=1)[present]
-    chosen = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
-    f1 = f1_score(
-        truth, predicted, labels=np.flatnonzero(present), average="macro", zero_division=0.0
-    )
-    return {
-        "images": len(truth),
-        "accuracy": float((predicted == truth).mean()),
-        "balanced_accuracy": float(recall.mean()),
-        "macro_f1": float(f1),
-        "log_loss": float(-np.log(chosen).mean()),
-        "confusion": confusion.tolist(),
-        "classes": [str(name) for name in classes],
-    }
+    sums = ScoreSums(classes)
+    sums.add(y, proba)
+    return sums.scores()

@@ -14,14 +14,24 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import HeadError
+from featx.heads.registry import make_head
+from featx.memory import as_bytes
 from featx.models.backbone_costs import backbone_cost
 from featx.models.classifier import ImageClassifier
 from featx.models.live_leaderboard import live_leaderboard
 from featx.models.search_result import SearchResult
+from featx.models.search_sample import (
+    SearchSample,
+    default_heads,
+    require_streamable_space,
+    sample_rows,
+)
+from featx.models.streamed_training import StreamedFit
 from featx.models.training import describe_training
+from featx.selection.checks import check_length
 from featx.selection.fold_data import FeatureBlock
 from featx.selection.measuring import Watch
-from featx.selection.searching import SearchOptions, SearchOutcome, search_arrays
+from featx.selection.searching import SearchOptions, search_arrays
 from featx.selection.space import Candidate, SearchSpace
 from featx.selection.space_files import read_space_file
 from featx.selection.splits import leak_groups
@@ -48,6 +58,7 @@ def search(
     budget_s: float | None = None,
     n_jobs: int = -1,
     seed: int = 0,
+    max_ram: str | int | None = None,
     y: Sequence[Any] | NDArray[Any] | None = None,
     weights: Any = None,
     preprocessing: str | None = None,
@@ -105,6 +116,11 @@ def search(
         Number of fits at a time, as in joblib; it changes no score.
     seed : int, default 0
         One seed gives one answer.
+    max_ram : str or int, optional
+        Bound on the memory for features, as bytes or as ``"1GiB"``: candidates are then measured
+        on a seeded share of every class that fits, and the winner is trained on all images in
+        batches. Only heads that can be (see `featx.train`) are tried, by default nearest-mean,
+        ridge, lda, logistic.
     y : sequence of length n, optional
         Labels in place of those of the features.
     weights, preprocessing
@@ -159,13 +175,26 @@ def search(
     wanted = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
     if isinstance(space, str | os.PathLike):
         space = read_space_file(space)
+    bound = None if max_ram is None else as_bytes(max_ram)
+    if bound is not None and space is None and heads is None:
+        wanted["heads"] = default_heads()
     tried = read_space(space, **wanted)
+    if bound is not None:
+        require_streamable_space(tried)
     labels, rows = _labels(features, y)
     named = _named_backbones(space, backbones)
     by_backbone = weights if isinstance(weights, Mapping) else {}
     choice = None if by_backbone else weights
+    used = _blocks(features, tried)
+    groups = leak_groups(features.keys, features.groups, len(features))
+    sample = None
+    if bound is not None:
+        check_length(len(features), labels, features.name)
+        places = [{"backbone": block.backbone, "tap": block.tap} for block in used]
+        sample = sample_rows(features, labels, rows, groups, places, bound=bound, seed=seed)
+    seen = np.arange(len(labels)) if sample is None else sample.rows
     blocks = []
-    for block in _blocks(features, tried):
+    for block in used:
         name = named.get(block.backbone, block.backbone)
         cost = backbone_cost(
             features,
@@ -176,28 +205,36 @@ def search(
             engine=engine,
             cache=cache,
         )
-        blocks.append(_feature_block(features, block.backbone, block.tap, cost))
+        blocks.append(_feature_block(features, block.backbone, block.tap, cost, sample))
     with live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,
-            labels,
+            labels[seen],
             tried,
             options,
-            rows=rows,
-            groups=leak_groups(
-                features.keys, None if features.groups is None else features.groups, len(features)
-            ),
-            splits=features.splits,
+            rows=rows if sample is None else np.arange(len(seen)),
+            groups=groups if sample is None else np.unique(groups[seen], return_inverse=True)[1],
+            splits=None if features.splits is None else features.splits[seen],
             journals=None if cache is None else CacheLayout.at(cache).root / "searches",
             fresh=not resume,
             watch=watch,
         )
-    winner = outcome.winner
-    name = named.get(winner.backbone, winner.backbone)
-    model = _fit(
-        features, labels, outcome, name, by_backbone.get(name, choice), preprocessing, cache, seed
+    name = named.get(outcome.winner.backbone, outcome.winner.backbone)
+    training = outcome.rows if sample is None else sample.training
+    model = _untrained(features, outcome.winner, name, seed)
+    model.set_params(
+        weights=by_backbone.get(name, choice), preprocessing=preprocessing, cache=cache
     )
-    return SearchResult(model, outcome, describe_training(features, labels, outcome.rows))
+    place: dict[str, Any] = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
+    if sample is None or bound is None:
+        _fit(features, place, labels, training, model)
+    else:
+        outcome.notes.append(sample.note)
+        views = features.views(**place)
+        fitting = StreamedFit(features, place, labels, views, bound)
+        head = make_head(model.head, seed=seed)
+        model.take_head(fitting.fit(head, training), features.spec(**place))
+    return SearchResult(model, outcome, describe_training(features, labels, training))
 
 
 def read_space(
@@ -284,55 +321,62 @@ def _blocks(features: Features, space: SearchSpace) -> list[Any]:
 
 
 def _feature_block(
-    features: Features, backbone: str, tap: str, cost: tuple[float | None, int | None, float]
+    features: Features,
+    backbone: str,
+    tap: str,
+    cost: tuple[float | None, int | None, float],
+    sample: SearchSample | None,
 ) -> FeatureBlock:
     place: dict[str, Any] = {"backbone": backbone, "tap": tap}
     views = features.views(**place)
     made = [features.spec(**place), *(features.spec(**place, view=view) for view in views)]
+    parts = [None, *views]
+    if sample is None:
+        matrices = [features.matrix(**place, view=view) for view in parts]
+    else:
+        matrices = [features.take(sample.rows, **place, view=view) for view in parts]
+    drawn = [] if sample is None else [sample.digest]
     return FeatureBlock(
         backbone,
         tap,
-        features.matrix(**place),
-        digest=" ".join([tap, *(spec.digest for spec in made)]),
-        views=tuple(features.matrix(**place, view=view) for view in views),
+        matrices[0],
+        digest=" ".join([tap, *(spec.digest for spec in made), *drawn]),
+        views=tuple(matrices[1:]),
         ms=cost[0],
         bytes=cost[1],
         cost=cost[2],
     )
 
 
-def _fit(
-    features: Features,
-    labels: NDArray[Any],
-    outcome: SearchOutcome,
-    backbone: str,
-    weights: Any,
-    preprocessing: str | None,
-    cache: Any,
-    seed: int,
-) -> ImageClassifier:
-    winner = outcome.winner
+def _untrained(features: Features, winner: Candidate, backbone: str, seed: int) -> ImageClassifier:
     place: dict[str, Any] = {"backbone": winner.backbone, "tap": winner.tap}
     spec, views = features.spec(**place), features.views(**place)
-    rows = outcome.rows
-    parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
-    X = np.concatenate([part[rows] for part in parts]) if views else parts[0][rows]
-    model = ImageClassifier(
+    shape = (len(features), features.width(**place))
+    return ImageClassifier(
         backbone,
-        _whole_head(winner, X.shape, seed),
-        weights=weights,
+        _whole_head(winner, shape, seed),
         tap=winner.tap,
         input_size=spec.input_size_px,
-        preprocessing=preprocessing,
         image=spec.image,
         views=len(views),
         view_policy=features.spec(**place, view=views[0]).views if views else None,
-        cache=cache,
         random_state=seed,
     )
+
+
+def _fit(
+    features: Features,
+    place: dict[str, Any],
+    labels: NDArray[Any],
+    rows: NDArray[np.intp],
+    model: ImageClassifier,
+) -> None:
+    views = features.views(**place)
+    parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
+    X = np.concatenate([part[rows] for part in parts]) if views else parts[0][rows]
     model.fit(X, np.tile(labels[rows], len(parts)))
+    spec = features.spec(**place)
     model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
-    return model
 
 
 def _whole_head(winner: Candidate, shape: tuple[int, ...], seed: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,9 @@ from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
 from featx.heads.registry import make_head
 from featx.models.classifier import ImageClassifier
-from featx.models.metrics import score_predictions
+from featx.models.metrics import ScoreSums
+from featx.models.streamed_training import StreamedFit, memory_bound
 from featx.selection.splits import leak_groups, stratified_folds
-from featx.spec import FeatureSpec
 
 __all__ = ["Suspect", "TrainingResult", "describe_training", "train"]
 
@@ -81,6 +80,7 @@ def train(
     average_views: bool = False,
     cv: int = 5,
     seed: int = 0,
+    max_ram: str | int | None = None,
     cache: Any = None,
 ) -> TrainingResult:
     """Train a head on features and measure it on images that it has not seen.
@@ -110,6 +110,11 @@ def train(
         Number of folds; 0 measures nothing.
     seed : int, default 0
         Seed of the head and of the folds.
+    max_ram : str or int, optional
+        Bound on the memory for features and for what the head makes of them, as bytes or as
+        ``"1GiB"``: they are then read in batches, as often as it takes. Names, labels and keys of
+        the images (some 350 bytes each) and the libraries come on top. By default all features are
+        held, up to half of the machine's memory.
     cache : path, optional
         Cache folder of the resulting classifier.
 
@@ -122,13 +127,12 @@ def train(
     DatasetError
         If there are no labels, or fewer than two classes.
     HeadError
-        If the head cannot be built or trained.
+        If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
     block = _find_block(features, backbone, tap)
     place: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
     spec = features.spec(**place)
     views = features.views(**place)
-    parts = [features.matrix(**place), *(features.matrix(**place, view=view) for view in views)]
     rows, held_out = _training_rows(features)
     y = _labels(features)
     _require_classes(features, y, rows)
@@ -150,14 +154,58 @@ def train(
         raise FeaturesError(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
+    bound = memory_bound(features, place, head, max_ram)
+    fitting: _MemoryFit | StreamedFit
+    if bound is None:
+        fitting = _MemoryFit(features, place, y, views)
+    else:
+        fitting = StreamedFit(features, place, y, views, bound)
     suspects: list[Suspect] = []
     if held_out is not None:
-        _fit(model, parts, y, rows, spec)
-        metrics = _score_held_out(model, parts, y, held_out)
+        _require_known(y[held_out], y[rows])
+        model.take_head(fitting.fit(_head(model), rows), spec)
+        metrics = _score_held_out(model, fitting, held_out)
     else:
-        metrics, suspects = _cross_validate(model, parts, y, features, rows, cv)
-        _fit(model, parts, y, rows, spec)
+        metrics, suspects = _cross_validate(model, fitting, y, features, rows, cv)
+        model.take_head(fitting.fit(_head(model), rows), spec)
     return TrainingResult(model, metrics, describe_training(features, y, rows), suspects)
+
+
+class _MemoryFit:
+    """Fits heads on rows of a block, and scores them, in memory; see `StreamedFit`."""
+
+    def __init__(
+        self, features: Features, place: dict[str, Any], y: NDArray[Any], views: list[int]
+    ) -> None:
+        self._parts = [
+            features.matrix(**place),
+            *(features.matrix(**place, view=view) for view in views),
+        ]
+        self._y = y
+
+    def fit(self, head: Any, rows: NDArray[np.intp]) -> Any:
+        """Fit an unfitted head on rows and their views, one view below the other."""
+        parts = [part[rows] for part in self._parts]
+        X = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if X.dtype not in (np.float32, np.float64):
+            X = X.astype(np.float32)
+        return head.fit(X, np.tile(self._y[rows], len(parts)))
+
+    def score(
+        self, model: ImageClassifier, head: Any, rows: NDArray[np.intp], sums: ScoreSums
+    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Add what a head says of rows to sums; return the likeliest labels and how likely."""
+        proba = np.zeros((len(rows), len(sums.classes)))
+        columns = np.searchsorted(sums.classes, head.classes_)
+        looked_at = [part[rows] for part in self._parts[: 1 + model.views_averaged]]
+        proba[:, columns] = np.mean([head.predict_proba(part) for part in looked_at], axis=0)
+        sums.add(self._y[rows], proba)
+        best = proba.argmax(axis=1)
+        return sums.classes[best], proba[np.arange(len(best)), best]
+
+
+def _head(model: ImageClassifier) -> Any:
+    return make_head(model.head, seed=model.random_state)
 
 
 def _labels(features: Features) -> NDArray[np.str_]:
@@ -199,41 +247,22 @@ def _find_block(features: Features, backbone: str | None, tap: str | None) -> Bl
     return features.block(backbone=name, tap=place)
 
 
-def _stacked(
-    parts: Sequence[NDArray[Any]], y: NDArray[np.str_], rows: NDArray[np.intp]
-) -> tuple[NDArray[Any], NDArray[np.str_]]:
-    """Return rows of all views, one view below the other, with their labels."""
-    if len(parts) == 1:
-        return parts[0][rows], y[rows]
-    return np.concatenate([part[rows] for part in parts]), np.tile(y[rows], len(parts))
-
-
-def _fit(
-    model: ImageClassifier,
-    parts: Sequence[NDArray[Any]],
-    y: NDArray[np.str_],
-    rows: NDArray[np.intp],
-    spec: FeatureSpec,
-) -> None:
-    model.fit(*_stacked(parts, y, rows))
-    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
+def _require_known(held_out: NDArray[np.str_], trained: NDArray[np.str_]) -> None:
+    strangers = np.setdiff1d(held_out, trained)
+    if strangers.size:
+        raise DatasetError(
+            "held-out images have classes without a training image: "
+            f"{', '.join(strangers[:5].tolist())}"
+        )
 
 
 def _score_held_out(
-    model: ImageClassifier,
-    parts: Sequence[NDArray[Any]],
-    y: NDArray[np.str_],
-    rows: NDArray[np.intp],
+    model: ImageClassifier, fitting: _MemoryFit | StreamedFit, rows: NDArray[np.intp]
 ) -> dict[str, Any]:
-    known = np.isin(y[rows], model.classes_)
-    if not known.all():
-        strangers = sorted(set(y[rows][~known].tolist()))
-        raise DatasetError(
-            f"held-out images have classes without a training image: {', '.join(strangers[:5])}"
-        )
-    proba = model.average_proba([part[rows] for part in parts[: 1 + model.views_averaged]])
-    scores = score_predictions(y[rows], proba, model.classes_)
-    return {"protocol": f"held-out split of {len(rows)} images{_averaging(model)}", **scores}
+    sums = ScoreSums(model.classes_)
+    fitting.score(model, model.head_, rows, sums)
+    protocol = f"held-out split of {len(rows)} images{_averaging(model)}"
+    return {"protocol": protocol, **sums.scores()}
 
 
 def _averaging(model: ImageClassifier) -> str:
@@ -242,7 +271,7 @@ def _averaging(model: ImageClassifier) -> str:
 
 def _cross_validate(
     model: ImageClassifier,
-    parts: Sequence[NDArray[Any]],
+    fitting: _MemoryFit | StreamedFit,
     y: NDArray[np.str_],
     features: Features,
     rows: NDArray[np.intp],
@@ -259,37 +288,33 @@ def _cross_validate(
         folds = stratified_folds(y[rows], folds=cv, groups=groups, seed=seed)
     except DatasetError as error:
         return {"protocol": f"not measured: {error}"}, []
-    classes = np.unique(y[rows])
-    proba = np.zeros((len(rows), len(classes)))
+    sums = ScoreSums(np.unique(y[rows]))
+    predicted = np.empty(len(rows), dtype=sums.classes.dtype)
+    probability = np.empty(len(rows))
     for training, testing in folds:
-        head = make_head(model.head, seed=seed).fit(*_stacked(parts, y, rows[training]))
-        columns = np.searchsorted(classes, head.classes_)
-        looked_at = [part[rows[testing]] for part in parts[: 1 + model.views_averaged]]
-        proba[testing[:, None], columns] = np.mean(
-            [head.predict_proba(part) for part in looked_at], axis=0
-        )
-    scores = score_predictions(y[rows], proba, classes)
-    right = classes[proba.argmax(axis=1)] == y[rows]
+        head = fitting.fit(_head(model), rows[training])
+        found = fitting.score(model, head, rows[testing], sums)
+        predicted[testing], probability[testing] = found
+    right = predicted == y[rows]
     accuracies = [float(right[testing].mean()) for _, testing in folds]
     protocol = f"{len(folds)}-fold cross-validation, equal images on one side{_averaging(model)}"
     metrics = {
         "protocol": protocol,
-        **scores,
+        **sums.scores(),
         "accuracy": float(np.mean(accuracies)),
         "accuracy_by_fold": accuracies,
     }
-    return metrics, _suspects(y[rows], proba, classes, [features.paths[row] for row in rows])
-
-
-def _suspects(
-    y: NDArray[np.str_], proba: NDArray[Any], classes: NDArray[np.str_], paths: list[str]
-) -> list[Suspect]:
-    best = proba.argmax(axis=1)
-    wrong = np.flatnonzero(classes[best] != y)
-    order = wrong[np.argsort(-proba[wrong, best[wrong]], kind="stable")]
-    return [
-        Suspect(paths[row], str(y[row]), str(classes[best[row]]), float(proba[row, best[row]]))
-        for row in order
+    paths = features.paths
+    wrong = np.flatnonzero(~right)
+    wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
+    return metrics, [
+        Suspect(
+            paths[rows[place]],
+            str(y[rows[place]]),
+            str(predicted[place]),
+            float(probability[place]),
+        )
+        for place in wrong
     ]
 
 
@@ -298,11 +323,12 @@ def describe_training(
 ) -> dict[str, Any]:
     """Return what a model was trained on: name, number of images, and digest of keys and labels."""
     digest = hashlib.sha256()
-    keys = features.keys
-    order = sorted(rows.tolist(), key=lambda row: (keys[row].tobytes(), str(y[row])))
-    for row in order:
-        digest.update(keys[row].tobytes())
-        digest.update(str(y[row]).encode("utf-8", "surrogateescape") + b"\0")
+    keys = np.ascontiguousarray(features.keys[rows])
+    names, codes = np.unique(y[rows].astype(str), return_inverse=True)
+    labels = [str(name).encode("utf-8", "surrogateescape") + b"\0" for name in names]
+    for place in np.lexsort((codes, keys.view("S32").ravel())):
+        digest.update(keys[place].data)
+        digest.update(labels[codes[place]])
     return {
         "dataset": features.name,
         "images": len(rows),
