@@ -103,15 +103,19 @@ def minimise(
     best, since = np.full(p, np.inf), np.zeros(p, int)
     final: list[Any] = [None] * p
     for iteration in range(max_iter + 1):
-        norm, gap = batch.measures()
-        done = (norm <= tol) & (gap <= gap_tol)
-        solved.gradient_norm[left], solved.gap[left] = norm, gap
-        solved.n_iter[left], solved.converged[left] = iteration, done
+        gap, norm = batch.gap(), batch.least_norm()
         worst = np.maximum(norm / tol, gap / gap_tol)
         since = np.where(worst < 0.9 * best, 0, since + 1)
         best = np.minimum(best, worst)
-        leaving = done | batch.stuck | (since > _PATIENCE) | (iteration == max_iter)
+        ending = batch.stuck | (since > _PATIENCE) | (iteration == max_iter)
+        near = np.flatnonzero(ending | (worst <= 1.0))
+        if len(near):
+            norm[near] = batch.gradient_norm(near)
+        done = (norm <= tol) & (gap <= gap_tol)
+        leaving = done | ending
         if leaving.any():
+            solved.gradient_norm[left], solved.gap[left] = norm, gap
+            solved.n_iter[left], solved.converged[left] = iteration, done
             for place in np.flatnonzero(leaving):
                 final[left[place]] = batch.W[int(place)]
             stay = np.flatnonzero(~leaving)
@@ -153,7 +157,7 @@ class _Batch:
         spread = np.maximum(spread, 1e-6 * totals[:, None])
         bound = rows.array(spread[:, :, None]) * rows.basis.curvature + self.penalty
         self.scale = 1.0 / bound
-        self.preconditioned = self._precondition(self.gradient)
+        self.preconditioned = self.gradient * self.scale
 
     def _start(self, block: RowBlock, Z: Any) -> tuple[Any, ...]:
         P, partial = self._evaluate(block, Z)
@@ -179,19 +183,31 @@ class _Batch:
         losses = np.sum([host(partial[1]) for partial in partials], axis=0, dtype=np.float64)
         self.objective = losses + 0.5 * penalty
 
-    def _precondition(self, g: Any) -> Any:
-        directions = self.rows.basis.directions
-        if directions is None:
-            return g * self.scale
-        return self.rows.product(self.rows.product(g, directions) * self.scale, directions.T)
-
-    def measures(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the largest gradient entry over the sum of weights, and the relative gap."""
-        xp = self.xp
-        given = self.rows.basis.gradient(xp, self.gradient)
-        norm = host(xp.max(xp.abs(given), axis=(1, 2))).astype(np.float64) / self.totals
+    def gap(self) -> NDArray[np.float64]:
+        """Return the estimated distance of the objective from its minimum, relative to it."""
         gap = 0.5 * host(_dot(self.gradient, self.preconditioned)).ravel().astype(np.float64)
-        return norm, gap / np.maximum(self.objective, 1e-30)
+        return gap / np.maximum(self.objective, 1e-30)
+
+    def gradient_norm(self, problems: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return the largest entry of the gradient on the features as given, over the weights."""
+        xp = self.xp
+        given = self.rows.basis.gradient(xp, take(xp, self.gradient, problems))
+        largest = host(xp.max(xp.abs(given), axis=(1, 2))).astype(np.float64)
+        return largest / self.totals[problems]
+
+    def least_norm(self) -> NDArray[np.float64]:
+        """Return what `gradient_norm` is at least, which takes no product with the coordinates.
+
+        The largest entry is no smaller than the root of the mean square, whose sum is the same in
+        every basis.
+        """
+        xp, basis = self.xp, self.rows.basis
+        inner, last = self.gradient[..., :-1], self.gradient[..., -1]
+        squares = xp.sum(inner * inner, axis=2) + last * (
+            2.0 * (inner @ basis.mean_coordinates) + last * xp.sum(basis.mean * basis.mean)
+        )
+        mean = xp.sqrt(xp.clip(xp.max(squares, axis=1), 0.0, None) / basis.mean.shape[0])
+        return host(mean).astype(np.float64) / self.totals
 
     def keep(self, stay: NDArray[np.intp]) -> None:
         """Let the other problems leave."""
@@ -257,7 +273,7 @@ class _Batch:
         S = length * D
         self.W = self.W + S
         self._gather([f[2:5] for f in found])
-        self.preconditioned = self._precondition(self.gradient)
+        self.preconditioned = self.gradient * self.scale
         Y, HY = self.gradient - before, self.preconditioned - was
         product = _dot(S, Y)
         useful = product > 0

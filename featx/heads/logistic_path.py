@@ -115,7 +115,7 @@ def fit_logistic_path(
         Bound on the largest entry of the gradient over the sum of weights, as scikit-learn's.
     gap_tol : float, optional
         Bound on the estimated distance of the objective from its minimum, relative to it;
-        ``tol / 10`` by default. At large C the gradient is small all along the way, and scores
+        ``tol / 2`` by default. At large C the gradient is small all along the way, and scores
         still move where it alone would let go.
     max_iter : int, default 1000
         Iterations a problem and precision.
@@ -159,7 +159,7 @@ def fit_logistic_path(
         raise HeadError(f"values of C must ascend from above 0, received {Cs}: sort them")
     if scoring not in SCORINGS:
         raise HeadError(f"scoring must be one of {', '.join(SCORINGS)}, received {scoring!r}")
-    wanted = 0.1 * tol if gap_tol is None else gap_tol
+    wanted = 0.5 * tol if gap_tol is None else gap_tol
     aim = (
         _Aim(_RACE_TOL * tol, _RACE_TOL * tol, max_iter) if racing else _Aim(tol, wanted, max_iter)
     )

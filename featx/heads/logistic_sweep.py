@@ -79,6 +79,8 @@ def sweep_logistic(
             weights=_weights(y, folds, first.class_weight, sample_weight),
             sample_weight=None if sample_weight is None else np.asarray(sample_weight, np.float64),
             tol=tol,
+            # Probabilities move longer than scores do.
+            gap_tol=0.1 * tol,
             max_iter=int(first.max_iter),
             racing=len(Cs) >= _RACE_FROM,
         )
