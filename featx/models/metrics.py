@@ -127,7 +127,8 @@ def score_label_sets(
     present = np.flatnonzero(positives)
     f1 = 2 * right / np.maximum(positives + found, 1)
     precision = {
-        label: float(average_precision_score(truth[:, label], proba[:, label])) for label in present
+        label: float(average_precision_score(truth[:, label], proba[:, label]))
+        for label in present.tolist()
     }
     decided = int(positives.sum() + found.sum())
     return {

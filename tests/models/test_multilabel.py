@@ -106,10 +106,8 @@ def test_the_estimator_takes_matrices_sets_and_text():
     assert by_sets.score(X, sets) == by_matrix.score(X, Y) > 0.8
     with pytest.raises(HeadError, match="one class only: 'ant'"):
         clone(model).fit(X, [{"ant"}] * 60)
-    with pytest.raises(
-        DatasetError, match=r"expected a matrix of 0 and 1, .* received \[0, 1, 2\]"
-    ):
-        clone(model).fit(X, Y + (np.arange(60) == 3)[:, None])
+    with pytest.raises(DatasetError, match=r"expected a matrix of 0 and 1, .* received \[0, 2\]"):
+        clone(model).fit(X, 2 * Y)
     assert read_label_sets([[0, 1], [1, 0]])[0].tolist() == [0, 1]
     assert read_label_sets([["b"], ["a", "b"]])[1].tolist() == [[0, 1], [1, 1]]
     with pytest.raises(DatasetError, match="expected a collection of labels"):
