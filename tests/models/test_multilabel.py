@@ -33,7 +33,9 @@ def options(small_network, tmp_path):
     return {"backbone": f"file:{small_network}", "cache": tmp_path / "cache"}
 
 
-@pytest.mark.parametrize("head", ["logistic:C=1", "knn:n_neighbors=3", "dense:8,max_epochs=30"])
+@pytest.mark.parametrize(
+    "head", ["logistic:C=1", "knn:n_neighbors=3", "dense:8,max_epochs=60,learning_rate=0.05"]
+)
 def test_from_a_table_to_predictions_and_back(table, options, tmp_path, head):
     features = featx.extract(table, **options)
     result = featx.train(features, head=head, multilabel=True, cv=3)
