@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CacheWriteError,
         DatasetError,
         EngineError,
+        ExportError,
         FeaturesError,
         FeatxError,
         HeadError,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         UnknownNameError,
         WeightsError,
     )
+    from featx.exporting.exporter import export
+    from featx.exporting.verification import verify_export
     from featx.extraction import extract
     from featx.images.dataset import ImageDataset
     from featx.importing import import_features
@@ -50,6 +53,7 @@ __all__ = [
     "CacheWriteError",
     "DatasetError",
     "EngineError",
+    "ExportError",
     "FeatureCache",
     "FeatureExtractor",
     "FeatureSpec",
@@ -66,6 +70,7 @@ __all__ = [
     "ViewPolicy",
     "WeightsError",
     "evaluate",
+    "export",
     "extract",
     "import_features",
     "load",
@@ -73,6 +78,7 @@ __all__ = [
     "plan_extraction",
     "search",
     "train",
+    "verify_export",
 ]
 
 _HOMES = {
@@ -85,6 +91,7 @@ _HOMES = {
     "ImagePolicy": "featx.spec",
     "ViewPolicy": "featx.spec",
     "evaluate": "featx.models.evaluation",
+    "export": "featx.exporting.exporter",
     "extract": "featx.extraction",
     "import_features": "featx.importing",
     "load": "featx.models.artefact",
@@ -92,6 +99,7 @@ _HOMES = {
     "plan_extraction": "featx.planning",
     "search": "featx.models.searching",
     "train": "featx.models.training",
+    "verify_export": "featx.exporting.verification",
 }
 _OTHER_NAMES = {"load": "load_model"}
 

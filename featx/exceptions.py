@@ -15,6 +15,7 @@
     ├── FeaturesError            features do not fit what they are used for (also ValueError)
     ├── HeadError                a head cannot be built or trained as asked (also ValueError)
     ├── ArtefactError            a saved model is damaged, foreign, unsafe, or of another version
+    ├── ExportError              a model cannot be exported as asked, or its export differs from it
     └── MissingExtraError        an optional dependency is not installed (also ImportError)
 
 Every message says what was expected, what was received, and what to do next.
@@ -33,6 +34,7 @@ __all__ = [
     "CacheWriteError",
     "DatasetError",
     "EngineError",
+    "ExportError",
     "FeaturesError",
     "FeatxError",
     "HeadError",
@@ -125,6 +127,10 @@ class HeadError(FeatxError, ValueError):
 
 class ArtefactError(FeatxError):
     """A saved model is damaged, foreign, unsafe, or of another version."""
+
+
+class ExportError(FeatxError):
+    """A model cannot be exported as asked, or what was written differs from it."""
 
 
 class MissingExtraError(FeatxError, ImportError):

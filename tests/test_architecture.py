@@ -30,6 +30,18 @@ MAY_IMPORT = {
     "heads": {"exceptions", "quiet", "memory"},
     "memory": {"exceptions"},
     "selection": {"exceptions", "heads"},
+    "exporting": {
+        "exceptions",
+        "spec",
+        "quiet",
+        "images",
+        "backbones",
+        "engines",
+        "cache",
+        "named_data",
+        "heads",
+        "models",
+    },
     "demonstration": set(),
 }
 
@@ -82,7 +94,7 @@ def test_no_module_is_longer_than_400_lines():
     assert not long
 
 
-def test_a_backend_of_keras_is_spoken_to_in_its_adapter_only():
+def test_a_backend_of_keras_is_spoken_to_in_its_adapter_and_in_exports_only():
     spoken = re.compile(r"\btf\.|\b(?:import|from) (?:tensorflow|jax|torch)\b")
     speaking = [
         path.relative_to(ROOT).as_posix()
@@ -90,4 +102,8 @@ def test_a_backend_of_keras_is_spoken_to_in_its_adapter_only():
         if spoken.search(path.read_text("utf-8"))
     ]
     backends = ("jax", "tensorflow", "torch")
-    assert sorted(speaking) == [f"engines/backends/{name}.py" for name in backends]
+    assert sorted(speaking) == [
+        *(f"engines/backends/{name}.py" for name in backends),
+        "exporting/serving.py",
+        "exporting/tensorflow_formats.py",
+    ]

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "search": "Find the best backbone, head and parameters.",
     "evaluate": "Score a model on labelled images.",
     "predict": "Predict images with a model.",
+    "export": "Write a model as a file that other programs run.",
     "backbones": "List the backbones, or describe one.",
     "import": "Bring in features that were made elsewhere.",
     "dataset": "Look at datasets, split and edit them.",

@@ -23,7 +23,6 @@ __all__ = [
     "json_option",
     "max_ram_option",
     "model_argument",
-    "multilabel_option",
     "seed_option",
 ]
 
@@ -248,15 +247,6 @@ def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
         callback=_checked_size,
         metavar="SIZE",
         help="Train on batches within this memory, as 1GiB, where features are larger than it.",
-    )(function)
-
-
-def multilabel_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--multilabel``."""
-    return click.option(
-        "--multilabel",
-        is_flag=True,
-        help="A label such as ant|winged is several, each predicted by itself.",
     )(function)
 
 

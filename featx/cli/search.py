@@ -17,7 +17,6 @@ from featx.cli.options import (
     extraction_arguments,
     json_option,
     max_ram_option,
-    multilabel_option,
     seed_option,
 )
 from featx.cli.show import notes, table
@@ -96,8 +95,9 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 )
 @click.option(
     "--scoring",
-    help="accuracy, balanced_accuracy, macro_f1, log_loss or top5; with --multilabel "
-    "mean_average_precision or micro_f1.  [default: the first of them]",
+    default="accuracy",
+    show_default=True,
+    help="accuracy, balanced_accuracy, macro_f1, log_loss or top5.",
 )
 @click.option(
     "--score",
@@ -128,7 +128,6 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 )
 @cache_option
 @seed_option
-@multilabel_option
 @max_ram_option
 @json_option
 @common_options
@@ -148,11 +147,10 @@ def command(
     cv: int,
     on_split: str | None,
     repeats: int,
-    scoring: str | None,
+    scoring: str,
     score: str,
     one_standard_error: bool,
     n_jobs: int,
-    multilabel: bool,
     max_ram: str | None,
     seed: int,
     **options: Any,
@@ -181,7 +179,7 @@ def command(
         "n_trials": trials,
         "cv": on_split or cv,
         "repeats": repeats,
-        "scoring": scoring or ("mean_average_precision" if multilabel else "accuracy"),
+        "scoring": scoring,
         "score": score,
         "one_standard_error": one_standard_error,
         "budget_s": budget,
@@ -190,8 +188,6 @@ def command(
     }
     what: dict[str, Any] = {"heads": list(heads) or None, "transforms": list(transforms) or None}
     # A mistyped name is to be known before an hour of extraction.
-    if max_ram is not None and multilabel:
-        raise click.UsageError("--max-ram and --multilabel do not go together: leave one out")
     if max_ram is not None:
         if space is None and not heads:
             what["heads"] = default_heads()
@@ -210,7 +206,6 @@ def command(
         weights=asked["weights"],
         preprocessing=asked["preprocessing"],
         engine=asked["engine"],
-        multilabel=multilabel,
         max_ram=max_ram,
         cache=cache,
         resume=not fresh,

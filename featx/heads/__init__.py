@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from featx.heads.dense import DenseClassifier
     from featx.heads.discriminant import ShrinkageLDA
     from featx.heads.head_pipeline import HeadPipeline
-    from featx.heads.logistic import LogisticPathCV
     from featx.heads.multilabel import MultiLabelHead
     from featx.heads.nearest_mean import NearestMean
     from featx.heads.neighbours import NearestNeighbours
@@ -26,7 +25,6 @@ __all__ = [
     "DenseClassifier",
     "HeadPipeline",
     "HeadSpec",
-    "LogisticPathCV",
     "MultiLabelHead",
     "NearestMean",
     "NearestNeighbours",
@@ -48,7 +46,6 @@ _MODULES = {
     "DenseClassifier": "dense",
     "HeadPipeline": "head_pipeline",
     "HeadSpec": "registry",
-    "LogisticPathCV": "logistic",
     "MultiLabelHead": "multilabel",
     "NearestMean": "nearest_mean",
     "NearestNeighbours": "neighbours",

@@ -1,0 +1,136 @@
+"""``featx export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featx.cli.options import cache_option, common_options, json_option, model_argument
+
+if TYPE_CHECKING:
+    from featx.exporting.exporter import Export
+
+__all__ = ["command"]
+
+
+@click.command("export", short_help="Write a model as a file that other programs run.")
+@model_argument
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["keras", "savedmodel", "tflite", "onnx", "openvino"]),
+    show_default="what PATH ends in",
+    help="Which file.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    show_default="MODEL with the end of the format",
+    help="Where to.",
+)
+@click.option("--int8", is_flag=True, help="Quantise to 8 bits (tflite).")
+@click.option(
+    "--calibrate",
+    metavar="DATA",
+    show_default="the images of training, else those of --verify",
+    help="Typical images for --int8.",
+)
+@click.option("--verify", metavar="DATA", help="Compare the written file with the model on images.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Largest difference of a probability.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is at PATH.")
+@click.option("--weights", help="The backbone's weights, when they are not where they were.")
+@click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
+@cache_option
+@json_option
+@common_options
+def command(
+    model: Path,
+    style: str | None,
+    output: Path | None,
+    int8: bool,
+    calibrate: str | None,
+    verify: str | None,
+    tolerance: float,
+    overwrite: bool,
+    weights: str | None,
+    trust: bool,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Write a model as one network from uint8 RGB pixels to probabilities.
+
+    It needs no featx: preprocessing, backbone, scaler and head are in it, the names of the classes
+    lie beside it. With --verify the written file is run in its own runtime on images from disk, and
+    has to say what the model says (exit 1 if not); the result is written beside it.
+
+    \b
+    featx export photos.featx --format onnx --verify photos/
+    featx export photos.featx -o photos.tflite --int8 --verify photos-held-out/
+    """
+    import featx
+
+    done = featx.export(
+        model,
+        output,
+        format=style,
+        int8=int8,
+        calibrate=calibrate,
+        verify=verify,
+        tolerance=tolerance,
+        overwrite=overwrite,
+        cache=cache,
+        weights=weights,
+        trust=trust,
+    )
+    if as_json:
+        click.echo(json.dumps(_as_json(done), ensure_ascii=False))
+        return
+    _show(done)
+
+
+def _as_json(done: Export) -> dict[str, object]:
+    return {
+        "path": str(done.path),
+        "size_bytes": done.size_bytes,
+        "calibrated_on": done.calibrated_on or None,
+        **{name: done.description[name] for name in ("format", "precision", "classes", "input")},
+        "verification": done.verification,
+        "serving": done.serving,
+    }
+
+
+def _show(done: Export) -> None:
+    said = done.description
+    megabytes = done.size_bytes / 1e6
+    click.echo(
+        f"{done.path}: {said['format']}, {said['precision']}, {megabytes:.1f} MB, "
+        f"{len(said['classes']):,} classes, named in {done.path.name}.json"
+    )
+    if done.calibrated_on:
+        click.echo(f"ranges of int8 from images of {done.calibrated_on}")
+    report = done.verification
+    if report is not None:
+        click.echo(
+            f"verified with {report['runtime']} on {report['images']:,} images of "
+            f"{report['dataset']} ({report['failed']:,} failed): top-1 changed on "
+            f"{report['top1_changed']:,}, largest difference of a probability "
+            f"{report['largest_difference']:.1e}{_accuracies(report)}"
+        )
+    for language, code in done.serving.items():
+        click.echo(f"\n--- {language}\n\n{code.rstrip()}")
+
+
+def _accuracies(report: dict[str, object]) -> str:
+    before, after = report["accuracy_of_model"], report["accuracy_of_export"]
+    return "" if before is None else f", accuracy {after:.4f} (model {before:.4f})"

@@ -1,0 +1,89 @@
+"""What lies beside an exported file: class names, input and output, as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featx.exceptions import ExportError
+from featx.exporting.graph import INPUT, OUTPUT
+from featx.spec import FeatureSpec
+
+__all__ = ["describe", "description_path", "read_description", "report_path"]
+
+_TYPE, _VERSION = "featx-export", 1
+
+
+def description_path(path: Path) -> Path:
+    """Return where the description of an export lies.
+
+    Examples
+    --------
+    >>> description_path(Path("photos.onnx")).name
+    'photos.onnx.json'
+    """
+    return path.with_name(f"{path.name}.json")
+
+
+def report_path(path: Path) -> Path:
+    """Return where the result of a verification lies.
+
+    Examples
+    --------
+    >>> report_path(Path("photos.onnx")).name
+    'photos.onnx.verification.json'
+    """
+    return path.with_name(f"{path.name}.verification.json")
+
+
+def describe(
+    *, format: str, precision: str, classes: list[Any], spec: FeatureSpec, tap: str, head: str
+) -> dict[str, Any]:
+    """Return the description of an export as JSON types."""
+    height, width = spec.input_size_px
+    return {
+        "type": _TYPE,
+        "version": _VERSION,
+        "format": format,
+        "precision": precision,
+        "classes": classes,
+        "input": {
+            "name": INPUT,
+            "dtype": "uint8",
+            "shape": [None, height, width, 3],
+            "colours": "RGB",
+            "image": spec.image.to_dict(),
+        },
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": [None, len(classes)]},
+        "model": {"backbone": spec.backbone, "tap": tap, "head": head, "spec_sha256": spec.digest},
+    }
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read the description that lies beside an export.
+
+    Raises
+    ------
+    ExportError
+        If there is none, or it is damaged or of a later version.
+    """
+    beside = description_path(path)
+    try:
+        found = json.loads(beside.read_text("utf-8"))
+        classes = found["classes"]
+        kind, version = found["type"], found["version"]
+        complete = isinstance(classes, list) and {"format", "precision"} <= set(found)
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"expected {beside.name} beside {path}, with the names of its classes: keep the two "
+            "together, or export the model again"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{beside} is damaged ({error!r}): export the model again") from error
+    if kind != _TYPE or version != _VERSION or not complete:
+        raise ExportError(
+            f"{beside} is of type {kind!r}, version {version!r}: expected {_TYPE!r}, version "
+            f"{_VERSION}, as this featx writes it; export the model again"
+        )
+    return dict(found)

@@ -1,0 +1,231 @@
+"""`export`: a model as one file that other programs run."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from featx.backbones.taps import parse_tap
+from featx.exceptions import DatasetError, ExportError
+from featx.exporting.description import describe, description_path, report_path
+from featx.exporting.formats import FORMATS, Format, choose_format
+from featx.exporting.graph import build_graph
+from featx.exporting.head_steps import head_steps
+from featx.exporting.placing import placed_whole, refuse_existing
+from featx.exporting.samples import calibration_pixels, find_images, training_images
+from featx.exporting.serving import serving_code
+from featx.exporting.verification import TOLERANCE, require_one_view, verify_export
+from featx.models.artefact import load_model, read_details
+from featx.models.classifier import ImageClassifier
+from featx.quiet import quiet_import
+from featx.spec import FeatureSpec
+
+__all__ = ["Export", "export"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Export:
+    """What `export` wrote.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder.
+    description : dict
+        What lies beside it as ``PATH.json``: class names, input, output.
+    verification : dict or None
+        The report of `featx.verify_export`.
+    calibrated_on : str
+        Name of the images that int8 ranges were taken from.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    verification: dict[str, Any] | None = None
+    calibrated_on: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the export without what lies beside it."""
+        files = FORMATS[self.description["format"]].files(self.path)
+        every = [f for file in files for f in ([file] if file.is_file() else file.rglob("*"))]
+        return sum(file.stat().st_size for file in every if file.is_file())
+
+    @property
+    def serving(self) -> dict[str, str]:
+        """The few lines that run it, by language."""
+        return serving_code(self.path, self.description)
+
+
+def export(
+    model: ImageClassifier | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    format: str | None = None,
+    int8: bool = False,
+    calibrate: Any = None,
+    verify: Any = None,
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+) -> Export:
+    """Write a model as one network from uint8 RGB pixels to probabilities.
+
+    The backbone with its preprocessing, the pooling, the scaler or principal components and the
+    head become one graph, which needs no featx. What remains for the program that serves it is
+    decoding and resizing; the names of the classes lie beside it as ``PATH.json``.
+
+    Parameters
+    ----------
+    model : ImageClassifier or path
+        Fitted, or the path of a ``.featx`` file.
+    path : path, optional
+        Where to. By default the model's own path with the end of the format.
+    format : str, optional
+        ``"keras"``, ``"savedmodel"``, ``"tflite"``, ``"onnx"`` or ``"openvino"``; by default what
+        `path` ends in.
+    int8 : bool, default False
+        Whether weights and activations are quantised to 8 bits, for ``"tflite"`` alone.
+    calibrate : ImageDataset, path or str, optional
+        Typical images for `int8`, of which up to 100 are used. By default those that the model was
+        trained on, where the cache knows them, else those of `verify`.
+    verify : ImageDataset, path or str, optional
+        Images on which the written file is compared with the model, see `featx.verify_export`.
+    tolerance : float, default 1e-3
+        Largest difference of a probability in that comparison.
+    overwrite : bool, default False
+        Whether to replace what is at `path`.
+    cache : path, optional
+        Where names of datasets, and features that are known already, are looked up.
+    weights, trust
+        As in `featx.load`, where `model` is a path.
+
+    Returns
+    -------
+    Export
+        ``path``, ``description``, ``verification`` and ``serving``.
+
+    Raises
+    ------
+    ExportError
+        If there is something at `path`, the head cannot be exported, a conversion fails, or the
+        written file does not agree with the model.
+    MissingExtraError
+        If the format needs a package that is not installed.
+    WeightsError
+        If the backbone's weights are not here.
+    DatasetError
+        If `calibrate` or `verify` has no image that can be read.
+
+    Examples
+    --------
+    >>> done = export("photos.featx", "photos.onnx", verify="photos/")  # doctest: +SKIP
+    >>> done.verification["largest_difference"]  # doctest: +SKIP
+    2.4e-07
+    >>> print(done.serving["python"])  # doctest: +SKIP
+    """
+    row = choose_format(format, None if path is None else Path(path))
+    if int8 and not row.int8:
+        raise ExportError(f"the format {row.name} has no int8 here: use tflite, or leave int8 out")
+    target = _target(model, path, row)
+    if row.name == "onnx":
+        from featx.exporting.onnx_format import require_onnx
+
+        require_onnx()
+    outcome = [*row.files(target), description_path(target)]
+    if not overwrite:
+        refuse_existing(outcome)
+    training: dict[str, Any] = {}
+    if isinstance(model, ImageClassifier):
+        fitted = model
+    else:
+        fitted = load_model(model, cache=cache, weights=weights, trust=trust)
+        training = read_details(model)["training"]
+    check_is_fitted(fitted, "head_")
+    require_one_view(fitted)
+    _require_tensorflow(row)
+    steps = head_steps(fitted.head_)
+    source, tap = fitted.source(), str(parse_tap(fitted.tap))
+    spec = fitted.spec_ or source.spec(image=fitted.image)
+    pixels, calibrated_on = None, ""
+    if int8:
+        pixels, calibrated_on = _calibration(calibrate, verify, training, spec, cache)
+    checked = None if verify is None else find_images(verify, cache)
+    description = describe(
+        format=row.name,
+        precision="int8" if int8 else "float32",
+        classes=fitted.classes_.tolist(),
+        spec=spec,
+        tap=tap,
+        head=str(fitted.head) if isinstance(fitted.head, str) else type(fitted.head).__name__,
+    )
+    network = build_graph(source, tap, steps)
+    with placed_whole([description_path(target), *row.files(target)]) as folder:
+        made = folder / target.name
+        row.write(network, made, classes=description["classes"], calibration=pixels)
+        text = json.dumps(description, indent=2, ensure_ascii=False)
+        description_path(made).write_text(text + "\n", "utf-8")
+    report_path(target).unlink(missing_ok=True)  # it was about what was there before
+    report = None
+    if checked is not None:
+        report = verify_export(fitted, target, checked, tolerance=tolerance)
+    return Export(target, description, report, calibrated_on)
+
+
+def _target(
+    model: ImageClassifier | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None,
+    row: Format,
+) -> Path:
+    if path is not None:
+        return Path(path)
+    if isinstance(model, ImageClassifier):
+        raise ExportError("expected a path to export to, received none: give path=...")
+    own = Path(model)
+    return own.with_suffix(row.suffix) if row.suffix else own.with_name(f"{own.stem}_{row.name}")
+
+
+def _require_tensorflow(row: Format) -> None:
+    with quiet_import():
+        import keras
+    backend = keras.backend.backend()
+    if row.name != "keras" and backend != "tensorflow":
+        raise ExportError(
+            f"the format {row.name} is converted by TensorFlow: expected the Keras backend "
+            f"'tensorflow', received {backend!r}; set KERAS_BACKEND=tensorflow"
+        )
+
+
+def _calibration(
+    calibrate: Any,
+    verify: Any,
+    training: dict[str, Any],
+    spec: FeatureSpec,
+    cache: str | os.PathLike[str] | None,
+) -> tuple[NDArray[np.uint8], str]:
+    if calibrate is not None:
+        chosen = find_images(calibrate, cache)
+        return calibration_pixels(chosen, spec), chosen.name
+    known = training_images(training, cache)
+    if known is not None and verify is None:
+        return calibration_pixels(known, spec), known.name
+    if known is not None:
+        with suppress(DatasetError):  # the images of training may have gone since
+            return calibration_pixels(known, spec), known.name
+    if verify is not None:
+        chosen = find_images(verify, cache)
+        return calibration_pixels(chosen, spec), chosen.name
+    raise ExportError(
+        "int8 takes its ranges from real images: name some with --calibrate DATA "
+        "(calibrate=...), a folder or a dataset of the cache"
+    )

@@ -1,0 +1,111 @@
+"""One Keras network from pixels to probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from featx.backbones.build import build_tap_model
+from featx.backbones.source import BackboneSource
+from featx.exceptions import ExportError
+from featx.exporting.steps import Linear, Rectify, Scale, Sigmoid, Step, UnitLength
+from featx.quiet import quiet_import
+
+__all__ = ["INPUT", "OUTPUT", "build_graph", "head_layers"]
+
+INPUT, OUTPUT = "pixels", "probabilities"
+"""Names of the input and the output, in every format that has names."""
+
+
+def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> Any:
+    """Build the network that is exported.
+
+    Parameters
+    ----------
+    source : BackboneSource
+        The backbone.
+    tap : str
+        Canonical name of the tap that the head was trained on.
+    steps : list of Step
+        The head, see `featx.exporting.head_steps.head_steps`.
+
+    Returns
+    -------
+    network : keras.Model
+        From uint8 RGB pixels of shape (n, h, w, 3) to float32 probabilities of shape (n, k). Made
+        of Keras's own layers and operations alone, so that loading it takes Keras and no featx.
+
+    Raises
+    ------
+    WeightsError, BackboneError
+        If the backbone cannot be built.
+    ExportError
+        If its features are of another size than the head's.
+    """
+    with quiet_import():
+        import keras
+    taps = build_tap_model(source, (tap,))
+    features = taps.outputs[0]
+    network = keras.Model(taps.inputs[0], head_layers(features, steps), name="featx_model")
+    network.trainable = False
+    return network
+
+
+def head_layers(features: Any, steps: list[Step]) -> Any:
+    """Put the steps of a head behind features.
+
+    Parameters
+    ----------
+    features : keras tensor of shape (n, d)
+    steps : list of Step
+
+    Returns
+    -------
+    keras tensor of shape (n, k), float32
+    """
+    for number, step in enumerate(steps, start=1):
+        name = OUTPUT if number == len(steps) else f"head_{number}"
+        wanted = _width(step)
+        if wanted not in (None, int(features.shape[-1])):
+            raise ExportError(
+                f"the head takes {wanted} features, the backbone gives {features.shape[-1]}: name "
+                "the backbone, tap and weights of training"
+            )
+        features = _layer(features, step, name)
+    return features
+
+
+def _width(step: Step) -> int | None:
+    if isinstance(step, Linear):
+        return len(step.kernel)
+    return len(step.factor) if isinstance(step, Scale) else None
+
+
+def _layer(x: Any, step: Step, name: str) -> Any:
+    from keras import layers
+
+    if isinstance(step, Linear):
+        # By set_weights and not by an initializer, which would put the numbers into the JSON.
+        dense = layers.Dense(step.kernel.shape[1], dtype="float32", name=name)
+        y = dense(x)
+        dense.set_weights([_float32(step.kernel), _float32(step.bias)])
+        return y
+    if isinstance(step, Scale):
+        # The one layer of Keras that keeps a factor and an offset a feature as weights.
+        norm = layers.BatchNormalization(epsilon=0.0, dtype="float32", name=name)
+        y = norm(x, training=False)
+        zero = np.zeros(len(step.factor), np.float32)
+        norm.set_weights([_float32(step.factor), _float32(step.offset), zero, zero + 1])
+        return y
+    if isinstance(step, UnitLength):
+        return layers.UnitNormalization(dtype="float32", name=name)(x)
+    if isinstance(step, Rectify):
+        return layers.ReLU(dtype="float32", name=name)(x)
+    if isinstance(step, Sigmoid):
+        return layers.Activation("sigmoid", dtype="float32", name=name)(x)
+    return layers.Softmax(dtype="float32", name=name)(x)
+
+
+def _float32(values: Any) -> Any:
+    return np.asarray(values, np.float32)

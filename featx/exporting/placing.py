@@ -1,0 +1,75 @@
+"""Put files where they belong: all of them or none."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from featx.exceptions import ExportError
+
+__all__ = ["placed_whole", "refuse_existing"]
+
+
+def refuse_existing(paths: Sequence[Path]) -> None:
+    """Raise `ExportError` if something is there already, or the folder is not."""
+    folder = paths[0].parent
+    if not folder.is_dir():
+        raise ExportError(f"expected -o PATH in a folder that exists, received {paths[0]}")
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise ExportError(
+                f"{path} exists already: name another path with -o, or replace it with "
+                "--overwrite (overwrite=True)"
+            )
+
+
+@contextmanager
+def placed_whole(paths: Sequence[Path]) -> Iterator[Path]:
+    """Give a folder to write in; what the body wrote there is moved beside `paths` when it is done.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files or folders of one parent, by whose names the body writes; the last one is moved
+        last. What was there before is replaced.
+
+    Yields
+    ------
+    folder : Path
+        On the same file system, gone afterwards.
+
+    Raises
+    ------
+    ExportError
+        If something cannot be written.
+    """
+    parent = paths[0].parent
+    folder = parent / f".{paths[-1].name}.{secrets.token_hex(4)}.tmp"
+    try:
+        folder.mkdir()
+        try:
+            yield folder
+            for path in paths:
+                _move(folder / path.name, path, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {paths[-1]}: {error.strerror or error}. Name a path with -o, in a "
+            "folder that can be written"
+        ) from error
+
+
+def _move(made: Path, target: Path, folder: Path) -> None:
+    for file in [made, *made.rglob("*")] if made.is_dir() else [made]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    # A folder cannot be renamed over another one; the old one goes with the temporary folder.
+    if target.is_dir() and not target.is_symlink():
+        target.rename(folder / f"{target.name}.old")
+    made.replace(target)
