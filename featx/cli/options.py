@@ -23,6 +23,7 @@ __all__ = [
     "json_option",
     "max_ram_option",
     "model_argument",
+    "multilabel_option",
     "seed_option",
 ]
 
@@ -247,6 +248,15 @@ def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
         callback=_checked_size,
         metavar="SIZE",
         help="Train on batches within this memory, as 1GiB, where features are larger than it.",
+    )(function)
+
+
+def multilabel_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--multilabel``."""
+    return click.option(
+        "--multilabel",
+        is_flag=True,
+        help="A label such as ant|winged is several, each predicted by itself.",
     )(function)
 
 

@@ -24,7 +24,9 @@ __all__ = ["command"]
 @model_argument
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Classes an image."
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Classes an image.  [default: 1; of several labels, those above 0.5]",
 )
 @click.option(
     "--format",
@@ -41,7 +43,7 @@ __all__ = ["command"]
 def command(
     model: Path,
     images: tuple[str, ...],
-    top_k: int,
+    top_k: int | None,
     style: str,
     weights: str | None,
     trust: bool,
@@ -83,6 +85,8 @@ def _print_table(rows: Iterable[Prediction]) -> None:
     for row in rows:
         if row.status == "failed":
             lines.append([row.path, "-", "-", f"failed: {row.reason}"])
+        elif not row.top:
+            lines.append([row.path, "-", "-", "no label"])
         lines += [
             [row.path if not rank else "", label, f"{probability:.4f}", ""]
             for rank, (label, probability) in enumerate(row.top)
@@ -96,6 +100,8 @@ def _print_csv(rows: Iterable[Prediction]) -> None:
     for row in rows:
         if row.status == "failed":
             writer.writerow([row.path, "", "", row.status, row.reason, ""])
+        elif not row.top:
+            writer.writerow([row.path, "", "", row.status, "", ""])
         for rank, (label, probability) in enumerate(row.top, start=1):
             writer.writerow([row.path, label, f"{probability:.6f}", row.status, "", rank])
 

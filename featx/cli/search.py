@@ -17,6 +17,7 @@ from featx.cli.options import (
     extraction_arguments,
     json_option,
     max_ram_option,
+    multilabel_option,
     seed_option,
 )
 from featx.cli.show import notes, table
@@ -95,9 +96,8 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 )
 @click.option(
     "--scoring",
-    default="accuracy",
-    show_default=True,
-    help="accuracy, balanced_accuracy, macro_f1, log_loss or top5.",
+    help="accuracy, balanced_accuracy, macro_f1, log_loss or top5; with --multilabel "
+    "mean_average_precision or micro_f1.  [default: the first of them]",
 )
 @click.option(
     "--score",
@@ -128,6 +128,7 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 )
 @cache_option
 @seed_option
+@multilabel_option
 @max_ram_option
 @json_option
 @common_options
@@ -147,10 +148,11 @@ def command(
     cv: int,
     on_split: str | None,
     repeats: int,
-    scoring: str,
+    scoring: str | None,
     score: str,
     one_standard_error: bool,
     n_jobs: int,
+    multilabel: bool,
     max_ram: str | None,
     seed: int,
     **options: Any,
@@ -179,7 +181,7 @@ def command(
         "n_trials": trials,
         "cv": on_split or cv,
         "repeats": repeats,
-        "scoring": scoring,
+        "scoring": scoring or ("mean_average_precision" if multilabel else "accuracy"),
         "score": score,
         "one_standard_error": one_standard_error,
         "budget_s": budget,
@@ -188,6 +190,8 @@ def command(
     }
     what: dict[str, Any] = {"heads": list(heads) or None, "transforms": list(transforms) or None}
     # A mistyped name is to be known before an hour of extraction.
+    if max_ram is not None and multilabel:
+        raise click.UsageError("--max-ram and --multilabel do not go together: leave one out")
     if max_ram is not None:
         if space is None and not heads:
             what["heads"] = default_heads()
@@ -206,6 +210,7 @@ def command(
         weights=asked["weights"],
         preprocessing=asked["preprocessing"],
         engine=asked["engine"],
+        multilabel=multilabel,
         max_ram=max_ram,
         cache=cache,
         resume=not fresh,

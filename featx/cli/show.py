@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from featx.cache.features import Features
 
-__all__ = ["show_extraction", "show_scores", "table"]
+__all__ = ["label_scores", "notes", "show_extraction", "show_scores", "table"]
 
 _SHOWN = 10
 _ANIMATED = (".gif", ".webp", ".apng")
@@ -74,7 +74,21 @@ def _list(what: str, lines: Sequence[str]) -> None:
 
 
 def show_scores(metrics: dict[str, Any]) -> None:
-    """Print scores and the confusion matrix."""
+    """Print scores, and the confusion matrix or a line a label."""
+    if "mean_average_precision" in metrics:
+        click.echo(label_scores(metrics))
+        if len(metrics["labels"]) <= _SHOWN:
+            rows = [
+                [
+                    one["label"],
+                    str(one["images"]),
+                    _score(one["average_precision"]),
+                    _score(one["f1"]),
+                ]
+                for one in metrics["labels"]
+            ]
+            click.echo(table(["label", "images", "average precision", "F1"], rows))
+        return
     click.echo(
         f"accuracy {metrics['accuracy']:.4f}, balanced {metrics['balanced_accuracy']:.4f}, "
         f"macro F1 {metrics['macro_f1']:.4f}, log loss {metrics['log_loss']:.4f}"
@@ -87,6 +101,19 @@ def show_scores(metrics: dict[str, Any]) -> None:
         for name, row in zip(classes, metrics["confusion"], strict=True)
     ]
     click.echo(table(["true \\ predicted", *classes], rows))
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def label_scores(metrics: dict[str, Any]) -> str:
+    """Return the scores of several labels an image as one line."""
+    return (
+        f"mean average precision {metrics['mean_average_precision']:.4f}, micro F1 "
+        f"{metrics['micro_f1']:.4f}, macro F1 {metrics['macro_f1']:.4f}, every label right "
+        f"{metrics['exact_match']:.4f}"
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

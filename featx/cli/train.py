@@ -17,9 +17,10 @@ from featx.cli.options import (
     extraction_arguments,
     json_option,
     max_ram_option,
+    multilabel_option,
     seed_option,
 )
-from featx.cli.show import notes
+from featx.cli.show import label_scores, notes
 
 __all__ = ["command"]
 
@@ -54,6 +55,7 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
     is_flag=True,
     help="Predict by the mean over an image and its --views, at their price.",
 )
+@multilabel_option
 @max_ram_option
 @json_option
 @common_options
@@ -65,6 +67,7 @@ def command(
     cache: Path,
     seed: int,
     average_views: bool,
+    multilabel: bool,
     max_ram: str | None,
     as_json: bool,
     **options: Any,
@@ -77,15 +80,18 @@ def command(
     \b
     featx train photos/ -o photos.featx
     featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
+    featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
     """
     import featx
     from featx.heads.registry import make_head
     from featx.heads.streaming import require_streamable
 
     # What cannot be trained is to be known before an hour of extraction.
+    if max_ram is not None and multilabel:
+        raise click.UsageError("--max-ram and --multilabel do not go together: leave one out")
     if max_ram is not None:
         require_streamable(make_head(head))
-    make_head(head)
+    make_head(head, multilabel=multilabel)
     target = output or Path(f"{Path(data).resolve().stem}.featx")
     if not target.parent.is_dir():
         raise click.UsageError(f"the folder of {str(target)!r} does not exist")
@@ -102,6 +108,7 @@ def command(
         preprocessing=asked["preprocessing"],
         average_views=average_views,
         cv=cv,
+        multilabel=multilabel,
         seed=seed,
         max_ram=max_ram,
         cache=cache,
@@ -119,7 +126,8 @@ def command(
         f"{report['seconds']:.1f} s"
     )
     notes(features)
-    click.echo(f"head      {head} on {len(result.model.classes_)} classes in {seconds:.1f} s")
+    what = "labels" if multilabel else "classes"
+    click.echo(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
     _show_accuracy(result)
     click.echo(f"saved     {target}")
     click.echo(f"next: featx predict {target} IMAGES...")
@@ -127,6 +135,9 @@ def command(
 
 def _show_accuracy(result: Any) -> None:
     metrics = result.metrics
+    if "mean_average_precision" in metrics:
+        click.echo(f"scores    {label_scores(metrics)}, {metrics['protocol']}")
+        return
     if "accuracy" not in metrics:
         click.echo(f"accuracy  {metrics['protocol']}")
         return

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from featx.heads.dense import DenseClassifier
     from featx.heads.discriminant import ShrinkageLDA
     from featx.heads.head_pipeline import HeadPipeline
+    from featx.heads.logistic import LogisticPathCV
     from featx.heads.multilabel import MultiLabelHead
     from featx.heads.nearest_mean import NearestMean
     from featx.heads.neighbours import NearestNeighbours
@@ -25,6 +26,7 @@ __all__ = [
     "DenseClassifier",
     "HeadPipeline",
     "HeadSpec",
+    "LogisticPathCV",
     "MultiLabelHead",
     "NearestMean",
     "NearestNeighbours",
@@ -46,6 +48,7 @@ _MODULES = {
     "DenseClassifier": "dense",
     "HeadPipeline": "head_pipeline",
     "HeadSpec": "registry",
+    "LogisticPathCV": "logistic",
     "MultiLabelHead": "multilabel",
     "NearestMean": "nearest_mean",
     "NearestNeighbours": "neighbours",

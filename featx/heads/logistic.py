@@ -242,9 +242,6 @@ class LogisticPathCV(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return values
 
     def _folds(self, X: Any, y: Any, codes: NDArray[np.intp]) -> list[Fold]:
-        if not isinstance(self.cv, Integral) or isinstance(self.cv, bool):
-            return list(check_cv(self.cv, y, classifier=True).split(X, y))
-        _require(self.cv, "cv", Integral, above=1)
         counts = np.bincount(codes)
         if counts.min() < 2:
             lone = self.classes_.tolist()[counts.argmin()]
@@ -252,6 +249,9 @@ class LogisticPathCV(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"class {lone!r} has one row only: cross-validation "
                 "needs 2 or more of each class; add images, or choose C yourself"
             )
+        if not isinstance(self.cv, Integral) or isinstance(self.cv, bool):
+            return list(check_cv(self.cv, y, classifier=True).split(X, y))
+        _require(self.cv, "cv", Integral, above=1)
         wanted = int(self.cv)
         number = min(wanted, int(counts.min()))
         if number < wanted:

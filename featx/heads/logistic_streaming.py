@@ -22,7 +22,7 @@ __all__ = ["fit_logistic_streamed"]
 
 logger = logging.getLogger("featx")
 
-_SAMPLE_SHARE = 8
+_SAMPLE_SHARE = 3
 _SQUARES = 16
 # A step ends the descent when the objective is within this share of its tolerance of the minimum.
 _GAP = 0.01
@@ -41,7 +41,7 @@ def fit_logistic_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_byt
     source : BatchSource
     y : ndarray of shape (n,)
     max_ram_bytes : int
-        An eighth of it bounds the rows that the start is found on.
+        A third of it bounds the rows that the start is found on.
 
     Returns
     -------
@@ -80,9 +80,10 @@ def fit_logistic_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_byt
     W = problem.start()
     W, iterations = problem.descend(W, directions, curvature, head)
     if len(rows) < len(codes):
-        scores = problem.spread
+        spread = problem.spread
         problem = _Problem(source, codes, by_class, mean, penalty, head)
-        problem.spread = scores
+        problem.spread = spread
+        del sample
         W, more = problem.descend(W, directions, curvature, head)
         iterations += more
     if not problem.converged:

@@ -42,7 +42,8 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: A
         Becomes ``random_state`` where the head has one that is not given.
     multilabel : bool, default=False
         Whether an image has any number of labels: the head is then trained on a matrix of shape
-        (images, labels) of 0 and 1, and predicts one (see `MultiLabelHead`).
+        (images, labels) of 0 and 1, and predicts one: by `MultiLabelHead`, but for dense heads,
+        which have an output a label.
     **params
         Parameters of the head; they win over those in the text.
 
@@ -95,11 +96,20 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: A
 
 
 def _for_labels(estimator: Any, multilabel: bool) -> Any:
-    if not multilabel:
+    if not multilabel or _learns_label_sets(estimator):
         return estimator
     from featx.heads.multilabel import MultiLabelHead
 
     return MultiLabelHead(estimator)
+
+
+def _learns_label_sets(estimator: Any) -> bool:
+    from featx.heads.dense import DenseClassifier
+    from featx.heads.multilabel import MultiLabelHead
+
+    steps = getattr(estimator, "steps", None)
+    last = steps[-1][1] if steps else estimator
+    return isinstance(last, DenseClassifier | MultiLabelHead)
 
 
 def _gives_margins_only(estimator: Any) -> bool:

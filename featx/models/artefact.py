@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError
 from featx.heads.storage import dump_head, load_head
 from featx.job import as_view_policy
@@ -34,7 +36,9 @@ _MEMBERS = ("head.skops", "head.json", "head.h5")
 _MAX_BYTES = 4 << 30
 _MAX_JSON_BYTES = 256 << 20
 _PACKAGES = ("featx", "keras", "numpy", "scikit-learn", "skops", "tensorflow", "pillow")
-_PARAMETERS = ("backbone", "head", "tap", "input_size", "preprocessing", "random_state")
+_PARAMETERS = (
+    *("backbone", "head", "tap", "input_size", "preprocessing", "random_state", "multilabel"),
+)
 
 
 def save_model(
@@ -205,14 +209,16 @@ def load_model(
             **_read_views(details),
             cache=cache,
             engine=engine,
+            multilabel=bool(parameters.get("multilabel", False)),
             random_state=parameters["random_state"],
         )
         model.head_ = head
-        model.classes_ = head.classes_
+        model.classes_ = np.array(details["classes"]) if model.multilabel else head.classes_
         model.n_features_in_ = int(details["n_features"])
         model.spec_ = spec
         model.weights_sha256_ = spec.weights_sha256
-        if head.classes_.tolist() != details["classes"]:
+        stated = range(len(model.classes_)) if model.multilabel else details["classes"]
+        if head.classes_.tolist() != list(stated):
             raise ArtefactError(f"{path} states other classes than its head has: it was changed")
         if int(head.n_features_in_) != model.n_features_in_:
             raise ArtefactError(f"{path} states another number of features than its head takes")

@@ -18,11 +18,15 @@ from featx.exceptions import FeaturesError, HeadError, WeightsError
 from featx.extraction import compute_features
 from featx.heads.registry import make_head
 from featx.images.dataset import ImageDataset
+from featx.images.label_sets import label_matrix, read_label_sets
 from featx.models.inputs import as_image_dataset
 from featx.runner import Ledger
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
-__all__ = ["ImageClassifier"]
+__all__ = ["LABEL_THRESHOLD", "ImageClassifier"]
+
+LABEL_THRESHOLD = 0.5
+"""Probability above which an image is said to have a label, where it may have several."""
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -60,13 +64,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Key of `featx.engines.select.ENGINES`.
     batch_size : int or "auto", default "auto"
         Number of images in a batch of the backbone.
+    multilabel : bool, default False
+        Whether an image has any number of labels: `predict` then gives a matrix of 0 and 1, and
+        `predict_proba` the probability of each label by itself.
     random_state : int, default 0
         Seed of the head.
 
     Attributes
     ----------
     classes_ : ndarray of shape (k,)
-        Labels, sorted.
+        Labels, sorted; 0 to k - 1 where they were given as a matrix.
     n_features_in_ : int
         Number of features an image.
     head_ : estimator
@@ -107,6 +114,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         cache: str | os.PathLike[str] | None = None,
         engine: str = "auto",
         batch_size: int | str = "auto",
+        multilabel: bool = False,
         random_state: int = 0,
     ) -> None:
         self.backbone = backbone
@@ -122,6 +130,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.cache = cache
         self.engine = engine
         self.batch_size = batch_size
+        self.multilabel = multilabel
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike) -> ImageClassifier:
@@ -132,7 +141,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X : list of paths, ndarray of shape (n, h, w, c), or ndarray of shape (n, d)
             Files, pixels, or features of this backbone.
         y : array-like of shape (n,)
-            Labels.
+            Labels. With ``multilabel``, as `featx.images.label_sets.read_label_sets` takes them:
+            a matrix of 0 and 1, one collection of labels an image, or text such as ``ant|winged``.
 
         Raises
         ------
@@ -141,9 +151,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DatasetError, HeadError
             If there is nothing to learn from, for instance one class only.
         """
+        names = None
+        if self.multilabel:
+            names, y = read_label_sets(y)
         images = as_image_dataset(X)
         if images is None:
-            X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+            kinds = {"dtype": [np.float32, np.float64], "multi_output": self.multilabel}
+            X, y = validate_data(self, X, y, **kinds)
             self.spec_: FeatureSpec | None = None
         else:
             targets = np.asarray(y)
@@ -155,29 +169,41 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for learnt in ("head_", "weights_sha256_"):
                 self.__dict__.pop(learnt, None)
             parts, _ = self.transform_images(images, views=self.views, keep=True)
-            X, y = np.concatenate(parts), np.tile(targets, len(parts))
+            X, y = np.concatenate(parts), np.concatenate([targets] * len(parts))
             self.n_features_in_ = X.shape[1]
             self.spec_ = self.source().spec(image=self.image)
         check_classification_targets(y)
-        labels = np.unique(y)
+        labels = np.unique(y) if names is None else names
         if len(labels) < 2:
             raise HeadError(f"one class only: {str(labels[0])!r}; a classifier needs two or more")
-        self.head_ = make_head(self.head, seed=self.random_state)
+        self.head_ = make_head(self.head, seed=self.random_state, multilabel=self.multilabel)
         self.head_.fit(X, y)
-        self.classes_ = self.head_.classes_
+        self.classes_ = self.head_.classes_ if names is None else names
         self.weights_sha256_ = "" if self.spec_ is None else self.spec_.weights_sha256
         return self
 
-    def take_head(self, head: Any, spec: FeatureSpec) -> None:
-        """Take a head that was fitted on features of a specification, in place of `fit`."""
-        self.head_, self.classes_ = head, head.classes_
-        self.n_features_in_ = int(head.n_features_in_)
+    def take_head(
+        self,
+        head: Any,
+        spec: FeatureSpec,
+        *,
+        n_features: int,
+        labels: NDArray[Any] | None = None,
+    ) -> None:
+        """Take a head that was fitted on features of a specification, in place of `fit`.
+
+        Of several labels an image, the head knows the columns; ``labels`` are their names.
+        """
+        self.head_, self.classes_ = head, head.classes_ if labels is None else labels
+        self.n_features_in_ = n_features
         self.spec_, self.weights_sha256_ = spec, spec.weights_sha256
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the label of each image or row, shape (n,)."""
+        """Return the label of each row, shape (n,); with ``multilabel`` 0 and 1, shape (n, k)."""
         check_is_fitted(self, "head_")
         parts = self._parts(X)
+        if self.multilabel:
+            return (self.average_proba(parts) > LABEL_THRESHOLD).astype(np.intp)
         if len(parts) == 1:
             predicted: NDArray[Any] = self.head_.predict(parts[0])
             return predicted
@@ -188,6 +214,22 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the probability of each class, shape (n, k), in the order of ``classes_``."""
         check_is_fitted(self, "head_")
         return self.average_proba(self._parts(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy; with ``multilabel`` the share of images with every label right."""
+        if self.multilabel:
+            if not (hasattr(y, "shape") and len(y.shape) == 2):
+                y = label_matrix(y, self.classes_.tolist())
+            right = (self.predict(X) == np.asarray(y)).all(axis=1)
+            return float(np.average(right, weights=sample_weight))
+        return float(super().score(X, y, sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.multilabel:
+            tags.classifier_tags.multi_label = True
+            tags.target_tags.multi_output = True
+        return tags
 
     def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:
         """Return the mean of the head's probabilities over matrices of shape (n, d)."""

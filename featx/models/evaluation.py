@@ -12,9 +12,10 @@ from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, FeaturesError
 from featx.images.dataset import ImageDataset
+from featx.images.label_sets import label_matrix
 from featx.job import view_specs
 from featx.models.classifier import ImageClassifier
-from featx.models.metrics import score_predictions
+from featx.models.metrics import score_label_sets, score_predictions
 
 __all__ = ["evaluate"]
 
@@ -33,7 +34,8 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
     Returns
     -------
     dict
-        As `featx.models.metrics.score_predictions`, with ``failed``: images that could not be read.
+        As `featx.models.metrics.score_predictions`, or `score_label_sets` of a model that gives
+        several labels, with ``failed``: images that could not be read.
 
     Raises
     ------
@@ -61,6 +63,11 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
     if not chosen.any():
         raise DatasetError(f"{name!r} has no labelled image that could be read")
     known = model.classes_.astype(str)
+    looked_at = [part[chosen] for part in parts]
+    if model.multilabel:
+        truth = label_matrix(y[chosen].tolist(), known.tolist(), what=repr(name))
+        scores = score_label_sets(truth, model.average_proba(looked_at), known)
+        return {**scores, "failed": failed}
     strangers = sorted(set(y[chosen].tolist()) - set(known.tolist()))
     if strangers:
         raise DatasetError(
@@ -68,7 +75,7 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
             f"knows {', '.join(known[:10].tolist())}"
         )
     order = np.argsort(known)
-    proba = model.average_proba([part[chosen] for part in parts])[:, order]
+    proba = model.average_proba(looked_at)[:, order]
     return {**score_predictions(y[chosen], proba, known[order]), "failed": failed}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ScoreSums", "score_predictions"]
+__all__ = ["ScoreSums", "score_label_sets", "score_predictions"]
 
 
 class ScoreSums:
@@ -82,3 +82,68 @@ def score_predictions(
     sums = ScoreSums(classes)
     sums.add(y, proba)
     return sums.scores()
+
+
+def score_label_sets(
+    truth: NDArray[np.intp],
+    proba: NDArray[np.floating[Any]],
+    labels: NDArray[Any],
+    *,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """Return the scores of predicted probabilities where an image has any number of labels.
+
+    Parameters
+    ----------
+    truth : ndarray of shape (n, k)
+        1 where an image has a label, else 0.
+    proba : ndarray of shape (n, k)
+        Probability of each label.
+    labels : ndarray of shape (k,)
+        What the columns stand for.
+    threshold : float, default 0.5
+        Probability above which a label is given.
+
+    Returns
+    -------
+    dict
+        ``images``; ``mean_average_precision`` (mean over the labels that some image has, of the
+        average precision, which needs no threshold); ``micro_f1`` (over all decisions),
+        ``macro_f1`` (mean over the same labels); ``exact_match`` (share of images with every label
+        right); ``labels``, with images, average precision and F1 of each.
+
+    Examples
+    --------
+    >>> truth, proba = np.array([[1, 0], [0, 1]]), np.array([[0.9, 0.2], [0.1, 0.4]])
+    >>> scores = score_label_sets(truth, proba, np.array(["ant", "winged"]))
+    >>> scores["mean_average_precision"], scores["exact_match"]
+    (1.0, 0.5)
+    """
+    from sklearn.metrics import average_precision_score
+
+    given = proba > threshold
+    positives, found = truth.sum(axis=0), given.sum(axis=0)
+    right = (truth * given).sum(axis=0)
+    present = np.flatnonzero(positives)
+    f1 = 2 * right / np.maximum(positives + found, 1)
+    precision = {
+        label: float(average_precision_score(truth[:, label], proba[:, label]))
+        for label in present.tolist()
+    }
+    decided = int(positives.sum() + found.sum())
+    return {
+        "images": len(truth),
+        "mean_average_precision": float(np.mean(list(precision.values()))) if precision else 0.0,
+        "micro_f1": float(2 * right.sum() / decided) if decided else 0.0,
+        "macro_f1": float(f1[present].mean()) if present.size else 0.0,
+        "exact_match": float((given == truth).all(axis=1).mean()),
+        "labels": [
+            {
+                "label": str(name),
+                "images": int(positives[label]),
+                "average_precision": precision.get(label),
+                "f1": float(f1[label]) if positives[label] else None,
+            }
+            for label, name in enumerate(labels)
+        ],
+    }

@@ -9,7 +9,7 @@ import numpy as np
 
 from featx.cache.manifest import DUPLICATE, OK
 from featx.images.dataset import ImageDataset
-from featx.models.classifier import ImageClassifier
+from featx.models.classifier import LABEL_THRESHOLD, ImageClassifier
 
 __all__ = ["Prediction", "predict_images"]
 
@@ -25,7 +25,8 @@ class Prediction:
     path : str
         The image as it was named.
     top : tuple of (label, probability)
-        The most probable classes, best first; empty when the image could not be read.
+        The most probable classes, best first; empty when the image could not be read, and where
+        none of several labels is probable.
     status : {"ok", "failed"}
         Whether it could be read.
     reason : str
@@ -39,7 +40,7 @@ class Prediction:
 
 
 def predict_images(
-    model: ImageClassifier, images: ImageDataset, *, top_k: int = 1
+    model: ImageClassifier, images: ImageDataset, *, top_k: int | None = None
 ) -> Iterator[Prediction]:
     """Predict images in their order, a few thousand at a time.
 
@@ -49,8 +50,9 @@ def predict_images(
         Fitted.
     images : ImageDataset
         The images; labels are not looked at.
-    top_k : int, default 1
-        How many classes of each.
+    top_k : int, optional
+        How many classes of each: by default 1, or, of a model that gives several labels, all whose
+        probability is above 0.5.
 
     Yields
     ------
@@ -63,13 +65,19 @@ def predict_images(
         parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         readable = np.isin(ledger.status, (OK, DUPLICATE))
         proba = model.average_proba(parts) if readable.any() else np.empty((0, 0))
-        best = np.argsort(-proba, axis=1, kind="stable")[:, :top_k]
+        several = model.multilabel and top_k is None
+        shown = proba.shape[1] if several else top_k or 1
+        best = np.argsort(-proba, axis=1, kind="stable")[:, :shown]
         position = 0
         for number, row in enumerate(rows):
             path = images.paths[row] if images.root is None else str(images.file(row))
             if not readable[number]:
                 yield Prediction(path, (), "failed", ledger.reason[number])
                 continue
-            top = tuple((str(model.classes_[c]), float(proba[position, c])) for c in best[position])
+            top = tuple(
+                (str(model.classes_[c]), float(proba[position, c]))
+                for c in best[position]
+                if not several or proba[position, c] > LABEL_THRESHOLD
+            )
             position += 1
             yield Prediction(path, top, "ok")

@@ -15,13 +15,14 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import HeadError
 from featx.heads.registry import make_head
+from featx.images.label_sets import read_label_sets
 from featx.memory import as_bytes
 from featx.models.backbone_costs import backbone_cost
 from featx.models.classifier import ImageClassifier
+from featx.models.feature_blocks import feature_block
 from featx.models.live_leaderboard import live_leaderboard
 from featx.models.search_result import SearchResult
 from featx.models.search_sample import (
-    SearchSample,
     default_heads,
     require_streamable_space,
     sample_rows,
@@ -29,7 +30,6 @@ from featx.models.search_sample import (
 from featx.models.streamed_training import StreamedFit
 from featx.models.training import describe_training
 from featx.selection.checks import check_length
-from featx.selection.fold_data import FeatureBlock
 from featx.selection.measuring import Watch
 from featx.selection.searching import SearchOptions, search_arrays
 from featx.selection.space import Candidate, SearchSpace
@@ -52,7 +52,8 @@ def search(
     n_trials: int | None = None,
     cv: int | str = 5,
     repeats: int = 1,
-    scoring: str = "accuracy",
+    multilabel: bool = False,
+    scoring: str | None = None,
     score: str = "auto",
     one_standard_error: bool = False,
     budget_s: float | None = None,
@@ -102,8 +103,12 @@ def search(
         Number of folds, or the split that candidates are measured on (``"val"``).
     repeats : int, default 1
         How many times the folds are drawn.
-    scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}
-        What is to be best.
+    multilabel : bool, default False
+        Whether a label such as ``ant|winged`` is several. Heads are then fitted one by one, and
+        folds drawn without regard to labels.
+    scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
+        What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
+        and ``"micro_f1"``.
     score : {"auto", "test", "holdout", "nested", "none"}, default "auto"
         How the winner is scored: on the split ``test``; on a fifth of the images set aside; by
         repeating the selection in a cross-validation; not at all. ``"auto"`` takes ``test`` where
@@ -165,7 +170,7 @@ def search(
         n_trials=n_trials,
         cv=cv,
         repeats=repeats,
-        scoring=scoring,
+        scoring=scoring or ("mean_average_precision" if multilabel else "accuracy"),
         score=score,
         budget_s=budget_s,
         n_jobs=n_jobs,
@@ -175,6 +180,10 @@ def search(
     wanted = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
     if isinstance(space, str | os.PathLike):
         space = read_space_file(space)
+    if multilabel and max_ram is not None:
+        raise HeadError(
+            "heads with several labels an image see all rows at once: leave max_ram (--max-ram) out"
+        )
     bound = None if max_ram is None else as_bytes(max_ram)
     if bound is not None and space is None and heads is None:
         wanted["heads"] = default_heads()
@@ -205,7 +214,7 @@ def search(
             engine=engine,
             cache=cache,
         )
-        blocks.append(_feature_block(features, block.backbone, block.tap, cost, sample))
+        blocks.append(feature_block(features, block.backbone, block.tap, cost, sample))
     with live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,
@@ -215,15 +224,18 @@ def search(
             rows=rows if sample is None else np.arange(len(seen)),
             groups=groups if sample is None else np.unique(groups[seen], return_inverse=True)[1],
             splits=None if features.splits is None else features.splits[seen],
+            label_sets=_label_sets(labels[rows]) if multilabel else None,
             journals=None if cache is None else CacheLayout.at(cache).root / "searches",
             fresh=not resume,
             watch=watch,
         )
     name = named.get(outcome.winner.backbone, outcome.winner.backbone)
     training = outcome.rows if sample is None else sample.training
-    model = _untrained(features, outcome.winner, name, seed)
+    model = _untrained(features, outcome.winner, name, seed, multilabel)
     model.set_params(
-        weights=by_backbone.get(name, choice), preprocessing=preprocessing, cache=cache
+        weights=by_backbone.get(name, choice),
+        preprocessing=preprocessing,
+        cache=cache,
     )
     place: dict[str, Any] = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
     if sample is None or bound is None:
@@ -233,7 +245,8 @@ def search(
         views = features.views(**place)
         fitting = StreamedFit(features, place, labels, views, bound)
         head = make_head(model.head, seed=seed)
-        model.take_head(fitting.fit(head, training), features.spec(**place))
+        width = features.width(**place)
+        model.take_head(fitting.fit(head, training), features.spec(**place), n_features=width)
     return SearchResult(model, outcome, describe_training(features, labels, training))
 
 
@@ -312,6 +325,17 @@ def _labels(features: Features, y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]
     return own, np.flatnonzero(features.labels >= 0)
 
 
+def _label_sets(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    sets = np.unique(labels)
+    names, matrix = read_label_sets(sets.tolist())
+    if len(names) < 2:
+        raise HeadError(
+            f"expected two labels or more, received {', '.join(map(str, names)) or 'none'}: write "
+            "several in the column label as ant|winged"
+        )
+    return sets, matrix
+
+
 def _blocks(features: Features, space: SearchSpace) -> list[Any]:
     plain = [block for block in features.blocks if block.view is None]
     there = [(block.backbone, block.tap) for block in plain]
@@ -320,46 +344,21 @@ def _blocks(features: Features, space: SearchSpace) -> list[Any]:
     return [block for block in plain if (block.backbone, block.tap) in used] or plain
 
 
-def _feature_block(
-    features: Features,
-    backbone: str,
-    tap: str,
-    cost: tuple[float | None, int | None, float],
-    sample: SearchSample | None,
-) -> FeatureBlock:
-    place: dict[str, Any] = {"backbone": backbone, "tap": tap}
-    views = features.views(**place)
-    made = [features.spec(**place), *(features.spec(**place, view=view) for view in views)]
-    parts = [None, *views]
-    if sample is None:
-        matrices = [features.matrix(**place, view=view) for view in parts]
-    else:
-        matrices = [features.take(sample.rows, **place, view=view) for view in parts]
-    drawn = [] if sample is None else [sample.digest]
-    return FeatureBlock(
-        backbone,
-        tap,
-        matrices[0],
-        digest=" ".join([tap, *(spec.digest for spec in made), *drawn]),
-        views=tuple(matrices[1:]),
-        ms=cost[0],
-        bytes=cost[1],
-        cost=cost[2],
-    )
-
-
-def _untrained(features: Features, winner: Candidate, backbone: str, seed: int) -> ImageClassifier:
+def _untrained(
+    features: Features, winner: Candidate, backbone: str, seed: int, multilabel: bool
+) -> ImageClassifier:
     place: dict[str, Any] = {"backbone": winner.backbone, "tap": winner.tap}
     spec, views = features.spec(**place), features.views(**place)
     shape = (len(features), features.width(**place))
     return ImageClassifier(
         backbone,
-        _whole_head(winner, shape, seed),
+        _whole_head(winner, shape, seed, multilabel),
         tap=winner.tap,
         input_size=spec.input_size_px,
         image=spec.image,
         views=len(views),
         view_policy=features.spec(**place, view=views[0]).views if views else None,
+        multilabel=multilabel,
         random_state=seed,
     )
 
@@ -379,8 +378,9 @@ def _fit(
     model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
 
 
-def _whole_head(winner: Candidate, shape: tuple[int, ...], seed: int) -> Any:
+def _whole_head(winner: Candidate, shape: tuple[int, int], seed: int, multilabel: bool) -> Any:
     """Return the head as text where text says it all, since a model is shown by it."""
     if winner.transform == "standard" and winner.estimator is None:
         return winner.text
-    return pipeline(parse_transform(winner.transform), winner.make(seed=seed), (shape[0], shape[1]))
+    head = winner.make(seed=seed, multilabel=multilabel)
+    return pipeline(parse_transform(winner.transform), head, shape)

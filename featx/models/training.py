@@ -13,9 +13,10 @@ from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import Block
-from featx.exceptions import DatasetError, FeaturesError
+from featx.exceptions import DatasetError, FeaturesError, HeadError
 from featx.heads.registry import make_head
 from featx.models.classifier import ImageClassifier
+from featx.models.label_set_training import train_label_sets
 from featx.models.metrics import ScoreSums
 from featx.models.streamed_training import StreamedFit, memory_bound
 from featx.selection.splits import leak_groups, stratified_folds
@@ -79,6 +80,7 @@ def train(
     preprocessing: str | None = None,
     average_views: bool = False,
     cv: int = 5,
+    multilabel: bool = False,
     seed: int = 0,
     max_ram: str | int | None = None,
     cache: Any = None,
@@ -108,6 +110,9 @@ def train(
         Whether a prediction is the mean of the probabilities over the image and its views.
     cv : int, default 5
         Number of folds; 0 measures nothing.
+    multilabel : bool, default False
+        Whether a label such as ``ant|winged`` is several. Folds are then drawn without regard to
+        labels, and the metrics are those of `featx.models.metrics.score_label_sets`.
     seed : int, default 0
         Seed of the head and of the folds.
     max_ram : str or int, optional
@@ -135,7 +140,8 @@ def train(
     views = features.views(**place)
     rows, held_out = _training_rows(features)
     y = _labels(features)
-    _require_classes(features, y, rows)
+    if not multilabel:
+        _require_classes(features, y, rows)
     model = ImageClassifier(
         backbone or block.backbone,
         head,
@@ -148,26 +154,32 @@ def train(
         average_views=average_views,
         view_policy=features.spec(**place, view=views[0]).views if views else None,
         cache=cache,
+        multilabel=multilabel,
         random_state=seed,
     )
     if average_views and not views:
         raise FeaturesError(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
+    if multilabel:
+        _require_memory(max_ram)
+        metrics = train_label_sets(model, features, place, y, rows, held_out, cv)
+        return TrainingResult(model, metrics, describe_training(features, y, rows))
     bound = memory_bound(features, place, head, max_ram)
     fitting: _MemoryFit | StreamedFit
     if bound is None:
         fitting = _MemoryFit(features, place, y, views)
     else:
         fitting = StreamedFit(features, place, y, views, bound)
+    width = features.width(**place)
     suspects: list[Suspect] = []
     if held_out is not None:
         _require_known(y[held_out], y[rows])
-        model.take_head(fitting.fit(_head(model), rows), spec)
+        model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
         metrics = _score_held_out(model, fitting, held_out)
     else:
         metrics, suspects = _cross_validate(model, fitting, y, features, rows, cv)
-        model.take_head(fitting.fit(_head(model), rows), spec)
+        model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
     return TrainingResult(model, metrics, describe_training(features, y, rows), suspects)
 
 
@@ -206,6 +218,13 @@ class _MemoryFit:
 
 def _head(model: ImageClassifier) -> Any:
     return make_head(model.head, seed=model.random_state)
+
+
+def _require_memory(max_ram: str | int | None) -> None:
+    if max_ram is not None:
+        raise HeadError(
+            "heads with several labels an image see all rows at once: leave max_ram (--max-ram) out"
+        )
 
 
 def _labels(features: Features) -> NDArray[np.str_]:

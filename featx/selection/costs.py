@@ -87,17 +87,19 @@ def probe(candidate: Candidate, data: FoldData, *, seed: int) -> tuple[float, in
     """
     prepared = data.prepare(parse_transform(candidate.transform), 0)
     train, test = data.folds[0]
+    several = data.sets is not None
     learnt: list[int] = []
     given: list[int] = []
     for count in _OF_EACH_CLASS:
         rows = _few(train, data.codes, count)
         Z = prepared.apply(data.X[rows])
-        head = prepared.head(candidate.make(seed=seed)).fit(Z, data.codes[rows])
+        head = prepared.head(candidate.make(seed=seed, multilabel=several))
+        head.fit(Z, data.targets(rows))
         learnt.append(learnt_bytes(head))
         given.append(Z.nbytes)
     if 2 * (learnt[1] - learnt[0]) >= given[1] - given[0] > 0:  # it keeps what it is given
-        head = prepared.head(candidate.make(seed=seed))
-        head.fit(prepared.apply(data.X[train]), data.codes[train])
+        head = prepared.head(candidate.make(seed=seed, multilabel=several))
+        head.fit(prepared.apply(data.X[train]), data.targets(train))
     return milliseconds(prepared, head, data.X[test]), learnt_bytes(head, prepared.learnt())
 
 

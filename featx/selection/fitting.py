@@ -120,13 +120,14 @@ def _fit(
     train, test = data.folds[fold]
     started = time.perf_counter()
     try:
-        head = prepared.head(candidate.make(seed=seed))
+        several = data.sets is not None
+        head = prepared.head(candidate.make(seed=seed, multilabel=several))
         head = uncalibrated(head) if scorer.needs == "labels" else head
-        head.fit(prepared.apply(data.X[train]), data.codes[train])
+        head.fit(prepared.apply(data.X[train]), data.targets(train))
         fitted = time.perf_counter()
         classes = int(data.codes.max()) + 1
         values = predicted_values(head, prepared.apply(data.X[test]), scorer, classes)
-        score = scorer.function(data.codes[test], values)
+        score = scorer.function(data.targets(test), values)
         scored = time.perf_counter()
         ms = milliseconds(prepared, head, data.X[test]) if fold == 0 else None
         size = learnt_bytes(head, prepared.learnt()) if fold == 0 else None

@@ -75,13 +75,20 @@ class FoldData:
         Row numbers of X.
     sizes : list of float
         Sizes of all transforms with principal components that will be asked for.
+    sets : ndarray of shape (k, labels), int, optional
+        Where an image has several labels, a class is a set of them: which each has.
     """
 
     X: NDArray[Any]
     codes: NDArray[np.intp]
     folds: list[Fold]
     sizes: list[float]
+    sets: NDArray[np.intp] | None = None
     _components: dict[int, Components] = field(default_factory=dict)
+
+    def targets(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return what heads learn of rows: classes (m,), or labels (m, labels) of 0 and 1."""
+        return self.codes[rows] if self.sets is None else self.sets[self.codes[rows]]
 
     def prepare(self, transform: Transform, fold: int) -> Prepared:
         """Return a transform that has learnt from the training rows of one fold."""
@@ -106,6 +113,7 @@ def fold_data(
     share: float,
     order: NDArray[np.intp],
     sizes: list[float],
+    sets: NDArray[np.intp] | None = None,
 ) -> FoldData:
     """Cut a block into folds.
 
@@ -124,6 +132,7 @@ def fold_data(
     order : ndarray of shape (n,)
         Places in `rows`, the first to be trained on first.
     sizes : list of float
+    sets : ndarray of shape (k, labels), optional
         As for `FoldData`.
     """
     copies = 1 + len(block.views)
@@ -132,7 +141,7 @@ def fold_data(
         kept = train if share >= 1 else _share_of(train, codes, order, share)
         seen = np.concatenate([kept + copy * len(rows) for copy in range(copies)])
         cut.append((seen, test))
-    return FoldData(block.take(rows), np.tile(codes, copies), cut, sizes)
+    return FoldData(block.take(rows), np.tile(codes, copies), cut, sizes, sets)
 
 
 def _share_of(

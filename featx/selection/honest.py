@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, UnknownNameError
 from featx.heads.registry import HEADS
+from featx.heads.sweep import Fold
 from featx.selection.fitting import predicted_values
 from featx.selection.leaderboard import measure_costs
 from featx.selection.measuring import Measuring
 from featx.selection.ranking import choose, ranked
 from featx.selection.scoring import Scorer, score_interval
 from featx.selection.space import Candidate, SearchSpace
-from featx.selection.splits import hold_out, repeated_folds
+from featx.selection.splits import grouped_folds, repeated_folds
 from featx.selection.strategies import Plan, Strategy
 from featx.selection.transforms import parse_transform, pipeline
 
@@ -32,6 +33,7 @@ __all__ = ["HonestScore", "Protocol", "Rows", "choose_protocol", "fit_winner", "
 
 _PROTOCOLS = ("auto", "holdout", "nested", "none", "test")
 _OUTER = 5
+_HELD_OUT_OF = 5
 _SMALL = 2_000
 _CHEAP = 100_000
 _ALONE = 10
@@ -52,12 +54,15 @@ class Rows:
         Rows with equal numbers are never on both sides.
     classes : ndarray of shape (k,)
         Labels, sorted.
+    sets : ndarray of shape (k, labels), optional
+        Where an image has several labels, a class is a set of them: which each has.
     """
 
     rows: NDArray[np.intp]
     codes: NDArray[np.intp]
     groups: NDArray[np.int64]
     classes: NDArray[Any]
+    sets: NDArray[np.intp] | None = None
 
     @classmethod
     def of(
@@ -66,9 +71,28 @@ class Rows:
         y: NDArray[Any],
         classes: NDArray[Any],
         groups: NDArray[np.int64],
+        sets: NDArray[np.intp] | None = None,
     ) -> Rows:
         """Take rows of labels and groups."""
-        return cls(rows, np.searchsorted(classes, y[rows]), groups[rows], classes)
+        return cls(rows, np.searchsorted(classes, y[rows]), groups[rows], classes, sets)
+
+    def targets(self, places: NDArray[np.intp] | None = None) -> NDArray[np.intp]:
+        """Return classes (m,), or labels (m, labels) of 0 and 1, of some or all of these rows."""
+        codes = self.codes if places is None else self.codes[places]
+        return codes if self.sets is None else self.sets[codes]
+
+    def folds(self, folds: int, *, repeats: int = 1, seed: int = 0) -> list[Fold]:
+        """Split them; with several labels an image, without regard to these."""
+        if self.sets is None:
+            labels = self.classes[self.codes]
+            return repeated_folds(
+                labels, folds=folds, repeats=repeats, groups=self.groups, seed=seed
+            )
+        return [
+            fold
+            for repeat in range(repeats)
+            for fold in grouped_folds(self.groups, folds=folds, seed=seed + repeat)
+        ]
 
     def take(self, places: NDArray[np.intp]) -> Rows:
         """Return some of these rows."""
@@ -162,7 +186,7 @@ def choose_protocol(
             f"smallest has {fewest}: add images, or take score='none'"
         )
     if name == "auto":
-        weight = _ALONE if _any_alone(space) else 1
+        weight = _ALONE if _any_alone(space) or data.sets is not None else 1
         cheap = len(data.rows) <= _SMALL and len(data.rows) * planned * weight <= _CHEAP
         one_fold = isinstance(options.cv, str)
         name = "nested" if cheap and not options.budget_s and not one_fold else "holdout"
@@ -173,13 +197,13 @@ def choose_protocol(
         )
     if name != "holdout":
         return Protocol(name), data, None
-    train, test = hold_out(
-        data.classes[data.codes], share=0.2, groups=data.groups, seed=options.seed
-    )
+    train, test = data.folds(_HELD_OUT_OF, seed=options.seed)[0]
     return Protocol("holdout"), data.take(train), data.take(test)
 
 
 def _fewest_distinct(data: Rows) -> int:
+    if data.sets is not None:
+        return len(np.unique(data.groups))
     pairs = np.unique(np.stack([data.codes, data.groups], axis=1), axis=0)
     return int(np.bincount(pairs[:, 0]).min())
 
@@ -209,15 +233,15 @@ def score_winner(
     values = _values(winner, measuring, held, options.seed)
     what = "the test split" if protocol == "test" else "a fifth of the images, set aside before"
     text = f"{what}: {len(held.rows):,} images that the selection has not seen"
-    return _scored(text, scorer, held.codes, values, options.seed)
+    return _scored(text, scorer, held.targets(), values, options.seed)
 
 
 def _nested(
     measuring: Measuring, plan: Plan, strategy: Strategy, data: Rows, options: SearchOptions
 ) -> HonestScore:
-    labels = data.classes[data.codes]
-    outer = repeated_folds(labels, folds=_OUTER, groups=data.groups, seed=options.seed)
-    values = np.zeros((len(data.rows), len(data.classes)))
+    outer = data.folds(_OUTER, seed=options.seed)
+    columns = len(data.classes) if data.sets is None else data.sets.shape[1]
+    values = np.zeros((len(data.rows), columns))
     for number, (train, test) in enumerate(outer):
         inner = data.take(train)
         assert isinstance(options.cv, int)
@@ -226,13 +250,7 @@ def _nested(
             rows=inner.rows,
             codes=inner.codes,
             groups=inner.groups,
-            folds=repeated_folds(
-                labels[train],
-                folds=options.cv,
-                repeats=options.repeats,
-                groups=inner.groups,
-                seed=options.seed,
-            ),
+            folds=inner.folds(options.cv, repeats=options.repeats, seed=options.seed),
             scope=f"outer {number}",
             trials={},
             untried=set(),
@@ -251,7 +269,7 @@ def _nested(
         f"nested {len(outer)}-fold cross-validation: the selection was repeated without each of "
         f"{len(outer)} parts of the {len(data.rows):,} images and its winner scored on that part"
     )
-    return _scored(text, measuring.scorer, data.codes, values, options.seed)
+    return _scored(text, measuring.scorer, data.targets(), values, options.seed)
 
 
 def _scored(
@@ -271,14 +289,18 @@ def _values(
 ) -> NDArray[np.floating[Any]]:
     block = measuring.blocks[candidate.backbone, candidate.tap]
     copies = 1 + len(block.views)
-    head = fit_winner(
-        candidate, block.take(measuring.rows), np.tile(measuring.codes, copies), seed=seed
-    )
+    codes = np.tile(measuring.codes, copies)
+    y = codes if measuring.sets is None else measuring.sets[codes]
+    head = fit_winner(candidate, block.take(measuring.rows), y, seed=seed)
     X = block.take(held.rows)[: len(held.rows)]
     return predicted_values(head, X, measuring.scorer, len(held.classes))
 
 
 def fit_winner(candidate: Candidate, X: NDArray[Any], y: NDArray[Any], *, seed: int) -> Any:
     """Fit a candidate with its transform, as one estimator."""
-    made = pipeline(parse_transform(candidate.transform), candidate.make(seed=seed), X.shape)
+    made = pipeline(
+        parse_transform(candidate.transform),
+        candidate.make(seed=seed, multilabel=y.ndim == 2),
+        X.shape,
+    )
     return made.fit(X, y)

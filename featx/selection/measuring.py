@@ -58,6 +58,8 @@ class Measuring:
         Moment of `time.monotonic` after which nothing is started; one trial always is.
     watch : callable, optional
         Is told of finished trials.
+    sets : ndarray of shape (k, labels), optional
+        Labels of each class, where an image has several.
     """
 
     blocks: Mapping[Place, FeatureBlock]
@@ -72,6 +74,7 @@ class Measuring:
     n_jobs: int = -1
     deadline: float | None = None
     watch: Watch | None = None
+    sets: NDArray[np.intp] | None = None
     trials: dict[Candidate, Trial] = field(default_factory=dict)
     untried: set[Candidate] = field(default_factory=set)
     _data: dict[tuple[Place, float], FoldData] = field(default_factory=dict)
@@ -115,6 +118,7 @@ class Measuring:
                 share=share,
                 order=self._order(),
                 sizes=sizes,
+                sets=self.sets,
             )
         data = self._data[place, share]
         if set(sizes) - set(data.sizes):
@@ -137,7 +141,7 @@ class Measuring:
     ) -> Iterable[tuple[Candidate, Measured]]:
         first = unit[0]
         data = self.data((first.backbone, first.tap), share, sizes)
-        sweep = find_sweep(first)
+        sweep = None if self.sets is not None else find_sweep(first)
         if sweep is not None:
             try:
                 # All of the unit, also what is known: a sweep is one computation, and what its

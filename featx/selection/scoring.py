@@ -14,6 +14,8 @@ from featx.exceptions import HeadError, UnknownNameError
 
 __all__ = ["SCORERS", "Scorer", "find_scorer", "score_interval"]
 
+_DRAWS_OF_LABELS = 200
+
 Codes: TypeAlias = NDArray[np.intp]
 Values: TypeAlias = NDArray[np.floating[Any]]
 
@@ -51,6 +53,20 @@ def _top5(truth: Codes, values: Values) -> float:
     return float(((values > own[:, None]).sum(axis=1) < 5).mean())
 
 
+def _mean_average_precision(truth: Codes, values: Values) -> float:
+    from sklearn.metrics import average_precision_score
+
+    present = np.flatnonzero(truth.any(axis=0))
+    found = [average_precision_score(truth[:, label], values[:, label]) for label in present]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _micro_f1(truth: Codes, values: Values) -> float:
+    given = values > 0.5
+    decided = int(truth.sum() + given.sum())
+    return float(2 * (truth * given).sum() / decided) if decided else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """A way of scoring, as data.
@@ -60,17 +76,21 @@ class Scorer:
     name : str
         What a user types.
     function : callable
-        Takes true codes (n,) and values (n, k), and returns a number of which more is better.
+        Takes true codes (n,), or labels (n, k) of 0 and 1, and values (n, k), and returns a number
+        of which more is better.
     needs : {"labels", "order", "probabilities"}
         What the values have to be: the best class only, the order of all, or probabilities.
     sign : {1, -1}, default 1
         What `function` is multiplied by where it is shown.
+    multilabel : bool, default False
+        Whether it is of several labels an image.
     """
 
     name: str
     function: Callable[[Codes, Values], float]
     needs: str = "labels"
     sign: int = 1
+    multilabel: bool = False
 
     def shown(self, score: float) -> float:
         """Return a score as it is shown to people."""
@@ -86,13 +106,17 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
             Scorer("macro_f1", _macro_f1),
             Scorer("log_loss", _negative_log_loss, "probabilities", -1),
             Scorer("top5", _top5, "order"),
+            Scorer(
+                "mean_average_precision", _mean_average_precision, "probabilities", multilabel=True
+            ),
+            Scorer("micro_f1", _micro_f1, "probabilities", multilabel=True),
         )
     }
 )
 """Every way of scoring by its name."""
 
 
-def find_scorer(name: str, classes: int) -> Scorer:
+def find_scorer(name: str, classes: int, *, multilabel: bool = False) -> Scorer:
     """Return a way of scoring.
 
     Raises
@@ -100,10 +124,16 @@ def find_scorer(name: str, classes: int) -> Scorer:
     UnknownNameError
         If there is none of this name.
     HeadError
-        If it would call everything right.
+        If it would call everything right, or is not of as many labels an image as there are.
     """
     if name not in SCORERS:
         raise UnknownNameError("scoring", str(name), SCORERS)
+    if SCORERS[name].multilabel != multilabel:
+        fit = [one.name for one in SCORERS.values() if one.multilabel == multilabel]
+        raise HeadError(
+            f"{name!r} is no score of {'several labels' if multilabel else 'one class'} an image: "
+            f"take one of {', '.join(fit)}"
+        )
     if name == "top5" and classes <= 5:
         raise HeadError(
             f"top5 needs more than 5 classes, received {classes}: every prediction would count as "
@@ -133,6 +163,7 @@ def score_interval(
         centre = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    draws = min(draws, _DRAWS_OF_LABELS) if scorer.multilabel else draws
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(0, n, n) for _ in range(draws))
     scores = [scorer.shown(scorer.function(truth[rows], values[rows])) for rows in drawn]

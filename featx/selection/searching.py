@@ -25,7 +25,7 @@ from featx.selection.measuring import Measuring, Watch
 from featx.selection.ranking import choose, ranked
 from featx.selection.scoring import find_scorer
 from featx.selection.space import Candidate, Place, SearchSpace
-from featx.selection.splits import named_fold, repeated_folds
+from featx.selection.splits import named_fold
 from featx.selection.strategies import Plan, find_strategy
 from featx.selection.transforms import parse_transform
 
@@ -114,6 +114,7 @@ def search_arrays(
     rows: NDArray[np.intp] | None = None,
     groups: NDArray[np.int64] | None = None,
     splits: NDArray[np.str_] | None = None,
+    label_sets: tuple[NDArray[Any], NDArray[np.intp]] | None = None,
     journals: Path | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
@@ -136,6 +137,9 @@ def search_arrays(
         Rows with equal numbers are never on both sides, see `featx.selection.splits.leak_groups`.
     splits : ndarray of shape (n,) of str, optional
         Splits of the dataset: rows of ``test`` take no part in the selection.
+    label_sets : tuple of ndarray, optional
+        Where an image has several labels: the sets of them that occur in `y`, sorted, and for each
+        (k, labels) which labels it has.
     journals : Path, optional
         Folder where finished trials are kept; by default nowhere.
     fresh : bool, default False
@@ -162,8 +166,9 @@ def search_arrays(
     for block in blocks:
         check_length(len(block.X), y, f"{block.backbone} {block.tap}")
     labelled = np.arange(len(y)) if rows is None else rows
-    data, tested, notes = _set_test_aside(y, labelled, groups, splits)
-    scorer = find_scorer(options.scoring, len(data.classes))
+    data, tested, notes = _set_test_aside(y, labelled, groups, splits, label_sets)
+    several = data.sets is not None
+    scorer = find_scorer(options.scoring, len(data.classes), multilabel=several)
     planned = _planned(space, tuple(by_place), options)
     used = {block.place: block for block in _used(space, by_place)}
     _require_components(space, used)
@@ -195,6 +200,7 @@ def search_arrays(
         n_jobs=options.n_jobs,
         deadline=deadline,
         watch=watch,
+        sets=data.sets,
     )
     plan = Plan(space, tuple(used), options.n_trials, options.seed, kept.codes)
     strategy(plan, measuring.measure)
@@ -238,6 +244,7 @@ def _set_test_aside(
     labelled: NDArray[np.intp],
     groups: NDArray[np.int64],
     splits: NDArray[np.str_] | None,
+    label_sets: tuple[NDArray[Any], NDArray[np.intp]] | None,
 ) -> tuple[Rows, Rows | None, list[str]]:
     """Return the rows of the selection, those of a split ``test``, and what to know of them."""
     notes: list[str] = []
@@ -252,6 +259,10 @@ def _set_test_aside(
                 "count in the score"
             )
     check_classes(y[train])
+    if label_sets is not None:
+        classes, sets = label_sets
+        every = (y, classes, groups, sets)
+        return Rows.of(train, *every), Rows.of(test, *every) if len(test) else None, notes
     classes = np.unique(y[train])
     strangers = sorted(set(y[test].tolist()) - set(classes.tolist()))
     if strangers:
@@ -275,20 +286,14 @@ def _folds(
             )
         fold = named_fold(splits[data.rows], options.cv, data.groups)
         trained = np.bincount(data.codes[fold[0]], minlength=len(data.classes))
-        if not len(fold[1]) or not trained.all():
+        if not len(fold[1]) or (data.sets is None and not trained.all()):
             raise DatasetError(
                 f"the split {options.cv!r} leaves {len(fold[1])} images to select by and "
                 f"{int((trained == 0).sum())} classes without a training image: every class needs "
                 "one, or take cv=5"
             )
         return [fold], []
-    folds = repeated_folds(
-        data.classes[data.codes],
-        folds=options.cv,
-        repeats=options.repeats,
-        groups=data.groups,
-        seed=options.seed,
-    )
+    folds = data.folds(options.cv, repeats=options.repeats, seed=options.seed)
     number = len(folds) // options.repeats
     if number < options.cv:
         return folds, [

@@ -70,10 +70,10 @@ class Candidate:
         given = [[name, repr(value)] for name, value in self.params]
         return json.dumps([self.backbone, self.tap, self.transform, self.head, given])
 
-    def make(self, *, seed: int = 0) -> Any:
+    def make(self, *, seed: int = 0, multilabel: bool = False) -> Any:
         """Make the untrained head, without the transform."""
         head = self.head if self.estimator is None else self.estimator
-        return make_head(head, seed=seed, **dict(self.params))
+        return make_head(head, seed=seed, multilabel=multilabel, **dict(self.params))
 
 
 @dataclass(frozen=True, slots=True)

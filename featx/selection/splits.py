@@ -6,11 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
 from featx.exceptions import DatasetError
 
-__all__ = ["hold_out", "leak_groups", "named_fold", "repeated_folds", "stratified_folds"]
+__all__ = [
+    "grouped_folds",
+    "hold_out",
+    "leak_groups",
+    "named_fold",
+    "repeated_folds",
+    "stratified_folds",
+]
 
 _TRIES = 20
 
@@ -106,6 +113,39 @@ def stratified_folds(
         return list(splitter.split(codes, codes))
     grouped = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
     return list(grouped.split(codes, codes, own))
+
+
+def grouped_folds(
+    groups: NDArray[np.int64], *, folds: int = 5, seed: int = 0
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Split rows into folds without regard to labels, as where an image has several.
+
+    Parameters
+    ----------
+    groups : ndarray of shape (n,), int64
+        Rows with equal numbers stay together, see `leak_groups`.
+    folds : int, default 5
+        Number of folds; fewer where there are fewer groups, but at least 2.
+    seed : int, default 0
+        Seed of the shuffling.
+
+    Returns
+    -------
+    list of tuple (train, test)
+        Row numbers.
+
+    Raises
+    ------
+    DatasetError
+        If there is one group only.
+    """
+    number = min(folds, len(np.unique(groups)))
+    if number < 2:
+        raise DatasetError(
+            f"{len(groups)} images that are equal or of one group: cross-validation needs 2 or more"
+        )
+    splitter = GroupKFold(number, shuffle=True, random_state=seed)
+    return list(splitter.split(groups, groups=groups))
 
 
 def repeated_folds(

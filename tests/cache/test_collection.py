@@ -400,3 +400,12 @@ def test_collections_at_once_lose_nothing(kit, tmp_path):
     assert len(counts) == 200
     assert set(counts.values()) == {1}
     assert cache.verify().ok
+
+
+def test_finished_searches_are_nobodys_litter(kit, cache):
+    kept = cache.layout.root / "searches" / f"{'a' * 40}.jsonl"
+    kept.parent.mkdir()
+    kept.write_text('{"trial": 1}\n{"cut')
+    assert cache.verify().ok
+    cache.gc(older_than_s=0, dry_run=False)
+    assert kept.read_text() == '{"trial": 1}\n{"cut'

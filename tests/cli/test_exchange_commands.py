@@ -161,3 +161,51 @@ def test_two_datasets_share_their_common_images(photos, small_network, tmp_path)
         Image.new("RGB", (40, 40), (number * 40, 0, 0)).save(path)
     report = featx.extract([*half, *new], name="second", **options).report
     assert (report["cached"], report["extracted"]) == (6, 6)
+
+
+def test_features_that_cannot_be_learned_from_have_their_messages(run, tmp_path):
+    from featx.cli import train as train_command
+
+    X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    y = ["a", "b"] * 10
+    cache = tmp_path / "cache"
+    import_features("constant", np.ones_like(X), y=y, cache=cache)
+    import_features("one", X, y=["a"] * 20, cache=cache)
+    import_features("part", np.where(np.arange(4) < 2, X, 1), y=y, cache=cache)
+    import_features("lone", X, y=["a", "b"] * 9 + ["a", "c"], cache=cache)
+    with pytest.raises(DatasetError, match="NaN or infinity in 1 of 20 rows"):
+        import_features("nan", np.where(X[3, 1] == X, np.nan, X), y=y, cache=cache)
+    for more in ((), ("--max-ram", "1MiB")):
+        with pytest.raises(featx.FeatxError, match="every column of the features is constant"):
+            run(train_command.command, "constant", "--cv", "0", *more)
+        with pytest.raises(DatasetError, match="one class only: 'a'"):
+            run(train_command.command, "one", *more)
+        assert "accuracy" in run(train_command.command, "part", *more).stdout
+        told = run(train_command.command, "lone", *more).stdout
+        assert "not measured: class 'c' has 1 distinct image" in told
+        few = ("--head", "logistic:class_weight=balanced", *more)
+        assert "saved" in run(train_command.command, "lone", *few).stdout
+    assert run(train_command.command, "part", "--max-ram", "lots", fails=True).exit_code == 2
+    with pytest.raises(featx.HeadError, match="has to see all rows at once"):
+        run(train_command.command, "part", "--head", "knn", "--max-ram", "1MiB")
+
+
+HEADS = ["logistic", "svm", "rbf", "knn", "ridge", "lda", "nearest-mean", "forest:n_estimators=5"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_rows_a_class_and_class_weights_train_and_predict(run, tmp_path, head):
+    from featx.cli import search as search_command
+    from featx.cli import train as train_command
+
+    X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    import_features("few", X, y=list("aabbccc"), cache=tmp_path / "cache")
+    weights = [] if head in ("knn", "nearest-mean") else ["class_weight=balanced"]
+    weighted = head + "".join((":" if ":" not in head else ",") + one for one in weights)
+    for text in {head, weighted}:
+        told = run(train_command.command, "few", "--head", text, "-o", "few.featx").stdout
+        assert "2-fold cross-validation" in told
+        assert featx.load("few.featx", trust=True).predict(X).shape == (7,)
+    if head in ("logistic", "svm"):
+        told = run(search_command.command, "few", "--head", weighted, "-o", "few.featx").stdout
+        assert "2 folds in place of 5" in told
