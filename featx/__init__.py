@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from featx.importing import import_features
     from featx.models.artefact import load_model as load
     from featx.models.classifier import ImageClassifier
-    from featx.models.evaluation import evaluate
+    from featx.models.evaluation import compare_models, evaluate
     from featx.models.extractor import FeatureExtractor
+    from featx.models.prediction import predict
     from featx.models.searching import search
     from featx.models.training import train
     from featx.planning import plan_extraction
@@ -69,6 +70,7 @@ __all__ = [
     "UnknownNameError",
     "ViewPolicy",
     "WeightsError",
+    "compare_models",
     "evaluate",
     "export",
     "extract",
@@ -76,6 +78,7 @@ __all__ = [
     "load",
     "pack_dataset",
     "plan_extraction",
+    "predict",
     "search",
     "train",
     "verify_export",
@@ -90,6 +93,7 @@ _HOMES = {
     "ImageDataset": "featx.images.dataset",
     "ImagePolicy": "featx.spec",
     "ViewPolicy": "featx.spec",
+    "compare_models": "featx.models.evaluation",
     "evaluate": "featx.models.evaluation",
     "export": "featx.exporting.exporter",
     "extract": "featx.extraction",
@@ -97,6 +101,7 @@ _HOMES = {
     "load": "featx.models.artefact",
     "pack_dataset": "featx.cache.packing",
     "plan_extraction": "featx.planning",
+    "predict": "featx.models.prediction",
     "search": "featx.models.searching",
     "train": "featx.models.training",
     "verify_export": "featx.exporting.verification",

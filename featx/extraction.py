@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -265,6 +265,7 @@ def compute_features(
     batch_size: int | str = "auto",
     on_error: str = "raise",
     workers: int | None = None,
+    engines: dict[str, Engine] | None = None,
 ) -> tuple[list[NDArray[np.floating[Any]]], Ledger]:
     """Return the features of images that are not to become a dataset of the cache.
 
@@ -286,6 +287,8 @@ def compute_features(
         Whether new features are written to `cache`; else they stay in memory.
     engine, batch_size, on_error, workers
         As in `extract`.
+    engines : dict, optional
+        Where the engine is kept for the next call with the same `source`, `tap` and `engine`.
 
     Returns
     -------
@@ -303,6 +306,8 @@ def compute_features(
         batch_size=batch_size,
         folder=engines_folder(layout, writing=keep),
     )
+    if engines is not None:
+        opener = partial(_kept_engine, engines, opener)
     stages = []
     for spec in (plain, *view_specs(plain, views, view_policy)):
         space = None if layout is None else FeatureSpace(layout, spec)
@@ -322,6 +327,12 @@ def compute_features(
     if not kept.any():
         return [np.empty((0, 0), np.float32) for _ in stages], ledger
     return [stage.store.gather(tap, ledger.key[kept]) for stage in stages], ledger
+
+
+def _kept_engine(engines: dict[str, Engine], opener: Callable[[], Engine]) -> Engine:
+    if "engine" not in engines:
+        engines["engine"] = opener()
+    return engines["engine"]
 
 
 def _sink(store: FeatureSpace | MemoryStore, engine: Engine) -> Sink:

@@ -32,7 +32,7 @@ def command(into: Path) -> None:
     """
     import featx
     from featx.demonstration import write_digits
-    from featx.models.prediction import predict_images
+    from featx.models.prediction import predict
 
     images, cache, model_file = into / "digits", into / "cache", into / "digits.featx"
     clock = _Clock()
@@ -61,7 +61,7 @@ def command(into: Path) -> None:
     show_scores(metrics)
 
     files = [images / "test" / path for path in test.paths[:: max(1, len(test) // 3)][:3]]
-    rows = predict_images(model, featx.ImageDataset.from_paths(files), top_k=2)
+    rows = predict(model, files, top_k=2)
     clock.step(5, "predicted three of them:")
     lines = [[row.path, *(f"{name} {p:.3f}" for name, p in row.top)] for row in rows]
     click.echo(table(["path", "first", "second"], lines))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "backbone_options",
     "cache_option",
+    "command_line",
     "common_options",
     "data_argument",
     "extraction_arguments",
@@ -258,6 +259,14 @@ def multilabel_option(function: Callable[..., Any]) -> Callable[..., Any]:
         is_flag=True,
         help="A label such as ant|winged is several, each predicted by itself.",
     )(function)
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for the provenance of what it writes."""
+    import shlex
+    import sys
+
+    return shlex.join(["featx", *sys.argv[1:]])
 
 
 def seed_option(function: Callable[..., Any]) -> Callable[..., Any]:

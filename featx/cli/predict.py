@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from featx.cli.options import cache_option, common_options, model_argument
-from featx.cli.show import table
+from featx.cli.show import one_line
 
 if TYPE_CHECKING:
     from featx.models.prediction import Prediction
 
 __all__ = ["command"]
+
+_MEASURED_ROWS = 200
 
 
 @click.command("predict", short_help="Predict images with a model.")
@@ -36,6 +42,7 @@ __all__ = ["command"]
     show_default=True,
     help="How to print them.",
 )
+@click.option("--unknown", is_flag=True, help="Mark images that are unlike those of training.")
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
 @click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
 @cache_option
@@ -45,70 +52,115 @@ def command(
     images: tuple[str, ...],
     top_k: int | None,
     style: str,
+    unknown: bool,
     weights: str | None,
     trust: bool,
     cache: Path,
-) -> None:
+) -> int:
     """Predict images with a model.
 
-    IMAGES are files, folders (all images below them), or - for one path a line on standard input.
-    Every image is a row; one that cannot be read has the status failed and a reason.
+    IMAGES are files, folders (all images below them), patterns in quotes, or - for one path a line
+    on standard input. Every image is a row; one that cannot be read has the status failed and a
+    reason. The exit code is 0 when an image could be read, 1 when none could.
 
     \b
     featx predict photos.featx new/*.jpg
-    featx predict photos.featx new/ --format csv > new.csv
+    featx predict photos.featx 'new/**/*.jpg' --format csv > new.csv
+    find . -name '*.jpg' | featx predict photos.featx - --format jsonl
     """
-    import featx
-    from featx.models.prediction import predict_images
+    from featx.models.prediction import predict
+    from featx.models.predictor import load_predictor
 
-    classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
-    data = featx.ImageDataset.from_paths(list(_paths(images)))
-    rows = predict_images(classifier, data, top_k=top_k)
-    {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}[style](rows)
+    classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
+    counts = {"ok": 0, "failed": 0}
+    rows = _counted(predict(classifier, _names(images), top_k=top_k, unknown=unknown), counts)
+    printer = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}[style]
+    printer(rows, unknown)
+    if counts["failed"]:
+        click.echo(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
+    return 0 if counts["ok"] or not counts["failed"] else 1
 
 
-def _paths(images: Iterable[str]) -> Iterator[str]:
-    from featx import ImageDataset
+def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Prediction]:
+    for row in rows:
+        counts[row.status] += 1
+        yield row
 
+
+def _names(images: Iterable[str]) -> Iterator[str]:
     for item in images:
         if item == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        elif Path(item).is_dir():
-            folder = ImageDataset.from_folder(item, labels="none")
-            yield from (f"{item.rstrip('/')}/{path}" for path in folder.paths)
+            # Bytes, since names of files need not be valid text.
+            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+            yield from (os.fsdecode(line) for line in lines if line.strip())
         else:
             yield item
 
 
-def _print_table(rows: Iterable[Prediction]) -> None:
-    lines = []
-    for row in rows:
-        if row.status == "failed":
-            lines.append([row.path, "-", "-", f"failed: {row.reason}"])
-        elif not row.top:
-            lines.append([row.path, "-", "-", "no label"])
-        lines += [
-            [row.path if not rank else "", label, f"{probability:.4f}", ""]
-            for rank, (label, probability) in enumerate(row.top)
+def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:
+    """Print aligned columns, as wide as the first rows ask for, so that rows never wait."""
+    header = ["path", "label", "probability", *(["distance"] if unknown else []), ""]
+    lines = _table_lines(rows, unknown)
+    first = [header, *islice(lines, _MEASURED_ROWS)]
+    widths = [max(len(line[column]) for line in first) for column in range(len(header))]
+    right = {"probability", "distance"}
+    for line in chain(first, lines):
+        cells = [
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for cell, width, name in zip(line, widths, header, strict=True)
         ]
-    click.echo(table(["path", "label", "probability", ""], lines))
+        click.echo("  ".join(cells).rstrip())
 
 
-def _print_csv(rows: Iterable[Prediction]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "label", "probability", "status", "reason", "rank"])
+def _table_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str]]:
     for row in rows:
+        path = one_line(row.path)
         if row.status == "failed":
-            writer.writerow([row.path, "", "", row.status, row.reason, ""])
+            more = ["-"] if unknown else []
+            yield [path, "-", "-", *more, f"failed: {row.reason}"]
         elif not row.top:
-            writer.writerow([row.path, "", "", row.status, "", ""])
+            more = [f"{row.distance:.3f}"] if unknown else []
+            yield [path, "-", "-", *more, "unknown" if row.unknown else "no label"]
+        for rank, (label, probability) in enumerate(row.top):
+            more, mark = [], ""
+            if unknown:
+                more = ["" if rank else f"{row.distance:.3f}"]
+                mark = "unknown" if row.unknown and not rank else ""
+            yield ["" if rank else path, one_line(label), f"{probability:.4f}", *more, mark]
+
+
+def _print_csv(rows: Iterable[Prediction], unknown: bool) -> None:
+    # Paths as the bytes that they are, so that a program finds the files again.
+    codecs.register_error("featx-bytes", _as_bytes)
+    sys.stdout.reconfigure(errors="featx-bytes")  # type: ignore[union-attr]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    extra = ["unknown", "distance"] if unknown else []
+    writer.writerow(["path", "label", "probability", "status", "reason", "rank", *extra])
+    for row in rows:
+        more: list[str] = []
+        if unknown:
+            known = row.unknown is not None
+            more = [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
+        if row.status == "failed":
+            writer.writerow([row.path, "", "", row.status, row.reason, "", *more])
+        elif not row.top:
+            writer.writerow([row.path, "", "", row.status, "", "", *more])
         for rank, (label, probability) in enumerate(row.top, start=1):
-            writer.writerow([row.path, label, f"{probability:.6f}", row.status, "", rank])
+            writer.writerow([row.path, label, f"{probability:.6f}", row.status, "", rank, *more])
 
 
-def _print_json_lines(rows: Iterable[Prediction]) -> None:
+def _as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write a name that is no valid text as its bytes, and what has none as an escape."""
+    for handler in ("surrogateescape", "backslashreplace"):
+        with suppress(UnicodeError):
+            return codecs.lookup_error(handler)(error)
+    raise error
+
+
+def _print_json_lines(rows: Iterable[Prediction], unknown: bool) -> None:
     for row in rows:
         top = [{"label": label, "probability": probability} for label, probability in row.top]
         first = top[0] if top else {"label": None, "probability": None}
         line = {"path": row.path, **first, "status": row.status, "reason": row.reason, "top": top}
-        click.echo(json.dumps(line))
+        more = {"unknown": row.unknown, "distance": row.distance} if unknown else {}
+        click.echo(json.dumps({**line, **more}))

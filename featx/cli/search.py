@@ -12,6 +12,7 @@ import click
 from featx.cli.options import (
     backbone_options,
     cache_option,
+    command_line,
     common_options,
     data_argument,
     extraction_arguments,
@@ -216,7 +217,7 @@ def command(
         resume=not fresh,
         progress=True,
     )
-    result.save(target)
+    result.save(target, command=command_line())
     if csv_file is not None:
         csv_file.write_text(result.to_csv(), "utf-8")
     if as_json:

@@ -10,9 +10,24 @@ import click
 if TYPE_CHECKING:
     from featx.cache.features import Features
 
-__all__ = ["label_scores", "notes", "show_extraction", "show_scores", "table"]
+__all__ = [
+    "label_scores",
+    "notes",
+    "one_line",
+    "show_extraction",
+    "show_scores",
+    "table",
+]
 
 _SHOWN = 10
+_SCORES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "log_loss": "log loss",
+    "top5_accuracy": "top-5 accuracy",
+    "calibration_error": "calibration error",
+}
 _ANIMATED = (".gif", ".webp", ".apng")
 
 
@@ -74,13 +89,13 @@ def _list(what: str, lines: Sequence[str]) -> None:
 
 
 def show_scores(metrics: dict[str, Any]) -> None:
-    """Print scores, and the confusion matrix or a line a label."""
+    """Print scores with their intervals, and the confusion matrix or its largest errors."""
     if "mean_average_precision" in metrics:
         click.echo(label_scores(metrics))
         if len(metrics["labels"]) <= _SHOWN:
             rows = [
                 [
-                    one["label"],
+                    one_line(one["label"]),
                     str(one["images"]),
                     _score(one["average_precision"]),
                     _score(one["f1"]),
@@ -89,18 +104,51 @@ def show_scores(metrics: dict[str, Any]) -> None:
             ]
             click.echo(table(["label", "images", "average precision", "F1"], rows))
         return
-    click.echo(
-        f"accuracy {metrics['accuracy']:.4f}, balanced {metrics['balanced_accuracy']:.4f}, "
-        f"macro F1 {metrics['macro_f1']:.4f}, log loss {metrics['log_loss']:.4f}"
-    )
+    intervals = metrics.get("intervals", {})
+    if intervals:
+        rows = [
+            [what, f"{metrics[name]:.4f}", "{:.4f} to {:.4f}".format(*intervals[name])]
+            for name, what in _SCORES.items()
+        ]
+        click.echo(table(["score", "value", "95 % interval"], rows))
+    else:
+        click.echo(", ".join(f"{what} {metrics[name]:.4f}" for name, what in _SCORES.items()))
     classes = metrics["classes"]
     if len(classes) > _SHOWN:
+        _show_errors(classes, metrics["confusion"])
         return
     rows = [
-        [name, *(str(count) for count in row)]
+        [one_line(name), *(str(count) for count in row)]
         for name, row in zip(classes, metrics["confusion"], strict=True)
     ]
-    click.echo(table(["true \\ predicted", *classes], rows))
+    click.echo(table(["true \\ predicted", *map(one_line, classes)], rows))
+
+
+def _show_errors(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
+    """Print which classes are most often taken for which."""
+    found = [
+        (count, classes[true], classes[predicted])
+        for true, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    if not found:
+        return
+    worst = sorted(found, key=lambda error: -error[0])[:_SHOWN]
+    rows = [[one_line(true), one_line(predicted), str(count)] for count, true, predicted in worst]
+    click.echo(f"most frequent of {len(found):,} kinds of error (--confusion FILE has all):")
+    click.echo(table(["true", "predicted", "images"], rows))
+
+
+def one_line(value: Any) -> str:
+    """Return text without what would break a line or move the cursor.
+
+    Examples
+    --------
+    >>> one_line("caf\u00e9"), one_line("two\\nlines") == "two\\\\nlines"
+    ('caf\u00e9', True)
+    """
+    return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in str(value))
 
 
 def _score(value: float | None) -> str:

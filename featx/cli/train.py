@@ -12,6 +12,7 @@ import click
 from featx.cli.options import (
     backbone_options,
     cache_option,
+    command_line,
     common_options,
     data_argument,
     extraction_arguments,
@@ -114,7 +115,9 @@ def command(
         cache=cache,
     )
     seconds = time.perf_counter() - started
-    result.model.save(target, metrics=result.metrics, training=result.training)
+    result.model.save(
+        target, metrics=result.metrics, training=result.training, command=command_line()
+    )
     if as_json:
         found = {"model": str(target), "head": head, "metrics": result.metrics}
         click.echo(json.dumps({**found, "extraction": features.report, "train_seconds": seconds}))

@@ -13,11 +13,21 @@ from numpy.typing import NDArray
 
 from featx.exceptions import ArtefactError, FeatxError, HeadError
 from featx.heads.network import DenseWeights
+from featx.heads.plain_files import read_plain_json
 
-__all__ = ["ARRAYS", "DESCRIPTION", "dump_dense", "is_dense", "load_dense"]
+__all__ = [
+    "ARRAYS",
+    "DESCRIPTION",
+    "dump_dense",
+    "is_dense",
+    "load_dense",
+    "read_array",
+    "read_layers",
+]
 
 DESCRIPTION, ARRAYS = "head.json", "head.h5"
 _TYPE, _VERSION, _VERSION_WITH_LABELS = "featx.head.dense", 1, 2
+_MOST_JSON_BYTES = 64 << 20
 _SCALES = ("mean_", "scale_", "var_")
 
 
@@ -67,7 +77,8 @@ def dump_dense(head: Any) -> dict[str, bytes]:
     if dense.multilabel_:
         description["multilabel"] = True
     try:
-        text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
+        # ASCII, since names of folders that are no valid text have no UTF-8.
+        text = json.dumps(description, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise HeadError(
             f"the dense head cannot be saved ({error}): use labels that are strings or numbers"
@@ -99,7 +110,7 @@ def load_dense(description: bytes, arrays: bytes) -> Any:
         A file is damaged, of another type or version, or the two do not fit each other.
     """
     try:
-        said = json.loads(description)
+        said = read_plain_json(description, most_bytes=_MOST_JSON_BYTES)
         _require_version(said["type"], said["version"])
         return _made(said, arrays)
     except ArtefactError:
@@ -109,6 +120,36 @@ def load_dense(description: bytes, arrays: bytes) -> Any:
             f"{DESCRIPTION} or {ARRAYS} is damaged ({type(error).__name__}: {error}): expected "
             "what featx saved; copy them again or save the model again"
         ) from error
+
+
+def read_layers(
+    description: bytes, arrays: bytes
+) -> tuple[dict[str, Any], NDArray[Any], DenseWeights]:
+    """Read what a dense head computes with, without scikit-learn.
+
+    Parameters
+    ----------
+    description, arrays : bytes
+        As in `load_dense`, whose checks of parameters that only training needs are left out.
+
+    Returns
+    -------
+    said : dict
+        The description.
+    classes : ndarray of shape (k,)
+    weights : list of (kernel, bias)
+
+    Raises
+    ------
+    ArtefactError, ValueError, KeyError, TypeError
+        The files are damaged.
+    """
+    said = read_plain_json(description, most_bytes=_MOST_JSON_BYTES)
+    _require_version(said["type"], said["version"])
+    classes = _load_labels(said["classes"])
+    hidden = tuple(said["params"]["hidden"])
+    layers = _checked_layers(said["layers"], hidden, len(classes), len(arrays))
+    return said, classes, _load_weights(arrays, layers)
 
 
 def _require_version(kind: Any, version: Any) -> None:
@@ -183,12 +224,30 @@ def _load_weights(arrays: bytes, layers: list[tuple[int, int]]) -> DenseWeights:
         if set(h5) != expected:
             raise ValueError(f"{ARRAYS} holds {sorted(h5)}, expected {sorted(expected)}")
         for i, (inputs, outputs) in enumerate(layers):
-            kernel = _read(h5, f"kernel_{i}", (inputs, outputs))
-            weights.append((kernel, _read(h5, f"bias_{i}", (outputs,))))
+            kernel = read_array(h5, f"kernel_{i}", (inputs, outputs))
+            weights.append((kernel, read_array(h5, f"bias_{i}", (outputs,))))
     return weights
 
 
-def _read(h5: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def read_array(h5: Any, name: str, shape: tuple[int, ...], dtype: str = "<f4") -> NDArray[Any]:
+    """Read an array that lies plainly in an HDF5 file, after looking at all that it claims.
+
+    Parameters
+    ----------
+    h5 : h5py.File
+        The file.
+    name : str
+        Of the array.
+    shape : tuple of int
+        That it has to have; the caller knows that the file can hold it.
+    dtype : str, default "<f4"
+        Likewise.
+
+    Raises
+    ------
+    ValueError
+        It is a link, stored elsewhere or compressed, of another shape or type, or not finite.
+    """
     import h5py
 
     # The link is looked at before it is followed: it could lead to any file on this machine.
@@ -200,9 +259,10 @@ def _read(h5: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     layout = data.id.get_create_plist()
     if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_external_count():
         raise ValueError(f"{name} is not stored contiguously in the file itself")
-    if data.dtype != np.dtype("<f4") or data.shape != shape:
-        raise ValueError(f"{name} is {data.dtype} {data.shape}, expected float32 {shape}")
-    values = np.asarray(data[()], dtype=np.float32)
+    expected = np.dtype(dtype)
+    if data.dtype != expected or data.shape != shape:
+        raise ValueError(f"{name} is {data.dtype} {data.shape}, expected {expected} {shape}")
+    values = np.asarray(data[()], dtype=expected.newbyteorder("="))
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinity")
     return values

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from importlib import import_module
 from typing import Any
 
 from featx.exceptions import ArtefactError, HeadError
+from featx.heads.skops_contents import check_contents
 
 __all__ = ["OWN_TYPES", "dump_skops", "load_skops"]
 
@@ -24,6 +23,18 @@ OWN_TYPES = (
 )
 """What is accepted besides the types that skops trusts itself: estimators whose construction and
 state are plain values."""
+
+_UNCHECKED = frozenset(
+    f"sklearn.{module}.{name}"
+    for module, names in (
+        ("svm._classes", ("SVC", "NuSVC", "SVR", "NuSVR", "OneClassSVM")),
+        ("neighbors._classification", ("RadiusNeighborsClassifier",)),
+        ("neighbors._unsupervised", ("NearestNeighbors",)),
+        ("neighbors._lof", ("LocalOutlierFactor",)),
+    )
+    for name in names
+)
+"""Types that skops trusts, whose compiled code reads arrays without looking at their bounds."""
 
 _NEVER = {"tests", "conftest", "_testing", "externals", "datasets"}
 
@@ -89,10 +100,10 @@ def load_skops(data: bytes, *, name: str, trust: bool = False) -> Any:
         The file is damaged or no skops file, names types that are not accepted, or holds no
         trained classifier.
     """
-    import skops.io
-
     try:
-        _require_plain_zip(data)
+        named = check_contents(data)
+        import skops.io
+
         distrusted = _distrusted(data)
     except Exception as error:
         raise _damaged(name, error) from error
@@ -103,9 +114,10 @@ def load_skops(data: bytes, *, name: str, trust: bool = False) -> Any:
             "scikit-learn and featx only; do not use this file unless you made it, and then "
             "train again"
         )
-    if distrusted and not trust:
+    risky = sorted({*distrusted, *(_UNCHECKED & named)})
+    if risky and not trust:
         raise ArtefactError(
-            f"{name} names {', '.join(distrusted)}, which a hostile file could use to crash the "
+            f"{name} names {', '.join(risky)}, which a hostile file could use to crash the "
             "process: load with trust=True if you know who made it"
         )
     try:
@@ -117,6 +129,8 @@ def load_skops(data: bytes, *, name: str, trust: bool = False) -> Any:
             f"{name} holds {type(head).__name__}, expected a trained classifier: "
             "save the model again"
         )
+    if not trust:
+        _require_checked_neighbours(head, name)
     return head
 
 
@@ -144,14 +158,49 @@ def _is_class_of_sklearn(path: str) -> bool:
     return isinstance(found, type) and found.__module__.startswith("sklearn.")
 
 
-def _require_plain_zip(data: bytes) -> None:
-    # skops stores without compression, so that members larger than the file mean a bomb.
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        members = file.infolist()
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
-            raise ValueError("it is compressed, which featx never writes")
-        if sum(m.file_size for m in members) > len(data):
-            raise ValueError("its members claim to be larger than the file")
+def _require_checked_neighbours(head: Any, name: str) -> None:
+    """Refuse neighbours whose votes lead outside of their arrays: the search is compiled code."""
+    import numpy as np
+    from sklearn.neighbors import KNeighborsClassifier
+
+    for model in _inner(head, KNeighborsClassifier):
+        kept, votes = np.asarray(model._fit_X), np.asarray(model._y)
+        classes = model.classes_ if isinstance(model.classes_, list) else [model.classes_]
+        columns = votes.reshape(len(votes), -1)
+        if (
+            model._fit_method != "brute"
+            or model._tree is not None
+            or kept.ndim != 2
+            or len(kept) != len(votes)
+            or not 1 <= model.n_neighbors <= len(kept)
+            or columns.dtype.kind not in "iu"
+            or columns.shape[1] != len(classes)
+            or columns.min() < 0
+            or (columns.max(axis=0) >= [len(labels) for labels in classes]).any()
+        ):
+            raise ArtefactError(
+                f"{name} holds neighbours that do not fit one another, or are kept in a tree: load "
+                "with trust=True if you know who made it"
+            )
+
+
+def _inner(value: Any, cls: type) -> list[Any]:
+    """Find estimators of a class in an estimator, at any depth."""
+    found, waiting, seen = [], [value], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, str | bytes):
+            continue
+        seen.add(id(one))
+        if isinstance(one, cls):
+            found.append(one)
+        if isinstance(one, list | tuple | set):
+            waiting.extend(one)
+        elif isinstance(one, dict):
+            waiting.extend(one.values())
+        elif type(one).__module__.startswith(("sklearn.", "featx.")):
+            waiting.extend(vars(one).values() if hasattr(one, "__dict__") else ())
+    return found
 
 
 def _is_trained(head: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.backbones.source import BackboneSource, resolve_backbone
-from featx.backbones.taps import parse_tap
-from featx.exceptions import FeaturesError, HeadError, WeightsError
-from featx.extraction import compute_features
+from featx.exceptions import HeadError
 from featx.heads.registry import make_head
-from featx.images.dataset import ImageDataset
 from featx.images.label_sets import label_matrix, read_label_sets
+from featx.models.image_features import LABEL_THRESHOLD, ImageFeatures
 from featx.models.inputs import as_image_dataset
-from featx.runner import Ledger
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
-__all__ = ["LABEL_THRESHOLD", "ImageClassifier"]
-
-LABEL_THRESHOLD = 0.5
-"""Probability above which an image is said to have a label, where it may have several."""
+__all__ = ["ImageClassifier"]
 
 
-class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: ignore[misc]
     """A classifier of images: features of a frozen backbone, and a head trained on them.
 
     Parameters
@@ -80,6 +72,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The head, fitted.
     spec_ : FeatureSpec or None
         What identifies the features; None after training on features that were handed in.
+    novelty_ : Novelty or None
+        What marks images unlike those of training; `featx.train` and `featx.search` learn it.
 
     Examples
     --------
@@ -155,6 +149,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.multilabel:
             names, y = read_label_sets(y)
         images = as_image_dataset(X)
+        self.__dict__.pop("novelty_", None)
         if images is None:
             kinds = {"dtype": [np.float32, np.float64], "multi_output": self.multilabel}
             X, y = validate_data(self, X, y, **kinds)
@@ -166,7 +161,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     f"expected one label for each of {len(images)} images, received labels of "
                     f"shape {targets.shape}"
                 )
-            for learnt in ("head_", "weights_sha256_"):
+            for learnt in ("head_", "spec_", "weights_sha256_"):
                 self.__dict__.pop(learnt, None)
             parts, _ = self.transform_images(images, views=self.views, keep=True)
             X, y = np.concatenate(parts), np.concatenate([targets] * len(parts))
@@ -231,105 +226,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             tags.target_tags.multi_output = True
         return tags
 
-    def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:
-        """Return the mean of the head's probabilities over matrices of shape (n, d)."""
-        total = self.head_.predict_proba(parts[0])
-        for part in parts[1:]:
-            total = total + self.head_.predict_proba(part)
-        averaged: NDArray[np.floating[Any]] = total / len(parts) if len(parts) > 1 else total
-        return averaged
-
     def _parts(self, X: Any) -> list[Any]:
         images = as_image_dataset(X)
         if images is not None:
             return self.transform_images(images, views=self.views_averaged)[0]
         return [validate_data(self, X, reset=False, dtype=[np.float32, np.float64])]
-
-    @property
-    def views_averaged(self) -> int:
-        """Number of views that a prediction looks at beside the image itself."""
-        return self.views if self.average_views else 0
-
-    def transform_images(
-        self,
-        images: ImageDataset,
-        *,
-        views: int = 0,
-        on_error: str = "raise",
-        keep: bool = False,
-    ) -> tuple[list[NDArray[np.floating[Any]]], Ledger]:
-        """Return features of images and the ledger of what became of each.
-
-        Parameters
-        ----------
-        images : ImageDataset
-            The images.
-        views : int, default 0
-            Number of views beside the images themselves.
-        on_error : {"raise", "skip"}, default "raise"
-            Whether the first image that cannot be read is an error; else it has no row.
-        keep : bool, default False
-            Whether new features are written to the cache; else they stay in memory.
-
-        Returns
-        -------
-        X : list of ndarray of shape (m, d)
-            Of the images that could be read, and then of each view.
-        ledger : Ledger
-            What became of every image.
-
-        Raises
-        ------
-        ImageError
-            With ``on_error="raise"``.
-        FeaturesError
-            If the backbone's features are of another size than the head's.
-        WeightsError
-            If the weights found are not those of training.
-        """
-        X, ledger = compute_features(
-            images,
-            self.source(),
-            str(parse_tap(self.tap)),
-            image=self.image,
-            views=views,
-            view_policy=self.view_policy,
-            cache=self.cache,
-            keep=keep,
-            engine=self.engine,
-            batch_size=self.batch_size,
-            on_error=on_error,
-        )
-        if len(X[0]):
-            self.check_width(X[0].shape[1])
-        return X, ledger
-
-    def check_width(self, width: int) -> None:
-        """Raise `FeaturesError` if the head was trained on features of another size."""
-        if hasattr(self, "head_") and width != self.n_features_in_:
-            raise FeaturesError(
-                f"the head was trained on {self.n_features_in_} features an image, received "
-                f"{width} from {self.backbone} with tap {self.tap!r}: use the backbone and tap of "
-                "training"
-            )
-
-    def source(self) -> BackboneSource:
-        """Settle the backbone, and check that its weights are those of training."""
-        source = resolve_backbone(
-            self.backbone,
-            weights=self.weights,
-            input_size=self.input_size,
-            preprocessing=self.preprocessing,
-        )
-        expected = getattr(self, "weights_sha256_", "")
-        if expected and source.weights.sha256 != expected:
-            raise WeightsError(
-                f"the model was trained with weights of {self.backbone} whose SHA-256 is "
-                f"{expected[:16]}..., found {source.weights.sha256[:16]}... at "
-                f"{source.weights.path or source.weights.source}: name the file of training with "
-                "--weights (weights=...)"
-            )
-        return source
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
         """Write the model as a ``.featx`` file; see `featx.models.artefact.save_model`."""

@@ -1,10 +1,12 @@
-"""`evaluate`: a saved or fitted model on labelled images."""
+"""`evaluate`: saved or fitted models on labelled images, alone or against each other."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
@@ -14,13 +16,20 @@ from featx.exceptions import DatasetError, FeaturesError
 from featx.images.dataset import ImageDataset
 from featx.images.label_sets import label_matrix
 from featx.job import view_specs
+from featx.models.bootstrap import bootstrap_difference, bootstrap_intervals
 from featx.models.classifier import ImageClassifier
-from featx.models.metrics import score_label_sets, score_predictions
+from featx.models.metrics import CALIBRATION_BINS, score_label_sets, score_predictions
 
-__all__ = ["evaluate"]
+__all__ = ["compare_models", "evaluate"]
 
 
-def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str, Any]:
+def evaluate(
+    model: ImageClassifier,
+    data: Features | ImageDataset,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Score a model on labelled images.
 
     Parameters
@@ -30,12 +39,19 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
     data : Features or ImageDataset
         Labelled; features must be of the model's specification. Where there is a split ``test``,
         only its images count.
+    bootstrap : int, default 1000
+        Samples behind the intervals; 0 for none.
+    seed : int, default 0
+        Seed of the samples.
 
     Returns
     -------
     dict
-        As `featx.models.metrics.score_predictions`, or `score_label_sets` of a model that gives
-        several labels, with ``failed``: images that could not be read.
+        As `featx.models.metrics.score_predictions`, with ``failed``: images that could not be
+        read, and ``intervals``: ``[low, high]`` by score (see
+        `featx.models.bootstrap.bootstrap_intervals`; copies of an image are drawn together), with
+        what they rest on. Of a model that gives several labels, as
+        `featx.models.metrics.score_label_sets`, with ``failed`` and without intervals.
 
     Raises
     ------
@@ -44,9 +60,142 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
     FeaturesError
         If the features are of another specification or size.
     """
+    answers = _answer(model, data)
+    if model.multilabel:
+        sets = score_label_sets(answers.y, answers.proba, answers.classes)
+        return {**sets, "failed": answers.failed}
+    scores = score_predictions(answers.y, answers.proba, answers.classes)
+    found = {**scores, "failed": answers.failed, "calibration_bins": CALIBRATION_BINS}
+    if bootstrap:
+        found["intervals"] = bootstrap_intervals(
+            answers.y,
+            answers.proba,
+            answers.classes,
+            groups=answers.copies(),
+            samples=bootstrap,
+            seed=seed,
+        )
+        found["intervals_of"] = {
+            "level": 0.95,
+            "method": "percentile bootstrap over images, copies together",
+            "samples": bootstrap,
+            "seed": seed,
+        }
+    return found
+
+
+def compare_models(
+    first: ImageClassifier,
+    second: ImageClassifier,
+    data: Features | ImageDataset,
+    second_data: Features | ImageDataset | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two models on the same labelled images.
+
+    Parameters
+    ----------
+    first, second : ImageClassifier
+        Fitted; their classes may differ as long as both know the labels.
+    data : Features or ImageDataset
+        As in `evaluate`.
+    second_data : Features or ImageDataset, optional
+        The same images with the features of the second model.
+    bootstrap, seed : int
+        As in `evaluate`.
+
+    Returns
+    -------
+    dict
+        ``images``, ``accuracy`` of each model, ``difference`` (second less first) with its 95 %
+        ``interval``, ``only_first_right``, ``only_second_right``, ``both_right``, ``both_wrong``,
+        and ``p_value`` of McNemar's exact test, two-sided: how probable so uneven a
+        disagreement is if neither model is better.
+
+    Raises
+    ------
+    DatasetError, FeaturesError
+        As `evaluate`, and if the two answer for different images.
+
+    Notes
+    -----
+    McNemar: "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12 (1947), in the exact form: a binomial test of the images on which
+    exactly one model is right.
+    """
+    from scipy.stats import binomtest
+
+    if first.multilabel or second.multilabel:
+        raise DatasetError(
+            "McNemar's test compares models that give one label an image, received one that gives "
+            "several: evaluate each by itself"
+        )
+    one = _answer(first, data)
+    two = _answer(second, data if second_data is None else second_data)
+    if one.names != two.names or (one.y != two.y).any():
+        raise DatasetError(
+            "the two models were asked about different images: evaluate both on one dataset, of "
+            "which both can read every image"
+        )
+    if len(one.keys) and (one.keys != two.keys).any():
+        raise DatasetError("an image changed between the two extractions: extract both again")
+    right_one, right_two = one.right(), two.right()
+    only_one = int((right_one & ~right_two).sum())
+    only_two = int((right_two & ~right_one).sum())
+    differing = only_one + only_two
+    p_value = float(binomtest(only_one, differing, 0.5).pvalue) if differing else 1.0
+    found = {
+        "images": len(one.y),
+        "accuracy": [float(right_one.mean()), float(right_two.mean())],
+        "difference": float(right_two.mean() - right_one.mean()),
+        "only_first_right": only_one,
+        "only_second_right": only_two,
+        "both_right": int((right_one & right_two).sum()),
+        "both_wrong": int((~right_one & ~right_two).sum()),
+        "test": "McNemar, exact, two-sided",
+        "p_value": p_value,
+    }
+    if bootstrap:
+        found["interval"] = bootstrap_difference(
+            right_two, right_one, groups=one.copies(), samples=bootstrap, seed=seed
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What a model says of labelled images: classes sorted, columns in their order.
+
+    ``y`` are the labels, or a matrix of 0 and 1 where an image has several.
+    """
+
+    y: NDArray[Any]
+    proba: NDArray[np.floating[Any]]
+    classes: NDArray[np.str_]
+    names: list[str]
+    keys: NDArray[np.uint8]
+    failed: int
+
+    def right(self) -> NDArray[np.bool_]:
+        """Return whether the most probable class is the label."""
+        found: NDArray[np.bool_] = self.classes[self.proba.argmax(axis=1)] == self.y
+        return found
+
+    def copies(self) -> NDArray[np.intp] | None:
+        """Return a number for each image that its byte-for-byte copies share."""
+        if not len(self.keys):
+            return None
+        whole = np.ascontiguousarray(self.keys).view("V32").ravel()
+        groups: NDArray[np.intp] = np.unique(whole, return_inverse=True)[1]
+        return groups
+
+
+def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
     if isinstance(data, Features):
         parts, y, failed = _from_features(model, data), data.y, len(data.failed)
-        splits, name = data.splits, data.name
+        splits, name, paths, keys = data.splits, data.name, data.paths, data.keys
     else:
         parts, ledger = model.transform_images(
             data, views=model.views_averaged, on_error="skip", keep=True
@@ -55,6 +204,7 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
         y = None if data.y is None else data.y[kept]
         splits = None if data.splits is None else np.asarray(data.splits)[kept]
         failed, name = len(data) - len(kept), data.name
+        paths, keys = [data.paths[row] for row in kept], ledger.key[kept]
     if y is None:
         raise DatasetError(f"{name!r} has no labels to compare with")
     chosen = y != ""
@@ -64,10 +214,10 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
         raise DatasetError(f"{name!r} has no labelled image that could be read")
     known = model.classes_.astype(str)
     looked_at = [part[chosen] for part in parts]
+    names, keys = [paths[row] for row in np.flatnonzero(chosen)], np.asarray(keys)[chosen]
     if model.multilabel:
         truth = label_matrix(y[chosen].tolist(), known.tolist(), what=repr(name))
-        scores = score_label_sets(truth, model.average_proba(looked_at), known)
-        return {**scores, "failed": failed}
+        return _Answers(truth, model.average_proba(looked_at), known, names, keys, failed)
     strangers = sorted(set(y[chosen].tolist()) - set(known.tolist()))
     if strangers:
         raise DatasetError(
@@ -76,7 +226,7 @@ def evaluate(model: ImageClassifier, data: Features | ImageDataset) -> dict[str,
         )
     order = np.argsort(known)
     proba = model.average_proba(looked_at)[:, order]
-    return {**score_predictions(y[chosen], proba, known[order]), "failed": failed}
+    return _Answers(y[chosen], proba, known[order], names, keys, failed)
 
 
 def _from_features(model: ImageClassifier, features: Features) -> list[Any]:

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ScoreSums", "score_label_sets", "score_predictions"]
+__all__ = [
+    "CALIBRATION_BINS",
+    "ScoreSums",
+    "bin_confidences",
+    "hits_top5",
+    "score_label_sets",
+    "score_predictions",
+]
+
+CALIBRATION_BINS = 15
+"""Bins of equal width over the highest probability, from 0 to 1."""
 
 
 class ScoreSums:
@@ -23,15 +33,25 @@ class ScoreSums:
         self.classes = classes
         self._confusion = np.zeros((len(classes), len(classes)), dtype=np.intp)
         self._log_loss = 0.0
+        self._top5 = 0
+        self._gaps = np.zeros(CALIBRATION_BINS)
 
     def add(self, y: NDArray[Any], proba: NDArray[np.floating[Any]]) -> None:
         """Count labels (m,), each among the classes, and their probabilities (m, k)."""
         k = len(self.classes)
         truth = np.searchsorted(self.classes, y)
-        pairs = np.bincount(truth * k + proba.argmax(axis=1), minlength=k * k)
+        predicted = proba.argmax(axis=1)
+        pairs = np.bincount(truth * k + predicted, minlength=k * k)
         self._confusion += pairs.reshape(k, k)
         chosen = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
         self._log_loss -= float(np.log(chosen).sum(dtype=np.float64))
+        self._top5 += int(hits_top5(truth, proba).sum())
+        confidence = proba.max(axis=1)
+        self._gaps += np.bincount(
+            bin_confidences(confidence),
+            weights=confidence - (predicted == truth),
+            minlength=CALIBRATION_BINS,
+        )
 
     def scores(self) -> dict[str, Any]:
         """Return what `score_predictions` does."""
@@ -46,6 +66,8 @@ class ScoreSums:
             "balanced_accuracy": float(recall.mean()),
             "macro_f1": float((2 * right[present] / both).mean()),
             "log_loss": self._log_loss / images,
+            "top5_accuracy": self._top5 / images,
+            "calibration_error": float(np.abs(self._gaps).sum() / images),
             "confusion": confusion.tolist(),
             "classes": [str(name) for name in self.classes],
         }
@@ -68,16 +90,23 @@ def score_predictions(
     Returns
     -------
     dict
-        ``images``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``log_loss`` (natural
-        logarithm, probabilities clipped at 1e-15), ``confusion`` (rows are true classes, columns
+        ``images``, ``accuracy``, ``balanced_accuracy``, ``macro_f1`` (both over the classes that
+        have images), ``log_loss`` (natural logarithm, probabilities clipped at 1e-15),
+        ``top5_accuracy``, ``calibration_error``, ``confusion`` (rows are true classes, columns
         predicted ones) and ``classes``.
+
+    Notes
+    -----
+    The calibration error is the expected one: the mean, over images, of the distance between the
+    accuracy and the mean confidence of the image's bin, 15 bins of equal width (Guo et al., "On
+    Calibration of Modern Neural Networks", ICML 2017, eq. 3).
 
     Examples
     --------
     >>> scores = score_predictions(np.array(["a", "b"]), np.array([[0.9, 0.1], [0.6, 0.4]]),
     ...                            np.array(["a", "b"]))
-    >>> scores["accuracy"], scores["confusion"]
-    (0.5, [[1, 0], [1, 0]])
+    >>> scores["accuracy"], scores["confusion"], round(scores["calibration_error"], 3)
+    (0.5, [[1, 0], [1, 0]], 0.35)
     """
     sums = ScoreSums(classes)
     sums.add(y, proba)
@@ -147,3 +176,21 @@ def score_label_sets(
             for label, name in enumerate(labels)
         ],
     }
+
+
+def hits_top5(truth: NDArray[np.intp], proba: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Return whether fewer than 5 classes come before the true one, shape (n,).
+
+    Of equal probabilities the earlier class comes first, as in predictions.
+    """
+    own = proba[np.arange(len(truth)), truth][:, None]
+    earlier = np.arange(proba.shape[1]) < truth[:, None]
+    before = (proba > own) | ((proba == own) & earlier)
+    hits: NDArray[np.bool_] = before.sum(axis=1) < 5
+    return hits
+
+
+def bin_confidences(confidence: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+    """Return the bin of each confidence, 0 to `CALIBRATION_BINS` - 1; 1.0 is in the last."""
+    bins = (np.asarray(confidence, np.float64) * CALIBRATION_BINS).astype(np.intp)
+    return np.clip(bins, 0, CALIBRATION_BINS - 1)

@@ -1,17 +1,24 @@
-"""Predictions for any number of images, a row for each, also for those that cannot be read."""
+"""`predict`: any number of images, a row for each, also for those that cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from featx.cache.manifest import DUPLICATE, OK
+from featx.engines.protocol import Engine
+from featx.exceptions import FeaturesError
 from featx.images.dataset import ImageDataset
-from featx.models.classifier import LABEL_THRESHOLD, ImageClassifier
+from featx.images.names import image_names
+from featx.models.image_features import LABEL_THRESHOLD, ImageFeatures
+from featx.models.inputs import as_image_dataset
 
-__all__ = ["Prediction", "predict_images"]
+__all__ = ["Prediction", "predict"]
 
 _CHUNK = 4096
 
@@ -23,7 +30,7 @@ class Prediction:
     Parameters
     ----------
     path : str
-        The image as it was named.
+        The image as it was named; ``array:000000`` of an array or a PIL image.
     top : tuple of (label, probability)
         The most probable classes, best first; empty when the image could not be read, and where
         none of several labels is probable.
@@ -31,53 +38,127 @@ class Prediction:
         Whether it could be read.
     reason : str
         Why not.
+    unknown : bool or None
+        Whether the image is unlike those of training; None where that was not asked for.
+    distance : float or None
+        How unlike, in units of the threshold: above 1 is unknown.
     """
 
     path: str
-    top: tuple[tuple[str, float], ...]
+    top: tuple[tuple[Any, float], ...]
     status: str
     reason: str = ""
+    unknown: bool | None = None
+    distance: float | None = None
 
 
-def predict_images(
-    model: ImageClassifier, images: ImageDataset, *, top_k: int | None = None
+def predict(
+    model: ImageFeatures,
+    images: Any,
+    *,
+    top_k: int | None = None,
+    unknown: bool = False,
 ) -> Iterator[Prediction]:
     """Predict images in their order, a few thousand at a time.
 
+    Memory does not grow with their number: names are taken as they are needed, and what was
+    predicted is forgotten when the caller has it.
+
     Parameters
     ----------
-    model : ImageClassifier
+    model : ImageClassifier or Predictor
         Fitted.
-    images : ImageDataset
-        The images; labels are not looked at.
+    images : str, path, iterable of these, ndarray, list of PIL images, or ImageDataset
+        Files, folders and patterns, see `featx.images.names.image_names`; pixels of shape
+        (n, h, w) or (n, h, w, c). Labels are not looked at.
     top_k : int, optional
         How many classes of each: by default 1, or, of a model that gives several labels, all whose
         probability is above 0.5.
+    unknown : bool, default False
+        Whether to mark images that are unlike those of training.
 
     Yields
     ------
     Prediction
         One for each image.
+
+    Raises
+    ------
+    FeaturesError
+        If `unknown` is asked of a model that was saved without what it takes.
+    DatasetError
+        If a folder holds no image, or a pattern matches none.
+
+    Examples
+    --------
+    >>> for row in predict(model, "new/*.jpg", top_k=3):  # doctest: +SKIP
+    ...     print(row.path, row.top, row.status)
     """
-    for start in range(0, len(images), _CHUNK):
-        rows = list(range(start, min(start + _CHUNK, len(images))))
-        chunk = images.subset(rows)
-        parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
+    if unknown and getattr(model, "novelty_", None) is None:
+        raise FeaturesError(
+            "the model does not know what is unlike its training images: train it again with "
+            "featx train or featx search, which measure it on held-out images"
+        )
+    return _rows(model, images, top_k, unknown)
+
+
+def _rows(
+    model: ImageFeatures, images: Any, top_k: int | None, unknown: bool
+) -> Iterator[Prediction]:
+    engines: dict[str, Engine] = {}
+    several = model.multilabel and top_k is None
+    for chunk in _chunks(images):
+        parts, ledger = model.transform_images(
+            chunk, views=model.views_averaged, on_error="skip", engines=engines
+        )
         readable = np.isin(ledger.status, (OK, DUPLICATE))
         proba = model.average_proba(parts) if readable.any() else np.empty((0, 0))
-        several = model.multilabel and top_k is None
-        shown = proba.shape[1] if several else top_k or 1
+        shown = proba.shape[1] if several else max(1, top_k or 1)
         best = np.argsort(-proba, axis=1, kind="stable")[:, :shown]
+        distances = model.novelty_.distance(parts[0]) if unknown and readable.any() else None
+        labels = model.classes_.tolist()
         position = 0
-        for number, row in enumerate(rows):
-            path = images.paths[row] if images.root is None else str(images.file(row))
+        for number, path in enumerate(chunk.paths):
+            name = path if chunk.root is None else str(chunk.file(number))
             if not readable[number]:
-                yield Prediction(path, (), "failed", ledger.reason[number])
+                yield Prediction(name, (), "failed", ledger.reason[number])
                 continue
             top = tuple(
-                (str(model.classes_[c]), float(proba[position, c]))
+                (labels[c], float(proba[position, c]))
                 for c in best[position]
                 if not several or proba[position, c] > LABEL_THRESHOLD
             )
+            if distances is None:
+                yield Prediction(name, top, "ok")
+            else:
+                distance = float(distances[position])
+                yield Prediction(name, top, "ok", "", distance > 1, distance)
             position += 1
-            yield Prediction(path, top, "ok")
+
+
+def _chunks(images: Any) -> Iterator[ImageDataset]:
+    if isinstance(images, str | os.PathLike) or hasattr(images, "getbands"):
+        images = [images]
+    if not isinstance(images, ImageDataset):
+        if isinstance(images, Iterable) and not _are_pixels(images):
+            names = iter(image_names(images))
+            while chunk := list(islice(names, _CHUNK)):
+                yield ImageDataset.from_paths(chunk)
+            return
+        found = as_image_dataset(images)
+        if found is None:
+            raise FeaturesError(
+                f"expected images, received {type(images).__name__}: pass files, folders, "
+                "patterns, arrays of pixels or PIL images"
+            )
+        images = found
+    for start in range(0, len(images), _CHUNK):
+        yield images.subset(list(range(start, min(start + _CHUNK, len(images)))))
+
+
+def _are_pixels(images: Any) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.dtype.kind not in "USO"
+    if not isinstance(images, list | tuple) or not images:
+        return False
+    return any(hasattr(images[0], name) for name in ("getbands", "__array__"))

@@ -94,9 +94,9 @@ class SearchResult:
             found["images"] = self.score.images
         return found
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, command: str | None = None) -> None:
         """Write the fitted winner as a ``.featx`` file, with how it was measured."""
-        self.model.save(path, metrics=self.metrics, training=self.training)
+        self.model.save(path, metrics=self.metrics, training=self.training, command=command)
 
     def to_csv(self) -> str:
         """Return the leaderboard as CSV."""

@@ -29,6 +29,7 @@ from featx.models.search_sample import (
 )
 from featx.models.streamed_training import StreamedFit
 from featx.models.training import describe_training
+from featx.models.unknown import learn_novelty
 from featx.selection.checks import check_length
 from featx.selection.measuring import Watch
 from featx.selection.searching import SearchOptions, search_arrays
@@ -247,6 +248,9 @@ def search(
         head = make_head(model.head, seed=seed)
         width = features.width(**place)
         model.take_head(fitting.fit(head, training), features.spec(**place), n_features=width)
+    model.novelty_ = learn_novelty(
+        features, place, labels, training, seed=seed, max_ram_bytes=bound
+    )
     return SearchResult(model, outcome, describe_training(features, labels, training))
 
 

@@ -19,6 +19,7 @@ from featx.models.classifier import ImageClassifier
 from featx.models.label_set_training import train_label_sets
 from featx.models.metrics import ScoreSums
 from featx.models.streamed_training import StreamedFit, memory_bound
+from featx.models.unknown import learn_novelty
 from featx.selection.splits import leak_groups, stratified_folds
 
 __all__ = ["Suspect", "TrainingResult", "describe_training", "train"]
@@ -180,6 +181,7 @@ def train(
     else:
         metrics, suspects = _cross_validate(model, fitting, y, features, rows, cv)
         model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
+    model.novelty_ = learn_novelty(features, place, y, rows, seed=seed, max_ram_bytes=bound)
     return TrainingResult(model, metrics, describe_training(features, y, rows), suspects)
 
 

@@ -119,7 +119,7 @@ def test_train_takes_the_name_of_a_dataset(model, featx_command, options, photos
 def test_evaluate_prints_scores_and_confusion(model, featx_command, photos):
     result = featx_command("evaluate", model, photos)
     assert result.returncode == 0, result.stderr
-    assert "accuracy 1.0000" in result.stdout
+    assert "accuracy           1.0000" in result.stdout
     assert "true \\ predicted  blue  red" in result.stdout
     found = json.loads(featx_command("evaluate", model, photos, "--json").stdout)
     assert found["confusion"] == [[6, 0], [0, 6]]

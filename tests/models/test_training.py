@@ -95,24 +95,3 @@ def test_evaluation_refuses_strange_classes_and_features(photos, options):
         featx.evaluate(model, featx.extract(photos, taps="grid:2", **options))
     with pytest.raises(FeaturesError, match="the model was trained on file-small-"):
         featx.evaluate(model, featx.extract(photos, dtype="float16", **options))
-
-
-def test_scores_are_those_of_scikit_learn():
-    from sklearn import metrics
-
-    from featx.models.metrics import score_predictions
-
-    generator = np.random.default_rng(0)
-    classes = np.array(["a", "b", "c", "never"])
-    y = classes[generator.integers(0, 3, 200)]
-    proba = generator.dirichlet(np.ones(4), 200)
-    predicted = classes[proba.argmax(axis=1)]
-    scores = score_predictions(y, proba, classes)
-    assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(y, predicted))
-    seen = metrics.recall_score(y, predicted, labels=classes[:3], average="macro")
-    assert scores["balanced_accuracy"] == pytest.approx(seen)
-    assert scores["log_loss"] == pytest.approx(metrics.log_loss(y, proba, labels=classes))
-    f1 = metrics.f1_score(y, predicted, labels=classes[:3], average="macro")
-    assert scores["macro_f1"] == pytest.approx(f1)
-    expected = metrics.confusion_matrix(y, predicted, labels=classes)
-    assert scores["confusion"] == expected.tolist()

@@ -1,0 +1,98 @@
+"""The zip that a ``.featx`` file is: members, digests and version, checked before anything else."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from featx.exceptions import ArtefactError, FeatxError
+from featx.heads.plain_files import open_plain_zip, read_plain_json
+
+__all__ = ["KIND", "NOVELTY", "VERSION", "read_artefact"]
+
+KIND = "featx-model"
+VERSION = 1
+_DESCRIPTION = "model.json"
+NOVELTY = "novelty.h5"
+_MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY)
+_MOST_MEMBERS = 16
+_MOST_BYTES = 4 << 30
+_MOST_JSON_BYTES = 64 << 20
+
+
+def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read what ``model.json`` says, and the bytes of every other member.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    details : dict
+        Of this format version.
+    files : dict of str to bytes
+        Each with the SHA-256 that `details` states.
+
+    Raises
+    ------
+    ArtefactError
+        If the file is damaged, foreign, or of a later version.
+    """
+    if not path.is_file():
+        raise ArtefactError(
+            f"expected a model saved by featx, received {str(path)!r}, which is no file"
+        )
+    try:
+        return _read(path)
+    except FeatxError:
+        raise
+    # `zipfile` has no base of its errors: damage shows as any of ten types.
+    except Exception as error:
+        raise ArtefactError(
+            f"{path} is no model saved by featx, or was cut short or changed: {error}"
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ArtefactError(f"{path} has {size:,} bytes, more than any model of featx: refused")
+    with path.open("rb") as file, open_plain_zip(file, most_members=_MOST_MEMBERS) as archive:
+        names = archive.namelist()
+        if _DESCRIPTION not in names:
+            raise ArtefactError(
+                f"{path} is a zip, but no model saved by featx: it has no {_DESCRIPTION}"
+            )
+        if archive.getinfo(_DESCRIPTION).file_size > _MOST_JSON_BYTES:
+            raise ArtefactError(f"{path}: {_DESCRIPTION} is absurdly large: refused")
+        details = read_plain_json(archive.read(_DESCRIPTION), most_bytes=_MOST_JSON_BYTES)
+        # Before the members: those of a later version may be others.
+        _require_version(path, details)
+        others = set(names) - {_DESCRIPTION}
+        if others - set(_MEMBERS):
+            foreign = sorted(others - set(_MEMBERS))
+            raise ArtefactError(f"{path} has members that no featx model has: {foreign[:5]}")
+        stated = details.get("files")
+        if not isinstance(stated, dict) or set(stated) != others:
+            raise ArtefactError(f"{path}: its members are not those that {_DESCRIPTION} states")
+        files = {name: archive.read(name) for name in stated}
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != stated[name]:
+            raise ArtefactError(f"{path}: {name} does not have the digest stated with it")
+    return details, files
+
+
+def _require_version(path: Path, details: dict[str, Any]) -> None:
+    if details.get("type") != KIND:
+        raise ArtefactError(f"{path}: {_DESCRIPTION} does not describe a featx model")
+    version = details.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtefactError(f"{path} states no format version, received {version!r}: refused")
+    if version > VERSION:
+        raise ArtefactError(
+            f"{path} is a model of format version {version}, this featx reads "
+            f"version {VERSION}: upgrade featx"
+        )

@@ -1,0 +1,158 @@
+"""The part of a trained model that knows images: read as in training, through the backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.source import BackboneSource, resolve_backbone
+from featx.backbones.taps import parse_tap
+from featx.engines.protocol import Engine
+from featx.exceptions import FeaturesError, WeightsError
+from featx.extraction import compute_features
+from featx.images.dataset import ImageDataset
+from featx.runner import Ledger
+from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
+
+__all__ = ["LABEL_THRESHOLD", "ImageFeatures"]
+
+LABEL_THRESHOLD = 0.5
+"""Probability above which an image is said to have a label, where it may have several."""
+
+
+class ImageFeatures:
+    """The part of a classifier that knows images; it imports no scikit-learn."""
+
+    backbone: str
+    weights: str | os.PathLike[str] | None
+    tap: str
+    input_size: int | tuple[int, int] | None
+    preprocessing: str | None
+    image: ImagePolicy | None
+    views: int
+    average_views: bool
+    view_policy: str | ViewPolicy | None
+    cache: str | os.PathLike[str] | None
+    engine: str
+    batch_size: int | str
+    head_: Any
+    classes_: NDArray[Any]
+    multilabel: bool
+    novelty_: Any = None
+    n_features_in_: int
+
+    def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:
+        """Return the mean of the head's probabilities over matrices of shape (n, d)."""
+        total = self.head_.predict_proba(parts[0])
+        for part in parts[1:]:
+            total = total + self.head_.predict_proba(part)
+        averaged: NDArray[np.floating[Any]] = total / len(parts) if len(parts) > 1 else total
+        return averaged
+
+    @property
+    def views_averaged(self) -> int:
+        """Number of views that a prediction looks at beside the image itself."""
+        return self.views if self.average_views else 0
+
+    def transform_images(
+        self,
+        images: ImageDataset,
+        *,
+        views: int = 0,
+        on_error: str = "raise",
+        keep: bool = False,
+        engines: dict[str, Engine] | None = None,
+    ) -> tuple[list[NDArray[np.floating[Any]]], Ledger]:
+        """Return features of images and the ledger of what became of each.
+
+        Parameters
+        ----------
+        images : ImageDataset
+            The images.
+        views : int, default 0
+            Number of views beside the images themselves.
+        on_error : {"raise", "skip"}, default "raise"
+            Whether the first image that cannot be read is an error; else it has no row.
+        keep : bool, default False
+            Whether new features are written to the cache; else they stay in memory.
+        engines : dict, optional
+            Where the engine is kept for the next call.
+
+        Returns
+        -------
+        X : list of ndarray of shape (m, d)
+            Of the images that could be read, and then of each view.
+        ledger : Ledger
+            What became of every image.
+
+        Raises
+        ------
+        ImageError
+            With ``on_error="raise"``.
+        FeaturesError
+            If the backbone's features are of another size than the head's.
+        WeightsError
+            If the weights found are not those of training.
+        """
+        X, ledger = compute_features(
+            images,
+            self.source(),
+            str(parse_tap(self.tap)),
+            image=self.image,
+            views=views,
+            view_policy=self.view_policy,
+            cache=self.cache,
+            keep=keep,
+            engine=self.engine,
+            batch_size=self.batch_size,
+            on_error=on_error,
+            engines=engines,
+        )
+        if len(X[0]):
+            self.check_width(X[0].shape[1])
+        return X, ledger
+
+    def check_width(self, width: int) -> None:
+        """Raise `FeaturesError` if the head was trained on features of another size."""
+        if hasattr(self, "head_") and width != self.n_features_in_:
+            raise FeaturesError(
+                f"the head was trained on {self.n_features_in_} features an image, received "
+                f"{width} from {self.backbone} with tap {self.tap!r}: use the backbone and tap of "
+                "training"
+            )
+
+    def source(self) -> BackboneSource:
+        """Settle the backbone, and check that its weights are those of training."""
+        source = resolve_backbone(
+            self.backbone,
+            weights=self.weights,
+            input_size=self.input_size,
+            preprocessing=self.preprocessing,
+        )
+        expected = getattr(self, "weights_sha256_", "")
+        if expected and source.weights.sha256 != expected:
+            raise WeightsError(
+                f"the model was trained with weights of {self.backbone} whose SHA-256 is "
+                f"{expected[:16]}..., found {source.weights.sha256[:16]}... at "
+                f"{source.weights.path or source.weights.source}: name the file of training with "
+                "--weights (weights=...)"
+            )
+        trained = getattr(self, "spec_", None)
+        if expected and trained is not None:
+            _require_same_pixels(trained, source.spec(image=self.image))
+        return source
+
+
+def _require_same_pixels(trained: FeatureSpec, found: FeatureSpec) -> None:
+    """Raise `FeaturesError` if images would reach the network otherwise than in training."""
+    for part in ("input_size_px", "preprocessing", "image"):
+        then, now = getattr(trained, part), getattr(found, part)
+        if then != now:
+            raise FeaturesError(
+                f"the model was trained with {part} {then}, images would now be read with {now}: "
+                "set the classifier's parameters as they were, or train again"
+            )
