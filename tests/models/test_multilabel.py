@@ -61,7 +61,7 @@ def test_from_a_table_to_predictions_and_back(table, options, tmp_path, head):
 def test_the_commands(table, options, featx_command):
     common = ("-b", options["backbone"], "--cache", options["cache"])
     trained = featx_command(
-        "train", table, *common, "--multilabel", "--head", "ridge", "-o", "m.featx"
+        "train", table, *common, "--multilabel", "--head", "logistic:C=1", "-o", "m.featx"
     )
     assert trained.returncode == 0, trained.stderr
     assert "on 2 labels" in trained.stdout
