@@ -287,6 +287,7 @@ def test_version(featx_command):
     assert featx_command("--version").stdout.strip() == f"featx, version {featx.__version__}"
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_the_placeholder_among_the_photographs_is_named(shared, mobilenet_weights, featx_command):
     result = featx_command(

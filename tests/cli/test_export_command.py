@@ -30,6 +30,7 @@ def test_an_export_is_verified_and_says_how_to_serve_it(featx_command, model, ph
     assert "--overwrite" in again.stderr
 
 
+@pytest.mark.slow
 def test_int8_takes_the_images_of_training(featx_command, model, tmp_path):
     result = featx_command("export", model, "-o", "m.tflite", "--int8", "--json")
     assert result.returncode == 0, result.stderr

@@ -69,7 +69,7 @@ def finish(cache, strategy):
 @pytest.mark.parametrize(
     ("kills", "strategy"),
     [
-        (4, "grid"),
+        (2, "grid"),
         pytest.param(20, "grid", marks=pytest.mark.slow),
         pytest.param(20, "halving", marks=pytest.mark.slow),
     ],
