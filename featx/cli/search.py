@@ -21,7 +21,7 @@ from featx.cli.options import (
     multilabel_option,
     seed_option,
 )
-from featx.cli.show import notes, table
+from featx.cli.show import show_features, table
 
 if TYPE_CHECKING:
     from featx.models.search_result import SearchResult
@@ -224,13 +224,7 @@ def command(
         found = {"model": str(target), **result.to_dict(), "extraction": features.report}
         click.echo(json.dumps(found))
         return
-    report = features.report
-    click.echo(
-        f"features  {report['images']:,} images, {report['cached']:,} cached, "
-        f"{report['extracted']:,} extracted, {report['failed']:,} failed in "
-        f"{report['seconds']:.1f} s"
-    )
-    notes(features)
+    show_features(features)
     _show(result)
     if csv_file is not None:
         click.echo(f"table     {csv_file}: all {len(result.leaderboard):,} trials")

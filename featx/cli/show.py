@@ -15,6 +15,7 @@ __all__ = [
     "notes",
     "one_line",
     "show_extraction",
+    "show_features",
     "show_scores",
     "table",
 ]
@@ -50,6 +51,17 @@ def show_extraction(features: Features) -> None:
             f"{block.space}{more}"
         )
     _show_seconds(report)
+    notes(features)
+
+
+def show_features(features: Features) -> None:
+    """Print in one line what a head is trained on, and what could not be read."""
+    report = features.report
+    click.echo(
+        f"features  {report['images']:,} images, {report['cached']:,} cached, "
+        f"{report['extracted']:,} extracted, {report['failed']:,} failed in "
+        f"{report['seconds']:.1f} s"
+    )
     notes(features)
 
 

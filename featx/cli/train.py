@@ -21,7 +21,7 @@ from featx.cli.options import (
     multilabel_option,
     seed_option,
 )
-from featx.cli.show import label_scores, notes
+from featx.cli.show import label_scores, show_features
 
 __all__ = ["command"]
 
@@ -122,13 +122,7 @@ def command(
         found = {"model": str(target), "head": head, "metrics": result.metrics}
         click.echo(json.dumps({**found, "extraction": features.report, "train_seconds": seconds}))
         return
-    report = features.report
-    click.echo(
-        f"features  {report['images']:,} images, {report['cached']:,} cached, "
-        f"{report['extracted']:,} extracted, {report['failed']:,} failed in "
-        f"{report['seconds']:.1f} s"
-    )
-    notes(features)
+    show_features(features)
     what = "labels" if multilabel else "classes"
     click.echo(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
     _show_accuracy(result)

@@ -16,6 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.scores import best_labels, both_columns
 from featx.heads.validation import validated_training
 
 __all__ = ["ShrinkageLDA", "class_shares", "covariance_groups", "row_shares"]
@@ -156,10 +157,7 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         labels : ndarray of shape (n,)
         """
-        scores = self.decision_function(X)
-        best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
+        return best_labels(self.decision_function(X), self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Probabilities of the classes under equal Gaussian covariances.
@@ -173,9 +171,7 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         probabilities : ndarray of shape (n, k)
             Rows sum to 1; columns in the order of ``classes_``.
         """
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            scores = np.column_stack([np.zeros_like(scores), scores])
+        scores = both_columns(self.decision_function(X))
         probabilities: NDArray[Any] = softmax(scores, axis=1)
         return probabilities
 

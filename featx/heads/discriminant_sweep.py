@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from featx.heads.candidates import checked_data, core_estimators
 from featx.heads.discriminant import class_shares, row_shares
 from featx.heads.scatter import Scale, Scatter, fold_scatters
+from featx.heads.scores import both_columns
 from featx.heads.shifted import ShiftedSystems
 from featx.heads.sweep import Fold, HeldOut
 
@@ -75,9 +76,8 @@ def sweep_lda(
         tested = scale.apply(X[test])
         for number, setting in enumerate(settings):
             if setting.shrinkage == "auto":
-                scores = setting.fit(scale.apply(X[train]), y[train]).decision_function(tested)
-                if scores.ndim == 1:
-                    scores = np.column_stack([np.zeros_like(scores), scores])
+                fitted = setting.fit(scale.apply(X[train]), y[train])
+                scores = both_columns(fitted.decision_function(tested))
                 yield HeldOut(number, fold, scores, probabilities=False)
         means, counts = scatter.means(scale), scatter.counts.astype(np.intp)
         for weight, shrinkages in groups.values():

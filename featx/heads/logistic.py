@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from featx.exceptions import HeadError
 from featx.heads.logistic_path import SCORINGS, Fold, fit_logistic_path
+from featx.heads.scores import best_labels
 from featx.heads.validation import validated_training
 
 __all__ = ["LogisticPathCV"]
@@ -182,10 +183,7 @@ class LogisticPathCV(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the likeliest labels, of shape (n,)."""
-        scores = self.decision_function(X)
-        places = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[places]
-        return labels
+        return best_labels(self.decision_function(X), self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Return probabilities of shape (n, k), columns in the order of ``classes_``."""

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.exceptions import HeadError
 from featx.heads.calibrated import fit_temperature
 from featx.heads.scatter import class_sums
+from featx.heads.scores import best_labels, both_columns
 from featx.heads.sweep import Fold, HeldOut
 from featx.heads.validation import validated_training
 
@@ -149,10 +150,7 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         labels : ndarray of shape (n,)
         """
-        scores = self.decision_function(X)
-        best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
+        return best_labels(self.decision_function(X), self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Probabilities: the softmax of the scores over the temperature.
@@ -166,9 +164,7 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         probabilities : ndarray of shape (n, k)
             Rows sum to 1; columns in the order of ``classes_``.
         """
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            scores = np.column_stack([np.zeros_like(scores), scores])
+        scores = both_columns(self.decision_function(X))
         probabilities: NDArray[Any] = softmax(scores / self.temperature_, axis=1)
         return probabilities
 

@@ -1,0 +1,36 @@
+"""Scores of classes in scikit-learn's form: one column alone where there are two classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["best_labels", "both_columns"]
+
+
+def best_labels(scores: NDArray[np.floating[Any]], classes: NDArray[Any]) -> NDArray[Any]:
+    """Return the labels (n,) of the highest scores (n, k), or of positive ones (n,).
+
+    Examples
+    --------
+    >>> best_labels(np.array([-1.0, 2.0]), np.array(["ant", "bee"])).tolist()
+    ['ant', 'bee']
+    """
+    best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+    labels: NDArray[Any] = classes[best]
+    return labels
+
+
+def both_columns(scores: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return scores (n, k) as they are, and those of two classes (n,) beside zeros.
+
+    Examples
+    --------
+    >>> both_columns(np.array([-1.0, 2.0])).tolist()
+    [[0.0, -1.0], [0.0, 2.0]]
+    """
+    if scores.ndim == 1:
+        return np.column_stack([np.zeros_like(scores), scores])
+    return scores
