@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ __all__ = ["Weights", "file_sha256", "find_weights_file", "resolve_weights", "we
 RANDOM_RECIPE = "featx-random-weights-2"
 BUNDLED = "tiny"
 _LOGGER = logging.getLogger("featx")
+# Two changes that are closer together may leave the same modification time.
+_SETTLED_NS = 2_000_000_000
+_digests: dict[tuple[str, int, int, int], str] = {}
 _SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
 
 
@@ -46,9 +50,20 @@ class Weights:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    A file whose size, modification time and inode are as they were is not read again by the same
+    process, unless it had just been changed when it was read.
+    """
+    status = path.stat()
+    state = (str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino)
+    digest = _digests.get(state)
+    if digest is None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+            _digests[state] = digest
+    return digest
 
 
 def bundled_folder() -> Path:

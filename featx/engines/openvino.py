@@ -26,7 +26,9 @@ _PRECISION = "f32"
 _BATCH_PX = 4 * 224 * 224
 _MOST_PX = 8 * _BATCH_PX
 _MOST_IMAGES = 64
-_THREADS_A_STREAM = 4
+# Batches computed at the same time, each by threads of its own: threads that share one wait for
+# each other after every layer, and longer where one of them gives way to a decoding thread.
+_MOST_STREAMS = 16
 _MEMORY_WORDS = ("memory", "alloc")
 _LOGGER = logging.getLogger("featx")
 _unkept: set[Path] = set()
@@ -227,7 +229,7 @@ def _options(processors: int) -> dict[str, Any]:
     return {
         # OpenVINO takes bfloat16 by itself where the processor has it.
         "INFERENCE_PRECISION_HINT": _PRECISION,
-        "NUM_STREAMS": max(1, processors // _THREADS_A_STREAM),
+        "NUM_STREAMS": min(processors, _MOST_STREAMS),
         "INFERENCE_NUM_THREADS": processors,
         # Pinned threads wait for the processor that a decoding thread is on.
         "ENABLE_CPU_PINNING": False,

@@ -1,5 +1,6 @@
 import hashlib
 import logging
+import os
 import sys
 
 import numpy as np
@@ -117,6 +118,27 @@ def test_nothing_is_ever_drawn_unless_asked_for(weights):
 def test_random_weights_need_a_seed(text):
     with pytest.raises(WeightsError, match=f"need a seed, as in 'random:0', received '{text}'"):
         resolve_weights(ROW, text)
+
+
+def test_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
+    path = put(tmp_path / "old.weights.h5", b"first")
+    os.utime(path, (1, 1))
+    first = file_sha256(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", None)
+        assert file_sha256(path) == first
+    put(path, b"other")
+    os.utime(path, (2, 2))
+    assert file_sha256(path) == hashlib.sha256(b"other").hexdigest()
+
+
+def test_a_file_changed_a_moment_ago_is_read_again(tmp_path):
+    path = put(tmp_path / "new.weights.h5", b"first")
+    status = path.stat()
+    file_sha256(path)
+    put(path, b"other")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file_sha256(path) == hashlib.sha256(b"other").hexdigest()
 
 
 def test_a_seed_has_one_digest_and_every_seed_its_own():

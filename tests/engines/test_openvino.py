@@ -209,9 +209,7 @@ def test_batches_follow_the_size_of_the_images(source, folder, engine):
     assert OpenVinoEngine(source, TAPS, folder=folder, batch_size=5).batch_size == 5
 
 
-@pytest.mark.parametrize(
-    ("processors", "streams"), [(1, 1), (2, 1), (4, 1), (8, 2), (16, 4), (64, 16)]
-)
+@pytest.mark.parametrize(("processors", "streams"), [(1, 1), (2, 2), (16, 16), (64, 16)])
 def test_many_processors_run_many_batches(processors, streams):
     options = engine_module._options(processors)
     assert (options["NUM_STREAMS"], options["INFERENCE_NUM_THREADS"]) == (streams, processors)
