@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ExportError,
         FeaturesError,
         FeatxError,
+        FineTuningError,
         HeadError,
         ImageError,
         MissingExtraError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from featx.exporting.exporter import export
     from featx.exporting.verification import verify_export
     from featx.extraction import extract
+    from featx.finetuning.tuning import finetune
     from featx.images.dataset import ImageDataset
     from featx.importing import import_features
     from featx.models.artefact import load_model as load
@@ -61,6 +63,7 @@ __all__ = [
     "Features",
     "FeaturesError",
     "FeatxError",
+    "FineTuningError",
     "HeadError",
     "ImageClassifier",
     "ImageDataset",
@@ -74,6 +77,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "finetune",
     "import_features",
     "load",
     "pack_dataset",
@@ -97,6 +101,7 @@ _HOMES = {
     "evaluate": "featx.models.evaluation",
     "export": "featx.exporting.exporter",
     "extract": "featx.extraction",
+    "finetune": "featx.finetuning.tuning",
     "import_features": "featx.importing",
     "load": "featx.models.artefact",
     "pack_dataset": "featx.cache.packing",

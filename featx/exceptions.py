@@ -14,6 +14,7 @@
     │   └── CacheFormatError     a file in it is damaged, foreign, or of another format version
     ├── FeaturesError            features do not fit what they are used for (also ValueError)
     ├── HeadError                a head cannot be built or trained as asked (also ValueError)
+    ├── FineTuningError          a network cannot be fine-tuned as asked (also ValueError)
     ├── ArtefactError            a saved model is damaged, foreign, unsafe, or of another version
     ├── ExportError              a model cannot be exported as asked, or its export differs from it
     └── MissingExtraError        an optional dependency is not installed (also ImportError)
@@ -37,6 +38,7 @@ __all__ = [
     "ExportError",
     "FeaturesError",
     "FeatxError",
+    "FineTuningError",
     "HeadError",
     "ImageError",
     "MissingExtraError",
@@ -123,6 +125,10 @@ class FeaturesError(FeatxError, ValueError):
 
 class HeadError(FeatxError, ValueError):
     """A head cannot be built or trained as asked."""
+
+
+class FineTuningError(FeatxError, ValueError):
+    """A network cannot be fine-tuned as asked."""
 
 
 class ArtefactError(FeatxError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 from featx.backbones.catalog import PREPROCESSINGS
@@ -10,6 +12,7 @@ from featx.backbones.drawing import draw_weights
 from featx.backbones.poolings import pool
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import Tap, parse_tap
+from featx.backbones.tuned import is_tuned_file, unpacked
 from featx.exceptions import BackboneError, UnknownNameError, WeightsError
 from featx.quiet import quiet_import
 
@@ -20,6 +23,7 @@ __all__ = [
     "build_tap_model",
     "layer_outputs",
     "preprocess",
+    "tap_tensor",
 ]
 
 HalfType = Literal["float16", "bfloat16"]
@@ -66,8 +70,12 @@ def _compute_in(network: Any, half: HalfType) -> None:
 
 def _load_own(source: BackboneSource, keras: Any) -> Any:
     path = source.weights.path
+    assert path is not None
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        with _readable(path) as file:
+            model = keras.models.load_model(file, compile=False, safe_mode=True)
+    except WeightsError:
+        raise
     except Exception as error:  # Keras raises what the file's layers raise
         raise BackboneError(f"{path} cannot be loaded as a Keras model: {_first(error)}") from error
     inputs, outputs = model.inputs or [], model.outputs or []
@@ -97,8 +105,12 @@ def _build_named(source: BackboneSource, keras: Any) -> Any:
     if source.weights.seed is not None:
         draw_weights(network, source.weights.seed, PREPROCESSINGS[source.preprocessing])
         return network
+    assert source.weights.path is not None
     try:
-        network.load_weights(source.weights.path)
+        with _readable(source.weights.path) as file:
+            network.load_weights(file)
+    except WeightsError:
+        raise
     except Exception as error:  # h5py and Keras raise many kinds
         raise WeightsError(
             f"{source.weights.path} does not fit {row.name} without its top "
@@ -106,6 +118,10 @@ def _build_named(source: BackboneSource, keras: Any) -> Any:
             "short, or saved with include_top=True?"
         ) from error
     return network
+
+
+def _readable(path: Path) -> AbstractContextManager[Path]:
+    return unpacked(path) if is_tuned_file(path) else nullcontext(path)
 
 
 def _first(error: BaseException) -> str:
@@ -176,7 +192,7 @@ def build_tap_model(
     if network is None:
         network = build_network(source, mixed=mixed)
     named = [parse_tap(name) for name in taps]
-    tensors = [_tap_tensor(network, source, tap) for tap in named]
+    tensors = [tap_tensor(network, source, tap) for tap in named]
     height, width = source.input_size_px
     pixels = keras.Input((height, width, 3), dtype="uint8", name="pixels")
     trunk = keras.Model(network.inputs, tensors, name="featx_trunk")
@@ -190,7 +206,14 @@ def build_tap_model(
     return model
 
 
-def _tap_tensor(network: Any, source: BackboneSource, tap: Tap) -> Any:
+def tap_tensor(network: Any, source: BackboneSource, tap: Tap) -> Any:
+    """Return what a tap pools: the output of its layer or block.
+
+    Raises
+    ------
+    UnknownNameError
+        If the network has no such layer or block.
+    """
     if not tap.layer:
         return network.outputs[0]
     layers = layer_outputs(network)

@@ -11,6 +11,7 @@ from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Backbone
 from featx.backbones.registry import find_backbone
+from featx.backbones.tuned import NETWORK, is_tuned_file, read_tuned
 from featx.backbones.weights import Weights, file_sha256, resolve_weights
 from featx.exceptions import BackboneError, UnknownNameError
 from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype
@@ -79,7 +80,8 @@ def resolve_backbone(
     Parameters
     ----------
     name : str
-        A name of the catalogue, or ``file:PATH.keras`` for a network of one's own.
+        A name of the catalogue, ``file:PATH.keras`` for a network of one's own, or
+        ``file:PATH.featx`` for one that was fine-tuned.
     weights : str or path, optional
         See `featx.backbones.weights.resolve_weights`.
     input_size : int or tuple of two int, optional
@@ -116,6 +118,8 @@ def resolve_backbone(
             f"{size[0]}x{size[1]}"
         )
     found = resolve_weights(row, weights)
+    if is_tuned_file(found.path):
+        return BackboneSource(row.name, row, found, size, read_tuned(found.path).spec.preprocessing)
     return BackboneSource(row.name, row, found, size, _preprocessing(row, found))
 
 
@@ -175,19 +179,38 @@ def _own(
     preprocessing: str | None,
 ) -> BackboneSource:
     path = Path(path_text).expanduser()
-    if not path.is_file() or path.suffix != ".keras":
+    if not path.is_file() or path.suffix not in (".keras", ".featx"):
         raise BackboneError(
-            f"expected 'file:' and the path of a model saved as .keras, received 'file:{path_text}'"
-            + ("" if path.is_file() else ", which is no file")
+            "expected 'file:' and the path of a network saved as .keras, or of a tuned .featx, "
+            f"received 'file:{path_text}'" + ("" if path.is_file() else ", which is no file")
         )
     if weights is not None:
         raise BackboneError("a 'file:' backbone brings its own weights: leave --weights out")
+    if is_tuned_file(path):
+        return _tuned(path, input_size, preprocessing)
     chosen = preprocessing or "none"
     if chosen not in PREPROCESSINGS:
         raise UnknownNameError("preprocessing", chosen, PREPROCESSINGS)
     size = _size(input_size) or _saved_input_size(path)
     found = Weights(f"file:{path}", file_sha256(path), path)
     return BackboneSource(f"file:{path.stem}", None, found, size, chosen)
+
+
+def _tuned(
+    path: Path, input_size: int | tuple[int, int] | None, preprocessing: str | None
+) -> BackboneSource:
+    """Settle a network that was fine-tuned: read as in its training, unless asked otherwise."""
+    tuned = read_tuned(path)
+    own = tuned.spec.preprocessing
+    if preprocessing not in (None, own):
+        raise BackboneError(
+            f"{path} was fine-tuned with the preprocessing {own!r}, received {preprocessing!r}: "
+            "leave --preprocessing out"
+        )
+    row = find_backbone(tuned.spec.backbone) if tuned.member == NETWORK else None
+    found = Weights(f"file:{path}", tuned.sha256, path)
+    size = _size(input_size) or tuned.spec.input_size_px
+    return BackboneSource(f"file:{path.stem}", row, found, size, own)
 
 
 def _saved_input_size(path: Path) -> tuple[int, int]:

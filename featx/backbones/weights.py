@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.backbones.catalog import Backbone
+from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.exceptions import WeightsError
 from featx.quiet import quiet_import
 
@@ -24,7 +25,7 @@ _LOGGER = logging.getLogger("featx")
 # Two changes that are closer together may leave the same modification time.
 _SETTLED_NS = 2_000_000_000
 _digests: dict[tuple[str, int, int, int], str] = {}
-_SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
+_SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras", ".featx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def resolve_weights(row: Backbone, weights: str | os.PathLike[str] | None = None
         ``"imagenet"`` (the default, but for the bundled backbone): the published file, from the
         folder named by ``FEATX_WEIGHTS``, else from Keras's folder, else downloaded unless
         ``FEATX_OFFLINE`` is set. ``"bundled"``: the file that comes with featx. ``"random:SEED"``:
-        drawn, and only when asked for. Anything else is a path.
+        drawn, and only when asked for. Anything else is a path: of a weights file, or of a model
+        that was fine-tuned (``.featx``).
 
     Raises
     ------
@@ -207,4 +209,16 @@ def _file(row: Backbone, text: str) -> Weights:
         raise WeightsError(
             f"expected a weights file that ends in one of {', '.join(_SUFFIXES)}, received {path}"
         )
+    if is_tuned_file(path):
+        return _tuned(row, text, path)
     return Weights(str(path), file_sha256(path), path)
+
+
+def _tuned(row: Backbone, text: str, path: Path) -> Weights:
+    tuned = read_tuned(path)
+    if tuned.spec.backbone != row.name:
+        raise WeightsError(
+            f"{path} is a fine-tuned {tuned.spec.backbone}, not {row.name}: use "
+            f"--backbone file:{path}, or another model"
+        )
+    return Weights(text, tuned.sha256, path)

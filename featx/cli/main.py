@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "extract": "Fill the cache with features of images.",
     "train": "Train a head on features and save the model.",
     "search": "Find the best backbone, head and parameters.",
+    "finetune": "Train the top of a model's backbone too.",
     "evaluate": "Score a model on labelled images.",
     "predict": "Predict images with a model.",
     "export": "Write a model as a file that other programs run.",

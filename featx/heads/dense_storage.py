@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import ArtefactError, FeatxError, HeadError
 from featx.heads.network import DenseWeights
-from featx.heads.plain_files import read_plain_json
+from featx.plain_files import read_plain_json
 
 __all__ = [
     "ARRAYS",

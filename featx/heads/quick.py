@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from featx.heads.dense_storage import ARRAYS, DESCRIPTION, read_layers
 from featx.heads.network import logits
-from featx.heads.plain_files import open_plain_zip
 from featx.heads.skops_contents import check_contents, read_schema
+from featx.plain_files import open_plain_zip
 
 __all__ = ["QuickHead", "quick_head"]
 

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from featx.heads.plain_files import open_plain_zip, read_plain_json, require_whole_array
+from featx.plain_files import open_plain_zip, read_plain_json, require_whole_array
 
 __all__ = ["check_contents", "read_schema"]
 

@@ -23,6 +23,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from featx.backbones.tuned import (
+    NETWORK,
+    OWN_NETWORK,
+    is_tuned_file,
+    member_bytes,
+    read_tuned,
+)
 from featx.exceptions import ArtefactError
 from featx.heads.novelty import dump_novelty
 from featx.heads.storage import dump_head, load_head
@@ -51,6 +58,7 @@ def save_model(
     training: dict[str, Any] | None = None,
     spec: FeatureSpec | None = None,
     command: str | None = None,
+    network: bytes | None = None,
 ) -> Path:
     """Write a fitted classifier as a ``.featx`` file, whole or not at all.
 
@@ -68,6 +76,10 @@ def save_model(
         Of the features it was trained on; found out from the model's parameters by default.
     command : str, optional
         The command line that made it.
+    network : bytes, optional
+        The backbone's own weights, kept in the file: as Keras writes them for a backbone of the
+        catalogue, else the network as ``.keras``. Those that come from a ``.featx`` file are kept
+        without being asked.
 
     Returns
     -------
@@ -87,9 +99,10 @@ def save_model(
     novelty = {}
     if model.novelty_ is not None:
         novelty["novelty"], files[NOVELTY] = dump_novelty(model.novelty_)
+    files |= _network(model, known, network)
     details = {
         "type": KIND,
-        "version": VERSION,
+        "version": VERSION if {NETWORK, OWN_NETWORK} & set(files) else 1,
         "spec": known.to_dict(),
         "tap": model.tap,
         "classes": model.classes_.tolist(),
@@ -110,6 +123,26 @@ def save_model(
     }
     _write(target, {"model.json": json.dumps(details, indent=2, allow_nan=False).encode(), **files})
     return target
+
+
+def _network(model: ImageClassifier, spec: FeatureSpec, network: bytes | None) -> dict[str, bytes]:
+    """Return the network that belongs into the file, nothing where others have it too."""
+    own = model.backbone.removeprefix("file:") if model.backbone.startswith("file:") else ""
+    if network is None:
+        carrier = own or model.weights
+        if not is_tuned_file(carrier):
+            return {}
+        tuned = read_tuned(carrier)
+        member, network = tuned.member, member_bytes(tuned)
+    else:
+        foreign = own and (not is_tuned_file(own) or read_tuned(own).member == OWN_NETWORK)
+        member = OWN_NETWORK if foreign else NETWORK
+    if hashlib.sha256(network).hexdigest() != spec.weights_sha256:
+        raise ArtefactError(
+            "the network to be saved is not the one that the head was trained on: extract its "
+            "features again, and train on these"
+        )
+    return {member: network}
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:

@@ -6,16 +6,18 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from featx.backbones.tuned import NETWORK, OWN_NETWORK
 from featx.exceptions import ArtefactError, FeatxError
-from featx.heads.plain_files import open_plain_zip, read_plain_json
+from featx.plain_files import open_plain_zip, read_plain_json
 
 __all__ = ["KIND", "NOVELTY", "VERSION", "read_artefact"]
 
 KIND = "featx-model"
-VERSION = 1
+VERSION = 2
+"""The highest version that is read; 2 has a network of its own."""
 _DESCRIPTION = "model.json"
 NOVELTY = "novelty.h5"
-_MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY)
+_MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, NETWORK, OWN_NETWORK)
 _MOST_MEMBERS = 16
 _MOST_BYTES = 4 << 30
 _MOST_JSON_BYTES = 64 << 20

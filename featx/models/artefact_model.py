@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
+from featx.backbones.tuned import NETWORK, OWN_NETWORK
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError
 from featx.heads.novelty import load_novelty
 from featx.models.artefact_file import NOVELTY
@@ -51,13 +52,29 @@ def read_classifier(
         If a part is missing, distorted, absurd, or contradicts another.
     """
     try:
-        return _read(details, make, cache, weights, engine)
+        return _read(_with_own_network(path, details), make, cache, weights, engine)
     except CacheFormatError as error:
         raise ArtefactError(f"{path}: {error}") from error
     except FeatxError as error:
         raise ArtefactError(f"{path} is damaged, or of another featx: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtefactError(f"{path} is damaged: model.json lacks or distorts {error}") from error
+
+
+def _with_own_network(path: Path, details: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a model that takes its network, where it has one, from its file."""
+    own = [name for name in (NETWORK, OWN_NETWORK) if name in details["files"]]
+    if not own:
+        return details
+    stated, expected = details["files"][own[0]], details["spec"]["weights_sha256"]
+    if stated != expected:
+        raise ArtefactError("its network is not the one that its specification is of")
+    backbone = details["parameters"]["backbone"]
+    if not backbone.startswith("file:"):
+        return {**details, "weights": str(path.resolve())}
+    parameters = {**details["parameters"], "backbone": f"file:{path.resolve()}"}
+    spec = {**details["spec"], "backbone": canonical_name(parameters["backbone"])}
+    return {**details, "parameters": parameters, "spec": spec}
 
 
 def _read(

@@ -205,7 +205,7 @@ def test_no_such_file(name, tmp_path, monkeypatch):
 def test_a_file_of_another_kind(tmp_path):
     path = tmp_path / "model.h5"
     path.write_bytes(b"legacy")
-    with pytest.raises(BackboneError, match=r"a model saved as \.keras, received .*model\.h5'$"):
+    with pytest.raises(BackboneError, match=r"or of a tuned \.featx, .*model\.h5'$"):
         resolve_backbone(f"file:{path}")
 
 

@@ -1,0 +1,169 @@
+"""Networks that were fine-tuned, inside the ``.featx`` file of their model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from featx.exceptions import WeightsError
+from featx.plain_files import open_plain_zip, read_plain_json
+from featx.spec import FeatureSpec
+
+__all__ = [
+    "NETWORK",
+    "OWN_NETWORK",
+    "TunedFile",
+    "is_tuned_file",
+    "member_bytes",
+    "read_tuned",
+    "unpacked",
+]
+
+NETWORK = "network.weights.h5"
+"""Member with the weights of a network of the catalogue, as Keras writes them."""
+OWN_NETWORK = "network.keras"
+"""Member with a whole network, where it is of nobody's catalogue."""
+_DESCRIPTION = "model.json"
+_MOST_MEMBERS = 16
+_MOST_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TunedFile:
+    """What a ``.featx`` file says of the network in it.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    spec : FeatureSpec
+        Of the features that the network makes.
+    member : str
+        `NETWORK` or `OWN_NETWORK`.
+    sha256 : str
+        Digest of the member's bytes, as the file states it; `unpacked` checks it.
+    """
+
+    path: Path
+    spec: FeatureSpec
+    member: str
+    sha256: str
+
+
+def is_tuned_file(path: str | os.PathLike[str] | None) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether a path is that of a model of featx, by its name."""
+    return path is not None and Path(path).suffix == ".featx"
+
+
+def read_tuned(path: str | os.PathLike[str]) -> TunedFile:
+    """Read what a ``.featx`` file says of the network in it.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, it is damaged, or the model in it was not fine-tuned.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise WeightsError(f"expected a fine-tuned model, received {str(path)!r}, which is no file")
+    try:
+        with (
+            file.open("rb") as opened,
+            open_plain_zip(opened, most_members=_MOST_MEMBERS) as zipped,
+        ):
+            with zipped.open(_DESCRIPTION) as described:
+                text = described.read(_MOST_JSON_BYTES + 1)
+            said = read_plain_json(text, most_bytes=_MOST_JSON_BYTES)
+        stated = said["files"]
+        member = next((name for name in (NETWORK, OWN_NETWORK) if name in stated), None)
+        spec, digest = FeatureSpec.from_dict(said["spec"]), stated.get(member, "")
+    # `zipfile` has no base of its errors: damage shows as any of ten types.
+    except Exception as error:
+        raise WeightsError(f"{file} is no model saved by featx, or is damaged: {error}") from error
+    if member is None:
+        raise WeightsError(
+            f"{file} holds a head and no network, as the backbone is {spec.backbone} as it was "
+            "published: name that backbone, or a model that `featx finetune` made"
+        )
+    if digest != spec.weights_sha256:
+        raise WeightsError(
+            f"{file} states another digest of its network than its specification does: it was "
+            "changed; fine-tune again, or take a copy"
+        )
+    return TunedFile(file, spec, member, digest)
+
+
+def member_bytes(tuned: TunedFile) -> bytes:
+    """Return the network's bytes, checked against the digest.
+
+    Raises
+    ------
+    WeightsError
+        If they differ, or HDF5 in them points out of the file.
+    """
+    try:
+        with (
+            tuned.path.open("rb") as opened,
+            open_plain_zip(opened, most_members=_MOST_MEMBERS) as zipped,
+        ):
+            data = zipped.read(tuned.member)
+    except Exception as error:
+        raise WeightsError(f"{tuned.path} is damaged: {error}") from error
+    if hashlib.sha256(data).hexdigest() != tuned.sha256:
+        raise WeightsError(
+            f"{tuned.path}: {tuned.member} does not have the digest stated with it: it was damaged "
+            "or changed; take another copy"
+        )
+    if tuned.member == NETWORK:
+        _require_plain_hdf5(tuned, data)
+    return data
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Give a path that Keras can read the network of a ``.featx`` file from.
+
+    Raises
+    ------
+    WeightsError
+        As `read_tuned`, and if the network's bytes do not have their digest.
+    """
+    tuned = read_tuned(path)
+    data = member_bytes(tuned)
+    with tempfile.TemporaryDirectory(prefix="featx-") as folder:
+        found = Path(folder) / tuned.member
+        found.write_bytes(data)
+        yield found
+
+
+def _require_plain_hdf5(tuned: TunedFile, data: bytes) -> None:
+    """Refuse links, and arrays whose data lie elsewhere or are larger than the file."""
+    import h5py
+
+    complaints: list[str] = []
+
+    def look_at_link(name: str, link: Any) -> None:
+        if not isinstance(link, h5py.HardLink):
+            complaints.append(f"{name!r} is a link")
+
+    def look_at_item(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and (
+            item.external or item.is_virtual or item.chunks or item.nbytes > len(data)
+        ):
+            complaints.append(f"{name!r} is no array of this file alone")
+
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            file.visititems_links(look_at_link)
+            file.visititems(look_at_item)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{tuned.path}: {tuned.member} is damaged: {error}") from error
+    if complaints:
+        raise WeightsError(f"{tuned.path}: {tuned.member} is refused: {complaints[0]}")

@@ -1,0 +1,268 @@
+"""``featx finetune``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featx.cli.options import (
+    cache_option,
+    command_line,
+    common_options,
+    data_argument,
+    json_option,
+    model_argument,
+    seed_option,
+)
+
+if TYPE_CHECKING:
+    from featx.finetuning.rehearsal import Rehearsal
+    from featx.finetuning.trainer import Epoch
+    from featx.finetuning.tuning import FineTuned
+
+__all__ = ["command"]
+
+
+@click.command("finetune", short_help="Train the top of a model's backbone too.")
+@model_argument
+@data_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    show_default="MODEL-finetuned.featx",
+    help="Where the model goes.",
+)
+@click.option(
+    "--unfreeze",
+    default="30%",
+    show_default=True,
+    metavar="PART",
+    help="From where on layers are trained: a block (block_15) or layer, the last share of the "
+    "layers (30%), after:15 for all but the first 15, or all.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=float,
+    default=1e-3,
+    show_default=True,
+    help="Of the head; it rises, and falls along a cosine.",
+)
+@click.option(
+    "--depth-decay",
+    type=float,
+    default=0.7,
+    show_default=True,
+    help="What the rate is multiplied by from block to block downwards.",
+)
+@click.option("--warmup", type=float, default=0.1, show_default=True, help="Share of the steps.")
+@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
+@click.option("--label-smoothing", type=float, default=0.0, show_default=True)
+@click.option(
+    "--mixing",
+    type=click.Choice(["none", "mixup", "cutmix"]),
+    default="none",
+    show_default=True,
+    help="Mix images of a batch in pairs.",
+)
+@click.option("--mixing-alpha", type=float, default=0.2, show_default=True)
+@click.option(
+    "--views",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Augmented views of each image; epochs take them in turn.",
+)
+@click.option(
+    "--view-policy",
+    show_default="flip-crop-colour-1",
+    help="How views are drawn: flip-1, flip-crop-1 or flip-crop-colour-1.",
+)
+@click.option("--gradual", is_flag=True, help="The head first, then one block more an epoch.")
+@click.option(
+    "--train-batchnorm", is_flag=True, help="Let batch normalisation learn new statistics."
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Epochs without a better hold-out score before it stops.",
+)
+@click.option(
+    "--holdout",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Share of every class held out, where DATA has no split named val.",
+)
+@click.option("--balanced", is_flag=True, help="Let every class count the same.")
+@click.option(
+    "--cut",
+    type=click.Choice(["auto", "cached", "pixels"]),
+    default="auto",
+    show_default=True,
+    help="Cache what the frozen part gives, or run it in every step.",
+)
+@click.option("--mixed", is_flag=True, help="Half precision, for GPUs.")
+@click.option(
+    "--restart", is_flag=True, help="Start anew, though a checkpoint could be gone on from."
+)
+@click.option("--dry-run", is_flag=True, help="Say what it would take, and train nothing.")
+@click.option("--tensorboard", is_flag=True, help="Write curves for TensorBoard, if installed.")
+@click.option("--engine", default="auto", show_default=True, help="What computes the frozen part.")
+@click.option("--weights", help="The backbone's weights, when they are not where they were.")
+@click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
+@cache_option
+@seed_option
+@json_option
+@common_options
+def command(
+    model: Path,
+    data: str,
+    output: Path | None,
+    restart: bool,
+    dry_run: bool,
+    tensorboard: bool,
+    balanced: bool,
+    engine: str,
+    weights: str | None,
+    trust: bool,
+    cache: Path,
+    as_json: bool,
+    view_policy: str | None,
+    **options: Any,
+) -> None:
+    """Train the top of a model's backbone too, from the head that it has.
+
+    What stays frozen is run once over every image and comes from the cache. The best epoch on a
+    hold-out is kept; where none beats the head, the model stays as it was. Ctrl-C keeps the best so
+    far, and the same command goes on.
+
+    \b
+    featx finetune photos.featx photos/ --unfreeze block_15 --views 4
+    featx finetune photos.featx photos/ --unfreeze all --dry-run
+    """
+    import featx
+
+    options["class_weight"] = "balanced" if balanced else None
+    target = output or model.with_name(f"{model.stem}-finetuned.featx")
+    shared: dict[str, Any] = {
+        "cache": cache, "weights": weights, "engine": engine, "trust": trust,
+        "view_policy": view_policy,
+    }  # fmt: skip
+    if dry_run:
+        from featx.finetuning.rehearsal import rehearse
+
+        found = rehearse(model, data, **shared, **options)
+        if as_json:
+            click.echo(json.dumps(found.to_dict()))
+        else:
+            _show_rehearsal(found, options["epochs"])
+        return
+    from featx.finetuning.curves import tensorboard_writer
+    from featx.finetuning.tuning import training_folder
+    from featx.progress import terminal_progress
+
+    curves = tensorboard_writer(training_folder(target)) if tensorboard else None
+
+    def tell(epoch: Epoch) -> None:
+        if curves:
+            curves(epoch)
+        if not as_json:
+            _show_epoch(epoch)
+
+    with terminal_progress(True, "training") as bar:
+
+        def step(epoch: int, done: int, total: int) -> None:
+            if bar:
+                bar((epoch - 1) * total + done, options["epochs"] * total, 0)
+
+        done = featx.finetune(
+            model,
+            data,
+            target,
+            **shared,
+            **options,
+            resume=not restart,
+            command=command_line(),
+            progress=step,
+            on_epoch=tell,
+        )
+    if as_json:
+        click.echo(json.dumps(_as_json(done)))
+    else:
+        _show(done, data)
+    if done.interrupted:
+        what = "the best epoch so far" if done.kept == "finetuned" else "the model as it was"
+        raise KeyboardInterrupt(f"{what} is in {done.path}")
+
+
+def _show_epoch(epoch: Epoch) -> None:
+    if not epoch.epoch:
+        click.echo(
+            f"start     hold-out accuracy {epoch.val_accuracy:.4f}, log loss {epoch.val_loss:.4f}"
+        )
+        return
+    click.echo(
+        f"epoch {epoch.epoch:<3} loss {epoch.loss:.4f}, hold-out accuracy "
+        f"{epoch.val_accuracy:.4f}, log loss {epoch.val_loss:.4f}, {epoch.seconds:.1f} s"
+    )
+
+
+def _show(done: FineTuned, data: str) -> None:
+    said = done.metrics["finetuning"]
+    head, tuned = said["head"], said["finetuned"]
+    if done.stopped:
+        click.echo(f"stopped   {done.stopped}")
+    click.echo(f"head      accuracy {head['accuracy']:.4f} on the {said['hold_out']}")
+    if done.kept == "finetuned":
+        click.echo(
+            f"finetuned accuracy {tuned['accuracy']:.4f}, epoch {said['best_epoch']} of "
+            f"{said['epochs']}, chosen by the hold-out: optimistic"
+        )
+    else:
+        click.echo("kept      the head: no epoch was better on the hold-out")
+    if "test" in said:
+        test = said["test"]
+        click.echo(
+            f"test      {test['images']} images: head {test['head']:.4f}, finetuned "
+            f"{test['finetuned']:.4f}"
+        )
+    click.echo(f"saved     {done.path}")
+    click.echo(f"next: featx predict {done.path} IMAGES..., featx evaluate {done.path} {data}")
+
+
+def _show_rehearsal(found: Rehearsal, epochs: int) -> None:
+    where = f"activations of {', '.join(found.cut)}" if found.cut else "pixels"
+    click.echo(f"images    {found.images:,} to train on, {found.held_out:,} held out")
+    click.echo(
+        f"trained   {found.trained_parameters:,} parameters of {found.trained_layers} layers, from "
+        f"{where}; {found.frozen_parameters:,} frozen"
+    )
+    if found.cut:
+        click.echo(
+            f"cache     {found.activation_bytes / 1e6:,.1f} MB of activations, "
+            f"{found.extraction_s:,.0f} s for those that are missing"
+        )
+    click.echo(
+        f"time      {found.epoch_s:,.1f} s an epoch, at most {found.seconds:,.0f} s for {epochs}"
+    )
+    click.echo(f"memory    {found.memory_bytes / 1e9:,.1f} GB at the peak of this rehearsal")
+
+
+def _as_json(done: FineTuned) -> dict[str, Any]:
+    return {
+        "model": str(done.path),
+        "kept": done.kept,
+        "stopped": done.stopped or None,
+        "cut": list(done.cut),
+        "metrics": done.metrics,
+        "history": done.history,
+    }

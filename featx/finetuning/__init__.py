@@ -1,0 +1,1 @@
+"""Fine-tuning: the top of a backbone trained on from the head that the cache gave."""

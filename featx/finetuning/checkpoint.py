@@ -1,0 +1,116 @@
+"""The state of a training after an epoch, in one file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import FineTuningError
+
+__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
+
+_DESCRIPTION = "description"
+_GROUPS = ("weights", "optimizer", "best")
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What is needed to go on.
+
+    Parameters
+    ----------
+    job : str
+        Digest of everything that decides the course of the training.
+    epochs : int
+        Epochs done.
+    batches_a_step : int
+        In how many parts a batch is computed, as memory allows.
+    history : list of dict
+        One entry an epoch.
+    weights, optimizer : list of ndarray
+        Variables of the network and of the optimizer.
+    best : list of ndarray
+        Variables of the network after the best epoch; none if no epoch was better than the start.
+    best_epoch : int
+        0 for the start.
+    """
+
+    job: str
+    epochs: int = 0
+    batches_a_step: int = 1
+    history: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[NDArray[Any]] = field(default_factory=list)
+    optimizer: list[NDArray[Any]] = field(default_factory=list)
+    best: list[NDArray[Any]] = field(default_factory=list)
+    best_epoch: int = 0
+
+
+def write_checkpoint(path: Path, state: Checkpoint) -> None:
+    """Write a checkpoint by rename, so that a kill leaves the earlier one.
+
+    Raises
+    ------
+    FineTuningError
+        If it cannot be written.
+    """
+    arrays: dict[str, Any] = {}
+    for group in _GROUPS:
+        arrays |= _numbered(group, getattr(state, group))
+    said = {
+        "job": state.job,
+        "epochs": state.epochs,
+        "batches_a_step": state.batches_a_step,
+        "history": state.history,
+        "best_epoch": state.best_epoch,
+        "counts": {group: len(getattr(state, group)) for group in _GROUPS},
+    }
+    arrays[_DESCRIPTION] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise FineTuningError(
+            f"cannot write {path}: {error.strerror or error}. Free some space, or name another "
+            "place with -o"
+        ) from error
+
+
+def _numbered(group: str, arrays: Sequence[NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    return {f"{group}_{number}": array for number, array in enumerate(arrays)}
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """Return the checkpoint at a path, None where there is none that can be read."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            said = json.loads(found[_DESCRIPTION].tobytes())
+            arrays = {
+                group: [found[f"{group}_{number}"] for number in range(said["counts"][group])]
+                for group in _GROUPS
+            }
+            return Checkpoint(
+                said["job"],
+                said["epochs"],
+                said["batches_a_step"],
+                said["history"],
+                best_epoch=said["best_epoch"],
+                **arrays,
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None

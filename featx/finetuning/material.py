@@ -1,0 +1,128 @@
+"""The network to be trained, and what it takes: cached activations or pixels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.cache.features import Features
+from featx.cache.layout import CacheLayout
+from featx.exceptions import DatasetError
+from featx.exporting.samples import find_images
+from featx.extraction import extract
+from featx.finetuning.inputs import CachedActivations, Inputs, Pixels
+from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
+from featx.finetuning.options import FineTuneOptions
+from featx.finetuning.start import Start, extraction_of
+from featx.job import view_specs
+
+__all__ = ["prepare_material"]
+
+_LOG = logging.getLogger("featx")
+_SHARE_OF_DISK = 0.5
+
+
+def prepare_material(
+    start: Start,
+    data: Any,
+    options: FineTuneOptions,
+    *,
+    cache: str | os.PathLike[str] | None,
+    engine: str,
+    view_policy: Any,
+    progress: Any,
+) -> tuple[TunedNetwork, Inputs]:
+    """Build the network, and bring what it takes into the cache.
+
+    Parameters
+    ----------
+    start : Start
+        Whose head the network has.
+    data : ImageDataset, path or str
+        The images of `start`.
+    options : FineTuneOptions
+        ``unfreeze``, ``cut`` and ``views`` decide what is taken.
+    cache, engine, view_policy, progress
+        As of `featx.finetune`.
+
+    Raises
+    ------
+    FineTuningError, UnknownNameError
+        If nothing would be trained, or the head is of another kind.
+    DatasetError
+        If the images are no longer those of `start`.
+    """
+    steps = trainable_steps(start.head)
+    half = _half_type() if options.mixed else None
+
+    def build(from_pixels: bool) -> TunedNetwork:
+        return build_tuned(
+            start.source,
+            start.tap,
+            steps,
+            options.unfreeze,
+            from_pixels=from_pixels,
+            train_batchnorm=options.train_batchnorm,
+            mixed=half,
+        )
+
+    network = build(options.cut == "pixels")
+    if not network.from_pixels and options.cut == "auto":
+        needed = _bytes_of_cut(network, len(start.features), options.views)
+        free = shutil.disk_usage(_existing(CacheLayout.at(cache).root)).free
+        if needed > _SHARE_OF_DISK * free:
+            _LOG.warning(
+                "the activations at the cut take %.1f GB, more than half of the %.1f GB that are "
+                "free: the frozen part is run in every step instead",
+                needed / 1e9,
+                free / 1e9,
+            )
+            network = build(True)
+    if network.from_pixels:
+        plain = start.source.spec(image=start.model.image)
+        specs = [plain, *view_specs(plain, options.views, view_policy)]
+        return network, Pixels(_images(start.features, data, cache), specs)
+    taps = [f"{layer}:flatten" for layer in network.cut.layers]
+    activations = extract(
+        data,
+        **extraction_of(start.model, start.source),
+        taps=taps,
+        views=options.views,
+        view_policy=view_policy,
+        cache=cache,
+        engine=engine,
+        progress=bool(progress),
+    )
+    if not np.array_equal(activations.keys, start.features.keys):
+        raise DatasetError(
+            f"the images of {start.features.name!r} changed while they were read: call it again"
+        )
+    shapes = [tuple(int(side) for side in t.shape[1:]) for t in network.cut.tensors]
+    return network, CachedActivations(activations, start.source.name, taps, shapes)
+
+
+def _half_type() -> Any:
+    from featx.engines.backends.adapter import load_adapter
+
+    return "float16" if load_adapter().accelerators() else "bfloat16"
+
+
+def _bytes_of_cut(network: TunedNetwork, images: int, views: int) -> int:
+    each = sum(int(np.prod(t.shape[1:])) * 4 for t in network.cut.tensors)
+    return each * images * (1 + views)
+
+
+def _existing(path: Path) -> Path:
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
+def _images(features: Features, data: Any, cache: Any) -> Any:
+    """Return the images of the rows of features, in their order."""
+    images = find_images(data, cache)
+    place = {path: row for row, path in enumerate(images.paths)}
+    return images.subset([place[path] for path in features.paths])

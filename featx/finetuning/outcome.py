@@ -1,0 +1,143 @@
+"""How a fine-tuning is scored and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.finetuning.network import TunedNetwork
+from featx.finetuning.options import FineTuneOptions
+from featx.finetuning.start import Start
+from featx.finetuning.trainer import Trained, hold_out_scores
+from featx.heads.dense import DenseClassifier
+from featx.models.artefact import save_model
+from featx.models.classifier import ImageClassifier
+from featx.models.metrics import score_predictions
+from featx.models.training import describe_training
+
+__all__ = ["save_tuned", "score_outcome"]
+
+
+def score_outcome(
+    start: Start,
+    trained: Trained,
+    tested: NDArray[np.float32] | None,
+    options: FineTuneOptions,
+) -> dict[str, Any]:
+    """Return the scores of what is to be kept, with the comparison under ``finetuning``.
+
+    Parameters
+    ----------
+    start : Start
+    trained : Trained
+    tested : ndarray of shape (m, k) or None
+        What the fine-tuned network says of the rows of ``start.test``.
+    options : FineTuneOptions
+    """
+    codes = start.codes[start.held_out]
+    before = start.probabilities(start.held_out)
+    probe = hold_out_scores(before, codes)
+    kept = "finetuned" if trained.best_epoch else "head"
+    epochs = len(trained.history) - 1
+    where = f"split {start.named}" if start.named else "hold-out"
+    comparison: dict[str, Any] = {
+        "kept": kept,
+        "hold_out": f"{where} of {len(codes)} images",
+        "best_epoch": trained.best_epoch,
+        "epochs": epochs,
+        "stopped": trained.stopped,
+        "head": {"accuracy": probe[0], "log_loss": probe[1]},
+        "options": options.to_dict(),
+    }
+    proba = trained.probabilities if trained.best_epoch else before
+    after = hold_out_scores(proba, codes)
+    comparison["finetuned"] = (
+        {"accuracy": after[0], "log_loss": after[1]} if trained.best_epoch else None
+    )
+    rows = start.held_out
+    protocol = f"{where} of {len(codes)} images, best of {epochs} epochs by it: optimistic"
+    if tested is not None:
+        rows, unseen = start.test, start.probabilities(start.test)
+        comparison["test"] = {
+            "images": len(rows),
+            "head": hold_out_scores(unseen, start.codes[rows])[0],
+            "finetuned": hold_out_scores(tested, start.codes[rows])[0],
+        }
+        proba = tested if trained.best_epoch else unseen
+        protocol = f"split test: {len(rows)} images that had no say in the training"
+    scores = score_predictions(start.y[rows], proba, np.asarray(start.model.classes_).astype(str))
+    return {"protocol": protocol, **scores, "finetuning": comparison}
+
+
+def save_tuned(
+    start: Start,
+    network: TunedNetwork,
+    trained: Trained,
+    metrics: dict[str, Any],
+    target: Path,
+    command: str | None,
+) -> None:
+    """Write the fine-tuned network with its head as a ``.featx`` file.
+
+    Parameters
+    ----------
+    start : Start
+    network : TunedNetwork
+        With the weights of the best epoch.
+    metrics : dict
+        From `score_outcome`.
+    target : Path
+        The file.
+    command : str or None
+        The command line.
+
+    Raises
+    ------
+    ArtefactError
+        If it cannot be written.
+    """
+    own = start.source.row is None
+    with tempfile.TemporaryDirectory(prefix="featx-") as folder:
+        path = Path(folder) / ("network.keras" if own else "network.weights.h5")
+        network.backbone.save(path) if own else network.backbone.save_weights(path)
+        data = path.read_bytes()
+    spec = start.source.spec(image=start.model.image)
+    spec = replace(spec, weights_sha256=hashlib.sha256(data).hexdigest())
+    head = _as_head(network, start)
+    made = ImageClassifier(
+        start.model.backbone,
+        f"dense:hidden={head.hidden}",
+        tap=start.tap,
+        input_size=start.source.input_size_px,
+        preprocessing=start.model.preprocessing,
+        image=spec.image,
+        random_state=start.model.random_state,
+    )
+    made.take_head(head, spec, n_features=head.n_features_in_)
+    save_model(
+        made,
+        target,
+        metrics=metrics,
+        training=describe_training(start.features, start.y, start.rows),
+        spec=spec,
+        command=command,
+        network=data,
+    )
+
+
+def _as_head(network: TunedNetwork, start: Start) -> DenseClassifier:
+    """Return the trained layers as the dense head that predicts and is saved."""
+    layers = network.head_weights()
+    hidden = tuple(kernel.shape[1] for kernel, _ in layers[:-1])
+    head = DenseClassifier(hidden, random_state=start.model.random_state)
+    head.weights_, head.classes_ = layers, np.asarray(start.model.classes_)
+    head.multilabel_, head.n_features_in_ = False, layers[0][0].shape[0]
+    head.n_iter_ = head.best_epoch_ = 1
+    head.history_ = {"loss": []}
+    return head

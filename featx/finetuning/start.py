@@ -1,0 +1,193 @@
+"""Where a fine-tuning starts: features, who is held out, and the head on all others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.source import BackboneSource
+from featx.backbones.taps import parse_tap
+from featx.cache.features import Features
+from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
+from featx.extraction import extract
+from featx.finetuning.options import FineTuneOptions
+from featx.heads.registry import make_head
+from featx.models.artefact import load_model
+from featx.models.classifier import ImageClassifier
+from featx.selection.splits import hold_out, leak_groups
+
+__all__ = ["Start", "class_weights", "extraction_of", "prepare_start"]
+
+
+@dataclass(slots=True, eq=False)
+class Start:
+    """Where training starts: the features, who is held out, and the head on the others.
+
+    Parameters
+    ----------
+    model : ImageClassifier
+        As loaded.
+    source : BackboneSource
+        Its backbone.
+    tap : str
+        Its tap.
+    features : Features
+        Of the backbone as it is.
+    y : ndarray of shape (n,)
+        Labels of its rows.
+    codes : ndarray of shape (n,), int
+        Class of each row, -1 where it has no label.
+    rows, held_out, test : ndarray of int
+        Rows that are trained on, that choose the epoch, and that have no say in anything.
+    named : str
+        The split that is held out, empty where it was drawn.
+    head : estimator
+        Of the model's kind, fitted on `rows` alone.
+    """
+
+    model: ImageClassifier
+    source: BackboneSource
+    tap: str
+    features: Features
+    y: NDArray[np.str_]
+    codes: NDArray[np.intp]
+    rows: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+    test: NDArray[np.intp]
+    named: str
+    head: Any
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """Names the block of the features."""
+        return {"backbone": self.source.name, "tap": self.tap}
+
+    def probabilities(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return what the head says of rows, from cached features."""
+        X = self.features.matrix(**self.block)[rows]
+        found: NDArray[np.float64] = self.head.predict_proba(X.astype(np.float32))
+        return found
+
+
+def prepare_start(
+    model: ImageClassifier | str | os.PathLike[str],
+    data: Any,
+    options: FineTuneOptions,
+    *,
+    cache: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    trust: bool = False,
+    progress: bool = False,
+) -> Start:
+    """Return where training starts; parameters and errors are those of `finetune`."""
+    if not isinstance(model, ImageClassifier):
+        model = load_model(model, cache=cache, weights=weights, engine=engine, trust=trust)
+    if model.multilabel:
+        raise FineTuningError(
+            "the model gives an image several labels: fine-tuning takes models of one label an "
+            "image. Train one with `featx train` without --multilabel"
+        )
+    source, tap = model.source(), str(parse_tap(model.tap))
+    features = extract(
+        data,
+        **extraction_of(model, source),
+        taps=tap,
+        cache=cache,
+        engine=engine,
+        progress=progress,
+    )
+    y = features.y
+    if y is None:
+        raise DatasetError(
+            f"{features.name!r} has no labels: put the images into one folder a class, or give a "
+            "CSV with the columns path,label"
+        )
+    codes = _codes(model, features, y)
+    rows, held_out, test, named = _sides(features, y, codes, options)
+    head = make_head(model.head, seed=model.random_state)
+    X = features.matrix(backbone=source.name, tap=tap)[rows]
+    head.fit(X.astype(np.float32), y[rows])
+    return Start(model, source, tap, features, y, codes, rows, held_out, test, named, head)
+
+
+def extraction_of(model: ImageClassifier, source: BackboneSource) -> dict[str, Any]:
+    """Return the arguments of `featx.extract` for the backbone of a model."""
+    return {
+        "backbone": model.backbone,
+        "weights": model.weights,
+        "input_size": source.input_size_px,
+        "preprocessing": model.preprocessing,
+        "image": model.image,
+    }
+
+
+def _codes(model: ImageClassifier, features: Features, y: NDArray[np.str_]) -> NDArray[np.intp]:
+    classes = [str(name) for name in model.classes_]
+    strangers = sorted({str(label) for label in y[features.labels >= 0]} - set(classes))
+    if strangers:
+        raise FineTuningError(
+            f"{features.name!r} has classes that the model does not know: "
+            f"{', '.join(strangers[:5])}; it knows {', '.join(classes[:10])}. Train a head on this "
+            "data first"
+        )
+    place = {name: code for code, name in enumerate(classes)}
+    return np.array([place.get(str(label), -1) for label in y], np.intp)
+
+
+def _sides(
+    features: Features, y: NDArray[np.str_], codes: NDArray[np.intp], options: FineTuneOptions
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], str]:
+    splits = features.splits
+    split = np.full(len(codes), "") if splits is None else splits
+    groups = leak_groups(features.keys, features.groups, len(codes))
+    labelled = codes >= 0
+    test = np.flatnonzero(labelled & (split == "test"))
+    held_out = np.flatnonzero(labelled & (split == "val"))
+    rows = np.flatnonzero(labelled & ~np.isin(split, ("test", "val")))
+    named = "val" if held_out.size else ""
+    if not held_out.size:
+        if not rows.size:
+            raise DatasetError(f"{features.name!r} has no labelled image to train on")
+        training, holding = hold_out(
+            codes[rows], share=options.holdout, groups=groups[rows], seed=options.seed
+        )
+        rows, held_out = rows[training], rows[holding]
+    # What is in the hold-out or the test twice, or has a group there, is not trained on.
+    rows = rows[~np.isin(groups[rows], groups[np.concatenate([held_out, test])])]
+    for name, some in (("training images", rows), ("hold-out", held_out)):
+        lacking = np.setdiff1d(np.unique(codes[labelled]), codes[some])
+        if lacking.size:
+            label = str(y[codes == lacking[0]][0])
+            raise DatasetError(
+                f"the {name} ({len(some)} images) have no image of class {label!r}: fine-tuning "
+                "has to see every class on both sides. Give more images of it, another --holdout "
+                "or --seed, or splits named train and val"
+            )
+    return rows, held_out, test, named
+
+
+def class_weights(options: FineTuneOptions, start: Start) -> NDArray[np.float64] | None:
+    """Return what an image of each class counts, shape (k,), None where all count the same.
+
+    Raises
+    ------
+    UnknownNameError
+        If a class is named that the model does not know.
+    """
+    asked = options.class_weight
+    if asked is None:
+        return None
+    names = [str(name) for name in start.model.classes_]
+    if isinstance(asked, str):
+        counts = np.bincount(start.codes[start.rows], minlength=len(names))
+        balanced: NDArray[np.float64] = len(start.rows) / (len(names) * np.maximum(counts, 1))
+        return balanced
+    strangers = set(asked) - set(names)
+    if strangers:
+        raise UnknownNameError("class in class_weight", min(strangers), names)
+    return np.array([float(asked.get(name, 1.0)) for name in names])

@@ -1,0 +1,90 @@
+"""The network before the first step says what the head says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import featx
+from featx.exceptions import FineTuningError
+from featx.finetuning.network import build_tuned, trainable_steps
+from featx.finetuning.options import FineTuneOptions
+from featx.finetuning.start import prepare_start
+from featx.heads.registry import make_head
+
+PARTS = {"mobilenet_v2": "block_16", "resnet50": "conv5_block3", "efficientnet_b0": "block7a"}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (24, 48, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def activations(pixels, tmp_path_factory):
+    """A function that gives cached features and activations of a backbone."""
+    folder = tmp_path_factory.mktemp("activations")
+
+    def extract(backbone, taps):
+        images = featx.ImageDataset.from_arrays(pixels, np.arange(24) % 3, name=backbone)
+        asked = {"backbone": backbone, "weights": "random:1", "input_size": 48}
+        return featx.extract(images, **asked, taps=taps, cache=folder)
+
+    return extract
+
+
+@pytest.mark.parametrize("head", ["logistic:C=0.1", "dense:16,max_epochs=5"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        name if name == "mobilenet_v2" else pytest.param(name, marks=pytest.mark.slow)
+        for name in PARTS
+    ],
+)
+def test_the_probabilities_before_the_first_step_are_those_of_the_head(backbone, head, activations):
+    features = activations(backbone, "avg")
+    X, y = np.array(features.X), np.asarray(features.y)
+    fitted = make_head(head).fit(X, y)
+    from featx.backbones.source import resolve_backbone
+
+    source = resolve_backbone(backbone, weights="random:1", input_size=48)
+    network = build_tuned(source, "avg", trainable_steps(fitted), PARTS[backbone])
+    assert network.cut.layers
+    taps = [f"{layer}:flatten" for layer in network.cut.layers]
+    cached = activations(backbone, taps)
+    inputs = [
+        np.array(cached.matrix(tap=tap)).reshape(-1, *tensor.shape[1:])
+        for tap, tensor in zip(taps, network.cut.tensors, strict=True)
+    ]
+    np.testing.assert_allclose(network.probabilities(inputs), fitted.predict_proba(X), atol=1e-5)
+
+
+def test_frozen_layers_are_not_trained(trained, pictures, cache):
+    start = prepare_start(trained(), pictures, FineTuneOptions(), cache=cache)
+    network = build_tuned(
+        start.source, "avg", trainable_steps(start.head), "second", from_pixels=True
+    )
+    trainable = {variable.path.split("/")[0] for variable in network.model.trainable_variables}
+    assert "first" not in trainable
+    assert "second" in trainable
+
+
+def test_rates_fall_with_the_depth(trained, pictures, cache):
+    start = prepare_start(trained(), pictures, FineTuneOptions(), cache=cache)
+    network = build_tuned(start.source, "avg", trainable_steps(start.head), "all")
+    # Kernel and bias of the layers first, second and head.
+    assert network.rate_shares(0.5) == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    assert network.rate_shares(0.5, trained_blocks=1) == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("head", ["knn", "nearest-mean"])
+def test_a_head_of_another_kind_is_refused(head, tune, trained):
+    with pytest.raises(featx.FeatxError, match="logistic, ridge, lda"):
+        tune(model=trained(head))
+
+
+def test_a_head_of_another_backbone_is_refused(trained, pictures, cache):
+    start = prepare_start(trained(), pictures, FineTuneOptions(), cache=cache)
+    steps = trainable_steps(make_head("logistic").fit(np.eye(4), [0, 1, 0, 1]))
+    with pytest.raises(FineTuningError, match="takes 4 features, .* gives 16"):
+        build_tuned(start.source, "avg", steps, "second")
