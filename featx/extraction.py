@@ -49,6 +49,7 @@ def extract(
     taps: str | Sequence[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
+    trust: bool = False,
     image: ImagePolicy | None = None,
     views: int = 0,
     view_policy: str | ViewPolicy | None = None,
@@ -72,8 +73,9 @@ def extract(
         The inputs: anything that `ImageDataset.from_any` takes, or the name of a dataset that was
         extracted before, whose images need not be there any more.
     backbone : str or sequence of str, optional
-        Names of the catalogue, or ``file:PATH.keras``, ``"tiny"`` by default; for a dataset of
-        imported features, theirs. Several share one decoding of each image.
+        Names of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``;
+        ``"tiny"`` by default, for a dataset of imported features theirs. Several share one
+        decoding of each image.
     weights : str, path or mapping, optional
         For all backbones, or one by backbone: ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a
         path. See `featx.backbones.weights.resolve_weights`.
@@ -82,7 +84,9 @@ def extract(
     input_size : int or tuple of two int, optional
         Height and width in pixels; by default each backbone's own.
     preprocessing : str, optional
-        Only for ``file:`` backbones.
+        Only for backbones of one's own, see `featx.backbones.source.resolve_backbone`.
+    trust : bool, default False
+        Needed for ``savedmodel:`` backbones, whose graph may do anything.
     image : ImagePolicy, optional
         Decoding and resizing; bilinear stretching by default.
     views : int, default 0
@@ -150,6 +154,7 @@ def extract(
         taps=taps,
         input_size=input_size,
         preprocessing=preprocessing,
+        trust=trust,
         image=image,
         views=views,
         view_policy=view_policy,

@@ -80,6 +80,7 @@ def prepare(
     taps: str | Sequence[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
+    trust: bool = False,
     image: ImagePolicy | None = None,
     views: int = 0,
     view_policy: str | ViewPolicy | None = None,
@@ -99,6 +100,7 @@ def prepare(
         weights=weights,
         input_size=input_size,
         preprocessing=preprocessing,
+        trust=trust,
     )
     tap_names = parse_taps(taps)
     stages, spaces, blocks = [], [], []
@@ -205,6 +207,7 @@ def resolve_backbones(
     weights: WeightsChoice = None,
     input_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
+    trust: bool = False,
 ) -> list[BackboneSource]:
     """Settle one or several backbones; see `featx.extract` for the parameters."""
     names = [backbone] if isinstance(backbone, str) else list(dict.fromkeys(backbone))
@@ -219,7 +222,11 @@ def resolve_backbones(
         )
     return [
         resolve_backbone(
-            name, weights=by_name.get(name), input_size=input_size, preprocessing=preprocessing
+            name,
+            weights=by_name.get(name),
+            input_size=input_size,
+            preprocessing=preprocessing,
+            trust=trust,
         )
         for name in names
     ]

@@ -137,3 +137,38 @@ def featx_command(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tf():
+    from featx.quiet import quiet_import
+
+    with quiet_import():
+        import tensorflow
+    return tensorflow
+
+
+@pytest.fixture(scope="session")
+def hub_module(tf, tmp_path_factory):
+    """A SavedModel as TensorFlow Hub has them: vectors of images of 32 x 24, pixels 0 to 1."""
+    generator = np.random.default_rng(0)
+
+    class FeatureVector(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = tf.Variable(generator.normal(size=(3, 3, 3, 6)).astype(np.float32))
+
+        @tf.function(autograph=False)
+        def __call__(self, images, training=False):
+            x = tf.nn.relu(tf.nn.conv2d(images, self.kernel, 2, "VALID"))
+            if training:  # of the batch, as BatchNorm in training mode
+                x = x - tf.reduce_mean(x, axis=0, keepdims=True)
+            return tf.reduce_mean(x, axis=[1, 2])
+
+    module = FeatureVector()
+    images = tf.TensorSpec((None, 32, 24, 3), tf.float32)
+    for training in (True, False):
+        module.__call__.get_concrete_function(images, training=training)
+    folder = tmp_path_factory.mktemp("hub") / "vector" / "2"
+    tf.saved_model.save(module, folder)
+    return folder

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from featx.backbones.catalog import PREPROCESSINGS
 from featx.backbones.drawing import draw_weights
+from featx.backbones.folders import FOLDER_KINDS, FolderKind
 from featx.backbones.poolings import pool
+from featx.backbones.saved_model import DEFAULT_OUTPUT
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import Tap, parse_tap
 from featx.backbones.tuned import is_tuned_file, unpacked
-from featx.exceptions import BackboneError, UnknownNameError, WeightsError
+from featx.exceptions import BackboneError, FeatxError, UnknownNameError, WeightsError
 from featx.quiet import quiet_import
 
 __all__ = [
@@ -56,6 +58,12 @@ def build_network(source: BackboneSource, *, mixed: HalfType | None = None) -> A
     network = _load_own(source, keras) if source.row is None else _build_named(source, keras)
     network.trainable = False
     if mixed is not None:
+        folder = _folder_kind(source)
+        if folder is not None and folder.opaque:
+            raise BackboneError(
+                f"{source.name} computes in the number types that it was saved with: expected the "
+                "precision 'f32', received 'mixed'; leave --precision out"
+            )
         _compute_in(network, mixed)
     return network
 
@@ -71,15 +79,20 @@ def _compute_in(network: Any, half: HalfType) -> None:
 def _load_own(source: BackboneSource, keras: Any) -> Any:
     path = source.weights.path
     assert path is not None
+    folder = _folder_kind(source)
     try:
-        with _readable(path) as file:
-            model = keras.models.load_model(file, compile=False, safe_mode=True)
-    except WeightsError:
+        if folder is not None:
+            model = folder.load(path, source.input_size_px, source.preprocessing)
+        else:
+            with _readable(path) as file:
+                model = keras.models.load_model(file, compile=False, safe_mode=True)
+    except FeatxError:
         raise
     except Exception as error:  # Keras raises what the file's layers raise
         raise BackboneError(f"{path} cannot be loaded as a Keras model: {_first(error)}") from error
     inputs, outputs = model.inputs or [], model.outputs or []
-    if len(inputs) != 1 or len(outputs) != 1:
+    several = folder is not None and folder.opaque
+    if len(inputs) != 1 or (len(outputs) != 1 and not several):
         raise BackboneError(
             f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; expected one of each"
         )
@@ -92,6 +105,10 @@ def _load_own(source: BackboneSource, keras: Any) -> Any:
             " leave --input-size out, or save a model that takes this size"
         )
     return model
+
+
+def _folder_kind(source: BackboneSource) -> FolderKind | None:
+    return FOLDER_KINDS.get(source.name.partition(":")[0]) if source.row is None else None
 
 
 def _build_named(source: BackboneSource, keras: Any) -> Any:
@@ -215,6 +232,12 @@ def tap_tensor(network: Any, source: BackboneSource, tap: Tap) -> Any:
         If the network has no such layer or block.
     """
     if not tap.layer:
+        names = network.output_names if len(network.outputs) > 1 else [DEFAULT_OUTPUT]
+        if names[0] != DEFAULT_OUTPUT:
+            raise BackboneError(
+                f"{source.name} has the outputs {', '.join(names)}: name one of them, as in "
+                f"--tap {names[0]}:{tap}"
+            )
         return network.outputs[0]
     layers = layer_outputs(network)
     if tap.layer in layers:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from featx.backbones.catalog import CATALOG, Backbone
+from featx.backbones.folders import folder_of, folder_stem
 from featx.exceptions import UnknownNameError
 
 __all__ = ["backbone_names", "canonical_name", "find_backbone"]
@@ -50,7 +51,8 @@ def find_backbone(name: str) -> Backbone:
         "backbone",
         name,
         CATALOG,
-        hint="A network of your own is 'file:PATH.keras'; `featx backbones` shows the table",
+        hint="A network of your own is 'file:PATH.keras', 'savedmodel:FOLDER' or 'hub:FOLDER'; "
+        "`featx backbones` shows the table",
     )
 
 
@@ -66,6 +68,9 @@ def canonical_name(name: str) -> str:
         return name
     if name.startswith("file:"):
         return f"file:{Path(name.removeprefix('file:')).stem}"
+    if (found := folder_of(name)) is not None:
+        kind, folder = found
+        return f"{kind.prefix}:{folder_stem(folder)}"
     return find_backbone(name).name
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Backbone
-from featx.backbones.registry import find_backbone
+from featx.backbones.folders import FolderKind, folder_of
+from featx.backbones.registry import canonical_name, find_backbone
 from featx.backbones.tuned import NETWORK, is_tuned_file, read_tuned
-from featx.backbones.weights import Weights, file_sha256, resolve_weights
+from featx.backbones.weights import Weights, file_sha256, folder_sha256, resolve_weights
 from featx.exceptions import BackboneError, UnknownNameError
 from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype
 
@@ -28,7 +29,8 @@ class BackboneSource:
     Parameters
     ----------
     name : str
-        Name in the catalogue, or ``file:STEM`` for a network of one's own.
+        Name in the catalogue, or ``file:STEM``, ``savedmodel:STEM`` or ``hub:STEM`` for a network
+        of one's own.
     row : Backbone or None
         The row of the catalogue; None for a network of one's own.
     weights : Weights
@@ -74,21 +76,27 @@ def resolve_backbone(
     weights: str | os.PathLike[str] | None = None,
     input_size: int | tuple[int, int] | None = None,
     preprocessing: str | None = None,
+    trust: bool = False,
 ) -> BackboneSource:
     """Settle a backbone, its weights, its input size and its preprocessing.
 
     Parameters
     ----------
     name : str
-        A name of the catalogue, ``file:PATH.keras`` for a network of one's own, or
-        ``file:PATH.featx`` for one that was fine-tuned.
+        A name of the catalogue, or a network of one's own: ``file:PATH.keras``, ``file:PATH.featx``
+        (one that was fine-tuned), ``savedmodel:FOLDER`` (TensorFlow) or ``hub:FOLDER`` (a preset
+        of KerasHub).
     weights : str or path, optional
         See `featx.backbones.weights.resolve_weights`.
     input_size : int or tuple of two int, optional
         Height and width in pixels; by default the backbone's own.
     preprocessing : str, optional
-        Only for ``file:`` networks: ``none`` (pixels 0 to 255, the default), ``unit``, ``tf``,
-        ``torch`` or ``caffe``. The others have their own.
+        Only for networks of one's own: ``none`` (pixels 0 to 255), ``unit``, ``tf``, ``torch`` or
+        ``caffe``. By default ``none`` for ``file:``, what the preset states for ``hub:``, and
+        ``unit`` for ``savedmodel:`` (TensorFlow Hub's convention; ``none`` where it takes uint8).
+    trust : bool, default False
+        Needed for ``savedmodel:``, whose graph may do anything, such as read and write files.
+        Without it nothing in the folder is read.
 
     Raises
     ------
@@ -106,6 +114,14 @@ def resolve_backbone(
         )
     if name.startswith("file:"):
         return _own(name.removeprefix("file:"), weights, input_size, preprocessing)
+    if (found := folder_of(name)) is not None:
+        kind, folder = found
+        if kind.needs_trust and not trust:
+            raise BackboneError(
+                f"{name!r} is {kind.summary}, which can do anything when it runs, such as read and "
+                "write files: give --trust (trust=True) if you know who made it"
+            )
+        return _folder(name, kind, folder, weights, input_size, preprocessing)
     row = find_backbone(name)
     if preprocessing is not None:
         raise BackboneError(
@@ -117,10 +133,11 @@ def resolve_backbone(
             f"{row.name} takes inputs of {row.shared.min_size_px} px or more, received "
             f"{size[0]}x{size[1]}"
         )
-    found = resolve_weights(row, weights)
-    if is_tuned_file(found.path):
-        return BackboneSource(row.name, row, found, size, read_tuned(found.path).spec.preprocessing)
-    return BackboneSource(row.name, row, found, size, _preprocessing(row, found))
+    chosen = resolve_weights(row, weights)
+    if is_tuned_file(chosen.path):
+        own = read_tuned(chosen.path).spec.preprocessing
+        return BackboneSource(row.name, row, chosen, size, own)
+    return BackboneSource(row.name, row, chosen, size, _preprocessing(row, chosen))
 
 
 def _size(value: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -194,6 +211,41 @@ def _own(
     size = _size(input_size) or _saved_input_size(path)
     found = Weights(f"file:{path}", file_sha256(path), path)
     return BackboneSource(f"file:{path.stem}", None, found, size, chosen)
+
+
+def _folder(
+    name: str,
+    kind: FolderKind,
+    folder: Path,
+    weights: str | os.PathLike[str] | None,
+    input_size: int | tuple[int, int] | None,
+    preprocessing: str | None,
+) -> BackboneSource:
+    if not folder.is_dir():
+        raise BackboneError(
+            f"expected {kind.prefix!r} and the folder of {kind.summary}, received {name!r}, which "
+            "is no folder"
+        )
+    if weights is not None:
+        raise BackboneError(
+            f"a {kind.prefix + ':'!r} backbone brings its own weights: leave --weights out"
+        )
+    stated_size, stated_preprocessing = kind.read(folder)
+    chosen = preprocessing or stated_preprocessing
+    if not chosen:
+        raise BackboneError(
+            f"{folder} states no preprocessing that featx has: give --preprocessing "
+            f"(preprocessing=...), one of {', '.join(PREPROCESSINGS)}"
+        )
+    if chosen not in PREPROCESSINGS:
+        raise UnknownNameError("preprocessing", chosen, PREPROCESSINGS)
+    size = _size(input_size) or stated_size
+    if size is None:
+        raise BackboneError(
+            f"{folder} does not fix the size of its input: give --input-size (input_size=...)"
+        )
+    found = Weights(f"{kind.prefix}:{folder}", folder_sha256(folder), folder)
+    return BackboneSource(canonical_name(name), None, found, size, chosen)
 
 
 def _tuned(

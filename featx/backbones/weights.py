@@ -17,7 +17,14 @@ from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.exceptions import WeightsError
 from featx.quiet import quiet_import
 
-__all__ = ["Weights", "file_sha256", "find_weights_file", "resolve_weights", "weights_places"]
+__all__ = [
+    "Weights",
+    "file_sha256",
+    "find_weights_file",
+    "folder_sha256",
+    "resolve_weights",
+    "weights_places",
+]
 
 RANDOM_RECIPE = "featx-random-weights-2"
 BUNDLED = "tiny"
@@ -37,9 +44,9 @@ class Weights:
     source : str
         What was asked for: ``"imagenet"``, ``"bundled"``, ``"random:0"`` or a path.
     sha256 : str
-        SHA-256 of the file, or of the recipe for random weights.
+        SHA-256 of the file, of all files of a folder, or of the recipe for random weights.
     path : Path or None
-        The file; None for random weights.
+        The file or folder; None for random weights.
     seed : int or None
         Seed of random weights.
     """
@@ -65,6 +72,33 @@ def file_sha256(path: Path) -> str:
         if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
             _digests[state] = digest
     return digest
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return the SHA-256 of the names and bytes of all files below a folder.
+
+    It is that of one line a file, sorted by path: the file's own SHA-256 in hexadecimal digits, two
+    spaces, the path below the folder with ``/``, and a zero byte.
+
+    Raises
+    ------
+    WeightsError
+        If something cannot be read, or is neither a file nor a folder.
+    """
+    found: dict[bytes, str] = {}
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                found[os.fsencode(path.relative_to(folder).as_posix())] = file_sha256(path)
+            elif not path.is_dir() or path.is_symlink():
+                raise WeightsError(
+                    f"expected files and folders in {folder}, received {path}, a link to a folder "
+                    "or something else: copy the folder with what its links lead to"
+                )
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be read: {error}") from error
+    lines = [f"{found[name]}  ".encode() + name + b"\0" for name in sorted(found)]
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def bundled_folder() -> Path:

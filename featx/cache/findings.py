@@ -151,13 +151,20 @@ def list_folder(folder: Path) -> list[Path]:
         return []
 
 
+_OWN = {
+    "file": "file:PATH.keras",
+    "savedmodel": "savedmodel:FOLDER --trust",
+    "hub": "hub:FOLDER",
+}
+
+
 def extract_command(data: str, block: Block) -> str:
     """Return the command that computes a block of a dataset again, or brings it in again."""
     if block.backbone.startswith("import:"):
         # Under the name of the first import, which the space of a renamed dataset keeps.
         return f"featx import {_quoted(block.backbone.removeprefix('import:'))} FILE"
     tap = "" if block.tap == "avg" else f" --tap {block.tap}"
-    backbone = "file:PATH.keras" if block.backbone.startswith("file:") else block.backbone
+    backbone = _OWN.get(block.backbone.partition(":")[0], block.backbone)
     views = "" if block.view is None else f" --views {block.view + 1}"
     return f"featx extract {_quoted(data)} -b {backbone}{tap}{views}"
 

@@ -44,7 +44,11 @@ __all__ = ["command"]
     help="Write the confusion matrix as CSV.",
 )
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load heads that can carry more than numbers; run a savedmodel: backbone.",
+)
 @cache_option
 @seed_option
 @json_option

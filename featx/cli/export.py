@@ -50,7 +50,11 @@ __all__ = ["command"]
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at PATH.")
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load heads that can carry more than numbers; run a savedmodel: backbone.",
+)
 @cache_option
 @json_option
 @common_options

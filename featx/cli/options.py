@@ -81,7 +81,7 @@ def backbone_options(*, several: bool) -> Decorator:
             multiple=several,
             show_default="tiny, the one that comes with featx",
             shell_complete=_complete_backbone,
-            help="Name of a backbone, or file:PATH.keras." + more,
+            help="Name of a backbone, file:PATH.keras, savedmodel:FOLDER or hub:FOLDER." + more,
         ),
         click.option(
             "--weights",
@@ -119,7 +119,11 @@ def backbone_options(*, several: bool) -> Decorator:
         ),
         click.option(
             "--preprocessing",
-            help="Only for file: backbones: none, unit, tf, torch or caffe.  [default: none]",
+            help="Only for backbones of one's own: none, unit, tf, torch or caffe.  "
+            "[default: none for file:, unit for savedmodel:, the preset's for hub:]",
+        ),
+        click.option(
+            "--trust", is_flag=True, help="Run a savedmodel: backbone, which may do anything."
         ),
         click.option(
             "--batch-size",
@@ -175,6 +179,7 @@ def extraction_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "taps": options["taps"] if "taps" in options else options["tap"],
         "input_size": options["input_size"],
         "preprocessing": options["preprocessing"],
+        "trust": options["trust"],
         "image": _image_policy(options["resize"], options["draft"]),
         "batch_size": options["batch_size"] or "auto",
         "engine": options["engine"],

@@ -44,7 +44,11 @@ _MEASURED_ROWS = 200
 )
 @click.option("--unknown", is_flag=True, help="Mark images that are unlike those of training.")
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Load heads that can carry more than numbers; run a savedmodel: backbone.",
+)
 @cache_option
 @common_options
 def command(

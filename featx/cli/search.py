@@ -210,6 +210,7 @@ def command(
         **how,
         weights=asked["weights"],
         preprocessing=asked["preprocessing"],
+        trust=asked["trust"],
         engine=asked["engine"],
         multilabel=multilabel,
         max_ram=max_ram,

@@ -107,6 +107,7 @@ def command(
         backbone=asked["backbone"],
         weights=asked["weights"],
         preprocessing=asked["preprocessing"],
+        trust=asked["trust"],
         average_views=average_views,
         cv=cv,
         multilabel=multilabel,

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def _identity(source: BackboneSource, taps: tuple[str, ...]) -> dict[str, Any]:
         "type": _TYPE,
         "version": _VERSION,
         "backbone": source.name,
-        "builder": (row.keras_name, row.arguments) if row else (),
+        "builder": (row.keras_name, row.arguments) if row else _builder(source),
         "weights_sha256": source.weights.sha256,
         "input_size_px": source.input_size_px,
         "preprocessing": astuple(rule),
@@ -157,6 +157,16 @@ def _identity(source: BackboneSource, taps: tuple[str, ...]) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
+
+
+def _builder(source: BackboneSource) -> tuple[str, ...]:
+    """Return what makes the layers of a network that is not in the catalogue, beside Keras."""
+    if not source.name.startswith("hub:"):
+        return ()
+    try:
+        return ("keras-hub", version("keras-hub"))
+    except PackageNotFoundError:
+        return ()
 
 
 def _description(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:

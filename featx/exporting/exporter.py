@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
 from featx.exporting.description import describe, description_path, report_path
@@ -156,6 +157,7 @@ def export(
     _require_tensorflow(row)
     steps = head_steps(fitted.head_)
     source, tap = fitted.source(), str(parse_tap(fitted.tap))
+    _require_whole(source, row)
     spec = fitted.spec_ or source.spec(image=fitted.image)
     pixels, calibrated_on = None, ""
     if int8:
@@ -193,6 +195,14 @@ def _target(
         raise ExportError("expected a path to export to, received none: give path=...")
     own = Path(model)
     return own.with_suffix(row.suffix) if row.suffix else own.with_name(f"{own.stem}_{row.name}")
+
+
+def _require_whole(source: BackboneSource, row: Format) -> None:
+    if row.name == "keras" and source.name.startswith("savedmodel:"):
+        raise ExportError(
+            f"a Keras file holds layers, and {source.name} is a graph of TensorFlow that it would "
+            "only point to: take --format savedmodel, tflite, onnx or openvino"
+        )
 
 
 def _require_tensorflow(row: Format) -> None:

@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from featx.backbones.folders import folder_of
 from featx.backbones.tuned import (
     NETWORK,
     OWN_NETWORK,
@@ -193,16 +194,17 @@ def _views(model: ImageClassifier) -> dict[str, Any]:
 
 
 def _absolute_backbone(backbone: str) -> str:
-    if not backbone.startswith("file:"):
+    prefix, colon, path = backbone.partition(":")
+    if prefix != "file" and folder_of(backbone) is None:
         return backbone
-    return f"file:{_absolute(backbone.removeprefix('file:'))}"
+    return f"{prefix}{colon}{_absolute(path)}"
 
 
 def _absolute(weights: str | os.PathLike[str] | None) -> str | None:
     if weights is None:
         return None
     path = Path(weights).expanduser()
-    return str(path.resolve()) if path.is_file() else os.fspath(weights)
+    return str(path.resolve()) if path.exists() else os.fspath(weights)
 
 
 def _plain(value: Any) -> Any:
@@ -245,12 +247,13 @@ def load_model(
     cache : path, optional
         A cache folder whose features are used.
     weights : path, optional
-        The backbone's weights (or the network, for a ``file:`` backbone), where they are not
-        found where they were.
+        The backbone's weights (or the network, for one of one's own), where they are not found
+        where they were.
     engine : str, default "auto"
         Key of `featx.engines.select.ENGINES`.
     trust : bool, default False
-        Needed for heads whose format can carry more than numbers, see `featx.heads.storage`.
+        Needed for heads whose format can carry more than numbers, see `featx.heads.storage`, and
+        for reading images with a ``savedmodel:`` backbone, whose graph may do anything.
 
     Raises
     ------
@@ -260,7 +263,7 @@ def load_model(
     file = Path(path)
     details, files = read_artefact(file)
     model: ImageClassifier = read_classifier(
-        file, details, ImageClassifier, cache=cache, weights=weights, engine=engine
+        file, details, ImageClassifier, cache=cache, weights=weights, engine=engine, trust=trust
     )
     model.head_ = load_head(files, trust=trust)
     check_answers(file, model, details, files)

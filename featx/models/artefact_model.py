@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.backbones.folders import folder_of
 from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.backbones.tuned import NETWORK, OWN_NETWORK
@@ -32,6 +33,7 @@ def read_classifier(
     cache: str | os.PathLike[str] | None,
     weights: str | os.PathLike[str] | None,
     engine: str,
+    trust: bool = False,
 ) -> Any:
     """Make the classifier that ``model.json`` describes, without its head.
 
@@ -43,7 +45,7 @@ def read_classifier(
         What ``model.json`` says.
     make : callable
         `ImageClassifier`, or what takes its parameters.
-    cache, weights, engine
+    cache, weights, engine, trust
         As in `featx.load`.
 
     Raises
@@ -52,13 +54,16 @@ def read_classifier(
         If a part is missing, distorted, absurd, or contradicts another.
     """
     try:
-        return _read(_with_own_network(path, details), make, cache, weights, engine)
+        described = _with_own_network(path, details)
+        model = _read(described, make, cache, weights, engine)
     except CacheFormatError as error:
         raise ArtefactError(f"{path}: {error}") from error
     except FeatxError as error:
         raise ArtefactError(f"{path} is damaged, or of another featx: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtefactError(f"{path} is damaged: model.json lacks or distorts {error}") from error
+    model.trust = trust
+    return model
 
 
 def _with_own_network(path: Path, details: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +104,9 @@ def _read(
     kept = details["weights"]
     if kept is not None:
         _typed(kept, str, "weights")
-    if backbone.startswith("file:") and weights is not None:
-        backbone, weights = f"file:{os.fspath(weights)}", None
+    prefix = backbone.partition(":")[0]
+    if weights is not None and (prefix == "file" or folder_of(backbone) is not None):
+        backbone, weights = f"{prefix}:{os.fspath(weights)}", None
     model = make(
         backbone,
         parameters["head"],

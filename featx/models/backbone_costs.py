@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def backbone_cost(
     *,
     weights: Any = None,
     preprocessing: str | None = None,
+    trust: bool = False,
     engine: str = "auto",
     cache: str | os.PathLike[str] | None = None,
 ) -> tuple[float | None, int | None, float]:
@@ -44,7 +46,7 @@ def backbone_cost(
         Which.
     name : str
         The backbone as the user named it.
-    weights, preprocessing, engine, cache
+    weights, preprocessing, trust, engine, cache
         As `featx.extract`.
 
     Returns
@@ -68,12 +70,16 @@ def backbone_cost(
         return None, size, cost  # a timing is not worth a download
     try:
         source = resolve_backbone(
-            name, weights=weights, input_size=spec.input_size_px, preprocessing=preprocessing
+            name,
+            weights=weights,
+            input_size=spec.input_size_px,
+            preprocessing=preprocessing,
+            trust=trust,
         )
         if source.weights.sha256 != spec.weights_sha256:
             return None, size, cost
         if size is None and source.weights.path is not None:
-            size = source.weights.path.stat().st_size
+            size = _bytes(source.weights.path)
             cost = size / 4 * height * width
         layout = None if cache is None else CacheLayout.at(cache)
         folder = engines_folder(layout, writing=False)
@@ -81,6 +87,11 @@ def backbone_cost(
     except (FeatxError, OSError):
         return None, size, cost
     return _milliseconds(network, (height, width)), size, cost
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def _milliseconds(network: Any, size_px: tuple[int, int]) -> float:

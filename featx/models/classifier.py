@@ -27,7 +27,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
     Parameters
     ----------
     backbone : str, default "tiny"
-        A name of the catalogue, or ``file:PATH.keras``.
+        A name of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``.
     head : str or estimator, default "logistic"
         A name of `featx.heads.registry`, such as ``"knn"`` or ``"dense:1024,1024"``, or any
         scikit-learn classifier.
@@ -39,7 +39,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
     input_size : int or tuple of two int, optional
         Height and width of the network's input in pixels; by default the backbone's own.
     preprocessing : str, optional
-        Only for ``file:`` backbones.
+        Only for backbones of one's own, see `featx.backbones.source.resolve_backbone`.
     image : ImagePolicy, optional
         Decoding and resizing.
     views : int, default 0
@@ -61,6 +61,8 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         `predict_proba` the probability of each label by itself.
     random_state : int, default 0
         Seed of the head.
+    trust : bool, default False
+        Needed to read images with a ``savedmodel:`` backbone, whose graph may do anything.
 
     Attributes
     ----------
@@ -110,6 +112,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         batch_size: int | str = "auto",
         multilabel: bool = False,
         random_state: int = 0,
+        trust: bool = False,
     ) -> None:
         self.backbone = backbone
         self.head = head
@@ -126,6 +129,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         self.batch_size = batch_size
         self.multilabel = multilabel
         self.random_state = random_state
+        self.trust = trust
 
     def fit(self, X: Any, y: ArrayLike) -> ImageClassifier:
         """Train the head.

@@ -29,8 +29,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     backbone : str, default "tiny"
-        A name of the catalogue, or ``file:PATH.keras``.
-    weights, tap, input_size, preprocessing, image, cache, engine, batch_size
+        A name of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``.
+    weights, tap, input_size, preprocessing, image, cache, engine, batch_size, trust
         As for `featx.ImageClassifier`.
 
     Examples
@@ -54,6 +54,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         cache: str | os.PathLike[str] | None = None,
         engine: str = "auto",
         batch_size: int | str = "auto",
+        trust: bool = False,
     ) -> None:
         self.backbone = backbone
         self.weights = weights
@@ -64,6 +65,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.cache = cache
         self.engine = engine
         self.batch_size = batch_size
+        self.trust = trust
 
     def fit(self, X: Any, y: Any = None) -> FeatureExtractor:
         """Check the input; nothing is learnt.
@@ -99,6 +101,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             weights=self.weights,
             input_size=self.input_size,
             preprocessing=self.preprocessing,
+            trust=self.trust,
         )
         return compute_features(
             images,

@@ -42,6 +42,7 @@ class ImageFeatures:
     head_: Any
     classes_: NDArray[Any]
     multilabel: bool
+    trust: bool
     novelty_: Any = None
     n_features_in_: int
 
@@ -132,6 +133,7 @@ class ImageFeatures:
             weights=self.weights,
             input_size=self.input_size,
             preprocessing=self.preprocessing,
+            trust=self.trust,
         )
         expected = getattr(self, "weights_sha256_", "")
         if expected and source.weights.sha256 != expected:

@@ -29,7 +29,7 @@ class Predictor(ImageFeatures):
     def __init__(self, backbone: str, head: Any, **parameters: Any) -> None:
         self.backbone, self.head, self.batch_size = backbone, head, "auto"
         self.views, self.average_views, self.view_policy = 0, False, None
-        self.multilabel = False
+        self.multilabel, self.trust = False, False
         self.__dict__.update(parameters)
         self.novelty_: Any = None
         self.classes_: NDArray[Any] = np.empty(0, np.str_)
@@ -57,7 +57,9 @@ def load_predictor(
         from featx.models.artefact import load_model
 
         return load_model(path, cache=cache, weights=weights, engine=engine, trust=trust)
-    model = read_classifier(file, details, Predictor, cache=cache, weights=weights, engine=engine)
+    model = read_classifier(
+        file, details, Predictor, cache=cache, weights=weights, engine=engine, trust=trust
+    )
     model.head_ = head
     check_answers(file, model, details, files)
     return model

@@ -64,6 +64,7 @@ def search(
     y: Sequence[Any] | NDArray[Any] | None = None,
     weights: Any = None,
     preprocessing: str | None = None,
+    trust: bool = False,
     engine: str = "auto",
     cache: str | os.PathLike[str] | None = None,
     resume: bool = True,
@@ -89,8 +90,8 @@ def search(
         ``"standard"`` (the default: the head as it is), ``"none"`` (without its standardisation),
         ``"l2"``, ``"pca:64"``, ``"pca:0.95"``, ``"whiten:64"``.
     backbones, taps : str or sequence of str, optional
-        Which blocks; all by default. A ``file:`` backbone has to be named if the classifier is to
-        read images.
+        Which blocks; all by default. A backbone of one's own has to be named, with its path, if
+        the classifier is to read images.
     space : mapping, sequence of mapping, or path, optional
         ``heads``, ``transforms``, ``backbones`` and ``taps`` together; several mappings are
         several parts. It replaces the arguments `heads` and `transforms`; `backbones` and `taps`
@@ -129,7 +130,7 @@ def search(
         ridge, lda, logistic.
     y : sequence of length n, optional
         Labels in place of those of the features.
-    weights, preprocessing
+    weights, preprocessing, trust
         What the features were made with, kept with the model; `weights` may be a mapping by
         backbone.
     engine : str, default "auto"
@@ -212,6 +213,7 @@ def search(
             name,
             weights=by_backbone.get(name, choice),
             preprocessing=preprocessing,
+            trust=trust,
             engine=engine,
             cache=cache,
         )
@@ -236,6 +238,7 @@ def search(
     model.set_params(
         weights=by_backbone.get(name, choice),
         preprocessing=preprocessing,
+        trust=trust,
         cache=cache,
     )
     place: dict[str, Any] = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}

@@ -79,6 +79,7 @@ def train(
     tap: str | None = None,
     weights: Any = None,
     preprocessing: str | None = None,
+    trust: bool = False,
     average_views: bool = False,
     cv: int = 5,
     multilabel: bool = False,
@@ -101,12 +102,14 @@ def train(
     head : str or estimator, default "logistic"
         See `featx.heads.registry.make_head`.
     backbone, tap : str, optional
-        Which block of the features, where there are several. A ``file:`` backbone has to be named
-        if the classifier is to read images.
+        Which block of the features, where there are several. A backbone of one's own has to be
+        named, with its path, if the classifier is to read images.
     weights : str or path, optional
         The choice of weights that the features were made with, kept with the model.
     preprocessing : str, optional
-        Likewise, for ``file:`` backbones.
+        Likewise, for backbones of one's own.
+    trust : bool, default False
+        Whether the classifier may read images with a ``savedmodel:`` backbone.
     average_views : bool, default False
         Whether a prediction is the mean of the probabilities over the image and its views.
     cv : int, default 5
@@ -157,6 +160,7 @@ def train(
         cache=cache,
         multilabel=multilabel,
         random_state=seed,
+        trust=trust,
     )
     if average_views and not views:
         raise FeaturesError(

@@ -1,0 +1,166 @@
+"""Presets of KerasHub in local folders; KerasHub itself is used where it is installed."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from featx.backbones.build import build_network, build_tap_model
+from featx.backbones.source import resolve_backbone
+from featx.exceptions import BackboneError, MissingExtraError, UnknownNameError
+
+STD, MEAN = (0.229, 0.224, 0.225), (0.485, 0.456, 0.406)
+TORCH = {
+    "scale": [1 / 255 / s for s in STD],
+    "offset": [-m / s for m, s in zip(MEAN, STD, strict=True)],
+}
+
+
+@pytest.fixture
+def write_preset(tmp_path):
+    """Write the JSON files of a preset as `save_to_preset` does, without weights."""
+
+    def write(converter=None, *, name="keras_hub>VGGBackbone", shape=(16, 16, 3)):
+        folder = tmp_path / "preset"
+        folder.mkdir(exist_ok=True)
+        config = {"image_shape": shape, "name": "vgg_backbone"}
+        described = {"module": "keras_hub.src", "config": config, "registered_name": name}
+        (folder / "config.json").write_text(json.dumps(described))
+        if converter is not None:
+            text = json.dumps({"module": "keras_hub.src", "config": converter})
+            (folder / "image_converter.json").write_text(text)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def stand_in(keras, monkeypatch):
+    """`keras_hub.models.Backbone.from_preset`, making one convolution; what it was given."""
+    given = []
+
+    def from_preset(preset, load_weights=True, **options):
+        given.append((preset, options))
+        keras.utils.set_random_seed(0)
+        images = keras.Input(options.get("image_shape", (None, None, 3)))
+        return keras.Model(images, keras.layers.Conv2D(4, 3, name="stem")(images))
+
+    module = types.ModuleType("keras_hub")
+    module.models = types.SimpleNamespace(Backbone=types.SimpleNamespace(from_preset=from_preset))
+    monkeypatch.setitem(sys.modules, "keras_hub", module)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("converter", "expected"),
+    [
+        (TORCH, "torch"),
+        ({"scale": 1 / 255, "offset": None}, "unit"),
+        ({"scale": [1 / 127.5] * 3, "offset": -1}, "tf"),
+        ({"scale": None, "offset": None}, "none"),
+    ],
+)
+def test_the_preset_states_size_and_preprocessing(write_preset, converter, expected):
+    source = resolve_backbone(f"hub:{write_preset({**converter, 'image_size': [20, 24]})}")
+    assert (source.name, source.input_size_px) == ("hub:preset", (20, 24))
+    assert source.preprocessing == expected
+    other = resolve_backbone(f"hub:{write_preset({**converter, 'image_size': None})}")
+    assert other.input_size_px == (16, 16)
+    assert other.weights.sha256 != source.weights.sha256
+
+
+@pytest.mark.parametrize(
+    "converter",
+    [None, {"scale": [1 / 255 / 0.3] * 3, "offset": -1}, {"scale": "x"}, {"scale": 1, "mean": [0]}],
+)
+def test_a_preprocessing_that_featx_does_not_have_has_to_be_chosen(write_preset, converter):
+    folder = write_preset(converter)
+    with pytest.raises(BackboneError, match=r"states no preprocessing that featx has: give --pre"):
+        resolve_backbone(f"hub:{folder}")
+    assert resolve_backbone(f"hub:{folder}", preprocessing="tf").preprocessing == "tf"
+    with pytest.raises(UnknownNameError, match="did you mean 'tf'"):
+        resolve_backbone(f"hub:{folder}", preprocessing="tff")
+
+
+def test_its_network_is_built_for_the_size_and_read_at_its_layers(
+    write_preset, stand_in, pixels, vectors_of, keras
+):
+    folder = write_preset({**TORCH, "image_size": [16, 16]})
+    source = resolve_backbone(f"hub:{folder}", input_size=(12, 10))
+    images = pixels(2, 12, 10, 3)
+    (vector,) = vectors_of(build_tap_model(source, ("stem:max",)), images)
+    assert stand_in == [(str(folder), {"image_shape": (12, 10, 3)})]
+    seen = images / np.float32(255)
+    expected = build_network(source)((seen - np.float32(MEAN)) / np.float32(STD))
+    expected = keras.ops.convert_to_numpy(expected).max(axis=(1, 2))
+    np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_keras_hub_the_extra_is_named(write_preset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    source = resolve_backbone(f"hub:{write_preset(TORCH)}")
+    with pytest.raises(MissingExtraError, match=r"keras-hub, which is not .*'featx\[hub\]'"):
+        build_network(source)
+
+
+def test_a_preset_that_does_not_load_is_an_error(write_preset, stand_in, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no weights\nat all")
+
+    monkeypatch.setattr(sys.modules["keras_hub"].models.Backbone, "from_preset", fail)
+    source = resolve_backbone(f"hub:{write_preset(TORCH)}")
+    with pytest.raises(BackboneError, match=r"cannot be loaded .* 16x16 px: no weights\. Is it wh"):
+        build_network(source)
+
+
+def test_a_network_of_text_is_an_error(write_preset, stand_in, monkeypatch, keras):
+    tokens = keras.Input((None,), dtype="int32")
+    text = keras.Model(tokens, keras.layers.Embedding(4, 2)(tokens))
+    monkeypatch.setattr(
+        sys.modules["keras_hub"].models.Backbone, "from_preset", lambda *_, **__: text
+    )
+    source = resolve_backbone(f"hub:{write_preset(TORCH)}")
+    with pytest.raises(BackboneError, match=r"inputs of shape \(None,\); expected RGB pixels"):
+        build_network(source)
+
+
+def test_classes_of_others_are_not_made(write_preset):
+    with pytest.raises(BackboneError, match=r"a class of keras_hub, received 'mine>Backbone'"):
+        resolve_backbone(f"hub:{write_preset(TORCH, name='mine>Backbone')}")
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b'{"registered_name": 3}'])
+def test_a_damaged_preset_is_an_error(write_preset, content):
+    folder = write_preset(TORCH)
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(BackboneError, match=r"cannot be read|is damaged|is no preset"):
+        resolve_backbone(f"hub:{folder}")
+
+
+def test_another_folder_is_an_error(tmp_path):
+    with pytest.raises(
+        BackboneError, match=r"is no preset of KerasHub: expected a folder with con"
+    ):
+        resolve_backbone(f"hub:{tmp_path}")
+    with pytest.raises(BackboneError, match="the folder of a preset of KerasHub, received"):
+        resolve_backbone(f"hub:{tmp_path / 'none'}")
+
+
+def test_a_network_of_keras_hub_gives_what_it_gives_behind_its_own_converter(
+    tmp_path, pixels, vectors_of, keras
+):
+    keras_hub = pytest.importorskip("keras_hub")
+    network = keras_hub.models.VGGBackbone(
+        stackwise_num_repeats=[1, 1], stackwise_num_filters=[8, 4], image_shape=(None, None, 3)
+    )
+    converter = keras_hub.layers.VGGImageConverter(image_size=(24, 24), **TORCH)
+    for part in (network, converter):
+        part.save_to_preset(tmp_path / "vgg")
+    source = resolve_backbone(f"hub:{tmp_path / 'vgg'}")
+    assert (source.input_size_px, source.preprocessing) == ((24, 24), "torch")
+    images = pixels(2, 24, 24, 3)
+    (received,) = vectors_of(build_tap_model(source, ("flatten",)), images)
+    expected = keras.ops.convert_to_numpy(network(converter(images.astype(np.float32))))
+    np.testing.assert_allclose(received, expected.reshape(2, -1), rtol=1e-4, atol=1e-4)
