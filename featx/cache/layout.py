@@ -6,10 +6,11 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from featx.durable import written_whole
 from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError
 from featx.spec import FeatureSpec, folder_name
 
@@ -74,8 +75,7 @@ def publish(
 ) -> None:
     """Write a file elsewhere and move it to its place, so that no reader sees half of it.
 
-    The file is written into ``tmp/``, flushed to the disk (fsync), renamed, and the folder that
-    now names it is flushed too. At any instant `target` is absent, the old file, or the new one.
+    The file is written into ``tmp/`` and moved as `featx.durable.written_whole` does it.
 
     Parameters
     ----------
@@ -98,26 +98,8 @@ def publish(
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         layout.tmp.mkdir(parents=True, exist_ok=True)
-        try:
+        with written_whole(target, temporary=temporary, move=move):
             write(temporary)
-            _sync(temporary, os.O_RDONLY)
-            if move is None:
-                temporary.rename(target)
-            else:
-                move(temporary, target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync(target.parent, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _NEXT_STEPS = {

@@ -190,7 +190,7 @@ def _move(new: Path, target: Path) -> None:
         with FileVersion(target) as version, suppress(Replaced):
             version.move(new, target)
             return
-    new.rename(target)
+    new.replace(target)
 
 
 def same_manifest(one: Manifest, other: Manifest) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from featx.cache.pack_hdf5 import write_packed_hdf5
 from featx.cache.pack_npz import write_packed_npz
 from featx.cache.pack_parquet import write_packed_parquet
 from featx.cache.pack_safetensors import write_packed_safetensors
+from featx.durable import written_whole
 from featx.exceptions import CacheWriteError, UnknownNameError
 
 __all__ = ["FORMATS", "PackedFile", "pack_dataset"]
@@ -134,20 +133,15 @@ def _format(target: Path, chosen: str | None) -> str:
 
 
 def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        with written_whole(target) as temporary:
+            write(temporary)
+    except (OSError, RuntimeError) as error:
         # h5py reports a failed write as OSError or RuntimeError, not always with a number.
-        if type(error) is RuntimeError or isinstance(error, OSError):
-            number = getattr(error, "errno", None)
-            raise CacheWriteError(
-                f"cannot write {target}: {os.strerror(number) if number else error}. Name a file "
-                "in a folder that exists, can be written and has space (-o)"
-            ) from error
-        raise
+        if not isinstance(error, OSError) and type(error) is not RuntimeError:
+            raise
+        number = getattr(error, "errno", None)
+        raise CacheWriteError(
+            f"cannot write {target}: {os.strerror(number) if number else error}. Name a file "
+            "in a folder that exists, can be written and has space (-o)"
+        ) from error

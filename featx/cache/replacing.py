@@ -64,7 +64,7 @@ class FileVersion:
             _move_if_free(new, target)
             return
         with self.held():
-            new.rename(target)
+            new.replace(target)
 
     @contextmanager
     def held(self) -> Iterator[None]:

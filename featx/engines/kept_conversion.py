@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS
 from featx.backbones.source import BackboneSource
+from featx.durable import flush, flush_names
 
 __all__ = ["KeptConversion"]
 
@@ -123,8 +123,7 @@ class KeptConversion:
         written = model.parent
         description = json.dumps(_description(written, self.identity), indent=1)
         (written / _DESCRIPTION).write_text(description, "utf-8")
-        for path in (*written.iterdir(), written):
-            _flush(path)
+        flush(written)
         if self.folder.exists() and self._damage():
             aside = _beside(self.folder)
             with suppress(FileNotFoundError):  # another process moved it first
@@ -135,7 +134,7 @@ class KeptConversion:
         except OSError:
             if self._damage():
                 raise
-        _flush(self.folder.parent)
+        flush_names(self.folder.parent)
 
 
 def _identity(source: BackboneSource, taps: tuple[str, ...]) -> dict[str, Any]:
@@ -180,13 +179,3 @@ def _sha256(path: Path) -> str:
 
 def _beside(folder: Path) -> Path:
     return folder.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows gives no handle of a folder
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from featx.durable import beside, flush, flush_names
 from featx.exceptions import ExportError
 
 __all__ = ["placed_whole", "refuse_existing"]
@@ -48,13 +47,14 @@ def placed_whole(paths: Sequence[Path]) -> Iterator[Path]:
         If something cannot be written.
     """
     parent = paths[0].parent
-    folder = parent / f".{paths[-1].name}.{secrets.token_hex(4)}.tmp"
+    folder = beside(paths[-1])
     try:
         folder.mkdir()
         try:
             yield folder
             for path in paths:
                 _move(folder / path.name, path, folder)
+            flush_names(parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -65,10 +65,7 @@ def placed_whole(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _move(made: Path, target: Path, folder: Path) -> None:
-    for file in [made, *made.rglob("*")] if made.is_dir() else [made]:
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+    flush(made)
     # A folder cannot be renamed over another one; the old one goes with the temporary folder.
     if target.is_dir() and not target.is_symlink():
         target.rename(folder / f"{target.name}.old")

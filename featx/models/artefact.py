@@ -14,7 +14,6 @@ import json
 import math
 import os
 import platform
-import secrets
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +30,7 @@ from featx.backbones.tuned import (
     member_bytes,
     read_tuned,
 )
+from featx.durable import written_whole
 from featx.exceptions import ArtefactError
 from featx.heads.novelty import dump_novelty
 from featx.heads.storage import dump_head, load_head
@@ -147,34 +147,18 @@ def _network(model: ImageClassifier, spec: FeatureSpec, network: bytes | None) -
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            written_whole(target) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        ):
             for name, data in files.items():
                 archive.writestr(name, data)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        _flush_folder(target.parent)
     except OSError as error:
         raise ArtefactError(
             f"cannot write {target}: {error.strerror or error}. Name a file with -o, in a "
             "folder that exists and can be written"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows gives no handle of a folder
-    with suppress(OSError):  # some network file systems flush no folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _without_large_tables(metrics: dict[str, Any]) -> dict[str, Any]:

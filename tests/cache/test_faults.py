@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import featx
-from featx.cache import layout as layout_module
+from featx import durable
 from featx.cache import shard as shard_module
 from featx.cache.layout import CacheLayout
 from featx.cache.space import FeatureSpace
@@ -80,7 +80,7 @@ except CacheWriteError as error:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-@pytest.mark.parametrize("step", ["create", "_sync", "rename"])
+@pytest.mark.parametrize("step", ["create", "flush", "replace"])
 def test_an_error_at_any_step_of_a_write_leaves_the_cache_as_it_was(
     space, monkeypatch, number, step
 ):
@@ -91,7 +91,7 @@ def test_an_error_at_any_step_of_a_write_leaves_the_cache_as_it_was(
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    module = {"create": shard_module, "_sync": layout_module}.get(step)
+    module = {"create": shard_module, "flush": durable}.get(step)
     monkeypatch.setattr(module or Path, step, fail)
     with pytest.raises(CacheWriteError, match=os.strerror(number)):
         space.add(keys[5:], {"avg": values[5:]}, {})
@@ -106,14 +106,11 @@ def test_an_error_at_any_step_of_a_write_leaves_the_cache_as_it_was(
 def test_a_failed_flush_of_the_folder_is_an_error_and_no_row_is_wrong(space, monkeypatch):
     # The shard has its name by then: it may be kept, but nothing was promised.
     keys, values = rows(5)
-    sync = layout_module._sync
 
-    def fail_for_folders(path, flags):
-        if path.is_dir():
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        sync(path, flags)
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(layout_module, "_sync", fail_for_folders)
+    monkeypatch.setattr(durable, "flush_names", fail)
     with pytest.raises(CacheWriteError, match="Input/output error"):
         space.add(keys, {"avg": values}, {})
     monkeypatch.undo()

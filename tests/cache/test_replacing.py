@@ -197,7 +197,7 @@ def test_a_folder_in_which_nothing_can_be_written_is_an_error_of_writing(edited,
     def refuse(*_):
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(CacheWriteError, match="Read-only file system"):
         edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
     assert json.dumps(find_manifest(edited.layout, "photos").edits) == "[]"
