@@ -21,6 +21,8 @@ from featx.cli.show import show_scores
 
 __all__ = ["command"]
 
+_COUNTS = ("true positives", "false positives", "false negatives", "true negatives")
+
 
 @click.command("evaluate", short_help="Score a model on labelled images.")
 @model_argument
@@ -41,7 +43,7 @@ __all__ = ["command"]
 @click.option(
     "--confusion",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the confusion matrix as CSV.",
+    help="Write the confusion matrix as CSV; of several labels an image, four counts a label.",
 )
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
 @click.option(
@@ -84,8 +86,6 @@ def command(
     metrics = featx.evaluate(classifier, features, bootstrap=bootstrap, seed=seed)
     found = {"model": str(model), "dataset": features.name, **metrics}
     if confusion is not None:
-        if classifier.multilabel:
-            raise click.UsageError("--confusion is of models that give one label an image")
         _write_confusion(confusion, metrics)
     if second is not None:
         found["comparison"] = {
@@ -131,6 +131,12 @@ def _features(classifier: Any, data: str, cache: Path) -> Any:
 def _write_confusion(path: Path, metrics: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
+        if "labels" in metrics:
+            writer.writerow(["label", *_COUNTS])
+            for one in metrics["labels"]:
+                (absent, wrong), (missed, right) = one["confusion"]
+                writer.writerow([one["label"], right, wrong, missed, absent])
+            return
         writer.writerow(["true \\ predicted", *metrics["classes"]])
         for name, row in zip(metrics["classes"], metrics["confusion"], strict=True):
             writer.writerow([name, *row])
@@ -138,10 +144,11 @@ def _write_confusion(path: Path, metrics: dict[str, Any]) -> None:
 
 def _show_comparison(found: dict[str, Any]) -> None:
     first, second = found["accuracy"]
+    what = "accuracy" if found["right"] == "the label" else f"{found['right']} right"
     low_high = found.get("interval")
     within = " (95 % interval {:+.4f} to {:+.4f})".format(*low_high) if low_high else ""
     click.echo(
-        f"{found['second_model']}: accuracy {second:.4f} against {first:.4f}, "
+        f"{found['second_model']}: {what} {second:.4f} against {first:.4f}, "
         f"{found['difference']:+.4f}{within}"
     )
     click.echo(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -127,12 +127,18 @@ def _show(done: Export) -> None:
     if report is not None:
         click.echo(
             f"verified with {report['runtime']} on {report['images']:,} images of "
-            f"{report['dataset']} ({report['failed']:,} failed): top-1 changed on "
+            f"{report['dataset']} ({_not_compared(report)}): "
+            f"{'labels' if said['output']['multilabel'] else 'top-1'} changed on "
             f"{report['top1_changed']:,}, largest difference of a probability "
             f"{report['largest_difference']:.1e}{_accuracies(report)}"
         )
     for language, code in done.serving.items():
         click.echo(f"\n--- {language}\n\n{code.rstrip()}")
+
+
+def _not_compared(report: dict[str, Any]) -> str:
+    left_out = f", {n:,} left out for int8" if (n := report["left_out"]) else ""
+    return f"{report['failed']:,} failed{left_out}"
 
 
 def _accuracies(report: dict[str, object]) -> str:

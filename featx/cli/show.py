@@ -29,6 +29,12 @@ _SCORES = {
     "top5_accuracy": "top-5 accuracy",
     "calibration_error": "calibration error",
 }
+_SET_SCORES = {
+    "mean_average_precision": "mean average precision",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "exact_match": "every label right",
+}
 _ANIMATED = (".gif", ".webp", ".apng")
 
 
@@ -103,26 +109,10 @@ def _list(what: str, lines: Sequence[str]) -> None:
 def show_scores(metrics: dict[str, Any]) -> None:
     """Print scores with their intervals, and the confusion matrix or its largest errors."""
     if "mean_average_precision" in metrics:
-        click.echo(label_scores(metrics))
-        if len(metrics["labels"]) <= _SHOWN:
-            rows = [
-                [
-                    one_line(one["label"]),
-                    str(one["images"]),
-                    _score(one["average_precision"]),
-                    _score(one["f1"]),
-                ]
-                for one in metrics["labels"]
-            ]
-            click.echo(table(["label", "images", "average precision", "F1"], rows))
+        _show_label_sets(metrics)
         return
-    intervals = metrics.get("intervals", {})
-    if intervals:
-        rows = [
-            [what, f"{metrics[name]:.4f}", "{:.4f} to {:.4f}".format(*intervals[name])]
-            for name, what in _SCORES.items()
-        ]
-        click.echo(table(["score", "value", "95 % interval"], rows))
+    if intervals := metrics.get("intervals"):
+        click.echo(_with_intervals(_SCORES, metrics, intervals))
     else:
         click.echo(", ".join(f"{what} {metrics[name]:.4f}" for name, what in _SCORES.items()))
     classes = metrics["classes"]
@@ -134,6 +124,34 @@ def show_scores(metrics: dict[str, Any]) -> None:
         for name, row in zip(classes, metrics["confusion"], strict=True)
     ]
     click.echo(table(["true \\ predicted", *map(one_line, classes)], rows))
+
+
+def _show_label_sets(metrics: dict[str, Any]) -> None:
+    if intervals := metrics.get("intervals"):
+        click.echo(_with_intervals(_SET_SCORES, metrics, intervals))
+    else:
+        click.echo(label_scores(metrics))
+    if len(metrics["labels"]) <= _SHOWN:
+        rows = [
+            [
+                one_line(one["label"]),
+                str(one["images"]),
+                _score(one["average_precision"]),
+                _score(one["f1"]),
+            ]
+            for one in metrics["labels"]
+        ]
+        click.echo(table(["label", "images", "average precision", "F1"], rows))
+
+
+def _with_intervals(
+    names: dict[str, str], metrics: dict[str, Any], intervals: dict[str, Any]
+) -> str:
+    rows = [
+        [what, f"{metrics[name]:.4f}", "{:.4f} to {:.4f}".format(*intervals[name])]
+        for name, what in names.items()
+    ]
+    return table(["score", "value", "95 % interval"], rows)
 
 
 def _show_errors(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
@@ -169,11 +187,7 @@ def _score(value: float | None) -> str:
 
 def label_scores(metrics: dict[str, Any]) -> str:
     """Return the scores of several labels an image as one line."""
-    return (
-        f"mean average precision {metrics['mean_average_precision']:.4f}, micro F1 "
-        f"{metrics['micro_f1']:.4f}, macro F1 {metrics['macro_f1']:.4f}, every label right "
-        f"{metrics['exact_match']:.4f}"
-    )
+    return ", ".join(f"{what} {metrics[name]:.4f}" for name, what in _SET_SCORES.items())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -38,7 +38,15 @@ def report_path(path: Path) -> Path:
 
 
 def describe(
-    *, format: str, precision: str, classes: list[Any], spec: FeatureSpec, tap: str, head: str
+    *,
+    format: str,
+    precision: str,
+    classes: list[Any],
+    spec: FeatureSpec,
+    tap: str,
+    head: str,
+    multilabel: bool = False,
+    calibration: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the description of an export as JSON types."""
     height, width = spec.input_size_px
@@ -55,8 +63,14 @@ def describe(
             "colours": "RGB",
             "image": spec.image.to_dict(),
         },
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": [None, len(classes)]},
+        "output": {
+            "name": OUTPUT,
+            "dtype": "float32",
+            "shape": [None, len(classes)],
+            "multilabel": multilabel,
+        },
         "model": {"backbone": spec.backbone, "tap": tap, "head": head, "spec_sha256": spec.digest},
+        **({} if calibration is None else {"calibration": calibration}),
     }
 
 
@@ -74,12 +88,13 @@ def read_description(path: Path) -> dict[str, Any]:
         classes = found["classes"]
         kind, version = found["type"], found["version"]
         complete = isinstance(classes, list) and {"format", "precision"} <= set(found)
+        complete &= isinstance(found.get("calibration", {}).get("keys", []), list)
     except FileNotFoundError as error:
         raise ExportError(
             f"expected {beside.name} beside {path}, with the names of its classes: keep the two "
             "together, or export the model again"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{beside} is damaged ({error!r}): export the model again") from error
     if kind != _TYPE or version != _VERSION or not complete:
         raise ExportError(

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones.source import BackboneSource
@@ -21,9 +19,10 @@ from featx.exporting.formats import FORMATS, Format, choose_format
 from featx.exporting.graph import build_graph
 from featx.exporting.head_steps import head_steps
 from featx.exporting.placing import placed_whole, refuse_existing
-from featx.exporting.samples import calibration_pixels, find_images, training_images
+from featx.exporting.samples import Calibration, calibration_images, find_images, training_images
 from featx.exporting.serving import serving_code
 from featx.exporting.verification import TOLERANCE, require_one_view, verify_export
+from featx.images.dataset import ImageDataset
 from featx.models.artefact import load_model, read_details
 from featx.models.classifier import ImageClassifier
 from featx.quiet import quiet_import
@@ -99,7 +98,8 @@ def export(
         Whether weights and activations are quantised to 8 bits, for ``"tflite"`` alone.
     calibrate : ImageDataset, path or str, optional
         Typical images for `int8`, of which up to 100 are used. By default those that the model was
-        trained on, where the cache knows them, else those of `verify`.
+        trained on, where the cache knows them, else those of `verify`. An image is either
+        calibrated or verified on, see `featx.verify_export`.
     verify : ImageDataset, path or str, optional
         Images on which the written file is compared with the model, see `featx.verify_export`.
     tolerance : float, default 1e-3
@@ -159,10 +159,8 @@ def export(
     source, tap = fitted.source(), str(parse_tap(fitted.tap))
     _require_whole(source, row)
     spec = fitted.spec_ or source.spec(image=fitted.image)
-    pixels, calibrated_on = None, ""
-    if int8:
-        pixels, calibrated_on = _calibration(calibrate, verify, training, spec, cache)
     checked = None if verify is None else find_images(verify, cache)
+    ranges = _calibration(calibrate, checked, training, spec, cache) if int8 else None
     description = describe(
         format=row.name,
         precision="int8" if int8 else "float32",
@@ -170,10 +168,13 @@ def export(
         spec=spec,
         tap=tap,
         head=str(fitted.head) if isinstance(fitted.head, str) else type(fitted.head).__name__,
+        multilabel=fitted.multilabel,
+        calibration=None if ranges is None else ranges.describe(),
     )
     network = build_graph(source, tap, steps)
     with placed_whole([description_path(target), *row.files(target)]) as folder:
         made = folder / target.name
+        pixels = None if ranges is None else ranges.pixels
         row.write(network, made, classes=description["classes"], calibration=pixels)
         text = json.dumps(description, indent=2, ensure_ascii=False)
         description_path(made).write_text(text + "\n", "utf-8")
@@ -181,7 +182,7 @@ def export(
     report = None
     if checked is not None:
         report = verify_export(fitted, target, checked, tolerance=tolerance)
-    return Export(target, description, report, calibrated_on)
+    return Export(target, description, report, "" if ranges is None else ranges.name)
 
 
 def _target(
@@ -218,23 +219,21 @@ def _require_tensorflow(row: Format) -> None:
 
 def _calibration(
     calibrate: Any,
-    verify: Any,
+    checked: ImageDataset | None,
     training: dict[str, Any],
     spec: FeatureSpec,
     cache: str | os.PathLike[str] | None,
-) -> tuple[NDArray[np.uint8], str]:
+) -> Calibration:
     if calibrate is not None:
-        chosen = find_images(calibrate, cache)
-        return calibration_pixels(chosen, spec), chosen.name
+        return calibration_images(find_images(calibrate, cache), spec, checked)
     known = training_images(training, cache)
-    if known is not None and verify is None:
-        return calibration_pixels(known, spec), known.name
+    if known is not None and checked is None:
+        return calibration_images(known, spec)
     if known is not None:
         with suppress(DatasetError):  # the images of training may have gone since
-            return calibration_pixels(known, spec), known.name
-    if verify is not None:
-        chosen = find_images(verify, cache)
-        return calibration_pixels(chosen, spec), chosen.name
+            return calibration_images(known, spec, checked)
+    if checked is not None:
+        return calibration_images(checked, spec, checked)
     raise ExportError(
         "int8 takes its ranges from real images: name some with --calibrate DATA "
         "(calibrate=...), a folder or a dataset of the cache"

@@ -198,8 +198,9 @@ def _log_odds(part: list[Step], before: list[Step]) -> tuple[NDArray[np.float64]
     alike = all(isinstance(step, UnitLength) for step in [*first, *before])
     if not (isinstance(linear, Linear) and isinstance(last, Softmax)) or not alike:
         raise ExportError(
-            "a multi-label model with a dense head a label cannot be exported: expected "
-            "one of logistic, svm, ridge, lda and nearest-mean"
+            "a model of several labels with a dense network for each label cannot be exported: "
+            "head='dense' is one network for all labels, which can; so can logistic, svm, ridge, "
+            "lda and nearest-mean"
         )
     kernel, bias = linear.kernel.astype(np.float64), linear.bias.astype(np.float64)
     return kernel[:, 1] - kernel[:, 0], float(bias[1] - bias[0])

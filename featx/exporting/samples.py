@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,53 @@ from featx.images.target import Target
 from featx.named_data import dataset_of, find_named
 from featx.spec import FeatureSpec
 
-__all__ = ["calibration_pixels", "decode_rows", "find_images", "training_images"]
+__all__ = [
+    "Calibration",
+    "calibration_images",
+    "decode_rows",
+    "find_images",
+    "short_key",
+    "training_images",
+]
 
 _CALIBRATED = 100
 _TRIED = 50
+# Where nearly all are measured on, the few others are not looked for among millions.
+_MOST_TRIED = 2000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Images that ranges of int8 are taken from.
+
+    Parameters
+    ----------
+    name : str
+        Of the dataset.
+    pixels : ndarray of shape (m, h, w, 3), uint8
+    keys : tuple of bytes
+        Of the images, 32 bytes each.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    keys: tuple[bytes, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what lies beside the export, so that a measurement leaves these images out."""
+        keys = sorted(short_key(key) for key in self.keys)
+        return {"dataset": self.name, "images": len(self.pixels), "keys": keys}
+
+
+def short_key(key: bytes) -> str:
+    """Return the first 16 hexadecimal digits of an image's key.
+
+    Examples
+    --------
+    >>> short_key(bytes(range(32)))
+    '0001020304050607'
+    """
+    return key[:8].hex()
 
 
 def find_images(data: Any, cache: str | os.PathLike[str] | None) -> ImageDataset:
@@ -79,33 +123,66 @@ def decode_rows(
     return {one.index: one.pixels[0] for one in loaded if one.status == "decoded"}
 
 
-def calibration_pixels(images: ImageDataset, spec: FeatureSpec) -> NDArray[np.uint8]:
+def calibration_images(
+    images: ImageDataset, spec: FeatureSpec, measured: ImageDataset | None = None
+) -> Calibration:
     """Return up to 100 images, drawn with a fixed seed, from all classes alike where there are any.
 
-    Returns
-    -------
-    pixels : ndarray of shape (m, h, w, 3), uint8
+    Parameters
+    ----------
+    images : ImageDataset
+        What they are drawn from.
+    spec : FeatureSpec
+        How they are decoded.
+    measured : ImageDataset, optional
+        Images that the export is measured on, compared by content. Others are taken first; where
+        these are too few, up to half of the measured ones are taken too, and are not for measuring
+        any more.
 
     Raises
     ------
     DatasetError
-        If none can be read.
+        If none can be read, or there is only one image for both.
     """
     order = np.random.default_rng(0).permutation(len(images))
     if images.y is not None:
         order = _alternating(order, images.y)
-    pixels: list[NDArray[np.uint8]] = []
-    for start in range(0, len(order), _TRIED):
-        found = decode_rows(images, order[start : start + _TRIED].tolist(), spec)
-        pixels += [found[row] for row in sorted(found)]
-        if len(pixels) >= _CALIBRATED:
+    keys = set() if measured is None else _keys(measured)
+    target = Target(spec.input_size_px, spec.image)
+    chosen: dict[bytes, NDArray[np.uint8]] = {}
+    shared: dict[bytes, int] = {}
+    for start in range(0, min(len(order), _MOST_TRIED), _TRIED):
+        rows = order[start : start + _TRIED].tolist()
+        loaded = list(load_images(images, rows, [target], known=keys.__contains__))
+        places = {row: place for place, row in enumerate(rows)}
+        for one in sorted(loaded, key=lambda one: places[one.index]):
+            if one.key is not None and one.status == "decoded":
+                chosen.setdefault(one.key, one.pixels[0])
+            elif one.key is not None and one.status == "known":
+                shared.setdefault(one.key, one.index)
+        if len(chosen) >= _CALIBRATED:
             break
-    if not pixels:
+    spare = min(_CALIBRATED - len(chosen), len(keys) // 2)
+    for key, row in shared.items():
+        if spare <= 0:
+            break
+        for pixels in decode_rows(images, [row], spec).values():
+            chosen[key] = pixels
+            spare -= 1
+    if not chosen:
+        only = " other than the one to measure on" if shared else ""
         raise DatasetError(
-            f"none of the {len(images)} images of {images.name!r} could be read: int8 needs images "
-            "to take its ranges from"
+            f"none of the {len(images)} images of {images.name!r}{only} could be read: int8 needs "
+            "images to take its ranges from, name some with --calibrate DATA (calibrate=...)"
         )
-    return np.stack(pixels[:_CALIBRATED])
+    first = dict(list(chosen.items())[:_CALIBRATED])
+    return Calibration(images.name, np.stack(list(first.values())), tuple(first))
+
+
+def _keys(images: ImageDataset) -> set[bytes]:
+    """Return the keys of all images that can be read."""
+    loaded = load_images(images, range(len(images)), [], known=lambda _: True, isolate=False)
+    return {one.key for one in loaded if one.key is not None}
 
 
 def _alternating(order: NDArray[np.intp], y: NDArray[Any]) -> NDArray[np.intp]:

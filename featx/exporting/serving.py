@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.exporting.description import description_path
+from featx.models.image_features import LABEL_THRESHOLD
 
 __all__ = ["serving_code"]
 
@@ -64,6 +65,7 @@ probabilities = model([pixels("new.jpg")])["probabilities"][0]
 }
 
 _SHOW = "print(classes[probabilities.argmax()], probabilities.max())\n"
+_SHOW_SETS = f"print([name for name, p in zip(classes, probabilities) if p > {LABEL_THRESHOLD}])\n"
 
 _CANVAS = """\
 const {{ classes }} = await (await fetch("{beside}")).json();
@@ -96,6 +98,9 @@ _JAVASCRIPT_SHOW = (
     "const best = probabilities.indexOf(Math.max(...probabilities));\n"
     "console.log(classes[best], probabilities[best]);\n"
 )
+_JAVASCRIPT_SHOW_SETS = (
+    f"console.log(classes.filter((_, i) => probabilities[i] > {LABEL_THRESHOLD}));\n"
+)
 
 
 def serving_code(path: Path, description: dict[str, Any]) -> dict[str, str]:
@@ -125,14 +130,15 @@ def serving_code(path: Path, description: dict[str, Any]) -> dict[str, str]:
         draft=f'    image.draft("RGB", ({2 * width}, {2 * height}))\n' if policy["draft"] else "",
         resize=_resize(policy, height, width),
     )
-    code = {"python": f"{python}\n{rest}{_SHOW}"}
+    several = description["output"]["multilabel"]
+    code = {"python": f"{python}\n{rest}{_SHOW_SETS if several else _SHOW}"}
     if name in _JAVASCRIPT:
         crop = "left, top, w, h, " if policy["resize"] == "crop" else ""
         canvas = _CANVAS.format(beside=beside.name, height=height, width=width, crop=crop)
         if crop:
             canvas = _centre(height, width) + canvas
         lines = _JAVASCRIPT[name].format(file=path.name, canvas=canvas, height=height, width=width)
-        code["javascript"] = lines + _JAVASCRIPT_SHOW
+        code["javascript"] = lines + (_JAVASCRIPT_SHOW_SETS if several else _JAVASCRIPT_SHOW)
     return code
 
 

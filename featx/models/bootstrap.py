@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from featx.models.metrics import CALIBRATION_BINS, bin_confidences, hits_top5
 
-__all__ = ["bootstrap_difference", "bootstrap_intervals"]
+__all__ = ["bootstrap_difference", "bootstrap_intervals", "bootstrap_label_sets"]
 
 _LEVEL = 0.95
 _MOST_DRAWN = 2e8
 _FEWEST_SAMPLES = 200
 _MOST_CELLS = 2500
+_BLOCK = 1_000_000
 
 
 def bootstrap_intervals(
@@ -87,6 +88,101 @@ def bootstrap_intervals(
     return found
 
 
+def bootstrap_label_sets(
+    truth: NDArray[np.intp],
+    proba: NDArray[np.floating[Any]],
+    labels: NDArray[Any],
+    *,
+    threshold: float = 0.5,
+    groups: NDArray[Any] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return 95 % intervals of the scores of `featx.models.metrics.score_label_sets`.
+
+    Parameters
+    ----------
+    truth, proba, labels, threshold
+        As there.
+    groups, samples, seed
+        As in `bootstrap_intervals`.
+
+    Returns
+    -------
+    dict
+        ``[low, high]`` by score, and ``labels``: those of average precision and F1 of each label
+        that some image has, else None. In a sample, means are over the labels that it has.
+    """
+    given, n, k = proba > threshold, *truth.shape
+    drawing = {"groups": groups, "samples": samples, "seed": seed, "work": n * k}
+    right, match = truth * given, (given == truth).all(axis=1)
+    drawn: dict[str, list[Any]] = {"micro_f1": [], "exact_match": [], "f1": []}
+    for weights in _draws(n, **drawing):
+        positives, found, hits = weights @ truth, weights @ given, weights @ right
+        decided = positives.sum() + found.sum()
+        drawn["micro_f1"].append(2 * hits.sum() / decided if decided else 0.0)
+        drawn["exact_match"].append(weights @ match / weights.sum())
+        f1 = 2 * hits / np.maximum(positives + found, 1)
+        drawn["f1"].append(np.where(positives > 0, f1, np.nan))
+    width = max(1, _BLOCK // n)
+    blocks = [slice(start, start + width) for start in range(0, k, width)]
+    precision = np.concatenate(
+        [_average_precisions(truth[:, b], proba[:, b], drawing) for b in blocks], axis=1
+    )
+    f1s = np.array(drawn["f1"])
+    return {
+        "mean_average_precision": _percentiles(_means(precision)).tolist(),
+        "micro_f1": _percentiles(np.array(drawn["micro_f1"])).tolist(),
+        "macro_f1": _percentiles(_means(f1s)).tolist(),
+        "exact_match": _percentiles(np.array(drawn["exact_match"])).tolist(),
+        "labels": [
+            {
+                "label": str(name),
+                "average_precision": _of_label(precision[:, label]),
+                "f1": _of_label(f1s[:, label]),
+            }
+            for label, name in enumerate(labels)
+        ],
+    }
+
+
+def _average_precisions(
+    truth: NDArray[np.intp], proba: NDArray[np.floating[Any]], drawing: dict[str, Any]
+) -> NDArray[np.float64]:
+    """Return the average precision of each label in each sample; NaN where no image has it."""
+    n = len(truth)
+    order = np.argsort(-proba, axis=0, kind="stable")
+    ranked = np.take_along_axis(proba, order, axis=0)
+    has = np.take_along_axis(truth, order, axis=0)
+    # Images of one probability come in together: precision is that at the last of them.
+    last = np.full(ranked.shape, n - 1)
+    last[:-1] = np.where(ranked[1:] != ranked[:-1], np.arange(n - 1)[:, None], n - 1)
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
+    rows = []
+    for weights in _draws(n, **drawing):
+        often = weights[order]
+        hits = often * has
+        precision = np.cumsum(hits, axis=0) / np.maximum(np.cumsum(often, axis=0), 1)
+        total = hits.sum(axis=0)
+        mean = (hits * np.take_along_axis(precision, last, axis=0)).sum(axis=0)
+        rows.append(np.where(total > 0, mean / np.maximum(total, 1), np.nan))
+    return np.array(rows)
+
+
+def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over the labels that each sample has; 0 where it has none."""
+    there = ~np.isnan(values)
+    sums = np.where(there, values, 0).sum(axis=1)
+    means: NDArray[np.float64] = sums / np.maximum(there.sum(axis=1), 1)
+    return means
+
+
+def _of_label(values: NDArray[np.float64]) -> list[float] | None:
+    there = values[~np.isnan(values)]
+    found: list[float] | None = _percentiles(there).tolist() if there.size else None
+    return found
+
+
 def bootstrap_difference(
     first: NDArray[np.bool_],
     second: NDArray[np.bool_],
@@ -114,13 +210,13 @@ def bootstrap_difference(
 
 
 def _draws(
-    n: int, groups: NDArray[Any] | None, samples: int, seed: int
+    n: int, groups: NDArray[Any] | None, samples: int, seed: int, work: int | None = None
 ) -> Iterator[NDArray[np.float64]]:
-    """Give out how often each image is drawn, shape (n,)."""
+    """Give out how often each image is drawn, shape (n,); less often where each is much work."""
     generator = np.random.default_rng(seed)
     member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(member.max()) + 1
-    for _ in range(min(samples, max(_FEWEST_SAMPLES, int(_MOST_DRAWN / n)))):
+    for _ in range(min(samples, max(_FEWEST_SAMPLES, int(_MOST_DRAWN / (work or n))))):
         times = np.bincount(generator.integers(count, size=count), minlength=count)
         yield times[member].astype(np.float64)
 

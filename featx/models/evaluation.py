@@ -16,8 +16,13 @@ from featx.exceptions import DatasetError, FeaturesError
 from featx.images.dataset import ImageDataset
 from featx.images.label_sets import label_matrix
 from featx.job import view_specs
-from featx.models.bootstrap import bootstrap_difference, bootstrap_intervals
+from featx.models.bootstrap import (
+    bootstrap_difference,
+    bootstrap_intervals,
+    bootstrap_label_sets,
+)
 from featx.models.classifier import ImageClassifier
+from featx.models.image_features import LABEL_THRESHOLD
 from featx.models.metrics import CALIBRATION_BINS, score_label_sets, score_predictions
 
 __all__ = ["compare_models", "evaluate"]
@@ -51,7 +56,8 @@ def evaluate(
         read, and ``intervals``: ``[low, high]`` by score (see
         `featx.models.bootstrap.bootstrap_intervals`; copies of an image are drawn together), with
         what they rest on. Of a model that gives several labels, as
-        `featx.models.metrics.score_label_sets`, with ``failed`` and without intervals.
+        `featx.models.metrics.score_label_sets`, with ``failed`` and ``intervals`` too (see
+        `featx.models.bootstrap.bootstrap_label_sets`).
 
     Raises
     ------
@@ -61,13 +67,13 @@ def evaluate(
         If the features are of another specification or size.
     """
     answers = _answer(model, data)
-    if model.multilabel:
-        sets = score_label_sets(answers.y, answers.proba, answers.classes)
-        return {**sets, "failed": answers.failed}
-    scores = score_predictions(answers.y, answers.proba, answers.classes)
-    found = {**scores, "failed": answers.failed, "calibration_bins": CALIBRATION_BINS}
+    score = score_label_sets if model.multilabel else score_predictions
+    found = {**score(answers.y, answers.proba, answers.classes), "failed": answers.failed}
+    if not model.multilabel:
+        found["calibration_bins"] = CALIBRATION_BINS
     if bootstrap:
-        found["intervals"] = bootstrap_intervals(
+        draw = bootstrap_label_sets if model.multilabel else bootstrap_intervals
+        found["intervals"] = draw(
             answers.y,
             answers.proba,
             answers.classes,
@@ -98,7 +104,8 @@ def compare_models(
     Parameters
     ----------
     first, second : ImageClassifier
-        Fitted; their classes may differ as long as both know the labels.
+        Fitted, both of one label an image or both of several; their classes may differ as long as
+        both know the labels.
     data : Features or ImageDataset
         As in `evaluate`.
     second_data : Features or ImageDataset, optional
@@ -112,7 +119,8 @@ def compare_models(
         ``images``, ``accuracy`` of each model, ``difference`` (second less first) with its 95 %
         ``interval``, ``only_first_right``, ``only_second_right``, ``both_right``, ``both_wrong``,
         and ``p_value`` of McNemar's exact test, two-sided: how probable so uneven a
-        disagreement is if neither model is better.
+        disagreement is if neither model is better. Where an image has several labels, a model is
+        right on it if it gives all of them and no other; ``right`` says which.
 
     Raises
     ------
@@ -127,14 +135,14 @@ def compare_models(
     """
     from scipy.stats import binomtest
 
-    if first.multilabel or second.multilabel:
+    if first.multilabel != second.multilabel:
         raise DatasetError(
-            "McNemar's test compares models that give one label an image, received one that gives "
-            "several: evaluate each by itself"
+            "McNemar's test compares models that answer alike, received one that gives one label "
+            "an image and one that gives several: evaluate each by itself"
         )
     one = _answer(first, data)
     two = _answer(second, data if second_data is None else second_data)
-    if one.names != two.names or (one.y != two.y).any():
+    if one.names != two.names or one.labels() != two.labels():
         raise DatasetError(
             "the two models were asked about different images: evaluate both on one dataset, of "
             "which both can read every image"
@@ -148,6 +156,7 @@ def compare_models(
     p_value = float(binomtest(only_one, differing, 0.5).pvalue) if differing else 1.0
     found = {
         "images": len(one.y),
+        "right": "every label" if first.multilabel else "the label",
         "accuracy": [float(right_one.mean()), float(right_two.mean())],
         "difference": float(right_two.mean() - right_one.mean()),
         "only_first_right": only_one,
@@ -179,9 +188,19 @@ class _Answers:
     failed: int
 
     def right(self) -> NDArray[np.bool_]:
-        """Return whether the most probable class is the label."""
-        found: NDArray[np.bool_] = self.classes[self.proba.argmax(axis=1)] == self.y
+        """Return whether the most probable class is the label, or every label is right."""
+        found: NDArray[np.bool_]
+        if self.y.ndim == 2:
+            found = ((self.proba > LABEL_THRESHOLD) == self.y).all(axis=1)
+        else:
+            found = self.classes[self.proba.argmax(axis=1)] == self.y
         return found
+
+    def labels(self) -> list[Any]:
+        """Return the label of each image, or the set of them."""
+        if self.y.ndim == 2:
+            return [frozenset(self.classes[row > 0].tolist()) for row in self.y]
+        return list(self.y.tolist())
 
     def copies(self) -> NDArray[np.intp] | None:
         """Return a number for each image that its byte-for-byte copies share."""

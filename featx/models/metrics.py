@@ -139,7 +139,8 @@ def score_label_sets(
         ``images``; ``mean_average_precision`` (mean over the labels that some image has, of the
         average precision, which needs no threshold); ``micro_f1`` (over all decisions),
         ``macro_f1`` (mean over the same labels); ``exact_match`` (share of images with every label
-        right); ``labels``, with images, average precision and F1 of each.
+        right); ``labels``, with images, average precision and F1 of each, and ``confusion``,
+        ``[[true negatives, false positives], [false negatives, true positives]]``.
 
     Examples
     --------
@@ -172,6 +173,13 @@ def score_label_sets(
                 "images": int(positives[label]),
                 "average_precision": precision.get(label),
                 "f1": float(f1[label]) if positives[label] else None,
+                "confusion": [
+                    [
+                        int(len(truth) - positives[label] - found[label] + right[label]),
+                        int(found[label] - right[label]),
+                    ],
+                    [int(positives[label] - right[label]), int(right[label])],
+                ],
             }
             for label, name in enumerate(labels)
         ],

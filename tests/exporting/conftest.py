@@ -31,6 +31,13 @@ def files(pictures):
 
 
 @pytest.fixture(scope="session")
+def label_sets(files):
+    """The pictures with any number of labels; what the last one has is not known."""
+    sets = ["all", "all|bee", "all|ключ|bee"]
+    return featx.ImageDataset.from_paths(files, [*np.repeat(sets, 5)[:-1], ""])
+
+
+@pytest.fixture(scope="session")
 def fit(small_network, files):
     """A function that fits a classifier on the pictures."""
 

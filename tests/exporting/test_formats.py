@@ -8,6 +8,7 @@ import shutil
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import pytest
 import featx
 from featx.exceptions import DatasetError, ExportError, MissingExtraError, UnknownNameError
 from featx.exporting.formats import FORMATS
-from featx.exporting.samples import decode_rows
+from featx.exporting.samples import calibration_images, decode_rows
+from featx.images.keys import file_key
 
 HAS_ONNX = importlib.util.find_spec("tf2onnx") is not None
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")
@@ -70,7 +72,7 @@ def test_every_pooling_in_one_graph(tap, fit, files, tmp_path):
     assert done.verification["largest_difference"] < 1e-5
 
 
-def test_int8_is_smaller_and_judged_by_accuracy(model, pictures, tmp_path):
+def test_int8_is_smaller_and_judged_by_accuracy(model, files, pictures, tmp_path):
     plain = featx.export(model, tmp_path / "m.tflite")
     small = featx.export(model, tmp_path / "m8.tflite", int8=True, verify=pictures)
     assert small.size_bytes < plain.size_bytes
@@ -80,6 +82,34 @@ def test_int8_is_smaller_and_judged_by_accuracy(model, pictures, tmp_path):
     assert (
         small.verification["accuracy_of_export"] >= small.verification["accuracy_of_model"] - 0.02
     )
+    kept = small.description["calibration"]
+    assert (kept["dataset"], kept["images"], len(set(kept["keys"]))) == (pictures.name, 8, 8)
+    assert (small.verification["images"], small.verification["left_out"]) == (7, 8)
+    measured_before = {
+        path for path in files if file_key(Path(path).read_bytes())[:8].hex() in kept["keys"]
+    }
+    assert len(measured_before) == 8
+    with pytest.raises(DatasetError, match="but those that int8 was calibrated on"):
+        featx.verify_export(model, small.path, sorted(measured_before))
+    shutil.copy(sorted(measured_before)[0], tmp_path / "copy.jpg")  # by content, not by name
+    again = featx.verify_export(model, small.path, [*files, str(tmp_path / "copy.jpg")])
+    assert (again["images"], again["left_out"]) == (7, 9)
+
+
+def test_int8_is_calibrated_on_other_images_than_it_is_measured_on(model, files):
+    every = featx.ImageDataset.from_paths(files)
+    first, last = every.subset(list(range(9))), every.subset(list(range(6, 15)))
+    keys = [file_key(Path(path).read_bytes()) for path in files]
+    alone = calibration_images(every, model.spec_)
+    assert set(alone.keys) == set(keys)
+    assert alone.pixels.shape == (15, *model.spec_.input_size_px, 3)
+    apart = set(calibration_images(first, model.spec_, last).keys)
+    # Three are in both: of the nine that are measured on, up to four may be taken.
+    assert apart == set(keys[:9])
+    same = calibration_images(every, model.spec_, every)
+    assert len(set(same.keys)) == 7
+    with pytest.raises(DatasetError, match="other than the one to measure on .*--calibrate DATA"):
+        calibration_images(every.subset([0]), model.spec_, every.subset([0]))
 
 
 def test_names_in_any_script_go_through(fit, files, tmp_path):
@@ -132,6 +162,33 @@ def test_the_printed_python_runs(name, keras_export, model, files, tmp_path, mon
     (expected,) = model.predict_proba(files[:1])
     np.testing.assert_allclose(variables["probabilities"], expected, atol=1e-5)
     assert capsys.readouterr().out.startswith(model.classes_[expected.argmax()])
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("keras", "dense:8,max_epochs=3"),
+        ("tflite", "logistic"),
+        ("openvino", "ridge"),
+        pytest.param("onnx", "lda", marks=needs_onnx),
+    ],
+)
+def test_several_labels_go_through(name, head, label_sets, small_network, files, tmp_path, capsys):
+    model = featx.ImageClassifier(f"file:{small_network}", head, multilabel=True)
+    model.fit(files, label_sets.y.tolist())
+    done = featx.export(model, path_of(tmp_path, name), format=name, verify=label_sets)
+    assert done.description["output"]["multilabel"]
+    assert done.description["classes"] == ["all", "bee", "ключ"]
+    report = done.verification
+    assert (report["top1_changed"], report["labelled"]) == (0, 14)
+    assert report["largest_difference"] < 1e-5
+    right = model.score(files[:-1], label_sets.y[:-1].tolist())
+    assert report["accuracy_of_export"] == report["accuracy_of_model"] == pytest.approx(right)
+    if name == "keras":
+        Path(tmp_path / "run.py").write_text(done.serving["python"].replace("new.jpg", files[5]))
+        exec(compile((tmp_path / "run.py").read_text(), "run.py", "exec"), {})
+        (given,) = model.predict(files[5:6])
+        assert capsys.readouterr().out.strip() == str(model.classes_[given > 0].tolist())
 
 
 def test_javascript_is_printed_for_browsers(model, tmp_path):

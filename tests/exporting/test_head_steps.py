@@ -9,8 +9,10 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from featx.exceptions import ExportError
 from featx.exporting.head_steps import EXPORTABLE_HEADS, _require_equal, head_steps
-from featx.exporting.steps import Linear, Softmax, apply_steps
+from featx.exporting.steps import Linear, Sigmoid, Softmax, apply_steps
+from featx.heads.dense import DenseClassifier
 from featx.heads.logistic import LogisticPathCV
+from featx.heads.multilabel import MultiLabelHead
 from featx.heads.registry import make_head
 from featx.selection.transforms import parse_transform, pipeline
 
@@ -97,6 +99,18 @@ def test_labels_that_do_not_exclude_one_another(name):
     head = make_head(TEXTS[name], multilabel=True).fit(X, labels)
     same(head, X)
     assert head.predict_proba(X)[0, 2:4].tolist() == [0.0, 1.0]
+
+
+def test_a_dense_head_of_several_labels_is_one_network():
+    X, y = drawn(4)
+    labels = np.column_stack([y == y[0], y > "class 0001", y >= y[0]]).astype(int)
+    for given in (TEXTS["dense"], DenseClassifier((8,), max_epochs=2)):
+        head = make_head(given, multilabel=True).fit(X, labels)
+        same(head, X)
+        assert isinstance(head_steps(head)[-1], Sigmoid)
+    apart = MultiLabelHead(DenseClassifier((8,), max_epochs=2)).fit(X, labels)
+    with pytest.raises(ExportError, match="a dense network for each label .* head='dense' is one"):
+        head_steps(apart)
 
 
 @pytest.mark.parametrize(

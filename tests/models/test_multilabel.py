@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, multilabel_confusion_matrix
 
 import featx
 from featx.exceptions import DatasetError, HeadError
 from featx.images.label_sets import read_label_sets
+from featx.models.bootstrap import bootstrap_label_sets
 from featx.models.metrics import score_label_sets
 
 
@@ -58,7 +59,7 @@ def test_from_a_table_to_predictions_and_back(table, options, tmp_path, head):
         featx.evaluate(model, featx.extract(table.parent / "other.csv", **options))
 
 
-def test_the_commands(table, options, featx_command):
+def test_the_commands(table, options, featx_command, tmp_path):
     common = ("-b", options["backbone"], "--cache", options["cache"])
     trained = featx_command(
         "train", table, *common, "--multilabel", "--head", "logistic:C=1", "-o", "m.featx"
@@ -73,8 +74,13 @@ def test_the_commands(table, options, featx_command):
     assert "no label" in featx_command("predict", "m.featx", photos[1]).stdout
     both = featx_command("predict", "m.featx", photos[1], "--top-k", "2", "--format", "jsonl")
     assert len(json.loads(both.stdout)["top"]) == 2
-    shown = featx_command("evaluate", "m.featx", table, "--cache", options["cache"]).stdout
-    assert "average precision" in shown
+    asked = ("evaluate", "m.featx", table, "--cache", options["cache"], "--compare", "m.featx")
+    shown = featx_command(*asked, "--confusion", "counts.csv").stdout
+    for text in ("mean average precision", "95 % interval", "McNemar", ": every label right 1.0"):
+        assert text in shown
+    counts = (tmp_path / "counts.csv").read_text().splitlines()
+    assert counts[0] == "label,true positives,false positives,false negatives,true negatives"
+    assert counts[1:] == ["dark,8,0,0,16", "red,12,0,0,12"]
     wrong = featx_command("train", table, *common, "--multilabel", "--max-ram", "1GiB")
     assert wrong.returncode == 2
     assert "do not go together" in wrong.stderr
@@ -160,4 +166,47 @@ def test_scores_are_those_of_scikit_learn():
     macro = f1_score(truth[:, kept], given[:, kept], average="macro")
     assert scores["macro_f1"] == pytest.approx(macro)
     assert scores["exact_match"] == pytest.approx((truth == given).all(axis=1).mean())
-    assert scores["labels"][3] == {"label": "d", "images": 0, "average_precision": None, "f1": None}
+    tables = multilabel_confusion_matrix(truth, given)
+    assert [one["confusion"] for one in scores["labels"]] == tables.tolist()
+    nobody = {"label": "d", "images": 0, "average_precision": None, "f1": None}
+    assert scores["labels"][3] == nobody | {"confusion": tables[3].tolist()}
+
+
+def test_intervals_are_percentiles_of_scores_of_images_drawn_again():
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 2, (60, 4))
+    truth[:, 2] = np.arange(60) < 2  # in some samples nobody has it
+    truth[:, 3] = 0
+    proba = generator.random((60, 4)).round(1)  # many alike
+    labels = np.array(list("abcd"))
+    found = bootstrap_label_sets(truth, proba, labels, samples=200, seed=5)
+    generator = np.random.default_rng(5)
+    drawn = []
+    for _ in range(200):
+        rows = generator.integers(60, size=60)
+        drawn.append(score_label_sets(truth[rows], proba[rows], labels))
+    for name in ("mean_average_precision", "micro_f1", "macro_f1", "exact_match"):
+        expected = np.percentile([score[name] for score in drawn], [2.5, 97.5])
+        assert found[name] == pytest.approx(expected.tolist()), name
+    for label in range(3):
+        for name in ("average_precision", "f1"):
+            values = [score["labels"][label][name] for score in drawn]
+            expected = np.percentile([v for v in values if v is not None], [2.5, 97.5])
+            assert found["labels"][label][name] == pytest.approx(expected.tolist()), name
+    assert found["labels"][3] == {"label": "d", "average_precision": None, "f1": None}
+
+
+def test_two_models_are_compared_by_every_label_right(table, options):
+    features = featx.extract(table, **options)
+    good = featx.train(features, head="logistic:C=1", multilabel=True, cv=0).model
+    other = featx.train(features, head="logistic:C=0.000001", multilabel=True, cv=0).model
+    truth = np.array([[n % 3 == 0, n % 2 == 0] for n in range(24)])
+    right = [(model.predict(features.X) == truth).all(axis=1) for model in (other, good)]
+    found = featx.compare_models(other, good, features)
+    assert found["right"] == "every label"
+    assert found["accuracy"] == [right[0].mean(), right[1].mean()]
+    assert found["only_second_right"] == (right[1] & ~right[0]).sum() > 0
+    assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    one_label = featx.train(features, head="nearest-mean", cv=0).model
+    with pytest.raises(DatasetError, match="one that gives one label an image and one that gives"):
+        featx.compare_models(good, one_label, features)
