@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,12 +97,14 @@ def command(
         trust=trust,
     )
     if as_json:
-        click.echo(json.dumps(_as_json(done), ensure_ascii=False))
+        from featx.exporting.description import as_json
+
+        click.echo(as_json(_said(done), indent=None))
         return
     _show(done)
 
 
-def _as_json(done: Export) -> dict[str, object]:
+def _said(done: Export) -> dict[str, object]:
     return {
         "path": str(done.path),
         "size_bytes": done.size_bytes,

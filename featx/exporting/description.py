@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,24 @@ from featx.exceptions import ExportError
 from featx.exporting.graph import INPUT, OUTPUT
 from featx.spec import FeatureSpec
 
-__all__ = ["describe", "description_path", "read_description", "report_path"]
+__all__ = ["as_json", "describe", "description_path", "read_description", "report_path"]
 
 _TYPE, _VERSION = "featx-export", 1
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+
+
+def as_json(value: Any, *, indent: int | None = 2) -> str:
+    r"""Return JSON in which letters of any script are themselves, and always UTF-8.
+
+    Names of files and classes that are no valid text have half characters, which are escaped.
+
+    Examples
+    --------
+    >>> print(as_json(["蟻", "caf\udce9"], indent=None))
+    ["蟻", "caf\udce9"]
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _NO_TEXT.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def description_path(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
-from featx.exporting.description import describe, description_path, report_path
+from featx.exporting.description import as_json, describe, description_path, report_path
 from featx.exporting.formats import FORMATS, Format, choose_format
 from featx.exporting.graph import build_graph
 from featx.exporting.head_steps import head_steps
@@ -176,8 +175,7 @@ def export(
         made = folder / target.name
         pixels = None if ranges is None else ranges.pixels
         row.write(network, made, classes=description["classes"], calibration=pixels)
-        text = json.dumps(description, indent=2, ensure_ascii=False)
-        description_path(made).write_text(text + "\n", "utf-8")
+        description_path(made).write_text(f"{as_json(description)}\n", "utf-8")
     report_path(target).unlink(missing_ok=True)  # it was about what was there before
     report = None
     if checked is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, ExportError, FeatxError
 from featx.exporting.agreement import Agreement
 from featx.exporting.conversion import Opened
-from featx.exporting.description import read_description, report_path
+from featx.exporting.description import as_json, read_description, report_path
 from featx.exporting.formats import choose_format
 from featx.exporting.placing import placed_whole
 from featx.exporting.samples import decode_rows, find_images, short_key
@@ -125,8 +124,7 @@ def verify_export(
     report["passed"] = not (problems := _problems(tally, report))
     beside = report_path(target)
     with placed_whole([beside]) as folder:
-        text = json.dumps(report, indent=2, ensure_ascii=False)
-        (folder / beside.name).write_text(text + "\n", "utf-8")
+        (folder / beside.name).write_text(f"{as_json(report)}\n", "utf-8")
     if problems:
         raise ExportError(
             f"{target} does not agree with the model on {images.name!r}: {'; '.join(problems)}. "
