@@ -21,6 +21,8 @@ _MOST_COLUMNS = 2048
 _MOST_EXACT = 1500
 _SHRINKAGE = 0.1
 _FOLDS = 3
+# Of few rows nearly all are needed for a fold to be like the whole.
+_FEW, _FOLDS_OF_FEW = 1000, 10
 _FEWEST = 20
 _CHUNK = 4096
 
@@ -94,7 +96,7 @@ class Novelty:
             "false_alarm_rate": self.false_alarm_rate,
             "false_alarm_rate_95": list(self.interval),
             "images": self.images,
-            "protocol": f"held-out rows of {_FOLDS} folds, equal images on one side",
+            "protocol": "cross-validated, equal images on one side",
         }
 
 
@@ -124,7 +126,7 @@ def fit_novelty(
     Returns
     -------
     novelty : Novelty or None
-        None for fewer than 20 rows, or rows that are all alike.
+        None for fewer than 20 rows, fewer than 3 groups, or rows that are all alike.
 
     Notes
     -----
@@ -136,8 +138,9 @@ def fit_novelty(
     held-out ants and bees were (area under the ROC curve 0.26; with it, 0.97).
 
     The threshold is the conformal quantile of the distances of held-out rows (Vovk, Gammerman,
-    Shafer: "Algorithmic Learning in a Random World", 2005), each measured by what was
-    fitted on the other folds.
+    Shafer: "Algorithmic Learning in a Random World", 2005), each measured by what was fitted on
+    the other folds, along as many components as are used in the end. There are 3 folds, of up to
+    1,000 rows 10: what is fitted on fewer rows measures other distances.
 
     Examples
     --------
@@ -160,14 +163,19 @@ def fit_novelty(
     unit = _unit(X[rows][:, columns])
     chosen = np.asarray(codes)[rows]
     fold = _folds(chosen, rows if groups is None else np.asarray(groups)[rows], generator)
+    if fold.max() < _FOLDS - 1:
+        return None
+    # As many in the folds as in the end: distances along more of them are larger.
+    fewest = len(rows) - int(np.bincount(fold).max())
+    count = max(1, min(_COMPONENTS, fewest // 4))
     held_out = []
-    for number in range(_FOLDS):
+    for number in range(int(fold.max()) + 1):
         training, testing = fold != number, fold == number
-        part = _fit(unit[training], chosen[training], columns)
-        if part is None or not testing.any():
+        part = _fit(unit[training], chosen[training], columns, count)
+        if part is None:
             return None
         held_out.append(replace(part, columns=np.arange(len(columns)))._squared(unit[testing]))
-    whole = _fit(unit, chosen, columns)
+    whole = _fit(unit, chosen, columns, count)
     if whole is None:
         return None
     return _with_threshold(whole, np.sort(np.concatenate(held_out)), false_alarm_rate)
@@ -201,16 +209,17 @@ def _folds(
     # Sorted by class and drawn within, so that each fold has its share of each class.
     order = np.lexsort((generator.random(len(first)), codes[first]))
     of_group = np.empty(len(first), np.intp)
-    of_group[order] = np.arange(len(first)) % _FOLDS
+    folds = _FOLDS if len(codes) > _FEW else min(_FOLDS_OF_FEW, len(first))
+    of_group[order] = np.arange(len(first)) % folds
     return of_group[member]
 
 
 def _fit(
-    unit: NDArray[np.float32], codes: NDArray[np.intp], columns: NDArray[np.intp]
+    unit: NDArray[np.float32], codes: NDArray[np.intp], columns: NDArray[np.intp], count: int
 ) -> Novelty | None:
     mean = unit.mean(axis=0)
     centred = unit - mean
-    components = _components(centred, max(1, min(_COMPONENTS, len(unit) // 4)))
+    components = _components(centred, count)
     if components is None:
         return None
     points = (centred @ components).astype(np.float64)

@@ -30,6 +30,18 @@ def test_strangers_are_marked_and_false_alarms_are_as_stated():
     assert (novelty.distance(strange(500)) > 1).mean() > 0.95
 
 
+def test_few_images_of_many_features_raise_no_more_alarms_than_stated():
+    # Features as a network's: most of the variance is along some tens of directions.
+    spread = np.geomspace(1, 0.02, 400)
+    alarms = []
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        X = (5 + spread * generator.normal(size=(1160, 400))).astype(np.float32)
+        novelty = fit_novelty(X[:160], np.arange(160) % 2)
+        alarms.append((novelty.distance(X[160:]) > 1).mean())
+    assert 0.02 < np.mean(alarms) < novelty.false_alarm_rate + 0.025
+
+
 @pytest.mark.parametrize(
     ("n", "classes", "width"), [(24, 2, 300), (60, 30, 20), (400, 2, 5000), (30, 30, 8)]
 )
@@ -47,6 +59,9 @@ def test_equal_images_are_on_one_side():
     apart = fit_novelty(twice, np.repeat(codes, 2), groups)
     together = fit_novelty(twice, np.repeat(codes, 2))
     assert apart.threshold > together.threshold
+    four = fit_novelty(X, codes, np.arange(60) // 15)
+    assert four.images == 60
+    assert fit_novelty(X, codes, np.arange(60) // 30) is None
 
 
 def test_nothing_is_learnt_from_too_little():
