@@ -50,9 +50,11 @@ def test_every_format_with_every_head(name, head, backbone, train, ants_bees, tm
     assert report["batch_difference"] < 1e-5
 
 
+@pytest.mark.parametrize("backbone", ["tiny", "mobilenet_v2"])
 @pytest.mark.parametrize("head", EXPORTABLE_HEADS)
-def test_int8_keeps_the_accuracy(head, train, ants_bees, tmp_path):
-    model = train("mobilenet_v2", head)
+def test_int8_keeps_the_accuracy(head, backbone, train, ants_bees, tmp_path):
+    model = train(backbone, head)
     done = featx.export(model, tmp_path / "m.tflite", int8=True, verify=ants_bees)
-    print(json.dumps({**done.verification, "head": head, "size": done.size_bytes}))
+    print(json.dumps({**done.verification, "head": head, "backbone": backbone}))
     assert done.verification["passed"]
+    assert (done.verification["images"], done.verification["left_out"]) == (145, 100)
