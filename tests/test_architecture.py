@@ -49,6 +49,7 @@ MAY_IMPORT = {
         "exceptions",
         "spec",
         "quiet",
+        "durable",
         "images",
         "backbones",
         "engines",

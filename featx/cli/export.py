@@ -97,9 +97,9 @@ def command(
         trust=trust,
     )
     if as_json:
-        from featx.exporting.description import as_json
+        from featx.exporting import description
 
-        click.echo(as_json(_said(done), indent=None))
+        click.echo(description.as_json(_said(done), indent=None))
         return
     _show(done)
 

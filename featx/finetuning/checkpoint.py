@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.durable import written_whole
 from featx.exceptions import FineTuningError
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
@@ -74,17 +73,13 @@ def write_checkpoint(path: Path, state: Checkpoint) -> None:
         "counts": {group: len(getattr(state, group)) for group in _GROUPS},
     }
     arrays[_DESCRIPTION] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    # Always by the same name, so that kills leave one unfinished file and not many.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with written_whole(path, temporary=temporary), temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise FineTuningError(
             f"cannot write {path}: {error.strerror or error}. Free some space, or name another "
             "place with -o"
