@@ -259,7 +259,7 @@ def _tuned(
             f"{path} was fine-tuned with the preprocessing {own!r}, received {preprocessing!r}: "
             "leave --preprocessing out"
         )
-    row = find_backbone(tuned.spec.backbone) if tuned.member == NETWORK else None
+    row = find_backbone(tuned.architecture) if tuned.member == NETWORK else None
     found = Weights(f"file:{path}", tuned.sha256, path)
     size = _size(input_size) or tuned.spec.input_size_px
     return BackboneSource(f"file:{path.stem}", row, found, size, own)

@@ -45,6 +45,8 @@ class TunedFile:
         The file.
     spec : FeatureSpec
         Of the features that the network makes.
+    architecture : str
+        Its name in the catalogue, empty where it has none.
     member : str
         `NETWORK` or `OWN_NETWORK`.
     sha256 : str
@@ -53,6 +55,7 @@ class TunedFile:
 
     path: Path
     spec: FeatureSpec
+    architecture: str
     member: str
     sha256: str
 
@@ -84,6 +87,7 @@ def read_tuned(path: str | os.PathLike[str]) -> TunedFile:
         stated = said["files"]
         member = next((name for name in (NETWORK, OWN_NETWORK) if name in stated), None)
         spec, digest = FeatureSpec.from_dict(said["spec"]), stated.get(member, "")
+        architecture = str(said["network"]["architecture"]) if member else ""
     # `zipfile` has no base of its errors: damage shows as any of ten types.
     except Exception as error:
         raise WeightsError(f"{file} is no model saved by featx, or is damaged: {error}") from error
@@ -97,7 +101,7 @@ def read_tuned(path: str | os.PathLike[str]) -> TunedFile:
             f"{file} states another digest of its network than its specification does: it was "
             "changed; fine-tune again, or take a copy"
         )
-    return TunedFile(file, spec, member, digest)
+    return TunedFile(file, spec, architecture, member, digest)
 
 
 def member_bytes(tuned: TunedFile) -> bytes:

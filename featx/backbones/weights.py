@@ -250,9 +250,9 @@ def _file(row: Backbone, text: str) -> Weights:
 
 def _tuned(row: Backbone, text: str, path: Path) -> Weights:
     tuned = read_tuned(path)
-    if tuned.spec.backbone != row.name:
+    if tuned.architecture != row.name:
         raise WeightsError(
-            f"{path} is a fine-tuned {tuned.spec.backbone}, not {row.name}: use "
-            f"--backbone file:{path}, or another model"
+            f"{path} is a fine-tuned {tuned.architecture or tuned.spec.backbone}, not {row.name}: "
+            f"use --backbone file:{path}, or another model"
         )
     return Weights(text, tuned.sha256, path)

@@ -186,6 +186,12 @@ class Training:
         found = self._predict()
         return Trained(state.history, state.best_epoch, stopped, interrupted, found)
 
+    def prepare(self) -> None:
+        """Set up for the first epoch without scoring or keeping anything, as to time epochs."""
+        self._start = self._weights()
+        self._loss_of_start = math.inf
+        self._compile(1)
+
     def _begun(self) -> Checkpoint:
         started = time.perf_counter()
         self._start = self._weights()
@@ -248,7 +254,7 @@ class Training:
         self._compile(epoch)
         while True:
             try:
-                loss, rate, trouble = self._steps(epoch)
+                loss, rate, trouble = self.steps_of_epoch(epoch)
                 break
             except Exception as error:
                 if not self._halved(error, state):
@@ -268,7 +274,18 @@ class Training:
             self._on_epoch(done)
         return ""
 
-    def _steps(self, epoch: int) -> tuple[float, float, str]:
+    def steps_of_epoch(self, epoch: int) -> tuple[float, float, str]:
+        """Take the steps of one epoch (from 1), without the hold-out.
+
+        Returns
+        -------
+        loss : float
+            Mean over the images.
+        rate : float
+            Learning rate of the last step.
+        trouble : str
+            Why the training has to end, empty where it need not.
+        """
         options = self._options
         rng = np.random.default_rng([options.seed, epoch])
         order = rng.permutation(self._rows)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.folders import folder_of
+from featx.backbones.registry import canonical_name
 from featx.backbones.tuned import (
     NETWORK,
     OWN_NETWORK,
@@ -100,10 +101,11 @@ def save_model(
     novelty = {}
     if model.novelty_ is not None:
         novelty["novelty"], files[NOVELTY] = dump_novelty(model.novelty_)
-    files |= _network(model, known, network)
+    carried, members = _network(model, known, network)
+    files |= members
     details = {
         "type": KIND,
-        "version": VERSION if {NETWORK, OWN_NETWORK} & set(files) else 1,
+        "version": VERSION if carried else 1,
         "spec": known.to_dict(),
         "tap": model.tap,
         "classes": model.classes_.tolist(),
@@ -114,6 +116,7 @@ def save_model(
         },
         **_views(model),
         "weights": _absolute(model.weights),
+        **carried,
         **novelty,
         "metrics": _plain(_without_large_tables(metrics or {})),
         "training": _plain(training or {}),
@@ -126,24 +129,28 @@ def save_model(
     return target
 
 
-def _network(model: ImageClassifier, spec: FeatureSpec, network: bytes | None) -> dict[str, bytes]:
+def _network(
+    model: ImageClassifier, spec: FeatureSpec, network: bytes | None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the network that belongs into the file, nothing where others have it too."""
     own = model.backbone.removeprefix("file:") if model.backbone.startswith("file:") else ""
+    carrier = own or model.weights
+    tuned = read_tuned(carrier) if is_tuned_file(carrier) else None
     if network is None:
-        carrier = own or model.weights
-        if not is_tuned_file(carrier):
-            return {}
-        tuned = read_tuned(carrier)
-        member, network = tuned.member, member_bytes(tuned)
+        if tuned is None:
+            return {}, {}
+        network = member_bytes(tuned)
+    if tuned is not None:
+        architecture = tuned.architecture
     else:
-        foreign = own and (not is_tuned_file(own) or read_tuned(own).member == OWN_NETWORK)
-        member = OWN_NETWORK if foreign else NETWORK
+        architecture = "" if own else canonical_name(model.backbone)
     if hashlib.sha256(network).hexdigest() != spec.weights_sha256:
         raise ArtefactError(
             "the network to be saved is not the one that the head was trained on: extract its "
             "features again, and train on these"
         )
-    return {member: network}
+    member = NETWORK if architecture else OWN_NETWORK
+    return {"network": {"architecture": architecture}}, {member: network}
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:

@@ -1,0 +1,140 @@
+"""Fine-tuning from cached activations against training the whole graph, and what it gains.
+
+    python scripts/bench/finetune.py PHOTOS --weights WEIGHTS
+    python scripts/bench/finetune.py PHOTOS --weights WEIGHTS --input-size 96 --train 2000 --test 5000
+
+PHOTOS is a folder with one sub-folder a class; the weights are those of MobileNetV2. Two jobs
+(``--jobs``):
+
+    speed   an epoch with the last block unfrozen, from the cut and from pixels with the same frozen
+            part in the graph, in turns, after an epoch that is not counted; and how far the losses
+            of 50 steps are apart. The other side is at its best: its frozen layers have no gradient,
+            and decoding overlaps with training.
+    gain    head and fine-tuned network on images that neither has seen, ``--train`` and ``--test``
+            of them drawn by class, with the seconds of the whole fine-tuning
+
+Prints figures and one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import featx
+from featx.finetuning.material import prepare_material
+from featx.finetuning.options import FineTuneOptions
+from featx.finetuning.start import prepare_start
+from featx.finetuning.trainer import Training
+
+STEPS = 50
+
+
+def model_on(data: Any, args: argparse.Namespace, cache: Path) -> Any:
+    asked = {"backbone": "mobilenet_v2", "weights": args.weights}
+    features = featx.extract(data, **asked, input_size=args.input_size, cache=cache)
+    return featx.train(features, head="logistic:C=0.01", **asked, cv=0, cache=cache).model
+
+
+def speed(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    cache = folder / "cache"
+    model = model_on(args.photos, args, cache)
+    sides = {}
+    for cut in ("cached", "pixels"):
+        # So many epochs that no side ends while it is timed.
+        options = FineTuneOptions(unfreeze=args.unfreeze, epochs=1000, patience=1000, cut=cut)
+        start = prepare_start(model, args.photos, options, cache=cache)
+        network, inputs = prepare_material(
+            start,
+            args.photos,
+            options,
+            cache=cache,
+            engine="auto",
+            view_policy=None,
+            progress=False,
+        )
+        training = Training(
+            network, inputs, start.codes, start.rows, start.held_out, options, folder / cut, "bench"
+        )
+        training.prepare()
+        sides[cut] = training
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(args.rounds + 1):
+        for name, training in sides.items():
+            started = time.perf_counter()
+            training.steps_of_epoch(turn + 1)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    few = min(STEPS, *(len(training.losses) for training in sides.values()))
+    losses = {name: np.array(training.losses[:few]) for name, training in sides.items()}
+    apart = np.abs(losses["cached"] - losses["pixels"]) / np.maximum(1e-2, losses["pixels"])
+    ratios = [p / c for c, p in zip(seconds["cached"], seconds["pixels"], strict=True)]
+    return {
+        "images": len(start.rows),
+        "epoch_cached_s": statistics.median(seconds["cached"]),
+        "epoch_pixels_s": statistics.median(seconds["pixels"]),
+        "times_faster": statistics.median(ratios),
+        "steps_compared": few,
+        "largest_relative_difference_of_loss": float(apart.max()),
+    }
+
+
+def gain(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    table = folder / "table.csv"
+    rng = np.random.default_rng(0)
+    classes = sorted(path for path in args.photos.iterdir() if path.is_dir())
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for name in classes:
+            files = rng.permutation(sorted(str(path) for path in name.iterdir()))
+            train, test = args.train // len(classes), args.test // len(classes)
+            for number, path in enumerate(files[: train + test]):
+                writer.writerow([path, name.name, "train" if number < train else "test"])
+    cache = folder / "cache"
+    model = model_on(table, args, cache)
+    started = time.perf_counter()
+    done = featx.finetune(
+        model, table, folder / "tuned.featx", cache=cache, unfreeze="block_13", epochs=args.epochs
+    )
+    said = done.metrics["finetuning"]
+    return {
+        **said["test"],
+        "best_epoch": said["best_epoch"],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--input-size", type=int)
+    parser.add_argument("--jobs", nargs="+", choices=["speed", "gain"], default=["speed"])
+    parser.add_argument("--unfreeze", default="block_16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train", type=int, default=2000)
+    parser.add_argument("--test", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=10)
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    for job in args.jobs:
+        with tempfile.TemporaryDirectory() as scratch:
+            results[job] = {"speed": speed, "gain": gain}[job](args, Path(scratch))
+        for name, value in results[job].items():
+            print(f"{job}: {name:40} {value:.5g}", flush=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
