@@ -1,15 +1,15 @@
 """Fine-tuning from cached activations against training the whole graph, and what it gains.
 
     python scripts/bench/finetune.py PHOTOS --weights WEIGHTS
-    python scripts/bench/finetune.py PHOTOS --weights WEIGHTS --input-size 96 --train 2000 --test 5000
+    python scripts/bench/finetune.py PHOTOS --weights WEIGHTS --input-size 96 --jobs gain
 
 PHOTOS is a folder with one sub-folder a class; the weights are those of MobileNetV2. Two jobs
 (``--jobs``):
 
     speed   an epoch with the last block unfrozen, from the cut and from pixels with the same frozen
             part in the graph, in turns, after an epoch that is not counted; and how far the losses
-            of 50 steps are apart. The other side is at its best: its frozen layers have no gradient,
-            and decoding overlaps with training.
+            of 50 steps are apart. The other side is at its best: its frozen layers have no
+            gradient, and decoding overlaps with training.
     gain    head and fine-tuned network on images that neither has seen, ``--train`` and ``--test``
             of them drawn by class, with the seconds of the whole fine-tuning
 
