@@ -16,7 +16,8 @@ import featx
 from featx.cli.main import main
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
-COMMANDS = re.findall(r"^    (featx .+)$", PAGE.read_text("utf-8"), re.MULTILINE)
+COMMANDS = re.findall(r"^    (featx train .+)$", PAGE.read_text("utf-8"), re.MULTILINE)
+TUNING = re.findall(r"^    (featx finetune .+)$", PAGE.read_text("utf-8"), re.MULTILINE)
 CLASSES = {"photos/": 2, "flowers/": 3, "objects/": 10}
 SMALL = ("--weights", "random:0", "--input-size", "32", "--cv", "0")
 # By backbone and head: what makes it small, and what the model has to say of itself: features,
@@ -112,3 +113,16 @@ def test_a_recipe_trains_what_it_says(command, workplace, keras_hub, capsys):
     assert [kernel.shape[1] for kernel, _ in layers][:-1] == hidden
     images = [str(workplace / data / f"class {number}" / "0.jpg") for number in range(2)]
     assert set(model.predict(images)) <= set(model.classes_)
+
+
+@pytest.mark.slow
+def test_the_recipe_that_trains_the_network_goes_on_from_the_one_before(workplace, capsys):
+    (tuning,) = TUNING
+    words = shlex.split(tuning)[1:]
+    before = next(command for command in COMMANDS if option(shlex.split(command), "-o") == words[1])
+    for command in ([*shlex.split(before)[1:], *SMALL], [*words, "--epochs", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 0, capsys.readouterr()
+    model = featx.load(option(words, "-o"), cache="cache")
+    assert len(model.classes_) == CLASSES[words[2]]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["learning_rate_at", "make_optimizer"]
+__all__ = ["learning_rate_at", "make_optimizer", "take_state"]
 
 
 def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) -> float:
@@ -67,3 +67,13 @@ def make_optimizer(shares: Sequence[float], *, weight_decay: float, accumulate: 
             super().update_step(gradient, variable, rate)
 
     return LayerwiseAdamW(gradient_accumulation_steps=accumulate if accumulate > 1 else None)
+
+
+def take_state(optimizer: Any, before: Any) -> None:
+    """Take over moments and the number of steps; the learning rate is set before every step."""
+    # Keras numbers optimizers through the life of a process: the first part of a path differs.
+    earlier = {variable.path.partition("/")[2]: variable for variable in before.variables}
+    for variable in optimizer.variables:
+        kept = earlier.get(variable.path.partition("/")[2])
+        if kept is not None and kept.shape == variable.shape:
+            variable.assign(kept)

@@ -19,7 +19,7 @@ from featx.finetuning.checkpoint import Checkpoint, read_checkpoint, write_check
 from featx.finetuning.inputs import Inputs
 from featx.finetuning.mixing import mix
 from featx.finetuning.network import TunedNetwork
-from featx.finetuning.optimizer import learning_rate_at, make_optimizer
+from featx.finetuning.optimizer import learning_rate_at, make_optimizer, take_state
 from featx.finetuning.options import FineTuneOptions
 
 __all__ = ["HISTORY", "Epoch", "Trained", "Training", "hold_out_scores"]
@@ -239,7 +239,7 @@ class Training:
         )
         self._optimizer.build(network.model.trainable_variables)
         if before is not None:
-            _take_state(self._optimizer, before)
+            take_state(self._optimizer, before)
         network.model.compile(
             optimizer=self._optimizer,
             loss=keras.losses.CategoricalCrossentropy(
@@ -392,13 +392,3 @@ def _is_better(now: dict[str, Any], best: dict[str, Any]) -> bool:
         return entry["val_accuracy"], -entry["val_loss"]
 
     return rank(now) > rank(best)
-
-
-def _take_state(optimizer: Any, before: Any) -> None:
-    """Take over moments and the number of steps; the learning rate is set before every step."""
-    # Keras numbers optimizers through the life of a process: the first part of a path differs.
-    earlier = {variable.path.partition("/")[2]: variable for variable in before.variables}
-    for variable in optimizer.variables:
-        kept = earlier.get(variable.path.partition("/")[2])
-        if kept is not None and kept.shape == variable.shape:
-            variable.assign(kept)
