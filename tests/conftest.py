@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,23 @@ def hub_module(tf, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "vector" / "2"
     tf.saved_model.save(module, folder)
     return folder
+
+
+@pytest.fixture
+def keras_hub(monkeypatch):
+    """What featx asks of KerasHub, making two convolutions; a list of what it was asked for."""
+    import keras
+
+    given = []
+
+    def from_preset(preset, load_weights=True, **options):
+        given.append((preset, options))
+        keras.utils.set_random_seed(0)
+        images = keras.Input(options.get("image_shape", (None, None, 3)))
+        x = keras.layers.Conv2D(5, 3, strides=2, activation="relu", name="first")(images)
+        return keras.Model(images, keras.layers.Conv2D(4, 3, name="stem")(x))
+
+    module = types.ModuleType("keras_hub")
+    module.models = types.SimpleNamespace(Backbone=types.SimpleNamespace(from_preset=from_preset))
+    monkeypatch.setitem(sys.modules, "keras_hub", module)
+    return given

@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -68,22 +66,6 @@ def workplace(tmp_path, monkeypatch, draw_photo, hub_module):
     (preset / "image_converter.json").write_text(json.dumps({"config": stated}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def keras_hub(monkeypatch):
-    """What featx asks of KerasHub, making one convolution."""
-    import keras
-
-    def from_preset(folder, image_shape):
-        assert Path(folder).name == "resnet_preset"
-        keras.utils.set_random_seed(0)
-        images = keras.Input(image_shape)
-        return keras.Model(images, keras.layers.Conv2D(4, 3)(images))
-
-    module = types.ModuleType("keras_hub")
-    module.models = types.SimpleNamespace(Backbone=types.SimpleNamespace(from_preset=from_preset))
-    monkeypatch.setitem(sys.modules, "keras_hub", module)
 
 
 def test_the_page_has_the_recipes_that_are_checked():

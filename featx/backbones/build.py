@@ -10,6 +10,7 @@ from typing import Any, Literal
 from featx.backbones.catalog import PREPROCESSINGS
 from featx.backbones.drawing import draw_weights
 from featx.backbones.folders import FOLDER_KINDS, FolderKind
+from featx.backbones.hub_preset import require_keras_hub_for
 from featx.backbones.poolings import pool
 from featx.backbones.saved_model import DEFAULT_OUTPUT
 from featx.backbones.source import BackboneSource
@@ -89,6 +90,7 @@ def _load_own(source: BackboneSource, keras: Any) -> Any:
     except FeatxError:
         raise
     except Exception as error:  # Keras raises what the file's layers raise
+        require_keras_hub_for(str(error), f"the network in {path}")
         raise BackboneError(f"{path} cannot be loaded as a Keras model: {_first(error)}") from error
     inputs, outputs = model.inputs or [], model.outputs or []
     several = folder is not None and folder.opaque

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from featx.backbones.catalog import PREPROCESSINGS, Preprocessing
 from featx.exceptions import BackboneError, MissingExtraError
 from featx.quiet import quiet_import
 
-__all__ = ["load_preset", "read_preset"]
+__all__ = ["load_preset", "read_preset", "require_keras_hub_for"]
 
 _CONFIG, _CONVERTER = "config.json", "image_converter.json"
 _OWNER = "keras_hub"
@@ -88,6 +90,12 @@ def load_preset(folder: Path, size_px: tuple[int, int], preprocessing: str) -> A
             f"{reason}. Is it whole, and of this version of "
             "keras-hub? Leave --input-size out for its own size"
         ) from error
+
+
+def require_keras_hub_for(reason: str, purpose: str) -> None:
+    """Raise `MissingExtraError` if something failed for want of KerasHub's classes."""
+    if f"{_OWNER}." in reason and _OWNER not in sys.modules and find_spec(_OWNER) is None:
+        raise MissingExtraError("keras-hub", extra="hub", purpose=purpose)
 
 
 def _backbone_config(folder: Path) -> dict[str, Any]:

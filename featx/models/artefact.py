@@ -143,7 +143,8 @@ def _network(
     if tuned is not None:
         architecture = tuned.architecture
     else:
-        architecture = "" if own else canonical_name(model.backbone)
+        outside = own or folder_of(model.backbone) is not None
+        architecture = "" if outside else canonical_name(model.backbone)
     if hashlib.sha256(network).hexdigest() != spec.weights_sha256:
         raise ArtefactError(
             "the network to be saved is not the one that the head was trained on: extract its "

@@ -75,7 +75,7 @@ def _with_own_network(path: Path, details: dict[str, Any]) -> dict[str, Any]:
     if stated != expected:
         raise ArtefactError("its network is not the one that its specification is of")
     backbone = details["parameters"]["backbone"]
-    if not backbone.startswith("file:"):
+    if not backbone.startswith("file:") and folder_of(backbone) is None:
         return {**details, "weights": str(path.resolve())}
     parameters = {**details["parameters"], "backbone": f"file:{path.resolve()}"}
     spec = {**details["spec"], "backbone": canonical_name(parameters["backbone"])}

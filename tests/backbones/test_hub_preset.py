@@ -1,8 +1,9 @@
 """Presets of KerasHub in local folders; KerasHub itself is used where it is installed."""
 
+import importlib.util
 import json
 import sys
-import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -34,23 +35,6 @@ def write_preset(tmp_path):
         return folder
 
     return write
-
-
-@pytest.fixture
-def stand_in(keras, monkeypatch):
-    """`keras_hub.models.Backbone.from_preset`, making one convolution; what it was given."""
-    given = []
-
-    def from_preset(preset, load_weights=True, **options):
-        given.append((preset, options))
-        keras.utils.set_random_seed(0)
-        images = keras.Input(options.get("image_shape", (None, None, 3)))
-        return keras.Model(images, keras.layers.Conv2D(4, 3, name="stem")(images))
-
-    module = types.ModuleType("keras_hub")
-    module.models = types.SimpleNamespace(Backbone=types.SimpleNamespace(from_preset=from_preset))
-    monkeypatch.setitem(sys.modules, "keras_hub", module)
-    return given
 
 
 @pytest.mark.parametrize(
@@ -85,13 +69,13 @@ def test_a_preprocessing_that_featx_does_not_have_has_to_be_chosen(write_preset,
 
 
 def test_its_network_is_built_for_the_size_and_read_at_its_layers(
-    write_preset, stand_in, pixels, vectors_of, keras
+    write_preset, keras_hub, pixels, vectors_of, keras
 ):
     folder = write_preset({**TORCH, "image_size": [16, 16]})
     source = resolve_backbone(f"hub:{folder}", input_size=(12, 10))
     images = pixels(2, 12, 10, 3)
     (vector,) = vectors_of(build_tap_model(source, ("stem:max",)), images)
-    assert stand_in == [(str(folder), {"image_shape": (12, 10, 3)})]
+    assert keras_hub == [(str(folder), {"image_shape": (12, 10, 3)})]
     seen = images / np.float32(255)
     expected = build_network(source)((seen - np.float32(MEAN)) / np.float32(STD))
     expected = keras.ops.convert_to_numpy(expected).max(axis=(1, 2))
@@ -105,7 +89,7 @@ def test_without_keras_hub_the_extra_is_named(write_preset, monkeypatch):
         build_network(source)
 
 
-def test_a_preset_that_does_not_load_is_an_error(write_preset, stand_in, monkeypatch):
+def test_a_preset_that_does_not_load_is_an_error(write_preset, keras_hub, monkeypatch):
     def fail(*_, **__):
         raise ValueError("no weights\nat all")
 
@@ -115,7 +99,7 @@ def test_a_preset_that_does_not_load_is_an_error(write_preset, stand_in, monkeyp
         build_network(source)
 
 
-def test_a_network_of_text_is_an_error(write_preset, stand_in, monkeypatch, keras):
+def test_a_network_of_text_is_an_error(write_preset, keras_hub, monkeypatch, keras):
     tokens = keras.Input((None,), dtype="int32")
     text = keras.Model(tokens, keras.layers.Embedding(4, 2)(tokens))
     monkeypatch.setattr(
@@ -164,3 +148,23 @@ def test_a_network_of_keras_hub_gives_what_it_gives_behind_its_own_converter(
     (received,) = vectors_of(build_tap_model(source, ("flatten",)), images)
     expected = keras.ops.convert_to_numpy(network(converter(images.astype(np.float32))))
     np.testing.assert_allclose(received, expected.reshape(2, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_network_with_layers_of_keras_hub_names_the_extra(save_model, tmp_path):
+    if importlib.util.find_spec("keras_hub") is not None:
+        pytest.skip("keras-hub is installed")
+    path = tmp_path / "theirs.keras"
+    with (
+        zipfile.ZipFile(save_model().removeprefix("file:")) as whole,
+        zipfile.ZipFile(path, "w") as changed,
+    ):
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name == "config.json":
+                config = {**json.loads(data), "class_name": "VGGBackbone"}
+                config |= {"module": "keras_hub.src.vgg", "registered_name": "keras_hub>VGG"}
+                data = json.dumps(config).encode()
+            changed.writestr(name, data)
+    source = resolve_backbone(f"file:{path}", input_size=32)
+    with pytest.raises(MissingExtraError, match=r"the network in .*theirs\.keras needs keras-hub"):
+        build_network(source)
