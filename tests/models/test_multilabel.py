@@ -37,7 +37,8 @@ def options(small_network, tmp_path):
 @pytest.mark.parametrize("head", ["logistic:C=1", "knn:n_neighbors=3", "dense:8,max_epochs=30"])
 def test_from_a_table_to_predictions_and_back(table, options, tmp_path, head):
     features = featx.extract(table, **options)
-    result = featx.train(features, head=head, multilabel=True, cv=3)
+    named = {"backbone": options["backbone"], "multilabel": True}
+    result = featx.train(features, head=head, cv=3, **named)
     metrics = result.metrics
     assert metrics["images"] == 24
     assert metrics["mean_average_precision"] > 0.85
@@ -54,6 +55,12 @@ def test_from_a_table_to_predictions_and_back(table, options, tmp_path, head):
     if not head.startswith("dense"):  # which would need more epochs than a test has
         assert model.predict(X).tolist() == [[1, 1], [0, 0], [0, 1], [1, 0]]
         assert scores["exact_match"] > 0.9
+    if not head.startswith("knn"):
+        path = tmp_path / ("m.xml" if head.startswith("dense") else "m.keras")
+        done = featx.export(tmp_path / "m.featx", path, verify=table, cache=options["cache"])
+        assert done.verification["images"] == done.verification["labelled"] == 24
+        assert done.verification["accuracy_of_export"] == pytest.approx(scores["exact_match"])
+        assert done.verification["largest_difference"] < 1e-5
     (table.parent / "other.csv").write_text("path,label\n0.jpg,red|tiny\n")
     with pytest.raises(DatasetError, match="not known from training: tiny; known are dark, red"):
         featx.evaluate(model, featx.extract(table.parent / "other.csv", **options))
