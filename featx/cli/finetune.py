@@ -19,8 +19,8 @@ from featx.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from featx.finetuning.history import Epoch
     from featx.finetuning.rehearsal import Rehearsal
-    from featx.finetuning.trainer import Epoch
     from featx.finetuning.tuning import FineTuned
 
 __all__ = ["command"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featx.exceptions import MissingExtraError
-from featx.finetuning.trainer import Epoch
+from featx.finetuning.history import Epoch
 
 __all__ = ["tensorboard_writer"]
 

@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["learning_rate_at", "make_optimizer", "take_state"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["learning_rate_at", "make_optimizer", "read_state", "write_state"]
 
 
 def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) -> float:
@@ -69,11 +72,26 @@ def make_optimizer(shares: Sequence[float], *, weight_decay: float, accumulate: 
     return LayerwiseAdamW(gradient_accumulation_steps=accumulate if accumulate > 1 else None)
 
 
-def take_state(optimizer: Any, before: Any) -> None:
-    """Take over moments and the number of steps; the learning rate is set before every step."""
-    # Keras numbers optimizers through the life of a process: the first part of a path differs.
-    earlier = {variable.path.partition("/")[2]: variable for variable in before.variables}
-    for variable in optimizer.variables:
-        kept = earlier.get(variable.path.partition("/")[2])
-        if kept is not None and kept.shape == variable.shape:
-            variable.assign(kept)
+def read_state(optimizer: Any) -> list[NDArray[Any]]:
+    """Return steps taken and moments, between two steps; `write_state` takes them back.
+
+    The state does not depend on the number of batches a step.
+    """
+    parts = optimizer.gradient_accumulation_steps or 1
+    kept = _lasting(optimizer)
+    return [np.array(v) // parts if _counts_batches(v) else np.array(v) for v in kept]
+
+
+def write_state(optimizer: Any, state: Sequence[NDArray[Any]]) -> None:
+    """Take over what `read_state` gave of an optimizer for the same variables."""
+    parts = optimizer.gradient_accumulation_steps or 1
+    for variable, value in zip(_lasting(optimizer), state, strict=True):
+        variable.assign(value * parts if _counts_batches(variable) else value)
+
+
+def _lasting(optimizer: Any) -> list[Any]:
+    return [v for v in optimizer.variables if "gradient_accumulator" not in v.path]
+
+
+def _counts_batches(variable: Any) -> bool:
+    return bool(variable.path.endswith("iteration"))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.finetuning.history import Trained, hold_out_scores
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import Start
-from featx.finetuning.trainer import Trained, hold_out_scores
 from featx.heads.dense import DenseClassifier
 from featx.models.artefact import save_model
 from featx.models.classifier import ImageClassifier

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from numpy.typing import NDArray
 
 from featx.engines.backends.adapter import load_adapter
 from featx.finetuning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from featx.finetuning.history import Epoch, Trained, hold_out_scores
 from featx.finetuning.inputs import Inputs
 from featx.finetuning.mixing import mix
 from featx.finetuning.network import TunedNetwork
-from featx.finetuning.optimizer import learning_rate_at, make_optimizer, take_state
+from featx.finetuning.optimizer import learning_rate_at, make_optimizer, read_state, write_state
 from featx.finetuning.options import FineTuneOptions
 
-__all__ = ["HISTORY", "Epoch", "Trained", "Training", "hold_out_scores"]
+__all__ = ["HISTORY", "Training"]
 
 HISTORY = "history.jsonl"
 """Name of the file with one line an epoch."""
@@ -32,77 +32,6 @@ _HOLD_OUT_BATCH = 64
 # A loss of so many times that of guessing, or of the start, is no noise of a batch.
 _DIVERGED = 5.0
 _SMOOTHING = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What an epoch came to; numbers of the hold-out are without augmentation.
-
-    Parameters
-    ----------
-    epoch : int
-        From 1; 0 is the start.
-    loss : float
-        Mean over the training images, with smoothing and mixing.
-    val_loss, val_accuracy : float
-        Of the hold-out: log loss, and share that is right.
-    learning_rate : float
-        Of the head, at the end of the epoch.
-    seconds : float
-        For training and hold-out.
-    """
-
-    epoch: int
-    loss: float
-    val_loss: float
-    val_accuracy: float
-    learning_rate: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as a line of the history."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(slots=True)
-class Trained:
-    """How a training ended.
-
-    Parameters
-    ----------
-    history : list of dict
-        The start, and one entry an epoch, see `Epoch`.
-    best_epoch : int
-        0 where no epoch was better than the start.
-    stopped : str
-        Why it ended before its last epoch; empty where it did not.
-    interrupted : bool
-        Whether the user ended it.
-    probabilities : ndarray of shape (n, k)
-        Of the hold-out, after the best epoch.
-    """
-
-    history: list[dict[str, Any]]
-    best_epoch: int
-    stopped: str = ""
-    interrupted: bool = False
-    probabilities: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), "f4"))
-
-
-def hold_out_scores(
-    probabilities: NDArray[np.floating[Any]], codes: NDArray[np.intp]
-) -> tuple[float, float]:
-    """Return accuracy and log loss.
-
-    Examples
-    --------
-    >>> accuracy, loss = hold_out_scores(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([1, 1]))
-    >>> accuracy, round(loss, 4)
-    (0.5, 0.3466)
-    """
-    right = float((probabilities.argmax(axis=1) == codes).mean())
-    likely = probabilities[np.arange(len(codes)), codes].astype(np.float64)
-    return right, float(-np.log(np.maximum(likely, 1e-12)).mean())
 
 
 class Training:
@@ -217,11 +146,16 @@ class Training:
         self._start = self._weights()
         self._parts = state.batches_a_step
         self._compile(state.epochs)
-        self._set_weights(state.weights)
-        for variable, value in zip(self._optimizer.variables, state.optimizer, strict=True):
-            variable.assign(value)
-        _LOG.info("going on after epoch %d, as %s says", state.epochs, self.checkpoint)
+        self._restore(state)
+        if self._on_epoch:
+            for entry in state.history:
+                self._on_epoch(Epoch(**{**entry, "loss": entry["loss"] or math.nan}))
         return state
+
+    def _restore(self, state: Checkpoint) -> None:
+        """Go back to the end of the last epoch that was finished."""
+        self._set_weights(state.weights)
+        write_state(self._optimizer, state.optimizer)
 
     def _compile(self, epoch: int) -> None:
         """Set up for an epoch (from 1): which blocks are trained, and in how many parts."""
@@ -239,7 +173,7 @@ class Training:
         )
         self._optimizer.build(network.model.trainable_variables)
         if before is not None:
-            take_state(self._optimizer, before)
+            write_state(self._optimizer, read_state(before))
         network.model.compile(
             optimizer=self._optimizer,
             loss=keras.losses.CategoricalCrossentropy(
@@ -323,7 +257,7 @@ class Training:
     def _step(
         self, inputs: list[Any], rows: NDArray[np.intp], rate: float, rng: np.random.Generator
     ) -> float:
-        options, model = self._options, self._network.model
+        options = self._options
         targets = np.zeros((len(rows), self._classes), np.float32)
         targets[np.arange(len(rows)), self._codes[rows]] = 1
         inputs, targets = mix(inputs, targets, options.mixing, options.mixing_alpha, rng)
@@ -331,16 +265,27 @@ class Training:
         if self._class_weights is not None:
             weights = (targets @ self._class_weights).astype(np.float32)
         self._optimizer.learning_rate = rate
+        if self._parts == 1:
+            return self._batch(inputs, targets, weights)
+        # A step is taken after so many parts and not before, so that none may be empty; gradients
+        # of the parts count the same, so that images of a small part count for more of it.
+        places = np.resize(np.arange(len(rows)), max(len(rows), self._parts))
+        weights = np.ones(len(rows), np.float32) if weights is None else weights
         total = 0.0
-        # A step is taken after so many parts and not before; none may be empty.
-        for part in np.array_split(
-            np.resize(np.arange(len(rows)), max(len(rows), self._parts)), self._parts
-        ):
-            some = None if weights is None else weights[part]
-            model.reset_metrics()  # otherwise the loss is the mean over all batches so far
-            loss = model.train_on_batch([x[part] for x in inputs], targets[part], some)
-            total += float(loss) * len(part)
-        return total / max(len(rows), self._parts)
+        for part in np.array_split(places, self._parts):
+            share = np.float32(len(part) * self._parts / len(places))
+            total += self._batch([x[part] for x in inputs], targets[part], weights[part] * share)
+        return total / self._parts
+
+    def _batch(
+        self,
+        inputs: list[Any],
+        targets: NDArray[np.float32],
+        weights: NDArray[np.float32] | None,
+    ) -> float:
+        model = self._network.model
+        model.reset_metrics()  # otherwise the loss is the mean over all batches so far
+        return float(model.train_on_batch(inputs, targets, weights))
 
     def _halved(self, error: Exception, state: Checkpoint) -> bool:
         """Compute batches in twice as many parts where memory ran out; then the epoch is redone."""
@@ -356,9 +301,7 @@ class Training:
             self._parts,
         )
         adapter.clean_up()
-        kept = read_checkpoint(self.checkpoint)
-        assert kept is not None
-        self._set_weights(kept.weights)
+        self._restore(state)
         self._shares = []
         self._compile(state.epochs + 1)
         return True
@@ -381,7 +324,7 @@ class Training:
 
     def _keep(self, state: Checkpoint) -> None:
         state.weights = self._weights()
-        state.optimizer = [np.array(variable) for variable in self._optimizer.variables]
+        state.optimizer = read_state(self._optimizer)
         write_checkpoint(self.checkpoint, state)
         lines = "".join(json.dumps(entry) + "\n" for entry in state.history)
         (self._folder / HISTORY).write_text(lines, "utf-8")

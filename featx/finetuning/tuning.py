@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from featx.exceptions import FineTuningError, UnknownNameError
-from featx.finetuning.inputs import Inputs
+from featx.finetuning.history import Epoch
 from featx.finetuning.material import prepare_material
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.outcome import save_tuned, score_outcome
 from featx.finetuning.start import Start, class_weights, prepare_start
-from featx.finetuning.trainer import Epoch, Training
+from featx.finetuning.trainer import Training
 from featx.models.artefact import load_model, read_details, save_model
 from featx.models.classifier import ImageClassifier
 
@@ -111,7 +111,7 @@ def finetune(
     progress : bool or callable, default False
         True draws a bar for the extraction; a callable gets epoch, images done, images in all.
     on_epoch : callable, optional
-        Called with every `featx.finetuning.trainer.Epoch`, the start first.
+        Called with every `featx.finetuning.history.Epoch`, the start first.
     **options
         Of `featx.finetuning.options.FineTuneOptions`: ``unfreeze``, ``epochs``, ``learning_rate``,
         ``views``, ...
@@ -170,7 +170,7 @@ def finetune(
         start.held_out,
         asked,
         folder,
-        _job(start, asked, network, inputs),
+        _job(start, asked, network, view_policy),
         class_weights=class_weights(asked, start),
         on_epoch=on_epoch,
         on_step=progress if callable(progress) else None,
@@ -187,8 +187,9 @@ def finetune(
     if metrics["finetuning"]["kept"] == "finetuned":
         save_tuned(start, network, trained, metrics, target, command)
     else:
-        kept = {**details.get("metrics", {}), "finetuning": metrics["finetuning"]}
-        metrics = kept if details else metrics
+        # The scores above are of a head on fewer images than that of the model which is kept.
+        before = details.get("metrics") or {"protocol": "not measured"}
+        metrics = {**before, "finetuning": metrics["finetuning"]}
         save_model(
             start.model,
             target,
@@ -222,7 +223,7 @@ def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return options
 
 
-def _job(start: Start, options: FineTuneOptions, network: TunedNetwork, inputs: Inputs) -> str:
+def _job(start: Start, options: FineTuneOptions, network: TunedNetwork, view_policy: Any) -> str:
     """Return the digest of everything that decides the course of a training."""
     said = {
         "options": options.to_dict(),
@@ -230,7 +231,7 @@ def _job(start: Start, options: FineTuneOptions, network: TunedNetwork, inputs: 
         "tap": start.tap,
         "cut": network.cut.layers,
         "from_pixels": network.from_pixels,
-        "views": inputs.views,
+        "view_policy": str(view_policy),
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     for part in (start.features.keys, start.codes, start.rows, start.held_out):

@@ -6,9 +6,10 @@
 FILE.npz holds X (n, d) and y (n,); without it features are synthetic: class means and noise whose
 spectrum decays like that of CNN features. All features are standardised. Jobs (``--jobs``):
 
-    grid      13 C x 5 folds and the refit at 5,000 rows, against GridSearchCV(n_jobs=-1), at equal
-              tolerance; the refitted objective against scikit-learn's at tol=1e-8, and both
-              sides' scores against those of solutions converged to 1e-6
+    grid      13 C x 5 folds (``--folds``) and the refit at 5,000 rows, against
+              GridSearchCV(n_jobs=-1), at equal tolerance; the refitted objective against
+              scikit-learn's at tol=1e-8, and both sides' scores against those of solutions
+              converged to 1e-6
     large     the same at 50,000 rows; rows beyond those given are given rows with noise
     holdout   45 C and one hold-out, against 15 warm-started fits from coarse to fine
     classes   13 C x 3 folds of 200 synthetic classes at 10,000 rows, at a tolerance of 1e-6: an
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--high", type=float, default=1.0, help="log10 of the largest C")
     parser.add_argument("--tol", type=float, default=1e-4)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=5, help="of grid and large; default 5")
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows, once")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -222,7 +224,7 @@ def main() -> None:
             results[job] = holdout(X, y, fine, args)
         else:
             X, y = rows_of(given, (5000 if job == "grid" else 50_000) // shrink)
-            results[job] = grid(standardised(X), y, Cs, 5, args, exact=job == "grid")
+            results[job] = grid(standardised(X), y, Cs, args.folds, args, exact=job == "grid")
         print(f"{job}: {len(X)} x {X.shape[1]} x {len(np.unique(y))}", flush=True)
         for name, value in results[job].items():
             print(f"    {name:28} {value}", flush=True)
