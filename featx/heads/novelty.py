@@ -22,7 +22,7 @@ _MOST_EXACT = 1500
 _SHRINKAGE = 0.1
 _FOLDS = 3
 # Of few rows nearly all are needed for a fold to be like the whole.
-_FEW, _FOLDS_OF_FEW = 1000, 10
+_FEW, _FOLDS_OF_FEW = 400, 10
 _FEWEST = 20
 _CHUNK = 4096
 
@@ -140,7 +140,7 @@ def fit_novelty(
     The threshold is the conformal quantile of the distances of held-out rows (Vovk, Gammerman,
     Shafer: "Algorithmic Learning in a Random World", 2005), each measured by what was fitted on
     the other folds, along as many components as are used in the end. There are 3 folds, of up to
-    1,000 rows 10: what is fitted on fewer rows measures other distances.
+    400 rows 10: what is fitted on fewer rows measures other distances.
 
     Examples
     --------
