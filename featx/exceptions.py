@@ -90,7 +90,7 @@ class UnknownNameError(FeatxError, LookupError):
         if names and len(names) <= 60:
             message += (" " if near else ". ") + "Known: " + ", ".join(names)
         if hint:
-            message += f". {hint}"
+            message += (" " if message.endswith("?") else ". ") + hint
         super().__init__(message)
         self.kind, self.name, self.near = kind, name, tuple(near)
 

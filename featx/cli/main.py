@@ -94,7 +94,8 @@ def _run(args: list[str]) -> int:
     try:
         result = cli.main(args, prog_name="featx", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as error:
-        kept = str(error) or "everything finished so far is kept"
+        # click replaces the one that says what is kept.
+        kept = str(error.__cause__ or error) or "everything finished so far is kept"
         click.echo(f"interrupted: {kept}; the same command goes on from there", err=True)
         return 130
     except click.ClickException as error:

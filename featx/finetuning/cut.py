@@ -128,7 +128,7 @@ def _first_trained(
         f"block or layer of {source.name} to unfreeze",
         text,
         [*blocks, *layers],
-        hint="also understood: a share of the layers such as 30%, after:15, all",
+        hint="Also understood: a share of the layers such as 30%, after:15, all",
     )
 
 

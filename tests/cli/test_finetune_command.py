@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -60,3 +67,25 @@ def test_curves_ask_for_tensorboard_where_it_is_not(model, photos, featx_command
             "finetune", model, photos, "--tensorboard", "--epochs", "1", "--unfreeze", "second"
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_saves_the_best_so_far_and_says_where(model, photos, tmp_path):
+    options = ("--unfreeze", "second", "--epochs", "5000", "--patience", "5000")
+    code = "from featx.cli.main import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "finetune", model, str(photos), *options, "-o", "t.featx"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not process.stdout.readline().startswith("epoch 2"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.strip().startswith("interrupted: ")
+    assert "is in t.featx; the same command goes on from there" in errors
+    assert (tmp_path / "t.featx").exists()
+    assert (tmp_path / "t.featx.training" / "checkpoint.npz").exists()
