@@ -308,7 +308,7 @@ def counted_steps(monkeypatch, limit):
 
         monkeypatch.setattr(Path, name, step)
 
-    for name in ("rename", "unlink", "rmdir"):
+    for name in ("replace", "rename", "unlink", "rmdir"):
         wrap(name)
     return steps
 

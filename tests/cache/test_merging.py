@@ -254,7 +254,7 @@ def test_stopped_at_any_step_the_next_merge_finishes(kit, two, tmp_path, monkeyp
 
     union = FeatureCache(tmp_path / "into")
     with monkeypatch.context() as patch:
-        for name in ("rename", "hardlink_to"):
+        for name in ("replace", "rename", "hardlink_to"):
             patch.setattr(Path, name, counted(name))
         with pytest.raises(Killed, match="stopped"):
             union.merge(one.root)
