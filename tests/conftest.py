@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ os.environ.pop("FEATX_WEIGHTS", None)
 # Converted once for the whole suite: every test has a cache of its own.
 _ENGINES = tempfile.TemporaryDirectory(prefix="featx-engines-")
 os.environ["FEATX_ENGINES"] = _ENGINES.name
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

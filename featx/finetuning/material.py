@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.backbones.build import HalfType
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import DatasetError
@@ -58,7 +59,8 @@ def prepare_material(
         If the images are no longer those of `start`.
     """
     steps = trainable_steps(start.head)
-    half = _half_type() if options.mixed else None
+    # Not float16, whose range would ask for scaled losses.
+    half: HalfType | None = "bfloat16" if options.mixed else None
 
     def build(from_pixels: bool) -> TunedNetwork:
         return build_tuned(
@@ -104,12 +106,6 @@ def prepare_material(
         )
     shapes = [tuple(int(side) for side in t.shape[1:]) for t in network.cut.tensors]
     return network, CachedActivations(activations, start.source.name, taps, shapes)
-
-
-def _half_type() -> Any:
-    from featx.engines.backends.adapter import load_adapter
-
-    return "float16" if load_adapter().accelerators() else "bfloat16"
 
 
 def _bytes_of_cut(network: TunedNetwork, images: int, views: int) -> int:

@@ -196,6 +196,7 @@ def test_another_error_is_not_taken_for_memory(training):
         {"mixing": "cutmix", "cut": "pixels"},
         {"label_smoothing": 0.1},
         {"train_batchnorm": True},
+        {"mixed": True},
     ],
 )
 def test_what_may_be_asked_for_changes_the_course_and_is_repeatable(training, changes):
