@@ -17,8 +17,9 @@ from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.extraction import extract
 from featx.finetuning.options import FineTuneOptions
 from featx.heads.registry import make_head
-from featx.models.artefact import load_model
+from featx.models.artefact import load_model, read_details
 from featx.models.classifier import ImageClassifier
+from featx.models.training import describe_training
 from featx.selection.splits import hold_out, leak_groups
 
 __all__ = ["Start", "class_weights", "extraction_of", "prepare_start"]
@@ -47,7 +48,7 @@ class Start:
     named : str
         The split that is held out, empty where it was drawn.
     head : estimator
-        Of the model's kind, fitted on `rows` alone.
+        The model's own where it was trained on `rows`, else one of its kind that is.
     """
 
     model: ImageClassifier
@@ -86,7 +87,9 @@ def prepare_start(
     progress: bool = False,
 ) -> Start:
     """Return where training starts; parameters and errors are those of `finetune`."""
+    trained_on = ""
     if not isinstance(model, ImageClassifier):
+        trained_on = read_details(model)["training"].get("sha256", "")
         model = load_model(model, cache=cache, weights=weights, engine=engine, trust=trust)
     if model.multilabel:
         raise FineTuningError(
@@ -116,9 +119,12 @@ def prepare_start(
         )
     codes = _codes(model, features, y)
     rows, held_out, test, named = _sides(features, y, codes, options)
-    head = make_head(model.head, seed=model.random_state)
-    X = features.matrix(backbone=source.name, tap=tap)[rows]
-    head.fit(X.astype(np.float32), y[rows])
+    if trained_on == describe_training(features, y, rows)["sha256"]:
+        head = model.head_
+    else:
+        head = make_head(model.head, seed=model.random_state)
+        X = features.matrix(backbone=source.name, tap=tap)[rows]
+        head.fit(X.astype(np.float32), y[rows])
     return Start(model, source, tap, features, y, codes, rows, held_out, test, named, head)
 
 

@@ -79,10 +79,10 @@ def finetune(
     """Train the top of a model's backbone on, from the head that it has.
 
     The head is first fitted on the images that are trained on, without those held out, so that the
-    comparison is fair; the network then starts from the backbone with this head and gives the same
-    probabilities before the first step. Activations of the part that stays frozen come from the
-    cache. After every epoch the hold-out is scored; the best epoch is kept, and where none is
-    better than the head, the model stays as it was.
+    comparison is fair (unless these are what it was trained on); the network then starts from the
+    backbone with this head and gives the same probabilities before the first step. Activations of
+    the part that stays frozen come from the cache. After every epoch the hold-out is scored; the
+    best epoch is kept, and where none is better than the head, the model stays as it was.
 
     Parameters
     ----------
