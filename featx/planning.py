@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,7 +148,7 @@ def plan_extraction(
         seconds=round(sample.start_s + len(open_rows) * share / sample.rate, 1),
         images_per_s=round(sample.rate, 1),
         bytes=to_extract * sample.row_bytes,
-        free_bytes=shutil.disk_usage(_existing(job.layout.root)).free,
+        free_bytes=job.layout.free_bytes(),
         engine=",".join(dict.fromkeys(stage.engine for stage in sample.stages if stage.engine)),
         binds=sample.meter.binds,
     )
@@ -219,11 +217,6 @@ class _Sample:
 def _in_memory(stage: Stage) -> Stage:
     memory = MemoryStore(stage.spec)
     return replace(stage, store=memory, open_sink=lambda _: memory)
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.resolve()
-    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _duration(seconds: float) -> str:

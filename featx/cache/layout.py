@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ class CacheLayout:
     def tmp(self) -> Path:
         """Where files are written before they move to their place."""
         return self.root / "tmp"
+
+    def free_bytes(self) -> int:
+        """Bytes that are free where the cache is, or would be."""
+        folder = self.root.resolve()
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        return shutil.disk_usage(there).free
 
     def space(self, spec: FeatureSpec) -> Path:
         """Folder of the space of a specification."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.backbones.build import HalfType
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import DatasetError
@@ -22,7 +20,7 @@ from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import Start, extraction_of
 from featx.job import view_specs
 
-__all__ = ["prepare_material"]
+__all__ = ["activation_bytes", "network_for", "prepare_material"]
 
 _LOG = logging.getLogger("featx")
 _SHARE_OF_DISK = 0.5
@@ -58,25 +56,10 @@ def prepare_material(
     DatasetError
         If the images are no longer those of `start`.
     """
-    steps = trainable_steps(start.head)
-    # Not float16, whose range would ask for scaled losses.
-    half: HalfType | None = "bfloat16" if options.mixed else None
-
-    def build(from_pixels: bool) -> TunedNetwork:
-        return build_tuned(
-            start.source,
-            start.tap,
-            steps,
-            options.unfreeze,
-            from_pixels=from_pixels,
-            train_batchnorm=options.train_batchnorm,
-            mixed=half,
-        )
-
-    network = build(options.cut == "pixels")
+    network = network_for(start, options)
     if not network.from_pixels and options.cut == "auto":
-        needed = _bytes_of_cut(network, len(start.features), options.views)
-        free = shutil.disk_usage(_existing(CacheLayout.at(cache).root)).free
+        needed = activation_bytes(network, start, options)
+        free = CacheLayout.at(cache).free_bytes()
         if needed > _SHARE_OF_DISK * free:
             _LOG.warning(
                 "the activations at the cut take %.1f GB, more than half of the %.1f GB that are "
@@ -84,7 +67,7 @@ def prepare_material(
                 needed / 1e9,
                 free / 1e9,
             )
-            network = build(True)
+            network = network_for(start, options, from_pixels=True)
     if network.from_pixels:
         plain = start.source.spec(image=start.model.image)
         specs = [plain, *view_specs(plain, options.views, view_policy)]
@@ -108,13 +91,26 @@ def prepare_material(
     return network, CachedActivations(activations, start.source.name, taps, shapes)
 
 
-def _bytes_of_cut(network: TunedNetwork, images: int, views: int) -> int:
-    each = sum(int(np.prod(t.shape[1:])) * 4 for t in network.cut.tensors)
-    return each * images * (1 + views)
+def network_for(
+    start: Start, options: FineTuneOptions, *, from_pixels: bool = False
+) -> TunedNetwork:
+    """Build the network that options ask for; errors are those of `build_tuned`."""
+    return build_tuned(
+        start.source,
+        start.tap,
+        trainable_steps(start.head),
+        options.unfreeze,
+        from_pixels=from_pixels or options.cut == "pixels",
+        train_batchnorm=options.train_batchnorm,
+        # Not float16, whose range would ask for scaled losses.
+        mixed="bfloat16" if options.mixed else None,
+    )
 
 
-def _existing(path: Path) -> Path:
-    return next(one for one in (path, *path.absolute().parents) if one.exists())
+def activation_bytes(network: TunedNetwork, start: Start, options: FineTuneOptions) -> int:
+    """Return what the activations at the cut of all images and views take in the cache."""
+    each: int = sum(math.prod(tensor.shape[1:]) * 4 for tensor in network.cut.tensors)
+    return each * len(start.features) * (1 + options.views)
 
 
 def _images(features: Features, data: Any, cache: Any) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
+from featx.finetuning.material import activation_bytes, network_for
+from featx.finetuning.network import TunedNetwork
 from featx.finetuning.optimizer import make_optimizer
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import extraction_of, prepare_start
@@ -84,18 +85,10 @@ def rehearse(
     start = prepare_start(
         model, data, asked, cache=cache, weights=weights, engine=engine, trust=trust
     )
-    network = build_tuned(
-        start.source,
-        start.tap,
-        trainable_steps(start.head),
-        asked.unfreeze,
-        from_pixels=asked.cut == "pixels",
-        train_batchnorm=asked.train_batchnorm,
-    )
+    network = network_for(start, asked)
     stored, waiting = 0, 0.0
     if not network.from_pixels:
-        stored = sum(int(np.prod(t.shape[1:])) * 4 for t in network.cut.tensors)
-        stored *= len(start.features) * (1 + asked.views)
+        stored = activation_bytes(network, start, asked)
         plan = plan_extraction(
             data,
             **extraction_of(start.model, start.source),

@@ -19,7 +19,7 @@ from featx.finetuning.options import FineTuneOptions
 from featx.heads.registry import make_head
 from featx.models.artefact import load_model, read_details
 from featx.models.classifier import ImageClassifier
-from featx.models.training import describe_training
+from featx.models.training import describe_training, require_labels
 from featx.selection.splits import hold_out, leak_groups
 
 __all__ = ["Start", "class_weights", "extraction_of", "prepare_start"]
@@ -111,12 +111,7 @@ def prepare_start(
         engine=engine,
         progress=progress,
     )
-    y = features.y
-    if y is None:
-        raise DatasetError(
-            f"{features.name!r} has no labels: put the images into one folder a class, or give a "
-            "CSV with the columns path,label"
-        )
+    y = require_labels(features)
     codes = _codes(model, features, y)
     rows, held_out, test, named = _sides(features, y, codes, options)
     if trained_on == describe_training(features, y, rows)["sha256"]:

@@ -28,7 +28,7 @@ from featx.models.search_sample import (
     sample_rows,
 )
 from featx.models.streamed_training import StreamedFit
-from featx.models.training import describe_training
+from featx.models.training import describe_training, require_labels
 from featx.models.unknown import learn_novelty
 from featx.selection.checks import check_length
 from featx.selection.measuring import Watch
@@ -321,15 +321,7 @@ def _labels(features: Features, y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]
     if y is not None:
         labels = np.asarray(y)
         return labels, np.arange(len(labels))
-    own = features.y
-    if own is None:
-        from featx.exceptions import DatasetError
-
-        raise DatasetError(
-            f"{features.name!r} has no labels: put the images into one folder a class, or give a "
-            "CSV with the columns path,label"
-        )
-    return own, np.flatnonzero(features.labels >= 0)
+    return require_labels(features), np.flatnonzero(features.labels >= 0)
 
 
 def _label_sets(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:

@@ -22,7 +22,7 @@ from featx.models.streamed_training import StreamedFit, memory_bound
 from featx.models.unknown import learn_novelty
 from featx.selection.splits import leak_groups, stratified_folds
 
-__all__ = ["Suspect", "TrainingResult", "describe_training", "train"]
+__all__ = ["Suspect", "TrainingResult", "describe_training", "require_labels", "train"]
 
 _HELD_OUT = ("test", "val")
 
@@ -143,7 +143,7 @@ def train(
     spec = features.spec(**place)
     views = features.views(**place)
     rows, held_out = _training_rows(features)
-    y = _labels(features)
+    y = require_labels(features)
     if not multilabel:
         _require_classes(features, y, rows)
     model = ImageClassifier(
@@ -233,7 +233,8 @@ def _require_memory(max_ram: str | int | None) -> None:
         )
 
 
-def _labels(features: Features) -> NDArray[np.str_]:
+def require_labels(features: Features) -> NDArray[np.str_]:
+    """Return the labels of features, shape (n,); raise `DatasetError` where they have none."""
     y = features.y
     if y is None:
         raise DatasetError(
