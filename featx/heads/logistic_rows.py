@@ -23,6 +23,8 @@ T = TypeVar("T")
 # A block's arrays should fit the second-level cache of one core, beside the features' panel.
 _BLOCK_ENTRIES = 1 << 16
 _MOST_DIRECTIONS = 4096
+# A smaller probability would soon be subnormal, which slows arithmetic a hundredfold.
+_LEAST_EXPONENT = -60.0
 
 
 def namespace(X: Any) -> Any:
@@ -294,12 +296,12 @@ class Rows:
         """Return probabilities (p, k, b) and the logarithm of their denominators (p, b)."""
         xp = self.xp
         if Z.shape[1] == 1:
-            small = xp.exp(-xp.abs(Z))
+            small = xp.exp(xp.clip(-xp.abs(Z), _LEAST_EXPONENT, None))
             above = xp.clip(Z, 0.0, None)
             P = xp.where(Z >= 0, xp.ones_like(Z), small) / (1.0 + small)
             return P, (above + xp.log1p(small))[:, 0, :]
         highest = xp.max(Z, axis=1, keepdims=True)
-        P = xp.exp(Z - highest)
+        P = xp.exp(xp.clip(Z - highest, _LEAST_EXPONENT, None))
         total = xp.sum(P, axis=1, keepdims=True)
         P /= total
         return P, (xp.log(total) + highest)[:, 0, :]
