@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.heads.label_strata import label_strata
 from featx.heads.network import DenseWeights
 
 __all__ = ["Rows", "Streams", "Trained", "TrainingPlan", "hold_out", "judge"]
@@ -87,7 +88,8 @@ def hold_out(
     targets : ndarray of shape (n,), int, or (n, k)
         Class of each row, or its labels.
     fraction : float
-        Share of each class to hold out, at least one image of it; with labels, of all rows.
+        Share of each class to hold out, at least one image of it; with labels, of each label as
+        near as may be.
     rng : numpy.random.Generator
     most : int, optional
         Hold out no more than about so many rows.
@@ -111,7 +113,7 @@ def hold_out(
     if fraction == 0:
         return every, every[:0]
     if targets.ndim == 2:
-        held = rng.choice(every, int(np.round(fraction * len(every))), replace=False)
+        held = np.flatnonzero(label_strata(targets, [fraction, 1 - fraction], seed=rng) == 0)
     else:
         counts = np.bincount(targets)
         large = np.flatnonzero(counts >= _FEW_IN_CLASS)

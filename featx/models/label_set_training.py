@@ -13,7 +13,7 @@ from featx.heads.registry import make_head
 from featx.images.label_sets import SEPARATOR, label_matrix, read_label_sets
 from featx.models.classifier import ImageClassifier
 from featx.models.metrics import score_label_sets
-from featx.selection.splits import grouped_folds, leak_groups
+from featx.selection.splits import label_folds, leak_groups
 
 __all__ = ["train_label_sets"]
 
@@ -96,7 +96,7 @@ def train_label_sets(
         features.keys[rows], None if named is None else named[rows].tolist(), len(rows)
     )
     try:
-        folds = grouped_folds(groups, folds=cv, seed=model.random_state)
+        folds = label_folds(targets, folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
         return {"protocol": f"not measured: {error}"}
     proba = np.zeros(targets.shape)

@@ -107,7 +107,7 @@ def search(
         How many times the folds are drawn.
     multilabel : bool, default False
         Whether a label such as ``ant|winged`` is several. Heads are then fitted one by one, and
-        folds drawn without regard to labels.
+        folds have each label in equal shares.
     scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
         What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
         and ``"micro_f1"``.

@@ -115,8 +115,8 @@ def train(
     cv : int, default 5
         Number of folds; 0 measures nothing.
     multilabel : bool, default False
-        Whether a label such as ``ant|winged`` is several. Folds are then drawn without regard to
-        labels, and the metrics are those of `featx.models.metrics.score_label_sets`.
+        Whether a label such as ``ant|winged`` is several. Folds then have each label in equal
+        shares, and the metrics are those of `featx.models.metrics.score_label_sets`.
     seed : int, default 0
         Seed of the head and of the folds.
     max_ram : str or int, optional

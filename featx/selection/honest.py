@@ -22,7 +22,7 @@ from featx.selection.measuring import Measuring
 from featx.selection.ranking import choose, ranked
 from featx.selection.scoring import Scorer, score_interval
 from featx.selection.space import Candidate, SearchSpace
-from featx.selection.splits import grouped_folds, repeated_folds
+from featx.selection.splits import label_folds, repeated_folds
 from featx.selection.strategies import Plan, Strategy
 from featx.selection.transforms import parse_transform, pipeline
 
@@ -82,16 +82,18 @@ class Rows:
         return codes if self.sets is None else self.sets[codes]
 
     def folds(self, folds: int, *, repeats: int = 1, seed: int = 0) -> list[Fold]:
-        """Split them; with several labels an image, without regard to these."""
+        """Split them, with every class or label in equal shares."""
         if self.sets is None:
             labels = self.classes[self.codes]
             return repeated_folds(
                 labels, folds=folds, repeats=repeats, groups=self.groups, seed=seed
             )
+        # A byte an entry: of many images and labels that is an eighth of what sets have.
+        targets = self.sets.astype(np.uint8)[self.codes]
         return [
             fold
             for repeat in range(repeats)
-            for fold in grouped_folds(self.groups, folds=folds, seed=seed + repeat)
+            for fold in label_folds(targets, folds=folds, groups=self.groups, seed=seed + repeat)
         ]
 
     def take(self, places: NDArray[np.intp]) -> Rows:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featx.exceptions import DatasetError
+from featx.heads.label_strata import label_strata
 
 __all__ = [
-    "grouped_folds",
     "hold_out",
+    "label_folds",
     "leak_groups",
     "named_fold",
     "repeated_folds",
@@ -115,37 +117,58 @@ def stratified_folds(
     return list(grouped.split(codes, codes, own))
 
 
-def grouped_folds(
-    groups: NDArray[np.int64], *, folds: int = 5, seed: int = 0
+def label_folds(
+    labels: NDArray[Any],
+    *,
+    folds: int = 5,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Split rows into folds without regard to labels, as where an image has several.
+    """Split rows that have any number of labels into folds with each label in equal shares.
 
     Parameters
     ----------
-    groups : ndarray of shape (n,), int64
-        Rows with equal numbers stay together, see `leak_groups`.
+    labels : ndarray of shape (n, k)
+        1 where a row has a label, else 0.
     folds : int, default 5
         Number of folds; fewer where there are fewer groups, but at least 2.
+    groups : ndarray of shape (n,), int64, optional
+        Rows with equal numbers stay together, see `leak_groups`.
     seed : int, default 0
         Seed of the shuffling.
 
     Returns
     -------
     list of tuple (train, test)
-        Row numbers.
+        Row numbers; see `featx.heads.label_strata.label_strata` for how they are chosen.
 
     Raises
     ------
     DatasetError
         If there is one group only.
+
+    Examples
+    --------
+    >>> labels = np.zeros((20, 2), int)
+    >>> labels[:10, 0] = labels[8:10, 1] = 1
+    >>> [labels[test].sum(axis=0).tolist() for _, test in label_folds(labels, folds=2)]
+    [[5, 1], [5, 1]]
     """
-    number = min(folds, len(np.unique(groups)))
+    own = np.arange(len(labels)) if groups is None else groups
+    units, firsts = np.unique(own, return_index=True)
+    number = min(folds, len(units))
     if number < 2:
         raise DatasetError(
-            f"{len(groups)} images that are equal or of one group: cross-validation needs 2 or more"
+            f"{len(own)} images that are equal or of one group: cross-validation needs 2 or more"
         )
-    splitter = GroupKFold(number, shuffle=True, random_state=seed)
-    return list(splitter.split(groups, groups=groups))
+    parts = label_strata(labels, [1 / number] * number, groups=own, seed=seed)
+    for empty in set(range(number)) - set(parts.tolist()):
+        # Groups of many images have filled the others: take one from where there are most.
+        fullest = np.bincount(parts[firsts], minlength=number).argmax()
+        given = units[parts[firsts] == fullest][0]
+        parts[own == given] = empty
+    tested = [parts == part for part in range(number)]
+    return [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in tested]
 
 
 def repeated_folds(

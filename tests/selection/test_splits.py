@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from featx.exceptions import DatasetError
-from featx.selection.splits import hold_out, leak_groups, repeated_folds, stratified_folds
+from featx.selection.splits import (
+    hold_out,
+    label_folds,
+    leak_groups,
+    repeated_folds,
+    stratified_folds,
+)
 
 
 def test_repeats_differ_and_each_covers_every_row_once():
@@ -44,3 +50,24 @@ def test_classes_that_groups_tie_together_are_said():
     groups = np.array([0, 0, 1, 1, 2, 2] * 4)
     with pytest.raises(DatasetError, match="into 2 folds leaves class .* an image to train on"):
         repeated_folds(y, folds=5, groups=groups)
+
+
+def test_folds_of_several_labels_share_out_the_rare_ones_and_leak_nothing():
+    generator = np.random.default_rng(0)
+    labels = (generator.random((300, 4)) < [0.5, 0.2, 0.05, 0]).astype(int)
+    labels[:3, 3] = 1
+    groups = leak_groups(None, [f"g{row // 2}" for row in range(300)], 300)
+    folds = label_folds(labels, groups=groups, seed=2)
+    assert np.sort(np.concatenate([test for _, test in folds])).tolist() == list(range(300))
+    for train, test in folds:
+        assert not set(groups[train]) & set(groups[test])
+        assert len(test) == pytest.approx(60, abs=4)
+        assert labels[train].any(axis=0).all()
+        np.testing.assert_allclose(labels[test].mean(axis=0), labels.mean(axis=0), atol=0.05)
+    again = label_folds(labels, groups=groups, seed=2)
+    assert all((a[1] == b[1]).all() for a, b in zip(folds, again, strict=True))
+    # One group of nearly all images leaves no fold empty.
+    large = np.array([0] * 17 + [1, 2, 3])
+    assert all(len(test) for _, test in label_folds(labels[:20], folds=4, groups=large))
+    with pytest.raises(DatasetError, match="20 images that are equal or of one group"):
+        label_folds(labels[:20], groups=np.zeros(20, int))
