@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,25 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
+from featx.exceptions import HeadError
 from featx.heads.candidates import checked_data, core_estimators
 from featx.heads.logistic_path import LogisticPath, fit_logistic_path
 from featx.heads.sweep import Fold, HeldOut
+from featx.memory import machine_bytes
 
 __all__ = ["sweep_logistic"]
 
+# Parameters that the path solver knows, and those that do not move the solution.
+_KNOWN = {"C", "class_weight", "max_iter", "tol"}
+_NEUTRAL = {"n_jobs", "random_state", "verbose", "warm_start"}
 # Fewer values of C are fitted to their end: there is nothing to give up.
 _RACE_FROM = 4
+# Up to so many rows a fold costs little by itself; beyond, the scaling of all folds together moves
+# no score by more than 0.001.
+_FEW_ROWS = 100
+# Arrays of a number a row and class that a fold needs, and the share of the memory for them.
+_ARRAYS = 6
+_MACHINE_SHARE = 4
 
 
 def sweep_logistic(
@@ -38,7 +50,7 @@ def sweep_logistic(
         Codes of classes.
     folds : sequence of (training rows, testing rows)
     candidates : sequence of mapping
-        ``C`` and ``class_weight``.
+        ``C``, ``class_weight``, ``tol`` and ``max_iter``.
     seed : int, default=0
         Nothing is random.
     sample_weight : ndarray of shape (n,), optional
@@ -46,45 +58,81 @@ def sweep_logistic(
     Yields
     ------
     HeldOut
-        Probabilities. From 4 values of C on, those that can no longer win are not fitted: they are
-        marked as stopped, with what the largest C that was fitted says.
+        Probabilities. From 4 values of C and beyond 100 rows, those that can no longer win are not
+        fitted: they are marked as stopped, with what the largest C that was fitted says.
 
     Raises
     ------
     HeadError
-        A parameter is unknown or out of range, or the features are not finite.
+        A parameter is unknown, out of range or another than these, or the features are not finite.
 
     Notes
     -----
-    All folds are standardised alike, by the rows of all of them and without their labels, since
-    they share one eigenbasis; a head that is fitted by itself is standardised by its own rows.
+    Beyond 100 rows all folds are standardised alike, by the rows of all of them and without their
+    labels, since they share one eigenbasis; a head that is fitted by itself is standardised by its
+    own rows, and so is each fold of fewer.
     """
     X, y = checked_data(X, y, folds, sample_weight)
     settings = core_estimators("logistic", candidates, seed=seed)
+    _require_known(settings)
     groups: dict[str, list[int]] = {}
     for number, setting in enumerate(settings):
         alike = {**setting.get_params(), "C": None}
         groups.setdefault(repr(sorted(alike.items(), key=str)), []).append(number)
-    scaled = StandardScaler().fit_transform(X)
     for members in groups.values():
         first = settings[members[0]]
         # Scores at this tolerance are those of the solution to 0.002.
         tol = max(float(first.tol), 1e-5)
         Cs = np.unique([float(settings[number].C) for number in members])
-        path = fit_logistic_path(
-            scaled,
-            y,
-            folds,
-            Cs=Cs,
-            weights=_weights(y, folds, first.class_weight, sample_weight),
-            sample_weight=None if sample_weight is None else np.asarray(sample_weight, np.float64),
-            tol=tol,
-            # Probabilities move longer than scores do.
-            gap_tol=0.1 * tol,
-            max_iter=int(first.max_iter),
-            racing=len(Cs) >= _RACE_FROM,
-        )
-        yield from _held_out(path, scaled, folds, {n: settings[n].C for n in members})
+        racing = len(Cs) >= _RACE_FROM and len(X) > _FEW_ROWS
+        for numbers, scaled in _parts(X, y, folds, apart=not racing):
+            some = [folds[number] for number in numbers]
+            path = fit_logistic_path(
+                scaled,
+                y,
+                some,
+                Cs=Cs,
+                weights=_weights(y, some, first.class_weight, sample_weight),
+                sample_weight=(
+                    None if sample_weight is None else np.asarray(sample_weight, np.float64)
+                ),
+                tol=tol,
+                # Probabilities move longer than scores do.
+                gap_tol=0.1 * tol,
+                max_iter=int(first.max_iter),
+                racing=racing,
+            )
+            for held in _held_out(path, scaled, some, {n: settings[n].C for n in members}):
+                yield replace(held, fold=numbers[held.fold])
+
+
+def _parts(
+    X: NDArray[Any], y: NDArray[np.intp], folds: Sequence[Fold], *, apart: bool
+) -> Iterator[tuple[range, NDArray[np.floating[Any]]]]:
+    """Give numbers of folds that are solved together, and the features standardised for them."""
+    if len(X) <= _FEW_ROWS:
+        for number, (train, _) in enumerate(folds):
+            yield range(number, number + 1), StandardScaler().fit(X[train]).transform(X)
+        return
+    scaled = StandardScaler().fit_transform(X)
+    step, memory = len(folds), machine_bytes()
+    if apart and memory is not None:
+        each = _ARRAYS * len(X) * (int(y.max()) + 1) * scaled.itemsize
+        step = max(1, min(step, memory // _MACHINE_SHARE // each))
+    for start in range(0, len(folds), step):
+        yield range(start, min(start + step, len(folds))), scaled
+
+
+def _require_known(settings: Sequence[Any]) -> None:
+    (plain,) = core_estimators("logistic", [{}])
+    usual = plain.get_params()
+    for setting in settings:
+        for name, value in setting.get_params().items():
+            if name not in _KNOWN | _NEUTRAL and value != usual[name]:
+                raise HeadError(
+                    f"logistic with {name}={value!r} has no shortcut: leave {name} at "
+                    f"{usual[name]!r}"
+                )
 
 
 def _weights(

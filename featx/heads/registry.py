@@ -13,7 +13,7 @@ from featx.exceptions import HeadError, UnknownNameError
 from featx.heads.parsing import HeadText, parse_head
 from featx.heads.table import HEADS, HeadSpec
 
-__all__ = ["HEADS", "HeadSpec", "head_names", "make_head"]
+__all__ = ["HEADS", "HeadSpec", "head_names", "make_head", "read_head"]
 
 
 def head_names() -> list[str]:
@@ -25,6 +25,24 @@ def head_names() -> list[str]:
     ['dense', 'extra-trees', 'forest', 'knn']
     """
     return sorted(HEADS)
+
+
+def read_head(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the parameters that a head's text stands for.
+
+    Raises
+    ------
+    UnknownNameError, HeadError
+        As `make_head`; whether the head has these parameters is not looked at.
+
+    Examples
+    --------
+    >>> read_head("dense:1024,512,dropout=0.5")
+    ('dense', {'hidden': (1024, 512), 'dropout': 0.5})
+    """
+    parsed = parse_head(text)
+    row = _row(parsed.name)
+    return row.name, _named(row, parsed)
 
 
 def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: Any) -> Any:
@@ -77,9 +95,9 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: A
     """
     if not isinstance(head, str):
         return _for_labels(_cloned(head, params), multilabel)
-    parsed = parse_head(head)
-    row = _row(parsed.name)
-    estimator = _estimator(row, {**_named(row, parsed), **params}, seed)
+    name, given = read_head(head)
+    row = _row(name)
+    estimator = _estimator(row, {**given, **params}, seed)
     by_path = row.name not in HEADS
     if row.calibrated or (by_path and _gives_margins_only(estimator)):
         from featx.heads.calibrated import TemperatureCalibrated

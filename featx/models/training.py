@@ -15,12 +15,14 @@ from featx.cache.features import Features
 from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError, HeadError
 from featx.heads.registry import make_head
+from featx.heads.sweep import Fold
 from featx.models.classifier import ImageClassifier
 from featx.models.label_set_training import train_label_sets
+from featx.models.memory_training import MemoryFit
 from featx.models.metrics import ScoreSums
 from featx.models.streamed_training import StreamedFit, memory_bound
 from featx.models.unknown import learn_novelty
-from featx.selection.splits import leak_groups, stratified_folds
+from featx.selection.splits import leak_groups, repeated_folds
 
 __all__ = ["Suspect", "TrainingResult", "describe_training", "require_labels", "train"]
 
@@ -91,7 +93,8 @@ def train(
 
     Where the dataset has splits, the head is trained on ``train`` and measured on ``test`` (else
     ``val``). Otherwise it is measured by stratified cross-validation in which equal images, and
-    images of one group, are never on both sides, and then trained on all of them. Where the
+    images of one group, are never on both sides, and then trained on all of them: on the folds and
+    in the way that `featx.search` measures it, all folds at once where the head can. Where the
     features have augmented views, the head is trained on these too; it is measured on the images
     as they are, or on the mean over the views where predictions are to average them.
 
@@ -171,9 +174,9 @@ def train(
         metrics = train_label_sets(model, features, place, y, rows, held_out, cv)
         return TrainingResult(model, metrics, describe_training(features, y, rows))
     bound = memory_bound(features, place, head, max_ram)
-    fitting: _MemoryFit | StreamedFit
+    fitting: MemoryFit | StreamedFit
     if bound is None:
-        fitting = _MemoryFit(features, place, y, views)
+        fitting = MemoryFit(features, place, y, views)
     else:
         fitting = StreamedFit(features, place, y, views, bound)
     width = features.width(**place)
@@ -187,39 +190,6 @@ def train(
         model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
     model.novelty_ = learn_novelty(features, place, y, rows, seed=seed, max_ram_bytes=bound)
     return TrainingResult(model, metrics, describe_training(features, y, rows), suspects)
-
-
-class _MemoryFit:
-    """Fits heads on rows of a block, and scores them, in memory; see `StreamedFit`."""
-
-    def __init__(
-        self, features: Features, place: dict[str, Any], y: NDArray[Any], views: list[int]
-    ) -> None:
-        self._parts = [
-            features.matrix(**place),
-            *(features.matrix(**place, view=view) for view in views),
-        ]
-        self._y = y
-
-    def fit(self, head: Any, rows: NDArray[np.intp]) -> Any:
-        """Fit an unfitted head on rows and their views, one view below the other."""
-        parts = [part[rows] for part in self._parts]
-        X = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if X.dtype not in (np.float32, np.float64):
-            X = X.astype(np.float32)
-        return head.fit(X, np.tile(self._y[rows], len(parts)))
-
-    def score(
-        self, model: ImageClassifier, head: Any, rows: NDArray[np.intp], sums: ScoreSums
-    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        """Add what a head says of rows to sums; return the likeliest labels and how likely."""
-        proba = np.zeros((len(rows), len(sums.classes)))
-        columns = np.searchsorted(sums.classes, head.classes_)
-        looked_at = [part[rows] for part in self._parts[: 1 + model.views_averaged]]
-        proba[:, columns] = np.mean([head.predict_proba(part) for part in looked_at], axis=0)
-        sums.add(self._y[rows], proba)
-        best = proba.argmax(axis=1)
-        return sums.classes[best], proba[np.arange(len(best)), best]
 
 
 def _head(model: ImageClassifier) -> Any:
@@ -283,7 +253,7 @@ def _require_known(held_out: NDArray[np.str_], trained: NDArray[np.str_]) -> Non
 
 
 def _score_held_out(
-    model: ImageClassifier, fitting: _MemoryFit | StreamedFit, rows: NDArray[np.intp]
+    model: ImageClassifier, fitting: MemoryFit | StreamedFit, rows: NDArray[np.intp]
 ) -> dict[str, Any]:
     sums = ScoreSums(model.classes_)
     fitting.score(model, model.head_, rows, sums)
@@ -297,7 +267,7 @@ def _averaging(model: ImageClassifier) -> str:
 
 def _cross_validate(
     model: ImageClassifier,
-    fitting: _MemoryFit | StreamedFit,
+    fitting: MemoryFit | StreamedFit,
     y: NDArray[np.str_],
     features: Features,
     rows: NDArray[np.intp],
@@ -305,25 +275,23 @@ def _cross_validate(
 ) -> tuple[dict[str, Any], list[Suspect]]:
     if not cv:
         return {"protocol": "not measured"}, []
-    named = features.groups
-    groups = leak_groups(
-        features.keys[rows], None if named is None else named[rows].tolist(), len(rows)
-    )
-    seed = model.random_state
+    groups = leak_groups(features.keys, features.groups, len(features))[rows]
     try:
-        folds = stratified_folds(y[rows], folds=cv, groups=groups, seed=seed)
+        # The folds of a search, so that a head has one score, whichever measures it.
+        folds = repeated_folds(y[rows], folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
         return {"protocol": f"not measured: {error}"}, []
-    sums = ScoreSums(np.unique(y[rows]))
-    predicted = np.empty(len(rows), dtype=sums.classes.dtype)
-    probability = np.empty(len(rows))
-    for training, testing in folds:
-        head = fitting.fit(_head(model), rows[training])
-        found = fitting.score(model, head, rows[testing], sums)
-        predicted[testing], probability[testing] = found
+    found = None
+    if isinstance(fitting, MemoryFit):
+        found = fitting.score_together(model, rows, folds)
+    sums, predicted, probability = found or _score_each(model, fitting, y, rows, folds)
     right = predicted == y[rows]
     accuracies = [float(right[testing].mean()) for _, testing in folds]
-    protocol = f"{len(folds)}-fold cross-validation, equal images on one side{_averaging(model)}"
+    protocol = f"{len(folds)}-fold cross-validation"
+    if len(folds) < cv:
+        smallest = f"the smallest class has {len(folds)} distinct images or groups"
+        protocol += f" (in place of {cv}: {smallest})"
+    protocol += f", equal images on one side{_averaging(model)}"
     metrics = {
         "protocol": protocol,
         **sums.scores(),
@@ -342,6 +310,24 @@ def _cross_validate(
         )
         for place in wrong
     ]
+
+
+def _score_each(
+    model: ImageClassifier,
+    fitting: MemoryFit | StreamedFit,
+    y: NDArray[np.str_],
+    rows: NDArray[np.intp],
+    folds: list[Fold],
+) -> tuple[ScoreSums, NDArray[Any], NDArray[np.float64]]:
+    """As `MemoryFit.score_together`, by a fit a fold."""
+    sums = ScoreSums(np.unique(y[rows]))
+    predicted = np.empty(len(rows), dtype=sums.classes.dtype)
+    probability = np.empty(len(rows))
+    for training, testing in folds:
+        head = fitting.fit(_head(model), rows[training])
+        found = fitting.score(model, head, rows[testing], sums)
+        predicted[testing], probability[testing] = found
+    return sums, predicted, probability
 
 
 def describe_training(

@@ -141,7 +141,9 @@ class Measuring:
     ) -> Iterable[tuple[Candidate, Measured]]:
         first = unit[0]
         data = self.data((first.backbone, first.tap), share, sizes)
-        sweep = None if self.sets is not None else find_sweep(first)
+        sweep = None
+        if self.sets is None:
+            sweep = find_sweep(first, probabilities=self.scorer.needs == "probabilities")
         if sweep is not None:
             try:
                 # All of the unit, also what is known: a sweep is one computation, and what its

@@ -105,9 +105,15 @@ def stratified_folds(
     counts = np.bincount(pairs[:, 0], minlength=len(names))
     smallest = int(counts.min())
     if smallest < 2:
+        lone = np.flatnonzero(counts < 2)
+        images = int((codes == lone[0]).sum())
+        found, needed = "1 image", "2"
+        if images > 1:
+            found, needed = f"{images} images that are equal or of one group", "2 that are not,"
+        others = f" ({len(lone) - 1} more classes likewise)" if len(lone) > 1 else ""
         raise DatasetError(
-            f"class {str(names[counts.argmin()])!r} has {smallest} distinct image (or group): "
-            "cross-validation needs 2 or more of each class"
+            f"class {str(names[lone[0]])!r} has {found}{others}, {folds} folds need {needed} or "
+            "more of each class: add images of it, or leave the class out"
         )
     number = min(folds, smallest)
     if len(np.unique(own)) == len(own):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 
@@ -14,21 +16,95 @@ from featx.heads.sweep import HeldOut, Sweep
 from featx.selection.fold_data import FoldData
 from featx.selection.scoring import Scorer
 from featx.selection.space import Candidate
-from featx.selection.transforms import parse_transform
+from featx.selection.transforms import Transform, parse_transform
 from featx.selection.trials import Measured
 
-__all__ = ["find_sweep", "measure_together"]
+__all__ = ["find_sweep", "held_out_together", "measure_together"]
 
 
-def find_sweep(candidate: Candidate) -> Sweep | None:
-    """Return the sweep of a candidate's head, where it has one that goes with the transform."""
-    path = HEADS[candidate.head].sweep if candidate.head in HEADS else ""
+def find_sweep(candidate: Candidate, *, probabilities: bool = False) -> Sweep | None:
+    """Return the sweep of a candidate's head, where it has one that goes with the transform.
+
+    Of heads that give margins until they are calibrated, the sweep is of no use where
+    `probabilities` are needed.
+    """
+    row = HEADS.get(candidate.head)
     # A sweep standardises as its head does: behind these transforms the head would not.
-    if not path or candidate.estimator is not None or parse_transform(candidate.transform).bare:
+    if (
+        row is None
+        or not row.sweep
+        or (probabilities and row.calibrated)
+        or candidate.estimator is not None
+        or parse_transform(candidate.transform).bare
+    ):
         return None
-    module, _, name = path.rpartition(".")
+    module, _, name = row.sweep.rpartition(".")
     sweep: Sweep = getattr(import_module(module), name)
     return sweep
+
+
+def held_out_together(
+    sweep: Sweep,
+    candidates: Sequence[Candidate],
+    data: FoldData,
+    *,
+    seed: int,
+    probabilities: bool = False,
+) -> Iterator[HeldOut]:
+    """Yield what candidates that share block, transform and head say of the rows held out.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Of `find_sweep`.
+    candidates : sequence of Candidate
+    data : FoldData
+        Rows of the folds.
+    seed : int
+        Seed of the heads.
+    probabilities : bool, default False
+        Whether margins do not serve.
+
+    Yields
+    ------
+    HeldOut
+        One a candidate and fold.
+
+    Raises
+    ------
+    HeadError
+        If the sweep does not take these parameters, gives margins in place of probabilities, or
+        leaves some of them out.
+    """
+    params = [dict(candidate.params) for candidate in candidates]
+    transform = parse_transform(candidates[0].transform)
+    found = 0
+    for held in _swept(sweep, transform, params, data, seed):
+        if probabilities and not held.probabilities:
+            raise HeadError(f"the sweep of {candidates[0].head!r} gives margins, no probabilities")
+        found += 1
+        yield held
+    if found != len(candidates) * len(data.folds):
+        raise HeadError(f"the sweep of {candidates[0].head!r} left candidates out")
+
+
+def _swept(
+    sweep: Sweep,
+    transform: Transform,
+    params: Sequence[dict[str, Any]],
+    data: FoldData,
+    seed: int,
+) -> Iterator[HeldOut]:
+    if transform.by_row:
+        X = data.prepare(transform, 0).apply(data.X)
+        yield from sweep(X, data.codes, data.folds, params, seed=seed)
+        return
+    for fold, (train, test) in enumerate(data.folds):
+        rows = np.concatenate([train, test])
+        Z = data.prepare(transform, fold).apply(data.X[rows])
+        split = np.arange(len(train)), np.arange(len(train), len(rows))
+        for held in sweep(Z, data.codes[rows], [split], params, seed=seed):
+            yield replace(held, fold=fold)
 
 
 def measure_together(
@@ -44,36 +120,18 @@ def measure_together(
     Raises
     ------
     HeadError
-        If the sweep does not take these parameters, or does not give what the scorer needs.
+        As `held_out_together`.
     """
-    params = [dict(candidate.params) for candidate in candidates]
     started = time.perf_counter()
     scores: dict[tuple[int, int], float] = {}
     stopped: set[int] = set()
-
-    def keep(held: HeldOut, fold: int) -> None:
-        if scorer.needs == "probabilities" and not held.probabilities:
-            raise HeadError(f"{scorer.name} needs probabilities, and this sweep gives margins")
-        truth = data.codes[data.folds[fold][1]]
-        scores[held.candidate, fold] = scorer.function(truth, held.values)
+    needed = scorer.needs == "probabilities"
+    for held in held_out_together(sweep, candidates, data, seed=seed, probabilities=needed):
+        truth = data.codes[data.folds[held.fold][1]]
+        scores[held.candidate, held.fold] = scorer.function(truth, held.values)
         if held.stopped:
             stopped.add(held.candidate)
-
-    transform = parse_transform(candidates[0].transform)
-    if transform.by_row:
-        X = data.prepare(transform, 0).apply(data.X)
-        for held in sweep(X, data.codes, data.folds, params, seed=seed):
-            keep(held, held.fold)
-    else:
-        for fold, (train, test) in enumerate(data.folds):
-            rows = np.concatenate([train, test])
-            Z = data.prepare(transform, fold).apply(data.X[rows])
-            split = np.arange(len(train)), np.arange(len(train), len(rows))
-            for held in sweep(Z, data.codes[rows], [split], params, seed=seed):
-                keep(held, fold)
     folds = range(len(data.folds))
-    if len(scores) != len(candidates) * len(data.folds):
-        raise HeadError(f"the sweep of {candidates[0].head!r} left candidates out")
     share = (time.perf_counter() - started) / len(scores)
     return {
         candidate: Measured(

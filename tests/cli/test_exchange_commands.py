@@ -182,7 +182,7 @@ def test_features_that_cannot_be_learned_from_have_their_messages(run, tmp_path)
             run(train_command.command, "one", *more)
         assert "accuracy" in run(train_command.command, "part", *more).stdout
         told = run(train_command.command, "lone", *more).stdout
-        assert "not measured: class 'c' has 1 distinct image" in told
+        assert "not measured: class 'c' has 1 image, 5 folds need 2" in told
         few = ("--head", "logistic:class_weight=balanced", *more)
         assert "saved" in run(train_command.command, "lone", *few).stdout
     assert run(train_command.command, "part", "--max-ram", "lots", fails=True).exit_code == 2

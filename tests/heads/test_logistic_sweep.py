@@ -8,7 +8,9 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from featx.exceptions import HeadError
+from featx.heads.logistic_path import fit_logistic_path
 from featx.heads.logistic_sweep import sweep_logistic
+from featx.heads.registry import make_head
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,38 @@ def test_an_unknown_parameter_is_named(digits):
     X, y, folds = digits
     with pytest.raises(HeadError, match="'c'"):
         list(sweep_logistic(X, y, folds, [{"c": 1.0}]))
+
+
+def test_each_of_few_rows_is_standardised_with_those_that_it_is_trained_with():
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:40].astype(np.float32), y[:40] % 2
+    folds = list(StratifiedKFold(4, shuffle=True, random_state=0).split(X, y))
+    for held in sweep_logistic(X, y, folds, [{}]):
+        train, test = folds[held.fold]
+        expected = make_head("logistic", tol=1e-7).fit(X[train], y[train]).predict_proba(X[test])
+        np.testing.assert_allclose(held.values, expected, atol=1e-3)
+
+
+def test_folds_too_large_for_the_memory_are_solved_in_turn(digits, monkeypatch):
+    together = list(sweep_logistic(*digits, [{}]))
+    # Room for one fold and a half: 6 arrays of 1,797 rows and 10 classes in float32.
+    room = 4 * (6 * 1797 * 10 * 4 * 3 // 2)
+    monkeypatch.setattr("featx.heads.logistic_sweep.machine_bytes", lambda: room)
+    solved = []
+
+    def counting(X, y, folds, **options):
+        solved.append(len(folds))
+        return fit_logistic_path(X, y, folds, **options)
+
+    monkeypatch.setattr("featx.heads.logistic_sweep.fit_logistic_path", counting)
+    in_turn = list(sweep_logistic(*digits, [{}]))
+    assert solved == [1, 1, 1]
+    assert [held.fold for held in in_turn] == [0, 1, 2]
+    for one, other in zip(together, in_turn, strict=True):
+        np.testing.assert_allclose(one.values, other.values, atol=0.01)
+
+
+@pytest.mark.parametrize("params", [{"fit_intercept": False}, {"solver": "liblinear"}])
+def test_what_the_path_solver_does_not_know_is_refused(digits, params):
+    with pytest.raises(HeadError, match="has no shortcut: leave .* at"):
+        next(sweep_logistic(*digits, [params]))

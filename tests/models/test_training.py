@@ -7,6 +7,7 @@ import pytest
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError
+from featx.heads.registry import make_head
 from featx.selection.splits import leak_groups, stratified_folds
 
 
@@ -17,8 +18,6 @@ def options(small_network, tmp_path):
 
 def test_cross_validation_agrees_with_scikit_learn(photos, options, draw_photo):
     from sklearn.model_selection import cross_val_score
-
-    from featx.heads.registry import make_head
 
     for number in range(8):  # a third of each class in the colour of the other
         colours = ((200, 60, 60), (60, 60, 200))
@@ -33,6 +32,46 @@ def test_cross_validation_agrees_with_scikit_learn(photos, options, draw_photo):
     assert result.metrics["protocol"].startswith("5-fold cross-validation")
     assert 0 < len(result.suspects) < 20
     assert result.suspects[0].label != result.suspects[0].predicted
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "logistic:C=0.1",
+        "logistic:fit_intercept=False",  # which its sweep does not know
+        "knn:n_neighbors=3",
+        "dense:8,learning_rate=0.03",
+        "nearest-mean:metric=euclidean",
+        "ridge:alpha=10",
+    ],
+)
+def test_a_head_has_one_score_whether_trained_or_searched(numbers, tmp_path, head):
+    X, y = numbers
+    X = (X + np.random.default_rng(1).normal(size=X.shape) * 2).astype(np.float32)
+    X[1], X[20] = X[0], X[19]  # equal images, for which folds look at groups
+    features = featx.import_features("some", X, y=y, cache=tmp_path)
+    trained = featx.train(features, head=head, cv=4, seed=2).metrics
+    (row,) = featx.search(features, heads=[head], cv=4, seed=2, score="none").leaderboard
+    assert trained["accuracy_by_fold"] == pytest.approx(row.scores, abs=1e-12)
+    assert 0.4 < trained["accuracy"] < 1
+
+
+def test_views_are_averaged_where_folds_are_fitted_together(photos, options):
+    features = featx.extract(photos, views=2, **options)
+    whole = featx.train(features, head="knn:n_neighbors=2", cv=3, average_views=True)
+    alone = featx.train(features, head=make_head("knn:n_neighbors=2"), cv=3, average_views=True)
+    assert whole.metrics["log_loss"] == pytest.approx(alone.metrics["log_loss"], rel=1e-5)
+    assert whole.metrics["confusion"] == alone.metrics["confusion"]
+    assert "mean over 3 views" in whole.metrics["protocol"]
+
+
+def test_folds_fewer_than_asked_for_are_said(photos, options):
+    for number in range(3, 6):
+        (photos / "red" / f"{number}.jpg").unlink()
+    protocol = featx.train(featx.extract(photos, **options)).metrics["protocol"]
+    assert protocol.startswith(
+        "3-fold cross-validation (in place of 5: the smallest class has 3 distinct images or group"
+    )
 
 
 def test_splits_of_the_data_are_respected(photos, options):
@@ -69,7 +108,10 @@ def test_a_class_with_one_image_trains_and_says_that_it_was_not_measured(photos,
     for number in range(1, 6):
         (photos / "red" / f"{number}.jpg").unlink()
     result = featx.train(featx.extract(photos, **options))
-    assert "class 'red' has 1 distinct image" in result.metrics["protocol"]
+    assert result.metrics == {
+        "protocol": "not measured: class 'red' has 1 image, 5 folds need 2 or more of each class: "
+        "add images of it, or leave the class out"
+    }
     assert result.model.classes_.tolist() == ["blue", "red"]
 
 
