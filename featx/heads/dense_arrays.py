@@ -18,9 +18,9 @@ __all__ = ["Stack"]
 _FEW_STEPS = 20
 _ROWS_AT_ONCE = 2048
 _USUAL_EPOCHS = 20
-# From here on a compiler's second is won back: it passes over the weights once a step, not ten
-# times. Counted as arithmetic, so that a run does not depend on the machine's mood.
-_JIT_FLOP = 7e11
+# From here on the compiler's half second is won back: it passes over the weights once a step, not
+# ten times. Counted as arithmetic, so that a run does not depend on the machine's mood.
+_JIT_FLOP = 2e11
 
 _Arrays = list[NDArray[np.float32]]
 

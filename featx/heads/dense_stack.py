@@ -19,7 +19,7 @@ __all__ = ["train_stack"]
 
 _LOG = logging.getLogger("featx")
 # Tracing and compiling a smaller stack costs about as much as this much arithmetic.
-_REBUILD_FLOP = 8e11
+_REBUILD_FLOP = 2e11
 
 
 def train_stack(

@@ -11,6 +11,8 @@ rows. All sides run in one process, in turns, after a first call that is not cou
   the same rows and with the same batch size, of the head `dense:256` with its defaults.
 - `featx one`: `DenseClassifier.fit` of the same head.
 - `featx 32`: `fit_heads` of 32 heads: learning rates x widths x dropouts x decays.
+- `keras equal`, `featx 32 equal`: the same for an equal number of epochs, `--epochs`; stopped
+  early, a stack runs as long as its slowest learning rate.
 - `alone`: some heads of the stack by their own `fit` with the same seed, for their accuracy, and
   by Keras, for the mean time of one Keras `fit` over the settings.
 
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=2000)
     parser.add_argument("--widths", type=int, nargs=2, default=(128, 256))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=15, help="of the sides of equal epochs")
     parser.add_argument("--alone", type=int, default=8, help="heads to train alone as well")
     asked = parser.parse_args()
     logging.getLogger("featx").setLevel(logging.ERROR)
@@ -143,8 +146,10 @@ def main() -> None:
         for size, rate, dropout, decay in itertools.product(asked.widths, RATES, DROPOUTS, DECAYS)
     ]
 
-    def stack() -> list[DenseClassifier]:
-        heads = [DenseClassifier(**params) for params in grid]
+    equal = {"max_epochs": asked.epochs, "patience": asked.epochs}
+
+    def stack(**more: Any) -> list[DenseClassifier]:
+        heads = [DenseClassifier(**params, **more) for params in grid]
         failures = fit_heads(heads, *train)
         return [head for head, failure in zip(heads, failures, strict=True) if not failure]
 
@@ -152,6 +157,8 @@ def main() -> None:
         "keras fit": lambda: fit_keras(train, one),
         "featx one": lambda: DenseClassifier(**one).fit(*train),
         "featx 32": stack,
+        "keras equal": lambda: fit_keras(train, {**one, **equal}),
+        "featx 32 equal": lambda: stack(**equal),
     }
     fit_keras(train, {**one, "max_epochs": 1})
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -199,17 +206,21 @@ def main() -> None:
         "keras fit": keras_epochs,
         "featx one": results["featx one"].n_iter_,
         "featx 32": sum(head.n_iter_ for head in heads),
+        "keras equal": results["keras equal"][1],
+        "featx 32 equal": sum(head.n_iter_ for head in results["featx 32 equal"]),
     }
     print(
         f"{len(train[1])} x {train[0].shape[1]}, {keras.backend.backend()}, widths {asked.widths}"
     )
-    print(f"{'':12s}{'seconds':>9s}{'cpu s':>9s}{'x keras':>9s}{'x (cpu)':>9s}{'epochs':>8s}")
+    print(f"{'':16s}{'seconds':>9s}{'cpu s':>9s}{'x keras':>9s}{'x (cpu)':>9s}{'epochs':>8s}")
     for name in sides:
         print(
-            f"{name:12s}{medians[name]:9.2f}{cpu_medians[name]:9.2f}"
+            f"{name:16s}{medians[name]:9.2f}{cpu_medians[name]:9.2f}"
             f"{medians[name] / medians['keras fit']:9.2f}"
             f"{cpu_medians[name] / cpu_medians['keras fit']:9.2f}{epochs[name]:8d}"
         )
+    of_equal = medians["featx 32 equal"] / medians["keras equal"]
+    print(f"for {asked.epochs} epochs on both sides: {of_equal:.2f} x")
     best = max(accuracy(head) for head in heads)
     print(
         f"accuracy: keras {keras_accuracy:.4f}, featx one {accuracy(results['featx one']):.4f}, "
@@ -236,6 +247,7 @@ def main() -> None:
                 "processor_seconds": processor,
                 "ratio": medians["featx 32"] / medians["keras fit"],
                 "ratio_processor": cpu_medians["featx 32"] / cpu_medians["keras fit"],
+                "ratio_of_equal_epochs": of_equal,
                 "epochs": epochs,
                 "noise": noise,
                 "alone": rows_alone,

@@ -97,6 +97,9 @@ def claims_of_sweeps(found: dict[str, Any]) -> Iterator[Claim]:
 
 def claims_of_dense(found: dict[str, Any]) -> Iterator[Claim]:
     yield at_most("32 dense heads: Keras fits of one", found["ratio"], 4.0)
+    yield at_most(
+        "32 dense heads: Keras fits of one, equal epochs", found["ratio_of_equal_epochs"], 4.0
+    )
     apart = max(abs(r["accuracy_alone"] - r["accuracy_stacked"]) for r in found["alone"])
     yield at_most("32 dense heads: accuracy from alone", apart, max(2 * found["noise"], 1e-9))
 
