@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from featx.exceptions import HeadError
 
-__all__ = ["as_bytes", "machine_bytes", "shown_bytes"]
+__all__ = ["as_bytes", "machine_bytes", "peak_bytes", "shown_bytes"]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -84,3 +85,13 @@ def machine_bytes() -> int | None:
         with suppress(OSError, ValueError):
             found.append(int(file.read_text()))
     return min(found) if found else None
+
+
+def peak_bytes() -> int | None:
+    """Return the most memory that this process has held, None where nobody can tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

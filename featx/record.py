@@ -30,6 +30,7 @@ from featx.cache.manifest import (
 from featx.cache.replacing import FileVersion
 from featx.cache.space import open_space
 from featx.exceptions import CacheFormatError
+from featx.file_stamps import SETTLED_NS
 from featx.images.dataset import ImageDataset
 from featx.meter import Meter
 from featx.pipeline import Stage
@@ -38,8 +39,6 @@ from featx.runner import Ledger
 __all__ = ["DatasetRecord", "find_earlier", "run_report"]
 
 _LOG = logging.getLogger("featx")
-# A file changed within this time of being read may change again without changing its time stamp.
-_RACY_NS = 2_000_000_000
 _INT64 = (1 << 63) - 1
 
 
@@ -89,7 +88,7 @@ class DatasetRecord:
         dataset, ledger = self._dataset, self.ledger
         stats = self._stats
         # Their time stamps cannot tell a later change from none: they are to be read again.
-        stats[stats[:, 1] > self._read_ns - _RACY_NS, 1] = -1
+        stats[stats[:, 1] > self._read_ns - SETTLED_NS, 1] = -1
         made = Manifest(
             name=self.name,
             root=_root(dataset),

@@ -11,8 +11,9 @@ from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Backbone
 from featx.backbones.folders import FolderKind, folder_of
+from featx.backbones.model_zip import NETWORK
 from featx.backbones.registry import canonical_name, find_backbone
-from featx.backbones.tuned import NETWORK, is_tuned_file, read_tuned
+from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.backbones.weights import Weights, file_sha256, folder_sha256, resolve_weights
 from featx.exceptions import BackboneError, UnknownNameError
 from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype

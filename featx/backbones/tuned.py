@@ -12,27 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from featx.backbones.model_zip import NETWORK, OWN_NETWORK, open_model_zip, read_description
 from featx.exceptions import WeightsError
-from featx.plain_files import open_plain_zip, read_plain_json
 from featx.spec import FeatureSpec
 
-__all__ = [
-    "NETWORK",
-    "OWN_NETWORK",
-    "TunedFile",
-    "is_tuned_file",
-    "member_bytes",
-    "read_tuned",
-    "unpacked",
-]
-
-NETWORK = "network.weights.h5"
-"""Member with the weights of a network of the catalogue, as Keras writes them."""
-OWN_NETWORK = "network.keras"
-"""Member with a whole network, where it is of nobody's catalogue."""
-_DESCRIPTION = "model.json"
-_MOST_MEMBERS = 16
-_MOST_JSON_BYTES = 64 << 20
+__all__ = ["TunedFile", "is_tuned_file", "member_bytes", "read_tuned", "unpacked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +32,7 @@ class TunedFile:
     architecture : str
         Its name in the catalogue, empty where it has none.
     member : str
-        `NETWORK` or `OWN_NETWORK`.
+        `NETWORK` or `OWN_NETWORK` of `featx.backbones.model_zip`.
     sha256 : str
         Digest of the member's bytes, as the file states it; `unpacked` checks it.
     """
@@ -77,13 +61,8 @@ def read_tuned(path: str | os.PathLike[str]) -> TunedFile:
     if not file.is_file():
         raise WeightsError(f"expected a fine-tuned model, received {str(path)!r}, which is no file")
     try:
-        with (
-            file.open("rb") as opened,
-            open_plain_zip(opened, most_members=_MOST_MEMBERS) as zipped,
-        ):
-            with zipped.open(_DESCRIPTION) as described:
-                text = described.read(_MOST_JSON_BYTES + 1)
-            said = read_plain_json(text, most_bytes=_MOST_JSON_BYTES)
+        with open_model_zip(file) as archive:
+            said = read_description(archive)
         stated = said["files"]
         member = next((name for name in (NETWORK, OWN_NETWORK) if name in stated), None)
         spec, digest = FeatureSpec.from_dict(said["spec"]), stated.get(member, "")
@@ -113,11 +92,8 @@ def member_bytes(tuned: TunedFile) -> bytes:
         If they differ, or HDF5 in them points out of the file.
     """
     try:
-        with (
-            tuned.path.open("rb") as opened,
-            open_plain_zip(opened, most_members=_MOST_MEMBERS) as zipped,
-        ):
-            data = zipped.read(tuned.member)
+        with open_model_zip(tuned.path) as archive:
+            data = archive.read(tuned.member)
     except Exception as error:
         raise WeightsError(f"{tuned.path} is damaged: {error}") from error
     if hashlib.sha256(data).hexdigest() != tuned.sha256:

@@ -15,6 +15,7 @@ from pathlib import Path
 from featx.backbones.catalog import Backbone
 from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.exceptions import WeightsError
+from featx.file_stamps import SETTLED_NS
 from featx.quiet import quiet_import
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
 RANDOM_RECIPE = "featx-random-weights-2"
 BUNDLED = "tiny"
 _LOGGER = logging.getLogger("featx")
-# Two changes that are closer together may leave the same modification time.
-_SETTLED_NS = 2_000_000_000
 _digests: dict[tuple[str, int, int, int], str] = {}
 _SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras", ".featx")
 
@@ -63,13 +62,14 @@ def file_sha256(path: Path) -> str:
     A file whose size, modification time and inode are as they were is not read again by the same
     process, unless it had just been changed when it was read.
     """
+    looked_ns = time.time_ns()
     status = path.stat()
     state = (str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino)
     digest = _digests.get(state)
     if digest is None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+        if looked_ns - status.st_mtime_ns > SETTLED_NS:
             _digests[state] = digest
     return digest
 

@@ -254,7 +254,8 @@ def _show_rehearsal(found: Rehearsal, epochs: int) -> None:
     click.echo(
         f"time      {found.epoch_s:,.1f} s an epoch, at most {found.seconds:,.0f} s for {epochs}"
     )
-    click.echo(f"memory    {found.memory_bytes / 1e9:,.1f} GB at the peak of this rehearsal")
+    if found.memory_bytes is not None:
+        click.echo(f"memory    {found.memory_bytes / 1e9:,.1f} GB at the peak of this rehearsal")
 
 
 def _as_json(done: FineTuned) -> dict[str, Any]:

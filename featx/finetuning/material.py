@@ -56,18 +56,7 @@ def prepare_material(
     DatasetError
         If the images are no longer those of `start`.
     """
-    network = network_for(start, options)
-    if not network.from_pixels and options.cut == "auto":
-        needed = activation_bytes(network, start, options)
-        free = CacheLayout.at(cache).free_bytes()
-        if needed > _SHARE_OF_DISK * free:
-            _LOG.warning(
-                "the activations at the cut take %.1f GB, more than half of the %.1f GB that are "
-                "free: the frozen part is run in every step instead",
-                needed / 1e9,
-                free / 1e9,
-            )
-            network = network_for(start, options, from_pixels=True)
+    network = network_for(start, options, cache=cache)
     if network.from_pixels:
         plain = start.source.spec(image=start.model.image)
         specs = [plain, *view_specs(plain, options.views, view_policy)]
@@ -92,15 +81,36 @@ def prepare_material(
 
 
 def network_for(
-    start: Start, options: FineTuneOptions, *, from_pixels: bool = False
+    start: Start, options: FineTuneOptions, *, cache: str | os.PathLike[str] | None
 ) -> TunedNetwork:
-    """Build the network that options ask for; errors are those of `build_tuned`."""
+    """Build the network that options ask for; errors are those of `build_tuned`.
+
+    With ``cut="auto"`` it starts from pixels where the disk of the cache has no room for the
+    activations, and says so.
+    """
+    network = _built(start, options, from_pixels=options.cut == "pixels")
+    if network.from_pixels or options.cut != "auto":
+        return network
+    needed = activation_bytes(network, start, options)
+    free = CacheLayout.at(cache).free_bytes()
+    if needed <= _SHARE_OF_DISK * free:
+        return network
+    _LOG.warning(
+        "the activations at the cut take %.1f GB, more than half of the %.1f GB that are "
+        "free: the frozen part is run in every step instead",
+        needed / 1e9,
+        free / 1e9,
+    )
+    return _built(start, options, from_pixels=True)
+
+
+def _built(start: Start, options: FineTuneOptions, *, from_pixels: bool) -> TunedNetwork:
     return build_tuned(
         start.source,
         start.tap,
         trainable_steps(start.head),
         options.unfreeze,
-        from_pixels=from_pixels or options.cut == "pixels",
+        from_pixels=from_pixels,
         train_batchnorm=options.train_batchnorm,
         # Not float16, whose range would ask for scaled losses.
         mixed="bfloat16" if options.mixed else None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from featx.exceptions import FineTuningError
+from featx.exceptions import FineTuningError, UnknownNameError
 
 __all__ = ["FineTuneOptions", "Mixing"]
 
@@ -122,6 +122,22 @@ class FineTuneOptions:
                 "class_weight must be 'balanced', or a number by class, received "
                 f"{self.class_weight!r}"
             )
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> FineTuneOptions:
+        """Take options by their names.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is none of a name; the nearest are suggested.
+        FineTuningError
+            If a value is out of its range.
+        """
+        unknown = set(options) - set(cls.__slots__)
+        if unknown:
+            raise UnknownNameError("option of finetune", min(unknown), cls.__slots__)
+        return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON types."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from featx.finetuning.network import TunedNetwork
 from featx.finetuning.optimizer import make_optimizer
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import extraction_of, prepare_start
+from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier
 from featx.planning import plan_extraction
 
@@ -44,8 +43,8 @@ class Rehearsal:
         Seconds for those that the cache does not have.
     epoch_s, seconds : float
         Seconds of an epoch, and of all with the extraction.
-    memory_bytes : int
-        Peak of the process, with batches as asked for.
+    memory_bytes : int, optional
+        Peak of the process, with batches as asked for; None where it cannot be told.
     """
 
     images: int
@@ -58,7 +57,7 @@ class Rehearsal:
     extraction_s: float
     epoch_s: float
     seconds: float
-    memory_bytes: int
+    memory_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
@@ -81,11 +80,11 @@ def rehearse(
     Parameters and errors are those of `featx.finetune`. The features that the head takes are
     extracted if the cache does not have them.
     """
-    asked = FineTuneOptions(**options)
+    asked = FineTuneOptions.read(options)
     start = prepare_start(
         model, data, asked, cache=cache, weights=weights, engine=engine, trust=trust
     )
-    network = network_for(start, asked)
+    network = network_for(start, asked, cache=cache)
     stored, waiting = 0, 0.0
     if not network.from_pixels:
         stored = activation_bytes(network, start, asked)
@@ -115,7 +114,7 @@ def rehearse(
         extraction_s=waiting,
         epoch_s=epoch_s,
         seconds=waiting + asked.epochs * epoch_s,
-        memory_bytes=_peak_bytes(),
+        memory_bytes=peak_bytes(),
     )
 
 
@@ -150,8 +149,3 @@ def _timed(call: Any) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

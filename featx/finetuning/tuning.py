@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.exceptions import FineTuningError, UnknownNameError
+from featx.exceptions import FineTuningError
 from featx.finetuning.history import Epoch
 from featx.finetuning.material import prepare_material
 from featx.finetuning.network import TunedNetwork
@@ -142,7 +142,7 @@ def finetune(
     >>> tuned.kept, tuned.metrics["accuracy"]  # doctest: +SKIP
     ('finetuned', 0.97)
     """
-    asked = FineTuneOptions(**_checked(options))
+    asked = FineTuneOptions.read(options)
     target = Path(output)
     if not target.parent.is_dir():
         raise FineTuningError(
@@ -214,13 +214,6 @@ def finetune(
 def training_folder(output: Path) -> Path:
     """Return where the history and the checkpoint of a training are."""
     return output.with_name(f"{output.name}.training")
-
-
-def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    unknown = set(options) - set(FineTuneOptions.__slots__)
-    if unknown:
-        raise UnknownNameError("option of finetune", min(unknown), FineTuneOptions.__slots__)
-    return options
 
 
 def _job(start: Start, options: FineTuneOptions, network: TunedNetwork, view_policy: Any) -> str:

@@ -23,14 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.folders import folder_of
+from featx.backbones.model_zip import DESCRIPTION, NETWORK, OWN_NETWORK
 from featx.backbones.registry import canonical_name
-from featx.backbones.tuned import (
-    NETWORK,
-    OWN_NETWORK,
-    is_tuned_file,
-    member_bytes,
-    read_tuned,
-)
+from featx.backbones.tuned import is_tuned_file, member_bytes, read_tuned
 from featx.durable import written_whole
 from featx.exceptions import ArtefactError
 from featx.heads.novelty import dump_novelty
@@ -125,7 +120,7 @@ def save_model(
         "versions": _versions(),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    _write(target, {"model.json": json.dumps(details, indent=2, allow_nan=False).encode(), **files})
+    _write(target, {DESCRIPTION: json.dumps(details, indent=2, allow_nan=False).encode(), **files})
     return target
 
 

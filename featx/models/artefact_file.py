@@ -6,21 +6,23 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from featx.backbones.tuned import NETWORK, OWN_NETWORK
+from featx.backbones.model_zip import (
+    DESCRIPTION,
+    NETWORK,
+    OWN_NETWORK,
+    open_model_zip,
+    read_description,
+)
 from featx.exceptions import ArtefactError, FeatxError
-from featx.plain_files import open_plain_zip, read_plain_json
 
 __all__ = ["KIND", "NOVELTY", "VERSION", "read_artefact"]
 
 KIND = "featx-model"
 VERSION = 2
 """The highest version that is read; 2 has a network of its own."""
-_DESCRIPTION = "model.json"
 NOVELTY = "novelty.h5"
 _MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, NETWORK, OWN_NETWORK)
-_MOST_MEMBERS = 16
 _MOST_BYTES = 4 << 30
-_MOST_JSON_BYTES = 64 << 20
 
 
 def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -62,24 +64,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     size = path.stat().st_size
     if size > _MOST_BYTES:
         raise ArtefactError(f"{path} has {size:,} bytes, more than any model of featx: refused")
-    with path.open("rb") as file, open_plain_zip(file, most_members=_MOST_MEMBERS) as archive:
+    with open_model_zip(path) as archive:
         names = archive.namelist()
-        if _DESCRIPTION not in names:
+        if DESCRIPTION not in names:
             raise ArtefactError(
-                f"{path} is a zip, but no model saved by featx: it has no {_DESCRIPTION}"
+                f"{path} is a zip, but no model saved by featx: it has no {DESCRIPTION}"
             )
-        if archive.getinfo(_DESCRIPTION).file_size > _MOST_JSON_BYTES:
-            raise ArtefactError(f"{path}: {_DESCRIPTION} is absurdly large: refused")
-        details = read_plain_json(archive.read(_DESCRIPTION), most_bytes=_MOST_JSON_BYTES)
+        details = read_description(archive)
         # Before the members: those of a later version may be others.
         _require_version(path, details)
-        others = set(names) - {_DESCRIPTION}
+        others = set(names) - {DESCRIPTION}
         if others - set(_MEMBERS):
             foreign = sorted(others - set(_MEMBERS))
             raise ArtefactError(f"{path} has members that no featx model has: {foreign[:5]}")
         stated = details.get("files")
         if not isinstance(stated, dict) or set(stated) != others:
-            raise ArtefactError(f"{path}: its members are not those that {_DESCRIPTION} states")
+            raise ArtefactError(f"{path}: its members are not those that {DESCRIPTION} states")
         files = {name: archive.read(name) for name in stated}
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != stated[name]:
@@ -89,7 +89,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def _require_version(path: Path, details: dict[str, Any]) -> None:
     if details.get("type") != KIND:
-        raise ArtefactError(f"{path}: {_DESCRIPTION} does not describe a featx model")
+        raise ArtefactError(f"{path}: {DESCRIPTION} does not describe a featx model")
     version = details.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ArtefactError(f"{path} states no format version, received {version!r}: refused")

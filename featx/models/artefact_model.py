@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from featx.backbones.folders import folder_of
+from featx.backbones.model_zip import NETWORK, OWN_NETWORK
 from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
-from featx.backbones.tuned import NETWORK, OWN_NETWORK
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError
 from featx.heads.novelty import load_novelty
 from featx.models.artefact_file import NOVELTY

@@ -141,6 +141,24 @@ def test_a_file_changed_a_moment_ago_is_read_again(tmp_path):
     assert file_sha256(path) == hashlib.sha256(b"other").hexdigest()
 
 
+def test_a_file_changed_a_moment_before_a_long_read_is_read_again(tmp_path, monkeypatch):
+    path = put(tmp_path / "large.weights.h5", b"first")
+    status = path.stat()
+    moment, digest = [status.st_mtime_ns + 10**9], hashlib.file_digest
+
+    def slow(*given):
+        moment[0] += 10**10
+        return digest(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", slow)
+        patch.setattr("time.time_ns", lambda: moment[0])
+        file_sha256(path)
+    put(path, b"other")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file_sha256(path) == hashlib.sha256(b"other").hexdigest()
+
+
 def test_a_seed_has_one_digest_and_every_seed_its_own():
     found = resolve_weights(ROW, "random:7")
     assert (found.source, found.seed, found.path) == ("random:7", 7, None)

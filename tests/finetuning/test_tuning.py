@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import featx
-from featx.backbones.tuned import NETWORK, OWN_NETWORK, read_tuned, unpacked
+from featx.backbones.model_zip import NETWORK, OWN_NETWORK
+from featx.backbones.tuned import read_tuned, unpacked
 from featx.exceptions import (
     ArtefactError,
     DatasetError,
@@ -19,6 +20,7 @@ from featx.exceptions import (
     UnknownNameError,
     WeightsError,
 )
+from featx.finetuning.rehearsal import rehearse
 from featx.finetuning.tuning import finetune
 
 
@@ -137,13 +139,23 @@ def test_class_weights_change_the_course(tune):
     assert plain.history[1]["loss"] != balanced.history[1]["loss"]
 
 
-def test_without_room_for_activations_it_trains_from_pixels(tune, monkeypatch, caplog):
+def test_without_room_for_activations_it_trains_from_pixels(
+    tune, trained, pictures, cache, monkeypatch, caplog
+):
     import featx.finetuning.material as material
 
+    options = {"unfreeze": "second", "batch_size": 8, "epochs": 1}
+    assert rehearse(trained(), pictures, cache=cache, **options).cut == ["first"]
     monkeypatch.setattr(material, "_SHARE_OF_DISK", 1e-12)
-    result = tune(epochs=1)
-    assert result.cut == ()
-    assert "the frozen part is run in every step instead" in caplog.text
+    foreseen = rehearse(trained(), pictures, cache=cache, **options)
+    assert (foreseen.cut, foreseen.activation_bytes, foreseen.extraction_s) == ([], 0, 0)
+    assert tune(**options).cut == ()
+    assert caplog.text.count("the frozen part is run in every step instead") == 2
+
+
+def test_a_rehearsal_refuses_what_a_training_does(trained, pictures, cache):
+    with pytest.raises(UnknownNameError, match="option of finetune 'epoch': did you mean 'epochs'"):
+        rehearse(trained(), pictures, cache=cache, epoch=3)
 
 
 @pytest.mark.parametrize(

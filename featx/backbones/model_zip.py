@@ -1,0 +1,44 @@
+"""The zip that a ``.featx`` file is, opened within its bounds."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from featx.plain_files import open_plain_zip, read_plain_json
+
+__all__ = ["DESCRIPTION", "NETWORK", "OWN_NETWORK", "open_model_zip", "read_description"]
+
+DESCRIPTION = "model.json"
+"""Member that says what the file is."""
+NETWORK = "network.weights.h5"
+"""Member with the weights of a network of the catalogue, as Keras writes them."""
+OWN_NETWORK = "network.keras"
+"""Member with a whole network, where it is of nobody's catalogue."""
+_MOST_MEMBERS = 16
+_MOST_JSON_BYTES = 64 << 20
+
+
+@contextmanager
+def open_model_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open the file; damage shows as any of the ten types of errors that `zipfile` raises."""
+    with path.open("rb") as file, open_plain_zip(file, most_members=_MOST_MEMBERS) as archive:
+        yield archive
+
+
+def read_description(archive: zipfile.ZipFile) -> dict[str, Any]:
+    """Read `DESCRIPTION`.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    ValueError
+        If it is too large, or no object of JSON.
+    """
+    if archive.getinfo(DESCRIPTION).file_size > _MOST_JSON_BYTES:
+        raise ValueError(f"its {DESCRIPTION} is absurdly large")
+    return read_plain_json(archive.read(DESCRIPTION), most_bytes=_MOST_JSON_BYTES)
