@@ -191,8 +191,6 @@ def command(
     }
     what: dict[str, Any] = {"heads": list(heads) or None, "transforms": list(transforms) or None}
     # A mistyped name is to be known before an hour of extraction.
-    if max_ram is not None and multilabel:
-        raise click.UsageError("--max-ram and --multilabel do not go together: leave one out")
     if max_ram is not None:
         if space is None and not heads:
             what["heads"] = default_heads()

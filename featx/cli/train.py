@@ -88,8 +88,6 @@ def command(
     from featx.heads.streaming import require_streamable
 
     # What cannot be trained is to be known before an hour of extraction.
-    if max_ram is not None and multilabel:
-        raise click.UsageError("--max-ram and --multilabel do not go together: leave one out")
     if max_ram is not None:
         require_streamable(make_head(head))
     make_head(head, multilabel=multilabel)

@@ -18,7 +18,7 @@ from featx.heads.calibrated import TemperatureCalibrated, fit_temperature
 from featx.heads.neighbours import NearestNeighbours
 from featx.heads.validation import few_images_allowed, require_finite
 
-__all__ = ["MultiLabelHead"]
+__all__ = ["MultiLabelHead", "check_labels"]
 
 
 class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -92,7 +92,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
             )
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
         require_finite(X)
-        given = _checked(y, len(X))
+        given = check_labels(y, len(X)).astype(np.intp)
         self.classes_ = np.arange(given.shape[1])
         self.shares_ = given.mean(axis=0)
         self.varying_ = np.flatnonzero((self.shares_ > 0) & (self.shares_ < 1))
@@ -193,7 +193,14 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         return tags
 
 
-def _checked(y: Any, rows: int) -> NDArray[np.intp]:
+def check_labels(y: Any, rows: int) -> NDArray[Any]:
+    """Return a matrix of 0 and 1 with so many rows, (n, labels), of whatever type it has.
+
+    Raises
+    ------
+    HeadError
+        It is none.
+    """
     labels = np.asarray(y)
     if labels.ndim != 2 or labels.shape[1] == 0:
         raise HeadError(
@@ -210,4 +217,4 @@ def _checked(y: Any, rows: int) -> NDArray[np.intp]:
             f"labels must be 0 or 1, received {np.unique(labels)[:5].tolist()}: pass 1 where an "
             "image has a label and 0 where not"
         )
-    return labels.astype(np.intp)
+    return labels

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
 
 from featx.heads.calibrated import fit_temperature
 from featx.heads.dense_batches import BatchSource
+from featx.heads.label_sums import streamed_label_sums
 from featx.heads.nearest_mean import NearestMean
 from featx.heads.scatter import streamed_scatter
 from featx.heads.streaming import ChosenRows, judged_rows
 
-__all__ = ["fit_nearest_mean_streamed"]
+__all__ = ["fit_nearest_mean_labels", "fit_nearest_mean_streamed"]
 
 
 def fit_nearest_mean_streamed(
@@ -48,3 +51,55 @@ def fit_nearest_mean_streamed(
             scores[places] = head.scores_without(X, codes[rows[places]], means, counts)
         head.temperature_ = fit_temperature(scores, codes[rows])
     return head
+
+
+def fit_nearest_mean_labels(
+    estimator: NearestMean, source: BatchSource, labels: NDArray[np.uint8], *, max_ram_bytes: int
+) -> tuple[list[NearestMean], NDArray[np.float64]]:
+    """Fit a copy of `NearestMean` for each label, all in the same two passes.
+
+    Parameters
+    ----------
+    estimator : NearestMean
+        Stays unfitted.
+    source : BatchSource
+    labels : ndarray of shape (n, k), uint8
+        1 where a row has a label; each label is there and not there.
+    max_ram_bytes : int
+        Bounds the rows that the temperatures are fitted on.
+
+    Returns
+    -------
+    estimators : list of NearestMean
+        One a label.
+    temperatures : ndarray of shape (0,)
+    """
+    estimator._validate_params()
+    found = streamed_label_sums(source, labels, gram=False)
+    counts = np.stack([found.rows - found.counts, found.counts], axis=1).astype(np.intp)
+    sums = np.stack([found.whole - found.sums, found.sums], axis=1)
+    means = sums / counts[:, :, None] + found.shift
+    heads = []
+    for pair in means:
+        head = clone(estimator)
+        head.classes_, head.n_features_in_ = np.arange(2), means.shape[2]
+        head.take_means(pair, np.float32)
+        head.temperature_ = 1.0
+        heads.append(head)
+    rows = judged_rows(np.arange(found.rows), 2 * len(heads), max_ram_bytes)
+    scores = np.empty((len(heads), len(rows), 2))
+    judged = labels[rows].T.astype(np.intp)
+    # Of a label's only row, or the only row without it, nothing can be taken away.
+    fit = np.take_along_axis(counts, judged, axis=1) >= 2
+    for X, places in ChosenRows(source, found.rows, rows)(None):
+        for number, head in enumerate(heads):
+            some = fit[number, places]
+            codes = judged[number, places[some]]
+            scores[number, places[some]] = head.scores_without(
+                X[some], codes, means[number], counts[number]
+            )
+    for number, head in enumerate(heads):
+        some = fit[number]
+        if some.any():
+            head.temperature_ = fit_temperature(scores[number, some], judged[number, some])
+    return heads, np.empty(0)

@@ -14,11 +14,20 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from featx.exceptions import HeadError
 from featx.heads.calibrated import TemperatureCalibrated, calibration_splits, fit_temperature
+from featx.heads.dense import DenseClassifier
 from featx.heads.dense_batches import BatchSource, require_batch
 from featx.heads.table import HEADS
 from featx.heads.validation import few_images_allowed
 
-__all__ = ["ChosenRows", "fit_head_streamed", "judged_rows", "require_streamable", "streamed_heads"]
+__all__ = [
+    "ChosenRows",
+    "fit_core",
+    "fit_head_streamed",
+    "judged_rows",
+    "labels_fitter",
+    "require_streamable",
+    "streamed_heads",
+]
 
 _LEAST_JUDGED = 1000
 _BYTES_JUDGED = 64
@@ -54,8 +63,8 @@ def require_streamable(head: Any) -> None:
     for step in _steps(head):
         if isinstance(step, StandardScaler | Normalizer):
             continue
-        core = step.estimator if isinstance(step, TemperatureCalibrated) else step
-        if not _fitter(core):
+        core = _core(step.estimator if _learns_labels(step) else step)
+        if not _function(core, "streamed"):
             raise HeadError(
                 f"{type(core).__name__} has to see all rows at once, which --max-ram (max_ram=...) "
                 f"does not allow: take one of {', '.join(streamed_heads())}, or give it the memory"
@@ -72,8 +81,8 @@ def fit_head_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_bytes: 
     source : callable
         ``source(seed)`` yields, in one pass, every row once: pairs of features (b, d) and their
         row numbers (b,), in an order that the seed draws, or in any order for a seed of None.
-    y : array-like of shape (n,)
-        Labels by row number.
+    y : array-like of shape (n,) or (n, labels)
+        Labels by row number; 0 and 1, a column a label, for heads of several labels an image.
     max_ram_bytes : int
         Bound on what fitting holds beside the source's batches and the labels.
 
@@ -88,7 +97,8 @@ def fit_head_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_bytes: 
     ------
     HeadError
         The head cannot be fitted on a stream (see `require_streamable`), the data cannot be
-        learned from, or the bound is too low for the head's sums.
+        learned from, the labels are not as the head takes them, or the bound is too low for the
+        head's sums.
 
     Examples
     --------
@@ -105,15 +115,26 @@ def fit_head_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_bytes: 
     """
     require_streamable(head)
     labels = np.asarray(y)
+    core = _steps(head)[-1]
+    if not _learns_labels(core) and not (labels.ndim == 2 and isinstance(core, DenseClassifier)):
+        _require_classes(labels)
+    with few_images_allowed():
+        _fit(head, _Checked(source, len(labels)), labels, max_ram_bytes)
+    return head
+
+
+def _require_classes(labels: NDArray[Any]) -> None:
+    if labels.ndim != 1:
+        raise HeadError(
+            f"expected one label a row, shape (n,), received labels of shape {labels.shape}: for "
+            "several labels an image, make the head with multilabel=True"
+        )
     classes = np.unique(labels)
     if len(classes) < 2:
         raise HeadError(
             f"one class only: {classes.tolist()[0]!r}; a classifier needs at least two: "
             "add images of another class"
         )
-    with few_images_allowed():
-        _fit(head, _Checked(source, len(labels)), labels, max_ram_bytes)
-    return head
 
 
 def judged_rows(rows: NDArray[np.intp], classes: int, max_ram_bytes: int) -> NDArray[np.intp]:
@@ -190,26 +211,54 @@ def _steps(head: Any) -> list[Any]:
     return [part for _, step in head.steps for part in _steps(step)]
 
 
-def _fitter(core: Any) -> Any:
-    """Give the function that fits an estimator on a stream, or nothing."""
+def fit_core(core: Any, source: BatchSource, y: NDArray[Any], *, max_ram_bytes: int) -> Any:
+    """Fit a head without what is before it, as `fit_head_streamed` fits a whole one."""
+    if isinstance(core, TemperatureCalibrated):
+        _fit_calibrated(core, source, y, max_ram_bytes)
+    else:
+        _function(core, "streamed")(core, source, y, max_ram_bytes=max_ram_bytes)
+    return core
+
+
+def labels_fitter(estimator: Any) -> Any:
+    """Give the function that fits an estimator for all labels in the same passes, or nothing.
+
+    It is called with the estimator, a source, the labels that vary (n, k) uint8, and
+    ``max_ram_bytes``, and returns ``estimators_`` and ``temperatures_`` of `MultiLabelHead`; or
+    None where the labels have to be fitted one by one.
+    """
+    return _function(_core(estimator), "streamed_labels")
+
+
+def _core(estimator: Any) -> Any:
+    return estimator.estimator if isinstance(estimator, TemperatureCalibrated) else estimator
+
+
+def _learns_labels(step: Any) -> bool:
+    from featx.heads.multilabel import MultiLabelHead
+
+    return isinstance(step, MultiLabelHead)
+
+
+def _function(core: Any, column: str) -> Any:
+    """Give the function that a column of the table names for an estimator, or nothing."""
     for row in HEADS.values():
         module, _, name = row.estimator.rpartition(".")
-        if row.streamed and type(core) is getattr(import_module(module), name):
-            module, _, name = row.streamed.rpartition(".")
+        if getattr(row, column) and type(core) is getattr(import_module(module), name):
+            module, _, name = getattr(row, column).rpartition(".")
             return getattr(import_module(module), name)
     return None
 
 
 def _fit(head: Any, source: BatchSource, y: NDArray[Any], max_ram_bytes: int) -> None:
+    from featx.heads.multilabel_streaming import fit_multilabel_streamed
+
     steps = _steps(head)
     for step in steps[:-1]:
         _learn(step, source, len(y))
         source = _Transformed(source, step)
-    core = steps[-1]
-    if isinstance(core, TemperatureCalibrated):
-        _fit_calibrated(core, source, y, max_ram_bytes)
-    else:
-        _fitter(core)(core, source, y, max_ram_bytes=max_ram_bytes)
+    fit = fit_multilabel_streamed if _learns_labels(steps[-1]) else fit_core
+    fit(steps[-1], source, y, max_ram_bytes=max_ram_bytes)
 
 
 def _learn(step: Any, source: BatchSource, count: int) -> None:
@@ -236,7 +285,7 @@ def _learn(step: Any, source: BatchSource, count: int) -> None:
 def _fit_calibrated(
     head: TemperatureCalibrated, source: BatchSource, y: NDArray[Any], max_ram_bytes: int
 ) -> None:
-    fit = _fitter(head.estimator)
+    fit = _function(head.estimator, "streamed")
     head.classes_, codes = np.unique(y, return_inverse=True)
     head.estimator_ = fit(clone(head.estimator), source, y, max_ram_bytes=max_ram_bytes)
     head.n_features_in_ = head.estimator_.n_features_in_

@@ -41,6 +41,9 @@ class HeadSpec:
     streamed : str, default=""
         Import path of the function that fits the estimator on a stream of batches; without one,
         it has to see all rows at once.
+    streamed_labels : str, default=""
+        Import path of the function that does so for several labels an image in the same passes;
+        without one, `streamed` is called once a label.
     grid : mapping of str to tuple
         Values that a search tries of each parameter, the default among them.
     cost : int, default=9
@@ -60,6 +63,7 @@ class HeadSpec:
     needs_keras: bool = False
     sweep: str = ""
     streamed: str = ""
+    streamed_labels: str = ""
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     cost: int = 9
 
@@ -82,6 +86,7 @@ _ROWS = (
         "featx.heads.nearest_mean.NearestMean",
         sweep="featx.heads.nearest_mean.sweep_nearest_mean",
         streamed="featx.heads.nearest_mean_streaming.fit_nearest_mean_streamed",
+        streamed_labels="featx.heads.nearest_mean_streaming.fit_nearest_mean_labels",
         grid={"metric": ("cosine", "euclidean")},
         cost=1,
     ),
@@ -92,6 +97,7 @@ _ROWS = (
         {"C": 0.01, "max_iter": 5000},
         sweep="featx.heads.logistic_sweep.sweep_logistic",
         streamed="featx.heads.logistic_streaming.fit_logistic_streamed",
+        streamed_labels="featx.heads.logistic_streaming.fit_logistic_labels",
         grid={"C": _decades(-5, 1, 2)},
         cost=2,
     ),
@@ -135,6 +141,7 @@ _ROWS = (
         calibrated=True,
         sweep="featx.heads.ridge.sweep_ridge",
         streamed="featx.heads.ridge_streaming.fit_ridge_streamed",
+        streamed_labels="featx.heads.ridge_streaming.fit_ridge_labels",
         grid={"alpha": _decades(0, 6, 3)},
         cost=2,
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,13 @@ from featx.heads.registry import make_head
 from featx.images.label_sets import SEPARATOR, label_matrix, read_label_sets
 from featx.models.classifier import ImageClassifier
 from featx.models.metrics import score_label_sets
+from featx.models.streamed_training import StreamedFit
 from featx.selection.splits import label_folds, leak_groups
 
-__all__ = ["train_label_sets"]
+__all__ = ["label_targets", "train_label_sets"]
+
+_Fit = Callable[[NDArray[np.intp]], Any]
+_Says = Callable[[Any, NDArray[np.intp]], NDArray[np.floating[Any]]]
 
 
 def train_label_sets(
@@ -26,6 +32,7 @@ def train_label_sets(
     rows: NDArray[np.intp],
     held_out: NDArray[np.intp] | None,
     cv: int,
+    bound: int | None = None,
 ) -> dict[str, Any]:
     """Fit a classifier on all rows to train on, and measure it on rows that it has not seen.
 
@@ -44,6 +51,8 @@ def train_label_sets(
         Rows to measure on; else it is cross-validated.
     cv : int
         Number of folds; 0 measures nothing.
+    bound : int, optional
+        Bytes within which to train on batches; by default all features are held.
 
     Returns
     -------
@@ -55,39 +64,22 @@ def train_label_sets(
     DatasetError
         For fewer than two labels, or labels of held-out images that no other has.
     """
-    names, targets = read_label_sets(y[rows].tolist())
+    names, targets = label_targets(y, rows)
     if len(names) < 2:
         raise DatasetError(
             f"{features.name!r} has {len(names)} label{'s' * (len(names) != 1)}: a classifier of "
             f"several labels an image needs two or more, written as ant{SEPARATOR}winged in the "
             "column label"
         )
-    held = None
     if held_out is not None:
         what = f"the held-out part of {features.name!r}"
-        held = label_matrix(y[held_out].tolist(), names.tolist(), what=what)
-    views = features.views(**place)
-    parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
-
-    def fit(chosen: NDArray[np.intp]) -> Any:
-        X = np.concatenate([part[rows[chosen]] for part in parts])
-        X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float32)
-        head = make_head(model.head, seed=model.random_state, multilabel=True)
-        return head.fit(X, np.tile(targets[chosen], (len(parts), 1)))
-
-    def says(head: Any, places: NDArray[np.intp]) -> NDArray[np.float64]:
-        looked_at = parts[: 1 + model.views_averaged]
-        found: NDArray[np.float64] = np.mean(
-            [head.predict_proba(part[places]) for part in looked_at], axis=0
-        )
-        return found
-
+        targets[held_out] = label_matrix(y[held_out].tolist(), names.tolist(), what=what)
+    fit, says = _ways(model, features, place, targets, bound)
     spec = features.spec(**place)
-    head = fit(np.arange(len(rows)))
-    model.take_head(head, spec, n_features=parts[0].shape[1], labels=names)
+    model.take_head(fit(rows), spec, n_features=features.width(**place), labels=names)
     mean = f", mean over {1 + model.views_averaged} views" if model.views_averaged else ""
-    if held_out is not None and held is not None:
-        scores = score_label_sets(held, says(model.head_, held_out), names)
+    if held_out is not None:
+        scores = score_label_sets(targets[held_out], says(model.head_, held_out), names)
         return {"protocol": f"held-out split of {len(held_out)} images{mean}", **scores}
     if not cv:
         return {"protocol": "not measured"}
@@ -95,12 +87,72 @@ def train_label_sets(
     groups = leak_groups(
         features.keys[rows], None if named is None else named[rows].tolist(), len(rows)
     )
+    truth = targets[rows]
     try:
-        folds = label_folds(targets, folds=cv, groups=groups, seed=model.random_state)
+        folds = label_folds(truth, folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
         return {"protocol": f"not measured: {error}"}
-    proba = np.zeros(targets.shape)
+    proba = np.zeros(truth.shape, np.float64 if bound is None else np.float32)
     for training, testing in folds:
-        proba[testing] = says(fit(training), rows[testing])
+        proba[testing] = says(fit(rows[training]), rows[testing])
     protocol = f"{len(folds)}-fold cross-validation, equal images on one side{mean}"
-    return {"protocol": protocol, **score_label_sets(targets, proba, names)}
+    return {"protocol": protocol, **score_label_sets(truth, proba, names)}
+
+
+def label_targets(
+    y: NDArray[Any], rows: NDArray[np.intp]
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Read the labels of rows, a byte each.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+        Labels of each row, separated by ``|``.
+    rows : ndarray of int
+        Rows to read.
+
+    Returns
+    -------
+    names : ndarray of shape (labels,)
+        Labels that these rows have, sorted.
+    targets : ndarray of shape (n, labels), uint8
+        1 where one of these rows has a label.
+    """
+    texts, codes = np.unique(y[rows], return_inverse=True)
+    names, sets = read_label_sets(texts.tolist())
+    targets = np.zeros((len(y), len(names)), dtype=np.uint8)
+    targets[rows] = sets.astype(np.uint8)[codes]
+    return names, targets
+
+
+def _ways(
+    model: ImageClassifier,
+    features: Features,
+    place: dict[str, Any],
+    targets: NDArray[np.uint8],
+    bound: int | None,
+) -> tuple[_Fit, _Says]:
+    """Return how a head is fitted on rows, and how it is asked of rows: in memory or on batches."""
+    views = features.views(**place)
+
+    def head() -> Any:
+        return make_head(model.head, seed=model.random_state, multilabel=True)
+
+    if bound is not None:
+        fitting = StreamedFit(features, place, targets, views, bound)
+        return lambda rows: fitting.fit(head(), rows), partial(fitting.probabilities, model)
+    parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
+
+    def fit(rows: NDArray[np.intp]) -> Any:
+        X = np.concatenate([part[rows] for part in parts])
+        X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float32)
+        return head().fit(X, np.tile(targets[rows], (len(parts), 1)))
+
+    def says(head: Any, rows: NDArray[np.intp]) -> NDArray[np.floating[Any]]:
+        looked_at = parts[: 1 + model.views_averaged]
+        found: NDArray[np.float64] = np.mean(
+            [head.predict_proba(part[rows]) for part in looked_at], axis=0
+        )
+        return found
+
+    return fit, says

@@ -114,7 +114,7 @@ def score_predictions(
 
 
 def score_label_sets(
-    truth: NDArray[np.intp],
+    truth: NDArray[np.integer[Any]],
     proba: NDArray[np.floating[Any]],
     labels: NDArray[Any],
     *,
@@ -152,8 +152,8 @@ def score_label_sets(
     from sklearn.metrics import average_precision_score
 
     given = proba > threshold
-    positives, found = truth.sum(axis=0), given.sum(axis=0)
-    right = (truth * given).sum(axis=0)
+    positives, found = truth.sum(axis=0, dtype=np.intp), given.sum(axis=0)
+    right = (truth * given).sum(axis=0, dtype=np.intp)
     present = np.flatnonzero(positives)
     f1 = 2 * right / np.maximum(positives + found, 1)
     precision = {

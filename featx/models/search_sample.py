@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 from featx.exceptions import HeadError
+from featx.heads.label_strata import label_strata
 from featx.heads.registry import make_head
 from featx.heads.streaming import require_streamable
 from featx.memory import shown_bytes
@@ -98,7 +99,8 @@ def sample_rows(
     Parameters
     ----------
     features : Features
-    labels : ndarray of shape (n,)
+    labels : ndarray of shape (n,) or (n, k)
+        Class of each row; or 0 and 1, a column a label.
     rows : ndarray of int
         Rows with a label.
     groups : ndarray of shape (n,), int64
@@ -112,8 +114,8 @@ def sample_rows(
     Returns
     -------
     SearchSample or None
-        Equal shares of every class in every split, but 10 images where there are so many; None
-        where all rows fit.
+        Equal shares of every class in every split, but 10 images where there are so many, or of
+        every label; None where all rows fit.
 
     Raises
     ------
@@ -131,12 +133,16 @@ def sample_rows(
             f"{shown_bytes(bound)} of --max-ram (max_ram=...): raise it"
         )
     splits = features.splits
-    strata = labels[rows].astype(str)
     training = rows
+    if splits is not None and (splits[rows] == "test").any():
+        training = rows[named_fold(splits[rows], "test", groups[rows])[0]]
+    if labels.ndim == 2:
+        return SearchSample(
+            _share_of_labels(labels, rows, splits, most / len(rows), seed), training
+        )
+    strata = labels[rows].astype(str)
     if splits is not None:
         strata = np.char.add(np.char.add(splits[rows].astype(str), "\0"), strata)
-        if (splits[rows] == "test").any():
-            training = rows[named_fold(splits[rows], "test", groups[rows])[0]]
     _, codes, counts = np.unique(strata, return_inverse=True, return_counts=True)
     wanted = np.maximum(np.round(counts * most / len(rows)), _LEAST_OF_CLASS)
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -145,3 +151,19 @@ def sample_rows(
     turn = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     chosen = order[turn < wanted[codes[order]]]
     return SearchSample(np.sort(rows[chosen]), training)
+
+
+def _share_of_labels(
+    labels: NDArray[Any],
+    rows: NDArray[np.intp],
+    splits: NDArray[np.str_] | None,
+    share: float,
+    seed: int,
+) -> NDArray[np.intp]:
+    """Return a share of the rows, of each split and of every label in it."""
+    names = np.zeros(len(rows)) if splits is None else splits[rows]
+    found = []
+    for name in np.unique(names):
+        part = rows[names == name]
+        found.append(part[label_strata(labels[part], [share, 1 - share], seed=seed) == 0])
+    return np.sort(np.concatenate(found))

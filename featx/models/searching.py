@@ -20,6 +20,7 @@ from featx.memory import as_bytes
 from featx.models.backbone_costs import backbone_cost
 from featx.models.classifier import ImageClassifier
 from featx.models.feature_blocks import feature_block
+from featx.models.label_set_training import label_targets
 from featx.models.live_leaderboard import live_leaderboard
 from featx.models.search_result import SearchResult
 from featx.models.search_sample import (
@@ -125,9 +126,9 @@ def search(
         One seed gives one answer.
     max_ram : str or int, optional
         Bound on the memory for features, as bytes or as ``"1GiB"``: candidates are then measured
-        on a seeded share of every class that fits, and the winner is trained on all images in
-        batches. Only heads that can be (see `featx.train`) are tried, by default nearest-mean,
-        ridge, lda, logistic.
+        on a seeded share of every class or label that fits, and the winner is trained on all
+        images in batches. Only heads that can be (see `featx.train`) are tried, by default
+        nearest-mean, ridge, lda, logistic.
     y : sequence of length n, optional
         Labels in place of those of the features.
     weights, preprocessing, trust
@@ -182,10 +183,6 @@ def search(
     wanted = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
     if isinstance(space, str | os.PathLike):
         space = read_space_file(space)
-    if multilabel and max_ram is not None:
-        raise HeadError(
-            "heads with several labels an image see all rows at once: leave max_ram (--max-ram) out"
-        )
     bound = None if max_ram is None else as_bytes(max_ram)
     if bound is not None and space is None and heads is None:
         wanted["heads"] = default_heads()
@@ -202,7 +199,15 @@ def search(
     if bound is not None:
         check_length(len(features), labels, features.name)
         places = [{"backbone": block.backbone, "tap": block.tap} for block in used]
-        sample = sample_rows(features, labels, rows, groups, places, bound=bound, seed=seed)
+        sample = sample_rows(
+            features,
+            label_targets(labels, rows)[1] if multilabel else labels,
+            rows,
+            groups,
+            places,
+            bound=bound,
+            seed=seed,
+        )
     seen = np.arange(len(labels)) if sample is None else sample.rows
     blocks = []
     for block in used:
@@ -246,11 +251,11 @@ def search(
         _fit(features, place, labels, training, model)
     else:
         outcome.notes.append(sample.note)
-        views = features.views(**place)
-        fitting = StreamedFit(features, place, labels, views, bound)
-        head = make_head(model.head, seed=seed)
-        width = features.width(**place)
-        model.take_head(fitting.fit(head, training), features.spec(**place), n_features=width)
+        names, targets = label_targets(labels, training) if multilabel else (None, labels)
+        fitting = StreamedFit(features, place, targets, features.views(**place), bound)
+        head = fitting.fit(make_head(model.head, seed=seed, multilabel=multilabel), training)
+        spec, width = features.spec(**place), features.width(**place)
+        model.take_head(head, spec, n_features=width, labels=names)
     model.novelty_ = learn_novelty(
         features, place, labels, training, seed=seed, max_ram_bytes=bound
     )

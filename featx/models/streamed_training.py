@@ -80,8 +80,8 @@ class StreamedFit:
     features : Features
     place : dict
         ``backbone`` and ``tap`` of the block.
-    y : ndarray of shape (n,)
-        Label of each row of the features.
+    y : ndarray of shape (n,) or (n, labels)
+        Label of each row of the features; or 0 and 1, a column a label.
     views : list of int
         Augmented views to train on beside the images.
     max_ram_bytes : int
@@ -103,7 +103,7 @@ class StreamedFit:
         """Fit an unfitted head on rows and their views, and return it."""
         from featx.heads.streaming import fit_head_streamed
 
-        y = np.tile(self._y[rows], 1 + len(self._views))
+        y = np.concatenate([self._y[rows]] * (1 + len(self._views)))
         return fit_head_streamed(head, self._stream(rows), y, max_ram_bytes=self._half)
 
     def score(
@@ -130,6 +130,19 @@ class StreamedFit:
             predicted[places] = classes[best]
             probability[places] = proba[np.arange(len(best)), best]
         return predicted, probability
+
+    def probabilities(
+        self, model: ImageClassifier, head: Any, rows: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Return what a head says of rows, (m, labels), where an image has several labels."""
+        found: NDArray[np.float32] | None = None
+        for parts, places in self._stream(rows).together(model.views_averaged):
+            proba = np.mean([head.predict_proba(part) for part in parts], axis=0)
+            if found is None:
+                found = np.empty((len(rows), proba.shape[1]), np.float32)
+            found[places] = proba
+        assert found is not None
+        return found
 
     def _stream(self, rows: NDArray[np.intp]) -> FeatureStream:
         return FeatureStream(self._features, self._place, rows, self._views, self._half)

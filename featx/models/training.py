@@ -13,7 +13,7 @@ from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import Block
-from featx.exceptions import DatasetError, FeaturesError, HeadError
+from featx.exceptions import DatasetError, FeaturesError
 from featx.heads.registry import make_head
 from featx.heads.sweep import Fold
 from featx.models.classifier import ImageClassifier
@@ -169,11 +169,10 @@ def train(
         raise FeaturesError(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
-    if multilabel:
-        _require_memory(max_ram)
-        metrics = train_label_sets(model, features, place, y, rows, held_out, cv)
-        return TrainingResult(model, metrics, describe_training(features, y, rows))
     bound = memory_bound(features, place, head, max_ram)
+    if multilabel:
+        metrics = train_label_sets(model, features, place, y, rows, held_out, cv, bound)
+        return TrainingResult(model, metrics, describe_training(features, y, rows))
     fitting: MemoryFit | StreamedFit
     if bound is None:
         fitting = MemoryFit(features, place, y, views)
@@ -194,13 +193,6 @@ def train(
 
 def _head(model: ImageClassifier) -> Any:
     return make_head(model.head, seed=model.random_state)
-
-
-def _require_memory(max_ram: str | int | None) -> None:
-    if max_ram is not None:
-        raise HeadError(
-            "heads with several labels an image see all rows at once: leave max_ram (--max-ram) out"
-        )
 
 
 def require_labels(features: Features) -> NDArray[np.str_]:

@@ -125,3 +125,60 @@ def test_a_search_looks_at_what_fits_and_trains_on_all(imported):
         featx.search(features, heads=["ridge", "knn"], max_ram="1GiB")
     with pytest.raises(HeadError, match="a search on 100 images of 'split' needs 125 KiB"):
         featx.search(features, heads="ridge", max_ram="10KiB")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Features of 600 rows of 64 with four labels, one of them of seven rows."""
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(600, 64)).astype("f4")
+    margins = X @ generator.normal(size=(64, 4)) / 8 + 0.3 * generator.normal(size=(600, 4))
+    has = margins > [0, 0.5, 1, np.sort(margins[:, 3])[-8]]
+    y = ["|".join(np.array(list("abcd"))[row]) or "|" for row in has]
+    splits = np.where(generator.random(600) < 0.3, "test", "train").tolist()
+    cache = tmp_path_factory.mktemp("cache")
+    return {
+        "whole": featx.import_features("whole", X, y=y, cache=cache),
+        "split": featx.import_features("split", X, y=y, splits=splits, cache=cache),
+    }
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        *(("ridge", name) for name in ("whole", "split")),
+        *(("logistic:tol=1e-7", name) for name in ("whole", "split")),
+        ("nearest-mean", "whole"),
+        ("lda", "split"),
+    ],
+)
+def test_several_labels_have_the_scores_and_the_model_of_memory(several, head, name):
+    features = several[name]
+    whole = featx.train(features, head=head, cv=3, multilabel=True)
+    streamed = featx.train(features, head=head, cv=3, multilabel=True, max_ram=300 * KIB)
+    assert streamed.metrics["protocol"] == whole.metrics["protocol"]
+    assert streamed.metrics["images"] == whole.metrics["images"]
+    for score in ("mean_average_precision", "micro_f1", "exact_match"):
+        assert streamed.metrics[score] == pytest.approx(whole.metrics[score], abs=0.02), score
+    assert [one["images"] for one in streamed.metrics["labels"]] == [
+        one["images"] for one in whole.metrics["labels"]
+    ]
+    X = features.X[:200]
+    assert streamed.model.classes_.tolist() == list("abcd")
+    assert (streamed.model.predict(X) == whole.model.predict(X)).mean() >= 0.99
+    assert streamed.training == whole.training
+
+
+def test_a_search_over_several_labels_looks_at_what_fits_and_trains_on_all(several, tmp_path):
+    features = several["split"]
+    result = featx.search(
+        features, heads=["ridge", "nearest-mean"], max_ram="300KiB", cv=3, multilabel=True
+    )
+    (note,) = (note for note in result.notes if "as many as --max-ram allows" in note)
+    assert f"trained on all {result.training['images']}" in note
+    assert not any(row.failed for row in result.leaderboard)
+    result.save(tmp_path / "m.featx")
+    model = featx.load(tmp_path / "m.featx")
+    assert model.classes_.tolist() == list("abcd")
+    np.testing.assert_array_equal(model.predict(features.X), result.model.predict(features.X))
+    assert result.score.value > 0.5
