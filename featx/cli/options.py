@@ -25,6 +25,7 @@ __all__ = [
     "max_ram_option",
     "model_argument",
     "multilabel_option",
+    "read_labels",
     "seed_option",
 ]
 
@@ -262,8 +263,18 @@ def multilabel_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--multilabel",
         is_flag=True,
-        help="A label such as ant|winged is several, each predicted by itself.",
+        help="A label such as ant|winged is several, each predicted by itself; so are a CSV's "
+        "columns of 0 and 1.",
     )(function)
+
+
+def read_labels(data: str, *, multilabel: bool) -> Any:
+    """Read a table whose columns have to be labels of 0 and 1; leave other DATA as it is."""
+    from featx.images.dataset import ImageDataset
+
+    if multilabel and Path(data).suffix.lower() in (".csv", ".tsv") and Path(data).is_file():
+        return ImageDataset.from_csv(data, multilabel=True)
+    return data
 
 
 def command_line() -> str:

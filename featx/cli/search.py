@@ -19,6 +19,7 @@ from featx.cli.options import (
     json_option,
     max_ram_option,
     multilabel_option,
+    read_labels,
     seed_option,
 )
 from featx.cli.show import show_features, table
@@ -198,7 +199,8 @@ def command(
     read_space(space, **what)
     SearchOptions(**how)
     asked = extraction_arguments(options)
-    features = featx.extract(data, **asked, cache=cache, progress=True)
+    source = read_labels(data, multilabel=multilabel)
+    features = featx.extract(source, **asked, cache=cache, progress=True)
     if asked["backbone"]:
         what["backbones"] = list(asked["backbone"])
     result = featx.search(

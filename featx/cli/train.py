@@ -19,6 +19,7 @@ from featx.cli.options import (
     json_option,
     max_ram_option,
     multilabel_option,
+    read_labels,
     seed_option,
 )
 from featx.cli.show import label_scores, show_features
@@ -97,7 +98,8 @@ def command(
     if average_views and not options["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
     asked = extraction_arguments(options)
-    features = featx.extract(data, **asked, cache=cache, progress=True)
+    source = read_labels(data, multilabel=multilabel)
+    features = featx.extract(source, **asked, cache=cache, progress=True)
     started = time.perf_counter()
     result = featx.train(
         features,

@@ -78,16 +78,25 @@ class ImageDataset(ImageColumns):
         return data if scan.class_names is None else data.with_labels(scan.class_names)
 
     @classmethod
-    def from_csv(cls, path: StrPath, *, root: StrPath | None = None) -> ImageDataset:
+    def from_csv(
+        cls, path: StrPath, *, root: StrPath | None = None, multilabel: bool = False
+    ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
+
+        In the place of ``label`` there may be a column of 0 and 1 for each label of several an
+        image: ``path,cat,dog,indoor`` is read as labels such as ``cat|indoor``.
 
         Parameters
         ----------
         path : str or path-like
-            UTF-8; commas, semicolons or tabs. Other columns are left alone. Without the column
-            ``label`` there are no labels; an empty label is none.
+            UTF-8; commas, semicolons or tabs. Beside a column ``label`` other columns are left
+            alone. Without it there are no labels, unless there are two or more other columns and
+            all that they have is 0 and 1. An empty label, or a row of empty ones, is none.
         root : str, path-like or None, default None
             Folder that relative paths start from; by default the table's.
+        multilabel : bool, default False
+            Whether, without a column ``label``, the other columns have to be labels: what is
+            neither 0 nor 1 is then an error, which names line, column and value.
 
         Raises
         ------
@@ -96,7 +105,7 @@ class ImageDataset(ImageColumns):
         """
         file = Path(path)
         base = Path(file.parent if root is None else root).absolute()
-        table = read_table(file, root=base)
+        table = read_table(file, root=base, multilabel=multilabel)
         data = cls(
             name=file.stem,
             root=base,

@@ -1,4 +1,7 @@
-"""A CSV file that lists images: ``path,label[,split,group]``, in any order of columns."""
+"""A CSV file that lists images: ``path,label[,split,group]``, in any order of columns.
+
+In the place of ``label`` there may be a column of 0 and 1 for each label: ``path,cat,dog``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 
 from featx.exceptions import DatasetError
 from featx.images.files import is_image_name, missing_path_error
+from featx.images.label_sets import SEPARATOR
 from featx.images.scan import SPLITS
 
 __all__ = ["ImageTable", "read_table"]
@@ -21,6 +25,7 @@ _FOR_PATH = (
     "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img",
     "image_id", "name",
 )
+_YES_OR_NO = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 # fmt: on
 
@@ -35,7 +40,7 @@ class ImageTable:
     group: list[str] | None
 
 
-def read_table(file: Path, *, root: Path) -> ImageTable:
+def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTable:
     """Read a table of images.
 
     Parameters
@@ -44,26 +49,33 @@ def read_table(file: Path, *, root: Path) -> ImageTable:
         UTF-8 with or without a byte order mark; commas, semicolons or tabs between the columns.
     root : Path
         Folder that relative paths start from.
+    multilabel : bool, default False
+        Whether, without a column ``label``, all columns but ``path``, ``split`` and ``group`` have
+        to be labels, of 0 and 1. By default they are where there are two or more and all is 0 or 1.
 
     Returns
     -------
     ImageTable
-        Labels without outer white space; splits under their usual names (``valid`` is ``val``).
+        Labels without outer white space, those of columns of 0 and 1 as ``ant|winged``; splits
+        under their usual names (``valid`` is ``val``).
 
     Raises
     ------
     DatasetError
-        For a missing or empty file, another encoding, a header without ``path``, or a damaged row.
+        For a missing or empty file, another encoding, a header without ``path``, a damaged row, or
+        what is neither 0 nor 1 where labels have to be.
     """
     lines = _text(file)
     header_line = lines.readline()
     if not header_line.strip():
         raise DatasetError(f"empty table: {str(file)!r}; expected a header such as path,label")
     delimiter = max(",;\t", key=header_line.count)
-    header = [name.strip().strip('"').strip().lower() for name in header_line.split(delimiter)]
+    written = [name.strip().strip('"').strip() for name in header_line.split(delimiter)]
+    header = [name.lower() for name in written]
     _check_header(file, header, header_line)
     columns: dict[str, list[str]] = {name: [] for name in _COLUMNS if name in header}
     where = {name: header.index(name) for name in columns}
+    several = _LabelColumns.of(file, written, strict=multilabel)
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         for row in reader:
@@ -79,16 +91,73 @@ def read_table(file: Path, *, root: Path) -> ImageTable:
             for name, values in columns.items():
                 cell = row[where[name]]
                 values.append(_cell(file, line, name, cell if name == "path" else cell.strip()))
+            if several is not None:
+                several.add(line, row)
     except csv.Error as error:
         raise DatasetError(f"{str(file)!r}, line {reader.line_num + 1}: {error}") from error
     if not columns["path"]:
         raise DatasetError(f"no rows below the header of {str(file)!r}")
     return ImageTable(
         path=[_posix(path, root) for path in columns["path"]],
-        label=columns.get("label"),
+        label=columns.get("label") if several is None else several.labels,
         split=[SPLITS.get(s.lower(), s) for s in columns["split"]] if "split" in columns else None,
         group=columns.get("group"),
     )
+
+
+class _LabelColumns:
+    """Columns of 0 and 1, one a label; unless they have to be, anything else ends them."""
+
+    def __init__(self, file: Path, places: dict[int, str], *, strict: bool) -> None:
+        self._file, self._places, self._strict = file, places, strict
+        self.labels: list[str] | None = []
+
+    @classmethod
+    def of(cls, file: Path, header: list[str], *, strict: bool) -> _LabelColumns | None:
+        """Return the columns that may be labels, None where there are none."""
+        lower = [name.lower() for name in header]
+        if "label" in lower:
+            return None
+        places = {i: name for i, name in enumerate(header) if lower[i] not in _COLUMNS}
+        if not strict:
+            plain = all(name and SEPARATOR not in name for name in places.values())
+            distinct = len(set(places.values())) == len(places) >= 2
+            return cls(file, places, strict=False) if plain and distinct else None
+        if not places:
+            raise DatasetError(
+                f"{str(file)!r} has no labels, found columns: {', '.join(header)}; expected a "
+                f"column label with text such as ant{SEPARATOR}winged, or a column of 0 and 1 for "
+                "each label"
+            )
+        for place, name in places.items():
+            if not name or SEPARATOR in name or header.count(name) > 1:
+                raise DatasetError(
+                    f"{str(file)!r}: column {place + 1} is called {name!r}; expected the name of a "
+                    f"label, each once and without {SEPARATOR!r}: rename the column, or take it out"
+                )
+            _cell(file, 1, "label", name)
+        return cls(file, places, strict=True)
+
+    def add(self, line: int, row: list[str]) -> None:
+        """Take one row."""
+        if self.labels is None:
+            return
+        cells = {name: row[place].strip() for place, name in self._places.items()}
+        if not any(cells.values()):
+            self.labels.append("")
+            return
+        for name, cell in cells.items():
+            if cell.lower() not in _YES_OR_NO:
+                if not self._strict:
+                    self.labels = None
+                    return
+                raise DatasetError(
+                    f"{str(self._file)!r}, line {line}, column {name!r}: expected 0 or 1, received "
+                    f"{cell!r}: without a column label every column but path, split and group is a "
+                    "label; write 1 where the image has it, else 0, or take the column out"
+                )
+        named = [name for name, cell in cells.items() if _YES_OR_NO[cell.lower()]]
+        self.labels.append(SEPARATOR.join(named) or SEPARATOR)
 
 
 def _text(file: Path) -> io.StringIO:

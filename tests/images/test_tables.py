@@ -98,3 +98,39 @@ def test_other_encodings_and_missing_files(tmp_path):
         ImageDataset.from_csv(tmp_path / "bird.csv")
     with pytest.raises(DatasetError, match=r"cannot read .*: Is a directory"):
         ImageDataset.from_csv(tmp_path)
+
+
+ONE_HOT = "path,Cat,dog,split\na.jpg,1,0,train\nb.jpg,1,1,test\nc.jpg,0,0,\nd.jpg,,,\n"
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_columns_of_0_and_1_are_labels(tmp_path, multilabel):
+    data = ImageDataset.from_csv(table(tmp_path, ONE_HOT), multilabel=multilabel)
+    assert data.y.tolist() == ["Cat", "Cat|dog", "|", ""]
+    assert data.splits == ("train", "test", "", "")
+    other = ONE_HOT.replace("1,0,", "True,false,").replace("1,1,", "1.0,1,").replace(",", ";")
+    data = ImageDataset.from_csv(table(tmp_path, other), multilabel=multilabel)
+    assert data.y.tolist() == ["Cat", "Cat|dog", "|", ""]
+    # A column of that name is where labels are, whatever stands beside it.
+    text = "path,label,dog,red\na.jpg,cat|indoor,0,1\n"
+    data = ImageDataset.from_csv(table(tmp_path, text), multilabel=multilabel)
+    assert data.y.tolist() == ["cat|indoor"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path,cat,dog\na,1,0\nb,1,2\n", "line 3, column 'dog': expected 0 or 1, received '2'"),
+        ("path,cat,dog\na,1,0\nb,1\n", "line 3, column 'dog': expected 0 or 1, received ''"),
+        ("path,cat,width\na,1,640\n", "'width': .*'640': without a column label .* take the col"),
+        ("path,split\na,train\n", "has no labels, found columns: path, split; expected a column"),
+        (",path,cat,dog\n0,a,1,0\n", "column 1 is called ''; expected the name of a label"),
+        ("path,cat,cat\na,1,0\n", "column 2 is called 'cat'; expected the name of a label, each"),
+        ("path,cat|dog,red\na,1,0\n", r"column 2 is called 'cat\|dog'"),
+    ],
+)
+def test_columns_that_have_to_be_labels_and_are_not(tmp_path, text, reason):
+    file = table(tmp_path, text)
+    with pytest.raises(DatasetError, match=reason):
+        ImageDataset.from_csv(file, multilabel=True)
+    assert ImageDataset.from_csv(file).labels is None

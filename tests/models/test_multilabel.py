@@ -1,6 +1,7 @@
 """Images with several labels, from a table of them to predictions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_the_commands(table, options, featx_command, tmp_path):
     assert trained.returncode == 0, trained.stderr
     assert "on 2 labels" in trained.stdout
     assert "scores    mean average precision" in trained.stdout
+    rows = [f"{n}.jpg,{int(n % 3 == 0)},{int(n % 2 == 0)}" for n in range(24)]
+    columns = table.parent / "columns.csv"
+    columns.write_text("\n".join(["path,dark,red", *rows]))
+    by_columns = featx_command("train", columns, *common, "--multilabel", "--head", "logistic:C=1")
+    assert by_columns.returncode == 0, by_columns.stderr
+    scores = [re.search("scores .*", run.stdout)[0] for run in (trained, by_columns)]
+    assert scores[0] == scores[1]
+    columns.write_text("\n".join(["path,dark,red", "0.jpg,1,0", "1.jpg,yes,0"]))
+    wrong = featx_command("train", columns, *common, "--multilabel")
+    assert wrong.returncode == 1
+    assert "line 3, column 'dark': expected 0 or 1, received 'yes'" in wrong.stderr
     photos = [table.parent / f"{number}.jpg" for number in range(4)]
     lines = featx_command("predict", "m.featx", *photos, "--format", "jsonl").stdout.splitlines()
     found = [{one["label"] for one in json.loads(line)["top"]} for line in lines]
