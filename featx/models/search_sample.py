@@ -52,8 +52,9 @@ class SearchSample:
     @property
     def note(self) -> str:
         """What a user should know of it."""
+        seen = int(np.isin(self.rows, self.training).sum())
         return (
-            f"candidates were measured on {len(self.rows):,} images, as many as --max-ram allows; "
+            f"candidates were measured on {seen:,} images, as many as --max-ram allows; "
             f"the winner was trained on all {len(self.training):,}"
         )
 
