@@ -15,7 +15,8 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
     """scikit-learn's ``Pipeline``; `fit` looks at the data before the first step does.
 
     So that NaN, one class or labels of another length have one message, whichever estimator would
-    meet them first. Parameters and attributes are those of ``Pipeline``.
+    meet them first. A last step that is scikit-learn's ``LogisticRegression`` is fitted by the path
+    solver. Parameters and attributes are those of ``Pipeline``.
 
     Examples
     --------
@@ -49,5 +50,23 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
         """
         refuse_unlearnable(X, y)
         with few_images_allowed():
-            super().fit(X, y, **params)
+            if params or self.memory is not None or not _may_be_logistic(self.steps[-1][1]):
+                super().fit(X, y, **params)
+            else:
+                self._fit_logistic(X, y)
         return self
+
+    def _fit_logistic(self, X: Any, y: Any) -> None:
+        from featx.heads.logistic_fit import fit_logistic, is_solved_by_path
+
+        before = self[:-1] if len(self.steps) > 1 else None
+        given = X if before is None else before.fit_transform(X, y)
+        last = self.steps[-1][1]
+        if is_solved_by_path(last, given):
+            fit_logistic(last, given, y)
+        else:
+            last.fit(given, y)
+
+
+def _may_be_logistic(step: Any) -> bool:
+    return type(step).__name__ == "LogisticRegression"

@@ -13,15 +13,13 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from featx.exceptions import HeadError
 from featx.heads.candidates import checked_data, core_estimators
+from featx.heads.logistic_fit import unknown_setting
 from featx.heads.logistic_path import LogisticPath, fit_logistic_path
 from featx.heads.sweep import Fold, HeldOut
 from featx.memory import machine_bytes
 
 __all__ = ["sweep_logistic"]
 
-# Parameters that the path solver knows, and those that do not move the solution.
-_KNOWN = {"C", "class_weight", "max_iter", "tol"}
-_NEUTRAL = {"n_jobs", "random_state", "verbose", "warm_start"}
 # Fewer values of C are fitted to their end: there is nothing to give up.
 _RACE_FROM = 4
 # Up to so many rows a fold costs little by itself; beyond, the scaling of all folds together moves
@@ -124,15 +122,13 @@ def _parts(
 
 
 def _require_known(settings: Sequence[Any]) -> None:
-    (plain,) = core_estimators("logistic", [{}])
-    usual = plain.get_params()
     for setting in settings:
-        for name, value in setting.get_params().items():
-            if name not in _KNOWN | _NEUTRAL and value != usual[name]:
-                raise HeadError(
-                    f"logistic with {name}={value!r} has no shortcut: leave {name} at "
-                    f"{usual[name]!r}"
-                )
+        unknown = unknown_setting(setting)
+        if unknown is not None:
+            name, value, usual = unknown
+            raise HeadError(
+                f"logistic with {name}={value!r} has no shortcut: leave {name} at {usual!r}"
+            )
 
 
 def _weights(

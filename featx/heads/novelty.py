@@ -260,11 +260,14 @@ def _components(centred: NDArray[np.float32], count: int) -> NDArray[np.float64]
         from sklearn.utils.extmath import randomized_svd
 
         return np.asarray(randomized_svd(centred, count, n_iter=4, random_state=0)[2].T, np.float64)
-    if n < width:
-        values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
-    else:
-        values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-    values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
+    from scipy.linalg import eigh
+
+    product = centred @ centred.T if n < width else centred.T @ centred
+    size = len(product)
+    values, vectors = eigh(
+        product.astype(np.float64), subset_by_index=[max(0, size - count), size - 1]
+    )
+    values, vectors = values[::-1], vectors[:, ::-1]
     kept = values > 1e-6 * max(float(values[0]), 1e-12)
     if not kept.any() or values[0] <= 1e-12:
         return None
