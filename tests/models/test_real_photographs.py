@@ -73,7 +73,7 @@ def test_held_out_probabilities_agree_with_a_plain_script(
     X = plain_features([ants_bees / path for path in files], mobilenet_weights)
     y = np.array([path.split("/")[0] for path in files])
     testing = np.arange(len(files)) % 4 == 0
-    plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=5000))
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-8, max_iter=5000))
     plain.fit(X[~testing], y[~testing])
     np.testing.assert_allclose(ours, plain.predict_proba(X[testing]), atol=1e-4)
     scores = featx.evaluate(featx.load(tmp_path / "m.featx"), data)
