@@ -20,8 +20,10 @@ __all__ = ["Basis", "RowBlock", "Rows", "has_double", "host", "namespace", "take
 
 T = TypeVar("T")
 
-# A block's arrays should fit the second-level cache of one core, beside the features' panel.
-_BLOCK_ENTRIES = 1 << 16
+# Rows a block: the product wants many, the element-wise work that its arrays stay in the cache.
+# Measured on 5,000 to 50,000 rows, with 10 to 600 columns of scores.
+_LEAST_ROWS, _MOST_ROWS = 1024, 2560
+_BLOCK_ENTRIES = 1 << 17
 _MOST_DIRECTIONS = 4096
 # A smaller probability would soon be subnormal, which slows arithmetic a hundredfold.
 _LEAST_EXPONENT = -60.0
@@ -309,7 +311,7 @@ class Rows:
 
 def _block_size(n: int, columns: int, workers: int) -> int:
     """Rows a block: few enough for the cache, enough for the product, and an even share."""
-    size = max(256, min(1024, _BLOCK_ENTRIES // columns))
+    size = max(_LEAST_ROWS, min(_MOST_ROWS, _BLOCK_ENTRIES // columns))
     rounds = max(1, round(n / (size * workers)))
     return -(-n // (rounds * workers))
 
