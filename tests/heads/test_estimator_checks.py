@@ -8,6 +8,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from featx.heads.calibrated import TemperatureCalibrated
 from featx.heads.dense import DenseClassifier
 from featx.heads.discriminant import ShrinkageLDA
+from featx.heads.head_pipeline import HeadPipeline
 from featx.heads.multilabel import MultiLabelHead
 from featx.heads.nearest_mean import NearestMean
 from featx.heads.neighbours import NearestNeighbours
@@ -71,7 +72,11 @@ FAILURES = {
 
 
 def expected_failures(estimator):
-    return FAILURES.get(type(estimator).__name__, {})
+    expected = FAILURES.get(type(estimator).__name__, {})
+    if isinstance(estimator, HeadPipeline) and isinstance(estimator[-1], LogisticRegression):
+        # The path solver fits it, which leaves the steps as they are.
+        return {name: why for name, why in expected.items() if "dont_overwrite" not in name}
+    return expected
 
 
 OWN = [
