@@ -62,7 +62,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
         before = self[:-1] if len(self.steps) > 1 else None
         given = X if before is None else before.fit_transform(X, y)
         last = self.steps[-1][1]
-        if is_solved_by_path(last, given):
+        if is_solved_by_path(last, given, y):
             fit_logistic(last, given, y)
         else:
             last.fit(given, y)

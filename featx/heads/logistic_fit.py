@@ -13,7 +13,7 @@ from featx.heads.logistic_path import fit_logistic_path
 from featx.heads.validation import validated_training
 from featx.memory import machine_bytes
 
-__all__ = ["fit_logistic", "is_solved_by_path", "unknown_setting"]
+__all__ = ["ARRAYS", "MACHINE_SHARE", "fit_logistic", "is_solved_by_path", "unknown_setting"]
 
 # Parameters that the path solver knows, and those that do not move the solution.
 _KNOWN = {"C", "class_weight", "max_iter", "tol"}
@@ -23,8 +23,9 @@ _USUAL = LogisticRegression().get_params()
 # few numbers that double precision costs nothing.
 _GAP, _GAP_OF_FEW = 2e-7, 1e-9
 _FEW = 1 << 20
-# The solver holds the rows a second time.
-_MACHINE_SHARE = 8
+# Arrays of a number a row and class that the solver needs for a problem, and the share of the
+# memory for them; it holds the rows a second time as well.
+ARRAYS, MACHINE_SHARE = 6, 4
 
 
 def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
@@ -45,20 +46,24 @@ def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
     return None
 
 
-def is_solved_by_path(model: Any, X: Any) -> bool:
+def is_solved_by_path(model: Any, X: Any, y: Any) -> bool:
     """Tell whether `fit_logistic` can fit an estimator on features.
 
     Parameters
     ----------
     model : estimator
     X : array-like of shape (n, d)
+    y : array-like of shape (n,)
     """
     if type(model) is not LogisticRegression or unknown_setting(model) or model.warm_start:
         return False
     if not isinstance(X, np.ndarray) or X.dtype not in (np.float32, np.float64):
         return False
+    if not 0 < model.C < np.inf:
+        return False
+    needed = X.nbytes + ARRAYS * len(X) * len(np.unique(y)) * X.itemsize
     memory = machine_bytes()
-    return bool(0 < model.C < np.inf) and (memory is None or X.nbytes < memory // _MACHINE_SHARE)
+    return memory is None or needed <= memory // MACHINE_SHARE
 
 
 def fit_logistic(model: LogisticRegression, X: Any, y: Any) -> LogisticRegression:

@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from featx.exceptions import HeadError
 from featx.heads.candidates import checked_data, core_estimators
-from featx.heads.logistic_fit import unknown_setting
+from featx.heads.logistic_fit import ARRAYS, MACHINE_SHARE, unknown_setting
 from featx.heads.logistic_path import LogisticPath, fit_logistic_path
 from featx.heads.sweep import Fold, HeldOut
 from featx.memory import machine_bytes
@@ -25,9 +25,6 @@ _RACE_FROM = 4
 # Up to so many rows a fold costs little by itself; beyond, the scaling of all folds together moves
 # no score by more than 0.001.
 _FEW_ROWS = 100
-# Arrays of a number a row and class that a fold needs, and the share of the memory for them.
-_ARRAYS = 6
-_MACHINE_SHARE = 4
 
 
 def sweep_logistic(
@@ -115,8 +112,8 @@ def _parts(
     scaled = StandardScaler().fit_transform(X)
     step, memory = len(folds), machine_bytes()
     if apart and memory is not None:
-        each = _ARRAYS * len(X) * (int(y.max()) + 1) * scaled.itemsize
-        step = max(1, min(step, memory // _MACHINE_SHARE // each))
+        each = ARRAYS * len(X) * (int(y.max()) + 1) * scaled.itemsize
+        step = max(1, min(step, memory // MACHINE_SHARE // each))
     for start in range(0, len(folds), step):
         yield range(start, min(start + step, len(folds))), scaled
 

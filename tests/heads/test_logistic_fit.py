@@ -62,16 +62,16 @@ def test_what_the_solver_does_not_know_is_left_to_scikit_learn(params):
     X, y = drawn(2)
     head = make_head("logistic", **params).fit(X, y)
     own = LogisticRegression(C=0.01, max_iter=5000, random_state=0, **params)
-    assert not is_solved_by_path(own, X)
+    assert not is_solved_by_path(own, X, y)
     own = make_pipeline(StandardScaler(), own).fit(X, y)
     np.testing.assert_allclose(head[-1].coef_, own[-1].coef_, rtol=1e-6)
 
 
 def test_what_would_not_fit_twice_is_left_to_scikit_learn(monkeypatch):
-    X, _ = drawn(2)
-    assert is_solved_by_path(LogisticRegression(), X)
-    monkeypatch.setattr(logistic_fit, "machine_bytes", lambda: 8 * X.nbytes)
-    assert not is_solved_by_path(LogisticRegression(), X)
+    X, y = drawn(2)
+    assert is_solved_by_path(LogisticRegression(), X, y)
+    monkeypatch.setattr(logistic_fit, "machine_bytes", lambda: 4 * X.nbytes)
+    assert not is_solved_by_path(LogisticRegression(), X, y)
 
 
 def test_a_parameter_out_of_range_has_scikit_learns_message():
