@@ -24,7 +24,7 @@ _USUAL = LogisticRegression().get_params()
 _GAP, _GAP_OF_FEW = 2e-7, 1e-9
 _FEW = 1 << 20
 # Arrays of a number a row and class that the solver needs for a problem, and the share of the
-# memory for them; it holds the rows a second time as well.
+# memory for them; while it turns the rows, it holds them twice more as well.
 ARRAYS, MACHINE_SHARE = 6, 4
 
 
@@ -61,7 +61,7 @@ def is_solved_by_path(model: Any, X: Any, y: Any) -> bool:
         return False
     if not 0 < model.C < np.inf:
         return False
-    needed = X.nbytes + ARRAYS * len(X) * len(np.unique(y)) * X.itemsize
+    needed = 2 * X.nbytes + ARRAYS * len(X) * len(np.unique(np.asarray(y))) * X.itemsize
     memory = machine_bytes()
     return memory is None or needed <= memory // MACHINE_SHARE
 

@@ -70,7 +70,7 @@ def test_what_the_solver_does_not_know_is_left_to_scikit_learn(params):
 def test_what_would_not_fit_twice_is_left_to_scikit_learn(monkeypatch):
     X, y = drawn(2)
     assert is_solved_by_path(LogisticRegression(), X, y)
-    monkeypatch.setattr(logistic_fit, "machine_bytes", lambda: 4 * X.nbytes)
+    monkeypatch.setattr(logistic_fit, "machine_bytes", lambda: 8 * X.nbytes)
     assert not is_solved_by_path(LogisticRegression(), X, y)
 
 
