@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_sample_weight
 
-from featx.heads.logistic_path import fit_logistic_path
+from featx.heads.logistic_path import closest_gap, fit_logistic_path
 from featx.heads.validation import validated_training
 from featx.memory import machine_bytes
 
@@ -19,10 +19,6 @@ __all__ = ["ARRAYS", "MACHINE_SHARE", "fit_logistic", "is_solved_by_path", "unkn
 _KNOWN = {"C", "class_weight", "max_iter", "tol"}
 _NEUTRAL = {"n_jobs", "random_state", "verbose", "warm_start"}
 _USUAL = LogisticRegression().get_params()
-# Relative distance of the objective from its minimum: what single precision reaches, and for so
-# few numbers that double precision costs nothing.
-_GAP, _GAP_OF_FEW = 2e-7, 1e-9
-_FEW = 1 << 20
 # Arrays of a number a row and class that the solver needs for a problem, and the share of the
 # memory for them; while it turns the rows, it holds them twice more as well.
 ARRAYS, MACHINE_SHARE = 6, 4
@@ -111,7 +107,7 @@ def fit_logistic(model: LogisticRegression, X: Any, y: Any) -> LogisticRegressio
         Cs=np.array([model.C], np.float64),
         weights=weights,
         tol=float(model.tol),
-        gap_tol=min(_GAP if X.size > _FEW else _GAP_OF_FEW, float(model.tol)),
+        gap_tol=min(closest_gap(X, len(classes)), float(model.tol)),
         max_iter=int(model.max_iter),
     )
     coef, intercept = path.coef[0], path.intercept[0]

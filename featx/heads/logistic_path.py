@@ -15,7 +15,7 @@ from featx.heads.logistic_lbfgs import Solved, minimise
 from featx.heads.logistic_race import Race
 from featx.heads.logistic_rows import RowBlock, Rows, has_double, host
 
-__all__ = ["SCORINGS", "LogisticPath", "fit_logistic_path"]
+__all__ = ["SCORINGS", "LogisticPath", "closest_gap", "fit_logistic_path"]
 
 logger = logging.getLogger("featx")
 
@@ -26,7 +26,7 @@ _SMALL = 1 << 20
 # What sums over thousands of rows in single precision can be trusted to; the gap goes with the
 # square of the gradient.
 _SINGLE_TOL = 5e-7
-_SINGLE_GAP = 2e-7
+_SINGLE_GAP, _DOUBLE_GAP = 2e-7, 1e-9
 _RACE_TOL = 5.0
 # Solutions that the start at the next C is extrapolated from.
 _POINTS = 3
@@ -178,6 +178,15 @@ def fit_logistic_path(
         return replace(path, refit=last.walk(Cs[[path.best]], aim, start=start))
 
 
+def closest_gap(X: Any, classes: int) -> float:
+    """Return the smallest ``gap_tol`` of one problem on X (n, d) without a second round."""
+    return _SINGLE_GAP if _is_large(X, classes) else _DOUBLE_GAP
+
+
+def _is_large(X: Any, columns: int) -> bool:
+    return int(X.shape[0] * max(X.shape[1], columns)) > _SMALL
+
+
 @dataclass(frozen=True)
 class _Aim:
     tol: float
@@ -213,8 +222,7 @@ class _Run:
         with np.errstate(invalid="ignore"):
             self.shares = held / held.sum(axis=1, keepdims=True)
         self.double = has_double(X)
-        widest = max(X.shape[1], self.classes * len(folds))
-        self.single = X.shape[0] * widest > _SMALL or not self.double
+        self.single = not self.double or _is_large(X, self.classes * len(folds))
         if beside is None:
             self.rows = self._make("float32" if self.single else "float64")
         else:

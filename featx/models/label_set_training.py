@@ -14,6 +14,7 @@ from featx.exceptions import DatasetError
 from featx.heads.registry import make_head
 from featx.images.label_sets import SEPARATOR, label_matrix, read_label_sets
 from featx.models.classifier import ImageClassifier
+from featx.models.memory_training import MemoryFit
 from featx.models.metrics import score_label_sets
 from featx.models.streamed_training import StreamedFit
 from featx.selection.splits import label_folds, leak_groups
@@ -138,21 +139,9 @@ def _ways(
     def head() -> Any:
         return make_head(model.head, seed=model.random_state, multilabel=True)
 
-    if bound is not None:
+    fitting: MemoryFit | StreamedFit
+    if bound is None:
+        fitting = MemoryFit(features, place, targets, views)
+    else:
         fitting = StreamedFit(features, place, targets, views, bound)
-        return lambda rows: fitting.fit(head(), rows), partial(fitting.probabilities, model)
-    parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
-
-    def fit(rows: NDArray[np.intp]) -> Any:
-        X = np.concatenate([part[rows] for part in parts])
-        X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float32)
-        return head().fit(X, np.tile(targets[rows], (len(parts), 1)))
-
-    def says(head: Any, rows: NDArray[np.intp]) -> NDArray[np.floating[Any]]:
-        looked_at = parts[: 1 + model.views_averaged]
-        found: NDArray[np.float64] = np.mean(
-            [head.predict_proba(part[rows]) for part in looked_at], axis=0
-        )
-        return found
-
-    return fit, says
+    return lambda rows: fitting.fit(head(), rows), partial(fitting.probabilities, model)

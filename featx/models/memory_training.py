@@ -29,8 +29,8 @@ class MemoryFit:
     features : Features
     place : dict
         ``backbone`` and ``tap`` of the block.
-    y : ndarray of shape (n,)
-        Label of each row of the features.
+    y : ndarray of shape (n,) or (n, labels)
+        Label of each row of the features; 0 and 1, a column a label, for several an image.
     views : list of int
         Augmented views to train on beside the images.
     """
@@ -51,7 +51,17 @@ class MemoryFit:
         X = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if X.dtype not in (np.float32, np.float64):
             X = X.astype(np.float32)
-        return head.fit(X, np.tile(self._y[rows], len(parts)))
+        return head.fit(X, np.concatenate([self._y[rows]] * len(parts)))
+
+    def probabilities(
+        self, model: ImageClassifier, head: Any, rows: NDArray[np.intp]
+    ) -> NDArray[np.floating[Any]]:
+        """Return what a head says of rows, (len(rows), classes), the mean over averaged views."""
+        looked_at = [part[rows] for part in self._parts[: 1 + model.views_averaged]]
+        found: NDArray[np.floating[Any]] = np.mean(
+            [head.predict_proba(part) for part in looked_at], axis=0
+        )
+        return found
 
     def score(
         self, model: ImageClassifier, head: Any, rows: NDArray[np.intp], sums: ScoreSums
@@ -59,8 +69,7 @@ class MemoryFit:
         """Add what a head says of rows to sums; return the likeliest labels and how likely."""
         proba = np.zeros((len(rows), len(sums.classes)))
         columns = np.searchsorted(sums.classes, head.classes_)
-        looked_at = [part[rows] for part in self._parts[: 1 + model.views_averaged]]
-        proba[:, columns] = np.mean([head.predict_proba(part) for part in looked_at], axis=0)
+        proba[:, columns] = self.probabilities(model, head, rows)
         return _count(proba, self._y[rows], sums)
 
     def score_together(
