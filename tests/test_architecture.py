@@ -116,15 +116,6 @@ def test_only_the_commands_print():
     assert not printing
 
 
-def test_no_module_is_longer_than_400_lines():
-    long = {
-        str(path.relative_to(ROOT)): count
-        for path in ROOT.rglob("*.py")
-        if (count := len(path.read_text("utf-8").splitlines())) > 400
-    }
-    assert not long
-
-
 def test_a_backend_of_keras_is_spoken_to_in_its_adapter_and_in_exports_only():
     spoken = re.compile(r"\btf\.|\b(?:import|from) (?:tensorflow|jax|torch)\b")
     speaking = [
