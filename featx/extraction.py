@@ -250,9 +250,9 @@ def _kept(job: ExtractionJob, ledger: Ledger) -> str:
 
 
 def _nothing_readable(features: Features) -> DatasetError:
-    shown = "".join(f"\n  {path}: {reason}" for path, reason in features.failed[:5])
+    shown = "; ".join(f"{path}: {reason}" for path, reason in features.failed[:5])
     return DatasetError(
-        f"none of the {len(features.manifest)} images of {features.name!r} could be read:{shown}"
+        f"none of the {len(features.manifest)} images of {features.name!r} could be read: {shown}"
     )
 
 

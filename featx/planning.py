@@ -16,6 +16,7 @@ from featx.memory_store import MemoryStore
 from featx.meter import Meter
 from featx.pipeline import Stage
 from featx.runner import Ledger, run
+from featx.terminal import visible
 
 __all__ = ["ExtractionPlan", "plan_extraction"]
 
@@ -78,7 +79,9 @@ class ExtractionPlan:
 
     def describe(self) -> str:
         """Return the plan as text for a terminal."""
-        head = f"{self.dataset}: {self.images:,} images, {self.cached:,} known to be cached"
+        head = (
+            f"{visible(self.dataset)}: {self.images:,} images, {self.cached:,} known to be cached"
+        )
         if not self.to_extract:
             return f"{head}, nothing to extract"
         binds = f", {self.binds} binds" if self.binds else ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from featx.meter import Meter
+from featx.terminal import console, drawing, visible
 
 __all__ = ["terminal_progress"]
 
@@ -37,17 +38,19 @@ def terminal_progress(
         yield None
         return
     from rich import progress as rich_progress
-    from rich.console import Console
 
     columns = (
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TextColumn("{task.fields[rate]}"),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
+    bar = rich_progress.Progress(
+        *columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty()
+    )
+    with drawing(bar):
+        task = bar.add_task(visible(title), total=None, rate="")
         before: int | None = None
 
         def show(done: int, total: int, failed: int) -> None:

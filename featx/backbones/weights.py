@@ -17,6 +17,7 @@ from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.exceptions import WeightsError
 from featx.file_stamps import SETTLED_NS
 from featx.quiet import quiet_import
+from featx.terminal import unguarded
 
 __all__ = [
     "Weights",
@@ -208,7 +209,7 @@ def _download(row: Backbone) -> Path:
     # Keras draws its progress on standard output, which belongs to results.
     watched = sys.stderr is not None and sys.stderr.isatty()
     try:
-        with redirect_stdout(sys.stderr if watched else io.StringIO()):
+        with redirect_stdout(unguarded(sys.stderr) if watched else io.StringIO()):
             found = keras.utils.get_file(
                 row.weights_file,
                 row.weights_url,
@@ -223,12 +224,11 @@ def _download(row: Backbone) -> Path:
 
 def missing_message(row: Backbone, reason: str) -> str:
     """Return what to do about a weights file that is not here."""
-    places = "\n  ".join(str(path) for path in weights_places(row))
+    places = " or ".join(str(path) for path in weights_places(row))
     return (
-        f"the ImageNet weights of {row.name} are not here, and {reason}. Either\n"
-        f"- put {row.weights_file}\n  (from {row.weights_url})\n  at one of\n  {places}\n"
-        f"- name a file with --weights (weights=...), or a folder with FEATX_WEIGHTS,\n"
-        f"- or use the backbone that comes with featx: --backbone {BUNDLED}"
+        f"the ImageNet weights of {row.name} are not here, and {reason}. Download "
+        f"{row.weights_url} to {places}; or name a file with --weights (weights=...), or a folder "
+        f"with FEATX_WEIGHTS; or use the backbone that comes with featx: --backbone {BUNDLED}"
     )
 
 

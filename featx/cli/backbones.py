@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from featx.cli.options import common_options, json_option
 from featx.cli.show import table
+from featx.terminal import say, say_json
 
 __all__ = ["command"]
 
@@ -29,18 +29,21 @@ def command(name: str | None, as_json: bool) -> None:
 
     if name is None:
         rows = [_row(row) for row in CATALOG.values()]
-        click.echo(json.dumps({"backbones": rows}) if as_json else _table(rows))
+        if as_json:
+            say_json({"backbones": rows})
+        else:
+            say(*_table(rows))
         return
     row = find_backbone(name)
     details = {**_row(row), "taps": _taps(row.name)}
     if as_json:
-        click.echo(json.dumps(details))
+        say_json(details)
         return
     for key, value in details.items():
         if key != "taps":
-            click.echo(f"{key:16} {value}")
-    click.echo("taps             avg, max, gem, flatten, grid:K of the last map, or of a block:")
-    click.echo(table(["block", "output"], [[tap, shape] for tap, shape in details["taps"].items()]))
+            say(f"{key:16} {value}")
+    say("taps             avg, max, gem, flatten, grid:K of the last map, or of a block:")
+    say(*table(["block", "output"], [[tap, shape] for tap, shape in details["taps"].items()]))
 
 
 def _row(row: Any) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def _row(row: Any) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]]) -> list[str]:
     return table(
         ["name", "input px", "features", "parameters", "ImageNet top-1 %", "weights"],
         [

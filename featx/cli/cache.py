@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from featx.cli.cache_pack import pack
 from featx.cli.options import cache_option, common_options, json_option
 from featx.cli.show import table
 from featx.progress import terminal_progress
+from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.cache.findings import Finding
@@ -67,29 +67,29 @@ def info(cache: Path, as_json: bool) -> None:
     found = FeatureCache(cache).info()
     if as_json:
         lists = {key: [asdict(item) for item in found[key]] for key in ("spaces", "datasets")}
-        click.echo(json.dumps({**found, **lists}))
+        say_json({**found, **lists})
         return
-    click.echo(f"{found['cache']}: {found['size_bytes'] / 1e6:,.1f} MB of features")
+    say(f"{found['cache']}: {found['size_bytes'] / 1e6:,.1f} MB of features")
     if found["spaces"]:
         rows = [
             [space.name, tap, f"{count:,}", f"{space.shards:,}", _size(space.size_bytes)]
             for space in found["spaces"]
             for tap, count in space.rows.items()
         ]
-        click.echo(table(["space", "tap", "rows", "shards", "size"], rows))
+        say(*table(["space", "tap", "rows", "shards", "size"], rows))
     if found["datasets"]:
         rows = [
             [d.name, str(d.images), str(d.failed), str(d.classes), " ".join(d.blocks), d.root]
             for d in found["datasets"]
         ]
-        click.echo(table(["dataset", "images", "failed", "classes", "features", "folder"], rows))
+        say(*table(["dataset", "images", "failed", "classes", "features", "folder"], rows))
     damaged = {
         **found["unreadable_spaces"],
         **{name: why for space in found["spaces"] for name, why in space.damaged.items()},
         **{dataset.name: dataset.damaged for dataset in found["datasets"] if dataset.damaged},
     }
     for name, why in damaged.items():
-        click.echo(f"damaged: {name}: {why}")
+        say(f"damaged: {name}: {why}")
 
 
 @command.command("verify", short_help="Read every byte again and name what is damaged.")
@@ -113,11 +113,11 @@ def verify(cache: Path, workers: int | None, as_json: bool) -> int:
     if as_json:
         counts = {"files": report.files, "rows": report.rows, "size_bytes": report.size_bytes}
         found = [_plain(finding) for finding in report.findings]
-        click.echo(json.dumps({"cache": str(report.cache), **counts, "findings": found}))
+        say_json({"cache": str(report.cache), **counts, "findings": found})
         return int(not report.ok)
     for finding in report.findings:
-        click.echo(_line(finding))
-    click.echo(
+        say(_line(finding))
+    say(
         f"{report.cache}: {report.files:,} files, {report.rows:,} sound rows, "
         f"{_size(report.size_bytes)}, {len(report.findings):,} findings"
     )
@@ -148,21 +148,21 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
         lists = ("removed", "left", "missing")
         found = {name: [_plain(finding) for finding in getattr(report, name)] for name in lists}
         head = {"cache": str(report.cache), "dry_run": dry_run, "size_bytes": report.size_bytes}
-        click.echo(json.dumps({**head, **found}))
+        say_json({**head, **found})
         return int(bool(report.left))
     done = "would be removed" if dry_run else "removed"
     for finding in report.removed:
-        click.echo(f"{done}: {_reason(finding)}")
+        say(f"{done}: {_reason(finding)}")
         if finding.kind in ("manifest", "spec"):
-            click.echo(f"  {finding.next_step}")
+            say(f"  {finding.next_step}")
     for finding in report.left:
-        click.echo(f"left: {_line(finding)}")
+        say(f"left: {_line(finding)}")
     for finding in report.missing:
         shown = ", ".join(finding.examples)
         more = ", ..." if (finding.rows or 0) > len(finding.examples) else ""
-        click.echo(f"to make again: {finding.path.stem}: {finding.reason}: {shown}{more}")
-        click.echo(f"  {finding.next_step}")
-    click.echo(
+        say(f"to make again: {finding.path.stem}: {finding.reason}: {shown}{more}")
+        say(f"  {finding.next_step}")
+    say(
         f"{report.cache}: {len(report.removed):,} files {done}, {_size(report.size_bytes)}, "
         f"{len(report.left):,} left for you to decide"
     )
@@ -198,7 +198,7 @@ def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
     report = FeatureCache(cache).gc(older_than_s=older_than, dry_run=not yes)
     damaged = sum(len(space.damaged) for space in report.spaces)
     if as_json:
-        click.echo(json.dumps({**asdict(report), "cache": str(report.cache)}))
+        say_json({**asdict(report), "cache": str(report.cache)})
         return int(bool(damaged))
     head = ["space", "stays", "unused", "repeated", "size", "shards gone", "new", "too young"]
     rows = [
@@ -215,14 +215,14 @@ def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
         for space in report.spaces
     ]
     if rows:
-        click.echo(table(head, rows))
+        say(*table(head, rows))
     for space in report.spaces:
         for reason in space.damaged.values():
-            click.echo(f"left: shard: {reason}; `featx cache repair` removes it")
+            say(f"left: shard: {reason}; `featx cache repair` removes it")
     rows_gone = sum(space.rows_unused + space.rows_repeated for space in report.spaces)
     size = _size(sum(space.size_bytes for space in report.spaces))
     what = "removed" if yes else "would be removed; --yes does it"
-    click.echo(f"{report.cache}: {rows_gone:,} rows, {size} {what}")
+    say(f"{report.cache}: {rows_gone:,} rows, {size} {what}")
     return int(bool(damaged))
 
 
@@ -254,18 +254,18 @@ def merge(others: tuple[str, ...], cache: Path, as_json: bool) -> int:
             }
             for report in reports
         ]
-        click.echo(json.dumps({"cache": str(cache), "sources": found}))
+        say_json({"cache": str(cache), "sources": found})
         return int(bool(skipped))
     for report in reports:
-        click.echo(
+        say(
             f"{report.source}: {report.rows_copied:,} rows copied ({_size(report.size_bytes)}), "
             f"{report.rows_present:,} were here"
         )
         for dataset in report.datasets:
             name = f", as {dataset.stored_as}" if dataset.stored_as != dataset.name else ""
-            click.echo(f"  dataset {dataset.name}: {_OUTCOMES[dataset.outcome]}{name}")
+            say(f"  dataset {dataset.name}: {_OUTCOMES[dataset.outcome]}{name}")
     for finding in skipped:
-        click.echo(f"left out: {_line(finding)}")
+        say(f"left out: {_line(finding)}")
     return int(bool(skipped))
 
 

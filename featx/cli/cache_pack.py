@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from featx.cli.options import cache_option, common_options, json_option
+from featx.terminal import say, say_json
 
 __all__ = ["pack"]
 
@@ -51,9 +51,9 @@ def pack(
     target = output or Path(f"{folder_name(name)}.h5")
     packed = pack_dataset(features, target, backbone=backbone, tap=tap)
     if as_json:
-        click.echo(json.dumps({**asdict(packed), "path": str(packed.path)}))
+        say_json({**asdict(packed), "path": str(packed.path)})
         return
-    click.echo(
+    say(
         f"{packed.path}: {packed.rows:,} x {packed.width:,} of {packed.backbone} {packed.tap}, "
         f"{packed.size_bytes / 1e6:,.1f} MB"
     )

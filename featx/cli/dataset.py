@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from featx.cli.dataset_show import class_names, report, show_counts, summary
 from featx.cli.options import cache_option, common_options, json_option, seed_option
 from featx.cli.show import table
+from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.cache.manifest import Manifest
@@ -62,7 +63,7 @@ def list_(cache: Path, as_json: bool) -> None:
         except CacheFormatError as error:
             damaged[name] = str(error)
     if as_json:
-        click.echo(json.dumps({"cache": str(layout.root), "datasets": found, "damaged": damaged}))
+        say_json({"cache": str(layout.root), "datasets": found, "damaged": damaged})
         return
     rows = [
         [
@@ -76,11 +77,11 @@ def list_(cache: Path, as_json: bool) -> None:
         for one in found
     ]
     if rows:
-        click.echo(table(["dataset", "rows", "failed", "classes", "splits", "features"], rows))
+        say(*table(["dataset", "rows", "failed", "classes", "splits", "features"], rows))
     else:
-        click.echo(f"no datasets in {layout.root}: featx extract FOLDER")
+        say(f"no datasets in {layout.root}: featx extract FOLDER")
     for name, why in damaged.items():
-        click.echo(f"damaged: {name}: {why}")
+        say(f"damaged: {name}: {why}")
 
 
 @command.command("show", short_help="What is known of a dataset.")
@@ -100,19 +101,19 @@ def show(name: str, cache: Path, as_json: bool) -> None:
     manifest = find_manifest(CacheLayout.at(cache), name)
     found = summary(manifest)
     if as_json:
-        click.echo(json.dumps(found))
+        say_json(found)
         return
-    click.echo(
+    say(
         f"{found['dataset']}: {found['rows']:,} rows, {found['failed']:,} failed, "
         f"{found['duplicates']:,} duplicates, {found['groups']:,} groups"
     )
     if found["root"]:
-        click.echo(f"  in {found['root']}")
+        say(f"  in {found['root']}")
     show_counts(manifest)
     for block in found["blocks"]:
-        click.echo(f"  features {block}")
+        say(f"  features {block}")
     for edit in found["edits"]:
-        click.echo(f"  edited: {json.dumps(edit, ensure_ascii=False)[:200]}")
+        say(f"  edited: {json.dumps(edit, ensure_ascii=False)[:200]}")
 
 
 @command.command("split", short_help="Split a dataset into train, val and test.")
@@ -272,7 +273,7 @@ def rename(name: str, new: str, cache: Path) -> None:
     from featx.cache.layout import CacheLayout
 
     rename_dataset(CacheLayout.at(cache), name, new)
-    click.echo(f"{name} is now {new}")
+    say(f"{name} is now {new}")
 
 
 @command.command("delete", short_help="Forget a dataset.")
@@ -289,7 +290,7 @@ def delete(name: str, cache: Path) -> None:
     from featx.cache.layout import CacheLayout
 
     delete_dataset(CacheLayout.at(cache), name)
-    click.echo(f"deleted {name}; `featx cache gc` frees features that no dataset uses")
+    say(f"deleted {name}; `featx cache gc` frees features that no dataset uses")
 
 
 def _edit(

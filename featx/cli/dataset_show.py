@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from featx.cli.show import table
+from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.cache.manifest import Manifest
@@ -49,10 +47,10 @@ def summary(manifest: Manifest) -> dict[str, Any]:
 def report(manifest: Manifest, *, as_json: bool, **counts: int) -> None:
     """Print a dataset after an edit, and what the edit did."""
     if as_json:
-        click.echo(json.dumps({**summary(manifest), **counts}))
+        say_json({**summary(manifest), **counts})
         return
     done = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    click.echo(f"{manifest.name}: {len(manifest):,} rows, {done}")
+    say(f"{manifest.name}: {len(manifest):,} rows, {done}")
     show_counts(manifest)
 
 
@@ -65,4 +63,4 @@ def show_counts(manifest: Manifest) -> None:
         for name in [*(manifest.classes or ()), ""]
         if any(pairs[name, split] for split in splits)
     ]
-    click.echo(table(["class", *(split or "no split" for split in splits)], rows))
+    say(*table(["class", *(split or "no split" for split in splits)], rows))

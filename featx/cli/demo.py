@@ -9,6 +9,7 @@ import click
 
 from featx.cli.options import common_options
 from featx.cli.show import show_scores, table
+from featx.terminal import say
 
 __all__ = ["command"]
 
@@ -64,7 +65,7 @@ def command(into: Path) -> None:
     rows = predict(model, files, top_k=2)
     clock.step(5, "predicted three of them:")
     lines = [[row.path, *(f"{name} {p:.3f}" for name, p in row.top)] for row in rows]
-    click.echo(table(["path", "first", "second"], lines))
+    say(*table(["path", "first", "second"], lines))
 
     again = featx.extract(images / "train", backbone="tiny", cache=cache).report
     clock.step(
@@ -72,11 +73,14 @@ def command(into: Path) -> None:
         f"ran the extraction again: {again['extracted']} extracted, {again['cached']:,} from the "
         f"cache, {again['seconds']:.2f} s",
     )
-    click.echo(
-        f"\nThe model is {model_file}. For your own folder, with one sub-folder a class:\n\n"
-        "  featx train photos/ -o photos.featx\n"
-        "  featx evaluate photos.featx held-out-photos/\n"
-        "  featx predict photos.featx new-photos/*.jpg\n"
+    say(
+        "",
+        f"The model is {model_file}. For your own folder, with one sub-folder a class:",
+        "",
+        "  featx train photos/ -o photos.featx",
+        "  featx evaluate photos.featx held-out-photos/",
+        "  featx predict photos.featx new-photos/*.jpg",
+        "",
     )
 
 
@@ -86,5 +90,5 @@ class _Clock:
 
     def step(self, number: int, text: str) -> None:
         now = time.perf_counter()
-        click.echo(f"{number}. {text} [{now - self._since:.1f} s]")
+        say(f"{number}. {text} [{now - self._since:.1f} s]")
         self._since = now

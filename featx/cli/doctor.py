@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 from featx.cli.options import cache_option, common_options, json_option
+from featx.terminal import say, say_json
 
 __all__ = ["command"]
 
@@ -42,11 +42,11 @@ def command(cache: Path, as_json: bool) -> int:
     checks = [*_packages(), _backend(), _weights(), _writing(cache)]
     broken = [check for check in checks if check["state"] == "broken"]
     if as_json:
-        click.echo(json.dumps({"checks": checks, "broken": len(broken)}))
+        say_json({"checks": checks, "broken": len(broken)})
     else:
         for check in checks:
-            click.echo(f"{check['state']:7} {check['what']:13} {check['found']}")
-        click.echo("everything needed works" if not broken else f"{len(broken)} things are broken")
+            say(f"{check['state']:7} {check['what']:13} {check['found']}")
+        say("everything needed works" if not broken else f"{len(broken)} things are broken")
     return 1 if broken else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from featx.cli.options import (
     seed_option,
 )
 from featx.cli.show import show_scores
+from featx.terminal import say, say_json
 
 __all__ = ["command"]
 
@@ -100,9 +100,9 @@ def command(
             ),
         }
     if as_json:
-        click.echo(json.dumps(found))
+        say_json(found)
         return
-    click.echo(f"{features.name}: {metrics['images']:,} images, {metrics['failed']:,} failed")
+    say(f"{features.name}: {metrics['images']:,} images, {metrics['failed']:,} failed")
     show_scores(metrics)
     if second is not None:
         _show_comparison(found["comparison"])
@@ -147,11 +147,11 @@ def _show_comparison(found: dict[str, Any]) -> None:
     what = "accuracy" if found["right"] == "the label" else f"{found['right']} right"
     low_high = found.get("interval")
     within = " (95 % interval {:+.4f} to {:+.4f})".format(*low_high) if low_high else ""
-    click.echo(
+    say(
         f"{found['second_model']}: {what} {second:.4f} against {first:.4f}, "
         f"{found['difference']:+.4f}{within}"
     )
-    click.echo(
+    say(
         f"right on {found['only_second_right']:,} images where the first is wrong, wrong on "
         f"{found['only_first_right']:,} where the first is right: p = {found['p_value']:.3g} "
         "(McNemar's exact test)"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.options import cache_option, common_options, json_option, model_argument
+from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.exporting.exporter import Export
@@ -97,9 +98,7 @@ def command(
         trust=trust,
     )
     if as_json:
-        from featx.exporting import description
-
-        click.echo(description.as_json(_said(done), indent=None))
+        say_json(_said(done))
         return
     _show(done)
 
@@ -118,15 +117,15 @@ def _said(done: Export) -> dict[str, object]:
 def _show(done: Export) -> None:
     said = done.description
     megabytes = done.size_bytes / 1e6
-    click.echo(
+    say(
         f"{done.path}: {said['format']}, {said['precision']}, {megabytes:.1f} MB, "
         f"{len(said['classes']):,} classes, named in {done.path.name}.json"
     )
     if done.calibrated_on:
-        click.echo(f"ranges of int8 from images of {done.calibrated_on}")
+        say(f"ranges of int8 from images of {done.calibrated_on}")
     report = done.verification
     if report is not None:
-        click.echo(
+        say(
             f"verified with {report['runtime']} on {report['images']:,} images of "
             f"{report['dataset']} ({_not_compared(report)}): "
             f"{'labels' if said['output']['multilabel'] else 'top-1'} changed on "
@@ -134,7 +133,7 @@ def _show(done: Export) -> None:
             f"{report['largest_difference']:.1e}{_accuracies(report)}"
         )
     for language, code in done.serving.items():
-        click.echo(f"\n--- {language}\n\n{code.rstrip()}")
+        say("", f"--- {language}", "", *code.rstrip().split("\n"))
 
 
 def _not_compared(report: dict[str, Any]) -> str:

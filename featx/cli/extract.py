@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from featx.cli.options import (
     json_option,
 )
 from featx.cli.show import show_extraction
+from featx.terminal import say, say_json
 
 __all__ = ["command"]
 
@@ -93,14 +93,17 @@ def command(
     }
     if planned:
         plan = featx.plan_extraction(data, **asked)
-        click.echo(json.dumps(plan.to_dict()) if as_json else plan.describe())
+        if as_json:
+            say_json(plan.to_dict())
+        else:
+            say(*plan.describe().split("\n"))
         return
     features = featx.extract(
         data, **asked, on_error=on_error, max_failures=max_failures, progress=True
     )
     if as_json:
-        click.echo(json.dumps(features.report))
+        say_json(features.report)
         return
     show_extraction(features)
     backbones = " ".join(f"-b {name}" for name in options["backbone"][:1])
-    click.echo(f"next: featx train {features.name} {backbones} ...")
+    say(f"next: featx train {features.name} {backbones} ...")

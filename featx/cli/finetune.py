@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from featx.cli.options import (
     model_argument,
     seed_option,
 )
+from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.finetuning.history import Epoch
@@ -162,7 +162,7 @@ def command(
 
         found = rehearse(model, data, **shared, **options)
         if as_json:
-            click.echo(json.dumps(found.to_dict()))
+            say_json(found.to_dict())
         else:
             _show_rehearsal(found, options["epochs"])
         return
@@ -196,7 +196,7 @@ def command(
             on_epoch=tell,
         )
     if as_json:
-        click.echo(json.dumps(_as_json(done)))
+        say_json(_as_json(done))
     else:
         _show(done, data)
     if done.interrupted:
@@ -206,11 +206,9 @@ def command(
 
 def _show_epoch(epoch: Epoch) -> None:
     if not epoch.epoch:
-        click.echo(
-            f"start     hold-out accuracy {epoch.val_accuracy:.4f}, log loss {epoch.val_loss:.4f}"
-        )
+        say(f"start     hold-out accuracy {epoch.val_accuracy:.4f}, log loss {epoch.val_loss:.4f}")
         return
-    click.echo(
+    say(
         f"epoch {epoch.epoch:<3} loss {epoch.loss:.4f}, hold-out accuracy "
         f"{epoch.val_accuracy:.4f}, log loss {epoch.val_loss:.4f}, {epoch.seconds:.1f} s"
     )
@@ -220,42 +218,40 @@ def _show(done: FineTuned, data: str) -> None:
     said = done.metrics["finetuning"]
     head, tuned = said["head"], said["finetuned"]
     if done.stopped:
-        click.echo(f"stopped   {done.stopped}")
-    click.echo(f"head      accuracy {head['accuracy']:.4f} on the {said['hold_out']}")
+        say(f"stopped   {done.stopped}")
+    say(f"head      accuracy {head['accuracy']:.4f} on the {said['hold_out']}")
     if done.kept == "finetuned":
-        click.echo(
+        say(
             f"finetuned accuracy {tuned['accuracy']:.4f}, epoch {said['best_epoch']} of "
             f"{said['epochs']}, chosen by the hold-out: optimistic"
         )
     else:
-        click.echo("kept      the head: no epoch was better on the hold-out")
+        say("kept      the head: no epoch was better on the hold-out")
     if "test" in said:
         test = said["test"]
-        click.echo(
+        say(
             f"test      {test['images']} images: head {test['head']:.4f}, finetuned "
             f"{test['finetuned']:.4f}"
         )
-    click.echo(f"saved     {done.path}")
-    click.echo(f"next: featx predict {done.path} IMAGES..., featx evaluate {done.path} {data}")
+    say(f"saved     {done.path}")
+    say(f"next: featx predict {done.path} IMAGES..., featx evaluate {done.path} {data}")
 
 
 def _show_rehearsal(found: Rehearsal, epochs: int) -> None:
     where = f"activations of {', '.join(found.cut)}" if found.cut else "pixels"
-    click.echo(f"images    {found.images:,} to train on, {found.held_out:,} held out")
-    click.echo(
+    say(f"images    {found.images:,} to train on, {found.held_out:,} held out")
+    say(
         f"trained   {found.trained_parameters:,} parameters of {found.trained_layers} layers, from "
         f"{where}; {found.frozen_parameters:,} frozen"
     )
     if found.cut:
-        click.echo(
+        say(
             f"cache     {found.activation_bytes / 1e6:,.1f} MB of activations, "
             f"{found.extraction_s:,.0f} s for those that are missing"
         )
-    click.echo(
-        f"time      {found.epoch_s:,.1f} s an epoch, at most {found.seconds:,.0f} s for {epochs}"
-    )
+    say(f"time      {found.epoch_s:,.1f} s an epoch, at most {found.seconds:,.0f} s for {epochs}")
     if found.memory_bytes is not None:
-        click.echo(f"memory    {found.memory_bytes / 1e9:,.1f} GB at the peak of this rehearsal")
+        say(f"memory    {found.memory_bytes / 1e9:,.1f} GB at the peak of this rehearsal")
 
 
 def _as_json(done: FineTuned) -> dict[str, Any]:

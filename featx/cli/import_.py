@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from featx.cli.options import cache_option, common_options, json_option
+from featx.terminal import say, say_json
 
 __all__ = ["command"]
 
@@ -52,17 +52,17 @@ def command(name: str, file: Path, labels: Path | None, cache: Path, as_json: bo
     )
     report = features.report
     if as_json:
-        click.echo(json.dumps(report))
+        say_json(report)
         return
-    click.echo(
+    say(
         f"{name}: {report['rows']:,} x {report['features']:,} {report['dtype']}, "
         f"{report['classes']:,} classes, {report['labelled']:,} labelled, "
         f"{report['written']:,} rows new to the cache, {report['seconds']:.1f} s"
     )
-    click.echo(f"  {report['backbone']} {report['tap']} in {report['spec']}")
+    say(f"  {report['backbone']} {report['tap']} in {report['spec']}")
     if report["converted_from"]:
-        click.echo(f"  converted from {report['converted_from']} to {report['dtype']}")
+        say(f"  converted from {report['converted_from']} to {report['dtype']}")
     if report["duplicates"]:
-        click.echo(f"  {report['duplicates']:,} equal another row")
+        say(f"  {report['duplicates']:,} equal another row")
     if report["classes"]:
-        click.echo(f"next: featx train {name} -b {report['backbone']} ...")
+        say(f"next: featx train {name} -b {report['backbone']} ...")

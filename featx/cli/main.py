@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from featx import __version__
+from featx.terminal import guard_stderr, say
 
 __all__ = ["COMMANDS", "cli", "main"]
 
@@ -91,15 +93,16 @@ def _run(args: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         # Names of files need not be valid text; printing one must not fail.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    guard_stderr()
     try:
         result = cli.main(args, prog_name="featx", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as error:
         # click replaces the one that says what is kept.
         kept = str(error.__cause__ or error) or "everything finished so far is kept"
-        click.echo(f"interrupted: {kept}; the same command goes on from there", err=True)
+        say(f"interrupted: {kept}; the same command goes on from there", err=True)
         return 130
     except click.ClickException as error:
-        error.show()
+        _show_usage(error)
         return error.exit_code
     except OSError as error:
         if error.errno != errno.EPIPE:
@@ -112,12 +115,22 @@ def _run(args: list[str]) -> int:
     return int(result) if isinstance(result, int) else 0
 
 
+def _show_usage(error: click.ClickException) -> None:
+    """Print what click says of wrong usage, with the message on one line."""
+    shown = io.StringIO()
+    error.show(shown)
+    message = f"Error: {error.format_message()}"
+    before, found, _ = shown.getvalue().rstrip("\n").rpartition(message)
+    usage = before if found else shown.getvalue()
+    say(*usage.splitlines(), *([message] if found else []), err=True)
+
+
 def _report(error: Exception) -> int:
     from featx.exceptions import FeatxError
 
     if not isinstance(error, FeatxError) or os.environ.get("FEATX_DEBUG"):
         raise error
-    click.echo(f"error: {error}", err=True)
+    say(f"error: {error}", err=True)
     return 1
 
 

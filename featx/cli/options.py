@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+
+from featx.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from featx import ImagePolicy
@@ -35,10 +36,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def _set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
     if value:
         os.environ["FEATX_DEBUG"] = "1"
-    logging.basicConfig(
-        level=logging.DEBUG if value else logging.WARNING,
-        format="%(message)s" if not value else "%(asctime)s %(name)s %(message)s",
-    )
+    log_to_stderr(debug=value)
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:

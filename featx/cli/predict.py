@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featx.cli.options import cache_option, common_options, model_argument
-from featx.cli.show import one_line
+from featx.terminal import row_writer, say, say_json, visible
 
 if TYPE_CHECKING:
     from featx.models.prediction import Prediction
@@ -81,7 +77,7 @@ def command(
     printer = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}[style]
     printer(rows, unknown)
     if counts["failed"]:
-        click.echo(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
+        say(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
     return 0 if counts["ok"] or not counts["failed"] else 1
 
 
@@ -104,7 +100,7 @@ def _names(images: Iterable[str]) -> Iterator[str]:
 def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:
     """Print aligned columns, as wide as the first rows ask for, so that rows never wait."""
     header = ["path", "label", "probability", *(["distance"] if unknown else []), ""]
-    lines = _table_lines(rows, unknown)
+    lines = ([visible(cell) for cell in line] for line in _table_lines(rows, unknown))
     first = [header, *islice(lines, _MEASURED_ROWS)]
     widths = [max(len(line[column]) for line in first) for column in range(len(header))]
     right = {"probability", "distance"}
@@ -113,12 +109,12 @@ def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:
             cell.rjust(width) if name in right else cell.ljust(width)
             for cell, width, name in zip(line, widths, header, strict=True)
         ]
-        click.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def _table_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str]]:
     for row in rows:
-        path = one_line(row.path)
+        path = row.path
         if row.status == "failed":
             more = ["-"] if unknown else []
             yield [path, "-", "-", *more, f"failed: {row.reason}"]
@@ -130,35 +126,24 @@ def _table_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str
             if unknown:
                 more = ["" if rank else f"{row.distance:.3f}"]
                 mark = "unknown" if row.unknown and not rank else ""
-            yield ["" if rank else path, one_line(label), f"{probability:.4f}", *more, mark]
+            yield ["" if rank else path, label, f"{probability:.4f}", *more, mark]
 
 
 def _print_csv(rows: Iterable[Prediction], unknown: bool) -> None:
-    # Paths as the bytes that they are, so that a program finds the files again.
-    codecs.register_error("featx-bytes", _as_bytes)
-    sys.stdout.reconfigure(errors="featx-bytes")  # type: ignore[union-attr]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    write = row_writer()
     extra = ["unknown", "distance"] if unknown else []
-    writer.writerow(["path", "label", "probability", "status", "reason", "rank", *extra])
+    write(["path", "label", "probability", "status", "reason", "rank", *extra])
     for row in rows:
         more: list[str] = []
         if unknown:
             known = row.unknown is not None
             more = [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
         if row.status == "failed":
-            writer.writerow([row.path, "", "", row.status, row.reason, "", *more])
+            write([row.path, "", "", row.status, row.reason, "", *more])
         elif not row.top:
-            writer.writerow([row.path, "", "", row.status, "", "", *more])
+            write([row.path, "", "", row.status, "", "", *more])
         for rank, (label, probability) in enumerate(row.top, start=1):
-            writer.writerow([row.path, label, f"{probability:.6f}", row.status, "", rank, *more])
-
-
-def _as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write a name that is no valid text as its bytes, and what has none as an escape."""
-    for handler in ("surrogateescape", "backslashreplace"):
-        with suppress(UnicodeError):
-            return codecs.lookup_error(handler)(error)
-    raise error
+            write([row.path, label, f"{probability:.6f}", row.status, "", rank, *more])
 
 
 def _print_json_lines(rows: Iterable[Prediction], unknown: bool) -> None:
@@ -167,4 +152,4 @@ def _print_json_lines(rows: Iterable[Prediction], unknown: bool) -> None:
         first = top[0] if top else {"label": None, "probability": None}
         line = {"path": row.path, **first, "status": row.status, "reason": row.reason, "top": top}
         more = {"unknown": row.unknown, "distance": row.distance} if unknown else {}
-        click.echo(json.dumps({**line, **more}))
+        say_json({**line, **more})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from featx.cli.options import (
     seed_option,
 )
 from featx.cli.show import show_features, table
+from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.models.search_result import SearchResult
@@ -223,14 +223,14 @@ def command(
         csv_file.write_text(result.to_csv(), "utf-8")
     if as_json:
         found = {"model": str(target), **result.to_dict(), "extraction": features.report}
-        click.echo(json.dumps(found))
+        say_json(found)
         return
     show_features(features)
     _show(result)
     if csv_file is not None:
-        click.echo(f"table     {csv_file}: all {len(result.leaderboard):,} trials")
-    click.echo(f"saved     {target}")
-    click.echo(f"next: featx predict {target} IMAGES...")
+        say(f"table     {csv_file}: all {len(result.leaderboard):,} trials")
+    say(f"saved     {target}")
+    say(f"next: featx predict {target} IMAGES...")
 
 
 def _show(result: SearchResult) -> None:
@@ -251,35 +251,35 @@ def _show(result: SearchResult) -> None:
         ]
         for row in shown
     ]
-    click.echo(table(header, lines))
+    say(*table(header, lines))
     if len(shown) < len(result.leaderboard):
-        click.echo(f"  and {len(result.leaderboard) - len(shown):,} more: --csv FILE has them all")
-    click.echo("  * chosen   f none is both faster and better   ms and MB are backbone and head")
+        say(f"  and {len(result.leaderboard) - len(shown):,} more: --csv FILE has them all")
+    say("  * chosen   f none is both faster and better   ms and MB are backbone and head")
     if result.best.backbone_ms is None:
-        click.echo("  the backbone could not be timed here: ms is of the head alone")
+        say("  the backbone could not be timed here: ms is of the head alone")
     known = f", {result.resumed:,} known from before" if result.resumed else ""
-    click.echo(
+    say(
         f"search    {len(result.leaderboard):,} of {result.planned:,} candidates in "
         f"{result.seconds:.1f} s{known}"
     )
     if result.untried:
-        click.echo(
+        say(
             f"          {result.untried:,} were not tried, since the time was over: the same "
             "command goes on"
         )
     for note in result.notes:
-        click.echo(f"note      {note}")
+        say(f"note      {note}")
     best, score = result.best, result.score
-    click.echo(f"best      {best.head} on {best.backbone} {best.tap}, {best.transform}")
-    click.echo(
+    say(f"best      {best.head} on {best.backbone} {best.tap}, {best.transform}")
+    say(
         f"selected  {result.scoring} {_number(best.score, 4)}: optimistic, since it is the best of "
         f"{len(result.leaderboard):,}"
     )
     if score.value is None or score.interval is None:
-        click.echo(f"score     {score.protocol}")
+        say(f"score     {score.protocol}")
         return
     low, high = score.interval
-    click.echo(
+    say(
         f"score     {result.scoring} {score.value:.4f} (95 %: {low:.3f} to {high:.3f}), "
         f"{score.protocol}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
+from featx.terminal import say, visible
 
 if TYPE_CHECKING:
     from featx.cache.features import Features
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 __all__ = [
     "label_scores",
     "notes",
-    "one_line",
     "show_extraction",
     "show_features",
     "show_scores",
@@ -41,7 +40,7 @@ _ANIMATED = (".gif", ".webp", ".apng")
 def show_extraction(features: Features) -> None:
     """Print what an extraction did, and what it could not read."""
     report = features.report
-    click.echo(
+    say(
         f"{report['dataset']}: {report['images']:,} images, {report['cached']:,} cached, "
         f"{report['extracted']:,} extracted, {report['failed']:,} failed, "
         f"{report['images_per_s']:,.0f} images/s, {report['seconds']:.1f} s"
@@ -52,7 +51,7 @@ def show_extraction(features: Features) -> None:
         place = {"backbone": block.backbone, "tap": block.tap}
         views = len(features.views(**place))
         more = f", and {views} views of each" if views else ""
-        click.echo(
+        say(
             f"  {block.backbone} {block.tap}: {len(features):,} x {features.width(**place):,} in "
             f"{block.space}{more}"
         )
@@ -63,7 +62,7 @@ def show_extraction(features: Features) -> None:
 def show_features(features: Features) -> None:
     """Print in one line what a head is trained on, and what could not be read."""
     report = features.report
-    click.echo(
+    say(
         f"features  {report['images']:,} images, {report['cached']:,} cached, "
         f"{report['extracted']:,} extracted, {report['failed']:,} failed in "
         f"{report['seconds']:.1f} s"
@@ -80,7 +79,7 @@ def _show_seconds(report: dict[str, Any]) -> None:
         for part in ("start", "read", "decode", "forward", "write")
     ]
     binds = f", {report['binds']} binds" if report["binds"] else ""
-    click.echo(
+    say(
         f"  {report['engine']}: {report['extracted_per_s']:,.0f} images/s{binds}; seconds of work: "
         f"{', '.join(parts)}"
     )
@@ -90,7 +89,7 @@ def notes(features: Features) -> None:
     """Print what a user may want to know of the inputs."""
     _list("could not be read", [f"{path}: {reason}" for path, reason in features.failed])
     if features.report.get("duplicates"):
-        click.echo(f"  {features.report['duplicates']:,} equal another image byte for byte")
+        say(f"  {features.report['duplicates']:,} equal another image byte for byte")
     animated = [path for path in features.paths if path.lower().endswith(_ANIMATED)]
     _list("may be animations, of which the first frame is used", animated)
     _list("are no images and were left out", features.manifest.strays)
@@ -99,11 +98,11 @@ def notes(features: Features) -> None:
 def _list(what: str, lines: Sequence[str]) -> None:
     if not lines:
         return
-    click.echo(f"  {len(lines):,} {what}:")
+    say(f"  {len(lines):,} {what}:")
     for line in lines[:_SHOWN]:
-        click.echo(f"    {line}")
+        say(f"    {line}")
     if len(lines) > _SHOWN:
-        click.echo(f"    and {len(lines) - _SHOWN:,} more")
+        say(f"    and {len(lines) - _SHOWN:,} more")
 
 
 def show_scores(metrics: dict[str, Any]) -> None:
@@ -112,41 +111,41 @@ def show_scores(metrics: dict[str, Any]) -> None:
         _show_label_sets(metrics)
         return
     if intervals := metrics.get("intervals"):
-        click.echo(_with_intervals(_SCORES, metrics, intervals))
+        say(*_with_intervals(_SCORES, metrics, intervals))
     else:
-        click.echo(", ".join(f"{what} {metrics[name]:.4f}" for name, what in _SCORES.items()))
+        say(", ".join(f"{what} {metrics[name]:.4f}" for name, what in _SCORES.items()))
     classes = metrics["classes"]
     if len(classes) > _SHOWN:
         _show_errors(classes, metrics["confusion"])
         return
     rows = [
-        [one_line(name), *(str(count) for count in row)]
+        [name, *(str(count) for count in row)]
         for name, row in zip(classes, metrics["confusion"], strict=True)
     ]
-    click.echo(table(["true \\ predicted", *map(one_line, classes)], rows))
+    say(*table(["true \\ predicted", *classes], rows))
 
 
 def _show_label_sets(metrics: dict[str, Any]) -> None:
     if intervals := metrics.get("intervals"):
-        click.echo(_with_intervals(_SET_SCORES, metrics, intervals))
+        say(*_with_intervals(_SET_SCORES, metrics, intervals))
     else:
-        click.echo(label_scores(metrics))
+        say(label_scores(metrics))
     if len(metrics["labels"]) <= _SHOWN:
         rows = [
             [
-                one_line(one["label"]),
+                one["label"],
                 str(one["images"]),
                 _score(one["average_precision"]),
                 _score(one["f1"]),
             ]
             for one in metrics["labels"]
         ]
-        click.echo(table(["label", "images", "average precision", "F1"], rows))
+        say(*table(["label", "images", "average precision", "F1"], rows))
 
 
 def _with_intervals(
     names: dict[str, str], metrics: dict[str, Any], intervals: dict[str, Any]
-) -> str:
+) -> list[str]:
     rows = [
         [what, f"{metrics[name]:.4f}", "{:.4f} to {:.4f}".format(*intervals[name])]
         for name, what in names.items()
@@ -165,20 +164,9 @@ def _show_errors(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> 
     if not found:
         return
     worst = sorted(found, key=lambda error: -error[0])[:_SHOWN]
-    rows = [[one_line(true), one_line(predicted), str(count)] for count, true, predicted in worst]
-    click.echo(f"most frequent of {len(found):,} kinds of error (--confusion FILE has all):")
-    click.echo(table(["true", "predicted", "images"], rows))
-
-
-def one_line(value: Any) -> str:
-    """Return text without what would break a line or move the cursor.
-
-    Examples
-    --------
-    >>> one_line("caf\u00e9"), one_line("two\\nlines") == "two\\\\nlines"
-    ('caf\u00e9', True)
-    """
-    return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in str(value))
+    rows = [[true, predicted, str(count)] for count, true, predicted in worst]
+    say(f"most frequent of {len(found):,} kinds of error (--confusion FILE has all):")
+    say(*table(["true", "predicted", "images"], rows))
 
 
 def _score(value: float | None) -> str:
@@ -190,8 +178,9 @@ def label_scores(metrics: dict[str, Any]) -> str:
     return ", ".join(f"{what} {metrics[name]:.4f}" for name, what in _SET_SCORES.items())
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned columns; the first to the left, numbers to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of aligned columns; the first to the left, numbers to the right."""
+    header, *rows = ([visible(cell) for cell in row] for row in [header, *rows])
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     right = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
     lines = []
@@ -201,7 +190,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             for cell, width, aligned in zip(row, widths, right, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def _is_number(text: str) -> bool:

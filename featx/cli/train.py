@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from featx.cli.options import (
     seed_option,
 )
 from featx.cli.show import label_scores, show_features
+from featx.terminal import say, say_json
 
 __all__ = ["command"]
 
@@ -121,29 +121,29 @@ def command(
     )
     if as_json:
         found = {"model": str(target), "head": head, "metrics": result.metrics}
-        click.echo(json.dumps({**found, "extraction": features.report, "train_seconds": seconds}))
+        say_json({**found, "extraction": features.report, "train_seconds": seconds})
         return
     show_features(features)
     what = "labels" if multilabel else "classes"
-    click.echo(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
+    say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
     _show_accuracy(result)
-    click.echo(f"saved     {target}")
-    click.echo(f"next: featx predict {target} IMAGES...")
+    say(f"saved     {target}")
+    say(f"next: featx predict {target} IMAGES...")
 
 
 def _show_accuracy(result: Any) -> None:
     metrics = result.metrics
     if "mean_average_precision" in metrics:
-        click.echo(f"scores    {label_scores(metrics)}, {metrics['protocol']}")
+        say(f"scores    {label_scores(metrics)}, {metrics['protocol']}")
         return
     if "accuracy" not in metrics:
-        click.echo(f"accuracy  {metrics['protocol']}")
+        say(f"accuracy  {metrics['protocol']}")
         return
     spread = metrics.get("accuracy_by_fold")
     folds = f" (folds {min(spread):.3f} to {max(spread):.3f})" if spread else ""
-    click.echo(f"accuracy  {metrics['accuracy']:.4f}{folds}, {metrics['protocol']}")
+    say(f"accuracy  {metrics['accuracy']:.4f}{folds}, {metrics['protocol']}")
     for suspect in result.suspects[:5]:
-        click.echo(
+        say(
             f"look at   {suspect.path}: labelled {suspect.label}, looks like {suspect.predicted} "
             f"({suspect.probability:.2f})"
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from featx.selection.measuring import Watch
 from featx.selection.ranking import ranked
 from featx.selection.trials import Trial
+from featx.terminal import console, drawing, visible
 
 __all__ = ["live_leaderboard"]
 
@@ -32,21 +33,29 @@ def live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None]
     if not choice or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
-    with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
+    live = Live(
+        console=console(),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with drawing(live):
 
         def show(trials: list[Trial], planned: int) -> None:
-            table = Table(title=f"{title}: {len(trials):,} of {max(planned, len(trials)):,}")
+            table = Table(
+                title=f"{visible(title)}: {len(trials):,} of {max(planned, len(trials)):,}"
+            )
             for name in ("backbone", "tap", "transform", "head"):
                 table.add_column(name)
             table.add_column("score", justify="right")
             for trial in ranked(trials)[:_SHOWN]:
                 one = trial.candidate
                 score = trial.measured.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
-                table.add_row(one.backbone, one.tap, one.transform, one.text, score)
+                row = (one.backbone, one.tap, one.transform, one.text, score)
+                table.add_row(*map(visible, row))
             live.update(table)
 
         yield show
