@@ -1,13 +1,41 @@
-"""What the time stamp of a file can tell of its content."""
+"""What the system says of a file without its being read, and what that tells of its content."""
 
 from __future__ import annotations
 
-__all__ = ["SETTLED_NS"]
+import os
+from typing import Any
 
-SETTLED_NS = 2_000_000_000
-"""Nanoseconds between two changes of a file that certainly differ in its modification time.
+import numpy as np
+from numpy.typing import NDArray
 
-The coarsest stamps are FAT's, of two seconds. What was read of a file that had been modified less
-than this before may have changed since under the same size, inode and stamp: it is to be read
-again.
-"""
+__all__ = ["STAMP", "is_settled", "stamp_of"]
+
+STAMP = ("size", "mtime_ns", "inode", "ctime_ns", "birth_ns")
+"""The parts of a stamp. Two equal stamps, of which the first is settled, are of one content."""
+
+# Nanoseconds between two changes of a file that certainly differ in their times. The coarsest are
+# FAT's, of two seconds.
+_SETTLED_NS = 2_000_000_000
+_INT64 = (1 << 63) - 1
+_BIRTH_KNOWN = hasattr(os.stat_result, "st_birthtime")  # macOS, BSD, Windows
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    """Return size, modification time, inode, change time and birth time; -1 for no birth time.
+
+    A program may set the modification time back after it has changed a file. The change time is
+    the system's own.
+    """
+    birth_ns = int(status.st_birthtime * 1e9) if _BIRTH_KNOWN else -1  # type: ignore[attr-defined]
+    inode = status.st_ino & _INT64
+    return status.st_size, status.st_mtime_ns, inode, status.st_ctime_ns, birth_ns
+
+
+def is_settled(stamps: Any, looked_ns: int) -> NDArray[np.bool_]:
+    """Return whether a later change of a file must change its stamp, for stamps of shape (..., 5).
+
+    A file that was changed less than two seconds before it was looked at may be changed once more
+    under the same stamp: it is to be read again.
+    """
+    newest = np.asarray(stamps, np.int64)[..., (1, 3)].max(axis=-1)
+    return np.asarray(newest < looked_ns - _SETTLED_NS)

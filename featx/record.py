@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+from array import array
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -26,11 +27,12 @@ from featx.cache.manifest import (
     Block,
     Manifest,
     read_manifest,
+    same_manifest,
 )
 from featx.cache.replacing import FileVersion
 from featx.cache.space import open_space
-from featx.exceptions import CacheFormatError
-from featx.file_stamps import SETTLED_NS
+from featx.exceptions import CacheFormatError, CacheWriteError
+from featx.file_stamps import STAMP, is_settled, stamp_of
 from featx.images.dataset import ImageDataset
 from featx.meter import Meter
 from featx.pipeline import Stage
@@ -39,7 +41,6 @@ from featx.runner import Ledger
 __all__ = ["DatasetRecord", "find_earlier", "run_report"]
 
 _LOG = logging.getLogger("featx")
-_INT64 = (1 << 63) - 1
 
 
 class DatasetRecord:
@@ -75,7 +76,7 @@ class DatasetRecord:
         row_of = {path: row for row, path in enumerate(earlier.path)}
         rows = np.array([row_of.get(path, -1) for path in self._dataset.paths], np.int64)
         known = rows >= 0
-        before = np.stack([earlier.size, earlier.mtime_ns, earlier.inode], axis=1)
+        before = np.stack([getattr(earlier, part) for part in STAMP], axis=1)
         same = np.zeros(len(rows), np.bool_)
         same[known] = (before[rows[known]] == self._stats[known]).all(axis=1)
         same &= self._stats[:, 0] >= 0
@@ -88,7 +89,7 @@ class DatasetRecord:
         dataset, ledger = self._dataset, self.ledger
         stats = self._stats
         # Their time stamps cannot tell a later change from none: they are to be read again.
-        stats[stats[:, 1] > self._read_ns - SETTLED_NS, 1] = -1
+        stats[~is_settled(stats, self._read_ns), STAMP.index("mtime_ns")] = -1
         made = Manifest(
             name=self.name,
             root=_root(dataset),
@@ -101,22 +102,30 @@ class DatasetRecord:
                 reason or ("not reached" if status == PENDING else "")
                 for reason, status in zip(ledger.reason, ledger.status.tolist(), strict=True)
             ],
-            size=stats[:, 0],
-            mtime_ns=stats[:, 1],
-            inode=stats[:, 2],
             key=ledger.key,
             status=ledger.status,
             strays=tuple(dataset.strays),
             source="arrays" if dataset.arrays is not None else "files",
             edits=self._earlier.edits if self._earlier else (),
+            **dict(zip(STAMP, stats.T, strict=True)),
         )
         with closing(self):
-            return rewrite_dataset(
-                self._layout,
-                self.name,
-                lambda now: self._caught_up(made, now),
-                seen=(self._version, self._earlier),
-            )
+            try:
+                return rewrite_dataset(
+                    self._layout,
+                    self.name,
+                    lambda now: self._caught_up(made, now),
+                    seen=(self._version, self._earlier),
+                )
+            except CacheWriteError:
+                # New stamps save a reading of the files and nothing else: a cache that has all
+                # features need not be writable.
+                if self._earlier is None:
+                    raise
+                same = self._caught_up(made, self._earlier)
+                if not same_manifest(same, self._earlier, but=STAMP):
+                    raise
+                return same
 
     def close(self) -> None:
         """Let go of the manifest that was read; `save` does."""
@@ -191,18 +200,18 @@ def run_report(
 
 
 def _stat(dataset: ImageDataset) -> NDArray[np.int64]:
-    """Return size, mtime_ns and inode of each file, shape (n, 3), -1 where there is none."""
-    stats = np.full((len(dataset), 3), -1, np.int64)
+    """Return the stamp of each file, shape (n, 5), -1 where there is none."""
+    nothing = (-1,) * len(STAMP)
     if dataset.arrays is not None:
-        return stats
+        return np.full((len(dataset), len(STAMP)), -1, np.int64)
+    stats = array("q")  # filled faster than the rows of an ndarray
     root = str(dataset.root or "")
-    for row, path in enumerate(dataset.paths):
+    for path in dataset.paths:
         try:
-            found = os.stat(os.path.join(root, path))
+            stats.extend(stamp_of(os.stat(os.path.join(root, path))))
         except (OSError, ValueError):
-            continue
-        stats[row] = found.st_size, found.st_mtime_ns, found.st_ino & _INT64
-    return stats
+            stats.extend(nothing)
+    return np.frombuffer(stats, np.int64).reshape(-1, len(STAMP))
 
 
 def _root(dataset: ImageDataset) -> str:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "plain_files": set(),
     "file_stamps": set(),
     "engines": {"exceptions", "spec", "quiet", "durable", "backbones"},
-    "cache": {"exceptions", "spec", "durable"},
+    "cache": {"exceptions", "spec", "durable", "file_stamps"},
     "feature_files": {"exceptions", "images"},
     "importing": {"exceptions", "spec", "images", "cache", "feature_files"},
     "memory_store": {"exceptions", "spec", "cache"},

@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 import featx
+from featx import runner
 from featx.cache.layout import CacheLayout
+from featx.cache.manifest import find_manifest, write_manifest
 from featx.exceptions import (
     BackboneError,
     CacheWriteError,
@@ -21,6 +26,7 @@ from featx.exceptions import (
     ImageError,
     UnknownNameError,
 )
+from featx.images.loader import load_images as load
 
 
 @pytest.fixture
@@ -109,6 +115,105 @@ def test_a_file_replaced_under_its_old_name_and_time_is_computed(photos, extract
     assert counts(features)["extracted"] == 1
     row = features.paths.index("red/0.jpg")
     assert not np.array_equal(features.X[row], before.X[row])
+
+
+def later(monkeypatch, seconds=10):
+    """Let files that were written just now count as old ones."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + seconds * 1_000_000_000)
+
+
+def rewrite_in_place(path, content):
+    """Change the bytes of a file as `rsync --inplace -t` does; size, time and inode stay."""
+    old = path.stat()
+    assert len(content) == old.st_size
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    new = path.stat()
+    assert (new.st_mtime_ns, new.st_ino) == (old.st_mtime_ns, old.st_ino)
+
+
+@pytest.fixture
+def bitmaps(tmp_path):
+    """A folder of 6 images of equal size in bytes, with an old modification time."""
+    for number in range(6):
+        path = tmp_path / "bitmaps" / "ab"[number % 2] / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        os.utime(path, (1.5e9, 1.5e9))
+    return tmp_path / "bitmaps"
+
+
+def test_a_file_changed_in_place_under_its_old_time_is_computed(bitmaps, extract, monkeypatch):
+    later(monkeypatch)
+    before = np.array(extract(bitmaps).X)
+    path = bitmaps / "a" / "2.bmp"
+    content = bytearray(path.read_bytes())
+    content[100:2000] = bytes(1900)
+    rewrite_in_place(path, content)
+    features = extract(bitmaps)
+    assert counts(features) == {"cached": 5, "extracted": 1, "failed": 0}
+    row = features.paths.index("a/2.bmp")
+    assert not np.array_equal(features.X[row], before[row])
+    alone = extract([path], name="alone", cache=bitmaps.parent / "other")
+    np.testing.assert_array_equal(features.X[row], alone.X[0])
+
+
+def test_a_file_changed_twice_within_one_tick_is_read_again(bitmaps, extract, monkeypatch):
+    extract(bitmaps)  # at once after the files were written: any of them may change once more
+    same = {path: path.stat() for path in bitmaps.rglob("*.bmp")}
+    content = bytearray((bitmaps / "b" / "1.bmp").read_bytes())
+    content[100:2000] = bytes(1900)
+    rewrite_in_place(bitmaps / "b" / "1.bmp", content)
+    # The clock of the file system did not move: every stamp is what it was.
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **kw: same.get(Path(path)) or real(path, **kw))
+    assert counts(extract(bitmaps))["extracted"] == 1
+
+
+def test_permissions_and_links_cost_a_reading_and_no_forward_pass(bitmaps, extract, monkeypatch):
+    later(monkeypatch)
+    before = np.array(extract(bitmaps).X)
+    (bitmaps / "a" / "0.bmp").chmod(0o600)
+    (bitmaps.parent / "link.bmp").hardlink_to(bitmaps / "a" / "2.bmp")
+    features = extract(bitmaps)
+    assert counts(features) == {"cached": 6, "extracted": 0, "failed": 0}
+    np.testing.assert_array_equal(features.X, before)
+
+
+def test_a_manifest_without_change_times_is_read_and_its_files_once_more(
+    bitmaps, extract, tmp_path, monkeypatch
+):
+    later(monkeypatch)
+    before = np.array(extract(bitmaps).X)
+    layout = CacheLayout(tmp_path / "cache")
+    manifest = find_manifest(layout, "bitmaps")
+    unknown = np.full(len(manifest), -1, np.int64)
+    write_manifest(layout, replace(manifest, ctime_ns=unknown, birth_ns=unknown))
+    with h5py.File(layout.dataset("bitmaps")) as file:
+        assert not {"ctime_ns", "birth_ns"} & set(file)  # as featx 0.1 wrote it
+    read = []
+    monkeypatch.setattr(runner, "load_images", lambda *a, **k: read.append(a[1]) or load(*a, **k))
+    features = extract(bitmaps)
+    assert counts(features) == {"cached": 6, "extracted": 0, "failed": 0}
+    np.testing.assert_array_equal(features.X, before)
+    extract(bitmaps)
+    assert [len(rows) for rows in read] == [6, 0]
+
+
+def test_new_stamps_alone_need_no_permission_to_write(bitmaps, extract, tmp_path, monkeypatch):
+    later(monkeypatch)
+    before = np.array(extract(bitmaps).X)
+    for path in bitmaps.rglob("*.bmp"):
+        path.chmod(0o600)
+
+    def full(*_, **__):
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(Path, "replace", full)
+    np.testing.assert_array_equal(extract(bitmaps).X, before)
 
 
 def test_another_folder_with_the_same_name_is_another_dataset(
@@ -252,10 +357,8 @@ def test_a_cache_that_cannot_be_written_is_an_error(photos, extract, tmp_path):
         extract(photos, cache=tmp_path / "file")
 
 
-def test_a_cache_that_has_everything_need_not_be_writable(photos, extract, tmp_path):
-    old = time.time() - 100
-    for path in photos.rglob("*.jpg"):
-        os.utime(path, (old, old))
+def test_a_cache_that_has_everything_need_not_be_writable(photos, extract, tmp_path, monkeypatch):
+    later(monkeypatch)
     extract(photos)
     before = sorted((tmp_path / "cache").rglob("*"))
     times = [path.stat().st_mtime_ns for path in before]

@@ -15,7 +15,7 @@ from pathlib import Path
 from featx.backbones.catalog import Backbone
 from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.exceptions import WeightsError
-from featx.file_stamps import SETTLED_NS
+from featx.file_stamps import is_settled, stamp_of
 from featx.quiet import quiet_import
 from featx.terminal import unguarded
 
@@ -31,7 +31,7 @@ __all__ = [
 RANDOM_RECIPE = "featx-random-weights-2"
 BUNDLED = "tiny"
 _LOGGER = logging.getLogger("featx")
-_digests: dict[tuple[str, int, int, int], str] = {}
+_digests: dict[tuple[str | int, ...], str] = {}
 _SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras", ".featx")
 
 
@@ -60,17 +60,16 @@ class Weights:
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
 
-    A file whose size, modification time and inode are as they were is not read again by the same
-    process, unless it had just been changed when it was read.
+    The same process reads a file again only when its stamp has changed; see `featx.file_stamps`.
     """
     looked_ns = time.time_ns()
-    status = path.stat()
-    state = (str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino)
+    stamp = stamp_of(path.stat())
+    state = (str(path.absolute()), *stamp)
     digest = _digests.get(state)
     if digest is None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if looked_ns - status.st_mtime_ns > SETTLED_NS:
+        if is_settled(stamp, looked_ns):
             _digests[state] = digest
     return digest
 

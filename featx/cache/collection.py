@@ -27,6 +27,7 @@ from featx.cache.layout import CacheLayout, publish, writing
 from featx.cache.manifest import read_manifest
 from featx.cache.rewriting import write_parts
 from featx.exceptions import CacheError, CacheFormatError
+from featx.file_stamps import stamp_of
 
 __all__ = ["DAY_S", "Collection", "SpaceCollection", "collect_garbage"]
 
@@ -95,7 +96,7 @@ class Collection:
     spaces: tuple[SpaceCollection, ...]
 
 
-Stamp = tuple[tuple[str, int, int, int], ...]
+Stamp = tuple[tuple[str | int, ...], ...]
 
 
 @dataclass(slots=True)
@@ -117,7 +118,7 @@ class _Usage:
         self.stamp, self.keys = _stamp(self.layout), {}
         for name, *_ in self.stamp:
             try:
-                manifest = read_manifest(self.layout.datasets / name)
+                manifest = read_manifest(self.layout.datasets / str(name))
             except FileNotFoundError:
                 continue
             except CacheFormatError as error:
@@ -143,8 +144,7 @@ def _stamp(layout: CacheLayout) -> Stamp:
     for path in list_folder(layout.datasets):
         with suppress(FileNotFoundError):
             if path.suffix == ".h5":
-                found = path.stat()
-                stamp.append((path.name, found.st_size, found.st_mtime_ns, found.st_ino))
+                stamp.append((path.name, *stamp_of(path.stat())))
     return tuple(stamp)
 
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Manifest
 from featx.cache.splitting import check_fractions, hash_splits, stratified_splits
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError
+from featx.file_stamps import STAMP
 
 __all__ = ["add_rows", "assign_splits", "kept_rows", "relabel", "remove_rows", "replay_edits"]
 
 _STRINGS = ("path", "group", "split", "reason")
-_ARRAYS = ("label", "size", "mtime_ns", "inode", "key", "status")
+_ARRAYS = ("label", *STAMP, "key", "status")
 
 
 def remove_rows(

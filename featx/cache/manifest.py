@@ -5,6 +5,7 @@ Layout, version 1::
     /          type "featx-manifest", version, header (JSON: name, root, classes, blocks, ...)
     /path /label /group /split /reason    columns of strings (label: int32 codes of header.classes)
     /size /mtime_ns /inode                int64, of the file when its key was made; -1 unknown
+    /ctime_ns /birth_ns                   likewise; absent where they are -1 in every row
     /key       (n, 32) uint8              zeros where the input could not be read
     /status    uint8                      0 ok, 1 failed, 2 duplicate, 3 not reached
 """
@@ -12,6 +13,7 @@ Layout, version 1::
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,6 +34,7 @@ from featx.cache.hdf5 import (
 from featx.cache.layout import CacheLayout, publish
 from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheFormatError, DatasetError
+from featx.file_stamps import STAMP
 
 __all__ = [
     "STATUSES",
@@ -48,7 +51,8 @@ STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
 _KIND = "featx-manifest"
 _ATTEMPTS = 100
-_STATS = ("size", "mtime_ns", "inode")
+# Not there in manifests of featx 0.1, which knew neither.
+_OPTIONAL = ("ctime_ns", "birth_ns")
 _STRINGS = ("path", "group", "split", "reason")
 
 
@@ -96,8 +100,8 @@ class Manifest:
         One entry a row; empty text where there is none.
     label : ndarray of shape (n,), int32
         Codes of classes, -1 for none.
-    size, mtime_ns, inode : ndarray of shape (n,), int64
-        Of the file when it was read; -1 where there is no file.
+    size, mtime_ns, inode, ctime_ns, birth_ns : ndarray of shape (n,), int64
+        Of the file when it was read, see `featx.file_stamps`; -1 where not known.
     key : ndarray of shape (n, 32), uint8
         SHA-256 of the file; zeros where it could not be read.
     status : ndarray of shape (n,), uint8
@@ -129,6 +133,13 @@ class Manifest:
     blocks: tuple[Block, ...] = field(default_factory=tuple)
     source: str = "paths"
     edits: tuple[dict[str, Any], ...] = ()
+    ctime_ns: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    birth_ns: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def __post_init__(self) -> None:
+        for name in _OPTIONAL:
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.full(len(self), -1, np.int64))
 
     def __len__(self) -> int:
         return len(self.path)
@@ -171,8 +182,10 @@ def write_manifest(
             write_strings(file, "header", [json.dumps(header, sort_keys=True)])
             for name in _STRINGS:
                 write_strings(file, name, getattr(manifest, name))
-            for name in _STATS:
-                write_array(file, name, np.asarray(getattr(manifest, name), "<i8"), "featx-array")
+            for name in STAMP:
+                values = np.asarray(getattr(manifest, name), "<i8")
+                if name not in _OPTIONAL or (values != -1).any():
+                    write_array(file, name, values, "featx-array")
             write_array(file, "label", np.asarray(manifest.label, "<i4"), "featx-array")
             write_array(file, "key", manifest.key, "featx-array")
             write_array(file, "status", manifest.status, "featx-array")
@@ -193,9 +206,11 @@ def _move(new: Path, target: Path) -> None:
     new.replace(target)
 
 
-def same_manifest(one: Manifest, other: Manifest) -> bool:
-    """Return whether two manifests say the same."""
+def same_manifest(one: Manifest, other: Manifest, *, but: Container[str] = ()) -> bool:
+    """Return whether two manifests say the same in all columns but some."""
     for field_ in fields(Manifest):
+        if field_.name in but:
+            continue
         left, right = getattr(one, field_.name), getattr(other, field_.name)
         if isinstance(left, np.ndarray):
             if not np.array_equal(left, right):
@@ -217,7 +232,8 @@ def read_manifest(path: Path) -> Manifest:
         (text,) = read_strings(file, "header")
         header: dict[str, Any] = json.loads(text)
         strings = {name: read_strings(file, name) for name in _STRINGS}
-        stats = {name: read_array(file, name, dtype="<i8") for name in _STATS}
+        present = [name for name in STAMP if name not in _OPTIONAL or name in file]
+        stats = {name: read_array(file, name, dtype="<i8") for name in present}
         label = read_array(file, "label", dtype="<i4")
         key = read_array(file, "key", dtype="|u1", ndim=2)
         status = read_array(file, "status", dtype="|u1")
@@ -241,9 +257,7 @@ def read_manifest(path: Path) -> Manifest:
             group=strings["group"],
             split=strings["split"],
             reason=strings["reason"],
-            size=stats["size"],
-            mtime_ns=stats["mtime_ns"],
-            inode=stats["inode"],
+            **stats,
         )
 
 

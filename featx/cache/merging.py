@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,18 @@ from featx.cache.findings import Finding, check_is_cache, error_kind, list_folde
 from featx.cache.integrity import read_verified
 from featx.cache.inventory import list_shards
 from featx.cache.layout import CacheLayout, publish, reading
-from featx.cache.manifest import Manifest, read_manifest, write_manifest
+from featx.cache.manifest import read_manifest, same_manifest, write_manifest
 from featx.cache.replacing import FileVersion, Replaced
 from featx.cache.rewriting import Part, row_bytes, write_parts
 from featx.cache.space import FeatureSpace, read_spec
 from featx.exceptions import CacheError, CacheFormatError
+from featx.file_stamps import STAMP
 from featx.spec import FeatureSpec
 
 __all__ = ["Merge", "MergedDataset", "merge_cache"]
 
 # Where the images lie, and what the file system says of them, is each machine's own.
-_LOCAL = {"root", "size", "mtime_ns", "inode", "blocks"}
+_LOCAL = {"root", "blocks", *STAMP}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -222,7 +223,8 @@ def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
                 return MergedDataset(incoming.name, name, "copied")
             except CacheFormatError as error:
                 return _skip(here, "manifest", error)
-            if _same_images(present, replace(incoming, name=name)):
+            # The same, wherever the images lie.
+            if same_manifest(present, replace(incoming, name=name), but=_LOCAL):
                 more = tuple(block for block in incoming.blocks if block not in present.blocks)
                 if more:
                     extended = replace(present, blocks=(*present.blocks, *more))
@@ -230,15 +232,3 @@ def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
                 return MergedDataset(incoming.name, name, "extended" if more else "present")
             number += 1
             name = f"{incoming.name}-{number}"
-
-
-def _same_images(one: Manifest, other: Manifest) -> bool:
-    """Return whether two manifests tell the same, wherever the images lie."""
-    for column in fields(Manifest):
-        if column.name in _LOCAL:
-            continue
-        left, right = getattr(one, column.name), getattr(other, column.name)
-        same = np.array_equal(left, right) if isinstance(left, np.ndarray) else left == right
-        if not same:
-            return False
-    return True

@@ -2,6 +2,7 @@ import hashlib
 import logging
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -122,13 +123,16 @@ def test_random_weights_need_a_seed(text):
 
 def test_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
     path = put(tmp_path / "old.weights.h5", b"first")
-    os.utime(path, (1, 1))
+    now_ns = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns + 10_000_000_000)  # written long ago
     first = file_sha256(path)
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", None)
         assert file_sha256(path) == first
-    put(path, b"other")
-    os.utime(path, (2, 2))
+    old = path.stat()
+    path.write_bytes(b"other")
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert path.stat().st_ino == old.st_ino
     assert file_sha256(path) == hashlib.sha256(b"other").hexdigest()
 
 

@@ -70,6 +70,7 @@ def test_an_empty_one_is_read_back(layout, manifest):
     empty = replace(
         manifest,
         path=[], group=[], split=[], reason=[], size=none, mtime_ns=none, inode=none,
+        ctime_ns=none, birth_ns=none,
         label=none.astype(np.int32), key=np.empty((0, 32), np.uint8), status=np.empty(0, np.uint8),
     )  # fmt: skip
     assert same_manifest(read_manifest(write_manifest(layout, empty)), empty)
