@@ -1,12 +1,15 @@
 """`collect_garbage`: remove features that no dataset uses, and put small shards together.
 
-What makes this safe beside extractions, readers and other collections, with no lock held:
+What makes this safe beside extractions, readers and other collections:
 
-- A shard younger than ``older_than_s`` is left alone: its dataset may not have been written yet.
+- A shard younger than ``older_than_s`` is left alone: its dataset may not have been written yet. An
+  extraction gives an older shard that it counts on a new time.
 - Rows that stay are published in a new shard before the old one is removed, so that they can be
   found at every instant. A repeated row is dropped only where the copy that stays is published
   by the same collection: nobody relies on a shard that another process may be removing.
-- Before anything is removed, it is made sure that the datasets are still those that were read.
+- Shards are removed under the lock of the datasets, after another look at their ages and at whether
+  the datasets are still those that were read. A dataset is written under the same lock, after a
+  look at whether its shards are there.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from featx.cache.integrity import check_shard
 from featx.cache.inventory import list_shards
 from featx.cache.layout import CacheLayout, publish, writing
 from featx.cache.manifest import read_manifest
+from featx.cache.replacing import locked
 from featx.cache.rewriting import write_parts
 from featx.exceptions import CacheError, CacheFormatError
 from featx.file_stamps import stamp_of
@@ -202,7 +206,7 @@ def _collect_space(
         again = False
         for group in plan.groups:
             try:
-                carried_out = _carry_out(layout, folder, group, usage)
+                carried_out = _carry_out(layout, folder, group, usage, older_than_s)
             except FileNotFoundError:
                 continue  # another collection was faster with these shards
             except CacheFormatError:
@@ -216,25 +220,39 @@ def _collect_space(
         if not again:
             break
     used = folder.name in usage.keys
-    removed = (
-        not used
-        and not usage.changed()
-        and _may_go(folder, older_than_s)
-        and _remove_folder(layout, folder)
-    )
+    removed = False
+    if not used:
+        with locked(layout.datasets):
+            removed = (
+                not usage.changed()
+                and _may_go(folder, older_than_s)
+                and _remove_folder(layout, folder)
+            )
     plan.damaged.update(damaged)
     return _report(folder, plan, done, used=used, removed=removed)
 
 
-def _carry_out(layout: CacheLayout, folder: Path, group: Group, usage: _Usage) -> bool:
+def _carry_out(
+    layout: CacheLayout, folder: Path, group: Group, usage: _Usage, older_than_s: float
+) -> bool:
     """Publish what stays of a group, remove the rest; False when datasets changed meanwhile."""
     written = write_parts(layout, folder, group.digest, group.parts)
     old = [shard.path for shard in group.old]
-    changed = usage.changed()
-    for path in written if changed else old:
-        with writing(path):
-            path.unlink(missing_ok=True)
+    with locked(layout.datasets):
+        changed = usage.changed() or _reused(old, older_than_s)
+        for path in written if changed else old:
+            with writing(path):
+                path.unlink(missing_ok=True)
     return not changed
+
+
+def _reused(paths: Sequence[Path], older_than_s: float) -> bool:
+    """Return whether an extraction has begun to count on one of some shards."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if is_young(path, older_than_s):
+                return True
+    return False
 
 
 def _damage(group: Group) -> dict[str, str]:

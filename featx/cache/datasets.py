@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from featx.cache.layout import CacheLayout, writing
 from featx.cache.manifest import (
@@ -55,7 +56,7 @@ def edit_dataset(
             if after.name != before.name:
                 _write_new(layout, after)
             elif not same_manifest(before, after):
-                write_manifest(layout, after, instead_of=version)
+                write_manifest(layout, after, move=version.move)
             return before, after
     raise _too_busy(name)
 
@@ -73,12 +74,18 @@ def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
         with FileVersion(old_place) as version, suppress(Replaced):
             renamed = replace(find_manifest(layout, name), name=new)
             if layout.dataset(new) == old_place:
-                write_manifest(layout, renamed, instead_of=version)
+                write_manifest(layout, renamed, move=version.move)
                 return
-            with version.held():  # an edit of the old name waits, and then finds it gone
-                _write_new(layout, renamed)
-                with writing(old_place):
+            _check_free(layout, new)
+
+            def move(made: Path, target: Path, version: FileVersion = version) -> None:
+                with version.held():  # an edit of the old name waits, and then finds it gone
+                    if target.exists():
+                        raise Replaced(target)
+                    made.replace(target)
                     old_place.unlink()
+
+            write_manifest(layout, renamed, move=move)
             return
     raise _too_busy(name)
 
@@ -110,6 +117,7 @@ def rewrite_dataset(
     make: Callable[[Manifest | None], Manifest],
     *,
     seen: tuple[FileVersion, Manifest | None] | None = None,
+    still: Callable[[], bool] = lambda: True,
 ) -> Manifest:
     """Write a dataset whose columns were made anew, keeping what others did to it meanwhile.
 
@@ -124,6 +132,9 @@ def rewrite_dataset(
         that can be read. It may be called several times.
     seen : tuple of FileVersion and Manifest or None, optional
         What was read before, so that it is read again only if it was replaced.
+    still : callable, optional
+        Whether the features that `make` counted on are in their places. It is asked at the moment
+        of writing, under the lock; when they are not, `make` is called again.
 
     Returns
     -------
@@ -132,13 +143,13 @@ def rewrite_dataset(
     """
     if seen is not None:
         with suppress(Replaced):
-            return _write_over(layout, *seen, make)
+            return _write_over(layout, *seen, make, still)
     for _ in range(_ATTEMPTS):
         with FileVersion(layout.dataset(name)) as version, suppress(Replaced):
             current: Manifest | None = None
             with suppress(FileNotFoundError, CacheFormatError):
                 current = read_manifest(layout.dataset(name))
-            return _write_over(layout, version, current, make)
+            return _write_over(layout, version, current, make, still)
     raise _too_busy(name)
 
 
@@ -147,17 +158,24 @@ def _write_over(
     version: FileVersion,
     current: Manifest | None,
     make: Callable[[Manifest | None], Manifest],
+    still: Callable[[], bool],
 ) -> Manifest:
+    def move(new: Path, target: Path) -> None:
+        with version.held():
+            if not still():
+                raise Replaced(target)
+            new.replace(target)
+
     manifest = make(current)
     if current is None or not same_manifest(manifest, current):
-        write_manifest(layout, manifest, instead_of=version)
+        write_manifest(layout, manifest, move=move)
     return manifest
 
 
 def _write_new(layout: CacheLayout, manifest: Manifest) -> None:
     with FileVersion(layout.dataset(manifest.name)) as nothing:
         _check_free(layout, manifest.name)
-        write_manifest(layout, manifest, instead_of=nothing)
+        write_manifest(layout, manifest, move=nothing.move)
 
 
 def _too_busy(name: str) -> DatasetError:

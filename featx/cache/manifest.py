@@ -13,8 +13,7 @@ Layout, version 1::
 from __future__ import annotations
 
 import json
-from collections.abc import Container
-from contextlib import suppress
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from featx.cache.hdf5 import (
     write_strings,
 )
 from featx.cache.layout import CacheLayout, publish
-from featx.cache.replacing import FileVersion, Replaced
+from featx.cache.replacing import locked
 from featx.exceptions import CacheFormatError, DatasetError
 from featx.file_stamps import STAMP
 
@@ -50,7 +49,6 @@ __all__ = [
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
 _KIND = "featx-manifest"
-_ATTEMPTS = 100
 # Not there in manifests of featx 0.1, which knew neither.
 _OPTIONAL = ("ctime_ns", "birth_ns")
 _STRINGS = ("path", "group", "split", "reason")
@@ -146,7 +144,10 @@ class Manifest:
 
 
 def write_manifest(
-    layout: CacheLayout, manifest: Manifest, *, instead_of: FileVersion | None = None
+    layout: CacheLayout,
+    manifest: Manifest,
+    *,
+    move: Callable[[Path, Path], None] | None = None,
 ) -> Path:
     """Write a manifest to its place, whole or not at all, and return the place.
 
@@ -156,13 +157,9 @@ def write_manifest(
         The cache.
     manifest : Manifest
         What to write.
-    instead_of : FileVersion, optional
-        What has to be in its place still; by default whatever is there.
-
-    Raises
-    ------
-    Replaced
-        If something else is in the place of `instead_of`.
+    move : callable, optional
+        Moves the finished file to its place, such as `FileVersion.move`; by default it replaces
+        whatever is there.
     """
     path = layout.dataset(manifest.name)
     header: dict[str, Any] = {
@@ -190,20 +187,13 @@ def write_manifest(
             write_array(file, "key", manifest.key, "featx-array")
             write_array(file, "status", manifest.status, "featx-array")
 
-    if instead_of is not None:
-        publish(layout, path, write, move=instead_of.move)
-    else:
-        publish(layout, path, write, move=_move)
+    publish(layout, path, write, move=move or _move)
     return path
 
 
 def _move(new: Path, target: Path) -> None:
-    """Move a manifest to its place between the edits of others, not into the middle of one."""
-    for _ in range(_ATTEMPTS):
-        with FileVersion(target) as version, suppress(Replaced):
-            version.move(new, target)
-            return
-    new.replace(target)
+    with locked(target.parent):
+        new.replace(target)
 
 
 def same_manifest(one: Manifest, other: Manifest, *, but: Container[str] = ()) -> bool:

@@ -219,7 +219,7 @@ def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
             try:
                 present = read_manifest(here)
             except FileNotFoundError:
-                write_manifest(layout, replace(incoming, name=name), instead_of=version)
+                write_manifest(layout, replace(incoming, name=name), move=version.move)
                 return MergedDataset(incoming.name, name, "copied")
             except CacheFormatError as error:
                 return _skip(here, "manifest", error)
@@ -228,7 +228,7 @@ def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
                 more = tuple(block for block in incoming.blocks if block not in present.blocks)
                 if more:
                     extended = replace(present, blocks=(*present.blocks, *more))
-                    write_manifest(layout, extended, instead_of=version)
+                    write_manifest(layout, extended, move=version.move)
                 return MergedDataset(incoming.name, name, "extended" if more else "present")
             number += 1
             name = f"{incoming.name}-{number}"

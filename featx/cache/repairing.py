@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from featx.cache.findings import REMOVABLE, Finding
 from featx.cache.inventory import STALE_S
 from featx.cache.layout import CacheLayout, writing
 from featx.cache.manifest import read_manifest
+from featx.cache.replacing import locked
 from featx.cache.space import read_spec
 from featx.cache.verification import Progress, verify_cache
 from featx.exceptions import CacheFormatError
@@ -74,9 +76,15 @@ def repair_cache(
     report = verify_cache(layout, workers=workers, progress=progress)
     removed, size = [], 0
     for finding in report.findings:
-        if finding.kind not in REMOVABLE or not _still_bad(finding):
+        if finding.kind not in REMOVABLE:
             continue
-        with writing(finding.path):
+        # Nobody writes a dataset between the last look and the removal.
+        lock = (
+            locked(layout.datasets) if finding.kind == "manifest" and not dry_run else nullcontext()
+        )
+        with lock, writing(finding.path):
+            if not _still_bad(finding):
+                continue
             try:
                 bytes_ = finding.path.stat().st_size
                 if not dry_run:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import re
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["FileVersion", "Replaced"]
+from featx.cache.layout import writing
+from featx.exceptions import CacheWriteError
 
-# A lock is held for a comparison and a rename; who holds one for longer was stopped in the middle,
-# or is a program that only looks at the file.
-_PATIENCE_S = 5.0
+__all__ = ["FileVersion", "Replaced", "locked"]
+
+_LOG = logging.getLogger("featx")
+# The lock is held for a comparison and a rename. Who holds it for longer has a slow disk, or was
+# stopped in the middle.
+_PATIENCE_S = 30.0
+_NOTICE_S = 5.0
 _PAUSE_S = 0.002
+# What file systems say that have no locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_HOLDER = re.compile(rb"([0-9]{1,10}) ([\w.-]{1,64})\n", re.ASCII)
 
 
 class Replaced(Exception):  # noqa: N818
@@ -24,10 +36,8 @@ class FileVersion:
     """A file that is only ever replaced whole, as it is now; its absence is a version, too.
 
     Open it before the file is read and replace it by `move`. While the version is open its inode
-    cannot become another file's, so that the inode tells whether it was replaced. The lock
-    around the comparison and the rename is one of the version itself: nothing is left behind, and
-    the system takes it back when a process ends. Where the file system has no locks, what
-    remains is the comparison just before the rename.
+    cannot become another file's, so that the inode tells whether it was replaced. The comparison
+    and the rename are done under the lock of the folder, see `locked`.
 
     Parameters
     ----------
@@ -60,9 +70,6 @@ class FileVersion:
         Replaced
             If another file took its place, or it was removed.
         """
-        if self._identity is None:
-            _move_if_free(new, target)
-            return
         with self.held():
             new.replace(target)
 
@@ -75,22 +82,121 @@ class FileVersion:
         Replaced
             If that has happened.
         """
-        if self._descriptor is not None:
-            _lock(self._descriptor)
-        try:
+        with locked(self.path.parent):
             if _current_identity(self.path) != self._identity:
                 raise Replaced(self.path)
             yield
-        finally:
-            if self._descriptor is not None:
-                _unlock(self._descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder's files, for which others wait; made for moments, not for work.
+
+    It is a lock of the system (``flock``) on the file ``.lock``, which a process that ends gives
+    back. Where the file system has none, it is the file ``.lock-held``, made by whoever comes
+    first and removed in the end; after a kill a person has to remove it.
+
+    Raises
+    ------
+    CacheWriteError
+        If somebody else holds it for too long, or it cannot be had. Nobody goes on without.
+    """
+    path = folder / ".lock"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, release = _take(path)
+        # Says who it is to those that wait; what is left of it in the end says nothing.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+    try:
+        yield
+    finally:
+        release()
+        os.close(descriptor)
+
+
+def _take(path: Path) -> tuple[int, Callable[[], None]]:
+    """Wait for a lock; return its open file, and what gives the lock back."""
+    start, told = time.monotonic(), False
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            descriptor = os.open(
+                path, os.O_RDONLY
+            )  # another user's, which can be locked all the same
+        try:
+            release = _try_lock(path, descriptor)
+            # Else the file was removed, and others lock another one under its name.
+            if release and _current_identity(path) == _identity(path, descriptor):
+                return descriptor, release
+            if release:
+                release()
+            waited_s = time.monotonic() - start
+            _check_patience(path, descriptor, waited_s)
+            if waited_s > _NOTICE_S and not told:
+                told = True
+                _LOG.warning("waiting for %s, which changes %s", _holder(descriptor), path.parent)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        time.sleep(_PAUSE_S)
+
+
+def _try_lock(path: Path, descriptor: int) -> Callable[[], None] | None:
+    """Return what gives the lock back, or None when somebody else holds it."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lambda: fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return None
+    except ImportError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    held = _by_name(path)
+    try:
+        os.close(os.open(held, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return None
+    return held.unlink
+
+
+def _by_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}-held")
+
+
+def _holder(descriptor: int) -> str:
+    """Return who holds a lock, as far as its file says."""
+    found = None
+    with suppress(OSError):
+        found = _HOLDER.fullmatch(os.pread(descriptor, 100, 0))
+    if found is None:
+        return "another process"
+    return f"process {found[1].decode()} on {found[2].decode()}"
+
+
+def _check_patience(path: Path, descriptor: int, waited_s: float) -> None:
+    """Refuse to wait any longer for a lock."""
+    if waited_s <= _PATIENCE_S:
+        return
+    step = "wait until it has ended or end it, then run this again"
+    if _by_name(path).exists():
+        step = f"if it has ended, remove {_by_name(path)}, then run this again"
+    raise CacheWriteError(
+        f"{_holder(descriptor)} has held the lock {path} for {_PATIENCE_S:.0f} s. Nothing was "
+        f"changed: {step}"
+    )
 
 
 def _open(path: Path) -> int | None:
-    # Network file systems lock only what is open for writing.
-    for flags in (os.O_RDWR, os.O_RDONLY):
-        with suppress(OSError):
-            return os.open(path, flags)
+    with suppress(OSError):
+        return os.open(path, os.O_RDONLY)
     return None
 
 
@@ -110,41 +216,3 @@ def _current_identity(path: Path) -> tuple[int, int] | None:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _move_if_free(new: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(new)
-    except FileExistsError as error:
-        raise Replaced(target) from error
-    except OSError:  # a file system without hard links
-        if target.exists():
-            raise Replaced(target) from None
-        new.rename(target)
-    else:
-        new.unlink()
-
-
-def _lock(descriptor: int) -> None:
-    """Wait for the lock of an open file; go on without where there is none to be had."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_PAUSE_S)
-        except OSError:
-            return
-        else:
-            return
-
-
-def _unlock(descriptor: int) -> None:
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,8 +17,8 @@ import pytest
 
 from featx.cache import replacing
 from featx.cache.datasets import delete_dataset, edit_dataset, rename_dataset
-from featx.cache.editing import relabel
-from featx.cache.manifest import find_manifest, manifest_names, write_manifest
+from featx.cache.editing import assign_splits, relabel
+from featx.cache.manifest import find_manifest, manifest_names, same_manifest, write_manifest
 from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheWriteError, DatasetError
 
@@ -146,31 +147,144 @@ with FileVersion(Path(sys.argv[1])) as version, version.held():
     assert list(edited.layout.tmp.iterdir()) == []
 
 
-def test_a_lock_that_is_not_given_back_is_waited_for_and_then_ignored(edited, monkeypatch):
+HOLD = """
+import sys, time
+from pathlib import Path
+from featx.cache.replacing import locked
+with locked(Path(sys.argv[1])):
+    Path(sys.argv[1], "held").touch()
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(edited):
+    """Another process that holds the lock until it is told to let go."""
+    command = [sys.executable, "-c", HOLD, str(edited.layout.datasets)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, text=True) as process:
+        while not (edited.layout.datasets / "held").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield process
+        process.kill()
+
+
+EVERY_CHANGE = {
+    "edit": lambda cache: edit_dataset(
+        cache.layout, "photos", lambda m: relabel(m, classes={"a": "b"})
+    ),
+    "rename": lambda cache: rename_dataset(cache.layout, "photos", "more"),
+    "delete": lambda cache: delete_dataset(cache.layout, "photos"),
+    "write": lambda cache: write_manifest(
+        cache.layout, replace(find_manifest(cache.layout, "photos"), root="/elsewhere")
+    ),
+    "gc": lambda cache: cache.gc(older_than_s=0, dry_run=False),
+}
+
+
+@pytest.mark.parametrize("change", EVERY_CHANGE)
+def test_nothing_is_changed_without_the_lock(edited, kit, holder, monkeypatch, change):
+    keys, values = kit.rows(80)
+    kit.fill(edited.root, keys[70:], values[70:])  # in no dataset: gc would remove them
+    before = find_manifest(edited.layout, "photos"), kit.shards(edited)
     monkeypatch.setattr(replacing, "_PATIENCE_S", 0.05)
-    with edited.layout.dataset("photos").open("rb") as viewer:
-        fcntl.flock(viewer, fcntl.LOCK_SH)
-        edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
+    with pytest.raises(CacheWriteError, match=rf"process {holder.pid} on .* has held the lock"):
+        EVERY_CHANGE[change](edited)
+    assert manifest_names(edited.layout) == ["photos"]
+    assert same_manifest(find_manifest(edited.layout, "photos"), before[0])
+    assert set(before[1]) <= set(kit.shards(edited))
+    assert list(edited.layout.tmp.iterdir()) == []
+
+
+def test_who_has_to_wait_says_for_whom_and_does_it_then(edited, holder, monkeypatch, caplog):
+    monkeypatch.setattr(replacing, "_NOTICE_S", 0.05)
+    thread = threading.Thread(target=EVERY_CHANGE["edit"], args=[edited])
+    thread.start()
+    while "waiting for" not in caplog.text:
+        time.sleep(0.01)
+    assert f"waiting for process {holder.pid} on" in caplog.text
+    holder.communicate("go on\n")
+    thread.join()
     assert find_manifest(edited.layout, "photos").classes == ("b",)
 
 
-def test_a_file_system_without_locks_and_links_does(edited, monkeypatch):
+def test_an_edit_that_stalls_before_its_rename_undoes_no_other(edited, monkeypatch):
+    stalled, go_on, real = threading.Event(), threading.Event(), Path.replace
+
+    def stall(path, target):
+        if not stalled.is_set():
+            stalled.set()
+            go_on.wait()
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", stall)
+    slow = threading.Thread(target=EVERY_CHANGE["edit"], args=[edited])
+    slow.start()
+    stalled.wait()
+    other = threading.Thread(
+        target=edit_dataset,
+        args=[edited.layout, "photos", lambda m: assign_splits(m, {"train": 0.5, "test": 0.5})],
+    )
+    other.start()
+    other.join(0.2)
+    assert other.is_alive()  # it waits for the lock
+    go_on.set()
+    slow.join()
+    other.join()
+    edits = [edit["edit"] for edit in find_manifest(edited.layout, "photos").edits]
+    assert edits == ["relabel", "split"]
+
+
+def test_nobody_who_only_looks_at_a_manifest_stops_an_edit(edited):
+    with edited.layout.dataset("photos").open("rb") as viewer:
+        fcntl.flock(viewer, fcntl.LOCK_SH)
+        EVERY_CHANGE["edit"](edited)
+    assert find_manifest(edited.layout, "photos").classes == ("b",)
+
+
+def test_without_locks_of_the_system_two_processes_lose_no_edit_either(edited):
+    refuse = (
+        "import fcntl, os\ndef flock(*_): raise OSError(37, os.strerror(37))\nfcntl.flock = flock\n"
+    )
+    processes = [start(refuse + EDITS, edited.root, first) for first in (0, 30)]
+    assert [process.communicate(timeout=120)[1] for process in processes] == ["", ""]
+    assert len(find_manifest(edited.layout, "photos").edits) == 60
+    assert sorted(path.name for path in edited.layout.datasets.iterdir()) == [".lock", "photos.h5"]
+
+
+def test_a_lock_file_left_by_a_kill_is_named(edited, monkeypatch):
     def refuse(*_):
-        raise OSError(95, os.strerror(95))
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
-    edit_dataset(edited.layout, "photos", lambda m: replace(m, name="more"))
-    rename_dataset(edited.layout, "more", "most")
-    assert manifest_names(edited.layout) == ["most", "photos"]
+    monkeypatch.setattr(replacing, "_PATIENCE_S", 0.05)
+    left = edited.layout.datasets / ".lock-held"
+    left.touch()
+    with pytest.raises(CacheWriteError, match=r"if it has ended, remove .*\.lock-held"):
+        EVERY_CHANGE["edit"](edited)
+    left.unlink()
+    EVERY_CHANGE["edit"](edited)
+    rename_dataset(edited.layout, "photos", "more")
+    assert manifest_names(edited.layout) == ["more"]
+
+
+def test_a_lock_that_cannot_be_had_for_an_error_is_not_gone_on_without(edited, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CacheWriteError, match="Input/output error"):
+        EVERY_CHANGE["edit"](edited)
+
+
+def test_a_version_that_was_replaced_is_not_moved_over(edited):
     with FileVersion(edited.layout.dataset("none")) as nothing:
-        write_manifest(edited.layout, find_manifest(edited.layout, "photos"))
+        rename_dataset(edited.layout, "photos", "none")
         new = edited.root / "new"
         new.touch()
-        rename_dataset(edited.layout, "most", "none")
         with pytest.raises(Replaced, match=r"none\.h5"):
             nothing.move(new, edited.layout.dataset("none"))
+    assert len(find_manifest(edited.layout, "none")) == 60
 
 
 def test_who_waits_for_the_lock_sees_what_came_before(edited):
