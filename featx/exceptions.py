@@ -25,6 +25,7 @@ Every message says what was expected, what was received, and what to do next.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -44,11 +45,67 @@ __all__ = [
     "MissingExtraError",
     "UnknownNameError",
     "WeightsError",
+    "reason",
 ]
+
+_MOST_CHARACTERS = 200
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])|[\r\n]+")
+# Advice for programs that call the library themselves, which nobody can follow in featx.
+_ADVICE = re.compile(
+    r"safe_mode|custom_object|load_model|from_config|get_config|unsafe|weights_only|compile=|"
+    r"allow_pickle|bug report|github\.com|\bplease\b|^consider\b|^try\b",
+    re.IGNORECASE,
+)
+# Where an error was raised, but not what is wrong.
+_PLACE = re.compile(
+    r"^(Exception from |Traceback |File \"|Check '|\[\[|Detected at node|Arguments received by|"
+    r"<class )"
+)
 
 
 class FeatxError(Exception):
     """Base of every error that featx raises on purpose."""
+
+
+def reason(error: BaseException) -> str:
+    r"""Return what went wrong in another library, to be put into a message of featx.
+
+    Only the first sentence that states a fact: advice of the library, places in its source code and
+    characters that would move the cursor are left out.
+
+    Parameters
+    ----------
+    error : BaseException
+        Of any library. An error of featx itself is given back whole.
+
+    Returns
+    -------
+    str
+        One line of at most 200 characters, without a full stop; the name of the error's type where
+        its text says nothing.
+
+    Examples
+    --------
+    >>> reason(ValueError("File not found.\\nPlease pass safe_mode=False."))
+    'File not found'
+    >>> reason(RuntimeError())
+    'RuntimeError'
+    """
+    if isinstance(error, FeatxError):
+        return str(error)
+    name = type(error).__name__
+    parts = [" ".join(part.split()) for part in _SENTENCE.split(str(error))]
+    facts = [part for part in parts if part and not _ADVICE.search(part)]
+    facts = [part for part in facts if not _PLACE.match(part)]
+    text = facts[0] if facts else name
+    if text.endswith(":") and len(facts) > 1:  # a heading of TensorFlow; the reason comes last
+        text += f" {facts[-1]}"
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if isinstance(error, KeyError) and " " not in text:
+        text = f"{text} is missing"
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[: _MOST_CHARACTERS - 3]}..."
+    return text.rstrip(".:") if not text.endswith("...") else text
 
 
 class DatasetError(FeatxError, ValueError):

@@ -23,7 +23,7 @@ from featx.cache.manifest import (
     find_manifest,
 )
 from featx.cache.space import SHARD_BYTES, FeatureSpace
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, reason
 from featx.feature_files.survey import RowSurvey, keyed_chunks, survey_rows
 from featx.feature_files.table import ArrayRows, RowSource, check_matrix
 from featx.images.labels import encode_labels
@@ -159,7 +159,8 @@ def _rows(X: Any) -> RowSource:
             values = np.asarray(X)
         except ValueError as error:
             raise DatasetError(
-                f"expected features of shape (n, d), received rows of different lengths: {error}"
+                "expected features of shape (n, d), received rows of different lengths: "
+                f"{reason(error)}"
             ) from error
         check_matrix(values.shape, values.dtype, "X")
         rows = ArrayRows(values)

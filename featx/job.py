@@ -9,7 +9,7 @@ from functools import cache as remember
 from pathlib import Path
 from typing import Any
 
-from featx.backbones.source import BackboneSource, resolve_backbone
+from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_taps
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block, Manifest
@@ -220,7 +220,7 @@ def resolve_backbones(
             f"weights are given for {', '.join(sorted(unknown))}, the backbones are "
             f"{', '.join(names)}"
         )
-    return [
+    sources = [
         resolve_backbone(
             name,
             weights=by_name.get(name),
@@ -230,3 +230,6 @@ def resolve_backbones(
         )
         for name in names
     ]
+    for source in sources:
+        log_preprocessing(source)
+    return sources

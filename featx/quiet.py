@@ -7,10 +7,11 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["quiet_import"]
+__all__ = ["quiet_import", "quiet_loading"]
 
 _LOCK = threading.RLock()
 _SETTINGS = {
@@ -23,13 +24,18 @@ _SETTINGS = {
 
 
 @contextmanager
-def quiet_import() -> Iterator[None]:
+def quiet_import(*, shown_on_error: bool = True) -> Iterator[None]:
     """Import or start a numerical library without its banner on standard error.
 
     TensorFlow writes lines from C++ before any log level applies, so that nothing but taking file
     descriptor 2 away keeps them from the screen. What was written is shown after all when the
     body fails, and everything is shown when the environment has ``FEATX_DEBUG``. The root logger
     is left as it was: OpenVINO raises its level, and leaves it raised when a conversion fails.
+
+    Parameters
+    ----------
+    shown_on_error : bool, default True
+        False where the caller's own error says all.
 
     Examples
     --------
@@ -55,11 +61,29 @@ def quiet_import() -> Iterator[None]:
         except BaseException:
             _restore(kept)
             caught.seek(0)
-            os.write(2, caught.read())
+            if shown_on_error:
+                os.write(2, caught.read())
             raise
         _restore(kept)
     for name in ("tensorflow", "absl", "h5py"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Load a file without what libraries print and warn of where it fails; its error says all.
+
+    Warnings of what succeeds are given afterwards.
+    """
+    if os.environ.get("FEATX_DEBUG"):
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with quiet_import(shown_on_error=False):
+            yield
+    for one in caught:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 @contextmanager

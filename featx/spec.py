@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from featx.exceptions import CacheFormatError, DatasetError, FeaturesError, UnknownNameError
+from featx.exceptions import CacheFormatError, DatasetError, FeaturesError, UnknownNameError, reason
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "FeatureSpec", "ImagePolicy", "ViewPolicy"]
 
@@ -277,7 +277,7 @@ class FeatureSpec:
                 views=None if views is None else ViewPolicy.from_dict(views),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CacheFormatError(f"damaged feature specification: {error!r}") from error
+            raise CacheFormatError(f"damaged feature specification: {reason(error)}") from error
         if spec.canonical_json() != json.dumps(data, sort_keys=True, separators=(",", ":")):
             raise CacheFormatError("the feature specification has parts that featx does not know")
         return spec

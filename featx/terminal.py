@@ -133,6 +133,8 @@ def log_to_stderr(*, debug: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("%(asctime)s %(name)s %(message)s" if debug else "%(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
+    # Which pixels a network gets is said even where there is no doubt.
+    logging.getLogger("featx.preprocessing").setLevel(logging.INFO)
 
 
 def console() -> Console:

@@ -26,7 +26,7 @@ def drawn_tree():
 
 
 def test_every_error_is_public_and_drawn():
-    assert set(exceptions.__all__) == set(CLASSES) == set(drawn_tree())
+    assert set(exceptions.__all__) - {"reason"} == set(CLASSES) == set(drawn_tree())
     assert exceptions.__all__ == sorted(exceptions.__all__)
 
 
@@ -70,3 +70,43 @@ def test_a_missing_extra_names_the_command_that_installs_it():
         "the search needs optuna, which is not installed: pip install 'featx[hpo]'"
     )
     assert (error.package, error.extra) == ("optuna", "hpo")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (KeyError("classes"), "'classes' is missing"),
+        (KeyError("Unable to open object (object 'a' does not exist)"), "Unable to open object"),
+        (MemoryError(), "MemoryError"),
+        (
+            ValueError(
+                "A Lambda is disallowed by default. If you trust it, pass `safe_mode=False`."
+            ),
+            "A Lambda is disallowed by default",
+        ),
+        (TypeError("Please pass `custom_objects=`."), "TypeError"),
+        (
+            RuntimeError(
+                "Exception from src/core.cpp:51:\nCheck 'a' failed at src/x.cpp:3:\nbad node"
+            ),
+            "bad node",
+        ),
+        (
+            RuntimeError(
+                "Graph execution error:\n\nDetected at node a (most recent call last):\nOOM"
+            ),
+            "Graph execution error: OOM",
+        ),
+    ],
+)
+def test_a_reason_is_the_fact_without_advice_and_places(error, expected):
+    assert exceptions.reason(error).strip("\"'").startswith(expected.strip("\"'"))
+    assert "safe_mode" not in exceptions.reason(error)
+
+
+def test_a_reason_is_one_short_line_whatever_came_from_a_file():
+    found = exceptions.reason(ValueError("could not convert \x1b[31m\x07\u202e" + "é" * 5000))
+    assert found.isprintable()
+    assert len(found) <= 200
+    assert exceptions.reason(FeatxError("as it is")) == "as it is"

@@ -16,8 +16,9 @@ from featx.backbones.saved_model import DEFAULT_OUTPUT
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import Tap, parse_tap
 from featx.backbones.tuned import is_tuned_file, unpacked
-from featx.exceptions import BackboneError, FeatxError, UnknownNameError, WeightsError
-from featx.quiet import quiet_import
+from featx.backbones.wrong_files import misfit, unknown_layers
+from featx.exceptions import BackboneError, FeatxError, UnknownNameError, WeightsError, reason
+from featx.quiet import quiet_import, quiet_loading
 
 __all__ = [
     "HalfType",
@@ -85,13 +86,18 @@ def _load_own(source: BackboneSource, keras: Any) -> Any:
         if folder is not None:
             model = folder.load(path, source.input_size_px, source.preprocessing)
         else:
-            with _readable(path) as file:
+            with _readable(path) as file, quiet_loading():
                 model = keras.models.load_model(file, compile=False, safe_mode=True)
     except FeatxError:
         raise
     except Exception as error:  # Keras raises what the file's layers raise
         require_keras_hub_for(str(error), f"the network in {path}")
-        raise BackboneError(f"{path} cannot be loaded as a Keras model: {_first(error)}") from error
+        if folder is None and path.suffix == ".keras" and (unknown := unknown_layers(path)):
+            raise unknown from error
+        raise BackboneError(
+            f"{path} cannot be loaded as a Keras model: {reason(error)}. Is it whole, and of this "
+            "version of Keras?"
+        ) from error
     inputs, outputs = model.inputs or [], model.outputs or []
     several = folder is not None and folder.opaque
     if len(inputs) != 1 or (len(outputs) != 1 and not several):
@@ -126,26 +132,18 @@ def _build_named(source: BackboneSource, keras: Any) -> Any:
         return network
     assert source.weights.path is not None
     try:
-        with _readable(source.weights.path) as file:
+        with _readable(source.weights.path) as file, quiet_loading():
             network.load_weights(file)
     except WeightsError:
         raise
     except Exception as error:  # h5py and Keras raise many kinds
-        raise WeightsError(
-            f"{source.weights.path} does not fit {row.name} without its top "
-            f"({row.parameters:,} parameters): {_first(error)}. Is it of another network, cut "
-            "short, or saved with include_top=True?"
-        ) from error
+        with _readable(source.weights.path) as file:
+            raise misfit(row, source.weights.path, file, error) from error
     return network
 
 
 def _readable(path: Path) -> AbstractContextManager[Path]:
     return unpacked(path) if is_tuned_file(path) else nullcontext(path)
-
-
-def _first(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else repr(error)
 
 
 def preprocess(pixels: Any, name: str) -> Any:

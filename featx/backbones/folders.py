@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.hub_preset import load_preset, read_preset
+from featx.backbones.own_rescaling import PixelRange
 from featx.backbones.saved_model import load_saved_model
 from featx.backbones.saved_model_file import read_endpoint
 from featx.exceptions import BackboneError
 
-__all__ = ["FOLDER_KINDS", "FolderKind", "folder_of", "folder_stem"]
+__all__ = ["FOLDER_KINDS", "FolderKind", "StatedInput", "folder_of", "folder_stem"]
 
 Size = tuple[int, int]
 
@@ -34,8 +35,7 @@ class FolderKind:
         Whether the network is one function in the number types that it was saved with: its places
         are its outputs, of which there may be several.
     read : callable
-        From the folder to the input size that it states, or None, and the preprocessing that its
-        network wants; imports no numerical library.
+        From the folder to what it states; imports no numerical library.
     load : callable
         From the folder, an input size and a preprocessing to a `keras.Model`.
     """
@@ -44,20 +44,48 @@ class FolderKind:
     summary: str
     needs_trust: bool
     opaque: bool
-    read: Callable[[Path], tuple[Size | None, str]]
+    read: Callable[[Path], StatedInput]
     load: Callable[[Path, Size, str], Any]
 
 
-def _read_saved_model(folder: Path) -> tuple[Size | None, str]:
-    endpoint = read_endpoint(folder)
-    return endpoint.input_size_px, endpoint.preprocessing
+@dataclass(frozen=True, slots=True)
+class StatedInput:
+    """What the files of a network say of its input.
+
+    Parameters
+    ----------
+    size_px : tuple of two int or None
+        Height and width, where they are fixed.
+    preprocessing : str
+        Key of `featx.backbones.catalog.PREPROCESSINGS`; empty where none is known.
+    pixels : {"0..255", "0..1", ""}
+        Which pixels the network itself takes, as far as its graph tells.
+    source : str
+        What states the preprocessing; empty where it is a convention.
+    """
+
+    size_px: Size | None
+    preprocessing: str
+    pixels: PixelRange = ""
+    source: str = ""
+
+
+def _read_saved_model(folder: Path) -> StatedInput:
+    found = read_endpoint(folder)
+    source = "its function takes whole numbers" if found.dtype == "uint8" else ""
+    return StatedInput(found.input_size_px, found.preprocessing, found.pixels, source)
+
+
+def _read_preset(folder: Path) -> StatedInput:
+    size, preprocessing = read_preset(folder)
+    return StatedInput(size, preprocessing, source="its image_converter.json states it")
 
 
 FOLDER_KINDS: dict[str, FolderKind] = {
     "savedmodel": FolderKind(
         "savedmodel", "a TensorFlow SavedModel", True, True, _read_saved_model, load_saved_model
     ),
-    "hub": FolderKind("hub", "a preset of KerasHub", False, False, read_preset, load_preset),
+    "hub": FolderKind("hub", "a preset of KerasHub", False, False, _read_preset, load_preset),
 }
 """Every kind by its prefix."""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Preprocessing
-from featx.exceptions import BackboneError, MissingExtraError
-from featx.quiet import quiet_import
+from featx.exceptions import BackboneError, MissingExtraError, reason
+from featx.quiet import quiet_import, quiet_loading
 
 __all__ = ["load_preset", "read_preset", "require_keras_hub_for"]
 
@@ -80,21 +80,19 @@ def load_preset(folder: Path, size_px: tuple[int, int], preprocessing: str) -> A
     # Networks that state a size are built for it; others take any.
     shape = {"image_shape": (*size_px, 3)} if "image_shape" in config else {}
     try:
-        with quiet_import():
+        with quiet_loading():
             return keras_hub.models.Backbone.from_preset(str(folder), **shape)
     except Exception as error:  # Keras raises what a preset's layers raise
-        lines = str(error).strip().splitlines()
-        reason = lines[0][:300].rstrip(".") if lines else repr(error)
         raise BackboneError(
             f"the preset {folder} cannot be loaded for inputs of {size_px[0]}x{size_px[1]} px: "
-            f"{reason}. Is it whole, and of this version of "
+            f"{reason(error)}. Is it whole, and of this version of "
             "keras-hub? Leave --input-size out for its own size"
         ) from error
 
 
-def require_keras_hub_for(reason: str, purpose: str) -> None:
+def require_keras_hub_for(needed: str, purpose: str) -> None:
     """Raise `MissingExtraError` if something failed for want of KerasHub's classes."""
-    if f"{_OWNER}." in reason and _OWNER not in sys.modules and find_spec(_OWNER) is None:
+    if f"{_OWNER}." in needed and _OWNER not in sys.modules and find_spec(_OWNER) is None:
         raise MissingExtraError("keras-hub", extra="hub", purpose=purpose)
 
 
@@ -120,7 +118,9 @@ def _object(file: Path) -> dict[str, Any]:
             "one without"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise BackboneError(f"{file} cannot be read ({error}): get the preset again") from error
+        raise BackboneError(
+            f"{file} cannot be read ({reason(error)}): get the preset again"
+        ) from error
     if not isinstance(found, dict):
         raise BackboneError(f"{file} is damaged: expected a JSON object; get the preset again")
     return found

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.saved_model_file import CALL, read_endpoint
-from featx.exceptions import BackboneError
-from featx.quiet import quiet_import
+from featx.exceptions import BackboneError, reason
+from featx.quiet import quiet_import, quiet_loading
 
 __all__ = ["DEFAULT_OUTPUT", "load_saved_model"]
 
@@ -61,7 +61,7 @@ def load_saved_model(folder: Path, size_px: tuple[int, int], preprocessing: str)
             " leave --input-size out"
         )
     try:
-        with quiet_import():
+        with quiet_loading():
             layer = keras.layers.TFSMLayer(
                 str(folder),
                 endpoint.name,
@@ -75,7 +75,7 @@ def load_saved_model(folder: Path, size_px: tuple[int, int], preprocessing: str)
     except Exception as error:  # TensorFlow raises many kinds
         raise BackboneError(
             f"the SavedModel {folder} cannot be loaded and applied to inputs of shape (n, "
-            f"{size_px[0]}, {size_px[1]}, 3): {_reason(error)}. Is it whole, of this TensorFlow, "
+            f"{size_px[0]}, {size_px[1]}, 3): {reason(error)}. Is it whole, of this TensorFlow, "
             "and for images of this size (--input-size)?"
         ) from error
 
@@ -112,8 +112,3 @@ def _by_name(found: Any) -> dict[str, Any]:
     if isinstance(found, (list, tuple)):
         return {f"output_{number}": value for number, value in enumerate(found)}
     return {DEFAULT_OUTPUT: found}
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300].rstrip(".") if lines else repr(error)

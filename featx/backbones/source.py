@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Backbone
-from featx.backbones.folders import FolderKind, folder_of
+from featx.backbones.folders import FolderKind, StatedInput, folder_of
 from featx.backbones.model_zip import NETWORK
+from featx.backbones.own_rescaling import range_of_keras_config
 from featx.backbones.registry import canonical_name, find_backbone
 from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.backbones.weights import Weights, file_sha256, folder_sha256, resolve_weights
+from featx.backbones.wrong_files import read_keras_config
 from featx.exceptions import BackboneError, UnknownNameError
 from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype
 
-__all__ = ["BackboneSource", "resolve_backbone"]
+__all__ = ["BackboneSource", "log_preprocessing", "resolve_backbone"]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_CHOICES = "none, unit, tf, torch, caffe"
+_RANGES = {
+    "none": "pixels from 0 to 255",
+    "unit": "pixels from 0 to 1",
+    "tf": "pixels from -1 to 1",
+    "torch": "ImageNet's mean and deviation",
+    "caffe": "ImageNet's mean, blue first",
+    "efficientnet-imagenet": "EfficientNet's rescaling for ImageNet weights",
+}
+_LOGGER = logging.getLogger("featx.preprocessing")
+_logged: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,10 @@ class BackboneSource:
         Height and width of the input.
     preprocessing : str
         Key of `featx.backbones.catalog.PREPROCESSINGS`.
+    note : str
+        For a network of one's own: which preprocessing was chosen, and why.
+    doubtful : bool
+        Whether the note says that it may be the wrong one.
     """
 
     name: str
@@ -47,6 +64,8 @@ class BackboneSource:
     weights: Weights
     input_size_px: tuple[int, int]
     preprocessing: str
+    note: str = field(default="", compare=False)
+    doubtful: bool = field(default=False, compare=False)
 
     def spec(
         self,
@@ -93,8 +112,9 @@ def resolve_backbone(
         Height and width in pixels; by default the backbone's own.
     preprocessing : str, optional
         Only for networks of one's own: ``none`` (pixels 0 to 255), ``unit``, ``tf``, ``torch`` or
-        ``caffe``. By default ``none`` for ``file:``, what the preset states for ``hub:``, and
-        ``unit`` for ``savedmodel:`` (TensorFlow Hub's convention; ``none`` where it takes uint8).
+        ``caffe``. By default ``none`` for ``file:``, what the preset states for ``hub:``, and for
+        ``savedmodel:`` ``none`` where its graph rescales pixels itself or takes uint8, else
+        ``unit``, TensorFlow Hub's convention. `log_preprocessing` says what was chosen.
     trust : bool, default False
         Needed for ``savedmodel:``, whose graph may do anything, such as read and write files.
         Without it nothing in the folder is read.
@@ -206,12 +226,10 @@ def _own(
         raise BackboneError("a 'file:' backbone brings its own weights: leave --weights out")
     if is_tuned_file(path):
         return _tuned(path, input_size, preprocessing)
-    chosen = preprocessing or "none"
-    if chosen not in PREPROCESSINGS:
-        raise UnknownNameError("preprocessing", chosen, PREPROCESSINGS)
-    size = _size(input_size) or _saved_input_size(path)
+    config = read_keras_config(path)
+    stated = StatedInput(_declared_size(config), "none", range_of_keras_config(config))
     found = Weights(f"file:{path}", file_sha256(path), path)
-    return BackboneSource(f"file:{path.stem}", None, found, size, chosen)
+    return _foreign(f"file:{path.stem}", found, stated, input_size, preprocessing)
 
 
 def _folder(
@@ -231,22 +249,64 @@ def _folder(
         raise BackboneError(
             f"a {kind.prefix + ':'!r} backbone brings its own weights: leave --weights out"
         )
-    stated_size, stated_preprocessing = kind.read(folder)
-    chosen = preprocessing or stated_preprocessing
+    found = Weights(f"{kind.prefix}:{folder}", folder_sha256(folder), folder)
+    return _foreign(canonical_name(name), found, kind.read(folder), input_size, preprocessing)
+
+
+def _foreign(
+    name: str,
+    weights: Weights,
+    stated: StatedInput,
+    input_size: int | tuple[int, int] | None,
+    preprocessing: str | None,
+) -> BackboneSource:
+    """Settle a network that is not in the catalogue from what its files say of its input."""
+    chosen = preprocessing or stated.preprocessing
     if not chosen:
         raise BackboneError(
-            f"{folder} states no preprocessing that featx has: give --preprocessing "
-            f"(preprocessing=...), one of {', '.join(PREPROCESSINGS)}"
+            f"{weights.path} states no preprocessing that featx has: give --preprocessing "
+            f"(preprocessing=...), one of {_CHOICES}"
         )
     if chosen not in PREPROCESSINGS:
         raise UnknownNameError("preprocessing", chosen, PREPROCESSINGS)
-    size = _size(input_size) or stated_size
+    size = _size(input_size) or stated.size_px
     if size is None:
         raise BackboneError(
-            f"{folder} does not fix the size of its input: give --input-size (input_size=...)"
+            f"{weights.path} does not fix the size of its input, or does not take RGB images: give "
+            "--input-size (input_size=...)"
         )
-    found = Weights(f"{kind.prefix}:{folder}", folder_sha256(folder), folder)
-    return BackboneSource(canonical_name(name), None, found, size, chosen)
+    note, doubtful = _note(name, chosen, stated, asked=preprocessing is not None)
+    return BackboneSource(name, None, weights, size, chosen, note, doubtful)
+
+
+def _note(name: str, chosen: str, stated: StatedInput, *, asked: bool) -> tuple[str, bool]:
+    """Return what a user should know of the preprocessing, and whether it may be wrong."""
+    used = f"{name}: preprocessing {chosen} ({_RANGES[chosen]})"
+    if stated.pixels == "0..255" and chosen != "none":
+        return (
+            f"{used}, and the network rescales pixels itself, so that they are rescaled twice. "
+            "Leave --preprocessing (preprocessing=...) out",
+            True,
+        )
+    if asked:
+        return f"{used}, as asked", False
+    if stated.pixels == "0..255":
+        return f"{used}, because the network rescales pixels itself", False
+    if stated.source:
+        return f"{used}, because {stated.source}", False
+    change = f"give --preprocessing (preprocessing=...), one of {_CHOICES}"
+    if stated.pixels == "0..1" and chosen == "none":
+        return f"{used}, but the network seems to take pixels from 0 to 1: {change}", True
+    if stated.pixels == "0..1":
+        return f"{used}, because the network's own arithmetic takes these", False
+    return f"{used}, by default. If the network was trained on others, {change}", True
+
+
+def log_preprocessing(source: BackboneSource) -> None:
+    """Log once a process which preprocessing was chosen for a network of one's own, and why."""
+    if source.note and source.note not in _logged:
+        _logged.add(source.note)
+        _LOGGER.log(logging.WARNING if source.doubtful else logging.INFO, "%s", source.note)
 
 
 def _tuned(
@@ -266,19 +326,11 @@ def _tuned(
     return BackboneSource(f"file:{path.stem}", row, found, size, own)
 
 
-def _saved_input_size(path: Path) -> tuple[int, int]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise BackboneError(f"{path} is no model saved by Keras 3: {error}") from error
+def _declared_size(config: Any) -> tuple[int, int] | None:
     shape = _declared_input(config)
     if len(shape) == 4 and shape[1] and shape[2] and shape[3] == 3:
         return int(shape[1]), int(shape[2])
-    raise BackboneError(
-        f"{path.name} does not fix the size of its input, or does not take RGB images: give "
-        "--input-size (input_size=...)"
-    )
+    return None
 
 
 def _declared_input(config: Any) -> list[Any]:

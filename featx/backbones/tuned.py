@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from featx.backbones.model_zip import NETWORK, OWN_NETWORK, open_model_zip, read_description
-from featx.exceptions import WeightsError
+from featx.exceptions import WeightsError, reason
 from featx.spec import FeatureSpec
 
 __all__ = ["TunedFile", "is_tuned_file", "member_bytes", "read_tuned", "unpacked"]
@@ -69,7 +69,9 @@ def read_tuned(path: str | os.PathLike[str]) -> TunedFile:
         architecture = str(said["network"]["architecture"]) if member else ""
     # `zipfile` has no base of its errors: damage shows as any of ten types.
     except Exception as error:
-        raise WeightsError(f"{file} is no model saved by featx, or is damaged: {error}") from error
+        raise WeightsError(
+            f"{file} is no model saved by featx, or is damaged: {reason(error)}"
+        ) from error
     if member is None:
         raise WeightsError(
             f"{file} holds a head and no network, as the backbone is {spec.backbone} as it was "
@@ -95,7 +97,7 @@ def member_bytes(tuned: TunedFile) -> bytes:
         with open_model_zip(tuned.path) as archive:
             data = archive.read(tuned.member)
     except Exception as error:
-        raise WeightsError(f"{tuned.path} is damaged: {error}") from error
+        raise WeightsError(f"{tuned.path} is damaged: {reason(error)}") from error
     if hashlib.sha256(data).hexdigest() != tuned.sha256:
         raise WeightsError(
             f"{tuned.path}: {tuned.member} does not have the digest stated with it: it was damaged "
@@ -144,6 +146,6 @@ def _require_plain_hdf5(tuned: TunedFile, data: bytes) -> None:
             file.visititems_links(look_at_link)
             file.visititems(look_at_item)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{tuned.path}: {tuned.member} is damaged: {error}") from error
+        raise WeightsError(f"{tuned.path}: {tuned.member} is damaged: {reason(error)}") from error
     if complaints:
         raise WeightsError(f"{tuned.path}: {tuned.member} is refused: {complaints[0]}")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from featx.backbones.catalog import Backbone
 from featx.backbones.tuned import is_tuned_file, read_tuned
-from featx.exceptions import WeightsError
+from featx.backbones.wrong_files import require_weights_file
+from featx.exceptions import WeightsError, reason
 from featx.file_stamps import is_settled, stamp_of
 from featx.quiet import quiet_import
 from featx.terminal import unguarded
@@ -96,7 +97,7 @@ def folder_sha256(folder: Path) -> str:
                     "or something else: copy the folder with what its links lead to"
                 )
     except OSError as error:
-        raise WeightsError(f"{folder} cannot be read: {error}") from error
+        raise WeightsError(f"{folder} cannot be read: {reason(error)}") from error
     lines = [f"{found[name]}  ".encode() + name + b"\0" for name in sorted(found)]
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
@@ -194,6 +195,7 @@ def _imagenet(row: Backbone) -> Weights:
         raise WeightsError(f"{row.name} has no ImageNet weights: leave --weights out for its own")
     path = find_weights_file(row)
     if path is not None:
+        require_weights_file(path, "Remove it, and featx downloads it again")
         return Weights("imagenet", file_sha256(path), path)
     if os.environ.get("FEATX_OFFLINE"):
         raise WeightsError(missing_message(row, "FEATX_OFFLINE forbids the download"))
@@ -216,16 +218,17 @@ def _download(row: Backbone) -> Path:
                 file_hash=row.weights_hash or None,
             )
     except Exception as error:  # urllib, ssl, socket and Keras each have errors of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise WeightsError(missing_message(row, f"the download failed ({reason[:200]})")) from error
+        raise WeightsError(
+            missing_message(row, f"the download failed ({reason(error)})")
+        ) from error
     return Path(found)
 
 
-def missing_message(row: Backbone, reason: str) -> str:
+def missing_message(row: Backbone, cause: str) -> str:
     """Return what to do about a weights file that is not here."""
     places = " or ".join(str(path) for path in weights_places(row))
     return (
-        f"the ImageNet weights of {row.name} are not here, and {reason}. Download "
+        f"the ImageNet weights of {row.name} are not here, and {cause}. Download "
         f"{row.weights_url} to {places}; or name a file with --weights (weights=...), or a folder "
         f"with FEATX_WEIGHTS; or use the backbone that comes with featx: --backbone {BUNDLED}"
     )
@@ -238,6 +241,9 @@ def _file(row: Backbone, text: str) -> Weights:
             f"expected a weights file for {row.name}, received {text!r}, which is no file: give a "
             "path, 'imagenet', 'bundled' or 'random:SEED'"
         )
+    if not is_tuned_file(path):
+        step = "Name another file with --weights (weights=...), or leave it out for ImageNet's"
+        require_weights_file(path, step)
     if not path.name.endswith(_SUFFIXES):
         raise WeightsError(
             f"expected a weights file that ends in one of {', '.join(_SUFFIXES)}, received {path}"

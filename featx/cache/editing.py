@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Manifest
 from featx.cache.splitting import check_fractions, hash_splits, stratified_splits
-from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError
+from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
 from featx.file_stamps import STAMP
 
 __all__ = ["add_rows", "assign_splits", "kept_rows", "relabel", "remove_rows", "replay_edits"]
@@ -346,7 +346,7 @@ def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
         try:
             fresh = _REPLAY[edit["edit"]](fresh, edit, earlier)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CacheFormatError(f"damaged edits of {earlier.name!r}: {error!r}") from error
+            raise CacheFormatError(f"damaged edits of {earlier.name!r}: {reason(error)}") from error
     return replace(fresh, edits=earlier.edits)
 
 

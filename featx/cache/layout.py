@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.durable import written_whole
-from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError
+from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError, reason
 from featx.spec import FeatureSpec, folder_name
 
 __all__ = ["CacheLayout", "publish", "reading", "writing"]
@@ -130,10 +130,10 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         # h5py reports a failed write as OSError or RuntimeError, not always with a number.
         number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error)
+        cause = os.strerror(number) if number else reason(error)
         step = _NEXT_STEPS.get(number or 0, "see that the disk is whole and has space")
         raise CacheWriteError(
-            f"cannot write {path}: {reason}. What was finished before is kept; {step}"
+            f"cannot write {path}: {cause}. What was finished before is kept; {step}"
         ) from error
 
 
@@ -151,7 +151,6 @@ def reading(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise CacheFormatError(f"{path} cannot be read: {error.strerror}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        detail = str(error).strip().splitlines()
         raise CacheFormatError(
-            f"{path} is damaged or was not written by featx: {detail[0] if detail else error!r}"
+            f"{path} is damaged or was not written by featx: {reason(error)}"
         ) from error

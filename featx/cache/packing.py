@@ -14,7 +14,7 @@ from featx.cache.pack_npz import write_packed_npz
 from featx.cache.pack_parquet import write_packed_parquet
 from featx.cache.pack_safetensors import write_packed_safetensors
 from featx.durable import written_whole
-from featx.exceptions import CacheWriteError, UnknownNameError
+from featx.exceptions import CacheWriteError, UnknownNameError, reason
 
 __all__ = ["FORMATS", "PackedFile", "pack_dataset"]
 
@@ -142,6 +142,6 @@ def _write_beside(target: Path, write: Callable[[Path], None]) -> None:
             raise
         number = getattr(error, "errno", None)
         raise CacheWriteError(
-            f"cannot write {target}: {os.strerror(number) if number else error}. Name a file "
-            "in a folder that exists, can be written and has space (-o)"
+            f"cannot write {target}: {os.strerror(number) if number else reason(error)}. Name a "
+            "file in a folder that exists, can be written and has space (-o)"
         ) from error

@@ -79,6 +79,7 @@ def _machine() -> str:
 
 
 def _backend() -> dict[str, str]:
+    from featx.exceptions import reason
     from featx.quiet import quiet_import
 
     try:
@@ -89,8 +90,7 @@ def _backend() -> dict[str, str]:
             devices = [str(device) for device in keras.distribution.list_devices()]
             total = float(keras.ops.sum(keras.ops.ones((2, 2))))
     except Exception as error:  # whatever is wrong with a backend is what is to be told
-        lines = str(error).strip().splitlines()
-        return _check("broken", "backend", lines[0] if lines else repr(error))
+        return _check("broken", "backend", reason(error))
     if total != 4.0:
         return _check("broken", "backend", f"{backend} adds up four ones to {total}")
     return _check("ok", "backend", f"{backend} on {', '.join(devices)}")
@@ -110,7 +110,7 @@ def _write_probe(path: Path) -> None:
 
 def _writing(cache: Path) -> dict[str, str]:
     from featx.cache.layout import CacheLayout, publish
-    from featx.exceptions import CacheError
+    from featx.exceptions import CacheError, reason
 
     layout = CacheLayout(cache)
     existed = cache.exists()
@@ -120,7 +120,7 @@ def _writing(cache: Path) -> dict[str, str]:
         probe.unlink()
         free = shutil.disk_usage(layout.root).free
     except (CacheError, OSError) as error:
-        return _check("broken", "cache", str(error))
+        return _check("broken", "cache", reason(error))
     finally:
         if not existed and cache.is_dir():
             shutil.rmtree(cache)

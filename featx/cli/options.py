@@ -119,7 +119,8 @@ def backbone_options(*, several: bool) -> Decorator:
         click.option(
             "--preprocessing",
             help="Only for backbones of one's own: none, unit, tf, torch or caffe.  "
-            "[default: none for file:, unit for savedmodel:, the preset's for hub:]",
+            "[default: none for file:, the preset's for hub:, for savedmodel: unit, or none where "
+            "it rescales pixels itself]",
         ),
         click.option(
             "--trust", is_flag=True, help="Run a savedmodel: backbone, which may do anything."

@@ -17,7 +17,7 @@ from featx.backbones.source import BackboneSource
 from featx.engines.backends.adapter import load_adapter
 from featx.engines.backends.batch_size import best_batch_size
 from featx.engines.backends.replica import Replica
-from featx.exceptions import EngineError
+from featx.exceptions import EngineError, reason
 from featx.quiet import quiet_import
 from featx.spec import Precision
 
@@ -178,7 +178,7 @@ class KerasEngine:
         where = "" if replica.on_cpu else f" on {replica.device}"
         mixed = "The network may not take mixed precision: try f32. " if self._half else ""
         return EngineError(
-            f"the forward pass of a batch of shape {pixels.shape}{where} failed: {_first(error)}. "
+            f"the forward pass of a batch of shape {pixels.shape}{where} failed: {reason(error)}. "
             f"{mixed}A smaller --batch-size needs less memory"
         )
 
@@ -186,7 +186,7 @@ class KerasEngine:
         mixed = "" if self._half else ", or mixed precision"
         return EngineError(
             f"{self._source_name} does not fit into the memory of {replica.device}, not even with "
-            f"one image at a time: {_first(error)}. A smaller input (--input-size){mixed} needs "
+            f"one image at a time: {reason(error)}. A smaller input (--input-size){mixed} needs "
             "less; another engine or backbone may fit"
         )
 
@@ -246,11 +246,3 @@ class _Pending:
     def result(self) -> dict[str, NDArray[np.float32]]:
         """Wait for the batch, and return vectors of shape (n, d) by tap."""
         return dict(zip(self._taps, self._future.result(), strict=True))
-
-
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    if not lines[0].endswith(":"):
-        return lines[0]
-    # TensorFlow has a heading and the trace of its Python code before the reason.
-    return " ".join([lines[0], *[line for line in lines[1:] if not line.startswith("[[")][-1:]])

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from featx.exceptions import EngineError, FeatxError
+from featx.exceptions import EngineError, FeatxError, reason
 from featx.quiet import quiet_import
 
-__all__ = ["FALL_BACK", "first_line", "load_openvino", "translated"]
+__all__ = ["FALL_BACK", "load_openvino", "translated"]
 
 _TELEMETRY = "openvino_telemetry"
 FALL_BACK = "use the Keras engine instead: --engine keras (engine='keras')"
@@ -37,8 +37,7 @@ def load_openvino() -> Any:
             import openvino
     except Exception as error:  # a library that does not fit the machine raises many kinds
         raise EngineError(
-            f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino, or "
-            f"{FALL_BACK}"
+            f"OpenVINO cannot be imported ({reason(error)}): pip install openvino, or {FALL_BACK}"
         ) from error
     finally:
         if absent:
@@ -54,15 +53,7 @@ def translated(doing: str, next_step: str = FALL_BACK) -> Iterator[None]:
     except FeatxError:
         raise
     except Exception as error:  # OpenVINO raises RuntimeError, and what its parsers raise
-        raise EngineError(f"{doing} failed: {first_line(error)}. {_capital(next_step)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something."""
-    # OpenVINO begins with "Exception from src/...cpp:123:", and says what happened below.
-    lines = [line.strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith("Exception from ")]
-    return lines[0][:300].rstrip(".") if lines else repr(error)
+        raise EngineError(f"{doing} failed: {reason(error)}. {_capital(next_step)}") from error
 
 
 def _capital(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import ExportError
+from featx.exceptions import ExportError, reason
 from featx.quiet import quiet_import
 
 __all__ = ["Opened", "conversion_errors"]
@@ -46,9 +46,7 @@ def conversion_errors(what: str) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:  # converters raise many kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:300] if lines else repr(error)
         raise ExportError(
-            f"the model cannot be converted to {what}: {reason}. Export it to another format, "
-            "and report the backbone that it has"
+            f"the model cannot be converted to {what}: {reason(error)}. Export it to another "
+            "format, and report the backbone that it has"
         ) from error

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from featx.exceptions import ExportError
+from featx.exceptions import ExportError, reason
 from featx.exporting.graph import INPUT, OUTPUT
 from featx.spec import FeatureSpec
 
@@ -111,7 +111,9 @@ def read_description(path: Path) -> dict[str, Any]:
             "together, or export the model again"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{beside} is damaged ({error!r}): export the model again") from error
+        raise ExportError(
+            f"{beside} is damaged ({reason(error)}): export the model again"
+        ) from error
     if kind != _TYPE or version != _VERSION or not complete:
         raise ExportError(
             f"{beside} is of type {kind!r}, version {version!r}: expected {_TYPE!r}, version "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.manifest import DUPLICATE, OK
-from featx.exceptions import DatasetError, ExportError, FeatxError
+from featx.exceptions import DatasetError, ExportError, FeatxError, reason
 from featx.exporting.agreement import Agreement
 from featx.exporting.conversion import Opened
 from featx.exporting.description import as_json, read_description, report_path
@@ -154,7 +154,7 @@ def _open(said: dict[str, Any], path: Path) -> Opened:
         raise
     except Exception as error:  # each runtime has errors of its own
         raise ExportError(
-            f"{path} does not open ({_first_line(error)}): it is damaged, or no file of the format "
+            f"{path} does not open ({reason(error)}): it is damaged, or no file of the format "
             f"{row.name}; export the model again"
         ) from error
 
@@ -183,7 +183,7 @@ def _run(
     try:
         parts = [opened.run(pixels[at : at + _BATCH]) for at in range(0, len(pixels), _BATCH)]
     except Exception as error:  # each runtime has errors of its own
-        raise ExportError(f"{path} cannot be run: {_first_line(error)}") from error
+        raise ExportError(f"{path} cannot be run: {reason(error)}") from error
     found = np.concatenate(parts)
     if found.shape != (len(pixels), classes):
         raise ExportError(
@@ -261,8 +261,3 @@ def _int8_problems(tally: Agreement) -> list[str]:
         return []
     allowed = 100 * LOST_ACCURACY
     return [f"{what}, at most {allowed:.0f} are allowed: calibrate on more typical images"]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else repr(error)

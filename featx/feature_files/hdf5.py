@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, reason
 from featx.feature_files.claims import MAX_COLUMN_BYTES, check_claim, check_column_bytes
 from featx.feature_files.names import find_names, require_features
 from featx.feature_files.table import CHUNK_BYTES, FeatureTable, check_matrix
@@ -65,8 +65,7 @@ def _opened(file: Path) -> Iterator[Any]:
     except DatasetError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
-        detail = (str(error).strip() or repr(error)).splitlines()[0]
-        raise DatasetError(f"cannot read {str(file)!r} as HDF5: {detail}") from error
+        raise DatasetError(f"cannot read {str(file)!r} as HDF5: {reason(error)}") from error
 
 
 def _matrices(opened: Any, names: list[str]) -> list[str]:

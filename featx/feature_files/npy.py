@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, reason
 from featx.feature_files.claims import check_claim, check_column_bytes
 from featx.feature_files.names import find_names, require_features
 from featx.feature_files.table import CHUNK_BYTES, ArrayRows, FeatureTable, RowSource, check_matrix
@@ -243,7 +243,6 @@ def _refusing(file: Path) -> Iterator[None]:
         NotImplementedError, RecursionError, OverflowError, struct.error, zipfile.BadZipFile,
         zlib.error,
     ) as error:  # fmt: skip
-        detail = (str(error).strip() or repr(error)).splitlines()[0]
         raise DatasetError(
-            f"cannot read {str(file)!r} as arrays of NumPy, without pickle: {detail}"
+            f"cannot read {str(file)!r} as arrays of NumPy, without pickle: {reason(error)}"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DatasetError, FeatxError, MissingExtraError
+from featx.exceptions import DatasetError, FeatxError, MissingExtraError, reason
 from featx.feature_files.claims import check_claim, check_column_bytes
 from featx.feature_files.names import find_names
 from featx.feature_files.table import CHUNK_BYTES, FeatureTable, check_matrix
@@ -73,8 +73,7 @@ def _opened(file: Path, texts: list[str]) -> Iterator[Any]:
     except FeatxError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        detail = (str(error).strip() or repr(error)).splitlines()[0]
-        raise DatasetError(f"cannot read {str(file)!r} as Parquet: {detail}") from error
+        raise DatasetError(f"cannot read {str(file)!r} as Parquet: {reason(error)}") from error
 
 
 def _feature_columns(schema: Any, found: dict[str, str], file: Path) -> list[str]:

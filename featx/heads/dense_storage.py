@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import ArtefactError, FeatxError, HeadError
+from featx.exceptions import ArtefactError, FeatxError, HeadError, reason
 from featx.heads.network import DenseWeights
 from featx.plain_files import read_plain_json
 
@@ -81,7 +81,8 @@ def dump_dense(head: Any) -> dict[str, bytes]:
         text = json.dumps(description, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise HeadError(
-            f"the dense head cannot be saved ({error}): use labels that are strings or numbers"
+            f"the dense head cannot be saved ({reason(error)}): use labels that are strings "
+            "or numbers"
         ) from error
     file = io.BytesIO()
     with h5py.File(file, "w") as h5:
@@ -117,7 +118,7 @@ def load_dense(description: bytes, arrays: bytes) -> Any:
         raise
     except Exception as error:
         raise ArtefactError(
-            f"{DESCRIPTION} or {ARRAYS} is damaged ({type(error).__name__}: {error}): expected "
+            f"{DESCRIPTION} or {ARRAYS} is damaged ({reason(error)}): expected "
             "what featx saved; copy them again or save the model again"
         ) from error
 

@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from featx.exceptions import HeadError
+from featx.exceptions import HeadError, reason
 from featx.heads.validation import require_finite, validated_training
 
 __all__ = ["Problem", "is_multilabel", "labels_of", "read_targets", "read_training"]
@@ -160,7 +160,7 @@ def _weights_of_classes(
         weights = compute_class_weight(class_weight, classes=classes, y=y)
     except ValueError as error:
         raise HeadError(
-            f"class_weight={class_weight!r} does not fit the labels: {error}"
+            f"class_weight={class_weight!r} does not fit the labels: {reason(error)}"
         ) from error
     return np.asarray(weights, dtype=np.float32)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import ArtefactError
+from featx.exceptions import ArtefactError, reason
 from featx.heads.dense_storage import read_array
 
 __all__ = ["Novelty", "dump_novelty", "fit_novelty", "load_novelty"]
@@ -359,5 +359,6 @@ def load_novelty(said: dict[str, Any], arrays: bytes, width: int) -> Novelty:
         )
     except Exception as error:
         raise ArtefactError(
-            f"what the model knows of unknown images is damaged ({error}): save the model again"
+            f"what the model knows of unknown images is damaged ({reason(error)}): save the "
+            "model again"
         ) from error

@@ -9,7 +9,7 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any
 
-from featx.exceptions import HeadError, UnknownNameError
+from featx.exceptions import HeadError, UnknownNameError, reason
 from featx.heads.parsing import HeadText, parse_head
 from featx.heads.table import HEADS, HeadSpec
 
@@ -177,8 +177,8 @@ def _estimator(row: HeadSpec, params: dict[str, Any], seed: int) -> Any:
         estimator = cls(**{**row.defaults, **seeds, **params})
     except TypeError as error:
         raise HeadError(
-            f"{row.name!r} cannot be made from its name alone: {error}: in Python, make the "
-            "estimator and pass it"
+            f"{row.name!r} cannot be made from its name alone: {reason(error)}: in Python, make "
+            "the estimator and pass it"
         ) from error
     _require_valid(row.name, estimator)
     return estimator
@@ -191,7 +191,7 @@ def _imported(path: str) -> Any:
         module = import_module(module_name)
     except ImportError as error:
         raise HeadError(
-            f"{path!r} cannot be imported ({error}): expected the path of a scikit-learn "
+            f"{path!r} cannot be imported ({reason(error)}): expected the path of a scikit-learn "
             f"classifier, for example {_nearest_path(path) or 'sklearn.naive_bayes.GaussianNB'!r}"
         ) from error
     found = getattr(module, name, None)
@@ -247,7 +247,7 @@ def _cloned(head: Any, params: dict[str, Any]) -> Any:
         estimator = clone(head)
     except TypeError as error:
         raise HeadError(
-            f"{type(head).__name__} cannot be cloned ({error}): expected an estimator with "
+            f"{type(head).__name__} cannot be cloned ({reason(error)}): expected an estimator with "
             "get_params and set_params, as scikit-learn's BaseEstimator gives them"
         ) from error
     _require_known(type(head).__name__, params, estimator.get_params())

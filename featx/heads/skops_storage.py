@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from featx.exceptions import ArtefactError, HeadError
+from featx.exceptions import ArtefactError, HeadError, reason
 from featx.heads.skops_contents import check_contents
 
 __all__ = ["OWN_TYPES", "dump_skops", "load_skops"]
@@ -64,10 +64,11 @@ def dump_skops(head: Any) -> bytes:
         check_is_fitted(head)
         data: bytes = skops.io.dumps(head)
     except NotFittedError as error:
-        raise HeadError(f"the head is not trained: call fit before saving ({error})") from error
+        raise HeadError("the head is not trained: call fit before saving") from error
     except Exception as error:
         raise HeadError(
-            f"{type(head).__name__} cannot be saved: {error}: use a head of featx or scikit-learn"
+            f"{type(head).__name__} cannot be saved: {reason(error)}: use a head of featx or "
+            "scikit-learn"
         ) from error
     refused = [name for name in _distrusted(data) if not _is_class_of_sklearn(name)]
     if refused:
@@ -216,6 +217,6 @@ def _is_trained(head: Any) -> bool:
 
 def _damaged(name: str, error: BaseException) -> ArtefactError:
     return ArtefactError(
-        f"{name} is damaged or no skops file ({type(error).__name__}: {error}): expected what "
+        f"{name} is damaged or no skops file ({reason(error)}): expected what "
         "featx saved; copy it again or save the model again"
     )

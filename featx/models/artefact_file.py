@@ -13,7 +13,7 @@ from featx.backbones.model_zip import (
     open_model_zip,
     read_description,
 )
-from featx.exceptions import ArtefactError, FeatxError
+from featx.exceptions import ArtefactError, FeatxError, reason
 
 __all__ = ["KIND", "NOVELTY", "VERSION", "read_artefact"]
 
@@ -56,7 +56,7 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     # `zipfile` has no base of its errors: damage shows as any of ten types.
     except Exception as error:
         raise ArtefactError(
-            f"{path} is no model saved by featx, or was cut short or changed: {error}"
+            f"{path} is no model saved by featx, or was cut short or changed: {reason(error)}"
         ) from error
 
 

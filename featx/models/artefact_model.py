@@ -13,9 +13,10 @@ from featx.backbones.folders import folder_of
 from featx.backbones.model_zip import NETWORK, OWN_NETWORK
 from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
-from featx.exceptions import ArtefactError, CacheFormatError, FeatxError
+from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
 from featx.heads.novelty import load_novelty
 from featx.models.artefact_file import NOVELTY
+from featx.models.image_features import trained_preprocessing
 from featx.spec import FeatureSpec, ViewPolicy
 
 __all__ = ["check_answers", "read_classifier"]
@@ -113,7 +114,7 @@ def _read(
         weights=weights if weights is not None else kept,
         tap=tap,
         input_size=spec.input_size_px,
-        preprocessing=parameters["preprocessing"],
+        preprocessing=parameters["preprocessing"] or trained_preprocessing(backbone, spec),
         image=spec.image,
         **_read_views(details),
         cache=cache,
@@ -177,7 +178,7 @@ def check_answers(
         complaint = _complaint(model, details)
     except Exception as error:
         raise ArtefactError(
-            f"{path} has a head that does not work ({type(error).__name__}: {error}): its arrays "
+            f"{path} has a head that does not work ({reason(error)}): its arrays "
             "do not fit one another, or another version of scikit-learn made it; train again"
         ) from error
     if complaint:

@@ -18,6 +18,7 @@ from featx.cache.manifest import Block
 from featx.engines.select import make_engine
 from featx.exceptions import FeatxError
 from featx.job import engines_folder
+from featx.models.image_features import trained_preprocessing
 
 __all__ = ["backbone_cost"]
 
@@ -73,7 +74,7 @@ def backbone_cost(
             name,
             weights=weights,
             input_size=spec.input_size_px,
-            preprocessing=preprocessing,
+            preprocessing=preprocessing or trained_preprocessing(name, spec),
             trust=trust,
         )
         if source.weights.sha256 != spec.weights_sha256:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.backbones.source import resolve_backbone
+from featx.backbones.source import log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_tap
 from featx.extraction import compute_features
 from featx.models.inputs import as_image_dataset
@@ -103,6 +103,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             preprocessing=self.preprocessing,
             trust=self.trust,
         )
+        log_preprocessing(source)
         return compute_features(
             images,
             source,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.source import BackboneSource, resolve_backbone
+from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_tap
 from featx.engines.protocol import Engine
 from featx.exceptions import FeaturesError, WeightsError
@@ -18,7 +18,7 @@ from featx.images.dataset import ImageDataset
 from featx.runner import Ledger
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
-__all__ = ["LABEL_THRESHOLD", "ImageFeatures"]
+__all__ = ["LABEL_THRESHOLD", "ImageFeatures", "trained_preprocessing"]
 
 LABEL_THRESHOLD = 0.5
 """Probability above which an image is said to have a label, where it may have several."""
@@ -144,9 +144,16 @@ class ImageFeatures:
                 "--weights (weights=...)"
             )
         trained = getattr(self, "spec_", None)
-        if expected and trained is not None:
+        if trained is None:
+            log_preprocessing(source)
+        elif expected:
             _require_same_pixels(trained, source.spec(image=self.image))
         return source
+
+
+def trained_preprocessing(backbone: str, spec: FeatureSpec) -> str | None:
+    """Return the preprocessing to name for a network of one's own, whose default may change."""
+    return spec.preprocessing if ":" in backbone else None
 
 
 def _require_same_pixels(trained: FeatureSpec, found: FeatureSpec) -> None:

@@ -17,6 +17,7 @@ from featx.exceptions import DatasetError, FeaturesError
 from featx.heads.registry import make_head
 from featx.heads.sweep import Fold
 from featx.models.classifier import ImageClassifier
+from featx.models.image_features import trained_preprocessing
 from featx.models.label_set_training import train_label_sets
 from featx.models.memory_training import MemoryFit
 from featx.models.metrics import ScoreSums
@@ -155,7 +156,7 @@ def train(
         weights=weights,
         tap=block.tap,
         input_size=spec.input_size_px,
-        preprocessing=preprocessing,
+        preprocessing=preprocessing or trained_preprocessing(block.backbone, spec),
         image=spec.image,
         views=len(views),
         average_views=average_views,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import HeadError
+from featx.exceptions import HeadError, reason
 from featx.heads.registry import HEADS
 from featx.selection.costs import learnt_bytes, milliseconds
 from featx.selection.fold_data import FoldData
@@ -132,8 +132,7 @@ def _fit(
         ms = milliseconds(prepared, head, data.X[test]) if fold == 0 else None
         size = learnt_bytes(head, prepared.learnt()) if fold == 0 else None
     except Exception as error:  # heads are anybody's code: one that fails is a row, not the end
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return _Fit(place, fold, fit_s=time.perf_counter() - started, failed=reason)
+        return _Fit(place, fold, fit_s=time.perf_counter() - started, failed=reason(error))
     return _Fit(place, fold, score, fitted - started, scored - fitted, ms, size)
 
 

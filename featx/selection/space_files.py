@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from featx.exceptions import HeadError, MissingExtraError
+from featx.exceptions import HeadError, MissingExtraError, reason
 
 __all__ = ["read_space_file"]
 
@@ -82,6 +82,6 @@ def read_space_file(path: str | os.PathLike[str]) -> Any:
         if isinstance(error, HeadError):
             raise
         raise HeadError(
-            f"{file} is no valid {file.suffix[1:].upper()}: {error}: see docs/search.md for the "
-            "form of a search space"
+            f"{file} is no valid {file.suffix[1:].upper()}: {reason(error)}: see docs/search.md "
+            "for the form of a search space"
         ) from error

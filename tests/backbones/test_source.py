@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -189,9 +190,56 @@ def test_code_in_a_file_is_not_run(keras, tmp_path):
     keras.Model(images, lamb(images)).save(path)
     trace.unlink(missing_ok=True)
     source = resolve_backbone(f"file:{path}")
-    with pytest.raises(BackboneError, match=r"evil\.keras cannot be loaded as a Keras model"):
+    with pytest.raises(BackboneError, match=r"Lambda layers \('lambda\w*'\)") as raised:
         build_network(source)
+    assert "savedmodel:FOLDER --trust" in str(raised.value)
+    assert "safe_mode" not in str(raised.value)
     assert not trace.exists()
+
+
+def test_layers_that_are_not_keras_s_are_named(keras, tmp_path, monkeypatch):
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return x * 2
+
+    class Thrice(Twice):
+        pass
+
+    monkeypatch.setattr("keras.src.saving.object_registration.GLOBAL_CUSTOM_OBJECTS", {})
+    monkeypatch.setattr("keras.src.saving.object_registration.GLOBAL_CUSTOM_NAMES", {})
+    registered = keras.saving.register_keras_serializable("own")(Thrice)
+    images = keras.Input((8, 8, 3))
+    model = keras.Model(images, keras.Sequential([Twice(), registered()])(images))
+    model.save(tmp_path / "net.keras")
+    source = resolve_backbone(f"file:{tmp_path / 'net.keras'}")
+    monkeypatch.setattr("keras.src.saving.object_registration.GLOBAL_CUSTOM_OBJECTS", {})
+    named = r"'Twice', 'Thrice' \(registered as 'own>Thrice'\)"
+    with pytest.raises(BackboneError, match=f"received {named}") as raised:
+        build_network(source)
+    assert not re.search("custom_objects|from_config|safe_mode", str(raised.value))
+    # The advice works.
+    model.export(tmp_path / "net", verbose=False)
+    exported = resolve_backbone(f"savedmodel:{tmp_path / 'net'}", trust=True)
+    assert build_network(exported).output_shape == (None, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>", "a web page in place of the download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull` gets"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"\x80\x04\x95", "a pickle"),
+    ],
+)
+def test_a_file_that_is_no_keras_model_is_called_what_it_is(content, named, tmp_path):
+    (tmp_path / "net.keras").write_bytes(content)
+    for size in (None, 32):
+        with pytest.raises(
+            BackboneError, match=rf"is no model saved by Keras 3.*received .*{named}"
+        ):
+            resolve_backbone(f"file:{tmp_path / 'net.keras'}", input_size=size)
 
 
 @pytest.mark.parametrize("name", ["nowhere.keras", "folder.keras", ""])
@@ -218,7 +266,7 @@ def test_a_file_that_is_no_model(config, tmp_path):
         archive.writestr("config.json", config)
     with pytest.raises(BackboneError, match=r"odd\.keras (is no model|does not fix)"):
         resolve_backbone(f"file:{path}")
-    with pytest.raises(BackboneError, match="cannot be loaded as a Keras model"):
+    with pytest.raises(BackboneError, match=r"cannot be loaded as a Keras model|is no model saved"):
         build_network(resolve_backbone(f"file:{path}", input_size=32))
 
 

@@ -1,8 +1,8 @@
 import hashlib
-import logging
 import os
-import sys
 import time
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -222,113 +222,81 @@ def test_weights_in_the_format_that_keras_publishes_are_loaded_from_its_folder(
     check_loads(None, network, built)
 
 
-def check_refused(path, match):
-    source = resolve_backbone(ROW.name, weights=path, input_size=64)
-    with pytest.raises(WeightsError, match=match) as raised:
-        build_network(source)
-    assert str(path) in str(raised.value)
-    assert "does not fit mobilenet_v3_small without its top (939,120 parameters)" in str(
-        raised.value
-    )
+def check_refused(path, match, capfd):
+    capfd.readouterr()
+
+    def build():
+        build_network(resolve_backbone(ROW.name, weights=path, input_size=64))
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(WeightsError, match=match) as raised:
+            build()
+    message = str(raised.value)
+    assert str(path) in message
+    assert len(message) - len(str(path)) < 350
+    assert "\n" not in message
+    assert not warned
+    assert capfd.readouterr().err == ""
 
 
 def small_network(keras):
     return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
 
 
-def test_weights_of_another_network_are_refused(keras, tmp_path, write_legacy_weights):
+def test_weights_of_another_network_are_refused(keras, tmp_path, write_legacy_weights, capfd):
     other = small_network(keras)
+    counts = r"does not fit mobilenet_v3_small: expected 939,120 parameters.*received 112\."
     other.save_weights(tmp_path / "other.weights.h5")
-    check_refused(tmp_path / "other.weights.h5", "Is it of another network")
+    check_refused(tmp_path / "other.weights.h5", counts, capfd)
     other.save(tmp_path / "other.keras")
-    check_refused(tmp_path / "other.keras", "Is it of another network")
-    path = write_legacy_weights(other, tmp_path / "other.h5")
-    check_refused(path, "Layer count mismatch")
+    check_refused(tmp_path / "other.keras", counts, capfd)
+    check_refused(write_legacy_weights(other, tmp_path / "other.h5"), counts, capfd)
 
 
-def test_truncated_weights_are_refused(network, tmp_path, write_legacy_weights):
+def test_the_network_that_weights_are_of_is_named(built, network, tmp_path, capfd, keras):
+    built("mobilenet")[1].save_weights(tmp_path / "a.weights.h5")
+    named = r"received 3,228,864, as many as mobilenet: use that backbone \(-b mobilenet\)"
+    check_refused(tmp_path / "a.weights.h5", named, capfd)
+    features = keras.layers.GlobalAveragePooling2D()(network.output)
+    whole = keras.Model(network.input, keras.layers.Dense(1000)(features))
+    whole.save_weights(tmp_path / "top.weights.h5")
+    # Keras finds every layer by its place and leaves the top aside.
+    build_network(resolve_backbone(ROW.name, weights=tmp_path / "top.weights.h5", input_size=64))
+
+
+def test_truncated_weights_are_refused(network, tmp_path, write_legacy_weights, capfd):
     network.save_weights(tmp_path / "whole.weights.h5")
     write_legacy_weights(network, tmp_path / "whole.h5")
-    for name, share in (("weights.h5", 0.0), ("weights.h5", 0.999), ("h5", 0.5)):
+    for name, share in (("weights.h5", 0.999), ("h5", 0.5)):
         data = (tmp_path / f"whole.{name}").read_bytes()
         path = put(tmp_path / f"cut.{name}", data[: int(len(data) * share)])
-        check_refused(path, "cut short")
+        check_refused(path, "damaged or cut short.*Get the file again", capfd)
 
 
 @pytest.mark.parametrize("name", ["text.h5", "text.weights.h5", "text.keras"])
-def test_a_text_file_under_the_name_of_weights_is_refused(name, tmp_path):
-    check_refused(put(tmp_path / name, b"<html>404 Not Found</html>"), "Is it of another network")
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"<html>404 Not Found</html>", "a web page in place of the download"),
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1", "`git lfs pull` gets the file itself"),
+        (b"\x80\x05\x95\x00", "a pickle, which featx never reads"),
+        (b"PK\x03\x04 cut", "a zip that is cut short or damaged"),
+    ],
+)
+def test_a_file_that_is_no_weights_is_called_what_it_is(name, content, named, tmp_path, capfd):
+    match = f"is no weights file: expected .*received .*{named}"
+    check_refused(put(tmp_path / name, content), match, capfd)
 
 
-class TestDownload:
-    """Keras's download stands for the network, which tests do not have."""
-
-    @pytest.fixture(autouse=True)
-    def online(self, monkeypatch):
-        monkeypatch.delenv("FEATX_OFFLINE")
-
-    @pytest.fixture
-    def answer(self, keras, monkeypatch):
-        asked = []
-
-        def use(function):
-            def get_file(fname, origin, **options):
-                asked.append((fname, origin, options))
-                return function()
-
-            monkeypatch.setattr(keras.utils, "get_file", get_file)
-            return asked
-
-        return use
-
-    def test_what_is_missing_is_downloaded(self, answer, tmp_path):
-        path = put(tmp_path / "downloaded.h5", b"from afar")
-        asked = answer(lambda: str(path))
-        found = resolve_weights(ROW)
-        assert (found.source, found.path) == ("imagenet", path)
-        assert found.sha256 == hashlib.sha256(b"from afar").hexdigest()
-        options = {"cache_subdir": "models", "file_hash": ROW.weights_hash}
-        assert asked == [(ROW.weights_file, ROW.weights_url, options)]
-
-    def test_no_hash_is_checked_where_none_is_published(self, answer, tmp_path):
-        asked = answer(lambda: put(tmp_path / "downloaded.h5"))
-        resolve_backbone("mobilenet_v2")
-        assert asked[0][2]["file_hash"] is None
-
-    def test_what_is_here_is_not_downloaded(self, answer, places):
-        asked = answer(lambda: pytest.fail("downloaded"))
-        put(places[0] / ROW.weights_file)
-        resolve_weights(ROW)
-        assert asked == []
-
-    def test_a_failed_download_says_why_and_what_to_do(self, answer):
-        def fail():
-            raise OSError("Connection refused\nby somebody")
-
-        answer(fail)
-        with pytest.raises(WeightsError, match=r"download failed \(Connection refused\)") as raised:
-            resolve_weights(ROW)
-        assert ROW.weights_url in str(raised.value)
-        assert "--backbone tiny" in str(raised.value)
-
-    def test_a_failure_without_words_is_named_by_its_kind(self, answer):
-        def fail():
-            raise TimeoutError
-
-        answer(fail)
-        with pytest.raises(WeightsError, match=r"the download failed \(TimeoutError\(\)\)"):
-            resolve_weights(ROW)
-
-    def test_its_progress_stays_out_of_standard_output(self, answer, tmp_path, capsys, caplog):
-        def chat():
-            sys.stdout.write("Downloading data from ... 45%")
-            return put(tmp_path / "downloaded.h5")
-
-        answer(chat)
-        with caplog.at_level(logging.INFO, logger="featx"):
-            resolve_weights(ROW)
-        assert capsys.readouterr() == ("", "")
-        assert f"downloading {ROW.weights_url}" in caplog.text
+def test_files_of_pytorch_and_of_whole_models_are_called_what_they_are(tmp_path, keras, capfd):
+    with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02.")
+    check_refused(tmp_path / "net.pth", "received a file of PyTorch, which is a pickle", capfd)
+    small_network(keras).save(tmp_path / "net.keras")
+    renamed = (tmp_path / "net.keras").rename(tmp_path / "net.h5")
+    check_refused(renamed, r"received a \.keras file. Give it a name that ends in \.keras", capfd)
 
 
 @pytest.mark.realdata
@@ -353,5 +321,5 @@ def test_the_shared_weights_give_the_features_that_keras_gives(
 @pytest.mark.realdata
 def test_weights_of_the_right_kind_of_file_but_another_network(mobilenet_weights, keras):
     source = resolve_backbone("mobilenet", weights=mobilenet_weights, input_size=32)
-    with pytest.raises(BackboneError, match=r"does not fit mobilenet without its top"):
+    with pytest.raises(BackboneError, match=r"as many as mobilenet_v2: use that"):
         build_network(source)
