@@ -69,3 +69,8 @@ class MemoryStore:
     def disk_order(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.intp]:
         """Return keys of shape (m, 32) as they come: memory knows no better order."""
         return np.arange(len(keys))
+
+    def recheck(self, tap: str, keys: NDArray[np.uint8]) -> None:
+        """Compare what lies behind with its digests once more; see `FeatureStore`."""
+        if self._behind is not None:
+            self._behind.recheck(tap, keys)

@@ -1,7 +1,11 @@
-"""Zip and JSON of files that somebody else may have made, refused before they cost anything."""
+"""Zip and JSON of files that somebody else may have made, refused before they cost anything.
+
+A file that featx keeps for itself is no better: a disk changes bits. Its JSON has a checksum.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import stat
@@ -9,7 +13,13 @@ import struct
 import zipfile
 from typing import IO, Any
 
-__all__ = ["open_plain_zip", "read_plain_json", "require_whole_array"]
+__all__ = [
+    "json_with_checksum",
+    "open_plain_zip",
+    "read_json_with_checksum",
+    "read_plain_json",
+    "require_whole_array",
+]
 
 _END, _LOCATOR, _END_64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _END_BYTES, _LOCATOR_BYTES, _END_64_BYTES = 22, 20, 56
@@ -118,6 +128,51 @@ def read_plain_json(data: bytes, *, most_bytes: int) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, received {type(found).__name__}")  # noqa: TRY004
     return found
+
+
+def json_with_checksum(record: dict[str, Any]) -> str:
+    """Return a line of JSON that tells by itself whether a bit of it changed.
+
+    Raises
+    ------
+    ValueError
+        A number in it is not finite.
+
+    Examples
+    --------
+    >>> line = json_with_checksum({"score": 0.5})
+    >>> read_json_with_checksum(line.encode())
+    {'score': 0.5}
+    >>> read_json_with_checksum(line.replace("0.5", "0.7").encode())
+    Traceback (most recent call last):
+        ...
+    ValueError: its checksum is that of another content
+    """
+    return json.dumps({**record, "sha256": _json_digest(record)}, allow_nan=False)
+
+
+def read_json_with_checksum(data: bytes, *, most_bytes: int = 1 << 24) -> dict[str, Any]:
+    """Return the record that `json_with_checksum` wrote.
+
+    Raises
+    ------
+    ValueError
+        It has no checksum, or that of another content.
+    """
+    try:
+        record = read_plain_json(data, most_bytes=most_bytes)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if "sha256" not in record:
+        raise ValueError("it has no checksum")
+    if record.pop("sha256") != _json_digest(record):
+        raise ValueError("its checksum is that of another content")
+    return record
+
+
+def _json_digest(record: dict[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _refuse_constant(text: str) -> Any:

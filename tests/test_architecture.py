@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "plain_files": set(),
     "file_stamps": set(),
     "engines": {"exceptions", "spec", "quiet", "durable", "backbones"},
-    "cache": {"exceptions", "spec", "durable", "file_stamps"},
+    "cache": {"exceptions", "spec", "durable", "file_stamps", "plain_files"},
     "feature_files": {"exceptions", "images"},
     "importing": {"exceptions", "spec", "images", "cache", "feature_files"},
     "memory_store": {"exceptions", "spec", "cache"},
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "named_data": {"exceptions", "spec", "images", "cache"},
     "heads": {"exceptions", "quiet", "memory", "plain_files"},
     "memory": {"exceptions"},
-    "selection": {"exceptions", "heads"},
+    "selection": {"exceptions", "durable", "heads", "plain_files"},
     "exporting": {
         "exceptions",
         "spec",

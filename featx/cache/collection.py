@@ -308,6 +308,7 @@ def _remove_folder(layout: CacheLayout, folder: Path) -> bool:
                 (folder / "shards").rmdir()
             path.unlink(missing_ok=True)
             folder.rmdir()
+            (layout.checked / f"{folder.name}.json").unlink(missing_ok=True)
         except FileNotFoundError:
             return True
         except OSError:

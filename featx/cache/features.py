@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.findings import extract_again
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING, Block, Manifest, find_manifest
 from featx.cache.space import FeatureSpace, open_space
@@ -34,6 +36,9 @@ class FeatureStore(Protocol):
 
     def disk_order(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.intp]:
         """Return the order of keys of shape (m, 32) in which they are read fastest."""
+
+    def recheck(self, tap: str, keys: NDArray[np.uint8]) -> None:
+        """Compare what is on the disk of keys of shape (m, 32) with its digests once more."""
 
 
 class Features:
@@ -84,6 +89,7 @@ class Features:
         kept = np.isin(manifest.status, (OK, DUPLICATE))
         self.rows = np.flatnonzero(kept)
         self._matrices: dict[int, NDArray[np.floating[Any]]] = {}
+        self._looked_up: set[int] = set()
 
     @classmethod
     def open(cls, name: str, *, cache: str | os.PathLike[str] | None = None) -> Features:
@@ -195,8 +201,7 @@ class Features:
         """
         number = self._find(backbone, tap, view)
         if number not in self._matrices:
-            block = self.blocks[number]
-            self._matrices[number] = self._stores[number].gather(block.tap, self.keys)
+            self._matrices[number] = self._gather(number, self.keys)
         return self._matrices[number]
 
     def views(self, *, backbone: str | None = None, tap: str | None = None) -> list[int]:
@@ -228,7 +233,7 @@ class Features:
     def width(self, *, backbone: str | None = None, tap: str | None = None) -> int:
         """Return the number of features a row of one block, reading one row at most."""
         number = self._find(backbone, tap)
-        return int(self._stores[number].gather(self.blocks[number].tap, self.keys[:1]).shape[1])
+        return int(self._gather(number, self.keys[:1]).shape[1])
 
     def batches(
         self,
@@ -274,9 +279,15 @@ class Features:
             keys = keys[rows]
         if not len(keys):
             return
-        first = store.gather(place, keys[:1])
+        if number not in self._looked_up:
+            # All shards are compared with their digests at once, not one after another.
+            with self._explained(number):
+                if not store.has([place], self.keys).all():
+                    store.disk_order(place, keys)  # says how many of these are missing
+            self._looked_up.add(number)
+        first = self._gather(number, keys[:1])
         batches = stream_batches(
-            lambda places: store.gather(place, keys[places]),
+            lambda places: self._gather(number, keys[places]),
             store.disk_order(place, keys) if shuffle else np.arange(len(keys)),
             first.nbytes,
             batch_size=batch_size,
@@ -296,9 +307,28 @@ class Features:
         view: int | None = None,
     ) -> NDArray[np.floating[Any]]:
         """Return some rows of one block, shape (m, d), without the others being read."""
-        number = self._find(backbone, tap, view)
-        taken = self._stores[number].gather(self.blocks[number].tap, self.keys[rows])
-        return taken
+        return self._gather(self._find(backbone, tap, view), self.keys[rows])
+
+    def recheck(self, *, backbone: str | None = None, tap: str | None = None) -> None:
+        """Compare the files of one block with their digests, whatever is known of them.
+
+        Rows of a damaged one count as missing from then on.
+        """
+        number = self._find(backbone, tap)
+        self._stores[number].recheck(self.blocks[number].tap, self.keys)
+
+    def _gather(self, number: int, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+        with self._explained(number):
+            return self._stores[number].gather(self.blocks[number].tap, keys)
+
+    @contextmanager
+    def _explained(self, number: int) -> Iterator[None]:
+        """Add to an error about missing rows how they are computed again."""
+        try:
+            yield
+        except FeaturesError as error:
+            step = extract_again(self.manifest, self.blocks[number])
+            raise FeaturesError(f"{error}: {step}") from error
 
     def block(self, *, backbone: str | None = None, tap: str | None = None) -> Block:
         """Return the one block that fits; see `matrix`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featx.cache.hdf5 import attribute
 from featx.cache.layout import CacheLayout, reading
-from featx.cache.manifest import Block
+from featx.cache.manifest import Block, Manifest
 from featx.exceptions import CacheError, CacheFormatError
 
 __all__ = [
@@ -16,13 +16,14 @@ __all__ = [
     "Finding",
     "check_is_cache",
     "error_kind",
+    "extract_again",
     "extract_command",
     "list_folder",
     "made_by_others",
     "next_step",
 ]
 
-REMOVABLE = frozenset({"shard", "manifest", "spec", "leftover"})
+REMOVABLE = frozenset({"shard", "manifest", "spec", "journal", "leftover"})
 """Kinds that `repair` removes; it leaves all others, for they may be somebody's only copy."""
 
 # A file that cannot be reached may be whole: another user, another moment or another disk reads it.
@@ -49,10 +50,10 @@ class Finding:
     path : Path
         The file or folder.
     kind : str
-        ``shard``, ``manifest``, ``spec`` (damaged), ``leftover`` (an unfinished file in ``tmp/``):
-        these `repair` removes. ``missing`` (a dataset's images without features), ``no_spec``,
-        ``foreign``, ``misnamed``, ``later`` (of a later version of featx), ``unreadable`` (out of
-        reach, perhaps whole): these stay as they are.
+        ``shard``, ``manifest``, ``spec``, ``journal`` (damaged), ``leftover`` (an unfinished file
+        in ``tmp/``): these `repair` removes. ``missing`` (a dataset's images without features),
+        ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a later version of featx),
+        ``unreadable`` (out of reach, perhaps whole): these stay as they are.
     reason : str
         What was expected and what was found.
     next_step : str
@@ -167,6 +168,16 @@ def extract_command(data: str, block: Block) -> str:
     backbone = _OWN.get(block.backbone.partition(":")[0], block.backbone)
     views = "" if block.view is None else f" --views {block.view + 1}"
     return f"featx extract {_quoted(data)} -b {backbone}{tap}{views}"
+
+
+def extract_again(manifest: Manifest, block: Block) -> str:
+    """Return what to do to compute features of a dataset again that were lost."""
+    command = extract_command(manifest.name, block)
+    if block.backbone.startswith("import:"):
+        return f"import the same features again: {command}"
+    if manifest.source == "arrays":
+        return f"extract the same arrays again under the name {manifest.name!r}"
+    return f"{command} (with the options of before)"
 
 
 def _quoted(text: str) -> str:

@@ -10,10 +10,17 @@ from featx.cache.hdf5 import Array, attribute, open_checked
 from featx.cache.layout import reading
 from featx.cache.shard import Shard, read_shard
 from featx.exceptions import CacheFormatError
+from featx.plain_files import read_json_with_checksum
 
-__all__ = ["check_array", "check_shard", "read_verified", "stated_digest"]
+__all__ = [
+    "check_array",
+    "check_shard",
+    "count_damaged_lines",
+    "read_verified",
+    "stated_digest",
+]
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 
 
 def check_array(array: Array) -> None:
@@ -61,6 +68,24 @@ def read_verified(path: Path, spec_digest: str) -> Shard:
     shard = read_shard(path, spec_digest)
     check_shard(shard)
     return shard
+
+
+def count_damaged_lines(path: Path) -> int:
+    """Return how many lines of a search's journal do not have the checksum stated with them.
+
+    The last one may be cut short by a kill, and a journal of featx 0.1 has no checksums at all.
+    """
+    sound = damaged = without = 0
+    with reading(path):
+        lines = path.read_bytes().split(b"\n")[:-1]
+    for line in filter(None, lines):
+        try:
+            read_json_with_checksum(line)
+            sound += 1
+        except ValueError as error:
+            without += "no checksum" in str(error)
+            damaged += 1
+    return damaged if sound or damaged > without else 0
 
 
 def stated_digest(path: Path) -> str:

@@ -54,6 +54,16 @@ class CacheLayout:
         return self.root / "engines"
 
     @property
+    def checked(self) -> Path:
+        """One file a space: which of its shards were compared with their digests."""
+        return self.root / "checked"
+
+    @property
+    def searches(self) -> Path:
+        """One journal of finished trials a search."""
+        return self.root / "searches"
+
+    @property
     def tmp(self) -> Path:
         """Where files are written before they move to their place."""
         return self.root / "tmp"

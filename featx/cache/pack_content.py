@@ -126,6 +126,8 @@ def collect_content(
     block = features.block(backbone=backbone, tap=tap)
     if not len(features):
         raise DatasetError(f"{features.name!r} has no rows to pack: none of its inputs was read")
+    # The file gets digests of its own, which must not vouch for damage.
+    features.recheck(backbone=block.backbone, tap=block.tap)
     first, _ = next(features.batches(backbone=block.backbone, tap=block.tap, batch_size=1))
     groups, splits = features.groups, features.splits
     return PackContent(

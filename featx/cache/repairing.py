@@ -13,7 +13,7 @@ from featx.cache.layout import CacheLayout, writing
 from featx.cache.manifest import read_manifest
 from featx.cache.replacing import locked
 from featx.cache.space import read_spec
-from featx.cache.verification import Progress, verify_cache
+from featx.cache.verification import Progress, check_journal, verify_cache
 from featx.exceptions import CacheFormatError
 
 __all__ = ["Repair", "repair_cache"]
@@ -32,7 +32,7 @@ class Repair:
     size_bytes : int
         Size of the files that go.
     removed : tuple of Finding
-        Damaged shards, manifests and specifications, and leftovers of killed writers.
+        Damaged shards, manifests, specifications and journals, and leftovers of killed writers.
     left : tuple of Finding
         What a person has to decide about.
     missing : tuple of Finding
@@ -110,6 +110,8 @@ def _still_bad(finding: Finding) -> bool:
             read_manifest(finding.path)
         elif finding.kind == "spec":
             read_spec(finding.path.parent)
+        elif finding.kind == "journal":
+            return check_journal(finding.path) is not None
         elif finding.kind == "leftover":
             return time.time() - finding.path.stat().st_mtime > STALE_S
         else:

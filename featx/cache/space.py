@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.checked import CheckedShards
 from featx.cache.hdf5 import Array
+from featx.cache.integrity import check_array
 from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, publish, reading
 from featx.cache.shard import Shard, read_shard, write_shard
@@ -77,8 +80,9 @@ class FeatureSpace:
     """Features of one specification, found by tap and key.
 
     Opening reads the keys of every shard and no features, and writes ``spec.json`` again where it
-    was lost. A shard that is damaged is left out,
-    named in `damaged` and in the log: its rows count as missing.
+    was lost. A shard is compared with its digests before its rows are found for the first time, and
+    again when its file changed; see `featx.cache.checked`. A damaged one is left out and named in
+    `damaged` and in the log: its rows count as missing.
 
     Parameters
     ----------
@@ -94,6 +98,8 @@ class FeatureSpace:
         self.folder = layout.space(spec)
         self.damaged: dict[Path, str] = {}
         self._known: dict[Path, Shard] = {}
+        self._checked = CheckedShards(layout, spec.name)
+        self._lock = threading.RLock()  # images are looked up beside the writer of new shards
         # A writer makes the folder before the specification in it; every shard states its digest.
         if (self.folder / "spec.json").exists() and read_spec(self.folder) != spec:
             raise CacheFormatError(
@@ -109,23 +115,48 @@ class FeatureSpace:
     def refresh(self) -> None:
         """Look for shards that were added or taken away."""
         folder = self.folder / "shards"
-        paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
-        for path in paths:
-            if path in self._known or path in self.damaged:
-                continue
+        with self._lock:
+            paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+            for path in paths:
+                if path in self._known or path in self.damaged:
+                    continue
+                try:
+                    shard = read_shard(path, self.spec.digest)
+                    check_array(shard.keys)
+                    self._known[path] = shard
+                except FileNotFoundError:
+                    continue  # taken away between listing and opening
+                except CacheFormatError as error:
+                    self._leave_out(path, str(error))
+            present = set(paths)
+            self._known = {path: shard for path, shard in self._known.items() if path in present}
             try:
-                self._known[path] = read_shard(path, self.spec.digest)
+                self._rebuild()
             except FileNotFoundError:
-                continue  # taken away between listing and opening
-            except CacheFormatError as error:
-                self.damaged[path] = str(error)
-                _LOG.warning("left out a damaged shard, its rows will be computed again: %s", error)
-        present = set(paths)
-        self._known = {path: shard for path, shard in self._known.items() if path in present}
+                self.refresh()  # one more was taken away before its keys were read
+
+    def _leave_out(self, path: Path, reason: str) -> None:
+        self.damaged[path] = reason
+        self._known.pop(path, None)
+        _LOG.warning(
+            "left out a damaged shard: %s. `featx extract` computes its rows again, `featx cache "
+            "repair` removes it",
+            reason,
+        )
+
+    def _drop_damaged(self, shards: Iterable[Shard], *, again: bool = False) -> bool:
+        """Leave out those of some shards that are damaged, and return whether any is."""
         try:
-            self._rebuild()
+            damage = self._checked.find_damage(shards, again=again)
         except FileNotFoundError:
-            self.refresh()  # one more was taken away before its keys were read
+            self.refresh()  # it was compacted away: its rows are in another one now
+            return True
+        with self._lock:
+            for path, reason in damage.items():
+                self._leave_out(path, reason)
+            if damage:
+                self._rebuild()
+        return bool(damage)
 
     def _rebuild(self) -> None:
         shards = tuple(self._known.values())
@@ -156,12 +187,25 @@ class FeatureSpace:
         return tuple(sorted(self._snapshot.indices))
 
     def has(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return whether all taps of each key are here, shape (m,)."""
-        found = np.ones(len(keys), np.bool_)
-        for tap in taps:
-            index = self._snapshot.indices.get(tap)
-            found &= index[0].find(keys)[1] >= 0 if index else False
-        return found
+        """Return whether all taps of each key are here and sound, shape (m,)."""
+        while True:
+            snapshot = self._snapshot
+            present = np.ones(len(keys), np.bool_)
+            used: list[Shard] = []
+            for tap in taps:
+                if tap not in snapshot.indices:
+                    return np.zeros(len(keys), np.bool_)
+                index, shards = snapshot.indices[tap]
+                part, row = index.find(keys)
+                present &= row >= 0
+                used += _used(part, shards)
+            if not self._drop_damaged(used):
+                return present
+
+    def recheck(self, tap: str, keys: NDArray[np.uint8]) -> None:
+        """Compare the shards of keys with their digests, whatever is known of them."""
+        index, shards = self._snapshot.indices.get(tap, (KeyIndex(), ()))
+        self._drop_damaged(_used(index.find(keys)[0], shards), again=True)
 
     def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
         """Return the features of keys, in their order.
@@ -213,20 +257,30 @@ class FeatureSpace:
     def _locate(
         self, tap: str, keys: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Array]]:
-        if tap not in self._snapshot.indices:
+        while True:
+            snapshot = self._snapshot
+            if tap not in snapshot.indices:
+                raise FeaturesError(
+                    f"no features of tap {tap!r} in {self.spec.name}: there are "
+                    f"{', '.join(self.taps) or 'none'}{self._damage_note()}"
+                )
+            index, shards = snapshot.indices[tap]
+            part, row = index.find(keys)
+            if not self._drop_damaged(_used(part, shards)):
+                break
+        missing = np.count_nonzero(row < 0)
+        if missing:
             raise FeaturesError(
-                f"no features of tap {tap!r} in {self.spec.name}: there are "
-                f"{', '.join(self.taps) or 'none'}"
-            )
-        index, shards = self._snapshot.indices[tap]
-        part, row = index.find(keys)
-        missing = np.flatnonzero(row < 0)
-        if missing.size:
-            raise FeaturesError(
-                f"{missing.size} of {len(keys)} images have no features of tap {tap!r} in "
-                f"{self.spec.name}: run extract again"
+                f"{missing} of {len(keys)} images have no features of tap {tap!r} in "
+                f"{self.spec.name}{self._damage_note()}"
             )
         return part, row, [shard.taps[tap] for shard in shards]
+
+    def _damage_note(self) -> str:
+        if not self.damaged:
+            return ""
+        more = f" and {len(self.damaged) - 1} more" if len(self.damaged) > 1 else ""
+        return f" (left out as damaged: {min(self.damaged)}{more})"
 
     def add(
         self,
@@ -248,8 +302,9 @@ class FeatureSpace:
             provenance=provenance,
         )
         self.write_spec()  # a collection may have removed the space before it saw this shard
-        self._known[path] = read_shard(path, self.spec.digest)
-        self._rebuild()
+        with self._lock:
+            self._known[path] = read_shard(path, self.spec.digest)
+            self._rebuild()
         return path
 
     def write_spec(self) -> None:
@@ -262,6 +317,11 @@ class FeatureSpace:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
+
+
+def _used(part: NDArray[np.int64], shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards in which rows were found, given the number of each row's."""
+    return [shards[number] for number in np.flatnonzero(np.bincount(part + 1)[1:]).tolist()]
 
 
 class ShardWriter:

@@ -16,13 +16,14 @@ from featx.cache.findings import (
     Finding,
     check_is_cache,
     error_kind,
+    extract_again,
     extract_command,
     list_folder,
     made_by_others,
     next_step,
 )
 from featx.cache.hdf5 import open_checked, read_strings
-from featx.cache.integrity import check_shard, stated_digest
+from featx.cache.integrity import check_shard, count_damaged_lines, stated_digest
 from featx.cache.inventory import SpaceFiles, find_strays, list_spaces
 from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout
@@ -30,7 +31,7 @@ from featx.cache.manifest import DUPLICATE, OK, Block, Manifest, read_manifest
 from featx.cache.shard import Shard, read_shard
 from featx.exceptions import CacheFormatError
 
-__all__ = ["Verification", "verify_cache"]
+__all__ = ["Verification", "check_journal", "verify_cache"]
 
 Progress = Callable[[int, int, int], None]
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
@@ -103,7 +104,7 @@ def verify_cache(
 ) -> Verification:
     """Read every file of a cache again and compare it with its digests.
 
-    Nothing is written. Memory is bounded: a thread holds 1 MiB of features, or one manifest.
+    Nothing is written. Memory is bounded: a thread holds 256 KiB of features, or one manifest.
 
     Parameters
     ----------
@@ -144,6 +145,8 @@ def _verify(
             sound[space.folder.name], misfits = _agreeing(shards)
             odd += misfits
         tally.take(pool.map(lambda path: _check_manifest(layout, path, sound), manifests))
+        searches = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
+        odd += [finding for finding in pool.map(check_journal, searches) if finding is not None]
     commands: dict[str, list[str]] = {}
     for result in tally.checked:
         for space_name, command in result.commands:
@@ -243,6 +246,21 @@ def _check_manifest(
     return _Checked(size, findings=tuple(findings), commands=tuple(commands))
 
 
+def check_journal(path: Path) -> Finding | None:
+    """Return what is wrong with the journal of a search, None where nothing is."""
+    try:
+        damaged = count_damaged_lines(path)
+    except FileNotFoundError:
+        return None
+    except CacheFormatError as error:
+        kind = error_kind(error, "journal")
+        return Finding(path, kind, str(error), next_step(kind))
+    if not damaged:
+        return None
+    step = f"{next_step('journal')}; the same search measures these trials again"
+    return Finding(path, "journal", f"{damaged} lines are damaged", step)
+
+
 def _remake(path: Path) -> str:
     """Return how a damaged manifest is made again, from what can still be read of it."""
     data, backbones = path.stem, ""
@@ -281,18 +299,13 @@ def _missing(
         lacking = rows[~have[group.ravel()]]
         if not len(lacking):
             continue
-        step = f"{extract_command(manifest.name, block)} (with the options of before)"
-        what = "images"
-        if block.backbone.startswith("import:"):
-            step, what = f"import the same features again: {step}", "rows"
-        if manifest.source == "arrays":
-            step = f"extract the same arrays again under the name {manifest.name!r}"
+        what = "rows" if block.backbone.startswith("import:") else "images"
         yield Finding(
             path,
             "missing",
             f"{len(lacking):,} of {len(rows):,} {what} have no features of {block.backbone} "
             f"{block.tap} in {block.space}",
-            step,
+            extract_again(manifest, block),
             len(lacking),
             tuple(manifest.path[row] for row in lacking[:_EXAMPLES]),
         )

@@ -1,0 +1,173 @@
+"""Features that a disk changed are found by whoever reads them, and never get a new digest."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from featx.cache import checked
+from featx.cache.features import Features
+from featx.cache.packing import pack_dataset
+from featx.cache.shard import read_shard
+from featx.cache.space import FeatureSpace
+from featx.exceptions import FeaturesError
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Let readers take the files for old, which a test has no time to wait for."""
+    monkeypatch.setattr(checked, "SETTLED_NS", -(10**12))
+
+
+def flip_feature(path, spec, row=0):
+    """Change one bit of a feature in place, and keep size, inode and modification time."""
+    array = read_shard(path, spec.digest).taps["avg"]
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(array.offset + row * array.shape[1] * 4 + 1)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def count_checks(monkeypatch):
+    seen = []
+    real = checked.check_shard
+    monkeypatch.setattr(
+        checked, "check_shard", lambda shard: (seen.append(shard.path), real(shard))
+    )
+    return seen
+
+
+def test_reading_a_damaged_shard_is_an_error_that_names_file_rows_and_command(kit, cache):
+    bad = kit.shards(cache)[1]
+    flip_feature(bad, kit.spec)
+    features = Features.open("photos", cache=cache.root)
+    expected = f"4 of 12 images have no features.*{bad.name}.*featx extract photos -b tiny"
+    with pytest.raises(FeaturesError, match=expected):
+        features.matrix()
+    for shuffle in (False, True):
+        with pytest.raises(FeaturesError, match=bad.name):
+            list(features.batches(batch_size=2, shuffle=shuffle))
+    with pytest.raises(FeaturesError, match=bad.name):
+        features.take(np.arange(12))
+
+
+def test_rows_of_damaged_shards_are_computed_again_and_then_used(kit, cache, caplog):
+    keys, values = kit.rows(12)
+    bad = kit.shards(cache)[0]
+    flip_feature(bad, kit.spec)
+    assert kit.refill(cache, keys, values) == 4
+    assert bad.name in caplog.text
+    assert "computes its rows again" in caplog.text
+    kit.check(cache, keys, values)
+    assert cache.repair().removed[0].path == bad
+    kit.check(cache, keys, values)
+
+
+def test_damaged_keys_are_found_when_a_space_is_opened(kit, cache):
+    keys, _ = kit.rows(12)
+    path = kit.shards(cache)[0]
+    array = read_shard(path, kit.spec.digest).keys
+    with path.open("r+b") as file:  # the first row twice: the second key is lost
+        file.seek(array.offset)
+        first = file.read(32)
+        file.write(first)
+    space = FeatureSpace(cache.layout, kit.spec)
+    assert list(space.damaged) == [path]
+    assert np.count_nonzero(space.has(["avg"], keys)) == 8
+
+
+def test_each_shard_is_read_for_it_once_whatever_process_asks(kit, cache, later, monkeypatch):
+    keys, values = kit.rows(12)
+    seen = count_checks(monkeypatch)
+    kit.check(cache, keys, values)
+    assert sorted(seen) == kit.shards(cache)
+    for _ in range(2):
+        kit.check(cache, keys, values)
+        assert FeatureSpace(cache.layout, kit.spec).has(["avg"], keys).all()
+    assert len(seen) == 3
+    os.utime(kit.shards(cache)[1])  # as a copy or a restored backup has it
+    kit.check(cache, keys, values)
+    assert seen[3:] == [kit.shards(cache)[1]]
+
+
+def test_only_shards_whose_rows_are_asked_for_are_read(kit, cache, monkeypatch):
+    keys, values = kit.rows(12)
+    seen = count_checks(monkeypatch)
+    space = FeatureSpace(cache.layout, kit.spec)
+    np.testing.assert_array_equal(space.gather("avg", keys[5:6]), values[5:6])
+    assert len(seen) == 1
+
+
+def test_a_change_under_the_same_size_inode_and_modification_time_is_found(kit, cache, later):
+    keys, values = kit.rows(12)
+    kit.check(cache, keys, values)
+    features = Features.open("photos", cache=cache.root)
+    features.take(np.arange(12))
+    bad = kit.shards(cache)[2]
+    flip_feature(bad, kit.spec)
+    with pytest.raises(FeaturesError, match=bad.name):  # by the process that had read it
+        features.take(np.arange(12))
+    assert kit.refill(cache, keys, values) == 4  # and by another
+
+
+def test_a_file_that_changed_just_now_is_checked_again(kit, cache):
+    keys, values = kit.rows(12)
+    kit.check(cache, keys, values)
+    assert not cache.layout.checked.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "version"])
+def test_a_damaged_list_of_checked_shards_is_not_believed(kit, cache, later, monkeypatch, damage):
+    keys, values = kit.rows(12)
+    kit.check(cache, keys, values)
+    (path,) = cache.layout.checked.iterdir()
+    text = path.read_text()
+    record = json.loads(text)
+    record["version"] = 2
+    changed = {
+        "cut": text[:-20],
+        "flip": text.replace('"version": 1', '"version": 3'),
+        "empty": "",
+        "version": json.dumps(record),
+    }
+    path.write_text(changed[damage])
+    seen = count_checks(monkeypatch)
+    kit.check(cache, keys, values)
+    assert len(seen) == 3
+    assert path.read_text() == text
+
+
+def test_a_pack_is_made_of_shards_that_are_read_again(kit, cache, later, tmp_path, monkeypatch):
+    features = Features.open("photos", cache=cache.root)
+    features.matrix()
+    seen = count_checks(monkeypatch)
+    pack_dataset(features, tmp_path / "sound.npz")
+    assert sorted(seen) == kit.shards(cache)
+    stamps = {path: checked._stamp(path) for path in kit.shards(cache)}
+    bad = kit.shards(cache)[1]
+    flip_feature(bad, kit.spec)
+    # As a disk does it, without a write that the file system knows of.
+    monkeypatch.setattr(checked, "_stamp", lambda path: stamps[path])
+    for suffix in ("h5", "npz", "safetensors"):
+        target = tmp_path / f"photos.{suffix}"
+        with pytest.raises(FeaturesError, match=f"4 of 12 images.*{bad.name}"):
+            pack_dataset(Features.open("photos", cache=cache.root), target)
+        assert not target.exists()
+
+
+def test_what_is_remembered_goes_with_its_shards(kit, cache, later):
+    keys, values = kit.rows(12)
+    kit.check(cache, keys, values)
+    (path,) = cache.layout.checked.iterdir()
+    cache.gc(older_than_s=0.0, dry_run=False)
+    kit.check(cache, keys, values)
+    assert list(json.loads(path.read_text())["shards"]) == [p.name for p in kit.shards(cache)]
+    cache.layout.dataset("photos").unlink()
+    cache.gc(older_than_s=0.0, dry_run=False)
+    assert not path.exists()
