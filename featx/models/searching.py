@@ -233,7 +233,7 @@ def search(
             groups=groups if sample is None else np.unique(groups[seen], return_inverse=True)[1],
             splits=None if features.splits is None else features.splits[seen],
             label_sets=_label_sets(labels[rows]) if multilabel else None,
-            journals=None if cache is None else CacheLayout.at(cache).root / "searches",
+            journals=None if cache is None else CacheLayout.at(cache).searches,
             fresh=not resume,
             watch=watch,
         )

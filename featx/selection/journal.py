@@ -6,10 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from featx.durable import written_whole
+from featx.plain_files import json_with_checksum, read_json_with_checksum
 from featx.selection.trials import Measured
 
 __all__ = ["Journal"]
@@ -18,10 +20,11 @@ _LOG = logging.getLogger("featx")
 
 
 class Journal:
-    """A file with a line of JSON for each finished trial.
+    """A file with a line of JSON, with a checksum, for each finished trial.
 
-    A line that was cut short by a kill, or that holds anything else, is as if it were not there.
-    Where the file cannot be written the search goes on, and says once that nothing is kept.
+    Lines that are damaged, or have no checksum, are named in the log and dropped from the file:
+    their trials are measured again. A last line that a kill cut short goes without a word. Where
+    the file cannot be written the search goes on, and says once that nothing is kept.
 
     Parameters
     ----------
@@ -37,7 +40,7 @@ class Journal:
         if path is not None and fresh:
             path.unlink(missing_ok=True)
         if path is not None and path.is_file():
-            self._known = dict(_read(path))
+            self._known = _read(path)
         self.resumed = len(self._known)
 
     def find(self, key: str) -> Measured | None:
@@ -49,7 +52,8 @@ class Journal:
         lines = []
         for key, measured in found:
             self._known[key] = measured
-            lines.append(json.dumps({"trial": key, **asdict(measured)}))
+            with suppress(ValueError):  # no finite number, which JSON has no word for
+                lines.append(json_with_checksum({"trial": key, **asdict(measured)}))
         if self._path is None or not lines:
             return
         try:
@@ -78,11 +82,38 @@ def _cut_short(path: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> Iterable[tuple[str, Measured]]:
-    for line in path.read_bytes().splitlines():
+def _read(path: Path) -> dict[str, Measured]:
+    """Return the trials of a journal, and write it again without the lines that hold none."""
+    known: dict[str, Measured] = {}
+    sound: list[bytes] = []
+    damaged = without = 0
+    data = path.read_bytes()
+    *lines, cut_short = data.split(b"\n")
+    for line in lines:
         try:
-            record: dict[str, Any] = json.loads(line)
-            key = str(record.pop("trial"))
-            yield key, Measured.from_dict(record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+            record = read_json_with_checksum(line)
+            known[str(record.pop("trial"))] = Measured.from_dict(record)
+            sound.append(line)
+        except (ValueError, KeyError, TypeError):
+            if line and _is_earlier(line):
+                without += 1
+            else:
+                damaged += bool(line)
+    for count, what in (
+        (damaged, "are damaged"),
+        (without, "have no checksum, as featx 0.1 wrote them"),
+    ):
+        if count:
+            _LOG.warning("%d lines of %s %s: these trials are measured again", count, path, what)
+    if damaged or without or cut_short:
+        with suppress(OSError), written_whole(path) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in sound))
+    return known
+
+
+def _is_earlier(line: bytes) -> bool:
+    """Return whether a line is a trial as featx 0.1 kept it."""
+    with suppress(ValueError, TypeError, RecursionError):
+        record = json.loads(line)
+        return "trial" in record and "sha256" not in record
+    return False

@@ -90,7 +90,7 @@ class Measuring:
         found: dict[Candidate, Measured] = {}
         sizes = _sizes(candidates)
         for unit in units_of(candidates, spread=self.deadline is not None):
-            known = [(one, self.journal.find(self._key(one, share))) for one in unit]
+            known = [(one, self._find(one, share)) for one in unit]
             found |= {one: measured for one, measured in known if measured is not None}
             missing = [one for one, measured in known if measured is None]
             if missing and self._expired(found):
@@ -175,6 +175,14 @@ class Measuring:
 
     def _key(self, candidate: Candidate, share: float) -> str:
         return f"{self.scope} {share:.6g} {candidate.key}"
+
+    def _find(self, candidate: Candidate, share: float) -> Measured | None:
+        """Return what the journal says of a candidate, None where it cannot be so."""
+        known = self.journal.find(self._key(candidate, share))
+        if known is None or known.failed:
+            return known
+        whole = len(known.scores) == len(self.folds)
+        return known if whole and all(map(self.scorer.allows, known.scores)) else None
 
     def _expired(self, found: Iterable[Candidate]) -> bool:
         over = self.deadline is not None and time.monotonic() > self.deadline

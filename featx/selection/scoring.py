@@ -14,6 +14,7 @@ from featx.exceptions import HeadError, UnknownNameError
 
 __all__ = ["SCORERS", "Scorer", "find_scorer", "score_interval"]
 
+_ROUNDING = 1e-6
 _DRAWS_OF_LABELS = 200
 
 Codes: TypeAlias = NDArray[np.intp]
@@ -95,6 +96,11 @@ class Scorer:
     def shown(self, score: float) -> float:
         """Return a score as it is shown to people."""
         return self.sign * score
+
+    def allows(self, score: float) -> bool:
+        """Return whether it is a score that there can be: a share, or a negative loss."""
+        lowest, highest = (-np.inf, 0.0) if self.sign < 0 else (0.0, 1.0)
+        return lowest - _ROUNDING <= score <= highest + _ROUNDING
 
 
 SCORERS: Mapping[str, Scorer] = MappingProxyType(

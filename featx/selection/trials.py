@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -51,9 +52,25 @@ class Measured:
             If it is something else.
         """
         measured = cls(**{field.name: given[field.name] for field in fields(cls)})
-        if not all(isinstance(score, float) for score in measured.scores):
-            raise TypeError("scores are numbers")
+        seconds = (measured.fit_s, measured.score_s)
+        for numbers in (measured.scores, *seconds):
+            if not (isinstance(numbers, list) and all(map(_is_finite, numbers))):
+                raise TypeError("figures are finite numbers, one a fold")
+        costs = [cost for cost in (measured.ms, measured.bytes) if cost is not None]
+        if (
+            not all(map(_is_finite, costs))
+            or min([*costs, *seconds[0], *seconds[1]], default=0) < 0
+        ):
+            raise ValueError("times and sizes are finite and not negative")
+        if not measured.failed and {*map(len, seconds)} != {len(measured.scores)}:
+            raise ValueError("there are as many times as scores")
+        if not (isinstance(measured.stopped, bool) and isinstance(measured.failed, str)):
+            raise TypeError("expected whether it was stopped, and why it failed")
         return measured
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import featx
+from featx.cache.maintenance import FeatureCache
+from featx.plain_files import json_with_checksum
 
 SEARCH = """
 import json, sys, featx
@@ -92,6 +94,17 @@ def journal(cache):
     return file
 
 
+def write_journal(file, records):
+    """Write trials with the checksums that belong to them."""
+    for record in records:
+        record.pop("sha256", None)
+    file.write_text("".join(json_with_checksum(record) + "\n" for record in records))
+
+
+def scores_of(result):
+    return [row.scores for row in result.leaderboard]
+
+
 def test_finished_trials_are_not_measured_again(features, tmp_path):
     arguments = {"heads": ["svm:C=0.001|0.1"], "score": "none", "cache": tmp_path}
     first = featx.search(features, **arguments)
@@ -100,7 +113,7 @@ def test_finished_trials_are_not_measured_again(features, tmp_path):
     assert len(records) == 2
     for record in records:  # what is kept is believed: its mark shows that it was
         record["scores"] = [0.125] * 5
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_journal(file, records)
     again = featx.search(features, **arguments)
     assert again.resumed == 2
     assert {row.score for row in again.leaderboard} == {0.125}
@@ -119,6 +132,72 @@ def test_a_line_that_was_cut_short_or_is_foreign_is_as_if_it_were_not_there(feat
     assert again.resumed == 2
     assert [row.scores for row in again.leaderboard] == [row.scores for row in first.leaderboard]
     assert featx.search(features, **arguments).resumed == 3
+
+
+def test_a_changed_bit_of_a_journal_is_found_and_its_trial_is_measured_again(
+    features, tmp_path, caplog
+):
+    arguments = {"heads": ["svm:C=0.001|0.1|1.0"], "score": "none", "cache": tmp_path}
+    first = featx.search(features, **arguments)
+    file = journal(tmp_path)
+    (tmp_path / "datasets").mkdir()
+    whole = file.read_bytes()
+    for position in range(3, len(whole) - 1, len(whole) // 7):
+        caplog.clear()
+        changed = bytes([whole[position] ^ 1 << position % 7])
+        file.write_bytes(whole[:position] + changed + whole[position + 1 :])
+        assert [f.kind for f in FeatureCache(tmp_path).verify().findings] == ["journal"]
+        again = featx.search(features, **arguments)
+        assert again.resumed < 3
+        assert scores_of(again) == scores_of(first)
+        assert again.best == first.best
+        assert "these trials are measured again" in caplog.text
+        assert FeatureCache(tmp_path).verify().ok
+        file.write_bytes(whole)
+
+
+def test_a_journal_without_checksums_is_not_believed(features, tmp_path, caplog):
+    arguments = {"heads": ["svm:C=0.001|0.1"], "score": "none", "cache": tmp_path}
+    first = featx.search(features, **arguments)
+    file = journal(tmp_path)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+        del record["sha256"]
+        record["scores"] = [1.0] * 5
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again = featx.search(features, **arguments)
+    assert again.resumed == 0
+    assert scores_of(again) == scores_of(first)
+    assert "2 lines of" in caplog.text
+    assert "no checksum, as featx 0.1 wrote them" in caplog.text
+    assert featx.search(features, **arguments).resumed == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": [1.7, 0.5, 0.5, 0.5, 0.5]},
+        {"scores": [-0.1, 0.5, 0.5, 0.5, 0.5]},
+        {"scores": [1.0, 1.0]},
+        {"scores": []},
+        {"scores": [True] * 5},
+        {"fit_s": [-1.0] * 5},
+        {"score_s": [0.0]},
+        {"bytes": -1},
+        {"ms": "fast"},
+        {"failed": None},
+        {"stopped": 1},
+    ],
+)
+def test_figures_that_cannot_be_are_not_believed_whatever_their_checksum(
+    features, tmp_path, change
+):
+    arguments = {"heads": ["ridge:alpha=1", "lda"], "score": "none", "cache": tmp_path}
+    first = featx.search(features, **arguments)
+    file = journal(tmp_path)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    write_journal(file, [{**records[0], **change}, *records[1:]])
+    assert scores_of(featx.search(features, **arguments)) == scores_of(first)
 
 
 def test_another_seed_label_or_space_is_another_search(features, tmp_path):
