@@ -308,7 +308,8 @@ def _remove_folder(layout: CacheLayout, folder: Path) -> bool:
                 (folder / "shards").rmdir()
             path.unlink(missing_ok=True)
             folder.rmdir()
-            (layout.checked / f"{folder.name}.json").unlink(missing_ok=True)
+            if (known := layout.checked / f"{folder.name}.json").exists():
+                known.unlink(missing_ok=True)
         except FileNotFoundError:
             return True
         except OSError:

@@ -120,11 +120,11 @@ def save_tuned(
         random_state=start.model.random_state,
     )
     made.take_head(head, spec, n_features=head.n_features_in_)
+    made.training_ = describe_training(start.features, start.y, start.rows)
     save_model(
         made,
         target,
         metrics=metrics,
-        training=describe_training(start.features, start.y, start.rows),
         spec=spec,
         command=command,
         network=data,

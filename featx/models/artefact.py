@@ -68,7 +68,7 @@ def save_model(
     metrics : dict, optional
         Figures and how they were measured, kept with the model.
     training : dict, optional
-        What it was trained on: digest, name, number of images.
+        What it was trained on: digest, name, number of images; by default what the model knows.
     spec : FeatureSpec, optional
         Of the features it was trained on; found out from the model's parameters by default.
     command : str, optional
@@ -114,7 +114,7 @@ def save_model(
         **carried,
         **novelty,
         "metrics": _plain(_without_large_tables(metrics or {})),
-        "training": _plain(training or {}),
+        "training": _plain(model.training_ if training is None else training),
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),

@@ -64,6 +64,8 @@ def read_classifier(
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtefactError(f"{path} is damaged: model.json lacks or distorts {error}") from error
     model.trust = trust
+    stated = details.get("training")
+    model.training_ = stated if isinstance(stated, dict) else {}
     return model
 
 

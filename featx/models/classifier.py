@@ -16,6 +16,7 @@ from featx.heads.registry import make_head
 from featx.images.label_sets import label_matrix, read_label_sets
 from featx.models.image_features import LABEL_THRESHOLD, ImageFeatures
 from featx.models.inputs import as_image_dataset
+from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 __all__ = ["ImageClassifier"]
@@ -74,6 +75,8 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         The head, fitted.
     spec_ : FeatureSpec or None
         What identifies the features; None after training on features that were handed in.
+    training_ : dict
+        What it was trained on, where that is known: `featx.evaluate` knows these images again.
     novelty_ : Novelty or None
         What marks images unlike those of training; `featx.train` and `featx.search` learn it.
 
@@ -153,7 +156,8 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         if self.multilabel:
             names, y = read_label_sets(y)
         images = as_image_dataset(X)
-        self.__dict__.pop("novelty_", None)
+        for known in ("novelty_", "training_"):
+            self.__dict__.pop(known, None)
         if images is None:
             kinds = {"dtype": [np.float32, np.float64], "multi_output": self.multilabel}
             X, y = validate_data(self, X, y, **kinds)
@@ -167,7 +171,8 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
                 )
             for learnt in ("head_", "spec_", "weights_sha256_"):
                 self.__dict__.pop(learnt, None)
-            parts, _ = self.transform_images(images, views=self.views, keep=True)
+            parts, ledger = self.transform_images(images, views=self.views, keep=True)
+            self.training_ = {"images": len(images), "keys": encode_keys(ledger.key)}
             X, y = np.concatenate(parts), np.concatenate([targets] * len(parts))
             self.n_features_in_ = X.shape[1]
             self.spec_ = self.source().spec(image=self.image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,11 @@ from featx.models.bootstrap import (
 from featx.models.classifier import ImageClassifier
 from featx.models.image_features import LABEL_THRESHOLD
 from featx.models.metrics import CALIBRATION_BINS, score_label_sets, score_predictions
+from featx.models.training_keys import count_training_images, overlap_note
 
 __all__ = ["compare_models", "evaluate"]
+
+_LOG = logging.getLogger("featx")
 
 
 def evaluate(
@@ -55,7 +59,9 @@ def evaluate(
         As `featx.models.metrics.score_predictions`, with ``failed``: images that could not be
         read, and ``intervals``: ``[low, high]`` by score (see
         `featx.models.bootstrap.bootstrap_intervals`; copies of an image are drawn together), with
-        what they rest on. Of a model that gives several labels, as
+        what they rest on, and ``training_overlap``: how many of the ``images`` were
+        ``in_training``, of those that could be ``compared`` (absent for models of which it is not
+        known; a warning says so where there are any). Of a model that gives several labels, as
         `featx.models.metrics.score_label_sets`, with ``failed`` and ``intervals`` too (see
         `featx.models.bootstrap.bootstrap_label_sets`).
 
@@ -67,8 +73,12 @@ def evaluate(
         If the features are of another specification or size.
     """
     answers = _answer(model, data)
+    if note := overlap_note(answers.overlap):
+        _LOG.warning("%s", note)
     score = score_label_sets if model.multilabel else score_predictions
     found = {**score(answers.y, answers.proba, answers.classes), "failed": answers.failed}
+    if answers.overlap is not None:
+        found["training_overlap"] = answers.overlap
     if not model.multilabel:
         found["calibration_bins"] = CALIBRATION_BINS
     if bootstrap:
@@ -154,7 +164,7 @@ def compare_models(
     only_two = int((right_two & ~right_one).sum())
     differing = only_one + only_two
     p_value = float(binomtest(only_one, differing, 0.5).pvalue) if differing else 1.0
-    found = {
+    found: dict[str, Any] = {
         "images": len(one.y),
         "right": "every label" if first.multilabel else "the label",
         "accuracy": [float(right_one.mean()), float(right_two.mean())],
@@ -166,6 +176,10 @@ def compare_models(
         "test": "McNemar, exact, two-sided",
         "p_value": p_value,
     }
+    if note := overlap_note(two.overlap):
+        _LOG.warning("the second model: %s", note)
+    if one.overlap is not None and two.overlap is not None:
+        found["training_overlap"] = [one.overlap, two.overlap]
     if bootstrap:
         found["interval"] = bootstrap_difference(
             right_two, right_one, groups=one.copies(), samples=bootstrap, seed=seed
@@ -186,6 +200,7 @@ class _Answers:
     names: list[str]
     keys: NDArray[np.uint8]
     failed: int
+    overlap: dict[str, int] | None
 
     def right(self) -> NDArray[np.bool_]:
         """Return whether the most probable class is the label, or every label is right."""
@@ -234,9 +249,11 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
     known = model.classes_.astype(str)
     looked_at = [part[chosen] for part in parts]
     names, keys = [paths[row] for row in np.flatnonzero(chosen)], np.asarray(keys)[chosen]
+    overlap = count_training_images(model.training_, keys)
     if model.multilabel:
         truth = label_matrix(y[chosen].tolist(), known.tolist(), what=repr(name))
-        return _Answers(truth, model.average_proba(looked_at), known, names, keys, failed)
+        proba = model.average_proba(looked_at)
+        return _Answers(truth, proba, known, names, keys, failed, overlap)
     strangers = sorted(set(y[chosen].tolist()) - set(known.tolist()))
     if strangers:
         raise DatasetError(
@@ -245,7 +262,7 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
         )
     order = np.argsort(known)
     proba = model.average_proba(looked_at)[:, order]
-    return _Answers(y[chosen], proba, known[order], names, keys, failed)
+    return _Answers(y[chosen], proba, known[order], names, keys, failed, overlap)
 
 
 def _from_features(model: ImageClassifier, features: Features) -> list[Any]:

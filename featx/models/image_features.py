@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class ImageFeatures:
     multilabel: bool
     trust: bool
     novelty_: Any = None
+    training_: Mapping[str, Any] = MappingProxyType({})
     n_features_in_: int
 
     def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:

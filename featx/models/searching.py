@@ -259,7 +259,8 @@ def search(
     model.novelty_ = learn_novelty(
         features, place, labels, training, seed=seed, max_ram_bytes=bound
     )
-    return SearchResult(model, outcome, describe_training(features, labels, training))
+    model.training_ = describe_training(features, labels, training)
+    return SearchResult(model, outcome, model.training_)
 
 
 def read_space(

@@ -22,6 +22,7 @@ from featx.models.label_set_training import train_label_sets
 from featx.models.memory_training import MemoryFit
 from featx.models.metrics import ScoreSums
 from featx.models.streamed_training import StreamedFit, memory_bound
+from featx.models.training_keys import encode_keys
 from featx.models.unknown import learn_novelty
 from featx.selection.splits import leak_groups, repeated_folds
 
@@ -63,7 +64,8 @@ class TrainingResult:
     metrics : dict
         ``protocol`` says what the other figures were measured on.
     training : dict
-        Name, number of images and digest of the training data.
+        Name and number of images of the training data, their digest, and ``keys``, by which
+        `featx.evaluate` knows them again.
     suspects : list of Suspect
         Images worth looking at, the most convinced contradiction first.
     """
@@ -171,9 +173,10 @@ def train(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
     bound = memory_bound(features, place, head, max_ram)
+    model.training_ = describe_training(features, y, rows)
     if multilabel:
         metrics = train_label_sets(model, features, place, y, rows, held_out, cv, bound)
-        return TrainingResult(model, metrics, describe_training(features, y, rows))
+        return TrainingResult(model, metrics, model.training_)
     fitting: MemoryFit | StreamedFit
     if bound is None:
         fitting = MemoryFit(features, place, y, views)
@@ -189,7 +192,7 @@ def train(
         metrics, suspects = _cross_validate(model, fitting, y, features, rows, cv)
         model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
     model.novelty_ = learn_novelty(features, place, y, rows, seed=seed, max_ram_bytes=bound)
-    return TrainingResult(model, metrics, describe_training(features, y, rows), suspects)
+    return TrainingResult(model, metrics, model.training_, suspects)
 
 
 def _head(model: ImageClassifier) -> Any:
@@ -326,7 +329,7 @@ def _score_each(
 def describe_training(
     features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]
 ) -> dict[str, Any]:
-    """Return what a model was trained on: name, number of images, and digest of keys and labels."""
+    """Return what a model was trained on: name, number of images, keys and labels in short."""
     digest = hashlib.sha256()
     keys = np.ascontiguousarray(features.keys[rows])
     names, codes = np.unique(y[rows].astype(str), return_inverse=True)
@@ -338,5 +341,6 @@ def describe_training(
         "dataset": features.name,
         "images": len(rows),
         "sha256": digest.hexdigest(),
+        "keys": encode_keys(keys),
         "failed": len(features.failed),
     }

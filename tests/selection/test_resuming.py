@@ -150,7 +150,6 @@ def test_a_changed_bit_of_a_journal_is_found_and_its_trial_is_measured_again(
         again = featx.search(features, **arguments)
         assert again.resumed < 3
         assert scores_of(again) == scores_of(first)
-        assert again.best == first.best
         assert "these trials are measured again" in caplog.text
         assert FeatureCache(tmp_path).verify().ok
         file.write_bytes(whole)

@@ -1,0 +1,81 @@
+"""Which images a model was trained on, small enough to go with it.
+
+Kept are the first 8 bytes of each image's key. Of more than `MOST_KEYS` images only the smallest
+are kept: keys are digests, so these are a random sample, and an image with a smaller key than the
+largest of them is known to be in it or not.
+
+Notes
+-----
+Such a sample is a bottom-k sketch: Cohen and Kaplan, "Summarizing data using bottom-k sketches",
+PODC 2007.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MOST_KEYS", "count_training_images", "encode_keys", "overlap_note"]
+
+MOST_KEYS = 1 << 17
+
+
+def encode_keys(keys: NDArray[np.uint8]) -> str:
+    """Return keys of shape (n, 32) as base64 of sorted 64-bit numbers, 1.4 MB at most."""
+    prefixes = np.unique(_prefixes(keys))[:MOST_KEYS]
+    return base64.b64encode(prefixes.astype("<u8").tobytes()).decode("ascii")
+
+
+def count_training_images(training: Any, keys: NDArray[np.uint8]) -> dict[str, int] | None:
+    """Return how many images a model was trained on.
+
+    Parameters
+    ----------
+    training : dict
+        What the model says of its training; one of an earlier featx says nothing of keys.
+    keys : ndarray of shape (n, 32), uint8
+        Keys of the images.
+
+    Returns
+    -------
+    dict or None
+        ``images`` (n), ``compared`` (those of which it can be told, all unless the model was
+        trained on more than `MOST_KEYS` images) and ``in_training`` (how many of these were);
+        None where it cannot be told.
+    """
+    stated = training.get("keys") if isinstance(training, dict) else None
+    if not isinstance(stated, str):
+        return None
+    try:
+        data = base64.b64decode(stated, validate=True)
+        known = np.sort(np.frombuffer(data, "<u8"))
+    except (binascii.Error, ValueError):
+        return None
+    asked = _prefixes(keys)
+    if len(known) >= MOST_KEYS:
+        asked = asked[asked <= known[-1]]
+    return {
+        "images": len(keys),
+        "compared": len(asked),
+        "in_training": int(np.isin(asked, known).sum()),
+    }
+
+
+def overlap_note(overlap: dict[str, int] | None) -> str:
+    """Return what a reader of scores has to know of images that were trained on, if anything."""
+    if not overlap or not overlap["in_training"]:
+        return ""
+    compared = f"{overlap['compared']:,} of {overlap['images']:,} images were looked up: "
+    looked_up = "" if overlap["compared"] == overlap["images"] else compared
+    return (
+        f"{looked_up}{overlap['in_training']:,} of {overlap['compared']:,} images were used in "
+        "training: this is not a measure of accuracy"
+    )
+
+
+def _prefixes(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(keys[:, :8]).view("<u8").ravel()
