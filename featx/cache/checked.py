@@ -2,7 +2,7 @@
 
 What was found sound is kept in ``checked/<space>.json``, beside the size, the times and the inode
 that the file had. The file is derived: anybody may remove it, and it is believed only about a shard
-of which all four are still the same.
+of which all of these are still the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featx.cache.integrity import check_shard
 from featx.cache.layout import CacheLayout, publish
 from featx.cache.shard import Shard
 from featx.exceptions import CacheFormatError, CacheWriteError
-from featx.file_stamps import SETTLED_NS
+from featx.file_stamps import is_settled, stamp_of
 from featx.plain_files import json_with_checksum, read_json_with_checksum
 
 __all__ = ["CheckedShards"]
@@ -27,7 +27,7 @@ __all__ = ["CheckedShards"]
 _KIND = "featx-checked"
 _VERSION = 1
 _MOST_THREADS = 8
-Stamp = tuple[int, int, int, int]
+Stamp = tuple[int, ...]
 
 
 class CheckedShards:
@@ -69,7 +69,7 @@ class CheckedShards:
             If one has gone.
         """
         by_path = {shard.path: shard for shard in shards}
-        stamps = {path: _stamp(path) for path in by_path}
+        stamps = {path: stamp_of(os.stat(path)) for path in by_path}
         with self._lock:
             waiting = [p for p, stamp in stamps.items() if again or not self._is_sound(p, stamp)]
             if not waiting:
@@ -81,7 +81,7 @@ class CheckedShards:
             sound = {path: stamps[path] for path in waiting if path not in damage}
             self._sound |= sound
             # A file that changed just now may change again under the same stamp.
-            settled = {p: s for p, s in sound.items() if max(s[1:3]) < started_ns - SETTLED_NS}
+            settled = {p: s for p, s in sound.items() if is_settled(s, started_ns)}
             if settled:
                 self._keep({path.name: stamp for path, stamp in settled.items()})
         return damage
@@ -114,11 +114,6 @@ class CheckedShards:
         text = json_with_checksum(record) + "\n"
         with suppress(CacheWriteError):
             publish(self._layout, self._path, lambda path: _write_text(path, text))
-
-
-def _stamp(path: Path) -> Stamp:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _damage(shard: Shard) -> str:
