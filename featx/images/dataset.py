@@ -215,9 +215,10 @@ class ImageDataset(ImageColumns):
 
         Parameters
         ----------
-        data : ImageDataset, str, path-like, list or ndarray
-            A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file; a
-            list of image files and folders (without labels), or of arrays; an array of images.
+        data : ImageDataset, str, path-like, list, ndarray or column of a table
+            A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file;
+            image files and folders (without labels) in any form that `listed_paths` knows; a list
+            of arrays; an array of images.
 
         Raises
         ------

@@ -15,7 +15,7 @@ from featx.images.containers import sniff
 from featx.images.files import is_image_name, missing_path_error
 from featx.images.scan import scan_folder
 
-__all__ = ["Source", "check_paths", "recognise"]
+__all__ = ["Source", "check_paths", "listed_paths", "recognise"]
 
 Kind = Literal["folder", "table", "npz", "hdf5", "files", "arrays"]
 _SUFFIXES: dict[str, Kind] = {
@@ -42,8 +42,9 @@ def recognise(data: Any) -> Source:
 
     Parameters
     ----------
-    data : str, path-like, list, tuple or ndarray
-        One path; a list of image files and folders, or of arrays; an array of images or of paths.
+    data : str, bytes, path-like, list, tuple, ndarray or column of a table
+        One path; image files and folders, as `listed_paths` takes them; arrays, or one array of
+        images.
 
     Raises
     ------
@@ -55,14 +56,13 @@ def recognise(data: Any) -> Source:
     >>> recognise(["a.jpg", "b.jpg"]).kind
     'files'
     """
-    if isinstance(data, np.ndarray) and data.dtype.kind in "UO" and data.ndim == 1:
-        data = data.tolist()
-    if isinstance(data, np.ndarray):
+    paths = listed_paths(data)
+    if paths is not None:
+        return Source(kind="files", items=[path for item in paths for path in _expand(item)])
+    if isinstance(data, np.ndarray | list | tuple):
         return Source(kind="arrays", items=data)
-    if isinstance(data, list | tuple):
-        if data and not isinstance(data[0], str | os.PathLike):
-            return Source(kind="arrays", items=data)
-        return Source(kind="files", items=[path for item in data for path in _expand(item)])
+    if isinstance(data, bytes):
+        data = _text(data)
     if not isinstance(data, str | os.PathLike):
         raise DatasetError(
             "expected a folder, a table, an array file, images or arrays, received "
@@ -84,6 +84,65 @@ def recognise(data: Any) -> Source:
     )
 
 
+def listed_paths(data: Any) -> list[Any] | None:
+    """Return the paths that a list, an array or a column of a table holds.
+
+    Parameters
+    ----------
+    data : object
+        A list or tuple; an array of shape (n,) or (n, 1) of text, bytes or objects; a column, an
+        index or a frame of one column of pandas or polars.
+
+    Returns
+    -------
+    paths : list or None
+        Not checked one by one; None where there is no path among the items.
+
+    Raises
+    ------
+    DatasetError
+        If there are several columns of paths.
+
+    Examples
+    --------
+    >>> listed_paths(np.array([[b"a.jpg"], [b"b.jpg"]]))
+    [b'a.jpg', b'b.jpg']
+    >>> listed_paths([[0.5, 1.5]]) is None
+    True
+    """
+    if hasattr(data, "to_numpy") and hasattr(data, "shape"):
+        # One row tells whether a wide table holds paths, without a copy of it.
+        data = np.asarray((data if data.shape[1:] in ((), (1,)) else data[:1]).to_numpy())
+    if isinstance(data, np.ndarray):
+        if data.dtype.kind not in "USTO" or data.ndim not in (1, 2):
+            return None
+        if data.shape[1:] not in ((), (1,)):
+            if any(map(_is_path, data[:1].flat)):
+                raise DatasetError(
+                    f"expected one column of paths, received {data.shape[1]} columns: select the "
+                    "one with the paths"
+                )
+            return None
+        items: list[Any] = data.ravel().tolist()
+    elif isinstance(data, list | tuple):
+        items = [row[0] for row in data] if data and all(map(_is_row_of_one, data)) else list(data)
+    else:
+        return None
+    return items if any(map(_is_path, items)) else None
+
+
+def _is_row_of_one(row: Any) -> bool:
+    return (
+        isinstance(row, list | tuple | np.ndarray)
+        and getattr(row, "ndim", 1) == 1
+        and len(row) == 1
+    )
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | bytes | os.PathLike)
+
+
 def check_paths(paths: Iterable[Any]) -> list[str]:
     """Return paths as text, with ``/`` on every system.
 
@@ -101,8 +160,13 @@ def check_paths(paths: Iterable[Any]) -> list[str]:
 
 
 def _text(item: Any) -> str:
-    text = os.fspath(item) if isinstance(item, str | os.PathLike) else ""
-    if not isinstance(text, str) or not text:
+    if isinstance(item, bytes) and b"\0" in item:
+        raise DatasetError(
+            "expected a path, received the bytes of a file: name the file, or give the image as an "
+            "array or a PIL image"
+        )
+    text = os.fsdecode(item) if _is_path(item) else ""
+    if not text:
         raise DatasetError(f"expected a path, received {type(item).__name__}: {str(item)[:80]!r}")
     return text.replace("\\", "/") if os.sep == "\\" else text
 

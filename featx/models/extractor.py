@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names_in,
+    check_is_fitted,
+    validate_data,
+)
 
 from featx.backbones.source import log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_tap
 from featx.extraction import compute_features
+from featx.images.dataset import ImageDataset
 from featx.models.inputs import as_image_dataset
 from featx.spec import ImagePolicy
 
@@ -24,7 +31,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     There is nothing to learn: `fit` only notes what kind of input it was given. Two-dimensional
     arrays of numbers are taken for features that were extracted before, so that one pipeline works
-    on files and on cached features.
+    on files and on cached features. It works in a ``ColumnTransformer`` on the column of paths, and
+    ``set_output`` gives named columns.
 
     Parameters
     ----------
@@ -76,6 +84,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             Files, pixels, or features.
         y : ignored
         """
+        for learnt in ("n_features_in_", "feature_names_in_", "_width"):
+            self.__dict__.pop(learnt, None)
         if as_image_dataset(X) is None:
             validate_data(self, X, dtype=[np.float32, np.float64])
         self.fitted_ = True
@@ -96,6 +106,31 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 self, X, reset=not hasattr(self, "n_features_in_"), dtype=[np.float32, np.float64]
             )
             return rows
+        features = self._features(images, keep=True)
+        self._width = features.shape[1]
+        return features
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Return the names of the features, such as ``tiny_avg_0``, shape (d,).
+
+        Parameters
+        ----------
+        input_features : array-like of str, optional
+            Names of features that were given to `fit`, which pass unchanged. Images have none.
+        """
+        check_is_fitted(self, "fitted_")
+        if hasattr(self, "n_features_in_"):
+            names: NDArray[np.object_] = _check_feature_names_in(self, input_features)
+            return names
+        if not hasattr(self, "_width"):
+            blank = ImageDataset.from_arrays(np.zeros((1, 32, 32, 3), np.uint8))
+            self._width = self._features(blank, keep=False).shape[1]
+        kind, _, path = self.backbone.partition(":")
+        parts = f"{Path(path).stem if path else kind}_{parse_tap(self.tap)}"
+        stem = re.sub(r"\W+", "_", parts)
+        return np.array([f"{stem}_{number}" for number in range(self._width)], dtype=object)
+
+    def _features(self, images: ImageDataset, *, keep: bool) -> NDArray[np.floating[Any]]:
         source = resolve_backbone(
             self.backbone,
             weights=self.weights,
@@ -110,7 +145,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             str(parse_tap(self.tap)),
             image=self.image,
             cache=self.cache,
-            keep=True,
+            keep=keep,
             engine=self.engine,
             batch_size=self.batch_size,
         )[0][0]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from featx.images.dataset import ImageDataset
+from featx.images.sources import listed_paths
 
 __all__ = ["as_image_dataset"]
 
@@ -21,32 +22,23 @@ def as_image_dataset(X: Any) -> ImageDataset | None:
 
     Parameters
     ----------
-    X : ImageDataset, list of paths, or array
-        Paths (n,), pixels (n, h, w) or (n, h, w, c), or features (n, d).
+    X : ImageDataset, path, list of paths, or array
+        Paths (n,) or (n, 1) in any form that `listed_paths` knows, pixels (n, h, w) or
+        (n, h, w, c), or features (n, d). One path is a folder, a table, a file of arrays or an
+        image, as for `featx.extract`.
     """
     if isinstance(X, ImageDataset):
         return X
-    if isinstance(X, str | os.PathLike):
+    if isinstance(X, str | bytes | os.PathLike):
         return ImageDataset.from_any(X)
-    if hasattr(X, "toarray") or (hasattr(X, "iloc") and getattr(X, "ndim", 1) == 2):
-        return None
+    paths = listed_paths(X)
+    if paths is not None:
+        return ImageDataset.from_paths(paths)
     if isinstance(X, np.ndarray):
-        if X.dtype.kind in "US":
-            return ImageDataset.from_paths([str(path) for path in X.ravel()])
-        if X.dtype.kind == "O" and X.ndim == 1 and X.size and _is_path(X[0]):
-            return ImageDataset.from_paths(list(X))
         return ImageDataset.from_arrays(X) if X.ndim in (3, 4) else None
-    if hasattr(X, "iloc"):
-        return ImageDataset.from_paths(list(X)) if len(X) and _is_path(X.iloc[0]) else None
     if isinstance(X, list | tuple) and X:
-        if _is_path(X[0]):
-            return ImageDataset.from_paths(list(X))
         if hasattr(X[0], "getbands"):
             return ImageDataset.from_arrays([np.asarray(image.convert("RGB")) for image in X])
         if np.ndim(X[0]) in (2, 3):
             return ImageDataset.from_arrays([np.asarray(image) for image in X])
     return None
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)

@@ -15,6 +15,7 @@ from featx.engines.protocol import Engine
 from featx.exceptions import FeaturesError
 from featx.images.dataset import ImageDataset
 from featx.images.names import image_names
+from featx.images.sources import listed_paths
 from featx.models.image_features import LABEL_THRESHOLD, ImageFeatures
 from featx.models.inputs import as_image_dataset
 
@@ -69,7 +70,8 @@ def predict(
     model : ImageClassifier or Predictor
         Fitted.
     images : str, path, iterable of these, ndarray, list of PIL images, or ImageDataset
-        Files, folders and patterns, see `featx.images.names.image_names`; pixels of shape
+        Files, folders and patterns, see `featx.images.names.image_names`, also as bytes, as an
+        array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
         (n, h, w) or (n, h, w, c). Labels are not looked at.
     top_k : int, optional
         How many classes of each: by default 1, or, of a model that gives several labels, all whose
@@ -137,8 +139,11 @@ def _rows(
 
 
 def _chunks(images: Any) -> Iterator[ImageDataset]:
-    if isinstance(images, str | os.PathLike) or hasattr(images, "getbands"):
+    if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "getbands"):
         images = [images]
+    paths = listed_paths(images)
+    if paths is not None:
+        images = iter(paths)
     if not isinstance(images, ImageDataset):
         if isinstance(images, Iterable) and not _are_pixels(images):
             names = iter(image_names(images))
