@@ -14,7 +14,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.validation import few_images_allowed, validated_training
+from featx.heads.head_pipeline import fit_weighted
+from featx.heads.validation import checked_weights, few_images_allowed, validated_training
 
 __all__ = ["TemperatureCalibrated", "calibration_splits", "fit_temperature"]
 
@@ -71,7 +72,7 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         self.estimator = estimator
         self.folds = folds
 
-    def fit(self, X: Any, y: Any) -> TemperatureCalibrated:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TemperatureCalibrated:
         """Fit the estimator on all rows, then the temperature on cross-validated margins.
 
         Parameters
@@ -80,6 +81,8 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             Features.
         y : array-like of shape (n,)
             Labels.
+        sample_weight : array-like of shape (n,), optional
+            What each row counts, where the estimator takes weights.
 
         Returns
         -------
@@ -93,17 +96,24 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         with few_images_allowed():
-            return self._fit(X, y, codes)
+            weights = None if sample_weight is None else checked_weights(sample_weight, len(X))
+            return self._fit(X, y, codes, weights)
 
     def _fit(
-        self, X: NDArray[Any], y: NDArray[Any], codes: NDArray[np.intp]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        codes: NDArray[np.intp],
+        weights: NDArray[np.float64] | None,
     ) -> TemperatureCalibrated:
-        self.estimator_ = clone(self.estimator).fit(X, y)
+        self.estimator_ = self._fitted_copy(X, y, weights)
         margins = np.empty((len(X), len(self.classes_)))
         judged: list[NDArray[np.intp]] = []
         for train, test in calibration_splits(codes, self.folds):
             # The labels, not their codes: class weights may be a dict keyed by label.
-            fold = clone(self.estimator).fit(X[train], y[train])
+            fold = self._fitted_copy(
+                X[train], y[train], None if weights is None else weights[train]
+            )
             found = _as_columns(fold.decision_function(X[test]))
             if found.shape[1] != len(self.classes_):
                 raise HeadError(
@@ -115,8 +125,18 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             judged.append(test)
         self.n_folds_ = len(judged)
         rows = np.concatenate(judged) if judged else np.empty(0, dtype=np.intp)
-        self.temperature_ = fit_temperature(margins[rows], codes[rows]) if judged else 1.0
+        judged_weights = None if weights is None else weights[rows]
+        self.temperature_ = (
+            fit_temperature(margins[rows], codes[rows], judged_weights) if judged else 1.0
+        )
         return self
+
+    def _fitted_copy(self, X: Any, y: Any, weights: NDArray[np.float64] | None) -> Any:
+        copy = clone(self.estimator)
+        if weights is None:
+            return copy.fit(X, y)
+        fit_weighted(copy, X, y, weights)
+        return copy
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
         """Margins of the wrapped estimator.
@@ -171,7 +191,9 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return np.asarray(X)
 
 
-def fit_temperature(margins: NDArray[Any], codes: NDArray[np.intp]) -> float:
+def fit_temperature(
+    margins: NDArray[Any], codes: NDArray[np.intp], weights: NDArray[np.float64] | None = None
+) -> float:
     """Give the temperature under which margins explain the labels best.
 
     Parameters
@@ -180,6 +202,8 @@ def fit_temperature(margins: NDArray[Any], codes: NDArray[np.intp]) -> float:
         One column a class, from a model that has not seen the row.
     codes : ndarray of shape (n,), int
         The column that is right.
+    weights : ndarray of shape (n,), optional
+        What each row counts.
 
     Returns
     -------
@@ -200,18 +224,23 @@ def fit_temperature(margins: NDArray[Any], codes: NDArray[np.intp]) -> float:
     >>> round(fit_temperature(sure, np.array([0, 1])), 2)
     1.82
     """
-    n, k = margins.shape
-    scale = float(np.abs(margins - margins.mean(axis=1, keepdims=True)).mean())
+    rows, k = margins.shape
+    counts = np.ones(rows) if weights is None else weights
+    n = float(counts.sum())
+    if not n:
+        return 1.0
+    spread = np.abs(margins - margins.mean(axis=1, keepdims=True)).mean(axis=1)
+    scale = float(np.average(spread, weights=counts))
     if scale == 0 or not np.isfinite(scale):
         return 1.0
     scaled = np.asarray(margins, dtype=np.float64) / scale
-    target = np.full((n, k), 1 / (n + 2) / (k - 1))
-    target[np.arange(n), codes] = (n + 1) / (n + 2)
-    aligned = float((target * scaled).sum())
+    target = np.full((rows, k), 1 / (n + 2) / (k - 1))
+    target[np.arange(rows), codes] = (n + 1) / (n + 2)
+    aligned = float(counts @ (target * scaled).sum(axis=1))
 
     def loss(log_slope: float) -> float:
         slope = np.exp(log_slope)
-        return float(logsumexp(slope * scaled, axis=1).sum() - slope * aligned)
+        return float(counts @ logsumexp(slope * scaled, axis=1) - slope * aligned)
 
     best = minimize_scalar(loss, bounds=(-8.0, 8.0), method="bounded", options={"xatol": 1e-6})
     return float(scale * np.exp(-best.x))

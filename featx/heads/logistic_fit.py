@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight
 
 from featx.heads.logistic_path import closest_gap, fit_logistic_path
 from featx.heads.validation import validated_training
@@ -62,7 +62,12 @@ def is_solved_by_path(model: Any, X: Any, y: Any) -> bool:
     return memory is None or needed <= memory // MACHINE_SHARE
 
 
-def fit_logistic(model: LogisticRegression, X: Any, y: Any) -> LogisticRegression:
+def fit_logistic(
+    model: LogisticRegression,
+    X: Any,
+    y: Any,
+    sample_weight: NDArray[np.float64] | None = None,
+) -> LogisticRegression:
     """Fit ``LogisticRegression`` as its own ``fit`` would, closer to the minimum and sooner.
 
     Parameters
@@ -73,6 +78,8 @@ def fit_logistic(model: LogisticRegression, X: Any, y: Any) -> LogisticRegressio
         Standardised for speed, not for the answer.
     y : array-like of shape (n,)
         Labels.
+    sample_weight : ndarray of shape (n,), optional
+        What each row counts, above 0.
 
     Returns
     -------
@@ -97,15 +104,18 @@ def fit_logistic(model: LogisticRegression, X: Any, y: Any) -> LogisticRegressio
     """
     model._validate_params()
     X, y, classes, codes = validated_training(model, X, y, dtype=[np.float32, np.float64])
-    weights: NDArray[np.float64] | None = None
+    weights = sample_weight
     if model.class_weight is not None:
-        weights = np.asarray(compute_sample_weight(model.class_weight, y), np.float64)[None]
+        by_class = compute_class_weight(
+            model.class_weight, classes=classes, y=y, sample_weight=sample_weight
+        )
+        weights = by_class[codes] * (1.0 if sample_weight is None else sample_weight)
     path = fit_logistic_path(
         X,
         codes,
         [(np.arange(len(codes)), np.arange(0))],
         Cs=np.array([model.C], np.float64),
-        weights=weights,
+        weights=None if weights is None else weights[None],
         tol=float(model.tol),
         gap_tol=min(closest_gap(X, len(classes)), float(model.tol)),
         max_iter=int(model.max_iter),

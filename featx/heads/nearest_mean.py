@@ -16,11 +16,12 @@ from featx.heads.calibrated import fit_temperature
 from featx.heads.scatter import class_sums
 from featx.heads.scores import best_labels, both_columns
 from featx.heads.sweep import Fold, HeldOut
-from featx.heads.validation import validated_training
+from featx.heads.validation import checked_weights, validated_training
 
 __all__ = ["NearestMean", "sweep_nearest_mean"]
 
 _METRICS = ("cosine", "euclidean")
+_ROUNDING = 1e-12
 
 
 class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -60,7 +61,7 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(self, *, metric: str = "cosine") -> None:
         self.metric = metric
 
-    def fit(self, X: Any, y: Any) -> NearestMean:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NearestMean:
         """Take the means, and fit the temperature.
 
         Parameters
@@ -69,6 +70,8 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Features.
         y : array-like of shape (n,)
             Labels.
+        sample_weight : array-like of shape (n,), optional
+            What each row counts in the mean of its class.
 
         Returns
         -------
@@ -81,13 +84,25 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._validate_params()
         X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
-        means, counts = class_means(X, codes)
+        weights = np.ones(len(X))
+        if sample_weight is None:
+            means, counts = class_means(X, codes)
+        else:
+            weights = checked_weights(sample_weight, len(X))
+            counts = np.bincount(codes, weights)
+            if not counts.all():
+                raise HeadError("a class has only rows of sample weight 0: leave these rows out")
+            means = class_sums(X * weights[:, None], codes, len(counts)) / counts[:, None]
         self.take_means(means, X.dtype)
         self.temperature_ = 1.0
-        rows = np.flatnonzero(counts[codes] >= 2)
+        # Of a row that counts twice, one of the two is taken away.
+        left_out = np.minimum(weights, 1)
+        rows = np.flatnonzero(counts[codes] - left_out > _ROUNDING * counts[codes])
         if rows.size:
-            scores = self.scores_without(X[rows], codes[rows], means, counts)
-            self.temperature_ = fit_temperature(scores, codes[rows])
+            scores = self.scores_without(X[rows], codes[rows], means, counts, left_out[rows])
+            self.temperature_ = fit_temperature(
+                scores, codes[rows], None if sample_weight is None else weights[rows]
+            )
         return self
 
     def scores_without(
@@ -95,7 +110,8 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X: NDArray[Any],
         codes: NDArray[np.intp],
         means: NDArray[np.float64],
-        counts: NDArray[np.intp],
+        counts: NDArray[Any],
+        left_out: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         """Scores of training rows, each with the mean of its class taken without it.
 
@@ -106,7 +122,9 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Their classes, of two rows or more.
         means : ndarray of shape (k, d), float64
         counts : ndarray of shape (k,), int
-            Of all training rows.
+            Of all training rows, or the sums of their weights.
+        left_out : ndarray of shape (n,), optional
+            How much of each row is taken away; 1 by default.
 
         Returns
         -------
@@ -114,7 +132,8 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         scores: NDArray[np.float64] = self._scores(X).astype(np.float64)
         size = counts[codes, None]
-        without = (size * means[codes] - X) / (size - 1)
+        part = 1 if left_out is None else left_out[:, None]
+        without = (size * means[codes] - part * X) / (size - part)
         scores[np.arange(len(X)), codes] = self._paired(X, without)
         return scores
 

@@ -81,7 +81,7 @@ class TreeEnsemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> TreeEnsemble:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TreeEnsemble:
         """Grow the trees.
 
         Parameters
@@ -90,6 +90,8 @@ class TreeEnsemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Features.
         y : array-like of shape (n,)
             Labels.
+        sample_weight : array-like of shape (n,), optional
+            What each row counts.
 
         Returns
         -------
@@ -107,7 +109,7 @@ class TreeEnsemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             # A tree grown to the end has nearly two nodes a row.
             tree_bytes = 2 * 8 * len(X) * len(self.classes_)
             trees = int(np.clip(_BUDGET_BYTES // tree_bytes, _FEWEST, _MOST))
-        self.model_ = self._model(trees).fit(X, y)
+        self.model_ = self._model(trees).fit(X, y, sample_weight)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from featx.exceptions import HeadError
 __all__ = [
     "check_folds",
     "check_training",
+    "checked_weights",
     "few_images_allowed",
     "refuse_unlearnable",
     "require_finite",
@@ -146,6 +147,30 @@ def few_images_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
         yield
+
+
+def checked_weights(sample_weight: Any, rows: int) -> NDArray[np.float64]:
+    """Return weights of rows, shape (n,).
+
+    Raises
+    ------
+    HeadError
+        If there is not one for each row, one is negative or not finite, or all are 0.
+    """
+    weights: NDArray[np.float64] = np.asarray(sample_weight, np.float64)
+    if weights.ndim == 0:
+        weights = np.full(rows, float(weights))
+    if weights.shape != (rows,):
+        raise HeadError(
+            f"expected one sample weight for each of {rows} rows, received weights of shape "
+            f"{weights.shape}"
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise HeadError(
+            "expected sample weights that are finite, not negative and not all zero, received "
+            f"{weights.min()} to {weights.max()}"
+        )
+    return weights
 
 
 def validated_training(

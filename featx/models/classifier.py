@@ -12,7 +12,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.head_pipeline import fit_weighted
 from featx.heads.registry import make_head
+from featx.heads.validation import checked_weights
 from featx.images.label_sets import label_matrix, read_label_sets
 from featx.models.image_features import LABEL_THRESHOLD, ImageFeatures
 from featx.models.inputs import as_image_dataset
@@ -134,23 +136,30 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         self.random_state = random_state
         self.trust = trust
 
-    def fit(self, X: Any, y: ArrayLike) -> ImageClassifier:
+    def fit(self, X: Any, y: ArrayLike, sample_weight: Any = None) -> ImageClassifier:
         """Train the head.
 
         Parameters
         ----------
         X : list of paths, ndarray of shape (n, h, w, c), or ndarray of shape (n, d)
-            Files, pixels, or features of this backbone.
+            Files, pixels, or features of this backbone. Paths may also be bytes, an array (n,) or
+            (n, 1), or a column of pandas or polars; one path is a folder or a file of images.
         y : array-like of shape (n,)
             Labels. With ``multilabel``, as `featx.images.label_sets.read_label_sets` takes them:
             a matrix of 0 and 1, one collection of labels an image, or text such as ``ant|winged``.
+        sample_weight : array-like of shape (n,), optional
+            What each image counts, not negative. A weight of 2 is an image that is there twice, 0
+            one that is not there (random parts of ``dense`` and trees aside). For ``logistic``,
+            ``svm``, ``ridge``, ``nearest-mean``, ``forest``, ``extra-trees``, ``dense``, and
+            estimators that take weights.
 
         Raises
         ------
         ImageError
             If an image cannot be read.
         DatasetError, HeadError
-            If there is nothing to learn from, for instance one class only.
+            If there is nothing to learn from, for instance one class only, or the head takes no
+            weights.
         """
         names = None
         if self.multilabel:
@@ -174,14 +183,25 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
             parts, ledger = self.transform_images(images, views=self.views, keep=True)
             self.training_ = {"images": len(images), "keys": encode_keys(ledger.key)}
             X, y = np.concatenate(parts), np.concatenate([targets] * len(parts))
+            if np.ndim(sample_weight):
+                weights = checked_weights(sample_weight, len(images))
+                sample_weight = np.concatenate([weights] * len(parts))
             self.n_features_in_ = X.shape[1]
             self.spec_ = self.source().spec(image=self.image)
+        if sample_weight is not None:
+            sample_weight = checked_weights(sample_weight, len(X))
+            counted = sample_weight > 0
+            X, y = X[counted], np.asarray(y)[counted]
+            sample_weight = sample_weight[counted]
         check_classification_targets(y)
         labels = np.unique(y) if names is None else names
         if len(labels) < 2:
             raise HeadError(f"one class only: {str(labels[0])!r}; a classifier needs two or more")
         self.head_ = make_head(self.head, seed=self.random_state, multilabel=self.multilabel)
-        self.head_.fit(X, y)
+        if sample_weight is None:
+            self.head_.fit(X, y)
+        else:
+            fit_weighted(self.head_, X, y, sample_weight)
         self.classes_ = self.head_.classes_ if names is None else names
         self.weights_sha256_ = "" if self.spec_ is None else self.spec_.weights_sha256
         return self

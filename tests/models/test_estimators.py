@@ -11,8 +11,11 @@ import featx
 from featx.exceptions import FeaturesError, HeadError, ImageError, UnknownNameError
 
 
-# No check is skipped: both take (n, d) numbers for features that were extracted before.
-@parametrize_with_checks([featx.ImageClassifier(), featx.FeatureExtractor()])
+# No check is skipped: both take (n, d) numbers for features that were extracted before. One
+# compares weights with repeated rows to nine digits, which the solver has to be asked for.
+@parametrize_with_checks(
+    [featx.ImageClassifier(head="logistic:tol=1e-12"), featx.FeatureExtractor()]
+)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -120,3 +123,115 @@ def test_data_frames_and_arrays_of_paths_are_taken(classifier, files):
     np.testing.assert_array_equal(
         classifier.predict(np.array(paths, object)), classifier.predict(tuple(paths))
     )
+
+
+WEIGHTED = [
+    "logistic:C=1,tol=1e-9",
+    "ridge",
+    "nearest-mean",
+    "nearest-mean:metric=euclidean",
+    "svm",
+]
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    generator = np.random.default_rng(3)
+    y = np.repeat(["ant", "bee", "wasp"], 30)
+    X = generator.normal(size=(90, 6)) + np.repeat(np.eye(3, 6) * 2, 30, axis=0)
+    return X, y, generator.integers(0, 4, 90)
+
+
+@pytest.mark.parametrize("head", WEIGHTED)
+def test_a_weight_of_two_is_a_row_twice_and_zero_none(head, blobs):
+    X, y, weights = blobs
+    weighted = featx.ImageClassifier(head=head).fit(X, y, sample_weight=weights)
+    repeated = featx.ImageClassifier(head=head).fit(np.repeat(X, weights, 0), np.repeat(y, weights))
+    grid = np.random.default_rng(4).normal(size=(200, 6))
+    assert (weighted.predict(grid) == repeated.predict(grid)).mean() > 0.99
+    if head not in ("ridge", "svm"):  # their temperature comes from folds, which differ
+        expected = repeated.predict_proba(grid)
+        np.testing.assert_allclose(weighted.predict_proba(grid), expected, atol=1e-5)
+
+
+def test_weights_reach_logistic_regression_as_in_scikit_learn(blobs):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    X, y, weights = blobs
+    for class_weight in (None, "balanced"):
+        head = LogisticRegression(C=0.5, tol=1e-8, max_iter=5000, class_weight=class_weight)
+        scaled = StandardScaler().fit(X, sample_weight=weights).transform(X)
+        expected = head.fit(scaled, y, sample_weight=weights).predict_proba(scaled)
+        text = "logistic:C=0.5,tol=1e-8" + (",class_weight=balanced" if class_weight else "")
+        model = featx.ImageClassifier(head=text).fit(X, y, sample_weight=weights)
+        np.testing.assert_allclose(model.predict_proba(X), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["knn", "lda", "rbf"])
+def test_heads_without_weights_say_so_by_name(head, blobs):
+    X, y, weights = blobs
+    with pytest.raises(HeadError, match="takes no sample weights"):
+        featx.ImageClassifier(head=head).fit(X, y, sample_weight=weights)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [-1.0] * 90, [np.nan] * 90, [0.0] * 90])
+def test_weights_that_mean_nothing_are_refused(weights, blobs):
+    X, y, _ = blobs
+    with pytest.raises(HeadError, match="expected .*sample weight"):
+        featx.ImageClassifier().fit(X, y, sample_weight=weights)
+
+
+def test_weights_are_routed_and_boosted(blobs):
+    import sklearn
+    from sklearn.ensemble import AdaBoostClassifier
+    from sklearn.model_selection import cross_validate
+
+    X, y, weights = blobs
+    boosted = AdaBoostClassifier(featx.ImageClassifier(), n_estimators=3).fit(X, y)
+    assert boosted.score(X, y) > 0.6
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = featx.ImageClassifier().set_fit_request(sample_weight=True)
+        model.set_score_request(sample_weight=True)
+        scores = cross_validate(model, X, y, params={"sample_weight": weights}, error_score="raise")
+    assert len(scores["test_score"]) == 5
+
+
+def test_weights_of_images_reach_their_views(files, small_network):
+    model = featx.ImageClassifier(f"file:{small_network}", views=1)
+    paths, labels = files
+    model.fit(paths, labels, sample_weight=np.arange(len(paths)))
+    assert set(model.classes_) == set(labels)
+
+
+def test_an_extractor_names_its_features(files, small_network):
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import make_union
+
+    files, _ = files
+    extractor = featx.FeatureExtractor(f"file:{small_network}").fit(files)
+    names = extractor.get_feature_names_out()
+    assert names[:2].tolist() == ["small_avg_0", "small_avg_1"]
+    assert extractor.transform(files).shape == (len(files), len(names))
+    table = np.array([[path, number] for number, path in enumerate(files)], dtype=object)
+    parts = [("image", extractor, [0]), ("number", "passthrough", [1])]
+    for columns in (parts, [("image", extractor, 0), parts[1]]):
+        joined = ColumnTransformer(columns).fit(table)
+        assert joined.transform(table).shape == (len(files), len(names) + 1)
+        assert joined.get_feature_names_out()[0] == "image__small_avg_0"
+    other = featx.FeatureExtractor(f"file:{small_network}", tap="first:max")
+    union = make_union(extractor, other).fit(files)
+    assert union.get_feature_names_out()[-1].endswith("__small_first_max_7")
+    features = featx.FeatureExtractor().fit(np.eye(3))
+    assert features.get_feature_names_out().tolist() == ["x0", "x1", "x2"]
+
+
+def test_an_extractor_gives_named_columns_to_pandas(files, small_network):
+    pandas = pytest.importorskip("pandas")
+    files, _ = files
+    extractor = featx.FeatureExtractor(f"file:{small_network}").set_output(transform="pandas")
+    frame = extractor.fit_transform(
+        pandas.DataFrame({"path": files}, index=range(5, 5 + len(files)))
+    )
+    assert frame.columns[0] == "small_avg_0"
+    assert frame.index[0] == 5
