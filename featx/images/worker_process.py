@@ -14,15 +14,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import featx
 from featx.images.messages import receive, send
 
 __all__ = ["ProcessDiedError", "WorkerProcess"]
 
+_PACKAGES = ("featx", "numpy", "PIL", "pillow_heif")
+# Neither the working folder (-P) nor PYTHONPATH or other variables (-E) decide what the process
+# imports, as a folder of images may hold a json.py. These packages come from where this process has
+# them, found by name, so that nothing else beside them takes precedence.
 _BOOT = """
 import json, sys
+from importlib.machinery import PathFinder
 hello = json.loads(sys.stdin.buffer.readline())
-sys.path[:] = hello["path"]
+class SamePackages:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        folder = hello["packages"].get(name)
+        return folder and PathFinder.find_spec(name, [folder])
+sys.meta_path.insert(0, SamePackages)
+sys.path += hello["packages"].values()
 from featx.images.worker_main import main
 main(hello)
 """
@@ -67,13 +77,13 @@ class WorkerProcess:
         if not sys.executable:
             raise OSError("Python does not know its own executable (sys.executable)")
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT],
+            [sys.executable, "-E", "-P", *_flags(), "-c", _BOOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT},
             **options,
         )
-        self._hello = {**hello, "path": _search_path()}
+        self._hello = {**hello, "packages": _package_folders()}
         pil = sys.modules.get("PIL.Image")
         if pil is not None:
             # The user's own limit holds there too.
@@ -142,7 +152,13 @@ class WorkerProcess:
         return f"signal {-code}{lack}"
 
 
-def _search_path() -> list[str]:
-    """Return where this process finds modules, featx itself at any rate."""
-    own = str(Path(featx.__file__).absolute().parents[1])
-    return [*(entry for entry in sys.path if isinstance(entry, str)), own]
+def _flags() -> list[str]:
+    """Return the flags of this interpreter that variables of the environment may have set."""
+    no_user_site = ["-s"] if sys.flags.no_user_site else []
+    return [*no_user_site, *(["-B"] if sys.dont_write_bytecode else [])]
+
+
+def _package_folders() -> dict[str, str]:
+    """Return the folder from which this process imported each package that decoding needs."""
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in _PACKAGES}
+    return {name: str(Path(file).absolute().parents[1]) for name, file in files.items() if file}

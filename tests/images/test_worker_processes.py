@@ -3,10 +3,12 @@
 import logging
 import os
 import signal
+import site
 import subprocess
 import sys
 import threading
 import time
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +42,18 @@ def folder(tmp_path):
 
 @pytest.fixture
 def start_up_file(tmp_path, monkeypatch):
-    """A function that has Python run code at the start of every process from now on."""
+    """A function that has Python run code at the start of every process from now on.
+
+    The code lies in an environment of its own, as what a folder or a variable offers is ignored.
+    """
 
     def write(code):
-        (tmp_path / "start").mkdir()
-        (tmp_path / "start/sitecustomize.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "start"))
+        venv.create(tmp_path / "start", with_pip=False)
+        (packages,) = (tmp_path / "start").glob("lib/python*/site-packages")
+        installed = [*site.getsitepackages(), str(Path(np.__file__).parents[1])]
+        (packages / "here.pth").write_text("\n".join(installed))
+        (packages / "sitecustomize.py").write_text(code)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "start/bin/python"))
 
     return write
 
@@ -240,6 +248,51 @@ def test_a_start_up_file_that_prints_does_no_harm(folder, start_up_file):
     start_up_file("print('welcome')\nimport os\nos.write(1, b'and again\\n')\n")
     got = list(load_images(data, range(40), TARGETS, workers=1, isolate=True))
     assert {row.status for row in got} == {"decoded"}
+
+
+TRAPS = ("json", "struct", "numpy", "PIL", "featx", "pillow_heif", "defusedxml", "ntpath")
+
+
+@pytest.mark.parametrize("search", ["", ".", "photos", ":", None])
+def test_nothing_in_a_folder_of_images_is_run(folder, monkeypatch, search):
+    """Neither modules named like those of Python and featx, nor start-up files."""
+    for name in (*TRAPS, "sitecustomize", "usercustomize"):
+        (folder / f"{name}.py").write_text("open('/proc/self/cwd/ran-' + __name__, 'w')\n")
+    (folder / "trap.pth").write_text("import json, struct\n")
+    (folder / "broken.avif").write_bytes(b"\0\0\0\x14ftypheic\0\0\0\0heic" + bytes(64))
+    monkeypatch.chdir(folder)
+    if search is not None:
+        monkeypatch.setenv("PYTHONPATH", search.replace("photos", str(folder)))
+    for extra in ("", ".", str(folder)):
+        monkeypatch.syspath_prepend(extra)
+    data = ImageDataset.from_paths(sorted(folder.glob("*.[aj][vp]*")))
+    got = list(load_images(data, range(len(data)), TARGETS, workers=1, isolate=True))
+    assert [row.status for row in got].count("decoded") == 40
+    assert sorted(folder.glob("ran-*")) == []
+
+
+def test_processes_use_the_very_packages_of_this_one(folder, tmp_path):
+    """Pillow of the user's own folder decodes there too, also where another one is installed."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "PIL").symlink_to(Path(Image.__file__).parent)
+    (own / "featx").symlink_to(ROOT / "featx")
+    (folder / "script.py").write_text(
+        "from featx.images import ImageDataset, load_images, Target\n"
+        "from featx.images import worker_process\n"
+        "from featx.spec import ImagePolicy\n"
+        "data = ImageDataset.from_folder('.', labels='none')\n"
+        "rows = load_images(data, range(9), [((8, 8), ImagePolicy())], isolate=True)\n"
+        "print({row.status for row in rows}, worker_process._package_folders()['PIL'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(own)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout.strip(), done.stderr) == (f"{{'decoded'}} {own}", "")
 
 
 def test_without_processes_threads_do_the_work(folder, monkeypatch, caplog):
