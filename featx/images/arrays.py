@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, ImageError
 from featx.images.files import missing_path_error
+from featx.images.limits import MOST_PIXELS
 from featx.images.pixels import check_float_range
 from featx.images.scan import SPLITS
 
@@ -23,7 +24,6 @@ __all__ = ["ArrayTable", "Hdf5Images", "ImageSource", "check_images", "read_hdf5
 
 _IMAGES = ("x", "X", "images", "image", "data")
 _LABELS = ("y", "Y", "labels", "label", "targets")
-_MAX_PIXELS = 89_478_485
 _MAX_CHUNK_BYTES = 1 << 30
 
 
@@ -311,7 +311,7 @@ def _check_layout(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         )
     if 0 in shape:
         raise DatasetError(f"no images: received an array of shape {shape}")
-    if shape[1] * shape[2] > _MAX_PIXELS:
+    if shape[1] * shape[2] > MOST_PIXELS:
         raise DatasetError(
-            f"too large: images of {shape[2]}x{shape[1]} pixels, the limit is {_MAX_PIXELS} pixels"
+            f"too large: images of {shape[2]}x{shape[1]} pixels, the limit is {MOST_PIXELS} pixels"
         )

@@ -8,11 +8,14 @@ read by `exif_orientation`, and what is cut short fails. Only segments that deci
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
+
+import numpy as np
 
 from featx.exceptions import ImageError
 
@@ -35,7 +38,23 @@ _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset(
     (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 )
+# Parts (chunks, segments, blocks, strips) that a file may have: each costs a turn of a loop.
+_MOST_PARTS = 250_000
+_JPEG_MARKER = re.compile(rb"\xff[^\xff]")
+# In the data of a scan, where 0xFF stands before 0 and before restart markers too.
+_AFTER_A_SCAN = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _EXIF_ITEM = re.compile(rb"(infe\x02\0\0[\0\1].{4})Exif", re.DOTALL)
+
+
+class Coded(NamedTuple):
+    """What a JPEG 2000 codestream is made of, which its outer header may misstate."""
+
+    pixels: int
+    channels: int
+    tiles: int
+    parts: int
+    progress_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +72,18 @@ class Container:
         EXIF orientation that remains to be applied, 1 to 8.
     size_px : tuple of (height, width) or None, default None
         Set where Pillow would allocate the canvas while it reads the header.
+    scans : int, default 1
+        How often a JPEG goes over the picture; 2 or more where it is kept from scan to scan.
+    coded : Coded or None, default None
+        What a JPEG 2000 is made of.
     """
 
     kind: str
     data: bytes
     orientation: int = 1
     size_px: tuple[int, int] | None = None
+    scans: int = 1
+    coded: Coded | None = None
 
 
 def sniff(data: bytes) -> str:
@@ -115,16 +140,22 @@ def inspect(data: bytes) -> Container:
     if kind == "WEBP":
         return _webp(data)
     if kind == "GIF":
-        return Container(kind, data, size_px=_gif_canvas(data))
+        return _gif(data)
     if kind in ("AVIF", "HEIF"):
         # These formats turn the picture by item properties, so the EXIF item is of no use.
         head = _EXIF_ITEM.sub(rb"\1free", data[:65536])
         return Container(kind, data if head == data[:65536] else head + data[65536:])
-    if kind == "JPEG2000" and b"\xff\xd9" not in data:
-        _truncated("JPEG 2000 without its end marker")
+    if kind == "JPEG2000":
+        return _jpeg2000(data)
     if not kind:
         raise ImageError(f"not an image (starts with {data[:16]!r})")
+    if kind == "PPM":
+        return _ppm(data)
     return Container(kind, data)
+
+
+# Types of TIFF that Pillow reads as integers, and that lie in the entry itself.
+_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I"}
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -153,8 +184,10 @@ def exif_orientation(exif: bytes) -> int:
     (count,) = struct.unpack_from(order + "H", exif, start)
     for pos in range(start + 2, min(start + 2 + 12 * count, len(exif) - 9), 12):
         tag, kind = struct.unpack_from(order + "HH", exif, pos)
-        if tag == 0x0112 and kind == 3:
-            (value,) = struct.unpack_from(order + "H", exif, pos + 8)
+        if tag == 0x0112 and kind in _INTEGERS:
+            (value,) = struct.unpack_from(
+                order + _INTEGERS[kind], exif.ljust(pos + 12, b"\0"), pos + 8
+            )
             return int(value) if 1 <= value <= 8 else 1
     return 1
 
@@ -163,16 +196,22 @@ def _truncated(what: str) -> NoReturn:
     raise ImageError(f"truncated: {what}")
 
 
+def _check_parts(count: int, what: str) -> None:
+    if count > _MOST_PARTS:
+        raise ImageError(f"too much work: more than {_MOST_PARTS:,} {what}: save the image anew")
+
+
 def _jpeg(data: bytes) -> Container:
     """Drop EXIF, XMP (both APP1), colour profiles, MPO indices (APP2), Photoshop data (APP13)."""
     kept: list[bytes] = []
     orientation, pos, start = 1, 2, 0
-    while True:
-        mark = data.find(b"\xff", pos)
-        while mark >= 0 and data[mark + 1 : mark + 2] == b"\xff":
-            mark += 1
-        if mark < 0 or mark + 4 > len(data):
+    several, channels = False, 0
+    for count in itertools.count():
+        _check_parts(count, "JPEG segments")
+        found = _JPEG_MARKER.search(data, pos)
+        if found is None or found.start() + 4 > len(data):
             _truncated("JPEG header without pixel data")
+        mark = found.start()
         code = data[mark + 1]
         if code == 0xDA:
             break
@@ -182,22 +221,43 @@ def _jpeg(data: bytes) -> Container:
         end = mark + 2 + int.from_bytes(data[mark + 2 : mark + 4], "big")
         if end > len(data):
             _truncated("JPEG header ends beyond the file")
-        if code in (0xE1, 0xE2, 0xED):
+        if code in _START_OF_FRAME:
+            several, channels = bool(code & 2), data[mark + 9] if mark + 9 < end else 0
+        elif code in (0xE1, 0xE2, 0xED):
             if code == 0xE1 and orientation == 1 and data[mark + 4 : mark + 10] == b"Exif\0\0":
                 orientation = exif_orientation(data[mark + 4 : end])
             kept.append(data[start:mark])
             start = end
         pos = max(end, mark + 4)
+    # A baseline picture whose first scan has all channels is done with it: nothing is kept.
+    several = several or data[mark + 4 : mark + 5] != bytes([channels])
+    scans = _jpeg_scans(data, mark) if several else 1
     if kept:
         data = b"".join([*kept, data[start:]])
-    return Container("JPEG", data, orientation)
+    return Container("JPEG", data, orientation, scans=scans)
+
+
+def _jpeg_scans(data: bytes, pos: int) -> int:
+    """Return the number of scans from the first on; 2 at least, as the picture is kept."""
+    scans = count = 0
+    while True:
+        count += 1
+        _check_parts(count, "JPEG segments")
+        found = _AFTER_A_SCAN.search(data, pos)
+        if found is None or data[found.end() - 1] == 0xD9:
+            return max(scans, 2)
+        scans += data[found.end() - 1] == 0xDA
+        pos = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
 
 
 def _png(data: bytes) -> Container:
     """Keep the critical chunks and tRNS; every checksum must hold, IEND must be there."""
     kept: list[bytes] = [data[:8]]
     orientation, pos, name = 1, 8, b""
-    while name != b"IEND":
+    for count in itertools.count():
+        _check_parts(count, "PNG chunks")
+        if name == b"IEND":
+            break
         if pos + 12 > len(data):
             _truncated("PNG without its end chunk")
         length, name = struct.unpack_from(">I4s", data, pos)
@@ -238,7 +298,10 @@ def _webp(data: bytes) -> Container:
         width = int.from_bytes(data[24:27], "little") + 1
         height = int.from_bytes(data[27:30], "little") + 1
         pos = 12
-        while pos + 8 <= size:
+        for count in itertools.count():
+            _check_parts(count, "WebP chunks")
+            if pos + 8 > size:
+                break
             end = pos + 8 + int.from_bytes(data[pos + 4 : pos + 8], "little")
             if data[pos : pos + 4] == b"EXIF":
                 orientation = exif_orientation(data[pos + 8 : end])
@@ -251,21 +314,102 @@ def _webp(data: bytes) -> Container:
     return Container("WEBP", data, orientation, (height, width))
 
 
-def _gif_canvas(data: bytes) -> tuple[int, int]:
-    """Return height and width of the canvas: Pillow widens it when the first frame overlaps."""
+def _gif(data: bytes) -> Container:
+    """Drop comments and application data before the first frame, and find the canvas.
+
+    Pillow widens the canvas when the first frame overlaps it.
+    """
     if len(data) < 13:
         _truncated("GIF header")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    pos = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    pos = head = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    control, count = b"", 0
     while data[pos : pos + 1] == b"!":
+        start = pos
         pos += 2
         while pos < len(data) and data[pos]:
             pos += 1 + data[pos]
+            count += 1
         pos += 1
+        count += 1
+        _check_parts(count, "GIF blocks before the first frame")
+        if data[start + 1 : start + 2] == b"\xf9":
+            control = data[start:pos]
     if data[pos : pos + 1] == b"," and pos + 9 <= len(data):
         left, top, w, h = struct.unpack_from("<4H", data, pos + 1)
         width, height = max(width, left + w), max(height, top + h)
-    return height, width
+        data = b"".join([data[:head], control, data[pos:]])
+    return Container("GIF", data, size_px=(height, width))
+
+
+def _ppm(data: bytes) -> Container:
+    """Scale binary samples to 255, or grey ones of 16 bits to 65535, as Pillow does one by one."""
+    sep = rb"(?:\s|#[^\r\n]*[\r\n])+"
+    number = sep + rb"(\d{1,10})"
+    head = re.match(rb"P([1-6])" + 2 * number, data[:4096])
+    if head is None:
+        raise ImageError("damaged: PPM without its size in the first 4,096 bytes")
+    kind, width, height = (int(part) for part in head.groups())
+    most = re.compile(number + rb"\s").match(data, head.end(), 4096)
+    if kind not in (5, 6) or most is None:
+        return Container("PPM", data)
+    full = int(most[1])
+    if full == 255 or not 0 < full < 65536 or (kind == 5 and full == 65535):
+        return Container("PPM", data)
+    wide, deep = full > 255, full > 255 and kind == 5
+    count = width * height * (3 if kind == 6 else 1)
+    if len(data) - most.end() < count * (1 + wide):
+        _truncated(f"PPM of {width}x{height} pixels")
+    samples = np.frombuffer(data, ">u2" if wide else np.uint8, count, most.end())
+    to = 65535 if deep else 255
+    scaled = np.minimum(np.rint(np.arange(65536 if wide else 256) / full * to), to)
+    table = scaled.astype(">u2" if deep else np.uint8)
+    return Container(
+        "PPM", b"P%d %d %d %d\n" % (kind, width, height, to) + table[samples].tobytes()
+    )
+
+
+def _jpeg2000(data: bytes) -> Container:
+    """Find out from the codestream what decoding takes."""
+    if b"\xff\xd9" not in data:
+        _truncated("JPEG 2000 without its end marker")
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0 or start + 42 > len(data):
+        raise ImageError("damaged: JPEG 2000 without a codestream")
+    # Boxes come before it; Pillow reads those of a header one by one.
+    _check_parts(start // 8, "boxes of a JPEG 2000")
+    x1, y1, x0, y0, tile_w, tile_h, tx, ty, channels = struct.unpack_from(">8IH", data, start + 8)
+    if not (x0 < x1 and y0 < y1 and tile_w and tile_h):
+        raise ImageError("damaged: JPEG 2000 of no size")
+    pixels = (x1 - x0) * (y1 - y0)
+    tiles = -(-(x1 - tx) // tile_w) * -(-(y1 - ty) // tile_h)
+    parts = progress = 0
+    pos = start + 4 + int.from_bytes(data[start + 4 : start + 6], "big")
+    for count in itertools.count():
+        _check_parts(count, "segments of a JPEG 2000")
+        code = data[pos : pos + 2]
+        if code[:1] != b"\xff" or code == b"\xff\x90":
+            break
+        length = int.from_bytes(data[pos + 2 : pos + 4], "big")
+        body = data[pos + 4 : pos + 2 + length]
+        if code in (b"\xff\x52", b"\xff\x53"):
+            # Style, layers (of COD only), then levels, size of blocks, and sizes of precincts.
+            at = 5 if code == b"\xff\x52" else 2 if channels < 257 else 3
+            layers = int.from_bytes(body[2:4], "big") if at == 5 else 1
+            if len(body) < at + 5:
+                raise ImageError("damaged: JPEG 2000 with a short segment")
+            styled = body[0 if at == 5 else at - 1] & 1
+            levels, block_w, block_h = body[at], (body[at + 1] & 15) + 2, (body[at + 2] & 15) + 2
+            sizes = body[at + 5 :] if styled else b"\xff"
+            across = min((size & 15 for size in sizes), default=15)
+            down = min((size >> 4 for size in sizes), default=15)
+            blocks = pixels >> min(block_w, across) + min(block_h, down)
+            precincts = pixels >> across + down
+            parts = max(parts, channels * (blocks + precincts))
+            a_tile = precincts // max(1, tiles) + 1
+            progress = max(progress, 2 * layers * channels * (levels + 1) * a_tile)
+        pos += 2 + length
+    return Container("JPEG2000", data, coded=Coded(pixels, channels, tiles, parts, progress))
 
 
 # Tags that decide pixels; the others are left out. Those of the first line have one value.
@@ -284,6 +428,7 @@ def _tiff(data: bytes) -> Container:
     try:
         (start,) = struct.unpack_from(order + word, data, word_bytes)
         (count,) = struct.unpack_from(order + count_type, data, start)
+        _check_parts(count, "TIFF tags")
         first = pos = start + struct.calcsize(count_type)
         for at in range(first, first + entry_bytes * count, entry_bytes):
             tag, kind, n, value = struct.unpack_from(f"{order}HH{word}{word}", data, at)
@@ -295,6 +440,7 @@ def _tiff(data: bytes) -> Container:
             ):
                 raise ImageError("TIFF of more than 6 channels: expected greyscale, RGB or CMYK")
             if tag in _TIFF_SINGLE or tag in _TIFF_OTHERS:
+                _check_parts(n, "strips or tiles of a TIFF")
                 size = n * _TIFF_TYPE_BYTES.get(kind, 8)
                 if size > word_bytes and value + size > len(data):
                     _truncated(f"the values of TIFF tag {tag} lie beyond the file")

@@ -4,8 +4,10 @@ The rules, version 1 (`featx.spec.ImagePolicy.decoder`): EXIF orientation is app
 (alpha channels, palettes, a transparent colour) lies over white; greyscale, 1-bit, palette, CMYK
 and YCbCr become RGB without their colour profile; 16-bit greyscale is divided by 257 and rounded;
 an animation gives its first frame, a multi-page TIFF its first page. 16-bit colour keeps the high
-byte. What is truncated, damaged or larger than `MAX_PIXELS` fails with a reason. All functions may
-be called from many threads; no warning of Pillow's reaches the caller.
+byte. A JPEG of more than `MAX_PIXELS` is decoded at the largest fraction, 1/2, 1/4 or 1/8, that has
+no more. What is truncated, damaged, or takes too much memory or time (`featx.images.limits`) fails
+with a reason. All functions may be called from many threads; no warning of Pillow's reaches the
+caller.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import numpy as np
 from featx.exceptions import ImageError
 from featx.images.containers import Container, exif_orientation, inspect
 from featx.images.keys import array_key, file_key
+from featx.images.limits import MOST_PIXELS as MAX_PIXELS
+from featx.images.limits import budget, check_array, check_pixels, check_work
 from featx.images.opening import (
-    MAX_PIXELS,
     check_truncation_setting,
     open_image,
+    pixel_limit,
     short_failures,
 )
 from featx.images.pixels import array_to_rgb, sixteen_to_eight
@@ -47,6 +51,7 @@ __all__ = [
 ]
 
 _VERSION = 1
+_BAND_PX = 1 << 22
 # Names of PIL.Image.Transpose by EXIF orientation.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -87,9 +92,11 @@ def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> NDArr
     """
     with short_failures():
         container = inspect(data)
-        image = open_image(container)
-        scale = 1 if draft_px is None else _draft_scale(container, image, draft_px)
-        return np.array(_pixels(container, image, scale))
+        image = _header(container)
+        scale = _scale(container, image, draft_px)
+        need = check_work(container, image, file_bytes=len(data), scales=[scale], widths=[])
+        with budget().hold(need):
+            return np.array(_pixels(container, image or open_image(container), scale))
 
 
 def decode_image(data: bytes, size_px: tuple[int, int], policy: ImagePolicy) -> NDArray[np.uint8]:
@@ -146,17 +153,31 @@ def decode_sizes(
     with short_failures():
         wanted = _drawn(as_targets(targets), key, lambda: file_key(data))
         container = inspect(data)
-        opened = open_image(container)
+        header = _header(container)
+        opened = [] if header is None else [header]
         scales = [
-            _draft_scale(container, opened, _least_px(target, view)) if target.image.draft else 1
+            _scale(container, header, _least_px(target, view) if target.image.draft else None)
             for target, view in wanted
         ]
+        if not scales:
+            return []
+        need = check_work(
+            container,
+            header,
+            file_bytes=len(data),
+            scales=scales,
+            widths=[target.size_px[1] for target, _ in wanted],
+        )
+        # Nobody else may keep the picture: it is let go of as soon as its RGB is there.
+        del header
         out: dict[tuple[Any, ...], NDArray[np.uint8]] = {}
-        for number, scale in enumerate(dict.fromkeys(scales)):
-            rgb = _pixels(container, open_image(container) if number else opened, scale)
-            for (target, view), own in zip(wanted, scales, strict=True):
-                if own == scale and (target, scale) not in out:
-                    out[target, scale] = _finish(rgb, target, view)
+        with budget().hold(need):
+            for scale in dict.fromkeys(scales):
+                rgb = _pixels(container, opened.pop() if opened else open_image(container), scale)
+                for (target, view), own in zip(wanted, scales, strict=True):
+                    if own == scale and (target, scale) not in out:
+                        out[target, scale] = _finish(rgb, target, view)
+                del rgb
         return [out[target, scale] for (target, _), scale in zip(wanted, scales, strict=True)]
 
 
@@ -207,9 +228,9 @@ def fit_sizes(
     from PIL import Image
 
     wanted = _drawn(as_targets(targets), key, lambda: array_key(array))
-    rgb = array_to_rgb(array)
-    with short_failures():
-        image = Image.fromarray(np.ascontiguousarray(rgb))
+    need = check_array(array, [target.size_px[1] for target, _ in wanted])
+    with short_failures(), budget().hold(need):
+        image = Image.fromarray(np.ascontiguousarray(array_to_rgb(array)))
         return [_finish(image, target, view) for target, view in wanted]
 
 
@@ -240,13 +261,30 @@ def _finish(image: Image.Image, target: Target, view: View | None) -> NDArray[np
     return np.array(change_look(small, view))
 
 
-def _draft_scale(container: Container, image: Image.Image, least_px: tuple[int, int]) -> int:
-    """Return the factor by which a JPEG may shrink and stay at least as large as `least_px`."""
-    if container.kind != "JPEG":
+def _header(container: Container) -> Image.Image | None:
+    """Return the image with its header read; None where that would allocate the picture."""
+    if container.kind != "WEBP":
+        return open_image(container)
+    check_pixels("WEBP", container.size_px or (0, 0), pixel_limit())
+    return None
+
+
+def _scale(
+    container: Container, image: Image.Image | None, least_px: tuple[int, int] | None
+) -> int:
+    """Return the factor by which a JPEG shrinks.
+
+    With `least_px` it is the largest that leaves it at least as large, without it 1; a picture of
+    too many pixels shrinks until it has no more.
+    """
+    if container.kind != "JPEG" or image is None:
         return 1
-    height, width = least_px if container.orientation < 5 else least_px[::-1]
-    room = min(image.height // max(1, height), image.width // max(1, width))
-    return next(s for s in (8, 4, 2, 1) if room >= s or s == 1)
+    room = 1
+    if least_px is not None:
+        height, width = least_px if container.orientation < 5 else least_px[::-1]
+        room = min(image.height // max(1, height), image.width // max(1, width))
+    too_large = (s for s in (2, 4, 8) if image.height * image.width > MAX_PIXELS * (s // 2) ** 2)
+    return max([1, *(s for s in (2, 4, 8) if room >= s), *too_large])
 
 
 def _pixels(container: Container, image: Image.Image, scale: int) -> Image.Image:
@@ -266,6 +304,22 @@ def _pixels(container: Container, image: Image.Image, scale: int) -> Image.Image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return RGB, made a band of rows at a time where intermediate copies would take much."""
+    from PIL import Image as PILImage
+
+    rows = max(1, _BAND_PX // max(1, image.width))
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if rows >= image.height:
+        return _band_to_rgb(image)
+    rgb = PILImage.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgb.paste(_band_to_rgb(band), (0, top))
+    return rgb
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image as PILImage
 
     mode = image.mode
@@ -277,9 +331,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             "a channel, save the image as 8-bit"
         )
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if mode == "RGBA" else image.convert("RGBA")
         white = PILImage.new("RGB", rgba.size, (255, 255, 255))
-        white.paste(rgba, mask=rgba.getchannel("A"))
+        white.paste(rgba, mask=rgba)
         return white
     return image if mode == "RGB" else image.convert("RGB")
 

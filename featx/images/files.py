@@ -26,7 +26,7 @@ IMAGE_EXTENSIONS = frozenset((
 # fmt: on
 """Extensions that make a file an image when a folder is scanned, in lower case."""
 
-MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 512 << 20
 """Largest file that is read as an image."""
 
 

@@ -2,6 +2,9 @@
 
 The memory begins with the place of the image that the worker is on (`HEADER_BYTES`, little-endian,
 `NO_IMAGE` for none); then come slots, each of one image's pixels for all targets.
+
+A worker that is about to decode an image that takes much memory asks with ``take`` (bytes), waits
+for ``go``, and says ``give_back`` (bytes) afterwards.
 """
 
 from __future__ import annotations

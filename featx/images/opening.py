@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from featx.exceptions import ImageError, MissingExtraError
 from featx.images.containers import Container
+from featx.images.limits import MOST_PIXELS, check_pixels
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "check_truncation_setting", "open_image", "short_failures"]
-
-MAX_PIXELS = 89_478_485
-"""Most pixels of an image that is decoded; a stricter ``PIL.Image.MAX_IMAGE_PIXELS`` is heeded."""
+__all__ = ["check_truncation_setting", "open_image", "pixel_limit", "short_failures"]
 
 _PLUGINS = {
     "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
@@ -67,20 +65,26 @@ def _plugin(kind: str) -> Any:
 
 
 def open_image(container: Container) -> Image.Image:
-    """Read the header only; nothing of the picture's size has been allocated yet."""
-    from PIL import Image, features
+    """Read the header only; nothing of the picture's size is allocated but the canvas of a WebP."""
+    from PIL import features
 
     check_truncation_setting()
     kind = container.kind
     plugin = _plugin(kind)
     if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
         raise ImageError(f"this Pillow was built without {kind}: pip install --upgrade pillow")
-    limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
     if container.size_px is not None:
-        _check_size(*container.size_px, limit)
+        check_pixels(kind, container.size_px, pixel_limit())
     image: Image.Image = plugin(io.BytesIO(container.data))
-    _check_size(image.height, image.width, limit)
+    check_pixels(kind, (image.height, image.width), pixel_limit())
     return image
+
+
+def pixel_limit() -> int:
+    """Return the most pixels of an image; a stricter ``PIL.Image.MAX_IMAGE_PIXELS`` is heeded."""
+    from PIL import Image
+
+    return min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
 
 
 def check_truncation_setting() -> None:
@@ -98,8 +102,3 @@ def check_truncation_setting() -> None:
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so truncated images would "
             "pass for whole ones: set it to False"
         )
-
-
-def _check_size(height: int, width: int, limit: int) -> None:
-    if height * width > limit:
-        raise ImageError(f"too large: {width}x{height} pixels, the limit is {limit} pixels")

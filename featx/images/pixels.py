@@ -13,6 +13,7 @@ __all__ = ["array_to_rgb", "check_float_range", "sixteen_to_eight"]
 
 # Room for rounding in a float image; what lies within is clipped.
 _SLACK = 1e-3
+_BAND_PX = 1 << 22
 
 
 def array_to_rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -51,6 +52,19 @@ def array_to_rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
         )
     if 0 in array.shape:
         raise ImageError(f"an image without pixels: shape {array.shape}")
+    if array.dtype.kind == "f":
+        check_float_range(array)
+    rows = max(1, _BAND_PX // array.shape[1])
+    if rows >= len(array) or (array.dtype == np.uint8 and array.shape[2:] == (3,)):
+        return _band_to_rgb(array)
+    # Large ones a band of rows at a time, as the copies in between take many times their size.
+    rgb = np.empty((*array.shape[:2], 3), np.uint8)
+    for top in range(0, len(array), rows):
+        rgb[top : top + rows] = _band_to_rgb(array[top : top + rows])
+    return rgb
+
+
+def _band_to_rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
     values = _eight_bit(array)
     if values.ndim == 2:
         values = values[:, :, np.newaxis]
@@ -105,7 +119,6 @@ def _eight_bit(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint16:
         return sixteen_to_eight(array)
     if array.dtype.kind == "f":
-        check_float_range(array)
         scaled: NDArray[Any] = np.rint(np.clip(array.astype(np.float64), 0, 1) * 255)
         return scaled.astype(np.uint8)
     seen = ""

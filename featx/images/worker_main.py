@@ -1,9 +1,9 @@
 """What runs in a process that reads and decodes images for another one.
 
 Messages are lines of JSON. From the parent: ``images`` (what to read), ``decode`` (which of the
-images whose keys were sent are wanted). To the parent: ``ready``, ``keys`` (what was read), and
-``done`` (what was decoded); pixels go into shared memory. Nothing is unpickled on either side, so
-that a file which takes over a decoder gains no more than this process.
+images whose keys were sent are wanted), ``go`` (there is memory). To the parent: ``ready``,
+``keys`` (what was read), ``take`` and ``give_back`` (memory that one image takes), and ``done``
+(what was decoded); pixels go into shared memory. Nothing is unpickled on either side.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from featx.images.files import read_file
 from featx.images.keys import file_key
+from featx.images.limits import Budget, set_budget
 from featx.images.messages import HEADER_BYTES, NO_IMAGE, receive, send, slot_bytes
 from featx.images.one_image import decode_one, read_one
 from featx.images.shared_block import attach_block
@@ -63,7 +64,9 @@ def main(hello: dict[str, Any]) -> None:
     worker = _Worker(hello, sink)
     try:
         send(sink, {"ready": True})
-        while message := receive(source):
+        parents = _ParentsBudget(source, sink)
+        set_budget(parents)
+        while message := parents.next_message():
             worker.handle(message)
     except BrokenPipeError:
         # The parent is gone. Without this, closing the pipe at exit would complain again.
@@ -78,6 +81,30 @@ def _own_stdout() -> IO[bytes]:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return own
+
+
+class _ParentsBudget(Budget):
+    """The memory that all decoders share, asked for from the parent."""
+
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
+        super().__init__()
+        self._source, self._sink = source, sink
+        self._later: deque[dict[str, Any]] = deque()
+
+    def take(self, need_bytes: int) -> None:
+        send(self._sink, {"take": need_bytes})
+        while message := receive(self._source):
+            if "go" in message:
+                return
+            self._later.append(message)
+        os._exit(0)  # the parent is gone
+
+    def give_back(self, need_bytes: int) -> None:
+        send(self._sink, {"give_back": need_bytes})
+
+    def next_message(self) -> dict[str, Any] | None:
+        """Return a message that came while another one was waited for, or the next one."""
+        return self._later.popleft() if self._later else receive(self._source)
 
 
 class _Worker:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
+from featx.images.limits import budget
 from featx.images.line import Line
 from featx.images.messages import HEADER_BYTES, NO_IMAGE, slot_bytes
 from featx.images.one_image import Loaded, Status
@@ -139,6 +140,7 @@ class _Tender:
         self._lock = threading.Lock()
         self._ready = False
         self._fruitless = 0
+        self._taken = 0
 
     def run(self) -> None:
         """Work until the line is closed."""
@@ -161,6 +163,7 @@ class _Tender:
             self.kill()
             if self._process is not None:
                 self._process.end()
+            self._give_back(self._taken)
             if self._block is not None:
                 self._block.close()
 
@@ -224,6 +227,12 @@ class _Tender:
             return
         message = self._process.receive()
         self._ready = self._ready or "ready" in message
+        if "take" in message:
+            budget().take(message["take"])
+            self._taken += message["take"]
+            self._process.send({"go": True})
+        if "give_back" in message:
+            self._give_back(message["give_back"])
         for place, reason, decode_s in message.get("done", ()):
             item = self._items[place]
             self._fruitless = 0
@@ -283,11 +292,17 @@ class _Tender:
             at += shared.size
         return out
 
+    def _give_back(self, taken_bytes: int) -> None:
+        """Give back memory that the process took to decode an image."""
+        self._taken -= taken_bytes
+        budget().give_back(taken_bytes)
+
     def _bury(self) -> None:
         """Find out what a process died of, and on which image."""
         assert self._process is not None
         assert self._block is not None
         how = self._process.end()
+        self._give_back(self._taken)
         with self._lock:
             self._process = None
         if self._line.closed:

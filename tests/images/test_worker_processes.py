@@ -314,7 +314,7 @@ def test_the_users_own_limit_of_pixels_holds(folder, monkeypatch):
     data = ImageDataset.from_folder(folder, labels="none")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     (row,) = load_images(data, [0], TARGETS, isolate=True)
-    assert row.reason == "too large: 40x30 pixels, the limit is 100 pixels"
+    assert row.reason == "too large: 40x30 pixels, the limit is 100 pixels: make it smaller"
 
 
 def test_closing_ends_the_processes_promptly(folder):

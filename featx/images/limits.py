@@ -1,0 +1,289 @@
+"""What decoding an image will take, told from its header, and the memory that all decoders share.
+
+A small file can announce a picture that takes gibibytes or minutes. So memory and time are
+estimated before a decoder starts, and what would take too much fails. Images that take much are
+decoded a few at a time, however many threads and processes there are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from featx.exceptions import ImageError
+from featx.images.containers import Container
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+__all__ = [
+    "MOST_DECODE_BYTES",
+    "MOST_PIXELS",
+    "Budget",
+    "budget",
+    "check_array",
+    "check_pixels",
+    "check_work",
+    "set_budget",
+]
+
+MOST_PIXELS = 89_478_485
+"""Most pixels that are decoded; a JPEG of more is decoded at a fraction of its size."""
+
+MOST_DECODE_BYTES = 768 << 20
+"""Most memory that decoding one image may take, its file included."""
+
+# Images that take less are not counted, as asking for it would cost more than it saves.
+_LIGHT_BYTES = 64 << 20
+_MOST_SHARED_BYTES = 1 << 30
+# A dense file may take longer than a sparse one, in which every second is an attack.
+_MOST_S, _MOST_S_A_BYTE, _MOST_S_AT_ALL = 4.0, 150e-9, 12.0
+
+
+class _Cost(NamedTuple):
+    """What a decoder takes beside the picture that it fills."""
+
+    bytes_a_pixel: float
+    ns_a_pixel: float
+    ns_a_byte: float
+
+
+# Measured with Pillow 13 on pictures of 24 million pixels, of one colour and of noise. The lower
+# half goes by Pillow's name of a decoder that is much slower than others of its format.
+_COSTS = {
+    "AVIF": _Cost(10, 25, 250),
+    "BMP": _Cost(0, 12, 1),
+    "GIF": _Cost(2, 20, 25),
+    "HEIF": _Cost(10, 25, 250),
+    "JPEG": _Cost(0, 15, 25),
+    "JPEG2000": _Cost(18, 60, 220),
+    "PNG": _Cost(0, 30, 30),
+    "PPM": _Cost(0, 12, 1),
+    "TIFF": _Cost(0, 25, 50),
+    "WEBP": _Cost(12, 30, 30),
+    "bmp_rle": _Cost(2, 240, 600),
+    "ppm_plain": _Cost(8, 60, 500),
+}
+_NS_A_BLOCK = 20
+_NS_A_TILE = 50_000
+# Blocks and precincts of a JPEG 2000.
+_BYTES_A_PART, _PARTS_A_TILE = 400, 25
+# Rows are addresses of 8 bytes each; pictures are turned upright, and flattened, in a copy.
+_BYTES_A_ROW = 8
+_BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+
+
+def check_pixels(kind: str, size_px: tuple[int, int], limit: int) -> None:
+    """Refuse a picture of too many pixels.
+
+    Parameters
+    ----------
+    kind : str
+        Its format.
+    size_px : tuple of (height, width)
+        Its size.
+    limit : int
+        The user's own limit, or `MOST_PIXELS`.
+    """
+    height, width = size_px
+    # A JPEG of any size can be decoded at an eighth of it.
+    if height * width <= limit or (kind == "JPEG" and limit >= MOST_PIXELS):
+        return
+    todo = "make it smaller"
+    if limit >= MOST_PIXELS:
+        todo += ", or save it as JPEG, which is read at any size"
+    raise ImageError(f"too large: {width}x{height} pixels, the limit is {limit} pixels: {todo}")
+
+
+def check_work(
+    container: Container,
+    image: Image.Image | None,
+    *,
+    file_bytes: int,
+    scales: Sequence[int],
+    widths: Sequence[int],
+) -> int:
+    """Return the bytes that decoding takes at most; refuse what takes too much of them or of time.
+
+    Parameters
+    ----------
+    container : Container
+        The file.
+    image : Image or None
+        The picture, of which no more than the header has been read; None where reading that
+        allocates the picture, whose size the container then knows.
+    file_bytes : int
+        Size of the file as it was read.
+    scales : sequence of int
+        Fractions at which a JPEG is to be decoded, one after another.
+    widths : sequence of int
+        Widths that the picture is brought to.
+
+    Raises
+    ------
+    ImageError
+        Saying what it would take, and the limit.
+    """
+    kind = container.kind
+    if image is None:
+        (height, width), mode = container.size_px or (0, 0), "RGBA"
+        codec = kind
+    else:
+        width, height = image.size
+        mode = image.mode
+        tiles = getattr(image, "tile", ())
+        codec = str(tiles[0][0]) if tiles else kind
+    cost = _COSTS.get(codec, _COSTS[kind])
+    pixels = width * height
+    scaled = pixels // min(scales) ** 2
+    rows = height // min(scales)
+    copies = file_bytes + (len(container.data) if len(container.data) != file_bytes else 0)
+    own = scaled * _BYTES_A_PIXEL.get(mode, 4) + rows * _BYTES_A_ROW
+    rgb = scaled * 4 + rows * _BYTES_A_ROW
+    decoding = own + int(pixels * cost.bytes_a_pixel)
+    blocks = parts = 0
+    if kind == "JPEG" and image is not None:
+        pixels = scaled
+        blocks, buffered = _jpeg_blocks(image, container)
+        decoding += buffered
+    elif kind == "TIFF" and image is not None:
+        copies = 2 * file_bytes
+        if codec == "libtiff":
+            copies += file_bytes
+            decoding += _tiff_buffer(image)
+    elif kind == "JPEG2000":
+        coded = container.coded
+        assert coded is not None
+        pixels = max(pixels, coded.pixels)
+        decoding = own + coded.progress_bytes + coded.parts * _BYTES_A_PART
+        decoding += int(pixels * max(cost.bytes_a_pixel, 6 * coded.channels))
+        parts = coded.tiles + coded.parts // _PARTS_A_TILE
+    turned = container.orientation > 1 or kind in ("AVIF", "TIFF")
+    flattened = own + rgb if mode != "RGB" else 2 * rgb if turned else rgb
+    resized = rgb + max((4 * target * rows for target in widths), default=3 * scaled)
+    need = copies + max(decoding, flattened, resized)
+    size = f"{width}x{height} pixels of {kind}"
+    if need > MOST_DECODE_BYTES:
+        raise ImageError(
+            f"too large: {size} take about {need >> 20:,} MiB of memory to decode, the limit is "
+            f"{MOST_DECODE_BYTES >> 20} MiB: make the image smaller, or save it as JPEG"
+        )
+    times = len(set(scales))
+    seconds = (
+        1e-9
+        * times
+        * (
+            pixels * cost.ns_a_pixel
+            + file_bytes * cost.ns_a_byte
+            + blocks * _NS_A_BLOCK
+            + parts * _NS_A_TILE
+        )
+    )
+    limit = min(_MOST_S_AT_ALL, _MOST_S + _MOST_S_A_BYTE * file_bytes)
+    if seconds > limit:
+        raise ImageError(
+            f"too much work: {size} in a file of {file_bytes:,} bytes take about {seconds:.0f} s "
+            f"to decode, the limit for it is {limit:.0f} s: save the image anew, in another format"
+        )
+    return need
+
+
+def check_array(array: NDArray[Any], widths: Sequence[int]) -> int:
+    """Return the bytes that bringing an array image to these widths takes; refuse too many."""
+    height, width = array.shape[:2] if array.ndim > 1 else (1, 1)
+    need: int = 7 * height * width + height * (4 * max(widths, default=0) + _BYTES_A_ROW)
+    if need > MOST_DECODE_BYTES:
+        raise ImageError(
+            f"too large: an array of {width}x{height} pixels takes about {need >> 20:,} MiB of "
+            f"memory to resize, the limit is {MOST_DECODE_BYTES >> 20} MiB: make it smaller"
+        )
+    return need
+
+
+def _jpeg_blocks(image: Image.Image, container: Container) -> tuple[int, int]:
+    """Return the blocks that all scans of a JPEG visit, and the bytes kept from scan to scan."""
+    layers: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
+    across = max((h for _, h, _, _ in layers), default=1)
+    down = max((v for _, _, v, _ in layers), default=1)
+    columns, lines = -(-image.width // (8 * across)), -(-image.height // (8 * down))
+    blocks: int = sum(columns * h * lines * v for _, h, v, _ in layers)
+    return container.scans * blocks, 128 * blocks if container.scans > 1 else 0
+
+
+def _tiff_buffer(image: Image.Image) -> int:
+    """Return the size of a strip or tile of a TIFF, uncompressed."""
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(258, (8,)))
+    samples = int(tags.get(277, 1))
+    width = int(tags.get(322, image.width))
+    rows = int(tags.get(323, min(int(tags.get(278, image.height)), image.height)))
+    return int(width * rows * max(1, samples) * max(8, bits) // 8)
+
+
+class Budget:
+    """Memory that all who decode at the same time share.
+
+    Parameters
+    ----------
+    total_bytes : int
+        What those together may take whose images take more than a little.
+
+    Examples
+    --------
+    >>> with Budget(1 << 30).hold(500 << 20):
+    ...     pass
+    """
+
+    def __init__(self, total_bytes: int = _MOST_SHARED_BYTES) -> None:
+        self._total = total_bytes
+        self._used = 0
+        self._turn = threading.Lock()
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def hold(self, need_bytes: int) -> Iterator[None]:
+        """Wait until there is room for an image, and keep it for as long as the context lasts."""
+        if need_bytes <= _LIGHT_BYTES:
+            yield
+            return
+        self.take(need_bytes)
+        try:
+            yield
+        finally:
+            self.give_back(need_bytes)
+
+    def take(self, need_bytes: int) -> None:
+        """Wait for room; one that takes more than there is waits until it is alone."""
+        # In turns: an image that takes much is not put off for ever by those that take less.
+        with self._turn, self._freed:
+            self._freed.wait_for(lambda: not self._used or self._used + need_bytes <= self._total)
+            self._used += need_bytes
+
+    def give_back(self, need_bytes: int) -> None:
+        """Give room back that was taken."""
+        with self._freed:
+            self._used -= need_bytes
+            self._freed.notify_all()
+
+
+_budget = Budget()
+
+
+def budget() -> Budget:
+    """Return the budget of this process."""
+    return _budget
+
+
+def set_budget(other: Budget) -> None:
+    """Put another in its place: a process that decodes for another one asks that one."""
+    global _budget
+    _budget = other
+
+
+if hasattr(os, "register_at_fork"):
+    # A process that was forked off has none of the threads that hold something.
+    os.register_at_fork(after_in_child=lambda: set_budget(Budget()))
