@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.heads.lockstep import inner, lbfgs_direction
 from featx.heads.logistic_rows import RowBlock, Rows, host, take
 
 __all__ = ["Solved", "minimise"]
@@ -128,12 +129,6 @@ def minimise(
     return solved
 
 
-def _dot(a: Any, b: Any) -> Any:
-    """Inner products of each problem, of shape (p, 1, 1)."""
-    p = a.shape[0]
-    return a.reshape(p, 1, -1) @ b.reshape(p, -1, 1)
-
-
 class _Batch:
     """The problems still at work: their scores, their gradients and what L-BFGS remembers."""
 
@@ -185,7 +180,7 @@ class _Batch:
 
     def gap(self) -> NDArray[np.float64]:
         """Return the estimated distance of the objective from its minimum, relative to it."""
-        gap = 0.5 * host(_dot(self.gradient, self.preconditioned)).ravel().astype(np.float64)
+        gap = 0.5 * host(inner(self.gradient, self.preconditioned)).ravel().astype(np.float64)
         return gap / np.maximum(self.objective, 1e-30)
 
     def gradient_norm(self, problems: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -221,36 +216,17 @@ class _Batch:
         self.P = [take(xp, P, stay) for P in self.P]
         self.pairs = [tuple(take(xp, a, stay) for a in pair) for pair in self.pairs]
 
-    def _direction(self) -> Any:
-        """Two-loop recursion; classes' common part, which changes no probability, is left out.
-
-        The preconditioner is linear, so that it is applied once an iteration, to the gradient.
-        """
-        q, D = self.gradient, self.preconditioned
-        shares = []
-        for S, Y, HY, inverse in reversed(self.pairs):
-            share = inverse * _dot(S, q)
-            q = q - share * Y
-            D = D - share * HY
-            shares.append(share)
-        if self.pairs:
-            _, Y, HY, inverse = self.pairs[-1]
-            product = inverse * _dot(Y, HY)
-            D = D / self.xp.where(product > 0, product, self.xp.ones_like(product))
-        for (S, Y, _, inverse), share in zip(self.pairs, reversed(shares), strict=True):
-            D = D + (share - inverse * _dot(Y, D)) * S
-        if D.shape[1] > 1:
-            D = D - self.xp.mean(D, axis=1, keepdims=True)
-        return -D
-
     def step(self) -> None:
         """Move every problem along its direction to where the slope has nearly vanished."""
         xp, rows = self.xp, self.rows
-        D = self._direction()
-        slope = host(_dot(self.gradient, D)).ravel().astype(np.float64)
+        D = lbfgs_direction(xp, self.gradient, self.preconditioned, self.pairs)
+        if D.shape[1] > 1:
+            # Classes' common part changes no probability.
+            D = D - xp.mean(D, axis=1, keepdims=True)
+        slope = host(inner(self.gradient, D)).ravel().astype(np.float64)
         penalty = self.penalty * D
-        straight = host(_dot(penalty, D)).ravel().astype(np.float64)
-        tilt = host(_dot(penalty, self.W)).ravel().astype(np.float64)
+        straight = host(inner(penalty, D)).ravel().astype(np.float64)
+        tilt = host(inner(penalty, self.W)).ravel().astype(np.float64)
         ahead = rows.map(lambda block, P: self._along(block, P, D), self.P)
         U = [f[0] for f in ahead]
         bend = np.sum([host(f[1]) for f in ahead], axis=0, dtype=np.float64) + straight
@@ -275,7 +251,7 @@ class _Batch:
         self._gather([f[2:5] for f in found])
         self.preconditioned = self.gradient * self.scale
         Y, HY = self.gradient - before, self.preconditioned - was
-        product = _dot(S, Y)
+        product = inner(S, Y)
         useful = product > 0
         inverse = xp.where(
             useful, 1.0 / xp.where(useful, product, xp.ones_like(product)), xp.zeros_like(product)

@@ -14,8 +14,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from featx.exceptions import HeadError
 from featx.heads.dense_batches import BatchSource
-from featx.heads.logistic_problem import StreamedProblem
-from featx.heads.logistic_targets import ClassTargets, LabelTargets, Targets
+from featx.heads.logistic_problem import StreamedProblem, initial_lines
+from featx.heads.logistic_targets import LEAST, ClassTargets, LabelTargets, Targets
 from featx.heads.streaming import ChosenRows
 
 __all__ = ["fit_logistic_labels", "fit_logistic_streamed"]
@@ -130,18 +130,20 @@ def _minimum(
     mean = sample.mean(axis=0, dtype=np.float64) if head.fit_intercept else np.zeros(width)
     whole = targets(every)
     penalty = np.zeros_like(whole.totals) if np.isinf(head.C) else 1 / (head.C * whole.totals)
-    problem = StreamedProblem(_pieces(sample), targets(rows), mean, penalty, head)
+    chosen = targets(rows)
+    problem = StreamedProblem(_pieces(sample), chosen, mean, penalty, head)
     directions, curvature = _curvature(sample, mean, max_ram_bytes)
-    several = len(whole.totals) > 1
-    descend = problem.descend_each if several else problem.descend
-    W, iterations = descend(problem.start(), directions, curvature, head)
+    start = initial_lines(whole, width, head)
+    W, iterations = problem.descend(start, directions, curvature, head)
     if len(rows) < count:
-        spread = problem.spread
+        # A sample without a row of a class, or of a label, has no minimum for its intercept.
+        absent = chosen.spread() <= LEAST
+        W[absent] = start[absent]
+        # What varies in one of so many rows may well be constant in the sample.
+        curvature = curvature + curvature.mean() / len(rows)
         problem = StreamedProblem(source, whole, mean, penalty, head)
-        problem.spread = spread
         del sample
-        descend = problem.descend_each if several else problem.descend
-        W, more = descend(W, directions, curvature, head)
+        W, more = problem.descend(W, directions, curvature, head)
         iterations += more
     if not problem.converged:
         logger.warning(

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, logsumexp
 
-__all__ = ["ClassTargets", "LabelTargets", "Targets"]
+__all__ = ["LEAST", "ClassTargets", "LabelTargets", "Targets"]
 
-_LEAST = 1e-6
+# A share below this is taken for it, so that its logarithm is a number.
+LEAST = 1e-6
 
 
 class Targets(Protocol):
@@ -64,13 +65,13 @@ class ClassTargets:
 
     def shares(self) -> NDArray[np.float64]:
         """Give log odds of the classes' shares."""
-        logs = np.log(np.maximum(self._shares, _LEAST))
+        logs = np.log(np.maximum(self._shares, LEAST))
         odds: NDArray[np.float64] = logs[1:] - logs[:1] if self.outputs == 1 else logs - logs.mean()
         return odds
 
     def spread(self) -> NDArray[np.float64]:
         """Give the mean of ``p (1 - p)`` by the classes' shares."""
-        spread: NDArray[np.float64] = np.maximum(self._shares * (1 - self._shares), _LEAST)
+        spread: NDArray[np.float64] = np.maximum(self._shares * (1 - self._shares), LEAST)
         return spread[1:] if self.outputs == 1 else spread
 
     def judge(
@@ -103,7 +104,7 @@ class LabelTargets:
         present = self._labels.sum(axis=0)
         counts = weights * np.stack([len(labels) - present, present])
         self.totals = counts.sum(axis=0)
-        self._shares = np.maximum(counts / self.totals, _LEAST)
+        self._shares = np.maximum(counts / self.totals, LEAST)
         self.outputs = labels.shape[1]
 
     def take(self, columns: NDArray[np.intp]) -> LabelTargets:
@@ -118,7 +119,7 @@ class LabelTargets:
 
     def spread(self) -> NDArray[np.float64]:
         """Give the mean of ``p (1 - p)`` by the labels' shares."""
-        spread: NDArray[np.float64] = np.maximum(self._shares[0] * self._shares[1], _LEAST)
+        spread: NDArray[np.float64] = np.maximum(self._shares[0] * self._shares[1], LEAST)
         return spread
 
     def judge(
