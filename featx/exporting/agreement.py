@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.heads.scores import LABEL_THRESHOLD
 from featx.images.label_sets import SEPARATOR, label_matrix, read_label_sets
-from featx.models.image_features import LABEL_THRESHOLD
 
 __all__ = ["Agreement"]
 

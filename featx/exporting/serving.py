@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.exporting.description import description_path
-from featx.models.image_features import LABEL_THRESHOLD
+from featx.heads.scores import LABEL_THRESHOLD
 
 __all__ = ["serving_code"]
 

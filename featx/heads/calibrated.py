@@ -15,16 +15,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.head_pipeline import fit_weighted
+from featx.heads.scores import LikeliestClass
 from featx.heads.validation import checked_weights, few_images_allowed, validated_training
 
 __all__ = ["TemperatureCalibrated", "calibration_splits", "fit_temperature"]
 
 
-class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     """A margin classifier with probabilities: the softmax of its margins over one temperature.
 
-    The wrapped estimator is fitted on all rows, so that `predict` is its answer and nothing else.
-    The temperature comes from cross-validated margins of copies of it.
+    The wrapped estimator is fitted on all rows. The temperature comes from cross-validated margins of copies of it.
 
     Parameters
     ----------
@@ -50,8 +50,7 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     -----
     Temperature scaling is Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
     eq. 9. scikit-learn has it as ``CalibratedClassifierCV(method="temperature", ensemble=False)``,
-    which does not do here for three reasons: it refuses a class with fewer images than folds, its
-    ``predict`` may leave the wrapped answer where two probabilities round to the same number, and
+    which does not do here for two reasons: it refuses a class with fewer images than folds, and
     on margins that separate the classes, as those of good features often do, nothing stops the
     temperature from falling (40 images in two blobs got probabilities of 1 and 1e-39).
     `fit_temperature` has the remedy.
@@ -151,20 +150,6 @@ class TemperatureCalibrated(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         margins: NDArray[Any] = self._fitted().decision_function(self._validated(X))
         return margins
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Labels, as the wrapped estimator gives them.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
-        labels: NDArray[Any] = self._fitted().predict(self._validated(X))
-        return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Probabilities: the softmax of the margins over the temperature.

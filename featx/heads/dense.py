@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.exceptions import HeadError
 from featx.heads.dense_many import fit_heads
 from featx.heads.network import logits, sigmoid, softmax
+from featx.heads.scores import LABEL_THRESHOLD, best_labels
 
 __all__ = ["DenseClassifier"]
 
@@ -188,11 +189,10 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         labels : ndarray of shape (n,), or (n, k) of 0 and 1 for multi-label targets
         """
-        scores = self._logits(X)
+        proba = self.predict_proba(X)
         if self.multilabel_:
-            return (scores > 0).astype(np.int64)
-        labels: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
-        return labels
+            return (proba > LABEL_THRESHOLD).astype(np.int64)
+        return best_labels(proba, self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Probabilities by the softmax of the logits, or of each label by its sigmoid.

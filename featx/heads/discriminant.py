@@ -16,7 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.scores import best_labels, both_columns
+from featx.heads.scores import LikeliestClass, both_columns
 from featx.heads.validation import validated_training
 
 __all__ = ["ShrinkageLDA", "class_shares", "covariance_groups", "row_shares"]
@@ -24,7 +24,7 @@ __all__ = ["ShrinkageLDA", "class_shares", "covariance_groups", "row_shares"]
 _FEW = 5
 
 
-class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """LDA whose within-class covariance is shrunk, as wide features and few images need.
 
     Parameters
@@ -145,19 +145,6 @@ class ShrinkageLDA(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores: NDArray[Any] = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Labels of the highest score.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
-        return best_labels(self.decision_function(X), self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Probabilities of the classes under equal Gaussian covariances.

@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from featx.exceptions import HeadError
+from featx.heads.scores import best_labels
 from featx.heads.validation import few_images_allowed, refuse_unlearnable
 
 __all__ = ["HeadPipeline", "fit_weighted"]
@@ -59,6 +60,29 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
             else:
                 self._fit_logistic(X, y)
         return self
+
+    def predict(self, X: Any, **params: Any) -> Any:
+        """Labels of the highest probability, where the last step gives probabilities of classes.
+
+        Some of scikit-learn's classifiers, ``SVC(probability=True)`` for one, follow a rule of
+        their own that contradicts the probabilities they give.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Features.
+        **params
+            As in ``Pipeline.predict``, which is then asked.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), or (n, k) of 0 and 1 where a row has several
+        """
+        from featx.heads.registry import learns_label_sets
+
+        if params or learns_label_sets(self) or not hasattr(self, "predict_proba"):
+            return super().predict(X, **params)
+        return best_labels(self.predict_proba(X), self.classes_)
 
     def _fit_logistic(self, X: Any, y: Any) -> None:
         from featx.heads.logistic_fit import fit_logistic, is_solved_by_path

@@ -196,7 +196,7 @@ class _Memory(Sequence[Pair]):
     @property
     def empty(self) -> NDArray[np.bool_]:
         """Which functions have no pair, (a,)."""
-        return ~self._inverse.any(axis=(0, 2, 3))
+        return np.asarray(~self._inverse.any(axis=(0, 2, 3)))
 
     def __len__(self) -> int:
         return _PAIRS

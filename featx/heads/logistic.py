@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from featx.exceptions import HeadError
 from featx.heads.logistic_path import SCORINGS, Fold, fit_logistic_path
-from featx.heads.scores import best_labels
+from featx.heads.scores import LikeliestClass
 from featx.heads.validation import validated_training
 
 __all__ = ["LogisticPathCV"]
@@ -27,7 +27,7 @@ logger = logging.getLogger("featx")
 _RANGE = (-6.0, 0.0)
 
 
-class LogisticPathCV(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Multinomial logistic regression (L2) whose C is chosen by cross-validation.
 
     The objective is that of scikit-learn's ``LogisticRegression``; all folds are solved at once
@@ -180,10 +180,6 @@ class LogisticPathCV(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores: NDArray[Any] = X @ self.coef_.T + self.intercept_
         return scores.ravel() if scores.shape[1] == 1 else scores
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the likeliest labels, of shape (n,)."""
-        return best_labels(self.decision_function(X), self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Return probabilities of shape (n, k), columns in the order of ``classes_``."""

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.exceptions import HeadError
 from featx.heads.calibrated import fit_temperature
 from featx.heads.scatter import class_sums
-from featx.heads.scores import best_labels, both_columns
+from featx.heads.scores import LikeliestClass, both_columns
 from featx.heads.sweep import Fold, HeldOut
 from featx.heads.validation import checked_weights, validated_training
 
@@ -24,7 +24,7 @@ _METRICS = ("cosine", "euclidean")
 _ROUNDING = 1e-12
 
 
-class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """The class whose mean is nearest. Every class counts alike, however many images it has.
 
     Parameters
@@ -157,19 +157,6 @@ class NearestMean(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores = self._scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Labels of the nearest means.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
-        return best_labels(self.decision_function(X), self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Probabilities: the softmax of the scores over the temperature.

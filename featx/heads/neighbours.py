@@ -10,12 +10,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featx.heads.scores import LikeliestClass
 from featx.heads.validation import validated_training
 
 __all__ = ["NearestNeighbours"]
 
 
-class NearestNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """scikit-learn's k-NN by brute force, with at most as many neighbours as there are images.
 
     Parameters
@@ -103,20 +104,6 @@ class NearestNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model : KNeighborsClassifier
         """
         return self._model(min(self.n_neighbors, rows))
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Labels by vote.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
-        labels: NDArray[Any] = self._fitted().predict(self._validated(X))
-        return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Shares of the vote.

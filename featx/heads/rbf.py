@@ -13,6 +13,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.scores import best_labels
 from featx.heads.validation import validated_training
 
 __all__ = ["ReducedRBF"]
@@ -137,10 +138,7 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         labels : ndarray of shape (n,)
         """
-        margins = self.decision_function(X)
-        best = (margins > 0).astype(np.intp) if margins.ndim == 1 else margins.argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
+        return best_labels(self.decision_function(X), self.classes_)
 
     def _mapped(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:
         mapped: NDArray[Any] = self._kernel(X) @ self.whitening_

@@ -13,7 +13,7 @@ from featx.exceptions import HeadError, UnknownNameError, reason
 from featx.heads.parsing import HeadText, parse_head
 from featx.heads.table import HEADS, HeadSpec
 
-__all__ = ["HEADS", "HeadSpec", "head_names", "make_head", "read_head"]
+__all__ = ["HEADS", "HeadSpec", "head_names", "learns_label_sets", "make_head", "read_head"]
 
 
 def head_names() -> list[str]:
@@ -114,14 +114,15 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: A
 
 
 def _for_labels(estimator: Any, multilabel: bool) -> Any:
-    if not multilabel or _learns_label_sets(estimator):
+    if not multilabel or learns_label_sets(estimator):
         return estimator
     from featx.heads.multilabel import MultiLabelHead
 
     return MultiLabelHead(estimator)
 
 
-def _learns_label_sets(estimator: Any) -> bool:
+def learns_label_sets(estimator: Any) -> bool:
+    """Tell whether an estimator, or the last step of a pipeline, takes several labels a row."""
     from featx.heads.dense import DenseClassifier
     from featx.heads.multilabel import MultiLabelHead
 

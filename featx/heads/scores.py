@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_labels", "both_columns"]
+__all__ = ["LikeliestClass", "best_labels", "both_columns"]
+
+LABEL_THRESHOLD = 0.5
+"""Probability above which an image is said to have a label, where it may have several."""
+
+
+class LikeliestClass:
+    """What heads with ``predict_proba`` and ``classes_`` answer with, so that both say the same."""
+
+    classes_: NDArray[Any]
+    predict_proba: Callable[[Any], NDArray[np.floating[Any]]]
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Labels of the highest probability; of equal ones, the first.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+
+        Returns
+        -------
+        labels : ndarray of shape (n,)
+        """
+        return best_labels(self.predict_proba(X), self.classes_)
 
 
 def best_labels(scores: NDArray[np.floating[Any]], classes: NDArray[Any]) -> NDArray[Any]:

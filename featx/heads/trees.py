@@ -12,6 +12,7 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.scores import LikeliestClass
 from featx.heads.validation import validated_training
 
 __all__ = ["TreeEnsemble"]
@@ -21,7 +22,7 @@ _FEWEST = 10
 _BUDGET_BYTES = 512 * 2**20
 
 
-class TreeEnsemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """scikit-learn's random forest or extremely randomised trees, in a bounded size.
 
     Parameters
@@ -111,20 +112,6 @@ class TreeEnsemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             trees = int(np.clip(_BUDGET_BYTES // tree_bytes, _FEWEST, _MOST))
         self.model_ = self._model(trees).fit(X, y, sample_weight)
         return self
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Labels of the highest probability.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
-        labels: NDArray[Any] = self._fitted().predict(self._validated(X))
-        return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Mean of the trees' probabilities.

@@ -34,6 +34,7 @@ from featx.job import as_view_policy
 from featx.models.artefact_file import KIND, NOVELTY, VERSION, read_artefact
 from featx.models.artefact_model import check_answers, read_classifier
 from featx.models.classifier import ImageClassifier
+from featx.models.metrics import MOST_CONFUSED
 from featx.spec import FeatureSpec
 
 __all__ = ["load_model", "read_details", "save_model"]
@@ -44,7 +45,6 @@ _PACKAGES = (
 _PARAMETERS = (
     *("backbone", "head", "tap", "input_size", "preprocessing", "random_state", "multilabel"),
 )
-_MOST_CONFUSED = 256
 
 
 def save_model(
@@ -166,7 +166,7 @@ def _write(target: Path, files: dict[str, bytes]) -> None:
 
 def _without_large_tables(metrics: dict[str, Any]) -> dict[str, Any]:
     """Leave out a confusion matrix of thousands of classes, which would be most of the file."""
-    if len(metrics.get("confusion", ())) <= _MOST_CONFUSED:
+    if len(metrics.get("confusion", ())) <= MOST_CONFUSED:
         return metrics
     return {name: value for name, value in metrics.items() if name != "confusion"}
 

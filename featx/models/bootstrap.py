@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.models.metrics import CALIBRATION_BINS, bin_confidences, hits_top5
+from featx.models.metrics import CALIBRATION_BINS, bin_confidences, class_codes, hits_top5
 
 __all__ = ["bootstrap_difference", "bootstrap_intervals", "bootstrap_label_sets"]
 
@@ -52,7 +52,7 @@ def bootstrap_intervals(
     The percentile bootstrap: Efron, Tibshirani: "An Introduction to the Bootstrap", 1993, chapter
     13. With few images it is too narrow.
     """
-    truth, predicted = np.searchsorted(classes, y), proba.argmax(axis=1)
+    truth, predicted = class_codes(classes, y), proba.argmax(axis=1)
     k = len(classes)
     right = (predicted == truth).astype(float)
     confidence = proba.max(axis=1)

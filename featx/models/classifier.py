@@ -16,7 +16,7 @@ from featx.heads.head_pipeline import fit_weighted
 from featx.heads.registry import make_head
 from featx.heads.validation import checked_weights
 from featx.images.label_sets import label_matrix, read_label_sets
-from featx.models.image_features import LABEL_THRESHOLD, ImageFeatures
+from featx.models.image_features import ImageFeatures
 from featx.models.inputs import as_image_dataset
 from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
@@ -225,14 +225,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each row, shape (n,); with ``multilabel`` 0 and 1, shape (n, k)."""
         check_is_fitted(self, "head_")
-        parts = self._parts(X)
-        if self.multilabel:
-            return (self.average_proba(parts) > LABEL_THRESHOLD).astype(np.intp)
-        if len(parts) == 1:
-            predicted: NDArray[Any] = self.head_.predict(parts[0])
-            return predicted
-        labels: NDArray[Any] = self.classes_[self.average_proba(parts).argmax(axis=1)]
-        return labels
+        return self.decide(self.predict_proba(X))
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Return the probability of each class, shape (n, k), in the order of ``classes_``."""

@@ -23,7 +23,6 @@ from featx.models.bootstrap import (
     bootstrap_label_sets,
 )
 from featx.models.classifier import ImageClassifier
-from featx.models.image_features import LABEL_THRESHOLD
 from featx.models.metrics import CALIBRATION_BINS, score_label_sets, score_predictions
 from featx.models.training_keys import count_training_images, overlap_note
 
@@ -189,12 +188,14 @@ def compare_models(
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """What a model says of labelled images: classes sorted, columns in their order.
+    """What a model says of labelled images, columns in the order of its classes.
 
-    ``y`` are the labels, or a matrix of 0 and 1 where an image has several.
+    ``y`` are the labels and ``answers`` the model's, or matrices of 0 and 1 where an image has
+    several.
     """
 
     y: NDArray[Any]
+    answers: NDArray[Any]
     proba: NDArray[np.floating[Any]]
     classes: NDArray[np.str_]
     names: list[str]
@@ -203,13 +204,11 @@ class _Answers:
     overlap: dict[str, int] | None
 
     def right(self) -> NDArray[np.bool_]:
-        """Return whether the most probable class is the label, or every label is right."""
-        found: NDArray[np.bool_]
-        if self.y.ndim == 2:
-            found = ((self.proba > LABEL_THRESHOLD) == self.y).all(axis=1)
-        else:
-            found = self.classes[self.proba.argmax(axis=1)] == self.y
-        return found
+        """Return whether the model's answer is the label, or every label is right."""
+        right: NDArray[np.bool_] = self.answers == self.y
+        if right.ndim == 2:
+            right = np.asarray(right.all(axis=1))
+        return right
 
     def labels(self) -> list[Any]:
         """Return the label of each image, or the set of them."""
@@ -253,16 +252,16 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
     if model.multilabel:
         truth = label_matrix(y[chosen].tolist(), known.tolist(), what=repr(name))
         proba = model.average_proba(looked_at)
-        return _Answers(truth, proba, known, names, keys, failed, overlap)
+        return _Answers(truth, model.decide(proba), proba, known, names, keys, failed, overlap)
     strangers = sorted(set(y[chosen].tolist()) - set(known.tolist()))
     if strangers:
         raise DatasetError(
             f"{name!r} has classes that the model does not know: {', '.join(strangers[:5])}; it "
             f"knows {', '.join(known[:10].tolist())}"
         )
-    order = np.argsort(known)
-    proba = model.average_proba(looked_at)[:, order]
-    return _Answers(y[chosen], proba, known[order], names, keys, failed, overlap)
+    proba = model.average_proba(looked_at)
+    answers = model.decide(proba).astype(str)
+    return _Answers(y[chosen], answers, proba, known, names, keys, failed, overlap)
 
 
 def _from_features(model: ImageClassifier, features: Features) -> list[Any]:

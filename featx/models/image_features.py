@@ -15,14 +15,12 @@ from featx.backbones.taps import parse_tap
 from featx.engines.protocol import Engine
 from featx.exceptions import FeaturesError, WeightsError
 from featx.extraction import compute_features
+from featx.heads.scores import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
 from featx.runner import Ledger
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
-__all__ = ["LABEL_THRESHOLD", "ImageFeatures", "trained_preprocessing"]
-
-LABEL_THRESHOLD = 0.5
-"""Probability above which an image is said to have a label, where it may have several."""
+__all__ = ["ImageFeatures", "trained_preprocessing"]
 
 
 class ImageFeatures:
@@ -55,6 +53,17 @@ class ImageFeatures:
             total = total + self.head_.predict_proba(part)
         averaged: NDArray[np.floating[Any]] = total / len(parts) if len(parts) > 1 else total
         return averaged
+
+    def decide(self, proba: NDArray[np.floating[Any]]) -> NDArray[Any]:
+        """Return the labels (n,) that probabilities (n, k) stand for, or 0 and 1 of several (n, k).
+
+        Everything that names labels follows this rule, whatever the head's own ``predict`` says:
+        the highest probability, of equal ones the first; of several labels, those above
+        `LABEL_THRESHOLD`.
+        """
+        if self.multilabel:
+            return (proba > LABEL_THRESHOLD).astype(np.intp)
+        return best_labels(proba, self.classes_)
 
     @property
     def views_averaged(self) -> int:

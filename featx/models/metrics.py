@@ -9,13 +9,17 @@ from numpy.typing import NDArray
 
 __all__ = [
     "CALIBRATION_BINS",
+    "MOST_CONFUSED",
     "ScoreSums",
     "bin_confidences",
+    "class_codes",
     "hits_top5",
     "score_label_sets",
     "score_predictions",
 ]
 
+MOST_CONFUSED = 256
+"""Classes up to which training keeps a confusion matrix."""
 CALIBRATION_BINS = 15
 """Bins of equal width over the highest probability, from 0 to 1."""
 
@@ -26,23 +30,27 @@ class ScoreSums:
     Parameters
     ----------
     classes : ndarray of shape (k,)
-        Labels, sorted.
+        Labels.
     """
 
     def __init__(self, classes: NDArray[Any]) -> None:
         self.classes = classes
-        self._confusion = np.zeros((len(classes), len(classes)), dtype=np.intp)
+        # Only pairs that occur: of 10,000 classes there are as many as images, not 100 million.
+        self._pairs = np.empty(0, dtype=np.intp)
+        self._counts = np.empty(0, dtype=np.intp)
         self._log_loss = 0.0
         self._top5 = 0
         self._gaps = np.zeros(CALIBRATION_BINS)
 
     def add(self, y: NDArray[Any], proba: NDArray[np.floating[Any]]) -> None:
         """Count labels (m,), each among the classes, and their probabilities (m, k)."""
-        k = len(self.classes)
-        truth = np.searchsorted(self.classes, y)
+        truth = class_codes(self.classes, y)
         predicted = proba.argmax(axis=1)
-        pairs = np.bincount(truth * k + predicted, minlength=k * k)
-        self._confusion += pairs.reshape(k, k)
+        pairs = np.concatenate([self._pairs, truth * len(self.classes) + predicted])
+        counts = np.concatenate([self._counts, np.ones(len(truth), dtype=np.intp)])
+        self._pairs, places = np.unique(pairs, return_inverse=True)
+        self._counts = np.zeros(len(self._pairs), dtype=np.intp)
+        np.add.at(self._counts, places, counts)
         chosen = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
         self._log_loss -= float(np.log(chosen).sum(dtype=np.float64))
         self._top5 += int(hits_top5(truth, proba).sum())
@@ -53,24 +61,39 @@ class ScoreSums:
             minlength=CALIBRATION_BINS,
         )
 
-    def scores(self) -> dict[str, Any]:
-        """Return what `score_predictions` does."""
-        confusion, images = self._confusion, int(self._confusion.sum())
-        right = confusion.diagonal()
-        present = confusion.sum(axis=1) > 0
-        recall = right[present] / confusion.sum(axis=1)[present]
-        both = (confusion.sum(axis=0) + confusion.sum(axis=1))[present]
-        return {
+    def scores(self, *, most_confused: int | None = None) -> dict[str, Any]:
+        """Return what `score_predictions` does; no ``confusion`` of more classes than these."""
+        k, images = len(self.classes), int(self._counts.sum())
+        truth, predicted = np.divmod(self._pairs, k)
+        same = truth == predicted
+        own, guesses = np.zeros((2, k), dtype=np.intp)
+        right = np.zeros(k, dtype=np.intp)
+        np.add.at(own, truth, self._counts)
+        np.add.at(guesses, predicted, self._counts)
+        right[truth[same]] = self._counts[same]
+        present = own > 0
+        scores: dict[str, Any] = {
             "images": images,
             "accuracy": float(right.sum() / images),
-            "balanced_accuracy": float(recall.mean()),
-            "macro_f1": float((2 * right[present] / both).mean()),
+            "balanced_accuracy": float((right[present] / own[present]).mean()),
+            "macro_f1": float((2 * right / (own + guesses).clip(1))[present].mean()),
             "log_loss": self._log_loss / images,
             "top5_accuracy": self._top5 / images,
             "calibration_error": float(np.abs(self._gaps).sum() / images),
-            "confusion": confusion.tolist(),
-            "classes": [str(name) for name in self.classes],
         }
+        if most_confused is None or k <= most_confused:
+            confusion = [[0] * k for _ in range(k)]
+            for row, column, count in zip(truth, predicted, self._counts.tolist(), strict=True):
+                confusion[row][column] = count
+            scores["confusion"] = confusion
+        return {**scores, "classes": [str(name) for name in self.classes]}
+
+
+def class_codes(classes: NDArray[Any], y: NDArray[Any]) -> NDArray[np.intp]:
+    """Return the place of each label (n,) among the classes (k,), which need not be sorted."""
+    order = np.argsort(classes)
+    codes: NDArray[np.intp] = order[np.searchsorted(classes, y, sorter=order)]
+    return codes
 
 
 def score_predictions(
@@ -85,7 +108,7 @@ def score_predictions(
     proba : ndarray of shape (n, k)
         Probabilities in the order of `classes`.
     classes : ndarray of shape (k,)
-        Labels, sorted.
+        Labels.
 
     Returns
     -------

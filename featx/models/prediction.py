@@ -13,10 +13,11 @@ import numpy as np
 from featx.cache.manifest import DUPLICATE, OK
 from featx.engines.protocol import Engine
 from featx.exceptions import FeaturesError
+from featx.heads.scores import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
 from featx.images.names import image_names
 from featx.images.sources import listed_paths
-from featx.models.image_features import LABEL_THRESHOLD, ImageFeatures
+from featx.models.image_features import ImageFeatures
 from featx.models.inputs import as_image_dataset
 
 __all__ = ["Prediction", "predict"]

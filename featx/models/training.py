@@ -20,7 +20,7 @@ from featx.models.classifier import ImageClassifier
 from featx.models.image_features import trained_preprocessing
 from featx.models.label_set_training import train_label_sets
 from featx.models.memory_training import MemoryFit
-from featx.models.metrics import ScoreSums
+from featx.models.metrics import MOST_CONFUSED, ScoreSums
 from featx.models.streamed_training import StreamedFit, memory_bound
 from featx.models.training_keys import encode_keys
 from featx.models.unknown import learn_novelty
@@ -254,7 +254,7 @@ def _score_held_out(
     sums = ScoreSums(model.classes_)
     fitting.score(model, model.head_, rows, sums)
     protocol = f"held-out split of {len(rows)} images{_averaging(model)}"
-    return {"protocol": protocol, **sums.scores()}
+    return {"protocol": protocol, **sums.scores(most_confused=MOST_CONFUSED)}
 
 
 def _averaging(model: ImageClassifier) -> str:
@@ -290,7 +290,7 @@ def _cross_validate(
     protocol += f", equal images on one side{_averaging(model)}"
     metrics = {
         "protocol": protocol,
-        **sums.scores(),
+        **sums.scores(most_confused=MOST_CONFUSED),
         "accuracy": float(np.mean(accuracies)),
         "accuracy_by_fold": accuracies,
     }

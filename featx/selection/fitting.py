@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, reason
 from featx.heads.registry import HEADS
+from featx.heads.scores import both_columns
 from featx.selection.costs import learnt_bytes, milliseconds
 from featx.selection.fold_data import FoldData
 from featx.selection.scoring import Scorer
@@ -158,20 +159,20 @@ def predicted_values(
     HeadError
         If the scorer needs probabilities, or an order of all classes, and the head has none.
     """
-    if scorer.needs == "labels":
-        return np.eye(classes, dtype=np.float32)[np.asarray(head.predict(X), dtype=np.intp)]
-    ways = (
-        ("predict_proba",)
-        if scorer.needs == "probabilities"
-        else (
-            "predict_proba",
-            "decision_function",
-        )
-    )
+    ways: tuple[str, ...] = ("predict_proba",)
+    if scorer.needs != "probabilities":
+        ways = (*ways, "decision_function")
     for way in ways:
         if hasattr(head, way):
             values: NDArray[Any] = getattr(head, way)(X)
-            return values
+            if scorer.needs != "labels":
+                return values
+            values = both_columns(values)
+            # The label of a model is the likeliest class, whatever rule the head's own has.
+            if values.shape[1] == classes:
+                return values
+    if scorer.needs == "labels":
+        return np.eye(classes, dtype=np.float32)[np.asarray(head.predict(X), dtype=np.intp)]
     raise HeadError(
         f"{scorer.name} needs {' or '.join(ways)}, which {type(head).__name__} does not have: "
         "take another head, or scoring='accuracy'"

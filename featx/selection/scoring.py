@@ -25,23 +25,23 @@ def _accuracy(truth: Codes, values: Values) -> float:
     return float((values.argmax(axis=1) == truth).mean())
 
 
-def _confusion(truth: Codes, values: Values) -> NDArray[np.intp]:
-    k = values.shape[1]
-    pairs = np.bincount(truth * k + values.argmax(axis=1), minlength=k * k)
-    return pairs.reshape(k, k)
+def _counts(truth: Codes, values: Values) -> tuple[Codes, Codes, Codes]:
+    """Return of each class that has rows how many were right, how many there are and were said."""
+    k, predicted = values.shape[1], values.argmax(axis=1)
+    own, said = (np.bincount(codes, minlength=k) for codes in (truth, predicted))
+    right = np.bincount(truth[truth == predicted], minlength=k)
+    present = own > 0
+    return right[present], own[present], said[present]
 
 
 def _balanced_accuracy(truth: Codes, values: Values) -> float:
-    confusion = _confusion(truth, values)
-    counts = confusion.sum(axis=1)
-    return float((confusion.diagonal()[counts > 0] / counts[counts > 0]).mean())
+    right, own, _ = _counts(truth, values)
+    return float((right / own).mean())
 
 
 def _macro_f1(truth: Codes, values: Values) -> float:
-    confusion = _confusion(truth, values)
-    both = confusion.sum(axis=1) + confusion.sum(axis=0)
-    present = confusion.sum(axis=1) > 0
-    return float((2 * confusion.diagonal()[present] / both[present]).mean())
+    right, own, said = _counts(truth, values)
+    return float((2 * right / (own + said)).mean())
 
 
 def _negative_log_loss(truth: Codes, values: Values) -> float:
