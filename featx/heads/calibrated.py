@@ -24,7 +24,8 @@ __all__ = ["TemperatureCalibrated", "calibration_splits", "fit_temperature"]
 class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     """A margin classifier with probabilities: the softmax of its margins over one temperature.
 
-    The wrapped estimator is fitted on all rows. The temperature comes from cross-validated margins of copies of it.
+    The wrapped estimator is fitted on all rows. The temperature comes from cross-validated margins
+    of copies of it.
 
     Parameters
     ----------
