@@ -17,6 +17,7 @@
     ├── FineTuningError          a network cannot be fine-tuned as asked (also ValueError)
     ├── ArtefactError            a saved model is damaged, foreign, unsafe, or of another version
     ├── ExportError              a model cannot be exported as asked, or its export differs from it
+    ├── OutputError              a file would replace what is needed, or cannot be written there
     └── MissingExtraError        an optional dependency is not installed (also ImportError)
 
 Every message says what was expected, what was received, and what to do next.
@@ -43,6 +44,7 @@ __all__ = [
     "HeadError",
     "ImageError",
     "MissingExtraError",
+    "OutputError",
     "UnknownNameError",
     "WeightsError",
     "reason",
@@ -194,6 +196,10 @@ class ArtefactError(FeatxError):
 
 class ExportError(FeatxError):
     """A model cannot be exported as asked, or what was written differs from it."""
+
+
+class OutputError(FeatxError):
+    """A file would replace what featx did not make or reads, or cannot be written there."""
 
 
 class MissingExtraError(FeatxError, ImportError):

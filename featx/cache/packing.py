@@ -15,6 +15,7 @@ from featx.cache.pack_parquet import write_packed_parquet
 from featx.cache.pack_safetensors import write_packed_safetensors
 from featx.durable import written_whole
 from featx.exceptions import CacheWriteError, UnknownNameError, reason
+from featx.outputs import is_pack, refuse_replacing
 
 __all__ = ["FORMATS", "PackedFile", "pack_dataset"]
 
@@ -64,6 +65,7 @@ def pack_dataset(
     backbone: str | None = None,
     tap: str | None = None,
     format: str | None = None,
+    overwrite: bool = False,
 ) -> PackedFile:
     """Write one matrix of features, with what belongs to its rows, as one file.
 
@@ -76,11 +78,13 @@ def pack_dataset(
     features : Features
         From `featx.extract` or `Features.open`.
     path : path
-        Where to; the folder must exist. An existing file is replaced.
+        Where to; the folder must exist. A file that was packed before is replaced.
     backbone, tap : str, optional
         Which matrix, where there are several: a file holds one.
     format : {"h5", "npz", "parquet", "safetensors"}, optional
         By default the suffix of `path` decides.
+    overwrite : bool, default False
+        Whether to replace a file that featx did not pack.
 
     Returns
     -------
@@ -96,6 +100,8 @@ def pack_dataset(
         For Parquet without pyarrow.
     CacheWriteError
         If the file cannot be written.
+    OutputError
+        If there is a file that featx did not pack.
 
     Examples
     --------
@@ -105,6 +111,7 @@ def pack_dataset(
     """
     target = Path(path)
     chosen = _format(target, format)
+    refuse_replacing(target, is_pack, "packed file", force=overwrite)
     content = collect_content(features, backbone=backbone, tap=tap)
     _write_beside(target, lambda temporary: FORMATS[chosen](temporary, content))
     return PackedFile(

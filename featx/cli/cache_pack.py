@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from featx.cli.options import cache_option, common_options, json_option
+from featx.cli.options import (
+    cache_option,
+    check_output,
+    common_options,
+    force_option,
+    json_option,
+)
 from featx.terminal import say, say_json
 
 __all__ = ["pack"]
@@ -23,12 +29,14 @@ __all__ = ["pack"]
 )
 @click.option("-b", "--backbone", help="Which features, where there are several.")
 @click.option("--tap", help="Which features, where there are several.")
+@force_option()
 @cache_option
 @json_option
 @common_options
 def pack(
     name: str,
     output: Path | None,
+    force: bool,
     backbone: str | None,
     tap: str | None,
     cache: Path,
@@ -45,11 +53,13 @@ def pack(
     """
     from featx.cache.features import Features
     from featx.cache.packing import pack_dataset
+    from featx.outputs import is_pack
     from featx.spec import folder_name
 
-    features = Features.open(name, cache=cache)
     target = output or Path(f"{folder_name(name)}.h5")
-    packed = pack_dataset(features, target, backbone=backbone, tap=tap)
+    check_output(target, is_pack, "packed file", force=force, data=name)
+    features = Features.open(name, cache=cache)
+    packed = pack_dataset(features, target, backbone=backbone, tap=tap, overwrite=force)
     if as_json:
         say_json({**asdict(packed), "path": str(packed.path)})
         return

@@ -10,8 +10,10 @@ import click
 
 from featx.cli.options import (
     cache_option,
+    check_output,
     common_options,
     data_argument,
+    force_option,
     json_option,
     model_argument,
     seed_option,
@@ -51,6 +53,7 @@ _COUNTS = ("true positives", "false positives", "false negatives", "true negativ
     is_flag=True,
     help="Load heads that can carry more than numbers; run a savedmodel: backbone.",
 )
+@force_option()
 @cache_option
 @seed_option
 @json_option
@@ -61,6 +64,7 @@ def command(
     other: Path | None,
     bootstrap: int,
     confusion: Path | None,
+    force: bool,
     weights: str | None,
     trust: bool,
     cache: Path,
@@ -77,9 +81,11 @@ def command(
     featx evaluate old.featx photos-held-out/ --compare new.featx
     """
     import featx
+    from featx.outputs import begins_with
 
-    if confusion is not None and not confusion.parent.is_dir():
-        raise click.UsageError(f"the folder of {str(confusion)!r} does not exist")
+    if confusion is not None:
+        recognise = begins_with("true \\ predicted,", f"label,{_COUNTS[0]},")
+        check_output(confusion, recognise, "confusion matrix", force=force, data=data)
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
     features = _features(classifier, data, cache)

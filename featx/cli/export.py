@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import cache_option, common_options, json_option, model_argument
+from featx.cli.options import (
+    cache_option,
+    check_output,
+    common_options,
+    force_option,
+    json_option,
+    model_argument,
+)
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -48,7 +55,7 @@ __all__ = ["command"]
     show_default=True,
     help="Largest difference of a probability.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is at PATH.")
+@force_option("--overwrite")
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
 @click.option(
     "--trust",
@@ -66,7 +73,7 @@ def command(
     calibrate: str | None,
     verify: str | None,
     tolerance: float,
-    overwrite: bool,
+    force: bool,
     weights: str | None,
     trust: bool,
     cache: Path,
@@ -83,7 +90,13 @@ def command(
     featx export photos.featx -o photos.tflite --int8 --verify photos-held-out/
     """
     import featx
+    from featx.exporting.exporter import planned_files
 
+    for file in planned_files(model, output, style):
+        if not file.is_dir():  # a SavedModel is one; featx.export looks at it
+            check_output(
+                file, lambda _: False, "export", force=force, data=verify or calibrate or ""
+            )
     done = featx.export(
         model,
         output,
@@ -92,7 +105,7 @@ def command(
         calibrate=calibrate,
         verify=verify,
         tolerance=tolerance,
-        overwrite=overwrite,
+        overwrite=force,
         cache=cache,
         weights=weights,
         trust=trust,

@@ -9,9 +9,11 @@ import click
 
 from featx.cli.options import (
     cache_option,
+    check_output,
     command_line,
     common_options,
     data_argument,
+    force_option,
     json_option,
     model_argument,
     seed_option,
@@ -119,6 +121,7 @@ __all__ = ["command"]
 @click.option("--engine", default="auto", show_default=True, help="What computes the frozen part.")
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
 @click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
+@force_option()
 @cache_option
 @seed_option
 @json_option
@@ -127,6 +130,7 @@ def command(
     model: Path,
     data: str,
     output: Path | None,
+    force: bool,
     restart: bool,
     dry_run: bool,
     tensorboard: bool,
@@ -150,9 +154,11 @@ def command(
     featx finetune photos.featx photos/ --unfreeze all --dry-run
     """
     import featx
+    from featx.outputs import is_model
 
     options["class_weight"] = "balanced" if balanced else None
     target = output or model.with_name(f"{model.stem}-finetuned.featx")
+    check_output(target, is_model, "model", force=force, data=data)
     shared: dict[str, Any] = {
         "cache": cache, "weights": weights, "engine": engine, "trust": trust,
         "view_policy": view_policy,
@@ -192,6 +198,7 @@ def command(
             **options,
             resume=not restart,
             command=command_line(),
+            overwrite=force,
             progress=step,
             on_epoch=tell,
         )

@@ -126,12 +126,12 @@ def _show_usage(error: click.ClickException) -> None:
 
 
 def _report(error: Exception) -> int:
-    from featx.exceptions import FeatxError
+    from featx.exceptions import FeatxError, OutputError
 
     if not isinstance(error, FeatxError) or os.environ.get("FEATX_DEBUG"):
         raise error
     say(f"error: {error}", err=True)
-    return 1
+    return 2 if isinstance(error, OutputError) else 1
 
 
 def _interrupt(_: int, __: Any) -> None:

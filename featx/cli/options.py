@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 __all__ = [
     "backbone_options",
     "cache_option",
+    "check_output",
     "command_line",
     "common_options",
     "data_argument",
     "extraction_arguments",
+    "force_option",
     "json_option",
     "max_ram_option",
     "model_argument",
@@ -214,6 +217,53 @@ def _weights_by_backbone(values: tuple[str, ...], backbones: tuple[str, ...]) ->
                 f"received {name!r}"
             )
     return {name: choice for name, _, choice in pairs}
+
+
+def force_option(*aliases: str) -> Decorator:
+    """Add ``--force``."""
+    return click.option(
+        "--force",
+        *aliases,
+        "force",
+        is_flag=True,
+        help="Replace a file that featx did not make; never one that is read.",
+    )
+
+
+def check_output(
+    target: Path, recognise: Callable[[Path], bool], what: str, *, force: bool, data: str = ""
+) -> None:
+    """Raise `OutputError` unless a command may write a file; all its paths are inputs."""
+    from featx.outputs import check_output as check
+
+    given = click.get_current_context().params
+    outputs = {"output", "csv_file", "confusion"}
+    inputs = [
+        value
+        for name, values in given.items()
+        if name not in outputs
+        for value in (values if isinstance(values, tuple) else (values,))
+        if isinstance(value, str | os.PathLike)
+    ]
+    images = partial(_images, data, given["cache"])
+    check(target, recognise, what, inputs=inputs, images=images, force=force)
+
+
+def _images(data: str, cache: Path) -> list[Path]:
+    """Return the images of a table or of a dataset of the cache."""
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import find_manifest
+    from featx.exceptions import FeatxError
+    from featx.images.dataset import ImageDataset
+
+    try:
+        if Path(data).is_file():
+            dataset = ImageDataset.from_any(data)
+            return [dataset.file(row) for row in range(len(dataset)) if dataset.arrays is None]
+        manifest = find_manifest(CacheLayout.at(cache), data)
+    except FeatxError:
+        return []
+    return [Path(manifest.root or "", path) for path in manifest.path]
 
 
 def cache_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,10 +11,12 @@ import click
 from featx.cli.options import (
     backbone_options,
     cache_option,
+    check_output,
     command_line,
     common_options,
     data_argument,
     extraction_arguments,
+    force_option,
     json_option,
     max_ram_option,
     multilabel_option,
@@ -128,6 +130,7 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to save it."
 )
+@force_option()
 @cache_option
 @seed_option
 @multilabel_option
@@ -144,6 +147,7 @@ def command(
     fresh: bool,
     csv_file: Path | None,
     output: Path | None,
+    force: bool,
     cache: Path,
     as_json: bool,
     strategy: str,
@@ -172,12 +176,13 @@ def command(
     import featx
     from featx.models.search_sample import default_heads, require_streamable_space
     from featx.models.searching import read_space
+    from featx.outputs import begins_with, is_model
     from featx.selection.searching import SearchOptions
 
     target = output or Path(f"{Path(data).resolve().stem}.featx")
-    for file in filter(None, (target, csv_file)):
-        if not file.parent.is_dir():
-            raise click.UsageError(f"the folder of {str(file)!r} does not exist")
+    check_output(target, is_model, "model", force=force, data=data)
+    if csv_file is not None:
+        check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
     how: dict[str, Any] = {
         "strategy": strategy,
         "n_trials": trials,
@@ -218,7 +223,7 @@ def command(
         resume=not fresh,
         progress=True,
     )
-    result.save(target, command=command_line())
+    result.save(target, command=command_line(), overwrite=force)
     if csv_file is not None:
         csv_file.write_text(result.to_csv(), "utf-8")
     if as_json:

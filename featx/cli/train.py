@@ -11,10 +11,12 @@ import click
 from featx.cli.options import (
     backbone_options,
     cache_option,
+    check_output,
     command_line,
     common_options,
     data_argument,
     extraction_arguments,
+    force_option,
     json_option,
     max_ram_option,
     multilabel_option,
@@ -50,6 +52,7 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to save it."
 )
+@force_option()
 @cache_option
 @seed_option
 @click.option(
@@ -66,6 +69,7 @@ def command(
     head: str,
     cv: int,
     output: Path | None,
+    force: bool,
     cache: Path,
     seed: int,
     average_views: bool,
@@ -87,14 +91,14 @@ def command(
     import featx
     from featx.heads.registry import make_head
     from featx.heads.streaming import require_streamable
+    from featx.outputs import is_model
 
     # What cannot be trained is to be known before an hour of extraction.
     if max_ram is not None:
         require_streamable(make_head(head))
     make_head(head, multilabel=multilabel)
     target = output or Path(f"{Path(data).resolve().stem}.featx")
-    if not target.parent.is_dir():
-        raise click.UsageError(f"the folder of {str(target)!r} does not exist")
+    check_output(target, is_model, "model", force=force, data=data)
     if average_views and not options["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
     asked = extraction_arguments(options)
@@ -117,7 +121,11 @@ def command(
     )
     seconds = time.perf_counter() - started
     result.model.save(
-        target, metrics=result.metrics, training=result.training, command=command_line()
+        target,
+        metrics=result.metrics,
+        training=result.training,
+        command=command_line(),
+        overwrite=force,
     )
     if as_json:
         found = {"model": str(target), "head": head, "metrics": result.metrics}

@@ -27,7 +27,7 @@ from featx.models.classifier import ImageClassifier
 from featx.quiet import quiet_import
 from featx.spec import FeatureSpec
 
-__all__ = ["Export", "export"]
+__all__ = ["Export", "export", "planned_files"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,6 +181,15 @@ def export(
     if checked is not None:
         report = verify_export(fitted, target, checked, tolerance=tolerance)
     return Export(target, description, report, "" if ranges is None else ranges.name)
+
+
+def planned_files(
+    model: str | os.PathLike[str], path: str | os.PathLike[str] | None, style: str | None
+) -> list[Path]:
+    """Return what `export` would write: the files or the folder, and the description."""
+    row = choose_format(style, None if path is None else Path(path))
+    target = _target(model, path, row)
+    return [*row.files(target), description_path(target)]
 
 
 def _target(

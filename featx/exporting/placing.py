@@ -22,7 +22,7 @@ def refuse_existing(paths: Sequence[Path]) -> None:
         if path.exists() or path.is_symlink():
             raise ExportError(
                 f"{path} exists already: name another path with -o, or replace it with "
-                "--overwrite (overwrite=True)"
+                "--force (overwrite=True)"
             )
 
 

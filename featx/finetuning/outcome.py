@@ -82,6 +82,8 @@ def save_tuned(
     metrics: dict[str, Any],
     target: Path,
     command: str | None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the fine-tuned network with its head as a ``.featx`` file.
 
@@ -96,6 +98,8 @@ def save_tuned(
         The file.
     command : str or None
         The command line.
+    overwrite : bool, default False
+        As of `featx.models.artefact.save_model`.
 
     Raises
     ------
@@ -128,6 +132,7 @@ def save_tuned(
         spec=spec,
         command=command,
         network=data,
+        overwrite=overwrite,
     )
 
 

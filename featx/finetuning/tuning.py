@@ -22,6 +22,7 @@ from featx.finetuning.start import Start, class_weights, prepare_start
 from featx.finetuning.trainer import Training
 from featx.models.artefact import load_model, read_details, save_model
 from featx.models.classifier import ImageClassifier
+from featx.outputs import is_model, refuse_replacing
 
 __all__ = ["FineTuned", "finetune", "training_folder"]
 
@@ -72,6 +73,7 @@ def finetune(
     resume: bool = True,
     trust: bool = False,
     command: str | None = None,
+    overwrite: bool = False,
     progress: bool | Callable[[int, int, int], None] = False,
     on_epoch: Callable[[Epoch], None] | None = None,
     **options: Any,
@@ -108,6 +110,8 @@ def finetune(
         Whether to go on from a checkpoint of the same training.
     command : str, optional
         The command line, kept with the model.
+    overwrite : bool, default False
+        Whether to replace a file at `output` that is no model made by featx.
     progress : bool or callable, default False
         True draws a bar for the extraction; a callable gets epoch, images done, images in all.
     on_epoch : callable, optional
@@ -148,6 +152,7 @@ def finetune(
         raise FineTuningError(
             f"the folder of {str(target)!r} does not exist: make it, or name another place"
         )
+    refuse_replacing(target, is_model, "model", force=overwrite)
     start = prepare_start(
         model,
         data,
@@ -185,7 +190,7 @@ def finetune(
     metrics = score_outcome(start, trained, tested, asked)
     details = {} if isinstance(model, ImageClassifier) else read_details(model)
     if metrics["finetuning"]["kept"] == "finetuned":
-        save_tuned(start, network, trained, metrics, target, command)
+        save_tuned(start, network, trained, metrics, target, command, overwrite=overwrite)
     else:
         # The scores above are of a head on fewer images than that of the model which is kept.
         before = details.get("metrics") or {"protocol": "not measured"}
@@ -196,6 +201,7 @@ def finetune(
             metrics=metrics,
             training=details.get("training"),
             command=command or details.get("command"),
+            overwrite=overwrite,
         )
     if not trained.interrupted:
         training.checkpoint.unlink(missing_ok=True)

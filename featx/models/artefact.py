@@ -35,6 +35,7 @@ from featx.models.artefact_file import KIND, NOVELTY, VERSION, read_artefact
 from featx.models.artefact_model import check_answers, read_classifier
 from featx.models.classifier import ImageClassifier
 from featx.models.metrics import MOST_CONFUSED
+from featx.outputs import is_model, refuse_replacing
 from featx.spec import FeatureSpec
 
 __all__ = ["load_model", "read_details", "save_model"]
@@ -56,6 +57,7 @@ def save_model(
     spec: FeatureSpec | None = None,
     command: str | None = None,
     network: bytes | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a fitted classifier as a ``.featx`` file, whole or not at all.
 
@@ -64,7 +66,7 @@ def save_model(
     model : ImageClassifier
         Fitted.
     path : path
-        Where to; the folder must exist.
+        Where to; the folder must exist. A model that is there is replaced.
     metrics : dict, optional
         Figures and how they were measured, kept with the model.
     training : dict, optional
@@ -77,6 +79,8 @@ def save_model(
         The backbone's own weights, kept in the file: as Keras writes them for a backbone of the
         catalogue, else the network as ``.keras``. Those that come from a ``.featx`` file are kept
         without being asked.
+    overwrite : bool, default False
+        Whether to replace a file that is no model made by featx.
 
     Returns
     -------
@@ -87,10 +91,13 @@ def save_model(
     ------
     ArtefactError
         If the file cannot be written.
+    OutputError
+        If there is a file that is no model made by featx.
     WeightsError
         If the backbone's weights are not here, so that their digest cannot be stated.
     """
     target = Path(path)
+    refuse_replacing(target, is_model, "model", force=overwrite)
     known = spec or model.spec_ or model.source().spec(image=model.image)
     files = dump_head(model.head_)
     novelty = {}

@@ -94,9 +94,12 @@ class SearchResult:
             found["images"] = self.score.images
         return found
 
-    def save(self, path: str | os.PathLike[str], *, command: str | None = None) -> None:
-        """Write the fitted winner as a ``.featx`` file, with how it was measured."""
-        self.model.save(path, metrics=self.metrics, training=self.training, command=command)
+    def save(self, path: str | os.PathLike[str], **details: Any) -> None:
+        """Write the fitted winner as a ``.featx`` file, with how it was measured.
+
+        ``command`` and ``overwrite`` are those of `featx.models.artefact.save_model`.
+        """
+        self.model.save(path, metrics=self.metrics, training=self.training, **details)
 
     def to_csv(self) -> str:
         """Return the leaderboard as CSV."""

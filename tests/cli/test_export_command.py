@@ -27,7 +27,7 @@ def test_an_export_is_verified_and_says_how_to_serve_it(featx_command, model, ph
     again = featx_command("export", model, "--format", "openvino")
     assert again.returncode == 1
     assert again.stderr.startswith("error: ")
-    assert "--overwrite" in again.stderr
+    assert "--force" in again.stderr
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def test_javascript_is_printed_for_browsers(model, tmp_path):
 
 
 def test_what_is_there_stays_unless_told_otherwise(keras_export, model, fit):
-    with pytest.raises(ExportError, match=r"m\.keras exists already: .*--overwrite"):
+    with pytest.raises(ExportError, match=r"m\.keras exists already: .*--force"):
         featx.export(model, keras_export)
     with pytest.raises(ExportError, match=r"in a folder that exists, received .*nowhere"):
         featx.export(model, keras_export.parent / "nowhere" / "m.keras")
