@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         HeadError,
         ImageError,
         MissingExtraError,
+        OutputError,
         UnknownNameError,
         WeightsError,
     )
@@ -70,6 +71,7 @@ __all__ = [
     "ImageError",
     "ImagePolicy",
     "MissingExtraError",
+    "OutputError",
     "UnknownNameError",
     "ViewPolicy",
     "WeightsError",
