@@ -105,8 +105,8 @@ def extract(
     dtype : {"float32", "float16"}, default "float32"
         Type in which features are stored.
     precision : {"f32", "mixed"}, default "f32"
-        Arithmetic of the forward pass; ``mixed`` is faster on a GPU, with slightly other features
-        that have a space of their own.
+        Arithmetic of the forward pass; ``mixed`` is half precision with Keras, with slightly other
+        features that have a space of their own. It is meant for GPUs and was tested on a CPU only.
     on_error : {"skip", "raise"}, default "skip"
         Whether the first image that cannot be read ends the run.
     max_failures : int, optional

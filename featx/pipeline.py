@@ -81,14 +81,26 @@ class Stage:
             self._sink = self.open_sink(engine)
             self.engine = engine.name
         rows = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
-        stored = {tap: values.astype(self.spec.dtype) for tap, values in vectors.items()}
+        with np.errstate(over="ignore"):  # what does not fit is named below
+            stored = {tap: values.astype(self.spec.dtype) for tap, values in vectors.items()}
         finite = np.ones(len(rows), np.bool_)
-        for values in stored.values():
-            finite &= np.isfinite(values).all(axis=1)
-        for row in np.flatnonzero(~finite):
-            self.bad_keys[keys[row]] = f"features of {self.spec.backbone} are not finite numbers"
+        for tap, values in stored.items():
+            fits = np.isfinite(values).all(axis=1)
+            for row in np.flatnonzero(finite & ~fits):
+                self.bad_keys[keys[row]] = self._complaint(tap, vectors[tap][row])
+            finite &= fits
         self.computed += int(finite.sum())
         self._sink.add(rows[finite], {tap: values[finite] for tap, values in stored.items()})
+
+    def _complaint(self, tap: str, vector: NDArray[Any]) -> str:
+        """Return why the features of an image are not kept."""
+        most = float(np.abs(vector).max())
+        if np.isfinite(most):
+            return (
+                f"{self.spec.backbone} gives {most:.3g} at the tap {tap}, too large for "
+                f"{self.spec.dtype}: store float32 (--dtype float32)"
+            )
+        return f"{self.spec.backbone} gives features that are no finite numbers at the tap {tap}"
 
     def flush(self) -> None:
         """Make what was computed findable."""

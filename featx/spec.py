@@ -2,7 +2,8 @@
 
 Two features may stand for each other only if everything that decides their values is equal.
 `FeatureSpec` holds exactly that, and nothing else: neither paths nor labels (they belong to the
-dataset), nor the engine (provenance: at ``f32`` every engine agrees with Keras to 1e-4 relative).
+dataset), nor the engine (provenance: on a CPU every engine agrees at ``f32`` with Keras to 1e-4
+relative).
 """
 
 from __future__ import annotations

@@ -126,15 +126,24 @@ def test_stages_of_one_network_share_its_engine(data):
 
 
 def test_writing_overlaps_with_computing(data):
-    slow = Sink(spec())
-    slow.seconds = 0.03
-    meter = Meter()
-    started = time.perf_counter()
-    extract(data, stage(Engine(batch_size=3, seconds=0.03, in_flight=1), slow), meter=meter)
-    both = time.perf_counter() - started
-    assert meter.seconds["write_s"] > 0.28
-    assert meter.seconds["forward_s"] > 0.28
-    assert both < 0.5
+    second = threading.Event()
+
+    class Watched(Engine):
+        def submit(self, pixels):
+            if self.batches:
+                second.set()
+            return super().submit(pixels)
+
+    class Waiting(Sink):
+        overlaps = True
+
+        def add(self, keys, features):
+            self.overlaps &= second.wait(timeout=60)  # for as long as the first batch is written
+            super().add(keys, features)
+
+    sink = Waiting(spec())
+    extract(data, stage(Watched(batch_size=3, in_flight=1), sink))
+    assert sink.overlaps
 
 
 def test_a_slow_disk_is_said_to_bind_and_is_waited_for(data):
@@ -208,4 +217,21 @@ def test_features_that_are_no_numbers_fail_their_image_alone(data):
     pixels[11, 0, 0, 0] = 7
     ledger = extract(ImageDataset.from_arrays(pixels), stage(Broken()))
     assert [row for row, reason in enumerate(ledger.reason) if reason] == [11]
-    assert ledger.reason[11] == "features of means are not finite numbers"
+    assert ledger.reason[11] == "means gives features that are no finite numbers at the tap avg"
+
+
+def test_features_too_large_for_half_precision_are_named_with_the_way_out(data):
+    class Large(Engine):
+        def run(self, pixels):
+            means = super().run(pixels)
+            means["avg"][pixels[:, 0, 0, 0] == 7] = 70_000
+            return means
+
+    pixels = np.zeros((5, 8, 8, 3), np.uint8)
+    pixels[:, 1, 1, 1] = range(5)
+    pixels[3, 0, 0, 0] = 7
+    images = ImageDataset.from_arrays(pixels)
+    ledger = extract(images, stage(Large(), dtype="float16"))
+    reason = "means gives 7e+04 at the tap avg, too large for float16: store float32"
+    assert ledger.reason == ["", "", "", f"{reason} (--dtype float32)", ""]
+    assert not any(extract(images, stage(Large())).reason)

@@ -210,10 +210,23 @@ def build_tap_model(
         network = build_network(source, mixed=mixed)
     named = [parse_tap(name) for name in taps]
     tensors = [tap_tensor(network, source, tap) for tap in named]
+    for tap, tensor in zip(named, tensors, strict=True):
+        if tap.pooling != "flatten" and len(tensor.shape) == 4 and _channels_first(tensor):
+            flat = f"{tap.layer}:flatten" if tap.layer else "flatten"
+            raise BackboneError(
+                f"tap {tap} of {source.name} has its channels first, in shape {tensor.shape[1:]}: "
+                f"expected them last. Take --tap {flat}, or a layer behind a transposition"
+            )
     height, width = source.input_size_px
     pixels = keras.Input((height, width, 3), dtype="uint8", name="pixels")
     trunk = keras.Model(network.inputs, tensors, name="featx_trunk")
-    maps = trunk(preprocess(pixels, source.preprocessing), training=False)
+    try:
+        maps = trunk(preprocess(pixels, source.preprocessing), training=False)
+    except Exception as error:  # Keras raises what the network's layers raise
+        raise BackboneError(
+            f"{source.name} cannot be applied to inputs of {height}x{width} px: {reason(error)}. "
+            "Give the size that it takes with --input-size (input_size=...)"
+        ) from error
     maps = maps if isinstance(maps, (list, tuple)) else [maps]
     # Powers and sums over a map leave the range of half precision.
     maps = [keras.ops.cast(x, "float32") for x in maps]
@@ -251,6 +264,18 @@ def tap_tensor(network: Any, source: BackboneSource, tap: Tap) -> Any:
         [*blocks, *layers],
         hint=f"`featx backbones {source.name}` lists its blocks" if source.row else "",
     )
+
+
+def _channels_first(tensor: Any) -> bool:
+    """Tell whether the last layer that has an order of its axes puts channels first."""
+    while True:
+        layer = tensor._keras_history.operation
+        if hasattr(layer, "data_format"):
+            return bool(layer.data_format == "channels_first")
+        inputs = layer._inbound_nodes[0].input_tensors if layer._inbound_nodes else []
+        if not inputs or type(layer).__name__ in ("Permute", "Transpose"):
+            return False
+        tensor = inputs[0]
 
 
 def layer_outputs(network: Any) -> dict[str, Any]:

@@ -112,7 +112,7 @@ __all__ = ["command"]
     show_default=True,
     help="Cache what the frozen part gives, or run it in every step.",
 )
-@click.option("--mixed", is_flag=True, help="Compute in bfloat16, for GPUs.")
+@click.option("--mixed", is_flag=True, help="Compute in bfloat16; for GPUs, tested on a CPU only.")
 @click.option(
     "--restart", is_flag=True, help="Start anew, though a checkpoint could be gone on from."
 )

@@ -144,7 +144,8 @@ def backbone_options(*, several: bool) -> Decorator:
             type=click.Choice(["f32", "mixed"]),
             default="f32",
             show_default=True,
-            help="Arithmetic; mixed is faster on a GPU and has features of its own.",
+            help="Arithmetic; mixed is half precision with Keras and has features of its own. It "
+            "is meant for GPUs and was tested on a CPU only.",
         ),
         click.option(
             "--views",

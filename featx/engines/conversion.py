@@ -13,7 +13,7 @@ from featx.backbones.build import build_tap_model
 from featx.backbones.drawing import draw_images
 from featx.backbones.source import BackboneSource
 from featx.engines.openvino_library import FALL_BACK, load_openvino, translated
-from featx.exceptions import EngineError
+from featx.exceptions import BackboneError, EngineError
 from featx.quiet import quiet_import
 
 __all__ = ["TOLERANCE", "Conversion", "convert", "disagreement", "output_name"]
@@ -22,6 +22,8 @@ TOLERANCE = 1e-4
 """Largest `disagreement` with Keras."""
 
 _CHECKED = 4
+# Above what half precision rounds away.
+_LARGEST_CHANGE = 0.02
 _SEED = 20
 
 
@@ -122,8 +124,33 @@ def convert(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
         model = convert_model(named, share_weights=False)
         with keras.device("cpu:0"):  # a GPU may round to fewer bits than are compared
             vectors = named([images], training=False)
-        expected = {
-            tap: keras.ops.convert_to_numpy(vectors[output_name(index)])
-            for index, tap in enumerate(taps)
-        }
+            again = named([images[:1]], training=False)
+        expected, alone = (
+            {
+                tap: keras.ops.convert_to_numpy(found[output_name(index)])
+                for index, tap in enumerate(taps)
+            }
+            for found in (vectors, again)
+        )
+    _require_features_of_one_image(source.name, expected, alone)
     return Conversion(source.name, model, images, expected)
+
+
+def _require_features_of_one_image(
+    name: str,
+    together: Mapping[str, NDArray[np.float32]],
+    alone: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Refuse a network that gives an image other features in another batch."""
+    for tap, vectors in together.items():
+        if not np.isfinite(vectors).all():
+            raise EngineError(
+                f"{name} gives features that are no finite numbers at the tap {tap} for drawn "
+                f"images, so that OpenVINO cannot be compared with Keras: {FALL_BACK}"
+            )
+        if disagreement(alone[tap], vectors[:1]) > _LARGEST_CHANGE:
+            raise BackboneError(
+                f"{name} gives an image other features at the tap {tap} when it is alone than "
+                "beside other images, so that they cannot be cached: expected a network in "
+                "inference mode, without statistics of the batch and without random numbers"
+            )

@@ -33,6 +33,8 @@ _LEAST_GAIN_OF_JIT = 1.1
 class KerasEngine:
     """Runs a network with Keras, on all GPUs that its backend sees, else on the processor.
 
+    Tested on processors, and with devices that stand in for GPUs; never on a GPU.
+
     Where memory runs out, the batch is halved and run again, and later ones are as small.
 
     Parameters
@@ -77,6 +79,8 @@ class KerasEngine:
             devices = self._adapter.accelerators() or self._adapter.processors()
         half: HalfType = "float16" if devices[0].startswith("gpu") else "bfloat16"
         self._half = half if precision == "mixed" else None
+        if self._half is None and not devices[0].startswith("cpu"):
+            self._adapter.compute_in_float32()
         self._replicas = [
             Replica(self._adapter, lambda: build_tap_model(source, taps, mixed=self._half), device)
             for device in devices

@@ -77,6 +77,8 @@ def describe(
             "dtype": "uint8",
             "shape": [None, height, width, 3],
             "colours": "RGB",
+            # A network that is given these must not be given rescaled ones.
+            "pixels": "whole numbers from 0 to 255; the network rescales them itself",
             "image": spec.image.to_dict(),
         },
         "output": {

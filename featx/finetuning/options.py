@@ -75,7 +75,8 @@ class FineTuneOptions:
         Whether activations of the frozen part are cached, or the frozen part is run in every step.
         By default they are cached unless that takes more than half of the free disk.
     mixed : bool, default False
-        Whether the network computes in bfloat16, with weights in float32; for GPUs.
+        Whether the network computes in bfloat16, with weights in float32. Meant for GPUs, tested
+        on a CPU only.
     seed : int, default 0
         Seed of the hold-out, the order of images and the mixing.
 

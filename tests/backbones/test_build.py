@@ -136,3 +136,35 @@ def test_height_comes_before_width(keras):
     source = resolve_backbone("mobilenet", weights="random:0", input_size=(32, 64))
     assert source.input_size_px == (32, 64)
     assert build_network(source).input_shape == (None, 32, 64, 3)
+
+
+def small(keras, layers, path, size=16):
+    images = x = keras.Input((size, size, 3))
+    for layer in layers:
+        x = layer(x)
+    keras.Model(images, x).save(path)
+    return f"file:{path}"
+
+
+def test_maps_with_channels_first_are_not_averaged_over_channels(keras, tmp_path):
+    layers = keras.layers
+    first = [layers.Permute((3, 1, 2)), layers.ZeroPadding2D(data_format="channels_first")]
+    first.append(layers.ReLU(name="map"))
+    back = layers.Permute((2, 3, 1))
+    source = resolve_backbone(small(keras, first, tmp_path / "first.keras"))
+    with pytest.raises(BackboneError, match=r"channels first.*\(3, 18, 18\).*--tap flatten"):
+        build_tap_model(source, ("avg",))
+    assert build_tap_model(source, ("flatten",)).output_shape == (None, 972)
+    source = resolve_backbone(small(keras, [*first, back], tmp_path / "last.keras"))
+    assert build_tap_model(source, ("max",)).output_shape == (None, 3)
+    with pytest.raises(BackboneError, match=r"Take --tap map:flatten"):
+        build_tap_model(source, ("map:avg",))
+
+
+def test_a_size_that_a_network_of_one_s_own_does_not_take_is_an_error(keras, tmp_path):
+    images = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(2, 9)(images)
+    keras.Model(images, x).save(tmp_path / "any.keras")
+    source = resolve_backbone(f"file:{tmp_path / 'any.keras'}", input_size=7)
+    with pytest.raises(BackboneError, match=r"any cannot be applied to inputs of 7x7 px.*--inp"):
+        build_tap_model(source, ("avg",))

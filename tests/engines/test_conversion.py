@@ -16,7 +16,7 @@ from featx.engines import kept_conversion
 from featx.engines import openvino as engine_module
 from featx.engines.kept_conversion import KeptConversion
 from featx.engines.openvino import OpenVinoEngine
-from featx.exceptions import EngineError
+from featx.exceptions import BackboneError, EngineError
 
 TAPS = ("avg", "stem:max")
 WARM = """
@@ -341,3 +341,25 @@ def test_a_warm_start_needs_neither_tensorflow_nor_time(tmp_path, run_python, mo
     )
     # Processor time, which other processes on the machine hardly change; 0.8 s is usual.
     assert float(warm[0]) < 2.0
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (
+            lambda keras, x: x - keras.ops.mean(x, axis=0, keepdims=True),
+            BackboneError,
+            r"odd gives an image other features at the tap avg when it is alone.*inference mode",
+        ),
+        (
+            lambda keras, x: keras.ops.log(x - 300),
+            EngineError,
+            r"no finite numbers at the tap avg.*--engine keras",
+        ),
+    ],
+)
+def test_a_network_whose_features_are_none_is_refused(keras, tmp_path, make, error, match):
+    images = keras.Input((16, 16, 3))
+    keras.Model(images, make(keras, images)).save(tmp_path / "odd.keras")
+    with pytest.raises(error, match=match):
+        OpenVinoEngine(resolve_backbone(f"file:{tmp_path / 'odd.keras'}"), ("avg",))

@@ -16,6 +16,7 @@ import pytest
 from featx.engines import accelerators
 from featx.engines.backends.adapter import load_adapter
 from featx.engines.backends.batch_size import best_batch_size
+from featx.engines.backends.tensorflow import TensorFlowAdapter
 from featx.engines.keras import KerasEngine
 from featx.exceptions import EngineError
 
@@ -372,3 +373,24 @@ def test_the_backend_is_asked_for_its_gpus(give_gpus):
     assert accelerators.gpus() == ["gpu:0", "gpu:1"]
     give_gpus(0)
     assert accelerators.gpus() == []
+
+
+def test_single_precision_on_a_gpu_is_not_tensor_float(source, adapter, give_gpus, monkeypatch):
+    called = []
+    monkeypatch.setattr(adapter, "compute_in_float32", lambda: called.append(1))
+    KerasEngine(source, TAPS, batch_size=4)
+    assert not called
+    give_gpus(1)
+    KerasEngine(source, TAPS, batch_size=4, precision="mixed")
+    assert not called
+    KerasEngine(source, TAPS, batch_size=4)
+    assert called
+
+
+def test_tensorflow_switches_tensor_float_off(tf):
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    try:
+        TensorFlowAdapter().compute_in_float32()
+        assert not tf.config.experimental.tensor_float_32_execution_enabled()
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)

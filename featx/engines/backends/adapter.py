@@ -47,6 +47,9 @@ class Adapter(Protocol):
         A compiled network is compiled anew for every shape of a batch.
         """
 
+    def compute_in_float32(self) -> None:
+        """Keep GPUs from rounding the factors of float32 products to 10 bits (TensorFloat-32)."""
+
     def compile_model(self, model: Any, device: str, *, jit: bool) -> Forward:
         """Make a model that was built on a device a function of pixels."""
 

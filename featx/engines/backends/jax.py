@@ -37,6 +37,10 @@ class JaxAdapter:
         """Return compiling only: JAX one operation at a time is slow everywhere."""
         return (True,)
 
+    def compute_in_float32(self) -> None:
+        """Ask for float32 products, for the process; XLA's default on a GPU is TensorFloat-32."""
+        self._jax.config.update("jax_default_matmul_precision", "highest")
+
     def compile_model(self, model: Any, device: str, *, jit: bool) -> Forward:
         """Compile a model without its state, which is put on the device once."""
         jax = self._jax

@@ -42,6 +42,10 @@ class TensorFlowAdapter:
         """Return plain kernels first; XLA is slower than they are on a CPU, so not tried there."""
         return (False,) if device.startswith("cpu") else (False, True)
 
+    def compute_in_float32(self) -> None:
+        """Switch TensorFloat-32 off, for the process."""
+        self._tf.config.experimental.enable_tensor_float_32_execution(False)
+
     def compile_model(self, model: Any, device: str, *, jit: bool) -> Forward:
         """Trace a model into a function whose number of images is left open."""
         tf = self._tf

@@ -42,6 +42,11 @@ class TorchAdapter:
         """Return plain kernels: TorchDynamo needs a compiler on the machine, and minutes."""
         return (False,)
 
+    def compute_in_float32(self) -> None:
+        """Switch TensorFloat-32 off, for the process; cuDNN uses it by default."""
+        self._torch.backends.cudnn.allow_tf32 = False
+        self._torch.backends.cuda.matmul.allow_tf32 = False
+
     def compile_model(self, model: Any, device: str, *, jit: bool) -> Forward:
         """Run a model eagerly, on a GPU in a stream of the calling thread."""
         torch = self._torch
