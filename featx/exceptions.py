@@ -51,7 +51,8 @@ __all__ = [
 ]
 
 _MOST_CHARACTERS = 200
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])|[\r\n]+")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Advice for programs that call the library themselves, which nobody can follow in featx.
 _ADVICE = re.compile(
     r"safe_mode|custom_object|load_model|from_config|get_config|unsafe|weights_only|compile=|"
@@ -61,7 +62,7 @@ _ADVICE = re.compile(
 # Where an error was raised, but not what is wrong.
 _PLACE = re.compile(
     r"^(Exception from |Traceback |File \"|Check '|\[\[|Detected at node|Arguments received by|"
-    r"<class )"
+    r"<class |Exception encountered when calling )"
 )
 
 
@@ -95,13 +96,13 @@ def reason(error: BaseException) -> str:
     """
     if isinstance(error, FeatxError):
         return str(error)
-    name = type(error).__name__
-    parts = [" ".join(part.split()) for part in _SENTENCE.split(str(error))]
-    facts = [part for part in parts if part and not _ADVICE.search(part)]
-    facts = [part for part in facts if not _PLACE.match(part)]
-    text = facts[0] if facts else name
-    if text.endswith(":") and len(facts) > 1:  # a heading of TensorFlow; the reason comes last
-        text += f" {facts[-1]}"
+    lines = [" ".join(line.split()) for line in _COLOUR.sub("", str(error)).splitlines()]
+    lines = [line for line in lines if line and not _PLACE.match(line)]
+    if len(lines) > 1 and lines[0].endswith(":"):  # a heading of TensorFlow; the reason comes last
+        lines = [f"{lines[0]} {lines[-1]}"]
+    sentences = [part for line in lines for part in _SENTENCE.split(line)]
+    facts = (part for part in sentences if not _ADVICE.search(part))
+    text = next(facts, type(error).__name__)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if isinstance(error, KeyError) and " " not in text:
         text = f"{text} is missing"

@@ -98,6 +98,12 @@ def test_a_missing_extra_names_the_command_that_installs_it():
             ),
             "Graph execution error: OOM",
         ),
+        (
+            ValueError(
+                "Exception encountered when calling Conv2D.call().\n\n\x1b[1mNo room.\x1b[0m"
+            ),
+            "No room",
+        ),
     ],
 )
 def test_a_reason_is_the_fact_without_advice_and_places(error, expected):

@@ -273,9 +273,19 @@ def _channels_first(tensor: Any) -> bool:
         if hasattr(layer, "data_format"):
             return bool(layer.data_format == "channels_first")
         inputs = layer._inbound_nodes[0].input_tensors if layer._inbound_nodes else []
-        if not inputs or type(layer).__name__ in ("Permute", "Transpose"):
+        if not inputs:
             return False
+        if (order := _order(layer)) is not None:
+            return order == (3, 1, 2)
         tensor = inputs[0]
+
+
+def _order(layer: Any) -> tuple[int, ...] | None:
+    """Return which axes a transposition of maps takes, counted from 1; None for other layers."""
+    if type(layer).__name__ == "Permute":
+        return tuple(layer.dims)
+    axes = getattr(layer, "axes", None) if type(layer).__name__ == "Transpose" else None
+    return None if axes is None else tuple(axes[1:])
 
 
 def layer_outputs(network: Any) -> dict[str, Any]:

@@ -227,6 +227,12 @@ def _own(
     if is_tuned_file(path):
         return _tuned(path, input_size, preprocessing)
     config = read_keras_config(path)
+    shape = _declared_input(config)
+    if len(shape) == 4 and shape[3] not in (3, None):
+        raise BackboneError(
+            f"{path} takes inputs of shape {tuple(shape)}: expected RGB pixels with channels last, "
+            "(n, h, w, 3). Save a network that takes these, with a layer in front that turns them"
+        )
     stated = StatedInput(_declared_size(config), "none", range_of_keras_config(config))
     found = Weights(f"file:{path}", file_sha256(path), path)
     return _foreign(f"file:{path.stem}", found, stated, input_size, preprocessing)

@@ -183,7 +183,7 @@ class KerasEngine:
         mixed = "The network may not take mixed precision: try f32. " if self._half else ""
         return EngineError(
             f"the forward pass of a batch of shape {pixels.shape}{where} failed: {reason(error)}. "
-            f"{mixed}A smaller --batch-size needs less memory"
+            f"{mixed}Another --engine or --input-size may work"
         )
 
     def _too_large(self, replica: Replica, error: Exception) -> EngineError:

@@ -150,6 +150,9 @@ def test_maps_with_channels_first_are_not_averaged_over_channels(keras, tmp_path
     layers = keras.layers
     first = [layers.Permute((3, 1, 2)), layers.ZeroPadding2D(data_format="channels_first")]
     first.append(layers.ReLU(name="map"))
+    turned = small(keras, [layers.Permute((3, 1, 2))], tmp_path / "turned.keras")
+    with pytest.raises(BackboneError, match=r"channels first, in shape \(3, 16, 16\)"):
+        build_tap_model(resolve_backbone(turned), ("avg",))
     back = layers.Permute((2, 3, 1))
     source = resolve_backbone(small(keras, first, tmp_path / "first.keras"))
     with pytest.raises(BackboneError, match=r"channels first.*\(3, 18, 18\).*--tap flatten"):

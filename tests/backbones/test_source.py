@@ -87,6 +87,13 @@ def test_an_inner_layer_of_fixed_size_does_not_fix_the_input(keras, tmp_path):
         resolve_backbone(f"file:{tmp_path / 'resizing.keras'}")
 
 
+def test_a_network_with_channels_first_is_an_error(keras, tmp_path):
+    images = keras.Input((3, 16, 16))
+    keras.Model(images, keras.layers.ReLU()(images)).save(tmp_path / "net.keras")
+    with pytest.raises(BackboneError, match=r"\(None, 3, 16, 16\): expected .*channels last"):
+        resolve_backbone(f"file:{tmp_path / 'net.keras'}", input_size=16)
+
+
 def test_another_size_than_the_networks_own_is_an_error(save_model):
     source = resolve_backbone(save_model(size=32), input_size=48)
     with pytest.raises(BackboneError, match=r"inputs of shape \(32, 32, 3\).*\(48, 48, 3\)"):
@@ -95,10 +102,9 @@ def test_another_size_than_the_networks_own_is_an_error(save_model):
 
 def test_a_network_of_grey_images_is_an_error(save_model):
     name = save_model(channels=1)
-    with pytest.raises(BackboneError, match="or does not take RGB images"):
-        resolve_backbone(name)
-    with pytest.raises(BackboneError, match=r"inputs of shape \(32, 32, 1\); expected RGB"):
-        build_network(resolve_backbone(name, input_size=32))
+    for size in (None, 32):
+        with pytest.raises(BackboneError, match=r"\(None, 32, 32, 1\): expected RGB pixels"):
+            resolve_backbone(name, input_size=size)
 
 
 @pytest.mark.parametrize(

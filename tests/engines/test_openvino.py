@@ -332,7 +332,7 @@ def test_errors_of_featx_are_not_translated():
 
 def test_an_error_that_says_nothing_is_named():
     with (
-        pytest.raises(EngineError, match=r"this failed: RuntimeError\(\)\. Use the Keras"),
+        pytest.raises(EngineError, match=r"this failed: RuntimeError\. Use the Keras"),
         translated("this"),
     ):
         raise RuntimeError
