@@ -169,6 +169,9 @@ def extract(
         assert job.named is not None
         seconds = time.perf_counter() - started
         complete.report = run_report(job.named.name, complete, job.named.status, seconds)
+        if not job.imported:
+            complete.origins = dict(job.origins)
+            job.remember_origins()
         return complete
     dataset, record = open_record(job, data, name)
     meter = Meter()
@@ -198,7 +201,9 @@ def extract(
     features = Features(
         replace(manifest, blocks=job.blocks),
         [stage.store for stage in job.stages for _ in stage.taps],
+        origins=job.origins,
     )
+    job.remember_origins()
     if not len(features):
         raise _nothing_readable(features)
     seconds = time.perf_counter() - started

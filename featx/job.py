@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cache as remember
 from pathlib import Path
 from typing import Any
 
+from featx.backbones.registry import find_backbone
 from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_taps
+from featx.backbones.weights import BUNDLED, matching_weights, resolve_weights
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Block, Manifest
-from featx.cache.space import FeatureSpace, ShardWriter
+from featx.cache.manifest import Block, Manifest, read_manifest
+from featx.cache.origins import Identity, Origin, recall_origin, remember_origin
+from featx.cache.space import FeatureSpace, ShardWriter, read_spec
 from featx.engines.protocol import Engine
 from featx.engines.select import make_engine
-from featx.exceptions import BackboneError, DatasetError
+from featx.exceptions import BackboneError, CacheFormatError, DatasetError, WeightsError
 from featx.named_data import find_named
 from featx.pipeline import Stage
 from featx.spec import (
@@ -39,6 +44,7 @@ __all__ = [
     "view_specs",
 ]
 
+_LOG = logging.getLogger("featx")
 WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
 
 
@@ -58,6 +64,8 @@ class ExtractionJob:
         Where each stage keeps its features.
     blocks : tuple of Block
         What the dataset will have: every tap of every stage.
+    origins : dict
+        How each backbone was named, by its canonical name and the digest of its weights.
     """
 
     layout: CacheLayout
@@ -65,6 +73,13 @@ class ExtractionJob:
     stages: tuple[Stage, ...] = ()
     spaces: tuple[FeatureSpace, ...] = ()
     blocks: tuple[Block, ...] = ()
+    origins: Mapping[Identity, Origin] = field(default_factory=dict)
+
+    def remember_origins(self) -> None:
+        """Keep in the cache which weights were named, so that they are found again."""
+        for identity, origin in self.origins.items():
+            if origin.weights is not None or ":" in origin.backbone:
+                remember_origin(self.layout, identity, origin)
 
     @property
     def imported(self) -> bool:
@@ -95,9 +110,10 @@ def prepare(
     job = ExtractionJob(layout, find_named(layout, data))
     if job.imported:
         return job
+    names = "tiny" if backbone is None else backbone
     sources = resolve_backbones(
-        "tiny" if backbone is None else backbone,
-        weights=weights,
+        names,
+        weights=_known_weights(layout, job.named, data, names) if weights is None else weights,
         input_size=input_size,
         preprocessing=preprocessing,
         trust=trust,
@@ -120,7 +136,81 @@ def prepare(
             stages.append(_disk_stage(space, tap_names, opener))
             view = None if spec.views is None else spec.views.index
             blocks += [Block(spec.backbone, tap, spec.name, view) for tap in tap_names]
-    return replace(job, stages=tuple(stages), spaces=tuple(spaces), blocks=tuple(blocks))
+    listed = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    return replace(
+        job,
+        stages=tuple(stages),
+        spaces=tuple(spaces),
+        blocks=tuple(blocks),
+        origins={
+            (source.name, source.weights.sha256): _origin(name, source, trust)
+            for name, source in zip(listed, sources, strict=True)
+        },
+    )
+
+
+def _origin(name: str, source: BackboneSource, trust: bool) -> Origin:
+    if source.row is None or name.startswith("file:"):
+        prefix, _, path = name.partition(":")
+        return Origin(f"{prefix}:{Path(path).expanduser().resolve()}", None, trust)
+    chosen = source.weights.source
+    if chosen in ("imagenet", "bundled"):
+        return Origin(source.name, None, trust)
+    file = source.weights.path
+    return Origin(source.name, chosen if file is None else str(file.resolve()), trust)
+
+
+def _known_weights(
+    layout: CacheLayout, named: Manifest | None, data: Any, backbone: str | Sequence[str]
+) -> dict[str, str]:
+    """Return the weights with which a dataset was extracted, of backbones that have others, too."""
+    names = [backbone] if isinstance(backbone, str) else list(dict.fromkeys(backbone))
+    rows = {name: find_backbone(name).name for name in names if ":" not in name}
+    rows = {name: row for name, row in rows.items() if row != BUNDLED}
+    manifest = named or _earlier(layout, data) if rows else None
+    if manifest is None:
+        return {}
+    chosen = {}
+    for name, row in rows.items():
+        digests = set()
+        for space in {block.space for block in manifest.blocks if block.backbone == row}:
+            with suppress(CacheFormatError, FileNotFoundError):
+                digests.add(read_spec(layout.spaces / space).weights_sha256)
+        if len(digests) != 1:
+            continue  # none, or several: then the published ones are as good as any
+        (digest,) = digests
+        origin = recall_origin(layout, (row, digest))
+        if origin is None or origin.weights is None:
+            continue
+        weights = matching_weights(row, origin.weights, digest)
+        with suppress(WeightsError):
+            if resolve_weights(find_backbone(row), weights).sha256 == digest:
+                chosen[name] = os.fspath(weights or "")
+        _LOG.warning(
+            "%s: %s was extracted with the weights %s%s",
+            row,
+            manifest.name,
+            chosen.get(name, origin.weights),
+            ", which are used; --weights imagenet takes the published ones"
+            if name in chosen
+            else ", which are not there any more: the published ones are used",
+        )
+    return chosen
+
+
+def _earlier(layout: CacheLayout, data: Any) -> Manifest | None:
+    """Return what the cache knows of a folder or a table under its own name."""
+    if not isinstance(data, str | os.PathLike):
+        return None
+    path = Path(data).expanduser()
+    with suppress(CacheFormatError, FileNotFoundError, OSError):
+        for name in dict.fromkeys((path.resolve().name, path.resolve().stem)):
+            if not layout.dataset(name).is_file():
+                continue
+            manifest = read_manifest(layout.dataset(name))
+            if Path(manifest.root) in (path.resolve(), path.resolve().parent):
+                return manifest
+    return None
 
 
 def view_specs(

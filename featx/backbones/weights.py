@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.backbones.catalog import Backbone
+from featx.backbones.registry import find_backbone
 from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.backbones.wrong_files import require_weights_file
 from featx.exceptions import WeightsError, reason
@@ -25,6 +26,7 @@ __all__ = [
     "file_sha256",
     "find_weights_file",
     "folder_sha256",
+    "matching_weights",
     "resolve_weights",
     "weights_places",
 ]
@@ -261,3 +263,44 @@ def _tuned(row: Backbone, text: str, path: Path) -> Weights:
             f"use --backbone file:{path}, or another model"
         )
     return Weights(text, tuned.sha256, path)
+
+
+def matching_weights(
+    name: str, weights: str | os.PathLike[str] | None, sha256: str
+) -> str | os.PathLike[str] | None:
+    """Return a choice of weights that has a digest.
+
+    Parameters
+    ----------
+    name : str
+        A backbone of the catalogue.
+    weights : str or path, optional
+        What was chosen, see `resolve_weights`. A file may have moved since.
+    sha256 : str
+        The digest that is needed.
+
+    Returns
+    -------
+    str or path, optional
+        `weights`, unless it is a file that is not there or has another digest, and a file of the
+        folder that ``FEATX_WEIGHTS`` names has it.
+    """
+    text = "" if weights is None else os.fspath(weights)
+    row = find_backbone(name)
+    if (row.name == BUNDLED and not text) or text.startswith("random") or text == "bundled":
+        return weights
+    path = Path(text).expanduser() if text not in ("", "imagenet") else find_weights_file(row)
+    if path is not None and path.is_file() and _has_digest(path, sha256):
+        return weights
+    folder = Path(os.environ.get("FEATX_WEIGHTS") or os.devnull).expanduser()
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.name.endswith(_SUFFIXES) and file.is_file() and _has_digest(file, sha256):
+            return str(file)
+    return weights
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    try:
+        return (read_tuned(path).sha256 if is_tuned_file(path) else file_sha256(path)) == sha256
+    except (OSError, WeightsError):
+        return False

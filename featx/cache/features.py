@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featx.cache.findings import extract_again
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING, Block, Manifest, find_manifest
+from featx.cache.origins import Identity, Origin, recall_origin
 from featx.cache.space import FeatureSpace, open_space
 from featx.cache.streaming import stream_batches
 from featx.exceptions import FeaturesError
@@ -52,6 +53,9 @@ class Features:
         Where the features of each block are, in the order of ``manifest.blocks``.
     report : dict, optional
         What the extraction counted.
+    origins : mapping, optional
+        How each backbone was named, by its canonical name and the digest of its weights, as far as
+        that is known.
 
     Attributes
     ----------
@@ -82,8 +86,10 @@ class Features:
         stores: Sequence[FeatureStore],
         *,
         report: dict[str, Any] | None = None,
+        origins: Mapping[Identity, Origin] | None = None,
     ) -> None:
         self.manifest = manifest
+        self.origins = dict(origins or {})
         self.report = report or {}
         self._stores = tuple(stores)
         kept = np.isin(manifest.status, (OK, DUPLICATE))
@@ -108,7 +114,15 @@ class Features:
         for block in manifest.blocks:
             if block.space not in opened:
                 opened[block.space] = open_space(layout, block.space)
-        return cls(manifest, [opened[block.space] for block in manifest.blocks])
+        recalled = {
+            identity: recall_origin(layout, identity)
+            for identity in {(s.spec.backbone, s.spec.weights_sha256) for s in opened.values()}
+        }
+        return cls(
+            manifest,
+            [opened[block.space] for block in manifest.blocks],
+            origins={known: origin for known, origin in recalled.items() if origin is not None},
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -339,6 +353,11 @@ class Features:
     ) -> FeatureSpec:
         """Return the specification of one block, or of a view of it."""
         return self._stores[self._find(backbone, tap, view)].spec
+
+    def origin(self, *, backbone: str | None = None, tap: str | None = None) -> Origin | None:
+        """Return how the backbone of one block was named in its extraction, None if not known."""
+        spec = self.spec(backbone=backbone, tap=tap)
+        return self.origins.get((spec.backbone, spec.weights_sha256))
 
     def _find(self, backbone: str | None, tap: str | None, view: int | None = None) -> int:
         fits = [

@@ -120,10 +120,11 @@ def _features(classifier: Any, data: str, cache: Path) -> Any:
     return featx.extract(
         data,
         backbone=classifier.backbone,
-        weights=classifier.weights,
+        weights=classifier.weights_choice(),
         taps=classifier.tap,
         input_size=classifier.input_size,
         preprocessing=classifier.preprocessing,
+        trust=classifier.trust,
         image=classifier.image,
         views=classifier.views_averaged,
         view_policy=classifier.view_policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,7 +137,9 @@ def _column(opened: Any, name: str, file: Path) -> list[Any]:
     check_column_bytes(item.size * item.dtype.itemsize, where)
     _check_storage(item, file)
     if text is None or text.length is not None:
-        return list(np.ravel(item[()]).tolist())
+        whole = item[()]
+        _require_digest(_stated_digest(item), hashlib.sha256(whole.tobytes()), where)
+        return list(np.ravel(whole).tolist())
     # Many entries may share one long text in the file: how much a slice can become is bounded.
     step = max(1, min(65536, _TEXT_BUDGET_BYTES // file.stat().st_size))
     values: list[Any] = []
@@ -148,6 +151,20 @@ def _column(opened: Any, name: str, file: Path) -> list[Any]:
             check_column_bytes(total, where)
         values += part
     return values
+
+
+def _stated_digest(item: Any) -> str:
+    """Return the digest that a pack of featx states with an array, empty for other files."""
+    stated = item.attrs.get("sha256", b"")
+    return stated.decode("ascii", "replace") if isinstance(stated, bytes) else ""
+
+
+def _require_digest(stated: str, digest: Any, where: str) -> None:
+    if stated and stated != digest.hexdigest():
+        raise DatasetError(
+            f"the bytes of {where} do not have the digest stated with them: the file was damaged "
+            "or changed; take another copy, or pack the features again"
+        )
 
 
 def _text(value: Any) -> str:
@@ -175,5 +192,10 @@ class _Hdf5Rows:
             if item.chunks and item.chunks[0] * row_bytes <= _MAX_CHUNK_BYTES:
                 # Whole chunks, so that none is unpacked twice.
                 step = -(-step // item.chunks[0]) * item.chunks[0]
+            digest, stated = hashlib.sha256(), _stated_digest(item)
             for start in range(0, rows, step):
-                yield item[start : start + step]
+                part = item[start : start + step]
+                if stated:
+                    digest.update(np.ascontiguousarray(part).data)
+                yield part
+            _require_digest(stated, digest, f"{self.name!r} of {str(self.file)!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from featx.exceptions import FineTuningError
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
 
+_LOG = logging.getLogger("featx")
 _DESCRIPTION = "description"
 _GROUPS = ("weights", "optimizer", "best")
 
@@ -91,7 +92,7 @@ def _numbered(group: str, arrays: Sequence[NDArray[Any]]) -> Mapping[str, NDArra
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """Return the checkpoint at a path, None where there is none that can be read."""
+    """Return the checkpoint at a path, None where there is none; a damaged one is named."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             said = json.loads(found[_DESCRIPTION].tobytes())
@@ -107,5 +108,8 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
                 best_epoch=said["best_epoch"],
                 **arrays,
             )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # `zipfile` and `numpy` have no base of their errors
+        _LOG.warning("%s is damaged, so training starts anew: %s", path, str(error)[:200])
         return None

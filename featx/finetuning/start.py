@@ -127,7 +127,7 @@ def extraction_of(model: ImageClassifier, source: BackboneSource) -> dict[str, A
     """Return the arguments of `featx.extract` for the backbone of a model."""
     return {
         "backbone": model.backbone,
-        "weights": model.weights,
+        "weights": None if ":" in model.backbone else source.weights.source,
         "input_size": source.input_size_px,
         "preprocessing": model.preprocessing,
         "image": model.image,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_tap
+from featx.backbones.weights import matching_weights
 from featx.engines.protocol import Engine
 from featx.exceptions import FeaturesError, WeightsError
 from featx.extraction import compute_features
@@ -137,16 +138,34 @@ class ImageFeatures:
                 "training"
             )
 
+    def weights_choice(self) -> str | os.PathLike[str] | None:
+        """Return where the weights of training are now, as far as that can be found out."""
+        expected = getattr(self, "weights_sha256_", "")
+        if not expected or ":" in self.backbone:
+            return self.weights
+        return matching_weights(self.backbone, self.weights, expected)
+
     def source(self) -> BackboneSource:
         """Settle the backbone, and check that its weights are those of training."""
-        source = resolve_backbone(
-            self.backbone,
-            weights=self.weights,
-            input_size=self.input_size,
-            preprocessing=self.preprocessing,
-            trust=self.trust,
-        )
         expected = getattr(self, "weights_sha256_", "")
+        try:
+            source = resolve_backbone(
+                self.backbone,
+                weights=self.weights_choice(),
+                input_size=self.input_size,
+                preprocessing=self.preprocessing,
+                trust=self.trust,
+            )
+        except WeightsError as error:
+            if not expected or self.weights in (None, "imagenet"):
+                raise
+            raise WeightsError(
+                f"the weights of {self.backbone} that the model was trained with (SHA-256 "
+                f"{expected[:16]}...) were {os.fspath(self.weights)!r}, which cannot be used: "
+                f"{error}. "
+                "Name the file with --weights (weights=...), or a folder that has it with "
+                "FEATX_WEIGHTS"
+            ) from error
         if expected and source.weights.sha256 != expected:
             raise WeightsError(
                 f"the model was trained with weights of {self.backbone} whose SHA-256 is "

@@ -29,7 +29,7 @@ from featx.models.search_sample import (
     sample_rows,
 )
 from featx.models.streamed_training import StreamedFit
-from featx.models.training import describe_training, require_labels
+from featx.models.training import backbone_choice, describe_training, require_labels
 from featx.models.unknown import learn_novelty
 from featx.selection.checks import check_length
 from featx.selection.measuring import Watch
@@ -210,15 +210,19 @@ def search(
         )
     seen = np.arange(len(labels)) if sample is None else sample.rows
     blocks = []
+    chosen = {}
     for block in used:
         name = named.get(block.backbone, block.backbone)
+        chosen[block.backbone] = found = backbone_choice(
+            features, block, name, by_backbone.get(name, choice), preprocessing, trust=trust
+        )
         cost = backbone_cost(
             features,
             block,
-            name,
-            weights=by_backbone.get(name, choice),
-            preprocessing=preprocessing,
-            trust=trust,
+            found["backbone"],
+            weights=found["weights"],
+            preprocessing=found["preprocessing"],
+            trust=found["trust"],
             engine=engine,
             cache=cache,
         )
@@ -237,15 +241,9 @@ def search(
             fresh=not resume,
             watch=watch,
         )
-    name = named.get(outcome.winner.backbone, outcome.winner.backbone)
     training = outcome.rows if sample is None else sample.training
-    model = _untrained(features, outcome.winner, name, seed, multilabel)
-    model.set_params(
-        weights=by_backbone.get(name, choice),
-        preprocessing=preprocessing,
-        trust=trust,
-        cache=cache,
-    )
+    model = _untrained(features, outcome.winner, seed, multilabel)
+    model.set_params(**chosen[outcome.winner.backbone], cache=cache)
     place: dict[str, Any] = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
     if sample is None or bound is None:
         _fit(features, place, labels, training, model)
@@ -350,14 +348,13 @@ def _blocks(features: Features, space: SearchSpace) -> list[Any]:
 
 
 def _untrained(
-    features: Features, winner: Candidate, backbone: str, seed: int, multilabel: bool
+    features: Features, winner: Candidate, seed: int, multilabel: bool
 ) -> ImageClassifier:
     place: dict[str, Any] = {"backbone": winner.backbone, "tap": winner.tap}
     spec, views = features.spec(**place), features.views(**place)
     shape = (len(features), features.width(**place))
     return ImageClassifier(
-        backbone,
-        _whole_head(winner, shape, seed, multilabel),
+        head=_whole_head(winner, shape, seed, multilabel),
         tap=winner.tap,
         input_size=spec.input_size_px,
         image=spec.image,

@@ -26,7 +26,14 @@ from featx.models.training_keys import encode_keys
 from featx.models.unknown import learn_novelty
 from featx.selection.splits import leak_groups, repeated_folds
 
-__all__ = ["Suspect", "TrainingResult", "describe_training", "require_labels", "train"]
+__all__ = [
+    "Suspect",
+    "TrainingResult",
+    "backbone_choice",
+    "describe_training",
+    "require_labels",
+    "train",
+]
 
 _HELD_OUT = ("test", "val")
 
@@ -108,14 +115,15 @@ def train(
     head : str or estimator, default "logistic"
         See `featx.heads.registry.make_head`.
     backbone, tap : str, optional
-        Which block of the features, where there are several. A backbone of one's own has to be
-        named, with its path, if the classifier is to read images.
+        Which block of the features, where there are several.
     weights : str or path, optional
-        The choice of weights that the features were made with, kept with the model.
+        The choice of weights that the features were made with, kept with the model; by default
+        that of the extraction, as far as the features or the cache know it.
     preprocessing : str, optional
         Likewise, for backbones of one's own.
     trust : bool, default False
-        Whether the classifier may read images with a ``savedmodel:`` backbone.
+        Whether the classifier may read images with a ``savedmodel:`` backbone; it may, too, where
+        `featx.extract` was told so for these very features.
     average_views : bool, default False
         Whether a prediction is the mean of the probabilities over the image and its views.
     cv : int, default 5
@@ -153,12 +161,10 @@ def train(
     if not multilabel:
         _require_classes(features, y, rows)
     model = ImageClassifier(
-        backbone or block.backbone,
-        head,
-        weights=weights,
+        head=head,
+        **backbone_choice(features, block, backbone, weights, preprocessing, trust=trust),
         tap=block.tap,
         input_size=spec.input_size_px,
-        preprocessing=preprocessing or trained_preprocessing(block.backbone, spec),
         image=spec.image,
         views=len(views),
         average_views=average_views,
@@ -166,7 +172,6 @@ def train(
         cache=cache,
         multilabel=multilabel,
         random_state=seed,
-        trust=trust,
     )
     if average_views and not views:
         raise FeaturesError(
@@ -193,6 +198,31 @@ def train(
         model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
     model.novelty_ = learn_novelty(features, place, y, rows, seed=seed, max_ram_bytes=bound)
     return TrainingResult(model, metrics, model.training_, suspects)
+
+
+def backbone_choice(
+    features: Features,
+    block: Block,
+    backbone: str | None,
+    weights: Any,
+    preprocessing: str | None,
+    *,
+    trust: bool,
+) -> dict[str, Any]:
+    """Return how a classifier finds a block's backbone: as asked, else as in the extraction."""
+    place: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
+    origin = features.origin(**place)
+    if origin is not None and canonical_name(origin.backbone) == block.backbone:
+        backbone = origin.backbone if backbone in (None, block.backbone) else backbone
+        weights = origin.weights if weights is None else weights
+        trust = trust or origin.trust
+    return {
+        "backbone": backbone or block.backbone,
+        "weights": weights,
+        "preprocessing": preprocessing
+        or trained_preprocessing(block.backbone, features.spec(**place)),
+        "trust": trust,
+    }
 
 
 def _head(model: ImageClassifier) -> Any:

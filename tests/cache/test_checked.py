@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import h5py
 import numpy as np
 import pytest
 
@@ -13,7 +14,9 @@ from featx.cache.features import Features
 from featx.cache.packing import pack_dataset
 from featx.cache.shard import read_shard
 from featx.cache.space import FeatureSpace
-from featx.exceptions import FeaturesError
+from featx.exceptions import DatasetError, FeaturesError
+from featx.feature_files.read import read_feature_file
+from featx.importing import import_features
 
 
 @pytest.fixture
@@ -171,3 +174,22 @@ def test_what_is_remembered_goes_with_its_shards(kit, cache, later):
     cache.layout.dataset("photos").unlink()
     cache.gc(older_than_s=0.0, dry_run=False)
     assert not path.exists()
+
+
+def bring_in(path, cache):
+    table = read_feature_file(path)
+    import_features("packed", table.rows, y=table.y, cache=cache)
+
+
+@pytest.mark.parametrize("element", ["X", "y"])
+def test_a_damaged_pack_is_not_imported(kit, cache, tmp_path, element):
+    path = tmp_path / "packed.h5"
+    pack_dataset(Features.open("photos", cache=cache.root), path)
+    bring_in(path, tmp_path / "sound")
+    with h5py.File(path, "r") as file:
+        offset = file[element].id.get_offset()
+    whole = path.read_bytes()
+    kit.flip(path, offset + 5, whole)
+    with pytest.raises(DatasetError, match=f"'{element}' of .*packed.h5' do not have the digest"):
+        bring_in(path, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

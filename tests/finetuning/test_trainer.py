@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featx.engines.backends.adapter import load_adapter
-from featx.finetuning.checkpoint import read_checkpoint
+from featx.finetuning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from featx.finetuning.material import prepare_material
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import prepare_start
@@ -223,3 +223,24 @@ def test_the_head_is_trained_first_where_it_is_gradual(training):
     assert changed[0] == [False] * 4 + [True] * 2
     assert changed[1] == [False] * 2 + [True] * 4
     assert changed[2] == [True] * 6
+
+
+def test_a_changed_bit_of_a_checkpoint_is_found(tmp_path, caplog):
+    path = tmp_path / "checkpoint.npz"
+    kernel = np.ones((3, 4), np.float32)
+    write_checkpoint(path, Checkpoint("job", 3, 1, [{"epoch": 1}], [kernel], [kernel], [kernel], 2))
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 5):
+        for bit in (0, 3, 5, 6):
+            flipped = bytes([whole[position] ^ 1 << bit])
+            path.write_bytes(whole[:position] + flipped + whole[position + 1 :])
+            seen = read_checkpoint(path)
+            if seen is not None:  # dates and other parts of the zip that mean nothing
+                assert (seen.job, seen.epochs, seen.best_epoch) == ("job", 3, 2)
+                for arrays in (seen.weights, seen.optimizer, seen.best):
+                    np.testing.assert_array_equal(arrays[0], kernel)
+    assert "is damaged, so training starts anew" in caplog.text
+    path.unlink()
+    caplog.clear()
+    assert read_checkpoint(path) is None
+    assert not caplog.text
