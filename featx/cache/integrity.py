@@ -6,6 +6,8 @@ import hashlib
 import math
 from pathlib import Path
 
+import numpy as np
+
 from featx.cache.hdf5 import Array, attribute, open_checked
 from featx.cache.layout import reading
 from featx.cache.shard import Shard, read_shard
@@ -24,7 +26,7 @@ _CHUNK_BYTES = 1 << 18
 
 
 def check_array(array: Array) -> None:
-    """Compare the bytes of an array with the digest stated with them.
+    """Compare the bytes of an array with the digest stated with them, and see that it is finite.
 
     They are read, not mapped: a sector that cannot be read is then an error, where touching a map
     would end the process.
@@ -32,12 +34,13 @@ def check_array(array: Array) -> None:
     Raises
     ------
     CacheFormatError
-        If they differ, or cannot be read.
+        If they differ, cannot be read, or are NaN or infinite, which no extraction stores.
     """
     left = math.prod(array.shape) * array.dtype.itemsize
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(left, _CHUNK_BYTES)))
-    with reading(array.path), array.path.open("rb", buffering=0) as file:
+    done, bad_rows = 0, set[int]()
+    with reading(array.path), array.path.open("rb") as file:
         file.seek(array.offset)
         while left:
             count = file.readinto(buffer[: min(left, len(buffer))])
@@ -45,9 +48,20 @@ def check_array(array: Array) -> None:
                 raise CacheFormatError(f"{array.name} ends early: the file was cut short")
             digest.update(buffer[:count])
             left -= count
+            if array.dtype.kind == "f":
+                values = np.frombuffer(buffer, array.dtype, count // array.dtype.itemsize)
+                if not np.isfinite(values).all():
+                    rows = (done + np.flatnonzero(~np.isfinite(values))) // array.shape[1]
+                    bad_rows.update(rows.tolist())
+                done += len(values)
         if digest.hexdigest() != array.sha256:
             raise CacheFormatError(
                 f"the bytes of {array.name} do not have the digest stated with them"
+            )
+        if bad_rows:
+            raise CacheFormatError(
+                f"{array.name} holds NaN or infinity in {len(bad_rows):,} of {array.shape[0]:,} "
+                f"rows, the first is {min(bad_rows)}"
             )
 
 

@@ -259,17 +259,17 @@ class FeatureSpace:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Array]]:
         while True:
             snapshot = self._snapshot
-            if tap not in snapshot.indices:
+            if tap not in snapshot.indices and not self.damaged:
                 raise FeaturesError(
                     f"no features of tap {tap!r} in {self.spec.name}: there are "
-                    f"{', '.join(self.taps) or 'none'}{self._damage_note()}"
+                    f"{', '.join(self.taps) or 'none'}"
                 )
-            index, shards = snapshot.indices[tap]
+            index, shards = snapshot.indices.get(tap, (KeyIndex(), ()))
             part, row = index.find(keys)
             if not self._drop_damaged(_used(part, shards)):
                 break
         missing = np.count_nonzero(row < 0)
-        if missing:
+        if missing or not shards:
             raise FeaturesError(
                 f"{missing} of {len(keys)} images have no features of tap {tap!r} in "
                 f"{self.spec.name}{self._damage_note()}"

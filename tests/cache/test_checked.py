@@ -11,6 +11,7 @@ import pytest
 
 from featx.cache import checked
 from featx.cache.features import Features
+from featx.cache.manifest import write_manifest
 from featx.cache.packing import pack_dataset
 from featx.cache.shard import read_shard
 from featx.cache.space import FeatureSpace
@@ -70,6 +71,18 @@ def test_rows_of_damaged_shards_are_computed_again_and_then_used(kit, cache, cap
     kit.check(cache, keys, values)
     assert cache.repair().removed[0].path == bad
     kit.check(cache, keys, values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_damage_even_with_its_digest(kit, cache, value, caplog):
+    keys, values = kit.rows(12)
+    values[[2, 9], 1] = value
+    other = kit.fill(cache.root.parent / "other", keys, values, at_once=12)
+    write_manifest(other.layout, kit.dataset("photos", keys))
+    with pytest.raises(FeaturesError, match="12 of 12 images have no features"):
+        Features.open("photos", cache=other.root).matrix()
+    assert "/features/avg holds NaN or infinity in 2 of 12 rows, the first is 2" in caplog.text
+    assert kit.shards(other)[0].name in caplog.text
 
 
 def test_damaged_keys_are_found_when_a_space_is_opened(kit, cache):
