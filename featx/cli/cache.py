@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.cache_pack import pack
-from featx.cli.options import cache_option, common_options, json_option
+from featx.cli.options import Group, cache_option, common_options, json_option
 from featx.cli.show import table
 from featx.progress import terminal_progress
 from featx.terminal import say, say_json
@@ -34,7 +34,7 @@ def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
     return float(number) * (unit or 1)
 
 
-@click.group("cache", short_help="Look after the cache.")
+@click.group("cache", cls=Group, short_help="Look after the cache.")
 def command() -> None:
     """Look after the cache: see what it holds, find and mend damage, make it smaller, join two.
 

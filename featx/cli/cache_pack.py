@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from featx.cli.options import (
+    Command,
     cache_option,
     check_output,
     common_options,
@@ -19,7 +20,9 @@ from featx.terminal import say, say_json
 __all__ = ["pack"]
 
 
-@click.command("pack", short_help="Write one self-contained file of a dataset's features.")
+@click.command(
+    "pack", cls=Command, short_help="Write one self-contained file of a dataset's features."
+)
 @click.argument("name", metavar="NAME")
 @click.option(
     "-o",

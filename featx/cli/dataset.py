@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from featx.cli.dataset_show import class_names, report, show_counts, summary
-from featx.cli.options import cache_option, common_options, json_option, seed_option
+from featx.cli.options import Group, cache_option, common_options, json_option, seed_option
 from featx.cli.show import table
 from featx.terminal import say, say_json
 
@@ -32,7 +32,7 @@ def _complete(ctx: click.Context, _: Any, incomplete: str) -> list[CompletionIte
 _name = click.argument("name", metavar="NAME", shell_complete=_complete)
 
 
-@click.group("dataset", short_help="Look at datasets, split and edit them.")
+@click.group("dataset", cls=Group, short_help="Look at datasets, split and edit them.")
 def command() -> None:
     """Look at the datasets of a cache, split and edit them; features stay as they are.
 

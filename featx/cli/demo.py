@@ -7,14 +7,16 @@ from pathlib import Path
 
 import click
 
-from featx.cli.options import common_options
+from featx.cli.options import Command, common_options
 from featx.cli.show import show_scores, table
 from featx.terminal import say
 
 __all__ = ["command"]
 
 
-@click.command("demo", short_help="The whole job on embedded data, offline, in a minute.")
+@click.command(
+    "demo", cls=Command, short_help="The whole job on embedded data, offline, in a minute."
+)
 @click.option(
     "--into",
     type=click.Path(file_okay=False, path_type=Path),

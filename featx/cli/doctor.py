@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from featx.cli.options import cache_option, common_options, json_option
+from featx.cli.options import Command, cache_option, common_options, json_option
 from featx.terminal import say, say_json
 
 __all__ = ["command"]
@@ -27,7 +27,9 @@ _EXTRAS = {"jax": "jax", "torch": "torch", "optuna": "hpo", "onnxruntime": "onnx
 _FEW_BYTES = 1 << 30
 
 
-@click.command("doctor", short_help="Say what works on this machine and what does not.")
+@click.command(
+    "doctor", cls=Command, short_help="Say what works on this machine and what does not."
+)
 @cache_option
 @json_option
 @common_options

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from featx.cli.options import (
+    Command,
     cache_option,
     check_output,
     common_options,
@@ -26,7 +27,7 @@ __all__ = ["command"]
 _COUNTS = ("true positives", "false positives", "false negatives", "true negatives")
 
 
-@click.command("evaluate", short_help="Score a model on labelled images.")
+@click.command("evaluate", cls=Command, short_help="Score a model on labelled images.")
 @model_argument
 @data_argument
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.options import (
+    Command,
     cache_option,
     check_output,
     common_options,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("export", short_help="Write a model as a file that other programs run.")
+@click.command("export", cls=Command, short_help="Write a model as a file that other programs run.")
 @model_argument
 @click.option(
     "--format",

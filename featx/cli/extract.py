@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from featx.cli.options import (
+    Command,
     backbone_options,
     cache_option,
     common_options,
     data_argument,
     extraction_arguments,
     json_option,
+    next_command,
 )
 from featx.cli.show import show_extraction
 from featx.terminal import say, say_json
@@ -21,7 +23,7 @@ from featx.terminal import say, say_json
 __all__ = ["command"]
 
 
-@click.command("extract", short_help="Fill the cache with features of images.")
+@click.command("extract", cls=Command, short_help="Fill the cache with features of images.")
 @data_argument
 @backbone_options(several=True)
 @cache_option
@@ -105,5 +107,8 @@ def command(
         say_json(features.report)
         return
     show_extraction(features)
-    backbones = " ".join(f"-b {name}" for name in options["backbone"][:1])
-    say(f"next: featx train {features.name} {backbones} ...")
+    if len(features.classes or ()) > 1:
+        carried = {"cache", *options} - {"batch_size"}
+        say(f"next: {next_command('train', features.name, carried=carried)}")
+    else:
+        say(f"next: {next_command('dataset show', features.name, carried=('cache',))}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.options import (
+    Command,
     cache_option,
     check_output,
     command_line,
@@ -16,6 +17,7 @@ from featx.cli.options import (
     force_option,
     json_option,
     model_argument,
+    next_command,
     seed_option,
 )
 from featx.terminal import say, say_json
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("finetune", short_help="Train the top of a model's backbone too.")
+@click.command("finetune", cls=Command, short_help="Train the top of a model's backbone too.")
 @model_argument
 @data_argument
 @click.option(
@@ -241,7 +243,7 @@ def _show(done: FineTuned, data: str) -> None:
             f"{test['finetuned']:.4f}"
         )
     say(f"saved     {done.path}")
-    say(f"next: featx predict {done.path} IMAGES..., featx evaluate {done.path} {data}")
+    say(f"next: {next_command('evaluate', str(done.path), data)}")
 
 
 def _show_rehearsal(found: Rehearsal, epochs: int) -> None:

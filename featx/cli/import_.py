@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featx.cli.options import cache_option, common_options, json_option
+from featx.cli.options import Command, cache_option, common_options, json_option, next_command
 from featx.terminal import say, say_json
 
 __all__ = ["command"]
@@ -14,7 +14,7 @@ __all__ = ["command"]
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command("import", short_help="Bring in features that were made elsewhere.")
+@click.command("import", cls=Command, short_help="Bring in features that were made elsewhere.")
 @click.argument("name", metavar="NAME")
 @click.argument("file", metavar="FILE", type=_FILE)
 @click.option(
@@ -65,4 +65,5 @@ def command(name: str, file: Path, labels: Path | None, cache: Path, as_json: bo
     if report["duplicates"]:
         say(f"  {report['duplicates']:,} equal another row")
     if report["classes"]:
-        say(f"next: featx train {name} -b {report['backbone']} ...")
+        options = ["-b", report["backbone"]]
+        say(f"next: {next_command('train', name, options=options, carried=('cache',))}")

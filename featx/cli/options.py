@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from featx.terminal import log_to_stderr
+from featx.terminal import log_to_stderr, visible
 
 if TYPE_CHECKING:
     from featx import ImagePolicy
+    from featx.cache.features import Features
 
 __all__ = [
+    "Command",
+    "Group",
     "backbone_options",
     "cache_option",
     "check_output",
@@ -29,6 +34,8 @@ __all__ = [
     "max_ram_option",
     "model_argument",
     "multilabel_option",
+    "next_command",
+    "next_prediction",
     "read_labels",
     "seed_option",
 ]
@@ -40,6 +47,43 @@ def _set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
     if value:
         os.environ["FEATX_DEBUG"] = "1"
     log_to_stderr(debug=value)
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice, where click takes the last one in silence."""
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        """Return click's parser, which then looks at what it found."""
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> Any:
+            values, rest, order = parse(args)
+            for param in order:
+                _require_once(ctx, param, order.count(param))
+            return values, rest, order
+
+        parser.parse_args = parse_once  # type: ignore[method-assign]
+        return parser
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+def _require_once(context: click.Context, param: click.Parameter, count: int) -> None:
+    if count < 2 or not isinstance(param, click.Option) or param.multiple or param.count:
+        return
+    if param.is_flag and not param.secondary_opts:
+        return  # said twice, it means the same
+    name = "/".join([param.opts[-1], *param.secondary_opts])
+    several = context.info_name == "train" and param.name in ("backbone", "tap", "head")
+    more = ", or compare several with `featx search`" if several else ""
+    raise click.UsageError(
+        f"{name} takes one value and is given {count} times: give it once{more}", context
+    )
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -327,9 +371,78 @@ def read_labels(data: str, *, multilabel: bool) -> Any:
     return data
 
 
+def next_command(
+    name: str,
+    *words: str,
+    options: Collection[str] = (),
+    carried: Collection[str] = ("cache", "trust"),
+) -> str:
+    """Return a command as it can be pasted, with those options of this one that it needs too.
+
+    Parameters
+    ----------
+    name : str
+        The command.
+    *words : str
+        What it is given.
+    options : collection of str
+        Further options.
+    carried : collection of str
+        Names of options that it gets where this command was given them.
+    """
+    context = click.get_current_context()
+    given: list[str] = []
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if param.name not in carried or source is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[param.name]
+        value = value[0] if isinstance(value, tuple) else value
+        if isinstance(value, bool):
+            given.append(param.opts[0] if value else param.secondary_opts[0])
+        else:
+            given += [param.opts[0], str(value)]
+    given += [option for option in options if option not in given]
+    end = ["--"] if any(word.startswith("-") for word in words) else []
+    return " ".join(map(_shell_word, ["featx", *name.split(), *given, *end, *words]))
+
+
+def _shell_word(text: str) -> str:
+    """Quote a word for a shell; what a terminal would not show is written by its bytes."""
+    if visible(text) == text:
+        return shlex.quote(text)
+    encoded = (
+        c if c.isprintable() and c not in "\\'" else "".join(f"\\x{b:02x}" for b in os.fsencode(c))
+        for c in text
+    )
+    return f"$'{''.join(encoded)}'"
+
+
+def next_prediction(model: Path, data: str, features: Features) -> str:
+    """Return a command that tries a new model on images that are there."""
+    from featx.exceptions import FeatxError
+    from featx.heads.quick import quick_head
+    from featx.heads.storage import load_head
+    from featx.models.artefact_file import read_artefact
+
+    try:
+        files = read_artefact(model)[1]
+        if quick_head(files) is None:
+            load_head(files)
+        options = []
+    except FeatxError:
+        options = ["--trust"]
+    manifest = features.manifest
+    if Path(data).is_dir():
+        return next_command("predict", str(model), data, options=options)
+    first = Path(manifest.root or "", manifest.path[0])
+    if first.is_file():
+        return next_command("predict", str(model), str(first), options=options)
+    return next_command("dataset show", features.name, carried=("cache",))
+
+
 def command_line() -> str:
     """Return the command as it was typed, for the provenance of what it writes."""
-    import shlex
     import sys
 
     return shlex.join(["featx", *sys.argv[1:]])

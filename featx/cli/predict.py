@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featx.cli.options import cache_option, common_options, model_argument
+from featx.cli.options import Command, cache_option, common_options, model_argument
 from featx.terminal import row_writer, say, say_json, visible
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["command"]
 _MEASURED_ROWS = 200
 
 
-@click.command("predict", short_help="Predict images with a model.")
+@click.command("predict", cls=Command, short_help="Predict images with a model.")
 @model_argument
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.options import (
+    Command,
     backbone_options,
     cache_option,
     check_output,
@@ -20,6 +21,7 @@ from featx.cli.options import (
     json_option,
     max_ram_option,
     multilabel_option,
+    next_prediction,
     read_labels,
     seed_option,
 )
@@ -51,7 +53,7 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
     return float(match[1]) * _SECONDS[match[2]]
 
 
-@click.command("search", short_help="Find the best backbone, head and parameters.")
+@click.command("search", cls=Command, short_help="Find the best backbone, head and parameters.")
 @data_argument
 @backbone_options(several=True)
 @click.option(
@@ -225,7 +227,7 @@ def command(
     )
     result.save(target, command=command_line(), overwrite=force)
     if csv_file is not None:
-        csv_file.write_text(result.to_csv(), "utf-8")
+        csv_file.write_text(result.to_csv(), "utf-8", "surrogateescape")
     if as_json:
         found = {"model": str(target), **result.to_dict(), "extraction": features.report}
         say_json(found)
@@ -235,7 +237,7 @@ def command(
     if csv_file is not None:
         say(f"table     {csv_file}: all {len(result.leaderboard):,} trials")
     say(f"saved     {target}")
-    say(f"next: featx predict {target} IMAGES...")
+    say(f"next: {next_prediction(target, data, features)}")
 
 
 def _show(result: SearchResult) -> None:

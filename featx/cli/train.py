@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from featx.cli.options import (
+    Command,
     backbone_options,
     cache_option,
     check_output,
@@ -20,6 +21,7 @@ from featx.cli.options import (
     json_option,
     max_ram_option,
     multilabel_option,
+    next_prediction,
     read_labels,
     seed_option,
 )
@@ -35,7 +37,7 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
     return [name for name in head_names() if name.startswith(incomplete)]
 
 
-@click.command("train", short_help="Train a head on features and save the model.")
+@click.command("train", cls=Command, short_help="Train a head on features and save the model.")
 @data_argument
 @backbone_options(several=False)
 @click.option(
@@ -136,7 +138,7 @@ def command(
     say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
     _show_accuracy(result)
     say(f"saved     {target}")
-    say(f"next: featx predict {target} IMAGES...")
+    say(f"next: {next_prediction(target, data, features)}")
 
 
 def _show_accuracy(result: Any) -> None:
