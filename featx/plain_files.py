@@ -1,4 +1,4 @@
-"""Zip and JSON of files that somebody else may have made, refused before they cost anything.
+"""Zip, JSON, arrays and HDF5 of anybody's making, refused before they cost anything.
 
 A file that featx keeps for itself is no better: a disk changes bits. Its JSON has a checksum.
 """
@@ -6,28 +6,41 @@ A file that featx keeps for itself is no better: a disk changes bits. Its JSON h
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import stat
 import struct
 import zipfile
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "json_with_checksum",
+    "most_unpacked",
     "open_plain_zip",
+    "read_hdf5_array",
     "read_json_with_checksum",
+    "read_npy",
     "read_plain_json",
-    "require_whole_array",
+    "require_plain_network",
+    "shortened",
 ]
 
 _END, _LOCATOR, _END_64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _END_BYTES, _LOCATOR_BYTES, _END_64_BYTES = 22, 20, 56
 _MOST_NAME_BYTES = 200
-_UTF_8 = 0x800
+_UTF_8, _STREAMED, _LEVEL = 0x800, 0x008, 0x006
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HARMLESS_BYTES, _MOST_RATIO = 64 << 20, 20
+_MOST_ZIPS = 2
+_MOST_NETWORK_MEMBERS = 10_000
+_MOST_SHOWN = 80
 
 
-def open_plain_zip(file: IO[bytes], *, most_members: int) -> zipfile.ZipFile:
+def open_plain_zip(file: IO[bytes], *, most_members: int, packed: bool = False) -> zipfile.ZipFile:
     """Open a zip of plain, stored members; anything else a zip can hold is refused.
 
     Parameters
@@ -36,12 +49,14 @@ def open_plain_zip(file: IO[bytes], *, most_members: int) -> zipfile.ZipFile:
         Seekable.
     most_members : int
         More are refused before the list of them is read.
+    packed : bool, default False
+        Whether members may be compressed, to no less than `most_unpacked` says.
 
     Returns
     -------
     archive : zipfile.ZipFile
-        No member is compressed, encrypted, a folder or a link; none has the name of another, and
-        together they claim no more bytes than the file has.
+        No member is encrypted or a link; none has the name of another, and together they claim no
+        more bytes than the file has, or may have.
 
     Raises
     ------
@@ -60,17 +75,150 @@ def open_plain_zip(file: IO[bytes], *, most_members: int) -> zipfile.ZipFile:
     names = [member.filename for member in found]
     if len(set(names)) != len(names):
         raise ValueError("several members have one name")
+    kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if packed else (zipfile.ZIP_STORED,)
+    flags = _UTF_8 | _STREAMED | _LEVEL if packed else _UTF_8
     for member in found:
-        if member.compress_type != zipfile.ZIP_STORED:
+        if member.compress_type not in kinds:
             raise ValueError("it is compressed, which featx never writes")
-        if member.flag_bits & ~_UTF_8:
-            raise ValueError(f"{member.filename!r} is encrypted, patched or streamed")
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if member.is_dir() or kind not in (0, stat.S_IFREG):
-            raise ValueError(f"{member.filename!r} is a folder or a link")
-    if sum(member.file_size for member in found) > size:
-        raise ValueError("its members claim to be larger than the file")
+        name, mode = shortened(member.filename), stat.S_IFMT(member.external_attr >> 16)
+        if member.flag_bits & ~flags:
+            raise ValueError(f"{name!r} is encrypted, patched or streamed")
+        if mode not in (0, stat.S_IFREG, stat.S_IFDIR if member.is_dir() else stat.S_IFREG):
+            raise ValueError(f"{name!r} is a link")
+    claimed = sum(member.file_size for member in found)
+    if claimed > (most_unpacked(size) if packed else size):
+        raise ValueError(
+            f"its members claim to be larger than the file: {claimed:,} bytes in {size:,}"
+        )
     return archive
+
+
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a compressed file of this size may become: 64 MiB and 20 times it."""
+    return _HARMLESS_BYTES + _MOST_RATIO * size
+
+
+def require_plain_network(file: IO[bytes], name: str, *, packed: bool = False) -> None:
+    """Refuse a network or its weights, as Keras saves them, that could cost more than they hold.
+
+    Parameters
+    ----------
+    file : binary file
+        HDF5, or a zip of HDF5 and JSON. A zip in a zip is looked at likewise.
+    name : str
+        Of the file; Keras goes by its ending.
+    packed : bool, default False
+        Whether it may be compressed, see `most_unpacked`.
+
+    Raises
+    ------
+    ValueError
+        It is compressed all the same, claims more than it may, or leads out of itself.
+    zipfile.BadZipFile, OSError
+        It cannot be opened at all.
+
+    Notes
+    -----
+    What a network's configuration asks for is not looked at: Keras makes the layers that it names.
+    """
+    _look_inside(file, name, packed, file.seek(0, 2), 0)
+
+
+def _look_inside(file: IO[bytes], name: str, packed: bool, size: int, depth: int) -> None:
+    file.seek(0)
+    mark, ending = file.read(8), name.rpartition(".")[2].lower()
+    is_zip = ending in ("keras", "npz", "zip") or mark.startswith(b"PK")
+    if ending in ("h5", "hdf5") or (mark == _HDF5 and not is_zip):
+        _require_plain_hdf5(file, packed, size)
+    elif is_zip:
+        if depth == _MOST_ZIPS:
+            raise ValueError("it is a zip in a zip in a zip")
+        try:
+            opened = open_plain_zip(file, most_members=_MOST_NETWORK_MEMBERS, packed=packed)
+        except zipfile.BadZipFile as error:
+            if zipfile.is_zipfile(file):  # for those who look less closely
+                raise ValueError(str(error)) from error
+            raise
+        with opened as archive:
+            for member in archive.infolist():
+                try:
+                    inner = io.BytesIO(archive.read(member))
+                # Damage shows as any of ten types; Keras may read the other members all the same.
+                except Exception as error:
+                    raise ValueError(f"{shortened(member.filename)!r} is damaged") from error
+                # Bounded by the whole file: what is compressed twice may not grow twice.
+                _look_inside(inner, member.filename, packed, size, depth + 1)
+
+
+def _require_plain_hdf5(file: IO[bytes], packed: bool, size: int) -> None:
+    """Refuse links, arrays whose data lie elsewhere, and more of them than a size accounts for."""
+    import h5py
+
+    complaints: list[str] = []
+    claimed = 0
+
+    def look_at_link(name: str, link: Any) -> None:
+        if not isinstance(link, h5py.HardLink):
+            complaints.append(f"{shortened(name)!r} is a link")
+
+    def look_at_item(name: str, item: Any) -> None:
+        nonlocal claimed
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.external or item.is_virtual or (item.chunks and not packed):
+            complaints.append(f"{shortened(name)!r} is no array of this file alone")
+        claimed += int(item.nbytes)
+
+    with h5py.File(file, "r") as opened:
+        try:
+            opened.visititems_links(look_at_link)
+            opened.visititems(look_at_item)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise ValueError("its arrays cannot be listed") from error
+    if claimed > (most_unpacked(size) if packed else size):
+        complaints.append(f"its arrays claim {claimed:,} bytes in {size:,}")
+    if complaints:
+        raise ValueError(complaints[0])
+
+
+def read_hdf5_array(h5: Any, name: str, shape: tuple[int, ...], dtype: str = "<f4") -> NDArray[Any]:
+    """Read an array that lies plainly in an HDF5 file, after looking at all that it claims.
+
+    Parameters
+    ----------
+    h5 : h5py.File
+        The file.
+    name : str
+        Of the array.
+    shape : tuple of int
+        That it has to have; the caller knows that the file can hold it.
+    dtype : str, default "<f4"
+        Likewise.
+
+    Raises
+    ------
+    ValueError
+        It is a link, stored elsewhere or compressed, of another shape or type, or not finite.
+    """
+    import h5py
+    import numpy as np
+
+    # The link is looked at before it is followed: it could lead to any file on this machine.
+    if h5.get(name, getlink=True, getclass=True) is not h5py.HardLink:
+        raise ValueError(f"{name} is a link, expected a dataset")
+    if h5.get(name, getclass=True) is not h5py.Dataset:
+        raise ValueError(f"{name} is no dataset")
+    data = h5[name]
+    layout = data.id.get_create_plist()
+    if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_external_count():
+        raise ValueError(f"{name} is not stored contiguously in the file itself")
+    expected = np.dtype(dtype)
+    if data.dtype != expected or data.shape != shape:
+        raise ValueError(f"{name} is {data.dtype} {data.shape}, expected {expected} {shape}")
+    values = np.asarray(data[()], dtype=expected.newbyteorder("="))
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinity")
+    return values
 
 
 def _end_record(file: IO[bytes], size: int) -> tuple[int, int]:
@@ -193,15 +341,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def require_whole_array(file: IO[bytes], size: int, name: str) -> None:
-    """Refuse an ``.npy`` file that is pickled, or claims more than its bytes can hold.
+def read_npy(data: bytes, name: str) -> NDArray[Any]:
+    """Read an ``.npy`` file of numbers or text that claims no more than its bytes can hold.
 
     Parameters
     ----------
-    file : binary file
-        At its beginning.
-    size : int
-        Bytes that it has.
+    data : bytes
+        The file.
     name : str
         What to call it in errors.
 
@@ -210,8 +356,10 @@ def require_whole_array(file: IO[bytes], size: int, name: str) -> None:
     ValueError
         It is no array, one of objects, or larger than its file.
     """
+    import numpy as np
     from numpy.lib import format as npy
 
+    file = io.BytesIO(data)
     version = npy.read_magic(file)
     readers: dict[tuple[int, int], Any] = {
         (1, 0): npy.read_array_header_1_0,
@@ -224,6 +372,17 @@ def require_whole_array(file: IO[bytes], size: int, name: str) -> None:
     count = math.prod(max(side, 1) for side in shape)
     parts = [dtype] if dtype.fields is None else [field[0] for field in dtype.fields.values()]
     if any(part.kind not in "biufUS" or part.subdtype is not None for part in parts):
-        raise ValueError(f"{name} holds {dtype}, expected numbers or text")
-    if any(side < 0 for side in shape) or max(count, count * dtype.itemsize) > size:
-        raise ValueError(f"{name} claims to be {shape} of {dtype}, which {size} bytes cannot hold")
+        raise ValueError(f"{name} holds {shortened(dtype)}, expected numbers or text")
+    if any(side < 0 for side in shape) or max(count, count * dtype.itemsize) > len(data):
+        raise ValueError(
+            f"{name} claims to be {shortened(shape)} of {shortened(dtype)}, which {len(data)} "
+            "bytes cannot hold"
+        )
+    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+def shortened(value: object) -> str:
+    """Return a name out of a file, cut where it is longer than an error can show."""
+    text = str(value)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from featx.backbones.taps import Tap, parse_tap
 from featx.backbones.tuned import is_tuned_file, unpacked
 from featx.backbones.wrong_files import misfit, unknown_layers
 from featx.exceptions import BackboneError, FeatxError, UnknownNameError, WeightsError, reason
+from featx.plain_files import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
 __all__ = [
@@ -142,8 +145,23 @@ def _build_named(source: BackboneSource, keras: Any) -> Any:
     return network
 
 
-def _readable(path: Path) -> AbstractContextManager[Path]:
-    return unpacked(path) if is_tuned_file(path) else nullcontext(path)
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """Give the path that Keras is to read, after a look at what it would unpack to."""
+    if is_tuned_file(path):
+        with unpacked(path) as file:
+            yield file
+        return
+    try:
+        with path.open("rb") as opened:
+            require_plain_network(opened, path.name, packed=True)
+    except ValueError as error:
+        raise WeightsError(
+            f"{path} is refused: {reason(error)}; get the file again, or save it uncompressed"
+        ) from error
+    except (OSError, zipfile.BadZipFile):
+        pass  # Keras cannot open it either, and its error is explained
+    yield path
 
 
 def preprocess(pixels: Any, name: str) -> Any:

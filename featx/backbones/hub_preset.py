@@ -10,6 +10,7 @@ from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Preprocessing
 from featx.exceptions import BackboneError, MissingExtraError, reason
+from featx.plain_files import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
 __all__ = ["load_preset", "read_preset", "require_keras_hub_for"]
@@ -70,6 +71,14 @@ def load_preset(folder: Path, size_px: tuple[int, int], preprocessing: str) -> A
         If the preset is damaged, or its network does not take this size.
     """
     config = _backbone_config(folder)
+    for weights in sorted(folder.rglob("*.h5")):
+        try:
+            with weights.open("rb") as file:
+                require_plain_network(file, weights.name, packed=True)
+        except (ValueError, OSError) as error:
+            raise BackboneError(
+                f"{weights} is refused: {reason(error)}; take another copy of the preset"
+            ) from error
     try:
         with quiet_import():
             import keras_hub

@@ -1,4 +1,4 @@
-"""The zip that a ``.featx`` file is, opened within its bounds."""
+"""The zips that ``.featx`` and ``.keras`` files are, opened within their bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 
 from featx.plain_files import open_plain_zip, read_plain_json
 
-__all__ = ["DESCRIPTION", "NETWORK", "OWN_NETWORK", "open_model_zip", "read_description"]
+__all__ = [
+    "DESCRIPTION",
+    "NETWORK",
+    "OWN_NETWORK",
+    "open_keras_zip",
+    "open_model_zip",
+    "read_description",
+]
 
 DESCRIPTION = "model.json"
 """Member that says what the file is."""
@@ -19,6 +26,7 @@ NETWORK = "network.weights.h5"
 OWN_NETWORK = "network.keras"
 """Member with a whole network, where it is of nobody's catalogue."""
 _MOST_MEMBERS = 16
+_MOST_KERAS_MEMBERS = 10_000
 _MOST_JSON_BYTES = 64 << 20
 
 
@@ -26,6 +34,16 @@ _MOST_JSON_BYTES = 64 << 20
 def open_model_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open the file; damage shows as any of the ten types of errors that `zipfile` raises."""
     with path.open("rb") as file, open_plain_zip(file, most_members=_MOST_MEMBERS) as archive:
+        yield archive
+
+
+@contextmanager
+def open_keras_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a network that anybody saved, perhaps compressed; errors are as of `open_model_zip`."""
+    with (
+        path.open("rb") as file,
+        open_plain_zip(file, most_members=_MOST_KERAS_MEMBERS, packed=True) as archive,
+    ):
         yield archive
 
 

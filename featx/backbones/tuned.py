@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from featx.backbones.model_zip import NETWORK, OWN_NETWORK, open_model_zip, read_description
 from featx.exceptions import WeightsError, reason
+from featx.plain_files import require_plain_network
 from featx.spec import FeatureSpec
 
 __all__ = ["TunedFile", "is_tuned_file", "member_bytes", "read_tuned", "unpacked"]
@@ -91,7 +92,7 @@ def member_bytes(tuned: TunedFile) -> bytes:
     Raises
     ------
     WeightsError
-        If they differ, or HDF5 in them points out of the file.
+        If they differ, are compressed, or HDF5 in them points out of the file.
     """
     try:
         with open_model_zip(tuned.path) as archive:
@@ -103,8 +104,10 @@ def member_bytes(tuned: TunedFile) -> bytes:
             f"{tuned.path}: {tuned.member} does not have the digest stated with it: it was damaged "
             "or changed; take another copy"
         )
-    if tuned.member == NETWORK:
-        _require_plain_hdf5(tuned, data)
+    try:
+        require_plain_network(io.BytesIO(data), tuned.member)
+    except Exception as error:
+        raise WeightsError(f"{tuned.path}: {tuned.member} is refused: {reason(error)}") from error
     return data
 
 
@@ -123,29 +126,3 @@ def unpacked(path: Path) -> Iterator[Path]:
         found = Path(folder) / tuned.member
         found.write_bytes(data)
         yield found
-
-
-def _require_plain_hdf5(tuned: TunedFile, data: bytes) -> None:
-    """Refuse links, and arrays whose data lie elsewhere or are larger than the file."""
-    import h5py
-
-    complaints: list[str] = []
-
-    def look_at_link(name: str, link: Any) -> None:
-        if not isinstance(link, h5py.HardLink):
-            complaints.append(f"{name!r} is a link")
-
-    def look_at_item(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and (
-            item.external or item.is_virtual or item.chunks or item.nbytes > len(data)
-        ):
-            complaints.append(f"{name!r} is no array of this file alone")
-
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            file.visititems_links(look_at_link)
-            file.visititems(look_at_item)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{tuned.path}: {tuned.member} is damaged: {reason(error)}") from error
-    if complaints:
-        raise WeightsError(f"{tuned.path}: {tuned.member} is refused: {complaints[0]}")

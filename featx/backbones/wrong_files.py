@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.catalog import CATALOG, Backbone
+from featx.backbones.model_zip import open_keras_zip
 from featx.exceptions import BackboneError, WeightsError, reason
 
 __all__ = [
@@ -109,7 +110,7 @@ def _parameters(path: Path) -> int:
 
     if path.suffix == ".keras":
         with (
-            zipfile.ZipFile(path) as archive,
+            open_keras_zip(path) as archive,
             archive.open("model.weights.h5") as stored,
             h5py.File(stored, "r") as file,
         ):
@@ -130,7 +131,7 @@ def read_keras_config(path: Path) -> Any:
     """
     require_keras_file(path)
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("config.json") as member:
+        with open_keras_zip(path) as archive, archive.open("config.json") as member:
             # What is cut off is no JSON any more.
             return json.loads(member.read(_MOST_CONFIG_BYTES))
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, RecursionError) as error:

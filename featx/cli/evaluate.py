@@ -52,7 +52,7 @@ _COUNTS = ("true positives", "false positives", "false negatives", "true negativ
 @click.option(
     "--trust",
     is_flag=True,
-    help="Load heads that can carry more than numbers; run a savedmodel: backbone.",
+    help="Load any scikit-learn head; run a savedmodel: backbone.",
 )
 @force_option()
 @cache_option

@@ -61,7 +61,7 @@ __all__ = ["command"]
 @click.option(
     "--trust",
     is_flag=True,
-    help="Load heads that can carry more than numbers; run a savedmodel: backbone.",
+    help="Load any scikit-learn head; run a savedmodel: backbone.",
 )
 @cache_option
 @json_option

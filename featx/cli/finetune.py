@@ -122,7 +122,7 @@ __all__ = ["command"]
 @click.option("--tensorboard", is_flag=True, help="Write curves for TensorBoard, if installed.")
 @click.option("--engine", default="auto", show_default=True, help="What computes the frozen part.")
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option("--trust", is_flag=True, help="Load heads that can carry more than numbers.")
+@click.option("--trust", is_flag=True, help="Load any scikit-learn head.")
 @force_option()
 @cache_option
 @seed_option

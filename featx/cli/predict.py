@@ -43,7 +43,7 @@ _MEASURED_ROWS = 200
 @click.option(
     "--trust",
     is_flag=True,
-    help="Load heads that can carry more than numbers; run a savedmodel: backbone.",
+    help="Load any scikit-learn head; run a savedmodel: backbone.",
 )
 @cache_option
 @common_options

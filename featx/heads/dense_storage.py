@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import ArtefactError, FeatxError, HeadError, reason
 from featx.heads.network import DenseWeights
-from featx.plain_files import read_plain_json
+from featx.plain_files import read_hdf5_array, read_plain_json
 
 __all__ = [
     "ARRAYS",
@@ -21,7 +21,6 @@ __all__ = [
     "dump_dense",
     "is_dense",
     "load_dense",
-    "read_array",
     "read_layers",
 ]
 
@@ -225,48 +224,9 @@ def _load_weights(arrays: bytes, layers: list[tuple[int, int]]) -> DenseWeights:
         if set(h5) != expected:
             raise ValueError(f"{ARRAYS} holds {sorted(h5)}, expected {sorted(expected)}")
         for i, (inputs, outputs) in enumerate(layers):
-            kernel = read_array(h5, f"kernel_{i}", (inputs, outputs))
-            weights.append((kernel, read_array(h5, f"bias_{i}", (outputs,))))
+            kernel = read_hdf5_array(h5, f"kernel_{i}", (inputs, outputs))
+            weights.append((kernel, read_hdf5_array(h5, f"bias_{i}", (outputs,))))
     return weights
-
-
-def read_array(h5: Any, name: str, shape: tuple[int, ...], dtype: str = "<f4") -> NDArray[Any]:
-    """Read an array that lies plainly in an HDF5 file, after looking at all that it claims.
-
-    Parameters
-    ----------
-    h5 : h5py.File
-        The file.
-    name : str
-        Of the array.
-    shape : tuple of int
-        That it has to have; the caller knows that the file can hold it.
-    dtype : str, default "<f4"
-        Likewise.
-
-    Raises
-    ------
-    ValueError
-        It is a link, stored elsewhere or compressed, of another shape or type, or not finite.
-    """
-    import h5py
-
-    # The link is looked at before it is followed: it could lead to any file on this machine.
-    if h5.get(name, getlink=True, getclass=True) is not h5py.HardLink:
-        raise ValueError(f"{name} is a link, expected a dataset")
-    if h5.get(name, getclass=True) is not h5py.Dataset:
-        raise ValueError(f"{name} is no dataset")
-    data = h5[name]
-    layout = data.id.get_create_plist()
-    if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_external_count():
-        raise ValueError(f"{name} is not stored contiguously in the file itself")
-    expected = np.dtype(dtype)
-    if data.dtype != expected or data.shape != shape:
-        raise ValueError(f"{name} is {data.dtype} {data.shape}, expected {expected} {shape}")
-    values = np.asarray(data[()], dtype=expected.newbyteorder("="))
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    return values
 
 
 def _parts(head: Any) -> tuple[Any, Any]:

@@ -7,9 +7,6 @@ same answers; a head that is none of these is left to it.
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,12 +15,13 @@ from numpy.typing import NDArray
 
 from featx.heads.dense_storage import ARRAYS, DESCRIPTION, read_layers
 from featx.heads.network import logits
-from featx.heads.skops_contents import check_contents, read_schema
-from featx.plain_files import open_plain_zip
+from featx.heads.skops_contents import check_head, read_stored
 
 __all__ = ["QuickHead", "quick_head"]
 
 Rows = NDArray[Any]
+Step = Callable[[Rows], Rows]
+State = Mapping[str, Any]
 
 
 class QuickHead:
@@ -39,9 +37,7 @@ class QuickHead:
         From features of shape (n, d) to probabilities of shape (n, k).
     """
 
-    def __init__(
-        self, classes: NDArray[Any], width: int, steps: list[Callable[[Rows], Rows]]
-    ) -> None:
+    def __init__(self, classes: NDArray[Any], width: int, steps: list[Step]) -> None:
         self.classes_ = classes
         self.n_features_in_ = width
         self._steps = steps
@@ -90,7 +86,7 @@ def _dense(description: bytes, arrays: bytes) -> QuickHead:
     said, classes, layers = read_layers(description, arrays)
     if said.get("multilabel"):
         raise _Other
-    steps: list[Callable[[Rows], Rows]] = []
+    steps: list[Step] = []
     if said["scaler"] is not None:
         mean, scale = (
             None if said["scaler"][name] is None else np.array(said["scaler"][name])
@@ -102,61 +98,24 @@ def _dense(description: bytes, arrays: bytes) -> QuickHead:
 
 
 def _from_skops(data: bytes) -> QuickHead:
-    check_contents(data)
-    with open_plain_zip(io.BytesIO(data), most_members=1000) as archive:
-        reader = _Reader(archive)
-        name, state = reader.object(read_schema(archive))
-        steps = [(name, state)]
-        if name == "featx.heads.head_pipeline.HeadPipeline":
-            steps = [reader.object(reader.item(step, 1)) for step in reader.items(state["steps"])]
-        made = [_TRANSFORMERS[name](reader, state) for name, state in steps[:-1]]
-        name, state = steps[-1]
-        step, classes = _CLASSIFIERS[name](reader, state)
-        width = reader.value(steps[0][1]["n_features_in_"])
-    return QuickHead(classes, int(width), [*made, step])
+    head = read_stored(data)
+    steps = [head]
+    if head.type == "featx.heads.head_pipeline.HeadPipeline":
+        steps = [step for _, step in head.state["steps"]]
+    *before, last = steps
+    # Before the rest: the arrays of other heads are for `load_head` to look at.
+    transforms = [_TRANSFORMERS[step.type] for step in before]
+    classifier = _CLASSIFIERS[last.type]
+    check_head(head)
+    made = [transform(step.state) for transform, step in zip(transforms, before, strict=True)]
+    return QuickHead(
+        last.state["classes_"],
+        int(steps[0].state["n_features_in_"]),
+        [*made, classifier(last.state)],
+    )
 
 
-class _Reader:
-    """Looks up values in the description of a skops file."""
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-
-    def object(self, node: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """Return the class of an object, and its attributes as nodes."""
-        if node["__loader__"] != "ObjectNode":
-            raise _Other
-        return f"{node['__module__']}.{node['__class__']}", node["content"]["content"]
-
-    def items(self, node: Mapping[str, Any]) -> list[Any]:
-        """Return the nodes in a list."""
-        if node["__loader__"] not in ("ListNode", "TupleNode"):
-            raise _Other
-        found: list[Any] = node["content"]
-        return found
-
-    def item(self, node: Mapping[str, Any], place: int) -> Any:
-        """Return a node in a tuple."""
-        return self.items(node)[place]
-
-    def value(self, node: Mapping[str, Any]) -> Any:
-        """Return a number, a text or an array."""
-        if node["__loader__"] == "JsonNode":
-            return json.loads(node["content"])
-        if node["__loader__"] != "NdArrayNode" or node["type"] != "numpy":
-            raise _Other
-        content = self._archive.read(node["file"])
-        return np.load(io.BytesIO(content), allow_pickle=False)
-
-    def classes(self, node: Mapping[str, Any]) -> NDArray[Any]:
-        """Return labels."""
-        if node["__loader__"] == "NdArrayNode" and node["type"] == "json":
-            return np.array([self.value(item) for item in self.items(node["content"])], object)
-        found: NDArray[Any] = self.value(node)
-        return found
-
-
-def _scaling(mean: NDArray[Any] | None, scale: NDArray[Any] | None) -> Callable[[Rows], Rows]:
+def _scaling(mean: NDArray[Any] | None, scale: NDArray[Any] | None) -> Step:
     def apply(X: Rows) -> Rows:
         scaled = np.array(X)
         if mean is not None:
@@ -168,30 +127,29 @@ def _scaling(mean: NDArray[Any] | None, scale: NDArray[Any] | None) -> Callable[
     return apply
 
 
-def _standard(reader: _Reader, state: Mapping[str, Any]) -> Callable[[Rows], Rows]:
-    with_mean, with_std = reader.value(state["with_mean"]), reader.value(state["with_std"])
+def _standard(state: State) -> Step:
     return _scaling(
-        reader.value(state["mean_"]) if with_mean else None,
-        reader.value(state["scale_"]) if with_std else None,
+        state["mean_"] if state["with_mean"] else None,
+        state["scale_"] if state["with_std"] else None,
     )
 
 
-def _unit_length(reader: _Reader, state: Mapping[str, Any]) -> Callable[[Rows], Rows]:
-    if reader.value(state["norm"]) != "l2":
+def _unit_length(state: State) -> Step:
+    if state["norm"] != "l2":
         raise _Other
     return lambda X: X / _lengths(X)[:, None]
 
 
-def _components(reader: _Reader, state: Mapping[str, Any]) -> Callable[[Rows], Rows]:
-    if reader.value(state["whiten"]):
+def _components(state: State) -> Step:
+    if state["whiten"]:
         raise _Other
-    mean, components = reader.value(state["mean_"]), reader.value(state["components_"])
+    mean, components = state["mean_"], state["components_"]
     return lambda X: (X - mean) @ components.T
 
 
-def _line(reader: _Reader, state: Mapping[str, Any]) -> Callable[[Rows], Rows]:
+def _line(state: State) -> Step:
     """Return scores of shape (n, k), of two classes the one line and its negative."""
-    coef, intercept = np.atleast_2d(reader.value(state["coef_"])), reader.value(state["intercept_"])
+    coef, intercept = np.atleast_2d(state["coef_"]), state["intercept_"]
 
     def scores(X: Rows) -> Rows:
         found = X @ coef.T + intercept
@@ -200,32 +158,26 @@ def _line(reader: _Reader, state: Mapping[str, Any]) -> Callable[[Rows], Rows]:
     return scores
 
 
-def _logistic(
-    reader: _Reader, state: Mapping[str, Any]
-) -> tuple[Callable[[Rows], Rows], NDArray[Any]]:
-    if reader.value(state["solver"]) == "liblinear":
+def _logistic(state: State) -> Step:
+    if state["solver"] == "liblinear":
         raise _Other
-    scores, classes = _line(reader, state), reader.classes(state["classes_"])
+    scores = _line(state)
     # A sigmoid of the line is the softmax of half of it and its negative.
-    shrink = 0.5 if len(classes) == 2 else 1.0
-    return (lambda X: _softmax(shrink * scores(X))), classes
+    shrink = 0.5 if len(state["classes_"]) == 2 else 1.0
+    return lambda X: _softmax(shrink * scores(X))
 
 
-def _calibrated(
-    reader: _Reader, state: Mapping[str, Any]
-) -> tuple[Callable[[Rows], Rows], NDArray[Any]]:
-    name, inner = reader.object(state["estimator_"])
-    if name not in _LINES:
+def _calibrated(state: State) -> Step:
+    inner, temperature = state["estimator_"], state["temperature_"]
+    if inner.type not in _LINES:
         raise _Other
-    scores, temperature = _line(reader, inner), reader.value(state["temperature_"])
-    return (lambda X: _softmax(scores(X) / temperature)), reader.classes(state["classes_"])
+    scores = _line(inner.state)
+    return lambda X: _softmax(scores(X) / temperature)
 
 
-def _nearest_mean(
-    reader: _Reader, state: Mapping[str, Any]
-) -> tuple[Callable[[Rows], Rows], NDArray[Any]]:
-    means, temperature = reader.value(state["means_"]), reader.value(state["temperature_"])
-    cosine = reader.value(state["metric"]) == "cosine"
+def _nearest_mean(state: State) -> Step:
+    means, temperature = state["means_"], state["temperature_"]
+    cosine = state["metric"] == "cosine"
 
     def proba(X: Rows) -> Rows:
         products = X @ means.T
@@ -235,7 +187,7 @@ def _nearest_mean(
             products -= 0.5 * np.einsum("ij,ij->i", means, means)
         return _softmax(products / temperature)
 
-    return proba, reader.classes(state["classes_"])
+    return proba
 
 
 def _lengths(X: Rows) -> Rows:
@@ -250,7 +202,7 @@ def _softmax(scores: Rows) -> Rows:
     return powers
 
 
-_TRANSFORMERS: Mapping[str, Callable[..., Callable[[Rows], Rows]]] = {
+_TRANSFORMERS: Mapping[str, Callable[[State], Step]] = {
     "sklearn.preprocessing._data.StandardScaler": _standard,
     "sklearn.preprocessing._data.Normalizer": _unit_length,
     "sklearn.decomposition._pca.PCA": _components,
@@ -262,7 +214,7 @@ _LINES = frozenset(
         "featx.heads.discriminant.ShrinkageLDA",
     )
 )
-_CLASSIFIERS: Mapping[str, Callable[..., tuple[Callable[[Rows], Rows], NDArray[Any]]]] = {
+_CLASSIFIERS: Mapping[str, Callable[[State], Step]] = {
     "sklearn.linear_model._logistic.LogisticRegression": _logistic,
     "featx.heads.calibrated.TemperatureCalibrated": _calibrated,
     "featx.heads.nearest_mean.NearestMean": _nearest_mean,

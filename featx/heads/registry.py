@@ -237,13 +237,15 @@ def _nearest_path(path: str) -> str:
 
 
 def _cloned(head: Any, params: dict[str, Any]) -> Any:
-    if isinstance(head, type) or not (hasattr(head, "fit") and hasattr(head, "predict")):
+    from sklearn.base import ClassifierMixin, clone
+
+    # Some classifiers have no predict before they are trained, as StackingClassifier.
+    predicts = hasattr(head, "predict") or isinstance(head, ClassifierMixin)
+    if isinstance(head, type) or not (hasattr(head, "fit") and predicts):
         raise HeadError(
             f"expected a head's name or an estimator with fit and predict, received {head!r}: "
             f"names are {', '.join(head_names())}"
         )
-    from sklearn.base import clone
-
     try:
         estimator = clone(head)
     except TypeError as error:

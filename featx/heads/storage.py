@@ -47,15 +47,17 @@ def dump_head(head: Any) -> dict[str, bytes]:
 
 
 def load_head(files: Mapping[str, bytes], *, trust: bool = False) -> Any:
-    """Make a trained head from files; no code in them is run.
+    """Make a trained head from files.
 
     Parameters
     ----------
     files : mapping of str to bytes
         As `dump_head` gave them; other names are left alone.
     trust : bool, default=False
-        Also accept scikit-learn's own types that skops distrusts, for one the trees of a forest:
-        a made-up tree can crash the process. Types from anywhere else are refused all the same.
+        By default only heads of the table in `featx.heads.skops_contents` are made, each of whose
+        attributes is one that training leaves. With trust, any class of scikit-learn with any
+        attributes: it can write files, run pickles and crash the process. Functions and classes
+        from anywhere else are refused all the same.
 
     Returns
     -------
@@ -65,7 +67,7 @@ def load_head(files: Mapping[str, bytes], *, trust: bool = False) -> Any:
     Raises
     ------
     ArtefactError
-        A file is missing, damaged, not ours, or holds types that are not accepted; they are named.
+        A file is missing, damaged, not ours, or holds what is not accepted; it is named.
     """
     if _SKOPS in files:
         return load_skops(files[_SKOPS], name=_SKOPS, trust=trust)

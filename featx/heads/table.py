@@ -32,8 +32,6 @@ class HeadSpec:
         The parameter that takes values without a name, as in ``dense:1024,1024``.
     storage : {"skops", "arrays"}, default="skops"
         How an artefact keeps it (see `dump_head`).
-    needs_trust : bool, default=False
-        Whether skops distrusts what it is made of, so that loading takes ``trust=True``.
     needs_keras : bool, default=False
         Whether training imports Keras. Predicting never does.
     sweep : str, default=""
@@ -59,7 +57,6 @@ class HeadSpec:
     calibrated: bool = False
     values: str = ""
     storage: Literal["skops", "arrays"] = "skops"
-    needs_trust: bool = False
     needs_keras: bool = False
     sweep: str = ""
     streamed: str = ""
@@ -163,7 +160,6 @@ _ROWS = (
         "featx.heads.trees.TreeEnsemble",
         {"splits": "best"},
         standardised=False,
-        needs_trust=True,
         grid={"min_samples_leaf": (1, 3)},
         cost=6,
     ),
@@ -173,7 +169,6 @@ _ROWS = (
         "featx.heads.trees.TreeEnsemble",
         {"splits": "random"},
         standardised=False,
-        needs_trust=True,
         grid={"min_samples_leaf": (1, 3)},
         cost=6,
     ),

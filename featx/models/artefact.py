@@ -2,9 +2,9 @@
 
 A zip without compression. ``model.json`` (format version, specification, tap, classes, metrics,
 provenance) states the SHA-256 of every other member; the head lies beside it as
-`featx.heads.storage` writes it. Loading reads JSON, HDF5 arrays and skops with a list of types
-that are allowed: no code of the file runs. ``docs/artefact.md`` states the format,
-``docs/security.md`` what is refused.
+`featx.heads.storage` writes it. Loading reads JSON, arrays, and a head each of whose attributes is
+checked; with trust, skops reads any estimator of scikit-learn. ``docs/artefact.md`` states the
+format, ``docs/security.md`` what is refused.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def load_model(
     engine : str, default "auto"
         Key of `featx.engines.select.ENGINES`.
     trust : bool, default False
-        Needed for heads whose format can carry more than numbers, see `featx.heads.storage`, and
+        Needed for scikit-learn estimators that featx does not check, see `featx.heads.storage`, and
         for reading images with a ``savedmodel:`` backbone, whose graph may do anything.
 
     Raises

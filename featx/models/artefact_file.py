@@ -14,6 +14,7 @@ from featx.backbones.model_zip import (
     read_description,
 )
 from featx.exceptions import ArtefactError, FeatxError, reason
+from featx.plain_files import shortened
 
 __all__ = ["KIND", "NOVELTY", "VERSION", "read_artefact"]
 
@@ -75,8 +76,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         _require_version(path, details)
         others = set(names) - {DESCRIPTION}
         if others - set(_MEMBERS):
-            foreign = sorted(others - set(_MEMBERS))
-            raise ArtefactError(f"{path} has members that no featx model has: {foreign[:5]}")
+            foreign = [shortened(name) for name in sorted(others - set(_MEMBERS))[:3]]
+            raise ArtefactError(f"{path} has members that no featx model has: {foreign}")
         stated = details.get("files")
         if not isinstance(stated, dict) or set(stated) != others:
             raise ArtefactError(f"{path}: its members are not those that {DESCRIPTION} states")

@@ -44,19 +44,12 @@ def test_a_round_trip_gives_the_same_answers_bit_for_bit(name, dtype):
     files = dump_head(head)
     expected = {"skops": {"head.skops"}, "arrays": {"head.json", "head.h5"}}[HEADS[name].storage]
     assert set(files) == expected
-    twin = load_head(files, trust=HEADS[name].needs_trust)
+    twin = load_head(files)
     fresh = RNG.normal(size=(30, 6)).astype(dtype)
     np.testing.assert_array_equal(twin.predict_proba(fresh), head.predict_proba(fresh))
     np.testing.assert_array_equal(twin.predict(fresh), head.predict(fresh))
     np.testing.assert_array_equal(twin.classes_, head.classes_)
     assert twin.classes_.dtype == head.classes_.dtype
-
-
-@pytest.mark.parametrize("name", [n for n in head_names() if HEADS[n].needs_trust])
-def test_what_skops_distrusts_needs_trust(name):
-    files = dump_head(fitted(name))
-    with pytest.raises(ArtefactError, match=r"sklearn\.tree\._tree\.Tree.*trust=True if you know"):
-        load_head(files)
 
 
 @pytest.mark.parametrize(

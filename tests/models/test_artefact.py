@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import struct
+import tarfile
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import featx
 from featx.exceptions import ArtefactError, FeaturesError, WeightsError
 from featx.heads.registry import HEADS
 from featx.models.artefact import read_details
+from featx.models.predictor import load_predictor
 
 
 def test_every_head_gives_the_same_answers_in_another_process(
@@ -26,8 +29,7 @@ def test_every_head_gives_the_same_answers_in_another_process(
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "X = np.load(folder / 'X.npy')\n"
         "for path in sorted(folder.glob('*.featx')):\n"
-        "    trust = path.stem in ('forest', 'extra-trees')\n"
-        "    model = featx.load(path, trust=trust, cache=folder / 'fresh')\n"
+        "    model = featx.load(path, cache=folder / 'fresh')\n"
         "    np.save(path.with_suffix('.proba.npy'), model.predict_proba(X))\n"
         "    np.save(path.with_suffix('.labels.npy'), model.predict(X))\n"
         "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
@@ -37,6 +39,19 @@ def test_every_head_gives_the_same_answers_in_another_process(
         proba = np.load(tmp_path / f"{name}.proba.npy")
         np.testing.assert_allclose(proba, model.predict_proba(X), atol=1e-6)
         assert np.load(tmp_path / f"{name}.labels.npy").tolist() == model.predict(X).tolist()
+
+
+def test_models_of_the_first_version_give_the_same_answers_without_trust(tmp_path):
+    """Made by featx 0.1: every head, for classes, two classes and several labels."""
+    with tarfile.open(Path(__file__).parents[1] / "data" / "models-v1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    expected = np.load(tmp_path / "expected.npz")
+    paths = sorted(tmp_path.glob("*.featx"))
+    assert {path.stem for path in paths} == set(expected) - {"X"}
+    for path in paths:
+        for load in (featx.load, load_predictor):
+            proba = load(path).head_.predict_proba(expected["X"])
+            np.testing.assert_allclose(proba, expected[path.stem], atol=1e-6, err_msg=path.stem)
 
 
 def test_everything_that_a_prediction_needs_is_in_the_file(heads, spec, tmp_path):
@@ -120,15 +135,15 @@ def damaged(whole, generator):
     return bytes(changed)
 
 
-def check_damage(path, X, count, seed, *, trust=False):
+def check_damage(path, X, count, seed):
     whole = path.read_bytes()
-    expected = featx.load(path, trust=trust).predict_proba(X)
+    expected = featx.load(path).predict_proba(X)
     generator = np.random.default_rng(seed)
     refused = 0
     for _ in range(count):
         path.write_bytes(damaged(whole, generator))
         try:
-            model = featx.load(path, trust=trust)
+            model = featx.load(path)
         except ArtefactError as error:
             assert str(path) in str(error)
             refused += 1
@@ -147,8 +162,7 @@ def test_no_damage_gives_a_wrong_answer(head, heads, numbers, spec, tmp_path):
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_no_damage_of_any_head_gives_a_wrong_answer(head, heads, numbers, spec, tmp_path):
     heads[head].save(tmp_path / "m.featx", spec=spec)
-    trees = head in ("forest", "extra-trees")
-    check_damage(tmp_path / "m.featx", numbers[0], 1000, 1, trust=trees)
+    check_damage(tmp_path / "m.featx", numbers[0], 1000, 1)
 
 
 def test_a_bit_in_a_member_is_found_by_its_digest_too(saved):

@@ -1,4 +1,4 @@
-"""Files that mean harm: each is refused before anything runs, quickly and within little memory."""
+"""Files that mean harm: each is refused before anything runs, within little memory."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import os
 import pickle
 import stat
 import struct
-import time
 import tracemalloc
 import zipfile
 
 import h5py
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import SVC
 
 import featx
 from featx.exceptions import ArtefactError, BackboneError
 from featx.heads.novelty import fit_novelty
+from featx.models.predictor import load_predictor
 
-LIMIT_BYTES, LIMIT_S = 64 << 20, 3.0
+LIMIT_BYTES = 64 << 20
 
 
 class Payload:
@@ -38,12 +36,10 @@ class Payload:
 def refuse(path, match, **options):
     __tracebackhide__ = True
     tracemalloc.start()
-    started = time.perf_counter()
     try:
         with pytest.raises(ArtefactError, match=match):
             featx.load(path, **options)
         assert tracemalloc.get_traced_memory()[1] < LIMIT_BYTES
-        assert time.perf_counter() - started < LIMIT_S
     finally:
         tracemalloc.stop()
 
@@ -116,15 +112,142 @@ def test_a_type_that_nobody_trusts_is_named(saved, rewrite, module, name, trust)
     refuse(saved, f"names {module}.{name}, which featx never loads", trust=trust)
 
 
-def test_what_compiled_code_would_believe_asks_for_trust(numbers, fitted, spec, tmp_path):
-    fitted(SVC()).save(tmp_path / "svc.featx", spec=spec)
-    refuse(tmp_path / "svc.featx", r"sklearn\.svm\._classes\.SVC, .* trust=True if you know")
-    neighbours = KNeighborsClassifier(3, algorithm="brute").fit(*numbers)
-    neighbours._y[0] = 10**6  # would be written far outside of the votes
-    model = fitted(KNeighborsClassifier(3, algorithm="brute"))
-    model.head_ = neighbours
-    model.save(tmp_path / "knn.featx", spec=spec)
-    refuse(tmp_path / "knn.featx", "neighbours that do not fit one another")
+def own_heads():
+    from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
+    from sklearn.svm import SVC
+
+    template, line = KNeighborsClassifier(1, algorithm="brute"), LogisticRegression()
+    return {
+        "BaggingClassifier": BaggingClassifier(template, n_estimators=2),
+        "StackingClassifier": StackingClassifier([("a", line), ("b", template)], cv=2),
+        "VotingClassifier": VotingClassifier([("a", line), ("b", template)], voting="soft"),
+        "Pipeline with memory": make_pipeline(StandardScaler(), line, memory="."),
+        "MinMaxScaler": make_pipeline(MinMaxScaler(), line),
+        "FunctionTransformer": make_pipeline(FunctionTransformer(np.tanh), line),
+        "KDTree": KNeighborsClassifier(3, algorithm="kd_tree"),
+        "SVC": SVC(),
+    }
+
+
+@pytest.mark.parametrize("name", own_heads())
+def test_a_head_that_is_not_in_the_table_asks_for_trust(
+    name, numbers, fitted, spec, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = fitted(own_heads()[name])
+    model.save(tmp_path / "m.featx", spec=spec)
+    assert "will need --trust (trust=True)" in caplog.text
+    assert name in caplog.text
+    refuse(tmp_path / "m.featx", rf"holds .*{name}.*give --trust \(trust=True\) if you know")
+    with pytest.raises(ArtefactError, match=name):
+        load_predictor(tmp_path / "m.featx")
+    loaded = featx.load(tmp_path / "m.featx", trust=True)
+    assert loaded.predict(numbers[0]).tolist() == model.predict(numbers[0]).tolist()
+
+
+def attribute_of(schema, name):
+    """The first attribute of this name, or the first in another: ``tree_/max_depth``."""
+    outer, _, name = name.rpartition("/")
+    waiting = [attribute_of(schema, outer) if outer else schema]
+    while waiting:
+        value = waiting.pop(0)
+        if isinstance(value, dict):
+            if isinstance(value.get(name), dict) and "__loader__" in value[name]:
+                return value[name]
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+    raise LookupError(name)
+
+
+def with_attribute(data, name, change):
+    """The file with a text or an array that is another; `change` has the old array."""
+    if isinstance(change, str):
+        return with_schema(data, lambda s: attribute_of(s, name).update(content=change))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        member = attribute_of(json.loads(archive.read("schema.json")), name)["file"]
+        array = np.load(io.BytesIO(archive.read(member)))
+    out = io.BytesIO()
+    np.save(out, change(array))
+    return with_schema(data, lambda s: None, {member: out.getvalue()})
+
+
+def put(place, value, field=None):
+    """A function that changes one number of an array."""
+
+    def change(array):
+        (array if field is None else array[field])[place] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "change"),
+    [
+        ("logistic", "memory", '"folder"'),
+        ("logistic", "coef_", lambda a: a[:2]),
+        ("logistic", "coef_", lambda a: a[:, :5]),
+        ("logistic", "coef_", put((0, 0), np.inf)),
+        ("logistic", "coef_", lambda a: a.astype(">f4")),
+        ("logistic", "coef_", lambda a: a.astype("f2")),
+        ("logistic", "classes_", lambda a: a[::-1]),
+        ("logistic", "classes_", lambda a: a[[0, 0, 1]]),
+        ("logistic", "scale_", put(2, 0.0)),
+        ("logistic", "solver", '"magic"'),
+        ("logistic", "_sklearn_version", '"1.0\\u001b[31m"'),
+        ("nearest-mean", "temperature_", "0"),
+        ("svm", "n_features_in_", "7"),
+        ("knn", "_y", put(0, 10**10)),
+        ("knn", "_y", put(0, -1)),
+        ("knn", "_y", lambda a: a[:-1]),
+        ("knn", "_fit_X", lambda a: a[:5]),
+        ("knn", "_fit_method", '"kd_tree"'),
+        ("knn", "effective_metric_", '"precomputed"'),
+        ("knn", "model_/n_neighbors", str(10**9)),
+        ("knn", "n_jobs", str(10**6)),
+        ("rbf", "whitening_", lambda a: a[:-1]),
+        ("forest", "nodes", put(0, 10**6, "left_child")),
+        ("forest", "nodes", put(0, 0, "right_child")),
+        ("forest", "nodes", put(0, 10**6, "feature")),
+        ("forest", "nodes", put(0, -1, "feature")),
+        ("forest", "values", lambda a: a[:, :, :2]),
+        ("forest", "tree_/max_depth", "0"),
+        ("extra-trees", "node_count", "1"),
+        ("extra-trees", "nodes", lambda a: a[:1]),
+        ("extra-trees", "n_outputs_", "2"),
+    ],
+)
+def test_an_attribute_that_training_never_leaves_is_refused(
+    heads, spec, tmp_path, rewrite, head, name, change
+):
+    path = tmp_path / "m.featx"
+    heads[head].save(path, spec=spec)
+    rewrite(path, members={"head.skops": lambda data: with_attribute(data, name, change)})
+    refuse(path, r"m\.featx|head\.skops holds .* give --trust \(trust=True\) if you know")
+    with pytest.raises(ArtefactError, match="holds"):
+        load_predictor(path)
+
+
+def test_long_names_in_a_file_are_shortened(saved, rewrite):
+    def edit(schema):
+        schema["content"]["content"]["verbose"] = {
+            "__class__": "x" * 10_000, "__module__": "sklearn." + "y" * 10_000,
+            "__loader__": "ObjectNode", "__id__": 1,
+        }  # fmt: skip
+
+    rewrite(saved, members={"head.skops": lambda data: with_schema(data, edit)})
+    with pytest.raises(ArtefactError, match=r"names sklearn\.yyy.*…, which featx never") as error:
+        featx.load(saved)
+    assert len(str(error.value)) < 500
+    rewrite(saved, extra=[("z" * 150, b"")])
+    with pytest.raises(ArtefactError, match="members that no featx model has") as error:
+        featx.load(saved)
+    assert len(str(error.value)) < 500
 
 
 def zip_of(path, entries, change=None):
@@ -185,7 +308,7 @@ def test_many_members_are_refused_before_they_are_listed(saved, rewrite, tmp_pat
 def test_names_that_lead_elsewhere_are_refused(saved, rewrite, tmp_path, name):
     before = sorted(tmp_path.rglob("*"))
     rewrite(saved, extra=[(name, b"")])
-    refuse(saved, "members that no featx model has|is a folder or a link")
+    refuse(saved, "members that no featx model has")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -193,7 +316,7 @@ def test_links_and_second_members_of_one_name_are_refused(saved, rewrite):
     link = zipfile.ZipInfo("head.h5")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     rewrite(saved, extra=[(link, b"/etc/passwd")])
-    refuse(saved, "is a folder or a link")
+    refuse(saved, "is a link")
     with pytest.warns(UserWarning, match="Duplicate name"):
         rewrite(saved, extra=[("model.json", b"{}")])
     # The first rewrite left its link.
@@ -336,8 +459,8 @@ def npy(shape, dtype, data=b""):
         (npy((10**9, 0), "<f8"), "bytes cannot hold"),
         (npy((-1,), "<f8"), "damaged"),
         (npy((2,), "|O", b"x" * 16), "holds object"),
-        (npy((3,), "<f8", np.full(3, np.nan).tobytes()), "does not work|no probabilities|other"),
-        (npy((1,), "<f8", bytes(8)), "does not work|no probabilities|other classes"),
+        (npy((3,), "<f8", np.full(3, np.nan).tobytes()), "as featx does not take it"),
+        (npy((1,), "<f8", bytes(8)), "as featx does not take it|other classes"),
     ],
 )
 def test_arrays_that_lie_are_refused(saved, rewrite, array, message):

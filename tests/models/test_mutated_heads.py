@@ -1,0 +1,225 @@
+"""Heads with one attribute changed: each is refused, or answers, and no process dies of it.
+
+Run as a script, this file changes the models of a folder and loads them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import random
+import subprocess
+import sys
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ARCHIVE = Path(__file__).parents[1] / "data" / "models-v1.tar.xz"
+SCALARS = (
+    *("null", "true", "false", "-1", "0", "1", "2", "7", "1e308", "-1e-308", "0.5", "NaN"),
+    *("Infinity", str(10**12), str(2**63), str(10**40), '""', '"evil"', '"precomputed"', '"auto"'),
+    *('"fit_transform"', '"/tmp/folder"', '"kd_tree"', '"deprecated"', '"haversine"', "[1]", "{}"),
+)
+ATTRIBUTES = ("memory", "func", "stack_method_", "_tree", "predict", "__class__", "__dict__", "n_")
+TYPES = (
+    ("sklearn.pipeline", "Pipeline"),
+    ("sklearn.preprocessing._data", "StandardScaler"),
+    ("sklearn.neighbors._classification", "KNeighborsClassifier"),
+    ("sklearn.tree._classes", "DecisionTreeClassifier"),
+    ("sklearn.linear_model._logistic", "LogisticRegression"),
+    ("featx.heads.multilabel", "MultiLabelHead"),
+    ("sklearn.ensemble._voting", "VotingClassifier"),
+)
+
+
+def nodes(value):
+    """Every node of a schema with the container that it lies in, and its place there."""
+    waiting = [(None, None, value)]
+    while waiting:
+        parent, place, node = waiting.pop()
+        if isinstance(node, dict):
+            if "__loader__" in node:
+                yield parent, place, node
+            waiting.extend((node, key, item) for key, item in node.items())
+        elif isinstance(node, list):
+            waiting.extend((node, key, item) for key, item in enumerate(node))
+
+
+def changed_array(array, draw):
+    """The array in another shape or type, or with another number in it."""
+    flat = array.reshape(-1).copy()
+    kind = draw.randrange(10)
+    if kind == 0:
+        return flat
+    if kind == 1:
+        return array[: len(array) // 2] if array.ndim else np.zeros(3)
+    if kind == 2:
+        return np.concatenate([array, array]) if array.ndim else array.reshape(1)
+    if kind == 3:
+        return array.T if array.ndim > 1 else array[None]
+    if kind == 4:
+        return array[:0] if array.ndim else np.zeros((0, 0))
+    if kind == 5 and array.dtype.fields is None:
+        return array.astype(array.dtype.newbyteorder(">"))
+    if kind == 6 and array.dtype.fields is None and array.dtype.kind in "iuf":
+        return array.astype(draw.choice(["f2", "f4", "f8", "i1", "i4", "i8", "u8", "?", "U5"]))
+    if kind == 7:
+        return np.asfortranarray(array)
+    if not flat.size:
+        return np.zeros(5)
+    place = draw.randrange(flat.size)
+    if array.dtype.fields is not None:
+        name = draw.choice(list(array.dtype.fields))
+        flat[name][place] = draw.choice([-5, -1, 0, 1, 2, 200])
+        if flat[name].dtype.kind in "fi" and flat[name].dtype.itemsize == 8:
+            flat[name][place] = draw.choice([-(2**40), -2, -1, 0, 1, 5, 10**6, 2**40])
+    elif array.dtype.kind in "iu":
+        flat[place] = (
+            draw.choice([-1, 0, 1, 3, 100])
+            if array.dtype.itemsize < 8
+            else draw.choice([-1, 3, 100, 10**10, -(2**62), 2**62])
+        )
+    elif array.dtype.kind == "f":
+        flat[place] = draw.choice([np.nan, np.inf, -np.inf, 1e30, -1.0, 0.0])
+    elif array.dtype.kind in "US":
+        flat[place] = draw.choice(["", "zz", "ant"])
+    return flat.reshape(array.shape)
+
+
+def mutate(schema, files, draw):
+    """Change one thing of a skops file."""
+    found = list(nodes(schema))
+    parent, place, node = draw.choice(found)
+    kind = draw.randrange(12)
+    arrays = [n for _, _, n in found if n["__loader__"] == "NdArrayNode" and "file" in n]
+    if kind < 5 and arrays:
+        node = draw.choice(arrays)
+        array = np.load(io.BytesIO(files[node["file"]]))
+        out = io.BytesIO()
+        np.save(out, changed_array(array, draw))
+        name = f"{draw.randrange(10**9)}.npy"
+        files[name], node["file"] = out.getvalue(), name
+        return
+    if kind < 8:
+        scalars = [n for _, _, n in found if n["__loader__"] == "JsonNode"]
+        draw.choice(scalars)["content"] = draw.choice(SCALARS)
+    elif kind == 8 and parent is not None:
+        other = draw.choice(found)[2]
+        parent[place] = copy.deepcopy(other) if len(json.dumps(other)) < 50_000 else None
+    elif kind == 9:
+        objects = [n for _, _, n in found if n["__loader__"] == "ObjectNode"]
+        node = draw.choice(objects)
+        state = node["content"]["content"]
+        if draw.random() < 0.4:
+            node["__module__"], node["__class__"] = draw.choice(TYPES)
+        elif draw.random() < 0.5 and state:
+            del state[draw.choice(list(state))]
+        else:
+            value = copy.deepcopy(draw.choice(found)[2])
+            state[draw.choice([*ATTRIBUTES, *state])] = value
+    elif kind == 10:
+        lists = [n for _, _, n in found if n["__loader__"] in ("ListNode", "TupleNode")]
+        content = draw.choice(lists)["content"]
+        if content:
+            content[:] = draw.choice([content[:-1], content + content[:1], content[::-1], []])
+    elif "__id__" in node:
+        node["__id__"] = draw.choice(found)[2].get("__id__")
+    else:
+        node["__loader__"] = draw.choice(["ListNode", "ObjectNode", "FunctionNode", "TypeNode"])
+
+
+def mutants(path, count, seed):
+    """Files of a model, each changed in one to three places."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    details = json.loads(members.pop("model.json"))
+    with zipfile.ZipFile(io.BytesIO(members["head.skops"])) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    text = files.pop("schema.json")
+    draw = random.Random(seed)
+    for _ in range(count):
+        schema, parts = json.loads(text), dict(files)
+        for _ in range(draw.choice([1, 1, 1, 2, 3])):
+            mutate(schema, parts, draw)
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("schema.json", json.dumps(schema))
+            for name, data in parts.items():
+                archive.writestr(name, data)
+        changed = {**members, "head.skops": out.getvalue()}
+        details["files"] = {n: hashlib.sha256(data).hexdigest() for n, data in changed.items()}
+        whole = io.BytesIO()
+        with zipfile.ZipFile(whole, "w") as archive:
+            archive.writestr("model.json", json.dumps(details))
+            for name, data in changed.items():
+                archive.writestr(name, data)
+        yield whole.getvalue()
+
+
+def main(folder, count, seed):
+    """Load every mutant of every model of the folder; the last lies in ``mutant.featx``."""
+    import featx
+    from featx.exceptions import FeatxError
+    from featx.models.predictor import load_predictor
+
+    warnings.simplefilter("ignore")
+    X = np.load(folder / "expected.npz")["X"]
+    X = np.concatenate([X, 1e3 * X, np.zeros_like(X[:1])])
+    counts = {"refused": 0, "answered": 0}
+    for path in sorted(folder.glob("*.featx")):
+        with zipfile.ZipFile(path) as archive:
+            if path.name == "mutant.featx" or "head.skops" not in archive.namelist():
+                continue
+        for data in mutants(path, count, f"{seed} {path.stem}"):
+            (folder / "mutant.featx").write_bytes(data)
+            for load in (featx.load, load_predictor):
+                try:
+                    model = load(folder / "mutant.featx")
+                except FeatxError as error:
+                    assert len(str(error)) < 500, error
+                    counts["refused"] += 1
+                else:
+                    for rows in (X, X.astype(np.float64)):
+                        assert len(model.head_.predict_proba(rows)) == len(rows)
+                    counts["answered"] += 1
+    print(json.dumps(counts))
+
+
+def run(folder, count, seed):
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder), str(count), str(seed)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def models(tmp_path):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def test_no_changed_attribute_ends_the_process(models):
+    counts = run(models, 5, 0)
+    assert counts["refused"] > counts["answered"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_no_changed_attribute_of_thousands_ends_the_process(models, seed):
+    counts = run(models, 400, seed)
+    assert counts["refused"] > counts["answered"] > 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
