@@ -28,8 +28,8 @@ class Pending(Protocol):
 class Engine(Protocol):
     """Runs one network with its taps.
 
-    Engines are provenance, not identity: at ``f32`` every engine agrees with Keras to 1e-4
-    relative.
+    Engines are provenance, not identity: on a CPU every engine agrees at ``f32`` with Keras to
+    1e-4 relative.
     """
 
     @property
