@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,10 +17,10 @@ from featx.backbones.source import BackboneSource
 from featx.cache.editing import kept_rows
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import DUPLICATE, OK
+from featx.cache.manifest import DUPLICATE, OK, Manifest
 from featx.cache.space import FeatureSpace, ShardWriter
 from featx.engines.protocol import Engine
-from featx.exceptions import DatasetError
+from featx.exceptions import CacheError, DatasetError
 from featx.images.dataset import ImageDataset
 from featx.job import (
     ExtractionJob,
@@ -34,11 +35,13 @@ from featx.meter import Meter
 from featx.named_data import dataset_of, features_of, imported_features
 from featx.pipeline import Sink, Stage
 from featx.progress import terminal_progress
-from featx.record import DatasetRecord, find_earlier, run_report
+from featx.record import DatasetRecord, FeaturesGone, find_earlier, run_report
 from featx.runner import Ledger, Progress, run
 from featx.spec import ImagePolicy, Precision, StorageDtype, ViewPolicy
 
 __all__ = ["compute_features", "extract", "find_complete", "open_record"]
+
+_ATTEMPTS = 5
 
 
 def extract(
@@ -175,26 +178,35 @@ def extract(
         return complete
     dataset, record = open_record(job, data, name)
     meter = Meter()
+    if not record.covers(job.blocks):
+        for stage in job.stages:
+            stage.reuse(record.ledger.key[record.trusted])
     try:
         with terminal_progress(progress, record.name, meter) as show:
-            run(
-                dataset,
-                job.stages,
-                record.ledger,
-                trusted=record.trusted,
-                on_error=on_error,
-                max_failures=max_failures,
-                workers=workers,
-                isolate=isolate,
-                progress=show,
-                meter=meter,
+            manifest = _until_kept(
+                job,
+                record,
+                lambda: run(
+                    dataset,
+                    job.stages,
+                    record.ledger,
+                    trusted=record.trusted,
+                    on_error=on_error,
+                    max_failures=max_failures,
+                    workers=workers,
+                    isolate=isolate,
+                    progress=show,
+                    meter=meter,
+                ),
             )
         meter.stop()
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(_kept(job, record.ledger)) from error
-    finally:
-        # Also after Ctrl-C: what was read need not be read again.
-        manifest = record.save()
+    except BaseException as error:
+        # What was read need not be read again; what went wrong first is what is reported.
+        with suppress(Exception):
+            record.save(job, complete=False)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_kept(job, record.ledger)) from error
+        raise
     for space in job.spaces:
         if space.shards:
             space.write_spec()
@@ -242,8 +254,21 @@ def open_record(
         earlier,
         version=version,
         replay=named is None,
+        automatic=name is None,
     )
     return dataset, record
+
+
+def _until_kept(job: ExtractionJob, record: DatasetRecord, attempt: Callable[[], None]) -> Manifest:
+    """Run and write the manifest; run again for what others removed meanwhile."""
+    for _ in range(_ATTEMPTS):
+        attempt()
+        with suppress(FeaturesGone):
+            return record.save(job)
+    raise CacheError(
+        f"features of {record.name!r} were removed {_ATTEMPTS} times while they were extracted: "
+        "run this again when nobody cleans the cache (`featx cache gc --older-than 0`)"
+    )
 
 
 def _kept(job: ExtractionJob, ledger: Ledger) -> str:

@@ -105,11 +105,19 @@ def import_features(
         dtype="float16" if survey.dtype == np.float16 else "float32",
     )
     space = FeatureSpace(layout, spec)
-    written = _store(space, rows, survey, source)
     made = _manifest(name, columns, survey, Block(spec.backbone, IMPORTED, spec.name))
-    manifest = rewrite_dataset(
-        layout, name, lambda now: made if now is None else replay_edits(made, now)
-    )
+    written = 0
+
+    def make(now: Manifest | None) -> Manifest:
+        nonlocal written
+        if now is not None:
+            _check_replaceable(layout, name, now)
+        space.touch([IMPORTED], survey.keys)
+        space.refresh()  # what was here may have been removed as unused meanwhile
+        written += _store(space, rows, survey, source)
+        return made if now is None else replay_edits(made, now)
+
+    manifest = rewrite_dataset(layout, name, make, still=space.intact)
     features = Features(manifest, [space])
     seconds = time.perf_counter() - started
     features.report = {
@@ -142,7 +150,11 @@ def _check_name(layout: CacheLayout, name: str) -> None:
         raise DatasetError(f"expected a name for the dataset, without slashes, received {name!r}")
     if not layout.dataset(name).is_file():
         return
-    earlier = find_manifest(layout, name)
+    _check_replaceable(layout, name, find_manifest(layout, name))
+
+
+def _check_replaceable(layout: CacheLayout, name: str, earlier: Manifest) -> None:
+    """Refuse to replace a dataset of images."""
     if earlier.source != IMPORTED or earlier.name != name:
         kind = "images" if earlier.source != IMPORTED else "features"
         raise DatasetError(

@@ -49,6 +49,9 @@ class MemoryStore:
         here = self._index.find(keys)[1] >= 0
         return here if self._behind is None else here | self._behind.has(taps, keys)
 
+    def touch(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> None:
+        """Do nothing: no dataset will count on what is behind."""
+
     def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
         """Return the features of keys of shape (m, 32), in their order, shape (m, d)."""
         row = self._index.find(keys)[1]

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from featx.cache.features import FeatureStore
 from featx.engines.protocol import Engine, Pending
-from featx.exceptions import FeatxError
 from featx.images.loader import Loaded
 from featx.meter import Meter
 from featx.spec import FeatureSpec
@@ -74,6 +73,11 @@ class Stage:
     def missing(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Return which keys of shape (m, 32) have to be computed."""
         return ~self.store.has(self.taps, keys)
+
+    def reuse(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return which keys of shape (m, 32) need not be computed, and see that they stay."""
+        self.store.touch(self.taps, keys)
+        return ~self.missing(keys)
 
     def keep(self, engine: Engine, keys: list[bytes], vectors: dict[str, NDArray[Any]]) -> None:
         """Hand the features of a batch on, except those that are no finite numbers."""
@@ -193,15 +197,15 @@ class Pipeline:
 
         Raises
         ------
-        FeatxError
+        Exception
             If that fails and the run was interrupted, since an interrupted run says that what it
             computed is kept; after an error, that error stands.
         """
-        failures: list[FeatxError] = []
+        failures: list[Exception] = []
         for step in (self._collect_all, self._writer.close, *(s.flush for s in self._stages)):
             try:
                 step()
-            except FeatxError as error:
+            except Exception as error:
                 failures.append(error)
                 _LOG.debug("while stopping: %s", error)
         if failures and isinstance(reason, KeyboardInterrupt):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.datasets import rewrite_dataset
-from featx.cache.editing import later_edits, replay_edits
+from featx.cache.editing import later_edits, replay_edits, restated
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
@@ -30,15 +30,16 @@ from featx.cache.manifest import (
     same_manifest,
 )
 from featx.cache.replacing import FileVersion
-from featx.cache.space import open_space
-from featx.exceptions import CacheFormatError, CacheWriteError
+from featx.cache.space import FeatureSpace, open_space
+from featx.exceptions import CacheFormatError, CacheWriteError, DatasetError
 from featx.file_stamps import STAMP, is_settled, stamp_of
 from featx.images.dataset import ImageDataset
+from featx.job import ExtractionJob
 from featx.meter import Meter
 from featx.pipeline import Stage
 from featx.runner import Ledger
 
-__all__ = ["DatasetRecord", "find_earlier", "run_report"]
+__all__ = ["DatasetRecord", "FeaturesGone", "find_earlier", "run_report"]
 
 _LOG = logging.getLogger("featx")
 
@@ -56,6 +57,7 @@ class DatasetRecord:
         *,
         version: FileVersion | None = None,
         replay: bool = False,
+        automatic: bool = False,
     ) -> None:
         self._layout = layout
         self._dataset = dataset
@@ -64,6 +66,8 @@ class DatasetRecord:
         self._earlier = earlier
         self._version = version or FileVersion(layout.dataset(name))
         self._replay = replay
+        self._automatic = automatic
+        self._closed = False
         self._read_ns = time.time_ns()
         self._stats = _stat(dataset)
         self.ledger = Ledger.blank(len(dataset))
@@ -80,17 +84,89 @@ class DatasetRecord:
         same = np.zeros(len(rows), np.bool_)
         same[known] = (before[rows[known]] == self._stats[known]).all(axis=1)
         same &= self._stats[:, 0] >= 0
-        same[known] &= np.isin(earlier.status[rows[known]], (OK, DUPLICATE))
+        read = np.isin(earlier.status, (OK, DUPLICATE, PENDING)) & earlier.key.any(axis=1)
+        same[known] &= read[rows[known]]
         self.trusted = same
         self.ledger.key[same] = earlier.key[rows[same]]
 
-    def save(self) -> Manifest:
-        """Write the manifest unless it would say the same as before, and return it."""
+    def covers(self, blocks: Sequence[Block]) -> bool:
+        """Return whether the dataset has these blocks, so that no collection takes their rows."""
+        return self._earlier is not None and set(blocks) <= set(self._earlier.blocks)
+
+    def save(self, job: ExtractionJob, *, complete: bool = True) -> Manifest:
+        """Write the manifest unless it would say the same as before, and return it.
+
+        Parameters
+        ----------
+        job : ExtractionJob
+            What was extracted. Its spaces are looked at once more, so that the manifest promises
+            no row without features.
+        complete : bool, default True
+            Whether the run came to its end. Else the manifest names the rows that have features
+            by now, and is not written where that would lose any of the one that is there.
+
+        Raises
+        ------
+        FeaturesGone
+            If features of a complete run have been removed meanwhile. The ledger says of which
+            rows: run again.
+        DatasetError
+            If another run wrote other images under the name that was chosen.
+        """
+        with closing(self):
+            while True:
+                try:
+                    return self._write(job, complete)
+                except _NameTaken:
+                    self.close()
+                    self.name, self._earlier, self._version = find_earlier(
+                        self._layout, self._dataset, None
+                    )
+                    self._closed = False
+
+    def _write(self, job: ExtractionJob, complete: bool) -> Manifest:
+        made = self._made()
+        used: list[FeatureSpace] = []
+
+        def make(now: Manifest | None) -> Manifest:
+            self._check_name(made, now)
+            used[:] = job.spaces
+            return self._caught_up(self._promised(made, job, complete), now, used)
+
+        def make_unless_worse(now: Manifest | None) -> Manifest:
+            manifest = make(now)
+            nothing = not np.isin(manifest.status, (OK, DUPLICATE)).any()
+            if (nothing or not complete) and _loses(manifest, now):
+                raise _Worse(manifest)
+            return manifest
+
+        try:
+            return rewrite_dataset(
+                self._layout,
+                self.name,
+                make_unless_worse,
+                seen=None if self._closed else (self._version, self._earlier),
+                still=lambda: all(space.intact() for space in used),
+            )
+        except _Worse as worse:
+            return worse.manifest
+        except CacheWriteError:
+            # New stamps save a reading of the files and nothing else: a cache that has all
+            # features need not be writable.
+            if self._earlier is None:
+                raise
+            same = make(self._earlier)
+            if not same_manifest(same, self._earlier, but=STAMP):
+                raise
+            return same
+
+    def _made(self) -> Manifest:
+        """Return what the images and the ledger say."""
         dataset, ledger = self._dataset, self.ledger
         stats = self._stats
         # Their time stamps cannot tell a later change from none: they are to be read again.
         stats[~is_settled(stats, self._read_ns), STAMP.index("mtime_ns")] = -1
-        made = Manifest(
+        return Manifest(
             name=self.name,
             root=_root(dataset),
             classes=dataset.classes,
@@ -98,44 +174,69 @@ class DatasetRecord:
             label=_labels(dataset),
             group=list(dataset.groups or [""] * len(dataset)),
             split=list(dataset.splits or [""] * len(dataset)),
-            reason=[
-                reason or ("not reached" if status == PENDING else "")
-                for reason, status in zip(ledger.reason, ledger.status.tolist(), strict=True)
-            ],
+            reason=list(ledger.reason),
             key=ledger.key,
             status=ledger.status,
             strays=tuple(dataset.strays),
+            blocks=self._blocks,
             source="arrays" if dataset.arrays is not None else "files",
             edits=self._earlier.edits if self._earlier else (),
             **dict(zip(STAMP, stats.T, strict=True)),
         )
-        with closing(self):
-            try:
-                return rewrite_dataset(
-                    self._layout,
-                    self.name,
-                    lambda now: self._caught_up(made, now),
-                    seen=(self._version, self._earlier),
-                )
-            except CacheWriteError:
-                # New stamps save a reading of the files and nothing else: a cache that has all
-                # features need not be writable.
-                if self._earlier is None:
-                    raise
-                same = self._caught_up(made, self._earlier)
-                if not same_manifest(same, self._earlier, but=STAMP):
-                    raise
-                return same
+
+    def _promised(self, made: Manifest, job: ExtractionJob, complete: bool) -> Manifest:
+        """Return what was made with only those rows as done whose features are there by now."""
+        rows = np.flatnonzero(np.isin(made.status, (OK, DUPLICATE)))
+        present = []
+        for space, stage in zip(job.spaces, job.stages, strict=True):
+            space.refresh()
+            present.append(~stage.missing(made.key[rows]))
+        lost = rows[~np.all(present, axis=0)]
+        if not lost.size:
+            return _with_reasons(made)
+        if complete:
+            self.ledger.status[lost] = PENDING
+            self.trusted = np.isin(self.ledger.status, (OK, DUPLICATE))
+            raise FeaturesGone
+        # A backbone without any features is left out, so that those of another are a dataset.
+        begun = [number for number, here in enumerate(present) if here.any()]
+        status = made.status.copy()
+        if begun:
+            lost = rows[~np.all([present[number] for number in begun], axis=0)]
+        status[lost] = PENDING
+        spaces = {job.stages[number].spec.name for number in begun}
+        blocks = tuple(block for block in made.blocks if block.space in spaces)
+        return restated(_with_reasons(replace(made, status=status, blocks=blocks)))
+
+    def _check_name(self, made: Manifest, now: Manifest | None) -> None:
+        """Refuse to replace a dataset of other images that came in under this name meanwhile."""
+        before = self._earlier
+        if now is None or (now.root == made.root and (made.root or not self._replay)):
+            return
+        if before is not None and before.root == now.root and (now.root or _share(now, before)):
+            return  # it was there, and the name was chosen all the same
+        if now.root == made.root and _share(now, made):
+            return
+        if self._automatic and made.root:
+            raise _NameTaken
+        raise DatasetError(
+            f"another run wrote a dataset {self.name!r} of other images while this one was at "
+            "work. The features are in the cache: run this again with --name NAME (name=), which "
+            "computes nothing again"
+        )
 
     def close(self) -> None:
         """Let go of the manifest that was read; `save` does."""
+        self._closed = True
         self._version.close()
 
-    def _caught_up(self, made: Manifest, current: Manifest | None) -> Manifest:
+    def _caught_up(
+        self, made: Manifest, current: Manifest | None, used: list[FeatureSpace]
+    ) -> Manifest:
         """Return what was made with what others did to the dataset since this run began."""
         if current is None or current.root != made.root:
             current = self._earlier
-        manifest = replace(made, blocks=tuple(self._all_blocks(current)))
+        manifest = replace(made, blocks=tuple(self._all_blocks(made, current, used)))
         if current is None:
             return manifest
         if self._replay:
@@ -143,10 +244,12 @@ class DatasetRecord:
         edited = replay_edits(manifest, later_edits(self._earlier, current))
         return replace(edited, edits=(*manifest.edits, *edited.edits))
 
-    def _all_blocks(self, earlier: Manifest | None) -> list[Block]:
+    def _all_blocks(
+        self, made: Manifest, earlier: Manifest | None, used: list[FeatureSpace]
+    ) -> list[Block]:
         """Return the blocks asked for, and those of earlier runs that have all the images."""
-        blocks = list(self._blocks)
-        kept = np.isin(self.ledger.status, (OK, DUPLICATE))
+        blocks = list(made.blocks)
+        kept = made.key[np.isin(made.status, (OK, DUPLICATE))]
         for block in earlier.blocks if earlier else ():
             if block in blocks:
                 continue
@@ -154,9 +257,53 @@ class DatasetRecord:
                 space = open_space(self._layout, block.space)
             except CacheFormatError:
                 continue  # gone or damaged, which is for `featx cache verify` to say
-            if space.has([block.tap], self.ledger.key[kept]).all():
+            if space.has([block.tap], kept).all():
                 blocks.append(block)
+                used.append(space)
         return blocks
+
+
+class FeaturesGone(Exception):  # noqa: N818
+    """Features that a run counted on were removed while it was at work: run again."""
+
+
+class _NameTaken(Exception):  # noqa: N818
+    """Another folder has the name of a dataset by now."""
+
+
+class _Worse(Exception):  # noqa: N818
+    """What was made would lose rows or features of the manifest that is there."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest.name)
+        self.manifest = manifest
+
+
+def _loses(manifest: Manifest, now: Manifest | None) -> bool:
+    """Return whether a manifest lacks something that another has, or has nothing at all."""
+    kept = _done(manifest)
+    if now is None:
+        return not kept
+    return not set(now.blocks) <= set(manifest.blocks) or not _done(now) <= kept
+
+
+def _done(manifest: Manifest) -> set[str]:
+    rows = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
+    return {manifest.path[row] for row in rows}
+
+
+def _share(one: Manifest, other: Manifest) -> bool:
+    """Return whether two datasets have an image in common."""
+    keys = [np.ascontiguousarray(m.key[m.key.any(axis=1)]).view("V32") for m in (one, other)]
+    return bool(np.isin(keys[0], keys[1]).any())
+
+
+def _with_reasons(manifest: Manifest) -> Manifest:
+    reasons = [
+        reason or ("not reached" if status == PENDING else "")
+        for reason, status in zip(manifest.reason, manifest.status.tolist(), strict=True)
+    ]
+    return replace(manifest, reason=reasons)
 
 
 def run_report(
@@ -240,6 +387,12 @@ def find_earlier(
         # Made again from the images, which are here; the features are found by their keys.
         _LOG.warning("replacing a damaged manifest: %s", error)
         return chosen, None, version
+    if earlier.source == "imported" and (name or not _root(dataset)):
+        version.close()
+        raise DatasetError(
+            f"the cache {layout.root} has a dataset {chosen!r} of imported features: choose "
+            "another name with --name NAME (name=), or `featx dataset rename` that one"
+        )
     if name or earlier.root == _root(dataset):
         return chosen, earlier, version
     with closing(version):

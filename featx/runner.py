@@ -134,7 +134,7 @@ def run(
                     ledger.fail(row, loaded.reason)
                     _check_failures(dataset, row, loaded.reason, failed, limit)
                 else:
-                    ledger.status[row] = OK
+                    ledger.status[row], ledger.reason[row] = OK, ""
                 if loaded.status == "decoded":
                     pipeline.push(loaded)
                 if progress:
@@ -174,7 +174,7 @@ def _load(
     def known(key: bytes) -> bool:
         nonlocal limit
         row = np.frombuffer(key, np.uint8)[None]
-        if not any(stage.missing(row)[0] for stage in stages):
+        if all(stage.reuse(row)[0] for stage in stages):
             return True
         with lock:
             if key in claimed:

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "pipeline": {"exceptions", "spec", "images", "engines", "cache", "meter"},
     "runner": {"exceptions", "images", "cache", "meter", "pipeline"},
     "record": {
+        "job",
         "exceptions",
         "spec",
         "file_stamps",

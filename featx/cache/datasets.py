@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from featx.cache.layout import CacheLayout, writing
@@ -160,15 +161,9 @@ def _write_over(
     make: Callable[[Manifest | None], Manifest],
     still: Callable[[], bool],
 ) -> Manifest:
-    def move(new: Path, target: Path) -> None:
-        with version.held():
-            if not still():
-                raise Replaced(target)
-            new.replace(target)
-
     manifest = make(current)
     if current is None or not same_manifest(manifest, current):
-        write_manifest(layout, manifest, move=move)
+        write_manifest(layout, manifest, move=partial(version.move, still=still))
     return manifest
 
 

@@ -21,7 +21,15 @@ from featx.cache.splitting import check_fractions, hash_splits, stratified_split
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
 from featx.file_stamps import STAMP
 
-__all__ = ["add_rows", "assign_splits", "kept_rows", "relabel", "remove_rows", "replay_edits"]
+__all__ = [
+    "add_rows",
+    "assign_splits",
+    "kept_rows",
+    "relabel",
+    "remove_rows",
+    "replay_edits",
+    "restated",
+]
 
 _STRINGS = ("path", "group", "split", "reason")
 _ARRAYS = ("label", *STAMP, "key", "status")
@@ -255,7 +263,7 @@ def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) ->
         **arrays,
     )
     labels = [*_names(ours), *_names(theirs)]
-    return _with_labels(_restated(joined), labels)
+    return _with_labels(restated(joined), labels)
 
 
 def _absolute(manifest: Manifest) -> Manifest:
@@ -271,11 +279,11 @@ def _take(manifest: Manifest, rows: NDArray[np.intp]) -> Manifest:
         name: [getattr(manifest, name)[row] for row in rows] for name in _STRINGS
     }
     arrays: dict[str, Any] = {name: getattr(manifest, name)[rows] for name in _ARRAYS}
-    taken = _restated(replace(manifest, **strings, **arrays))
+    taken = restated(replace(manifest, **strings, **arrays))
     return _with_labels(taken, _names(taken))
 
 
-def _restated(manifest: Manifest) -> Manifest:
+def restated(manifest: Manifest) -> Manifest:
     """Let the first of equal images be ``ok`` and the others ``duplicate``."""
     read = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
     whole = np.ascontiguousarray(manifest.key[read]).view("V32").ravel()

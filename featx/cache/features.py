@@ -32,6 +32,9 @@ class FeatureStore(Protocol):
     def has(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Return whether all taps of each key of shape (m, 32) are here."""
 
+    def touch(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> None:
+        """See to it that what is here of keys of shape (m, 32) is not taken for unused."""
+
     def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
         """Return the features of keys of shape (m, 32), in their order, shape (m, d)."""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,14 @@ def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
     if layout.root.resolve() == other.root.resolve():
         raise CacheError(f"{other.root} cannot be merged into itself: name another cache")
     folders = [folder for folder in list_folder(other.spaces) if folder.is_dir()]
-    spaces = [result for folder in folders for result in _merge_space(layout, folder)]
+    used: list[FeatureSpace] = []
+    spaces = [result for folder in folders for result in _merge_space(layout, folder, used)]
     # Datasets last: one that is here has its features here.
     paths = [path for path in list_folder(other.datasets) if path.suffix == ".h5"]
-    datasets = [_merge_dataset(layout, path) for path in paths]
+    try:
+        datasets = [_merge_dataset(layout, path, used) for path in paths]
+    except _FeaturesGone:
+        return merge_cache(layout, other)
     copied = [result for result in spaces if isinstance(result, _Copied)]
     return Merge(
         source=other.root,
@@ -133,7 +138,9 @@ def _skip(path: Path, damaged: str, error: Exception) -> Finding:
     return Finding(path, error_kind(error, damaged), str(error), step)
 
 
-def _merge_space(layout: CacheLayout, folder: Path) -> Iterator[_Copied | Finding]:
+def _merge_space(
+    layout: CacheLayout, folder: Path, used: list[FeatureSpace]
+) -> Iterator[_Copied | Finding]:
     waiting = list_shards(folder)
     if not waiting:
         return
@@ -159,12 +166,14 @@ def _merge_space(layout: CacheLayout, folder: Path) -> Iterator[_Copied | Findin
         seen.update(waiting)
         waiting = [path for path in list_shards(folder) if path not in seen]
         space.refresh()
+    used.append(space)
 
 
 def _merge_shard(space: FeatureSpace, path: Path) -> _Copied:
     """Copy the rows of a shard of which this cache lacks a tap."""
     layout, spec = space.layout, space.spec
     shard = read_verified(path, spec.digest)
+    space.touch(tuple(shard.taps), shard.keys.map())
     new = np.flatnonzero(~space.has(tuple(shard.taps), shard.keys.map()))
     written = 0
     if len(new):
@@ -206,20 +215,35 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
 
 
-def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
+class _FeaturesGone(Exception):  # noqa: N818
+    """A collection removed shards that a dataset was going to count on."""
+
+
+def _merge_dataset(
+    layout: CacheLayout, path: Path, used: Sequence[FeatureSpace]
+) -> MergedDataset | Finding:
     """Copy a manifest under the first name of NAME, NAME-2, NAME-3 that is free or its own."""
     try:
         incoming = read_manifest(path)
     except (CacheFormatError, FileNotFoundError) as error:
         return _skip(path, "manifest", error)
     number, name = 1, incoming.name
+
+    def still() -> bool:
+        return all(space.intact() for space in used)
+
     while True:
+        if not still():
+            raise _FeaturesGone
         here = layout.dataset(name)
         with FileVersion(here) as version, suppress(Replaced):
+            move = partial(version.move, still=still)
             try:
                 present = read_manifest(here)
             except FileNotFoundError:
-                write_manifest(layout, replace(incoming, name=name), move=version.move)
+                write_manifest(
+                    layout, replace(incoming, name=name), move=partial(version.move, still=still)
+                )
                 return MergedDataset(incoming.name, name, "copied")
             except CacheFormatError as error:
                 return _skip(here, "manifest", error)
@@ -228,7 +252,7 @@ def _merge_dataset(layout: CacheLayout, path: Path) -> MergedDataset | Finding:
                 more = tuple(block for block in incoming.blocks if block not in present.blocks)
                 if more:
                     extended = replace(present, blocks=(*present.blocks, *more))
-                    write_manifest(layout, extended, move=version.move)
+                    write_manifest(layout, extended, move=move)
                 return MergedDataset(incoming.name, name, "extended" if more else "present")
             number += 1
             name = f"{incoming.name}-{number}"

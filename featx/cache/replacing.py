@@ -62,15 +62,24 @@ class FileVersion:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def move(self, new: Path, target: Path) -> None:
+    def move(self, new: Path, target: Path, *, still: Callable[[], bool] = lambda: True) -> None:
         """Move a finished file into the place of this version.
+
+        Parameters
+        ----------
+        new, target : Path
+            From where to where.
+        still : callable, optional
+            Whether what the file says holds. It is asked under the lock.
 
         Raises
         ------
         Replaced
-            If another file took its place, or it was removed.
+            If another file took its place, it was removed, or `still` says no.
         """
         with self.held():
+            if not still():
+                raise Replaced(target)
             new.replace(target)
 
     @contextmanager

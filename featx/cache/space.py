@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ __all__ = ["FeatureSpace", "ShardWriter", "open_space", "read_spec"]
 _LOG = logging.getLogger("featx")
 SHARD_BYTES = 24 << 20
 SHARD_SECONDS = 30.0
+_YOUNG_S = 3600.0
 
 
 def read_spec(folder: Path) -> FeatureSpec:
@@ -100,6 +102,7 @@ class FeatureSpace:
         self._known: dict[Path, Shard] = {}
         self._checked = CheckedShards(layout, spec.name)
         self._lock = threading.RLock()  # images are looked up beside the writer of new shards
+        self._touched: set[Path] = set()
         # A writer makes the folder before the specification in it; every shard states its digest.
         if (self.folder / "spec.json").exists() and read_spec(self.folder) != spec:
             raise CacheFormatError(
@@ -116,6 +119,7 @@ class FeatureSpace:
         """Look for shards that were added or taken away."""
         folder = self.folder / "shards"
         with self._lock:
+            vanished = False
             paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
             for path in paths:
                 if path in self._known or path in self.damaged:
@@ -125,7 +129,7 @@ class FeatureSpace:
                     check_array(shard.keys)
                     self._known[path] = shard
                 except FileNotFoundError:
-                    continue  # taken away between listing and opening
+                    vanished = True  # after the listing: its rows may be in a newer shard
                 except CacheFormatError as error:
                     self._leave_out(path, str(error))
             present = set(paths)
@@ -133,7 +137,9 @@ class FeatureSpace:
             try:
                 self._rebuild()
             except FileNotFoundError:
-                self.refresh()  # one more was taken away before its keys were read
+                vanished = True
+            if vanished:
+                self.refresh()
 
     def _leave_out(self, path: Path, reason: str) -> None:
         self.damaged[path] = reason
@@ -207,6 +213,31 @@ class FeatureSpace:
         index, shards = self._snapshot.indices.get(tap, (KeyIndex(), ()))
         self._drop_damaged(_used(index.find(keys)[0], shards), again=True)
 
+    def intact(self) -> bool:
+        """Return whether the shards in use are all in their places."""
+        return all(shard.path.exists() for shard in self.shards)
+
+    def touch(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> None:
+        """Give the shards that hold keys a new time, so that no collection removes them."""
+        for tap in taps:
+            index, shards = self._snapshot.indices.get(tap, (KeyIndex(), ()))
+            part = index.find(keys)[0]
+            for number in np.unique(part[part >= 0]):
+                self._touch(shards[number].path)
+
+    def _touch(self, path: Path) -> None:
+        if path in self._touched:
+            return
+        try:
+            if time.time() - path.stat().st_mtime > _YOUNG_S:
+                os.utime(path)
+        except FileNotFoundError:
+            self.refresh()
+        except OSError:
+            pass  # not ours to change; what is counted on is looked for again before it is promised
+        else:
+            self._touched.add(path)
+
     def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
         """Return the features of keys, in their order.
 
@@ -229,7 +260,7 @@ class FeatureSpace:
         """
         try:
             return self._gather(tap, keys)
-        except FileNotFoundError:
+        except (FileNotFoundError, FeaturesError):
             # A shard was compacted away since it was opened; its rows are in another one now.
             self.refresh()
             return self._gather(tap, keys)

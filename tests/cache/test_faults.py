@@ -172,30 +172,27 @@ def test_a_clock_that_jumps_back_costs_a_second_reading_and_nothing_else(
     np.testing.assert_array_equal(first.X, second.X)
 
 
-def test_short_torture():
+def torture(kills, errors, minutes):
+    script = REPOSITORY / "scripts" / "torture_cache.py"
+    counts = ["--kills", str(kills), "--errors", str(errors), "--minutes", str(minutes)]
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / "torture_cache.py", "--kills", "12"],
+        [sys.executable, script, *counts],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout)
-    assert seen["kills"] == 12
-    assert seen["lost_rows"] == seen["readers_failed"] == seen["died_by_themselves"] == 0
-    assert seen["rows"] == seen["images"]
+    assert seen["kills"] >= kills
+    assert seen["errors"] >= errors
+    assert seen["lost"] == seen["lost_at_the_end"] == seen["broken_promises"] == []
+
+
+def test_short_torture():
+    torture(10, 15, 10)
 
 
 @pytest.mark.slow
 def test_long_torture():
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / "torture_cache.py", "--kills", "300"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        timeout=3000,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    torture(300, 500, 60)
