@@ -19,9 +19,11 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, OK, Manifest
 from featx.cache.space import FeatureSpace, ShardWriter
+from featx.data_report import data_report, missing_files
 from featx.engines.protocol import Engine
 from featx.exceptions import CacheError, DatasetError
 from featx.images.dataset import ImageDataset
+from featx.images.split_names import SplitNames
 from featx.job import (
     ExtractionJob,
     WeightsChoice,
@@ -62,6 +64,9 @@ def extract(
     batch_size: int | str = "auto",
     dtype: StorageDtype = "float32",
     precision: Precision = "f32",
+    splits: SplitNames = None,
+    root: str | os.PathLike[str] | None = None,
+    multilabel: bool = False,
     on_error: str = "skip",
     max_failures: int | None = None,
     workers: int | None = None,
@@ -110,6 +115,13 @@ def extract(
     precision : {"f32", "mixed"}, default "f32"
         Arithmetic of the forward pass; ``mixed`` is half precision with Keras, with slightly other
         features that have a space of their own. It is meant for GPUs and was tested on a CPU only.
+    splits : mapping of str to str, "none" or None, default None
+        What names of splits mean, such as ``{"pilot": "test"}``, beside the usual names of train,
+        val and test; ``"none"``: no folder is a split.
+    root : path, optional
+        Folder that relative paths of a table start from, by default the table's.
+    multilabel : bool, default False
+        Whether the columns of a table have to be labels, see `ImageDataset.from_csv`.
     on_error : {"skip", "raise"}, default "skip"
         Whether the first image that cannot be read ends the run.
     max_failures : int, optional
@@ -166,6 +178,9 @@ def extract(
         batch_size=batch_size,
         dtype=dtype,
         precision=precision,
+        splits=splits,
+        root=root,
+        multilabel=multilabel,
     )
     complete = find_complete(job, backbone)
     if complete is not None:
@@ -175,6 +190,7 @@ def extract(
         if not job.imported:
             complete.origins = dict(job.origins)
             job.remember_origins()
+        complete.report |= data_report(job.named)
         return complete
     dataset, record = open_record(job, data, name)
     meter = Meter()
@@ -222,6 +238,7 @@ def extract(
     features.report = run_report(
         record.name, features, manifest.status, seconds, stages=job.stages, meter=meter
     )
+    features.report |= data_report(manifest, dataset)
     return features
 
 
@@ -241,11 +258,19 @@ def open_record(
     named = job.named
     if named is not None:
         data, name = dataset_of(named), named.name
-    dataset = data if isinstance(data, ImageDataset) else ImageDataset.from_any(data)
+    if named is None:
+        data = ImageDataset.from_any(data, **job.reading)
+    dataset: ImageDataset = data
     dataset_name, earlier, version = find_earlier(job.layout, dataset, name)
     # What a name stands for has its edits already; what a folder says has not.
     if named is None and earlier is not None and earlier.edits:
-        dataset = dataset.subset(kept_rows(earlier, dataset.paths))
+        kept = dataset.subset(kept_rows(earlier, dataset.paths))
+        dataset = replace(
+            kept,
+            strays=dataset.strays,
+            stray_reasons=dataset.stray_reasons,
+            empty_classes=dataset.empty_classes,
+        )
     record = DatasetRecord(
         job.layout,
         dataset,
@@ -280,9 +305,11 @@ def _kept(job: ExtractionJob, ledger: Ledger) -> str:
 
 
 def _nothing_readable(features: Features) -> DatasetError:
-    shown = "; ".join(f"{path}: {reason}" for path, reason in features.failed[:5])
+    shown = "; ".join(f"{path[-80:]}: {reason[:100]}" for path, reason in features.failed[:3])
+    where = missing_files(features.manifest)
     return DatasetError(
         f"none of the {len(features.manifest)} images of {features.name!r} could be read: {shown}"
+        + (f"; {where}" if where else "")
     )
 
 

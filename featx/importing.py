@@ -26,8 +26,8 @@ from featx.cache.space import SHARD_BYTES, FeatureSpace
 from featx.exceptions import DatasetError, reason
 from featx.feature_files.survey import RowSurvey, keyed_chunks, survey_rows
 from featx.feature_files.table import ArrayRows, RowSource, check_matrix
-from featx.images.labels import encode_labels
-from featx.images.scan import SPLITS
+from featx.images.labels import as_text, encode_labels
+from featx.images.split_names import read_splits
 from featx.spec import FeatureSpec
 
 __all__ = ["IMPORTED", "import_features"]
@@ -66,7 +66,7 @@ def import_features(
     paths : sequence of str, optional
         What the rows are called, ``row:000000`` and so on by default.
     groups, splits : sequence of str, optional
-        One a row, empty text for none.
+        One a row, empty text for none. A split is any usual name of train, val and test.
     cache : path, optional
         The cache folder: by default ``FEATX_CACHE``, else ``cache``.
     source : str, default "arrays"
@@ -203,14 +203,15 @@ def _columns(count: int, *, y: Any, paths: Any, groups: Any, splits: Any) -> _Co
         label,
         texts["paths"] or [f"row:{row:06d}" for row in range(count)],
         texts["groups"] or blank,
-        [SPLITS.get(split.lower(), split) for split in texts["splits"] or blank],
+        read_splits(texts["splits"] or blank, what="splits")[0],
     )
 
 
 def _texts(what: str, values: Any, count: int) -> list[str] | None:
     if values is None:
         return None
-    texts = ["" if value is None else str(value) for value in values]
+    # A path is what it is, also where it says NaN.
+    texts = list(map(str, values)) if what == "paths" else list(map(as_text, values))
     if len(texts) != count:
         raise DatasetError(
             f"expected {count:,} {what}, one a row of the features, received {len(texts):,}"

@@ -22,6 +22,7 @@ from featx.cache.space import FeatureSpace, ShardWriter, read_spec
 from featx.engines.protocol import Engine
 from featx.engines.select import make_engine
 from featx.exceptions import BackboneError, CacheFormatError, DatasetError, WeightsError
+from featx.images.split_names import SplitNames
 from featx.named_data import find_named
 from featx.pipeline import Stage
 from featx.spec import (
@@ -66,6 +67,8 @@ class ExtractionJob:
         What the dataset will have: every tap of every stage.
     origins : dict
         How each backbone was named, by its canonical name and the digest of its weights.
+    reading : dict
+        Arguments of `ImageDataset.from_any`, with which the images are to be read.
     """
 
     layout: CacheLayout
@@ -74,6 +77,7 @@ class ExtractionJob:
     spaces: tuple[FeatureSpace, ...] = ()
     blocks: tuple[Block, ...] = ()
     origins: Mapping[Identity, Origin] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def remember_origins(self) -> None:
         """Keep in the cache which weights were named, so that they are found again."""
@@ -104,10 +108,14 @@ def prepare(
     batch_size: int | str = "auto",
     dtype: StorageDtype = "float32",
     precision: Precision = "f32",
+    splits: SplitNames = None,
+    root: str | os.PathLike[str] | None = None,
+    multilabel: bool = False,
 ) -> ExtractionJob:
     """Settle what an extraction is to compute and where it goes; see `featx.extract`."""
     layout = CacheLayout.at(cache)
-    job = ExtractionJob(layout, find_named(layout, data))
+    reading = {"splits": splits, "root": root, "multilabel": multilabel}
+    job = ExtractionJob(layout, find_named(layout, data, splits), reading=reading)
     if job.imported:
         return job
     names = "tiny" if backbone is None else backbone

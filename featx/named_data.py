@@ -13,22 +13,26 @@ from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names
 from featx.cache.space import FeatureSpace
 from featx.exceptions import DatasetError, UnknownNameError
 from featx.images.dataset import ImageDataset
+from featx.images.split_names import SplitNames, read_splits
 
 __all__ = ["dataset_of", "features_of", "find_named", "imported_features"]
 
 
-def find_named(layout: CacheLayout, data: Any) -> Manifest | None:
+def find_named(layout: CacheLayout, data: Any, splits: SplitNames = None) -> Manifest | None:
     """Return the manifest that `data` names, or None when it is something else.
 
     Raises
     ------
     UnknownNameError
         If `data` is neither a path nor a dataset of the cache.
+    DatasetError
+        If it has a split that means none of train, val and test, and `splits` does not say which.
     """
     if not isinstance(data, str) or Path(data).expanduser().exists():
         return None
     if layout.dataset(data).is_file():
-        return find_manifest(layout, data)
+        manifest = find_manifest(layout, data)
+        return replace(manifest, split=read_splits(manifest.split, splits, what=repr(data))[0])
     if any(mark in data for mark in "/\\.*"):
         return None  # a path that does not exist, for the dataset to report
     raise UnknownNameError(

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from featx.cli.dataset_show import class_names, report, show_counts, summary
 from featx.cli.options import Group, cache_option, common_options, json_option, seed_option
-from featx.cli.show import table
+from featx.cli.show import show_data, table
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def show(name: str, cache: Path, as_json: bool) -> None:
     if found["root"]:
         say(f"  in {found['root']}")
     show_counts(manifest)
+    show_data({**found, "splits": {}})
     for block in found["blocks"]:
         say(f"  features {block}")
     for edit in found["edits"]:

@@ -23,9 +23,11 @@ def class_names(manifest: Manifest) -> list[str]:
 def summary(manifest: Manifest) -> dict[str, Any]:
     """Return what is known of a dataset, as ``--json`` prints it."""
     from featx.cache.manifest import DUPLICATE, FAILED, OK
+    from featx.data_report import data_report
 
     status = manifest.status.tolist()
     kept = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]
+    known = data_report(manifest)
     names = class_names(manifest)
     classes = Counter(names[row] for row in kept if names[row])
     splits = Counter(manifest.split[row] for row in kept if manifest.split[row])
@@ -41,6 +43,7 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "splits": dict(sorted(splits.items())),
         "blocks": [str(block) for block in manifest.blocks],
         "edits": list(manifest.edits),
+        **{what: known[what] for what in ("unlabelled", "contradictions", "look_alike", "notes")},
     }
 
 

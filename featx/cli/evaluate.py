@@ -17,9 +17,10 @@ from featx.cli.options import (
     force_option,
     json_option,
     model_argument,
+    reading_options,
     seed_option,
 )
-from featx.cli.show import show_scores
+from featx.cli.show import notes, show_scores
 from featx.terminal import say, say_json
 
 __all__ = ["command"]
@@ -55,6 +56,7 @@ _COUNTS = ("true positives", "false positives", "false negatives", "true negativ
     help="Load any scikit-learn head; run a savedmodel: backbone.",
 )
 @force_option()
+@reading_options
 @cache_option
 @seed_option
 @json_option
@@ -71,6 +73,7 @@ def command(
     cache: Path,
     seed: int,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Score a model on labelled images.
 
@@ -89,7 +92,7 @@ def command(
         check_output(confusion, recognise, "confusion matrix", force=force, data=data)
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
-    features = _features(classifier, data, cache)
+    features = _features(classifier, data, cache, reading)
     metrics = featx.evaluate(classifier, features, bootstrap=bootstrap, seed=seed)
     found = {"model": str(model), "dataset": features.name, **metrics}
     if confusion is not None:
@@ -101,7 +104,7 @@ def command(
                 classifier,
                 second,
                 features,
-                _features(second, data, cache),
+                _features(second, data, cache, reading),
                 bootstrap=bootstrap,
                 seed=seed,
             ),
@@ -110,16 +113,19 @@ def command(
         say_json(found)
         return
     say(f"{features.name}: {metrics['images']:,} images, {metrics['failed']:,} failed")
+    notes(features)
     show_scores(metrics)
     if second is not None:
         _show_comparison(found["comparison"])
 
 
-def _features(classifier: Any, data: str, cache: Path) -> Any:
+def _features(classifier: Any, data: str, cache: Path, reading: dict[str, Any]) -> Any:
     import featx
 
     return featx.extract(
         data,
+        **reading,
+        multilabel=classifier.multilabel,
         backbone=classifier.backbone,
         weights=classifier.weights_choice(),
         taps=classifier.tap,

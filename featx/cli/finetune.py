@@ -18,6 +18,7 @@ from featx.cli.options import (
     json_option,
     model_argument,
     next_command,
+    reading_options,
     seed_option,
 )
 from featx.terminal import say, say_json
@@ -124,6 +125,7 @@ __all__ = ["command"]
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
 @click.option("--trust", is_flag=True, help="Load any scikit-learn head.")
 @force_option()
+@reading_options
 @cache_option
 @seed_option
 @json_option
@@ -158,6 +160,10 @@ def command(
     import featx
     from featx.outputs import is_model
 
+    reading = {name: options.pop(name) for name in ("splits", "root")}
+    source: Any = data
+    if any(reading.values()):
+        source = featx.ImageDataset.from_any(data, **reading)
     options["class_weight"] = "balanced" if balanced else None
     target = output or model.with_name(f"{model.stem}-finetuned.featx")
     check_output(target, is_model, "model", force=force, data=data)
@@ -168,7 +174,7 @@ def command(
     if dry_run:
         from featx.finetuning.rehearsal import rehearse
 
-        found = rehearse(model, data, **shared, **options)
+        found = rehearse(model, source, **shared, **options)
         if as_json:
             say_json(found.to_dict())
         else:
@@ -194,7 +200,7 @@ def command(
 
         done = featx.finetune(
             model,
-            data,
+            source,
             target,
             **shared,
             **options,

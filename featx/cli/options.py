@@ -31,12 +31,13 @@ __all__ = [
     "extraction_arguments",
     "force_option",
     "json_option",
+    "label_kind_option",
     "max_ram_option",
     "model_argument",
     "multilabel_option",
     "next_command",
     "next_prediction",
-    "read_labels",
+    "reading_options",
     "seed_option",
 ]
 
@@ -118,9 +119,10 @@ def _stacked(*decorators: Decorator) -> Decorator:
 
 
 def backbone_options(*, several: bool) -> Decorator:
-    """Add the choice of the backbone and of what is taken from it."""
+    """Add the choice of the backbone, of what is taken from it, and of how DATA is read."""
     more = " Repeat it for several." if several else ""
     return _stacked(
+        reading_options,
         click.option(
             "-b",
             "--backbone",
@@ -227,6 +229,8 @@ def extraction_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "taps": options["taps"] if "taps" in options else options["tap"],
         "input_size": options["input_size"],
         "preprocessing": options["preprocessing"],
+        "splits": options["splits"],
+        "root": options["root"],
         "trust": options["trust"],
         "image": _image_policy(options["resize"], options["draft"]),
         "batch_size": options["batch_size"] or "auto",
@@ -362,13 +366,44 @@ def multilabel_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def read_labels(data: str, *, multilabel: bool) -> Any:
-    """Read a table whose columns have to be labels of 0 and 1; leave other DATA as it is."""
-    from featx.images.dataset import ImageDataset
+def _read_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
+    from featx.exceptions import DatasetError
+    from featx.images.split_names import parse_names
 
-    if multilabel and Path(data).suffix.lower() in (".csv", ".tsv") and Path(data).is_file():
-        return ImageDataset.from_csv(data, multilabel=True)
-    return data
+    try:
+        return parse_names(values)
+    except DatasetError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--splits`` and ``--root``."""
+    return _stacked(
+        click.option(
+            "--splits",
+            multiple=True,
+            callback=_read_names,
+            metavar="NAME=SPLIT",
+            help="What a name that is not understood means: pilot=test, or =train, =val. Repeat it "
+            "for several. none: all folders are classes.",
+        ),
+        click.option(
+            "--root",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder that relative paths of a table start from.  [default: the table's]",
+        ),
+    )(function)
+
+
+def label_kind_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--label-kind``."""
+    return click.option(
+        "--label-kind",
+        type=click.Choice(["auto", "class"]),
+        default="auto",
+        show_default=True,
+        help="class: train also on labels that look like measurements or like several labels.",
+    )(function)
 
 
 def next_command(

@@ -88,13 +88,16 @@ def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Pre
 
 
 def _names(images: Iterable[str]) -> Iterator[str]:
+    """Return names of files: patterns are expanded in arguments, and none in standard input."""
+    from featx.images.names import FileName, image_names
+
     for item in images:
         if item == "-":
             # Bytes, since names of files need not be valid text.
             lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-            yield from (os.fsdecode(line) for line in lines if line.strip())
+            yield from (FileName(os.fsdecode(line)) for line in lines if line.strip())
         else:
-            yield item
+            yield from map(FileName, image_names([item], strict=True))
 
 
 def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:

@@ -19,10 +19,10 @@ from featx.cli.options import (
     extraction_arguments,
     force_option,
     json_option,
+    label_kind_option,
     max_ram_option,
     multilabel_option,
     next_prediction,
-    read_labels,
     seed_option,
 )
 from featx.cli.show import show_features, table
@@ -136,6 +136,7 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 @cache_option
 @seed_option
 @multilabel_option
+@label_kind_option
 @max_ram_option
 @json_option
 @common_options
@@ -161,6 +162,7 @@ def command(
     one_standard_error: bool,
     n_jobs: int,
     multilabel: bool,
+    label_kind: Any,
     max_ram: str | None,
     seed: int,
     **options: Any,
@@ -206,8 +208,7 @@ def command(
     read_space(space, **what)
     SearchOptions(**how)
     asked = extraction_arguments(options)
-    source = read_labels(data, multilabel=multilabel)
-    features = featx.extract(source, **asked, cache=cache, progress=True)
+    features = featx.extract(data, **asked, multilabel=multilabel, cache=cache, progress=True)
     if asked["backbone"]:
         what["backbones"] = list(asked["backbone"])
     result = featx.search(
@@ -220,6 +221,7 @@ def command(
         trust=asked["trust"],
         engine=asked["engine"],
         multilabel=multilabel,
+        label_kind=label_kind,
         max_ram=max_ram,
         cache=cache,
         resume=not fresh,

@@ -34,6 +34,7 @@ _SET_SCORES = {
     "macro_f1": "macro F1",
     "exact_match": "every label right",
 }
+BESIDE = "an image "
 _ANIMATED = (".gif", ".webp", ".apng")
 
 
@@ -87,12 +88,58 @@ def _show_seconds(report: dict[str, Any]) -> None:
 
 def notes(features: Features) -> None:
     """Print what a user may want to know of the inputs."""
+    from featx.data_report import missing_files
+
+    report = features.report
+    show_data(report)
     _list("could not be read", [f"{path}: {reason}" for path, reason in features.failed])
+    if where := missing_files(features.manifest):
+        say(f"  {where}")
     if features.report.get("duplicates"):
         say(f"  {features.report['duplicates']:,} equal another image byte for byte")
     animated = [path for path in features.paths if path.lower().endswith(_ANIMATED)]
     _list("may be animations, of which the first frame is used", animated)
-    _list("are no images and were left out", features.manifest.strays)
+    left_out = [(one["path"], one["reason"]) for one in report.get("left_out", ())]
+    beside = [(path, reason) for path, reason in left_out if reason.startswith(BESIDE)]
+    if len(beside) == 1:
+        say(f"  1 image lies {beside[0][1][len(BESIDE) :]} and has no label: {beside[0][0]}")
+    else:
+        _list("images lie beside the folders in use and have no label", [p for p, _ in beside])
+    others = [(path, reason) for path, reason in left_out if not reason.startswith(BESIDE)]
+    plain = [path for path, reason in others if reason in ("", "no image extension")]
+    _list("are no images and were left out", plain)
+    strange = [f"{path}: {reason}" for path, reason in others if path not in set(plain)]
+    _list("were left out", strange)
+
+
+def show_data(report: dict[str, Any]) -> None:
+    """Print splits, classes without images, and labels that are missing or contradict."""
+    if splits := report.get("splits"):
+        names = report["split_names"]
+        shown = []
+        for split, count in splits.items():
+            called = ", ".join(name for name, of in names.items() if of == split)
+            meant = f"{called} = {split}" if called else split or "no split"
+            shown.append(f"{meant} ({count:,} image{'' if count == 1 else 's'})")
+        say(f"splits: {', '.join(shown)}")
+    for note in report.get("notes", ()):
+        say(f"  {note}")
+    for name in report.get("empty_classes", ())[:_SHOWN]:
+        say(f"  {name}/ has no image")
+    if count := report.get("unlabelled"):
+        say(f"  {count:,} image{' has' if count == 1 else 's have'} no label")
+    for group in report.get("look_alike", ())[:_SHOWN]:
+        names = " and ".join(repr(name) for name in group)
+        say(f"  classes that differ only in case, spaces or the form of accents: {names}")
+    groups = report.get("contradictions", ())
+    if groups:
+        count = sum(map(len, groups))
+        say(f"  {count:,} images have the same content but different labels:")
+    for group in groups[:_SHOWN]:
+        members = ", ".join(f"{one['path']} ({one['label']})" for one in group[:_SHOWN])
+        say(f"    {members}")
+    if len(groups) > _SHOWN:
+        say(f"    and {len(groups) - _SHOWN:,} more groups")
 
 
 def _list(what: str, lines: Sequence[str]) -> None:

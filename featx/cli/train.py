@@ -19,10 +19,10 @@ from featx.cli.options import (
     extraction_arguments,
     force_option,
     json_option,
+    label_kind_option,
     max_ram_option,
     multilabel_option,
     next_prediction,
-    read_labels,
     seed_option,
 )
 from featx.cli.show import label_scores, show_features
@@ -63,6 +63,7 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
     help="Predict by the mean over an image and its --views, at their price.",
 )
 @multilabel_option
+@label_kind_option
 @max_ram_option
 @json_option
 @common_options
@@ -76,6 +77,7 @@ def command(
     seed: int,
     average_views: bool,
     multilabel: bool,
+    label_kind: Any,
     max_ram: str | None,
     as_json: bool,
     **options: Any,
@@ -104,8 +106,7 @@ def command(
     if average_views and not options["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
     asked = extraction_arguments(options)
-    source = read_labels(data, multilabel=multilabel)
-    features = featx.extract(source, **asked, cache=cache, progress=True)
+    features = featx.extract(data, **asked, multilabel=multilabel, cache=cache, progress=True)
     started = time.perf_counter()
     result = featx.train(
         features,
@@ -117,6 +118,7 @@ def command(
         average_views=average_views,
         cv=cv,
         multilabel=multilabel,
+        label_kind=label_kind,
         seed=seed,
         max_ram=max_ram,
         cache=cache,

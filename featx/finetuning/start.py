@@ -17,6 +17,7 @@ from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.extraction import extract
 from featx.finetuning.options import FineTuneOptions
 from featx.heads.registry import make_head
+from featx.images.split_names import check_splits
 from featx.models.artefact import load_model, read_details
 from featx.models.classifier import ImageClassifier
 from featx.models.training import describe_training, require_labels
@@ -151,6 +152,7 @@ def _sides(
     features: Features, y: NDArray[np.str_], codes: NDArray[np.intp], options: FineTuneOptions
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], str]:
     splits = features.splits
+    check_splits(splits, repr(features.name))
     split = np.full(len(codes), "") if splits is None else splits
     groups = leak_groups(features.keys, features.groups, len(codes))
     labelled = codes >= 0

@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 from featx.exceptions import DatasetError, ImageError
 from featx.images.files import missing_path_error
 from featx.images.limits import MOST_PIXELS
+from featx.images.labels import as_text
 from featx.images.pixels import check_float_range
-from featx.images.scan import SPLITS
+from featx.images.split_names import split_of
 
 __all__ = ["ArrayTable", "Hdf5Images", "ImageSource", "check_images", "read_hdf5", "read_npz"]
 
 _IMAGES = ("x", "X", "images", "image", "data")
 _LABELS = ("y", "Y", "labels", "label", "targets")
+_SPLITS = ("split", "splits")
+_ORDER = ("train", "val", "test", "")
+_LEAST_RANK = 3
 _MAX_CHUNK_BYTES = 1 << 30
 
 
@@ -121,19 +125,21 @@ def _from_names(file: Path, stored: Mapping[str, NDArray[Any]]) -> ArrayTable:
     images = next((name for name in _IMAGES if name in stored), None)
     if images is not None:
         labels = next((name for name in _LABELS if name in stored), None)
+        split_at = next((name for name in _SPLITS if name in stored), None)
         pixels = check_images(stored[images])
-        return ArrayTable(images=pixels, labels=None if labels is None else stored[labels])
+        return ArrayTable(
+            images=pixels,
+            labels=None if labels is None else stored[labels],
+            splits=None if split_at is None else _split_column(stored[split_at]),
+        )
     parts: list[NDArray[Any]] = []
     labels_of: list[Any] = []
     splits: list[str] = []
-    for key in SPLITS:
-        at = _first(stored, _IMAGES, key)
-        if at is None:
-            continue
+    for key, at in _split_arrays(stored):
         part = stored[at]
         _check_layout(part.shape, part.dtype)
         parts.append(part)
-        splits += [SPLITS[key]] * len(part)
+        splits += [key] * len(part)
         label_at = _first(stored, _LABELS, key)
         own = [None] * len(part) if label_at is None else np.ravel(stored[label_at]).tolist()
         if len(own) != len(part):
@@ -152,6 +158,22 @@ def _from_names(file: Path, stored: Mapping[str, NDArray[Any]]) -> ArrayTable:
     return ArrayTable(
         images=check_images(pixels), labels=labels_of if labelled else None, splits=splits
     )
+
+
+def _split_arrays(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the name of each split and of its images: ``x_train``, ``test_images`` ..."""
+    found: dict[str, str] = {}
+    for name in stored:
+        for images in _IMAGES:
+            for key in (name.removeprefix(f"{images}_"), name.removesuffix(f"_{images}")):
+                # Such as data_mean lies beside images, and is none.
+                if key != name and (split_of(key) or stored[name].ndim >= _LEAST_RANK):
+                    found.setdefault(key, name)
+    return sorted(found.items(), key=lambda pair: (_ORDER.index(split_of(pair[0])), pair[0]))
+
+
+def _split_column(values: NDArray[Any]) -> list[str]:
+    return [as_text(v.decode() if isinstance(v, bytes) else v) for v in np.ravel(values).tolist()]
 
 
 def _first(stored: Mapping[str, Any], names: Sequence[str], split: str) -> str | None:
@@ -210,9 +232,13 @@ def read_hdf5(file: Path, *, images: str | None = None, labels: str | None = Non
                         f"{stored.shape}"
                     )
                 values = np.ravel(stored[()])
+            split_at = next((name for name in _SPLITS if name in names), None)
+            splits = None
+            if split_at is not None:
+                splits = _split_column(_dataset(opened, split_at, file)[()])
     except OSError as error:
         raise DatasetError(f"cannot read {str(file)!r} as HDF5: {error}") from error
-    return ArrayTable(images=Hdf5Images(file, images, n), labels=values)
+    return ArrayTable(images=Hdf5Images(file, images, n), labels=values, splits=splits)
 
 
 class Hdf5Images:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +17,9 @@ from featx.exceptions import DatasetError
 from featx.images.arrays import ImageSource
 from featx.images.files import read_file
 from featx.images.labels import encode_labels
+from featx.images.split_names import read_splits
 
-__all__ = ["ImageColumns"]
+__all__ = ["ImageColumns", "inner_folder"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -37,14 +39,20 @@ class ImageColumns:
         Names of the classes, in the order of their indices.
     labels : ndarray of shape (n,), int32, or None, default None
         Index of each image's class, -1 for no label.
-    groups, splits : tuple of str or None, default None
+    groups : tuple of str or None, default None
         One an image, ``""`` for none.
+    splits : tuple of str or None, default None
+        ``train``, ``val``, ``test`` or ``""`` an image; any usual name of these is understood.
     strays : tuple of str, default ()
         Files that were found beside the images and are not used.
     stray_reasons : tuple of str, default ()
         Why, one a stray.
     empty_classes : tuple of str, default ()
         Folders in the place of a class without any image.
+    split_names : tuple of (name, split), default ()
+        What each name of a split was taken for.
+    notes : tuple of str, default ()
+        What was decided about the data that could have been decided otherwise.
     arrays : ImageSource or None, default None
         Where array images come from; None for files.
     rows : ndarray of shape (n,), int64, or None, default None
@@ -61,6 +69,8 @@ class ImageColumns:
     strays: tuple[str, ...] = ()
     stray_reasons: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
+    split_names: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
     arrays: ImageSource | None = None
     rows: NDArray[np.int64] | None = None
 
@@ -70,6 +80,10 @@ class ImageColumns:
             column = getattr(self, what)
             if column is not None and len(column) != n:
                 raise DatasetError(f"expected {n} {what}, one an image, received {len(column)}")
+        if self.splits is not None:
+            splits, names = read_splits(self.splits, what=repr(self.name))
+            object.__setattr__(self, "splits", tuple(splits))
+            object.__setattr__(self, "split_names", self.split_names or names)
         if (self.labels is None) != (self.classes is None):
             raise DatasetError("expected labels and classes together, received one of them")
         if self.labels is not None and self.classes is not None:
@@ -245,8 +259,25 @@ def _too_few_classes(data: ImageColumns, counts: dict[str, int], minimum: int) -
     message = f"expected images of at least {minimum} classes, found {len(counts)}: {found}"
     if data.empty_classes:
         message += f"; without any image: {', '.join(map(repr, data.empty_classes[:5]))}"
-    below = {path.split("/")[1] for path in data.paths if path.count("/") > 1}
-    if data.root is not None and len(counts) == 1 and len(below) > 1:
-        inner = data.root / data.paths[0].split("/")[0]
-        return f"{message}; if the classes are the folders in it, give {str(inner)!r}"
-    return f"{message}; put the images of each class into a sub-folder of its own"
+    hint = inner_folder(str(data.root or ""), data.paths, data.classes)
+    return f"{message}; {hint or 'put the images of each class into a sub-folder of its own'}"
+
+
+def inner_folder(root: str, paths: Sequence[str], classes: Sequence[str] | None) -> str:
+    """Return the advice to give an inner folder, where one class holds what may be the classes."""
+    if not root or classes is None or len(classes) != 1:
+        return ""
+    folders = [path.split("/")[:-1] for path in paths]
+    pairs = zip(min(folders, default=[]), max(folders, default=[]), strict=False)
+    common = [first for first, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    if classes[0] not in common:
+        return ""
+    inner = "/".join(common)
+    below = {rest[0] for p in paths if len(rest := p[len(inner) + 1 :].split("/")) > 1}
+    if len(below) < 2:
+        return ""
+    name = Path(root).name
+    return (
+        f"{name!r} has one folder {common[0]!r}; if the classes are the {len(below)} folders in "
+        f"it, give {str(Path(root, inner))!r}"
+    )

@@ -11,8 +11,10 @@ from typing import Any, Literal
 from featx.exceptions import DatasetError
 from featx.images.arrays import ArrayTable, check_images, read_hdf5, read_npz
 from featx.images.columns import ImageColumns
+from featx.images.labels import as_text, encode_labels
 from featx.images.scan import scan_folder
 from featx.images.sources import check_paths, recognise
+from featx.images.split_names import SplitNames, check_names, read_splits
 from featx.images.tables import read_table
 
 __all__ = ["ImageDataset"]
@@ -42,13 +44,18 @@ class ImageDataset(ImageColumns):
 
     @classmethod
     def from_folder(
-        cls, path: StrPath, *, labels: Literal["infer", "none"] = "infer"
+        cls,
+        path: StrPath,
+        *,
+        labels: Literal["infer", "none"] = "infer",
+        splits: SplitNames = None,
     ) -> ImageDataset:
         """Read a folder with one sub-folder a class, images at any depth below it.
 
-        Where all sub-folders are named ``train``, ``val``, ``test`` (or a usual variant) and hold
-        folders themselves, they are splits, and the classes are below. A folder with images only
-        directly in it has no labels.
+        Where sub-folders are named as splits are (``train``, ``seg_test``, ``validation_set``) and
+        hold the same folders, they are splits, and the classes are below. So are folders of these
+        names in every class. A folder with images only directly in it has no labels. The name of a
+        folder is its class, whatever it is: a folder ``NA`` is the class ``NA``.
 
         Parameters
         ----------
@@ -56,30 +63,46 @@ class ImageDataset(ImageColumns):
             The folder.
         labels : {"infer", "none"}, default "infer"
             ``none`` takes all images below the folder, without labels.
+        splits : mapping of str to str, "none" or None, default None
+            Which folders are which split, such as ``{"pilot": "test"}``, beside those that are
+            understood; ``"none"``: all folders are classes.
 
         Raises
         ------
         DatasetError
-            If there is no such folder, it cannot be read, or holds no image.
+            If there is no such folder, it cannot be read, or holds no image; if a folder beside
+            splits has their classes and no name that means train, val or test.
         """
         if labels not in ("infer", "none"):
             raise DatasetError(f"labels must be 'infer' or 'none', received {labels!r}")
         root = Path(path).absolute()
-        scan = scan_folder(root, labels=labels == "infer")
-        data = cls(
+        scan = scan_folder(root, labels=labels == "infer", names=splits)
+        classes, indices = None, None
+        if scan.class_names is not None:
+            number = len(scan.paths)
+            classes, indices = encode_labels(scan.class_names, number, as_written=True)
+        return cls(
             name=root.resolve().name or "dataset",
             root=root,
             paths=tuple(scan.paths),
+            classes=classes,
+            labels=indices,
             splits=None if scan.splits is None else tuple(scan.splits),
+            split_names=tuple(scan.split_names),
+            notes=tuple(scan.notes),
             strays=tuple(path for path, _ in scan.strays),
             stray_reasons=tuple(reason for _, reason in scan.strays),
             empty_classes=tuple(scan.empty_classes),
         )
-        return data if scan.class_names is None else data.with_labels(scan.class_names)
 
     @classmethod
     def from_csv(
-        cls, path: StrPath, *, root: StrPath | None = None, multilabel: bool = False
+        cls,
+        path: StrPath,
+        *,
+        root: StrPath | None = None,
+        multilabel: bool = False,
+        splits: SplitNames = None,
     ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
 
@@ -91,26 +114,33 @@ class ImageDataset(ImageColumns):
         path : str or path-like
             UTF-8; commas, semicolons or tabs. Beside a column ``label`` other columns are left
             alone. Without it there are no labels, unless there are two or more other columns and
-            all that they have is 0 and 1. An empty label, or a row of empty ones, is none.
+            all that they have is 0 and 1. An empty label, or a row of empty ones, is none; so are
+            ``NaN``, ``NA``, ``null`` and what else pandas reads as missing.
         root : str, path-like or None, default None
             Folder that relative paths start from; by default the table's.
         multilabel : bool, default False
             Whether, without a column ``label``, the other columns have to be labels: what is
             neither 0 nor 1 is then an error, which names line, column and value.
+        splits : mapping of str to str or None, default None
+            What the names in the column ``split`` mean, such as ``{"pilot": "test"}``, beside the
+            usual names of train, val and test.
 
         Raises
         ------
         DatasetError
-            If the table cannot be read. Missing images are no error here.
+            If the table cannot be read, gives one file two labels, or names a split that means
+            none of train, val and test. Missing images are no error here.
         """
         file = Path(path)
         base = Path(file.parent if root is None else root).absolute()
         table = read_table(file, root=base, multilabel=multilabel)
+        read, names = _splits(table.split, splits, file.name)
         data = cls(
             name=file.stem,
             root=base,
             paths=tuple(table.path),
-            splits=None if table.split is None else tuple(table.split),
+            splits=read,
+            split_names=names,
             groups=None if table.group is None else tuple(table.group),
         )
         return data if table.label is None else data.with_labels(table.label)
@@ -132,7 +162,8 @@ class ImageDataset(ImageColumns):
         paths : iterable of str or path-like
             Files; relative ones start from the working directory.
         labels, groups, splits : iterable or None, default None
-            One a file.
+            One a file; None, NaN and empty text are none. A split is any usual name of train, val
+            and test.
         name : str or None, default None
             ``"paths"`` by default.
 
@@ -144,8 +175,8 @@ class ImageDataset(ImageColumns):
         data = cls(
             name=name or "paths",
             paths=tuple(check_paths(paths)),
-            groups=None if groups is None else tuple(map(str, groups)),
-            splits=None if splits is None else tuple(map(str, splits)),
+            groups=None if groups is None else tuple(map(as_text, groups)),
+            splits=None if splits is None else tuple(map(as_text, splits)),
         )
         return data if labels is None else data.with_labels(labels)
 
@@ -179,19 +210,31 @@ class ImageDataset(ImageColumns):
         return cls._of(ArrayTable(images=check_images(images), labels=labels), name)
 
     @classmethod
-    def from_npz(cls, path: StrPath) -> ImageDataset:
+    def from_npz(cls, path: StrPath, *, splits: SplitNames = None) -> ImageDataset:
         """Read images and labels from a ``.npz`` file (``x``, ``y``; ``x_train``, ``y_train``...).
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file. Beside ``x`` it may have an array ``split``.
+        splits : mapping of str to str or None, default None
+            As for `from_csv`.
 
         Raises
         ------
         DatasetError
             If the file cannot be read without pickle, or holds no images.
         """
-        return cls._of(read_npz(Path(path)), Path(path).stem)
+        return cls._of(read_npz(Path(path)), Path(path).stem, splits)
 
     @classmethod
     def from_hdf5(
-        cls, path: StrPath, *, images: str | None = None, labels: str | None = None
+        cls,
+        path: StrPath,
+        *,
+        images: str | None = None,
+        labels: str | None = None,
+        splits: SplitNames = None,
     ) -> ImageDataset:
         """Read labels from an HDF5 file, and images row by row when they are asked for.
 
@@ -201,16 +244,26 @@ class ImageDataset(ImageColumns):
             The file.
         images, labels : str or None, default None
             Names of the data sets; by default ``images``, ``x``, ``labels``, ``y`` ...
+        splits : mapping of str to str or None, default None
+            As for `from_csv`, of the names in a data set ``split``.
 
         Raises
         ------
         DatasetError
             If the file is damaged, holds no images, or keeps its data in other files.
         """
-        return cls._of(read_hdf5(Path(path), images=images, labels=labels), Path(path).stem)
+        found = read_hdf5(Path(path), images=images, labels=labels)
+        return cls._of(found, Path(path).stem, splits)
 
     @classmethod
-    def from_any(cls, data: Any) -> ImageDataset:
+    def from_any(
+        cls,
+        data: Any,
+        *,
+        splits: SplitNames = None,
+        root: StrPath | None = None,
+        multilabel: bool = False,
+    ) -> ImageDataset:
         """Find out what was given, and read it.
 
         Parameters
@@ -219,33 +272,67 @@ class ImageDataset(ImageColumns):
             A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file;
             image files and folders (without labels) in any form that `listed_paths` knows; a list
             of arrays; an array of images.
+        splits : mapping of str to str, "none" or None, default None
+            What names of splits mean, as for `from_folder` and `from_csv`.
+        root : str, path-like or None, default None
+            Folder that relative paths of a table start from; by default the table's.
+        multilabel : bool, default False
+            As for `from_csv`; of a table only.
 
         Raises
         ------
         DatasetError
-            If it is none of these, or cannot be read.
+            If it is none of these, or cannot be read; if it has no splits to be named, or no paths
+            for `root`.
         """
-        if isinstance(data, ImageDataset):
-            return data
-        source = recognise(data)
+        source = None if isinstance(data, ImageDataset) else recognise(data)
+        kind = "dataset" if source is None else source.kind
+        if root is not None and kind != "table":
+            raise DatasetError(
+                f"--root (root=...) is for the paths of a table, received {str(data)[:80]!r}: "
+                "leave it out"
+            )
+        if splits is not None and kind in ("dataset", "files", "arrays"):
+            raise DatasetError(
+                "--splits (splits=...) is for a folder, a table or a file of arrays, received "
+                f"{str(data)[:80]!r}: leave it out"
+            )
+        if source is None:
+            found: ImageDataset = data
+            return found
         if source.kind == "folder":
-            return cls.from_folder(source.path)
+            return cls.from_folder(source.path, splits=splits)
         if source.kind == "table":
-            return cls.from_csv(source.path)
+            return cls.from_csv(source.path, root=root, multilabel=multilabel, splits=splits)
         if source.kind == "npz":
-            return cls.from_npz(source.path)
+            return cls.from_npz(source.path, splits=splits)
         if source.kind == "hdf5":
-            return cls.from_hdf5(source.path)
+            return cls.from_hdf5(source.path, splits=splits)
         if source.kind == "arrays":
             return cls.from_arrays(source.items)
         return cls.from_paths(source.items, name=source.path.stem or None)
 
     @classmethod
-    def _of(cls, table: ArrayTable, name: str) -> ImageDataset:
+    def _of(cls, table: ArrayTable, name: str, splits: SplitNames = None) -> ImageDataset:
+        read, names = _splits(table.splits, splits, name)
         data = cls(
             name=name,
             paths=tuple(f"array:{i:06d}" for i in range(len(table.images))),
-            splits=None if table.splits is None else tuple(table.splits),
+            splits=read,
+            split_names=names,
             arrays=table.images,
         )
         return data if table.labels is None else data.with_labels(table.labels)
+
+
+def _splits(
+    column: list[str] | None, names: SplitNames, what: str
+) -> tuple[tuple[str, ...] | None, tuple[tuple[str, str], ...]]:
+    """Return the column of splits in their own names, and what each name was taken for."""
+    check_names(names)
+    if column is None:
+        if names not in (None, "none"):
+            raise DatasetError(f"{what!r} has no column split: leave --splits (splits=...) out")
+        return None, ()
+    splits, meant = read_splits(column, names, what=repr(what))
+    return tuple(splits), meant

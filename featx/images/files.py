@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import unicodedata
 from pathlib import Path, PurePath
 
 from featx.exceptions import DatasetError, ImageError
@@ -15,6 +16,7 @@ __all__ = [
     "hash_file",
     "is_image_name",
     "missing_path_error",
+    "nearest_path",
     "read_file",
 ]
 
@@ -105,3 +107,35 @@ def missing_path_error(path: Path, what: str) -> DatasetError:
     hint = " or ".join(repr(str(parent / name)) for name in near)
     advice = f"did you mean {hint}?" if near else f"{str(parent)!r} has no such entry"
     return DatasetError(f"{what}: {advice}")
+
+
+def nearest_path(base: Path, path: str) -> str:
+    """Return the file whose path differs from `path` least, relative to `base`; "" for none.
+
+    It may differ in case, in spaces around a name, in the form of accents, and in the extension.
+    """
+    place, parts = base, []
+    for part in Path(path.strip()).parts:
+        if part == place.anchor:
+            continue
+        if not (place / part).exists():
+            part = _alike(place, part)
+            if not part:
+                return ""
+        place /= part
+        parts.append(part)
+    return str(Path(base.anchor, *parts) if Path(path).is_absolute() else Path(*parts))
+
+
+def _alike(folder: Path, name: str) -> str:
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", text.strip()).casefold()
+
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return ""
+    same = [other for other in names if plain(other) == plain(name)]
+    stem = plain(PurePath(name.strip()).stem)
+    same += [n for n in names if is_image_name(n) and plain(PurePath(n).stem) == stem]
+    return same[0] if same else ""

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
+from featx.images.labels import check_complete, is_missing
 
-__all__ = ["SEPARATOR", "label_matrix", "read_label_sets"]
+__all__ = ["SEPARATOR", "label_matrix", "look_like_sets", "read_label_sets"]
 
 SEPARATOR = "|"
 """Between the labels of one image in text: ``ant|winged``. By itself it says that none applies."""
@@ -56,7 +57,9 @@ def read_label_sets(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
         return np.arange(matrix.shape[1]), matrix.astype(np.intp)
     if isinstance(y, str | bytes) or not isinstance(y, Iterable):
         raise DatasetError(f"expected the labels of each image, received {y!r}")
-    sets = [_set(value) for value in y]
+    rows = list(y)
+    check_complete(rows)
+    sets = [_set(value) for value in rows]
     labels = np.array(sorted({label for one in sets for label in one}, key=str))
     return labels, label_matrix(sets, labels.tolist())
 
@@ -102,15 +105,33 @@ def label_matrix(
     return Y
 
 
+def look_like_sets(names: Sequence[str]) -> str:
+    """Return in what way labels look like several of an image, "" where they do not.
+
+    Examples
+    --------
+    >>> look_like_sets(["ant|winged", "bee|winged"])
+    "look like several labels an image, such as 'ant|winged'"
+    >>> look_like_sets(["ant", "bee|wasp"])
+    ''
+    """
+    joined = [name for name in names if SEPARATOR in name]
+    parts = [part for name in names for part in {*name.split(SEPARATOR)}]
+    if joined and (SEPARATOR in names or len(set(parts)) < len(parts)):
+        return f"look like several labels an image, such as {joined[0]!r}"
+    return ""
+
+
 def _set(value: Any) -> list[Any]:
     if isinstance(value, str):
-        return sorted({part.strip() for part in value.split(SEPARATOR)} - {""})
+        parts = (part.strip() for part in value.split(SEPARATOR))
+        return sorted({part for part in parts if not is_missing(part)})
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise DatasetError(
             f"expected a collection of labels, or text such as ant{SEPARATOR}winged, for each "
             f"image, received {value!r}"
         )
-    return sorted(set(value), key=str)
+    return sorted({label for label in value if not is_missing(label)}, key=str)
 
 
 def _is_matrix(y: Any) -> bool:

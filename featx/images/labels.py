@@ -10,11 +10,50 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
 
-__all__ = ["encode_labels"]
+__all__ = ["as_text", "check_complete", "encode_labels", "is_missing", "look_like_measurements"]
+
+# What pandas reads as missing, and what its missing values are written as.
+# fmt: off
+_MISSING = frozenset((
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "<NA>", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null",
+))
+# fmt: on
+_SHOWN = 5
+# Numbers of different values, and rows with the same, that tell measurements from codes.
+_SOME, _MANY, _VERY_MANY, _FEW_ROWS = 10, 20, 40, 20
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for none: None, NaN, NA, NaT, and the texts for these.
+
+    Examples
+    --------
+    >>> [is_missing(value) for value in (None, float("nan"), " NaN ", "<NA>", "none", 0)]
+    [True, True, True, True, False, False]
+    """
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if isinstance(value, str):
+        return value.strip() in _MISSING
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return bool(np.isnat(value))
+    return isinstance(value, float | np.floating) and bool(value != value)
+
+
+def as_text(value: Any) -> str:
+    """Return a value of a column as text, ``""`` where it is missing."""
+    return "" if is_missing(value) else str(value)
 
 
 def encode_labels(
-    labels: Iterable[Any], n: int, *, classes: Sequence[str] | None = None
+    labels: Iterable[Any],
+    n: int,
+    *,
+    classes: Sequence[str] | None = None,
+    as_written: bool = False,
 ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Turn labels into classes and indices.
 
@@ -22,12 +61,14 @@ def encode_labels(
     ----------
     labels : iterable
         One a input: str, int, bool, a NumPy array of those, or floats that are whole numbers.
-        None, NaN and the empty string stand for "no label".
+        What `is_missing` of them stands for "no label".
     n : int
         Number of inputs.
     classes : sequence of str or None, default None
         The classes and their order; otherwise those that occur, sorted by name, or by number when
         all labels are numbers.
+    as_written : bool, default False
+        Whether text is a label whatever it says, as the name of a folder is; but empty text.
 
     Returns
     -------
@@ -52,7 +93,13 @@ def encode_labels(
     values = _values(labels)
     if len(values) != n:
         raise DatasetError(f"expected {n} labels, one for each input, received {len(values)}")
-    names = [_name(value) for value in values]
+    kept = set(classes or ())
+    names = [
+        _name(value)
+        if not is_missing(value) or (isinstance(value, str) and (as_written or value in kept))
+        else ""
+        for value in values
+    ]
     found = {name for name in names if name}
     if classes is None:
         numbers = all(type(v) is int or not k for v, k in zip(values, names, strict=True))
@@ -67,6 +114,72 @@ def encode_labels(
     position = {name: i for i, name in enumerate(order)}
     indices = [position[name] if name else -1 for name in names]
     return tuple(order), np.array(indices, dtype=np.int32)
+
+
+def check_complete(labels: Any) -> None:
+    """Refuse labels of which some are missing, where every row has to have one.
+
+    Raises
+    ------
+    DatasetError
+        Naming the rows.
+    """
+    ndim = getattr(labels, "ndim", 1)
+    kind = getattr(getattr(labels, "dtype", None), "kind", "O")
+    if ndim != 1 or kind not in "OUSf" or not isinstance(labels, Iterable):
+        return
+    rows = [row for row, value in enumerate(labels) if is_missing(value)]
+    if rows:
+        shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
+        raise DatasetError(
+            f"expected a label for every row, {len(rows):,} have none (None, NaN, empty or the "
+            f"text for these): rows {shown}; leave these rows out, or label them"
+        )
+
+
+def look_like_measurements(names: Sequence[str], rows: int) -> str:
+    """Return in what way labels look like numbers that were measured, "" where they do not.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The distinct labels.
+    rows : int
+        Number of rows that have one.
+
+    Notes
+    -----
+    Codes of classes are whole, run from 0 or 1 without gaps, and have several rows each. What has
+    a fraction, or many values of which few rows have the same, was measured.
+
+    Examples
+    --------
+    >>> look_like_measurements(list(map(str, range(10))), 20)
+    ''
+    >>> look_like_measurements(["1.5", "2.25", "3.0"], 90)
+    'look like measurements: 3 different numbers in 90 rows, such as 1.5, 2.25, 3.0'
+    """
+    try:
+        values = sorted(float(name.replace(",", ".")) for name in names)
+    except ValueError:
+        return ""
+    count = len(values)
+    if not count or not np.isfinite(values).all():
+        return ""
+    whole = all(value.is_integer() for value in values)
+    coded = whole and values[0] in (0, 1) and values[-1] - values[0] == count - 1
+    each = rows / count
+    if coded:
+        measured = count > _MANY and each < 2
+    elif whole:
+        measured = (count > _MANY and each < _FEW_ROWS) or (count > _SOME and each < 2)
+        measured |= count > _VERY_MANY
+    else:
+        measured = count > 2
+    if not measured:
+        return ""
+    shown = ", ".join(names[:3])
+    return f"look like measurements: {count} different numbers in {rows} rows, such as {shown}"
 
 
 def _values(labels: Iterable[Any]) -> list[Any]:
@@ -87,17 +200,13 @@ def _values(labels: Iterable[Any]) -> list[Any]:
 
 
 def _name(value: Any) -> str:
-    """Return the class name of one label, ``""`` for none."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return ""
+    """Return the class name of one label."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DatasetError(f"expected labels in UTF-8, received {value!r}") from error
     if isinstance(value, float):
-        if value != value:
-            return ""
         raise DatasetError(
             f"expected labels that name classes, received {value!r}: featx classifies, it does "
             "not regress; turn numbers into classes first"

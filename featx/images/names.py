@@ -5,16 +5,21 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from featx.exceptions import DatasetError
 from featx.images.files import is_image_name
 from featx.images.scan import scan_folder
 
-__all__ = ["image_names"]
+__all__ = ["FileName", "image_names"]
 
 
-def image_names(items: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+class FileName(str):
+    """A name that is taken as it is: what looks like a pattern in it is part of the name."""
+
+
+def image_names(items: Iterable[str | os.PathLike[str]], *, strict: bool = False) -> Iterator[str]:
     """Name the images that files, folders and patterns stand for, in their order.
 
     Parameters
@@ -22,7 +27,11 @@ def image_names(items: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     items : iterable of str or path
         A file, whether it exists or not; a folder, for all images below it, sorted; a pattern
         (``photos/*.jpg``, ``photos/**/*.png``), for the images that it matches, sorted. What
-        exists under its own name is no pattern. Taken one at a time, so that it may be a pipe.
+        exists under its own name, or matches nothing, is no pattern, nor is a `FileName`. Taken
+        one at a time, so that it may be a pipe.
+    strict : bool, default False
+        Whether a pattern has to match and a folder has to hold images. Otherwise they are named
+        themselves, for the ledger to say that they cannot be read.
 
     Yields
     ------
@@ -31,12 +40,12 @@ def image_names(items: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     Raises
     ------
     DatasetError
-        A folder holds no image, a pattern matches none, or an item is no path.
+        An item is no path; with `strict`, a folder holds no image, or a pattern matches none.
 
     Examples
     --------
-    >>> list(image_names(["one.jpg", "two.jpg"]))
-    ['one.jpg', 'two.jpg']
+    >>> list(image_names(["one.jpg", "two.jpg", "IMG[1].jpg"]))
+    ['one.jpg', 'two.jpg', 'IMG[1].jpg']
     """
     for item in items:
         try:
@@ -45,13 +54,19 @@ def image_names(items: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
             raise DatasetError(
                 f"expected a path or pattern, received {type(item).__name__}: {str(item)[:80]!r}"
             ) from error
-        if "\0" in name:
-            yield name  # no file has it; the ledger says so
-        elif Path(name).is_dir():
-            yield from _below(name)
-        elif glob.has_magic(name) and not os.path.lexists(name):
-            yield from _matching(name)
+        # None of these raises, whatever the name: NUL, too long, or in a folder that is closed.
+        if os.path.isdir(name):
+            expanded = _below(name)
+        elif isinstance(item, FileName) or not glob.has_magic(name) or os.path.lexists(name):
+            yield name
+            continue
         else:
+            expanded = _matching(name)
+        try:
+            yield from expanded
+        except DatasetError:
+            if strict:
+                raise
             yield name
 
 
@@ -72,8 +87,9 @@ def _matching(pattern: str) -> Iterator[str]:
         if Path(name).is_dir():
             # A pattern as photos/* names folders among the images; ** has what is in them too.
             if "**" not in pattern:
-                images = True
-                yield from _below(name)
+                with suppress(DatasetError):
+                    yield from _below(name)
+                    images = True
         elif is_image_name(name):
             images = True
             yield name

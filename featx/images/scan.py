@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -11,19 +11,16 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.images.files import is_image_name, missing_path_error
+from featx.images.split_names import (
+    PLAIN_NAMES,
+    SplitNames,
+    check_names,
+    check_used,
+    split_of,
+    unknown_error,
+)
 
-__all__ = ["SPLITS", "FolderScan", "scan_folder"]
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of splits, in lower case, and the name that stands for each."""
+__all__ = ["FolderScan", "scan_folder"]
 
 # Left behind by Windows, macOS and network drives; like hidden files they are nobody's data.
 # fmt: off
@@ -32,6 +29,7 @@ _IGNORED = frozenset((
     "lost+found",
 ))
 # fmt: on
+_CACHE_FOLDERS = frozenset(("spaces", "datasets", "searches", "engines", "tmp"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +44,23 @@ class FolderScan:
         Class of each image, ``""`` for none; None where the folder has no classes.
     splits : list of str or None
         ``train``, ``val`` or ``test`` for each image; None where the folder is not split.
+    split_names : list of (name, split)
+        Which folders were taken for which split.
     strays : list of (path, reason)
         Files that are not used, sorted.
     empty_classes : list of str
         Folders in the place of a class without any image, sorted.
+    notes : list of str
+        What was decided that could have been decided otherwise.
     """
 
     paths: list[str]
     class_names: list[str] | None
     splits: list[str] | None
+    split_names: list[tuple[str, str]] = field(default_factory=list)
     strays: list[tuple[str, str]]
     empty_classes: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -66,7 +70,7 @@ class _Found:
     folders: list[str] = field(default_factory=list)
 
 
-def scan_folder(root: Path, *, labels: bool) -> FolderScan:
+def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> FolderScan:
     """Find the images in a folder.
 
     Parameters
@@ -75,6 +79,8 @@ def scan_folder(root: Path, *, labels: bool) -> FolderScan:
         The folder.
     labels : bool
         Whether sub-folders are classes.
+    names : mapping of str to str, "none" or None, default None
+        What names of folders mean as splits; ``"none"``: no folder is a split.
 
     Returns
     -------
@@ -83,7 +89,8 @@ def scan_folder(root: Path, *, labels: bool) -> FolderScan:
     Raises
     ------
     DatasetError
-        If there is no such folder, it cannot be read, or holds no image.
+        If there is no such folder, it cannot be read, or holds no image; if folders may be splits
+        and nobody knows which.
     """
     if not root.is_dir():
         if root.exists():
@@ -92,59 +99,174 @@ def scan_folder(root: Path, *, labels: bool) -> FolderScan:
                 "read by ImageDataset.from_any"
             )
         raise missing_path_error(root, f"no such folder: {str(root)!r}")
+    check_names(names)
     found = _walk(root)
     if not found.images:
         raise DatasetError(_nothing_found(root, found))
-    strays = sorted(found.strays)
     at_top = [path for path in found.images if "/" not in path]
     if not labels or len(at_top) == len(found.images):
         return FolderScan(
             paths=sorted(found.images),
             class_names=None,
             splits=None,
-            strays=strays,
+            strays=sorted(found.strays),
             empty_classes=sorted(f for f in found.folders if "/" not in f) if labels else [],
         )
-    return _classify(found, strays, level=1 if _is_split(found) else 0)
+    tops = _tops(found)
+    layout = _Layout() if names == "none" else _layout(root, tops, dict(names or {}))
+    return _classify(found, layout)
 
 
-def _classify(found: _Found, strays: list[tuple[str, str]], *, level: int) -> FolderScan:
-    """Take the folder at `level` (0, or 1 below splits) as the class."""
+@dataclass
+class _Top:
+    """A folder at the top: the folders in it that hold images, each with those in turn in it."""
+
+    folders: dict[str, set[str]] = field(default_factory=dict)
+    direct: int = 0
+    wrapper: str = ""
+
+    @property
+    def classes(self) -> set[str]:
+        """Folders in the place of classes, if this one is a split."""
+        return self.folders[self.wrapper] - {""} if self.wrapper else set(self.folders)
+
+
+@dataclass
+class _Layout:
+    """Which folders are splits: those at the top, or, `below` the classes, those in each class."""
+
+    splits: dict[str, str] = field(default_factory=dict)
+    wrappers: dict[str, str] = field(default_factory=dict)
+    flat: set[str] = field(default_factory=set)
+    below: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def _tops(found: _Found) -> dict[str, _Top]:
+    """Return the folders at the top that hold images."""
+    tops: defaultdict[str, _Top] = defaultdict(_Top)
+    for path in found.images:
+        parts = path.split("/", 3)
+        if len(parts) == 1:
+            continue
+        top = tops[parts[0]]
+        if len(parts) == 2:
+            top.direct += 1
+        else:
+            inner = top.folders.setdefault(parts[1], set())
+            inner.add(parts[2] if len(parts) > 3 else "")
+    return dict(tops)
+
+
+def _layout(root: Path, tops: dict[str, _Top], given: dict[str, str]) -> _Layout:
+    """Decide by names and by the classes that folders have in common which of them are splits."""
+    check_used(given, tops, repr(root.name))
+    splits = {top: kind for top in tops if (kind := given.get(top) or split_of(top))}
+    if not splits:
+        return _splits_below(tops)
+    _find_wrappers({top: tops[top] for top in splits}, splits)
+    classes = {top: tops[top].classes for top in tops}
+    deep = [top for top in splits if classes[top]]
+    common = any(classes[a] & classes[b] for a in deep for b in deep if a < b)
+    others = [top for top in tops if top not in splits]
+    alike = [o for o in others if any(classes[o] & classes[top] - {""} for top in deep)]
+    plain = all(top.lower() in PLAIN_NAMES for top in splits)
+    sure = bool(given) or common
+    if alike and (sure or plain):
+        raise unknown_error(
+            sorted(alike),
+            f"{root.name!r}, beside {', '.join(sorted(splits))},",
+            "; if all of them are classes: --splits none (splits='none')",
+        )
+    if not others:
+        flat = len(deep) < len(splits) and "train" in {splits[top] for top in deep}
+        sure |= bool(deep) and (len(splits) == 1 or plain or flat)
+        sure &= len(splits) > 1 or bool(given) or set(splits.values()) == {"train"}
+    if not (sure and deep):
+        several = len(splits) > 1
+        note = (
+            f"{', '.join(sorted(splits))}: taken as {'classes' if several else 'a class'}, not as "
+            f"{'splits' if several else 'a split'}: no class folder below is in two of the folders"
+        )
+        return _Layout(notes=[note] if plain else [])
+    wrappers = {top: tops[top].wrapper for top in splits if tops[top].wrapper}
+    return _Layout(splits, wrappers, {top for top in splits if not classes[top]})
+
+
+def _find_wrappers(tops: dict[str, _Top], splits: dict[str, str]) -> None:
+    """Note the one folder that holds the classes of a split, as in ``seg_train/seg_train``."""
+    single = {n: next(iter(t.folders)) for n, t in tops.items() if len(t.folders) == 1}
+    deep = [name for name, top in tops.items() if top.folders]
+    same = len({single.get(name, "") for name in deep}) == 1
+    for name, inner in single.items():
+        below = tops[name].folders[inner]
+        if split_of(inner) == splits[name] or (same and len(below - {""}) > 1 and "" not in below):
+            tops[name].wrapper = "" if tops[name].direct else inner
+
+
+def _splits_below(tops: dict[str, _Top]) -> _Layout:
+    """Take ``ant/train``, ``ant/test``, ``bee/train`` ... as splits below the classes."""
+    inner = {name for top in tops.values() for name in top.folders}
+    splits = {name: split_of(name) for name in inner}
+    whole = all(top.folders and not top.direct for top in tops.values())
+    if len(tops) < 2 or not whole or "" in splits.values() or len({*splits.values()}) < 2:
+        return _Layout()
+    return _Layout(splits, below=True)
+
+
+def _classify(found: _Found, layout: _Layout) -> FolderScan:
+    """Give each image its class and split."""
     rows: list[tuple[str, str, str]] = []
-    below = {path.split("/", 1)[0] for path in found.images if path.count("/") > level}
+    strays = list(found.strays)
+    splits, wrappers = layout.splits, layout.wrappers
+    level = 1 if splits and not layout.below else 0
     for path in found.images:
         parts = path.split("/")
-        split = SPLITS[parts[0].lower()] if level and len(parts) > 1 else ""
-        if len(parts) > level + 1:
-            rows.append((intern(parts[level]), path, split))
-        elif split and parts[0] not in below:
+        if not level:
+            split = splits[parts[1]] if splits and len(parts) > 1 else ""
+            if len(parts) > 1:
+                rows.append((intern(parts[0]), path, split))
+            else:
+                strays.append((path, _BESIDE))
+            continue
+        split = splits.get(parts[0], "") if len(parts) > 1 else ""
+        start = 2 if parts[0] in wrappers else 1
+        if not split:
+            strays.append((path, "an image beside the folders of the splits"))
+        elif len(parts) > start + 1:
+            rows.append((intern(parts[start]), path, split))
+        elif parts[0] in layout.flat:
             # A split without class folders holds images to be predicted.
             rows.append(("", path, split))
         else:
-            strays.append((path, "an image beside the class folders"))
+            strays.append((path, _BESIDE))
     rows.sort()
     full = {name for name, _, _ in rows}
-    candidates = {f.split("/")[level] for f in found.folders if f.count("/") == level}
+    empty = set()
+    for folder in found.folders:
+        parts = folder.split("/")
+        start = (2 if parts[0] in wrappers else 1) if level else 0
+        if len(parts) == start + 1 and (not level or parts[0] in splits):
+            empty |= {parts[start]} - full
+        elif level and folder not in splits and len(parts) == 1 and split_of(folder):
+            empty.add(folder)
     return FolderScan(
         paths=[path for _, path, _ in rows],
         class_names=[name for name, _, _ in rows],
-        splits=[split for _, _, split in rows] if level else None,
+        splits=[split for _, _, split in rows] if splits else None,
+        split_names=sorted(splits.items()),
         strays=sorted(strays),
-        empty_classes=sorted(candidates - full),
+        empty_classes=sorted(empty),
+        notes=layout.notes,
     )
 
 
-def _is_split(found: _Found) -> bool:
-    """Return whether the top folders are splits (two, or ``train`` alone) above class folders."""
-    tops = {folder for folder in found.folders if "/" not in folder}
-    kinds = {SPLITS.get(top.lower(), "") for top in tops}
-    if "" in kinds or not (len(tops) > 1 or kinds == {"train"}):
-        return False
-    return any(path.count("/") > 1 for path in found.images)
+_BESIDE = "an image beside the class folders"
 
 
 def _walk(root: Path) -> _Found:
     found = _Found()
+    caches: set[str] = set()
     top = root.stat()
     # Each folder with the identities of those above it: a link back to one of them is a loop.
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [
@@ -160,6 +282,9 @@ def _walk(root: Path) -> _Found:
             path = prefix + name
             try:
                 if entry.is_dir():
+                    if name in _CACHE_FOLDERS and is_cache(f"{root}/{prefix}"):
+                        caches.add(prefix)
+                        continue
                     info = Path(entry.path).stat()
                     own = (info.st_dev, info.st_ino)
                     if own in above:
@@ -177,7 +302,23 @@ def _walk(root: Path) -> _Found:
                     found.strays.append((path, reason))
             except OSError as error:
                 found.strays.append((path, f"cannot be read: {error.strerror}"))
+    for cache in caches - {""}:
+        # What lies in a cache of featx beside its own folders may be images all the same.
+        if not any(path.startswith(cache) for path in found.images):
+            found.folders = [f for f in found.folders if not f"{f}/".startswith(cache)]
+            found.strays = [stray for stray in found.strays if not stray[0].startswith(cache)]
     return found
+
+
+def is_cache(folder: str) -> bool:
+    """Return whether a folder holds a cache of featx, by what lies in it, not by its name."""
+    place = Path(folder)
+    if any(place.glob("spaces/*/spec.json")) or any(place.glob("datasets/*.h5")):
+        return True
+    names = {entry.name for entry in place.iterdir()} - {"README.md"}
+    return names <= _CACHE_FOLDERS and not any(
+        is_image_name(file.name) for file in place.glob("*/*")
+    )
 
 
 def _entries(root: Path, prefix: str, found: _Found) -> Iterator[os.DirEntry[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from featx.exceptions import DatasetError
 from featx.images.files import is_image_name, missing_path_error
 from featx.images.label_sets import SEPARATOR
-from featx.images.scan import SPLITS
+from featx.images.labels import as_text
 
 __all__ = ["ImageTable", "read_table"]
 
@@ -56,8 +56,8 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTabl
     Returns
     -------
     ImageTable
-        Labels without outer white space, those of columns of 0 and 1 as ``ant|winged``; splits
-        under their usual names (``valid`` is ``val``).
+        Labels without outer white space, those of columns of 0 and 1 as ``ant|winged``; splits as
+        they are written.
 
     Raises
     ------
@@ -100,9 +100,13 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTabl
     return ImageTable(
         path=[_posix(path, root) for path in columns["path"]],
         label=columns.get("label") if several is None else several.labels,
-        split=[SPLITS.get(s.lower(), s) for s in columns["split"]] if "split" in columns else None,
-        group=columns.get("group"),
+        split=_texts(columns.get("split")),
+        group=_texts(columns.get("group")),
     )
+
+
+def _texts(column: list[str] | None) -> list[str] | None:
+    return None if column is None else list(map(as_text, column))
 
 
 class _LabelColumns:

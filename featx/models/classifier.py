@@ -16,6 +16,7 @@ from featx.heads.head_pipeline import fit_weighted
 from featx.heads.registry import make_head
 from featx.heads.validation import checked_weights
 from featx.images.label_sets import label_matrix, read_label_sets
+from featx.images.labels import check_complete
 from featx.models.image_features import ImageFeatures
 from featx.models.inputs import as_image_dataset
 from featx.models.training_keys import encode_keys
@@ -147,6 +148,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         y : array-like of shape (n,)
             Labels. With ``multilabel``, as `featx.images.label_sets.read_label_sets` takes them:
             a matrix of 0 and 1, one collection of labels an image, or text such as ``ant|winged``.
+            Every row has to have one: None, NaN and the texts for these are refused.
         sample_weight : array-like of shape (n,), optional
             What each image counts, not negative. A weight of 2 is an image that is there twice, 0
             one that is not there (random parts of ``dense`` and trees aside). For ``logistic``,
@@ -161,6 +163,11 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
             If there is nothing to learn from, for instance one class only, or the head takes no
             weights.
         """
+        check_complete(y)
+        return self.fit_head(X, y, sample_weight)
+
+    def fit_head(self, X: Any, y: ArrayLike, sample_weight: Any = None) -> ImageClassifier:
+        """Train the head on labels that are there, whatever they are called; see `fit`."""
         names = None
         if self.multilabel:
             names, y = read_label_sets(y)

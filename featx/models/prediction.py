@@ -90,7 +90,8 @@ def predict(
     FeaturesError
         If `unknown` is asked of a model that was saved without what it takes.
     DatasetError
-        If a folder holds no image, or a pattern matches none.
+        If `images` is a folder that holds no image, or a pattern that matches none; among several
+        such a name has the status failed.
 
     Examples
     --------
@@ -140,14 +141,15 @@ def _rows(
 
 
 def _chunks(images: Any) -> Iterator[ImageDataset]:
-    if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "getbands"):
+    alone = isinstance(images, str | bytes | os.PathLike)
+    if alone or hasattr(images, "getbands"):
         images = [images]
     paths = listed_paths(images)
     if paths is not None:
         images = iter(paths)
     if not isinstance(images, ImageDataset):
         if isinstance(images, Iterable) and not _are_pixels(images):
-            names = iter(image_names(images))
+            names = image_names(images, strict=alone)
             while chunk := list(islice(names, _CHUNK)):
                 yield ImageDataset.from_paths(chunk)
             return

@@ -16,6 +16,7 @@ from featx.cache.layout import CacheLayout
 from featx.exceptions import HeadError
 from featx.heads.registry import make_head
 from featx.images.label_sets import read_label_sets
+from featx.images.split_names import check_splits, split_of
 from featx.memory import as_bytes
 from featx.models.backbone_costs import backbone_cost
 from featx.models.classifier import ImageClassifier
@@ -29,7 +30,13 @@ from featx.models.search_sample import (
     sample_rows,
 )
 from featx.models.streamed_training import StreamedFit
-from featx.models.training import backbone_choice, describe_training, require_labels
+from featx.models.training import (
+    backbone_choice,
+    check_labels,
+    describe_training,
+    require_classes,
+    require_labels,
+)
 from featx.models.unknown import learn_novelty
 from featx.selection.checks import check_length
 from featx.selection.measuring import Watch
@@ -55,6 +62,7 @@ def search(
     cv: int | str = 5,
     repeats: int = 1,
     multilabel: bool = False,
+    label_kind: str = "auto",
     scoring: str | None = None,
     score: str = "auto",
     one_standard_error: bool = False,
@@ -109,6 +117,8 @@ def search(
     multilabel : bool, default False
         Whether a label such as ``ant|winged`` is several. Heads are then fitted one by one, and
         folds have each label in equal shares.
+    label_kind : {"auto", "class"}, default "auto"
+        As for `featx.train`; not looked at with `y`.
     scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
         What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
         and ``"micro_f1"``.
@@ -171,7 +181,7 @@ def search(
     options = SearchOptions(
         strategy=strategy,
         n_trials=n_trials,
-        cv=cv,
+        cv=split_of(cv) or cv if isinstance(cv, str) else cv,
         repeats=repeats,
         scoring=scoring or ("mean_average_precision" if multilabel else "accuracy"),
         score=score,
@@ -189,7 +199,11 @@ def search(
     tried = read_space(space, **wanted)
     if bound is not None:
         require_streamable_space(tried)
+    check_splits(features.splits, repr(features.name))
     labels, rows = _labels(features, y)
+    if y is None and not multilabel:
+        check_labels(features, labels, rows, label_kind)
+        require_classes(features, labels, rows)
     named = _named_backbones(space, backbones)
     by_backbone = weights if isinstance(weights, Mapping) else {}
     choice = None if by_backbone else weights
@@ -375,7 +389,7 @@ def _fit(
     views = features.views(**place)
     parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
     X = np.concatenate([part[rows] for part in parts]) if views else parts[0][rows]
-    model.fit(X, np.tile(labels[rows], len(parts)))
+    model.fit_head(X, np.tile(labels[rows], len(parts)))
     spec = features.spec(**place)
     model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
 

@@ -13,9 +13,14 @@ from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import Block
+from featx.data_report import why_unreadable
 from featx.exceptions import DatasetError, FeaturesError
 from featx.heads.registry import make_head
 from featx.heads.sweep import Fold
+from featx.images.columns import inner_folder
+from featx.images.label_sets import look_like_sets
+from featx.images.labels import look_like_measurements
+from featx.images.split_names import check_splits
 from featx.models.classifier import ImageClassifier
 from featx.models.image_features import trained_preprocessing
 from featx.models.label_set_training import train_label_sets
@@ -30,7 +35,9 @@ __all__ = [
     "Suspect",
     "TrainingResult",
     "backbone_choice",
+    "check_labels",
     "describe_training",
+    "require_classes",
     "require_labels",
     "train",
 ]
@@ -95,6 +102,7 @@ def train(
     average_views: bool = False,
     cv: int = 5,
     multilabel: bool = False,
+    label_kind: str = "auto",
     seed: int = 0,
     max_ram: str | int | None = None,
     cache: Any = None,
@@ -131,6 +139,9 @@ def train(
     multilabel : bool, default False
         Whether a label such as ``ant|winged`` is several. Folds then have each label in equal
         shares, and the metrics are those of `featx.models.metrics.score_label_sets`.
+    label_kind : {"auto", "class"}, default "auto"
+        ``"auto"`` refuses labels that look like measurements, or like several labels an image
+        without `multilabel`; ``"class"`` trains on them as classes.
     seed : int, default 0
         Seed of the head and of the folds.
     max_ram : str or int, optional
@@ -148,7 +159,7 @@ def train(
     Raises
     ------
     DatasetError
-        If there are no labels, or fewer than two classes.
+        If there are no labels, or fewer than two classes; if labels look like no classes.
     HeadError
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
@@ -159,7 +170,8 @@ def train(
     rows, held_out = _training_rows(features)
     y = require_labels(features)
     if not multilabel:
-        _require_classes(features, y, rows)
+        check_labels(features, y, rows, label_kind)
+        require_classes(features, y, rows)
     model = ImageClassifier(
         head=head,
         **backbone_choice(features, block, backbone, weights, preprocessing, trust=trust),
@@ -243,6 +255,7 @@ def require_labels(features: Features) -> NDArray[np.str_]:
 def _training_rows(features: Features) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
     labelled = features.labels >= 0
     splits = features.splits
+    check_splits(splits, repr(features.name))
     if splits is not None:
         for name in _HELD_OUT:
             held_out = np.flatnonzero(labelled & (splits == name))
@@ -251,16 +264,52 @@ def _training_rows(features: Features) -> tuple[NDArray[np.intp], NDArray[np.int
     return np.flatnonzero(labelled), None
 
 
-def _require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> None:
+def require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> None:
+    """Raise `DatasetError` where the labels of rows are of fewer than two classes, and say why."""
     names, counts = np.unique(y[rows], return_counts=True)
     if len(names) < 2:
         found = (
             f"one class only: {str(names[0])!r} ({counts[0]} images)" if len(names) else "no labels"
         )
-        raise DatasetError(
-            f"{features.name!r} has {found}; a classifier needs two classes or more, one folder "
-            "each"
-        )
+        manifest = features.manifest
+        why = [why_unreadable(manifest)]
+        if len(names):
+            why.append(inner_folder(manifest.root, manifest.path, [str(names[0])]))
+        if empty := features.report.get("empty_classes"):
+            why.append(f"without any image: {', '.join(map(repr, empty[:3]))}")
+        why = list(filter(None, why)) or ["a classifier needs two classes or more, one folder each"]
+        raise DatasetError(f"{features.name!r} has {found}; {'; '.join(why)}")
+
+
+def check_labels(
+    features: Features, y: NDArray[np.str_], rows: NDArray[np.intp], kind: str = "auto"
+) -> None:
+    """Refuse labels that are no classes, as far as they tell.
+
+    Raises
+    ------
+    DatasetError
+        If they look like measurements, or like several labels an image; unless they are names of
+        folders, or `kind` is ``"class"``.
+    """
+    if kind not in ("auto", "class"):
+        raise DatasetError(f"label_kind must be 'auto' or 'class', received {kind!r}")
+    if kind == "class" or not len(rows):
+        return
+    names, counts = np.unique(y[rows], return_counts=True)
+    reason = look_like_measurements(names.tolist(), int(counts.sum()))
+    advice = "featx does no regression: put them into a few ranges, such as 20-29, as classes"
+    if not reason and (reason := look_like_sets(names.tolist())):
+        advice = "predict each by itself with --multilabel (multilabel=True)"
+    if not reason:
+        return
+    paths = features.paths
+    if all(f"/{y[row]}/" in f"/{paths[row]}" for row in rows):
+        return  # folders are classes, whatever they are called
+    raise DatasetError(
+        f"the labels of {features.name!r} {reason}; {advice}; or, if each is a class of its own, "
+        "train with --label-kind class (label_kind='class')"
+    )
 
 
 def _find_block(features: Features, backbone: str | None, tap: str | None) -> Block:

@@ -24,7 +24,7 @@ def test_columns_in_any_order_and_others_left_alone(tmp_path):
     assert data.paths == ("a/1.jpg", "a/2.jpg", "a/1.jpg")
     assert data.labels.tolist() == [0, -1, 0]
     assert data.groups == ("1", "2", "1")
-    assert data.splits == ("train", "val", "holdout")
+    assert data.splits == ("train", "val", "test")
     assert data.name == "birds"
     assert data.file(0) == tmp_path / "a/1.jpg"
     other = ImageDataset.from_csv(file, root=tmp_path / "elsewhere")

@@ -241,6 +241,44 @@ def test_standard_input_is_bytes_and_formats_say_the_same(predict_command, folde
     assert "failed: no such file" in table[2]
 
 
+def test_no_line_of_standard_input_ends_the_run(predict_command, folder):
+    (folder / "nothing").mkdir(exist_ok=True)
+    good = b"photos/red/00.jpg"
+    bad = [
+        b"IMG[1].jpg",
+        b"photos/*.none",
+        b"photos/red/0[01].jpg",
+        b"nothing",
+        b"a\0b.jpg",
+        b"x" * 5000 + b".jpg",
+        b'"photos/red/00.jpg"',
+        b"-",
+        b"~nobody/a.jpg",
+        b"caf\xe9.jpg",
+    ]
+    lines = [good, b"", *bad, good]
+    found = predict_command("-", "-", "--format", "jsonl", stdin=b"\r\n".join(lines))
+    assert found.returncode == 0, found.stderr
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [row["status"] for row in rows] == ["ok", *["failed"] * len(bad), "ok"]
+    assert all(row["reason"] for row in rows[1:-1])
+    assert [row["path"].encode("utf-8", "surrogateescape") for row in rows[1:-1]] == bad
+    assert b"10 of 12 could not be read" in found.stderr
+    assert predict_command("-", stdin=b"IMG[1].jpg\n").returncode == 1
+    assert predict_command("-", stdin=b"photos/red\n").stdout.count(b" red ") == 12
+
+
+def test_a_name_in_a_list_that_matches_nothing_is_a_row(model, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    rows = list(featx.predict(model, ["IMG[1].jpg", "photos/red/0[01].jpg", "empty*"]))
+    assert [(row.path, row.status) for row in rows] == [
+        ("IMG[1].jpg", "failed"),
+        ("photos/red/00.jpg", "ok"),
+        ("photos/red/01.jpg", "ok"),
+        ("empty*", "failed"),
+    ]
+
+
 def test_exit_codes_and_patterns_on_the_command_line(predict_command):
     assert predict_command("gone.jpg").returncode == 1
     assert predict_command("gone.jpg", "photos/red/00.jpg").returncode == 0
