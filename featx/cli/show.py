@@ -106,9 +106,9 @@ def notes(features: Features) -> None:
     else:
         _list("images lie beside the folders in use and have no label", [p for p, _ in beside])
     others = [(path, reason) for path, reason in left_out if not reason.startswith(BESIDE)]
-    plain = [path for path, reason in others if reason in ("", "no image extension")]
-    _list("are no images and were left out", plain)
-    strange = [f"{path}: {reason}" for path, reason in others if path not in set(plain)]
+    plain = ("", "no image extension")
+    _list("are no images and were left out", [p for p, reason in others if reason in plain])
+    strange = [f"{path}: {reason}" for path, reason in others if reason not in plain]
     _list("were left out", strange)
 
 
