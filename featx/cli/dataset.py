@@ -306,8 +306,11 @@ def _edit(
 def _labels_by_path(file: Path) -> dict[str, str]:
     from featx.exceptions import DatasetError
     from featx.feature_files.label_file import read_label_file
+    from featx.images.labels import as_text
+    from featx.images.tables import check_one_label
 
     found = read_label_file(file)
     if found.path is None:
         raise DatasetError(f"expected the columns path and label in {str(file)!r}")
-    return dict(zip(found.path, found.label, strict=True))
+    check_one_label(file, found.path, found.label, range(2, len(found.path) + 2))
+    return dict(zip(found.path, map(as_text, found.label), strict=True))

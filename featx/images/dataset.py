@@ -141,6 +141,7 @@ class ImageDataset(ImageColumns):
             paths=tuple(table.path),
             splits=read,
             split_names=names,
+            notes=table.notes,
             groups=None if table.group is None else tuple(table.group),
         )
         return data if table.label is None else data.with_labels(table.label)

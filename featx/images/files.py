@@ -15,6 +15,7 @@ __all__ = [
     "MAX_FILE_BYTES",
     "hash_file",
     "is_image_name",
+    "local_path",
     "missing_path_error",
     "nearest_path",
     "read_file",
@@ -107,6 +108,24 @@ def missing_path_error(path: Path, what: str) -> DatasetError:
     hint = " or ".join(repr(str(parent / name)) for name in near)
     advice = f"did you mean {hint}?" if near else f"{str(parent)!r} has no such entry"
     return DatasetError(f"{what}: {advice}")
+
+
+def local_path(path: str, base: Path | None = None) -> str:
+    """Return the path that ``file://`` and ``~`` stand for, any other as it is.
+
+    Examples
+    --------
+    >>> local_path("file:///photos/a%20b.jpg"), local_path("~.jpg")
+    ('/photos/a b.jpg', '~.jpg')
+    """
+    if path[:7].lower() == "file://":
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        return url2pathname(urlsplit(path).path)
+    if path.startswith("~/") and not os.path.lexists(Path(base or "", path)):
+        return os.path.expanduser(path)
+    return path
 
 
 def nearest_path(base: Path, path: str) -> str:

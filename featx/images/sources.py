@@ -12,7 +12,7 @@ import numpy as np
 
 from featx.exceptions import DatasetError
 from featx.images.containers import sniff
-from featx.images.files import is_image_name, missing_path_error
+from featx.images.files import is_image_name, local_path, missing_path_error
 from featx.images.scan import scan_folder
 
 __all__ = ["Source", "check_paths", "listed_paths", "recognise"]
@@ -168,6 +168,7 @@ def _text(item: Any) -> str:
     text = os.fsdecode(item) if _is_path(item) else ""
     if not text:
         raise DatasetError(f"expected a path, received {type(item).__name__}: {str(item)[:80]!r}")
+    text = local_path(text)
     return text.replace("\\", "/") if os.sep == "\\" else text
 
 

@@ -9,15 +9,17 @@ import csv
 import difflib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featx.exceptions import DatasetError
-from featx.images.files import is_image_name, missing_path_error
+from featx.images.files import is_image_name, local_path, missing_path_error
 from featx.images.label_sets import SEPARATOR
-from featx.images.labels import as_text
+from featx.images.labels import as_text, is_missing
+from featx.images.split_names import split_of
 
-__all__ = ["ImageTable", "read_table"]
+__all__ = ["ImageTable", "check_one_label", "read_table"]
 
 _COLUMNS = ("path", "label", "split", "group")
 # fmt: off
@@ -26,18 +28,20 @@ _FOR_PATH = (
     "image_id", "name",
 )
 _YES_OR_NO = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+_FOR_SPLIT = ("set", "subset", "partition", "phase", "usage", "mode", "splits")
 _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 # fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTable:
-    """The columns of a table; None for one that is not there."""
+    """The columns of a table, None for one that is not there; and what a user should know."""
 
     path: list[str]
     label: list[str] | None
     split: list[str] | None
     group: list[str] | None
+    notes: tuple[str, ...] = ()
 
 
 def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTable:
@@ -76,6 +80,8 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTabl
     columns: dict[str, list[str]] = {name: [] for name in _COLUMNS if name in header}
     where = {name: header.index(name) for name in columns}
     several = _LabelColumns.of(file, written, strict=multilabel)
+    lines_of: list[int] = []
+    like_splits = {i: set[str]() for i, name in enumerate(header) if name in _FOR_SPLIT}
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         for row in reader:
@@ -91,15 +97,28 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTabl
             for name, values in columns.items():
                 cell = row[where[name]]
                 values.append(_cell(file, line, name, cell if name == "path" else cell.strip()))
+            lines_of.append(line)
+            for place, values_seen in like_splits.items():
+                values_seen.add(row[place].strip())
             if several is not None:
                 several.add(line, row)
     except csv.Error as error:
         raise DatasetError(f"{str(file)!r}, line {reader.line_num + 1}: {error}") from error
     if not columns["path"]:
         raise DatasetError(f"no rows below the header of {str(file)!r}")
+    paths = [_posix(local_path(path, root), root) for path in columns["path"]]
+    labels = columns.get("label") if several is None else several.labels
+    if labels is not None:
+        check_one_label(file, paths, labels, lines_of)
+    notes = [
+        f"the column {written[place]!r} looks like splits and is not used: rename it to 'split'"
+        for place, seen in like_splits.items()
+        if "split" not in header and len(seen) > 1 and all(map(split_of, seen))
+    ]
     return ImageTable(
-        path=[_posix(path, root) for path in columns["path"]],
-        label=columns.get("label") if several is None else several.labels,
+        path=paths,
+        label=labels,
+        notes=tuple(notes),
         split=_texts(columns.get("split")),
         group=_texts(columns.get("group")),
     )
@@ -107,6 +126,31 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTabl
 
 def _texts(column: list[str] | None) -> list[str] | None:
     return None if column is None else list(map(as_text, column))
+
+
+def check_one_label(
+    file: Path, paths: Sequence[str], labels: Sequence[str], lines: Sequence[int]
+) -> None:
+    """Refuse two labels for one file.
+
+    Raises
+    ------
+    DatasetError
+        Naming the lines of the table.
+    """
+    first: dict[str, int] = {}
+    for row, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        if is_missing(label):
+            continue
+        before = first.setdefault(os.path.normpath(path), row)
+        if labels[before] != label and {*labels[before].split(SEPARATOR)} != {
+            *label.split(SEPARATOR)
+        }:
+            raise DatasetError(
+                f"{str(file)!r}, lines {lines[before]} and {lines[row]}: {path[-80:]!r} has two "
+                f"labels, {labels[before][:40]!r} and {label[:40]!r}: leave one line; several "
+                f"labels of an image go into one, as ant{SEPARATOR}winged with --multilabel"
+            )
 
 
 class _LabelColumns:

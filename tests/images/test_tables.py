@@ -134,3 +134,38 @@ def test_columns_that_have_to_be_labels_and_are_not(tmp_path, text, reason):
     with pytest.raises(DatasetError, match=reason):
         ImageDataset.from_csv(file, multilabel=True)
     assert ImageDataset.from_csv(file).labels is None
+
+
+def test_two_labels_for_one_file_stop(tmp_path):
+    same = table(tmp_path, "path,label\na.jpg,ant\nb.jpg,bee\n./a.jpg,ant\na.jpg,\na.jpg,NA\n")
+    assert ImageDataset.from_csv(same).y.tolist() == ["ant", "bee", "ant", "", ""]
+    other = table(tmp_path, "path,label\na.jpg,ant\nb.jpg,bee\n./a.jpg,wasp\n")
+    with pytest.raises(DatasetError, match=r"lines 2 and 4: './a.jpg' has two labels, 'ant' and"):
+        ImageDataset.from_csv(other)
+    sets = table(tmp_path, "path,label\na.jpg,ant|winged\na.jpg,winged|ant\n")
+    assert len(ImageDataset.from_csv(sets)) == 2
+
+
+@pytest.mark.parametrize("text", ["NaN", "NA", "N/A", "null", "None", "<NA>", "nan", "NaT", " "])
+def test_texts_that_stand_for_no_label(tmp_path, text):
+    data = ImageDataset.from_csv(table(tmp_path, f"path;label\na;ant\nb;{text}\nc;none\n"))
+    assert data.y.tolist() == ["ant", "", "none"]
+
+
+def test_a_column_that_looks_like_splits_is_named(tmp_path):
+    text = "path,label,Subset\na,ant,train\nb,bee,test\n"
+    data = ImageDataset.from_csv(table(tmp_path, text))
+    assert data.splits is None
+    assert data.notes == (
+        "the column 'Subset' looks like splits and is not used: rename it to 'split'",
+    )
+    assert not ImageDataset.from_csv(table(tmp_path, text.replace("train", "red"))).notes
+
+
+def test_addresses_of_files_and_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "path\nfile:///photos/a%20b.jpg\n~/c.jpg\nhttps://d/e.jpg\n"
+    data = ImageDataset.from_csv(table(tmp_path, text))
+    assert data.paths == ("/photos/a b.jpg", f"{tmp_path}/c.jpg", "https://d/e.jpg")
+    listed = ImageDataset.from_paths(["file:///photos/a.jpg", "~/c.jpg"])
+    assert listed.paths == ("/photos/a.jpg", f"{tmp_path}/c.jpg")
