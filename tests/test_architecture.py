@@ -41,6 +41,7 @@ MAY_IMPORT = {
         "pipeline",
         "runner",
     },
+    "data_report": {"images", "cache"},
     "named_data": {"exceptions", "spec", "images", "cache"},
     "heads": {"exceptions", "quiet", "memory", "plain_files"},
     "memory": {"exceptions"},
