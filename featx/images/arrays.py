@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, ImageError
 from featx.images.files import missing_path_error
-from featx.images.limits import MOST_PIXELS
 from featx.images.labels import as_text
+from featx.images.limits import MOST_PIXELS
 from featx.images.pixels import check_float_range
 from featx.images.split_names import split_of
 
