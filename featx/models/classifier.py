@@ -232,7 +232,12 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each row, shape (n,); with ``multilabel`` 0 and 1, shape (n, k)."""
         check_is_fitted(self, "head_")
-        return self.decide(self.predict_proba(X))
+        parts = self._parts(X)
+        if len(parts) == 1 and not hasattr(self.head_, "predict_proba"):
+            # An estimator given in Python may have margins only, as SVC().
+            labels: NDArray[Any] = self.head_.predict(parts[0])
+            return labels
+        return self.decide(self.average_proba(parts))
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
         """Return the probability of each class, shape (n, k), in the order of ``classes_``."""
