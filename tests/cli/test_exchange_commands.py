@@ -68,7 +68,7 @@ def test_import_brings_features_in_and_pack_takes_them_out(run, tmp_path):
     first = run(import_command.command, "words", "f.npz")
     assert "words: 10 x 3 float32, 2 classes, 10 labelled, 10 rows new" in first.output
     assert "converted from float64 to float32" in first.output
-    assert "next: featx train words -b import:words" in first.output
+    assert "next: featx train -b import:words words\n" in first.output
     report = json.loads(run(import_command.command, "words", "f.npz", "--json").output)
     assert (report["rows"], report["written"], report["converted_from"]) == (10, 0, "float64")
 
