@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +92,15 @@ def command(
     featx export photos.featx -o photos.tflite --int8 --verify photos-held-out/
     """
     import featx
+    from featx.exceptions import OutputError
     from featx.exporting.exporter import planned_files
 
     for file in planned_files(model, output, style):
+        if not force and os.path.lexists(file):
+            raise OutputError(
+                f"{str(file)!r} exists already: name another path with -o, or replace it with "
+                "--force (overwrite=True)"
+            )
         if not file.is_dir():  # a SavedModel is one; featx.export looks at it
             check_output(
                 file, lambda _: False, "export", force=force, data=verify or calibrate or ""

@@ -25,7 +25,7 @@ def test_an_export_is_verified_and_says_how_to_serve_it(featx_command, model, ph
     assert "--- python\n\nimport json\n\nimport numpy as np\nimport openvino\n" in result.stdout
     assert not result.stderr.strip()
     again = featx_command("export", model, "--format", "openvino")
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert again.stderr.startswith("error: ")
     assert "--force" in again.stderr
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import featx
 from featx.cli.search import command
-from featx.exceptions import HeadError, UnknownNameError
+from featx.exceptions import HeadError, OutputError, UnknownNameError
 
 
 @pytest.fixture
@@ -77,4 +77,5 @@ def test_a_mistyped_name_is_known_before_anything_is_extracted(search, tmp_path)
         search("--head", "ridge:alfa=1|2")
     assert not (tmp_path / "cache").exists()
     assert search("--budget", "soon").exit_code == 2
-    assert search("-o", "nowhere/m.featx").exit_code == 2
+    with pytest.raises(OutputError, match="does not exist"):
+        search("-o", "nowhere/m.featx")
