@@ -26,7 +26,8 @@ class StreamedProblem:
     """The objective over the rows of a stream, and the descent on it.
 
     Coefficients are (k, d + 1), the intercept last, of features less ``mean``; k is 1 for two
-    classes.
+    classes. The larger the features (``scale``), the more digits a gradient within the tolerance
+    has.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class StreamedProblem:
         mean: NDArray[np.float64],
         penalty: NDArray[np.float64],
         head: Any,
+        *,
+        scale: float = 1.0,
     ) -> None:
         self._source, self._targets = source, targets
         self._mean, self._penalty, self._intercept = mean, penalty, bool(head.fit_intercept)
-        self._kind = np.float32 if head.tol >= _SINGLE_TOL else np.float64
+        self._kind = np.float32 if head.tol >= _SINGLE_TOL * scale else np.float64
         # The labels whose descent goes on, which only become fewer.
         self._left: tuple[NDArray[np.intp], Targets] | None = None
         self.norm, self.converged = np.inf, False

@@ -131,7 +131,9 @@ def _minimum(
     whole = targets(every)
     penalty = np.zeros_like(whole.totals) if np.isinf(head.C) else 1 / (head.C * whole.totals)
     chosen = targets(rows)
-    problem = StreamedProblem(_pieces(sample), chosen, mean, penalty, head)
+    squares = np.einsum("ij,ij->j", sample, sample, dtype=np.float64)
+    scale = float(np.sqrt(squares.max(initial=0.0) / len(sample)))
+    problem = StreamedProblem(_pieces(sample), chosen, mean, penalty, head, scale=scale)
     directions, curvature = _curvature(sample, mean, max_ram_bytes)
     start = initial_lines(whole, width, head)
     W, iterations = problem.descend(start, directions, curvature, head)
@@ -141,7 +143,7 @@ def _minimum(
         W[absent] = start[absent]
         # What varies in one of so many rows may well be constant in the sample.
         curvature = curvature + curvature.mean() / len(rows)
-        problem = StreamedProblem(source, whole, mean, penalty, head)
+        problem = StreamedProblem(source, whole, mean, penalty, head, scale=scale)
         del sample
         W, more = problem.descend(W, directions, curvature, head)
         iterations += more

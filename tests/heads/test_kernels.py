@@ -1,0 +1,49 @@
+"""Solvers come to the same under every kernel that OpenBLAS chooses by the processor."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+CODE = """
+import sys
+import numpy
+import scipy.linalg
+import threadpoolctl
+kinds = {{each.get("architecture") for each in threadpoolctl.threadpool_info()}}
+if not kinds & {names}:
+    print("not this kernel:", kinds)
+    sys.exit(77)
+numpy.ones((300, 300)) @ numpy.ones((300, 300))
+print("ready", flush=True)
+import pytest
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *{tests}]))
+"""
+TESTS = [
+    "test_lockstep.py",
+    "test_multilabel_streaming.py::test_every_label_has_scikit_learns_minimum",
+    "test_multilabel_streaming.py::test_labels_share_the_passes",
+    "test_streaming.py::test_the_sample_saves_passes",
+]
+
+
+@pytest.mark.parametrize("kernel", ["Haswell", "SkylakeX", "Zen", "Prescott"])
+def test_solvers_converge_under_every_kernel(kernel):
+    # OpenBLAS calls its oldest kernels by one name.
+    names = {kernel, "Katmai"} if kernel == "Prescott" else {kernel}
+    code = CODE.format(names=names, tests=[str(HERE / name) for name in TESTS])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "OPENBLAS_CORETYPE": kernel, "OPENBLAS_NUM_THREADS": "1"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode == 77 or not done.stdout.startswith("ready"):
+        pytest.skip(f"this machine cannot run OpenBLAS's kernel {kernel}: {done.stdout.strip()}")
+    assert done.returncode == 0, done.stdout[-3000:]
