@@ -20,6 +20,9 @@ from featx.heads.validation import checked_weights, few_images_allowed, validate
 
 __all__ = ["TemperatureCalibrated", "calibration_splits", "fit_temperature"]
 
+# Margins looked at together: of thousands of classes all at once would be most of the memory.
+_CELLS = 1 << 20
+
 
 class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     """A margin classifier with probabilities: the softmax of its margins over one temperature.
@@ -211,25 +214,40 @@ def fit_temperature(
     1.82
     """
     rows, k = margins.shape
+
+    def take(block: slice) -> NDArray[np.float64]:
+        part: NDArray[np.float64] = margins[block].astype(np.float64)
+        return part
+
     counts = np.ones(rows) if weights is None else weights
     n = float(counts.sum())
     if not n:
         return 1.0
-    spread = np.abs(margins - margins.mean(axis=1, keepdims=True)).mean(axis=1)
+    blocks = _row_blocks(rows, k)
+    spread = np.concatenate(
+        [np.abs(part - part.mean(axis=1, keepdims=True)).mean(axis=1) for part in map(take, blocks)]
+    )
     scale = float(np.average(spread, weights=counts))
     if scale == 0 or not np.isfinite(scale):
         return 1.0
-    scaled = np.asarray(margins, dtype=np.float64) / scale
-    target = np.full((rows, k), 1 / (n + 2) / (k - 1))
-    target[np.arange(rows), codes] = (n + 1) / (n + 2)
-    aligned = float(counts @ (target * scaled).sum(axis=1))
+    own = margins[np.arange(rows), codes].astype(np.float64)
+    others = margins.sum(axis=1, dtype=np.float64) - own
+    aligned = float(counts @ ((n + 1) * own + others / (k - 1))) / (n + 2) / scale
 
     def loss(log_slope: float) -> float:
         slope = np.exp(log_slope)
-        return float(counts @ logsumexp(slope * scaled, axis=1) - slope * aligned)
+        logs = np.concatenate(
+            [logsumexp(take(block) * (slope / scale), axis=1) for block in blocks]
+        )
+        return float(counts @ logs - slope * aligned)
 
     best = minimize_scalar(loss, bounds=(-8.0, 8.0), method="bounded", options={"xatol": 1e-6})
     return float(scale * np.exp(-best.x))
+
+
+def _row_blocks(rows: int, columns: int) -> list[slice]:
+    step = max(1, _CELLS // columns)
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def calibration_splits(

@@ -112,7 +112,7 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         means: NDArray[np.float64],
         counts: NDArray[Any],
         left_out: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[np.floating[Any]]:
         """Scores of training rows, each with the mean of its class taken without it.
 
         Parameters
@@ -128,9 +128,9 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
 
         Returns
         -------
-        scores : ndarray of shape (n, k), float64
+        scores : ndarray of shape (n, k)
         """
-        scores: NDArray[np.float64] = self._scores(X).astype(np.float64)
+        scores = self._scores(X)
         size = counts[codes, None]
         part = 1 if left_out is None else left_out[:, None]
         without = (size * means[codes] - part * X) / (size - part)
