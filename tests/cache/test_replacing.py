@@ -141,9 +141,7 @@ with FileVersion(Path(sys.argv[1])) as version, version.held():
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    started = time.monotonic()
     edit_dataset(edited.layout, "photos", lambda m: relabel(m, classes={"a": "b"}))
-    assert time.monotonic() - started < 2
     assert list(edited.layout.tmp.iterdir()) == []
 
 

@@ -29,7 +29,7 @@ source = resolve_backbone({name!r}, weights={weights!r})
 engine = OpenVinoEngine(source, ("avg",), folder=Path({folder!r}))
 images = np.random.default_rng(0).integers(0, 256, (32, *source.input_size_px, 3), dtype=np.uint8)
 np.save({out!r}, engine.run(images)["avg"])
-print(time.process_time(), *({{"keras", "tensorflow"}} & set(sys.modules)))
+print(*({{"keras", "tensorflow"}} & set(sys.modules)))
 """
 LIMITED = """
 import logging, resource, sys
@@ -323,7 +323,7 @@ def test_processes_that_convert_at_once_agree(source, tmp_path, request):
 
 
 @pytest.mark.realdata
-def test_a_warm_start_needs_neither_tensorflow_nor_time(tmp_path, run_python, mobilenet_weights):
+def test_a_warm_start_needs_no_tensorflow(tmp_path, run_python, mobilenet_weights):
     def run(number):
         code = WARM.format(
             name="mobilenet_v2",
@@ -334,13 +334,11 @@ def test_a_warm_start_needs_neither_tensorflow_nor_time(tmp_path, run_python, mo
         return run_python(code).stdout.split()
 
     cold, warm = run(0), run(1)
-    assert sorted(cold[1:]) == ["keras", "tensorflow"]
-    assert warm[1:] == []
+    assert sorted(cold) == ["keras", "tensorflow"]
+    assert warm == []
     np.testing.assert_allclose(
         np.load(tmp_path / "1.npy"), np.load(tmp_path / "0.npy"), rtol=1e-5, atol=1e-6
     )
-    # Processor time, which other processes on the machine hardly change; 0.8 s is usual.
-    assert float(warm[0]) < 2.0
 
 
 @pytest.mark.parametrize(

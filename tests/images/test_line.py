@@ -33,7 +33,7 @@ def serve(line, held_up=(), gate=None):
         while tasks := line.take():
             for place, image in tasks:
                 if image in held_up:
-                    gate.wait(10)
+                    gate.wait(120)
                 line.give([(place, loaded(image))])
 
     thread = threading.Thread(target=work)
@@ -54,7 +54,7 @@ def test_everything_comes_once_and_in_order(workers, ahead, chunk):
     assert [row.index for row in line] == list(range(200))
     line.close()
     for thread in threads:
-        thread.join(1)
+        thread.join(120)
         assert not thread.is_alive()
 
 
@@ -73,7 +73,7 @@ def test_an_image_that_holds_up_the_rest_is_overtaken(impatient):
     assert min(got.index(i) for i in late) >= 150
     line.close()
     for thread in threads:
-        thread.join(1)
+        thread.join(120)
 
 
 def test_the_window_stays_bounded_while_images_are_overtaken(impatient):
@@ -93,7 +93,7 @@ def test_the_window_stays_bounded_while_images_are_overtaken(impatient):
     gate.set()
     line.close()
     for thread in threads:
-        thread.join(1)
+        thread.join(120)
 
 
 def test_the_last_images_do_not_wait_for_a_slow_one_either(impatient):
@@ -106,7 +106,7 @@ def test_the_last_images_do_not_wait_for_a_slow_one_either(impatient):
     assert [row.index for row in stream] == [2]
     line.close()
     for thread in threads:
-        thread.join(1)
+        thread.join(120)
 
 
 def test_a_slow_consumer_gets_everything_in_order(impatient):
@@ -120,7 +120,7 @@ def test_a_slow_consumer_gets_everything_in_order(impatient):
     assert got == list(range(40))
     line.close()
     for thread in threads:
-        thread.join(1)
+        thread.join(120)
 
 
 def test_an_error_ends_the_line():
@@ -139,15 +139,13 @@ def test_one_slow_file_does_not_stall_the_others(images, monkeypatch):
 
     def slow(self, index):
         if index == 1:
-            gate.wait(10)
+            gate.wait(120)
         return read(self, index)
 
     monkeypatch.setattr(ImageDataset, "read", slow)
-    start = time.monotonic()
     order = [*range(12), *[2, 3, 4, 5, 6] * 6]
     stream = load_images(images, order, TARGETS, workers=2, ahead=8)
     got = [next(stream).index for _ in range(len(order) - 2)]
-    assert time.monotonic() - start < 5
     assert 1 not in got
     gate.set()
     got += [row.index for row in stream]
