@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import threading
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ _MOST_STREAMS = 16
 _MEMORY_WORDS = ("memory", "alloc")
 _LOGGER = logging.getLogger("featx")
 _unkept: set[Path] = set()
+_engines: weakref.WeakSet[OpenVinoEngine] = weakref.WeakSet()
 
 
 class OpenVinoEngine:
@@ -79,11 +83,14 @@ class OpenVinoEngine:
         self._options = _options(_usable_processors())
         self.in_flight = self._options["NUM_STREAMS"] + 1
         self._openvino = load_openvino()
-        self._core = self._openvino.Core()
-        # A mapped file that somebody cuts short would end the process.
-        self._core.set_property({"ENABLE_MMAP": False})
-        self._free: list[Any] = []
-        self._open(source, KeptConversion.place(folder, source, taps) if folder else None)
+        self._source = source
+        self._place = KeptConversion.place(folder, source, taps) if folder else None
+        # The conversion where it is kept nowhere else.
+        self._model: Any = None
+        self._compiled: Any = None
+        self._reviving = threading.Lock()
+        self._start()
+        _engines.add(self)
 
     def provenance(self) -> dict[str, Any]:
         """Return the versions of OpenVINO and of the Keras converted from, and the precision."""
@@ -102,11 +109,36 @@ class OpenVinoEngine:
                 f"expected uint8 pixels of shape (n, {height}, {width}, 3), received "
                 f"{pixels.dtype} of shape {pixels.shape}"
             )
+        self._revive()
         return _Batch(self, pixels)
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Map pixels of shape (n, h, w, 3) to vectors of shape (n, d) by tap."""
         return self.submit(pixels).result()
+
+    def _start(self) -> None:
+        self._core = self._openvino.Core()
+        # A mapped file that somebody cuts short would end the process.
+        self._core.set_property({"ENABLE_MMAP": False})
+        if self._model is None:
+            self._open(self._source, self._place)
+        else:
+            self._load(self._model)
+
+    def _revive(self) -> None:
+        """Start anew in a process that was forked off, which has none of OpenVINO's threads."""
+        if self._compiled is None:
+            with self._reviving:
+                if self._compiled is None:
+                    self._start()
+
+    def _leave_behind(self) -> None:
+        """Let go of what the process has that this one was forked from, without ending it."""
+        for lost in (self._core, self._compiled, self._outputs, self._free, self._model):
+            # Ending it would wait for threads that are not here.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(lost))
+        self._compiled = None
+        self._reviving = threading.Lock()
 
     def _open(self, source: BackboneSource, place: KeptConversion | None) -> None:
         if place and place.find():
@@ -119,10 +151,10 @@ class OpenVinoEngine:
         conversion = convert(source, self.taps)
         self._load(conversion.model)
         conversion.check(self.run)
-        if place:
-            self._keep(conversion, place)
+        if not (place and self._keep(conversion, place)):
+            self._model = conversion.model
 
-    def _keep(self, conversion: Conversion, place: KeptConversion) -> None:
+    def _keep(self, conversion: Conversion, place: KeptConversion) -> bool:
         """Write a conversion and go on with what was written, if it can be written."""
         try:
             with place.writing() as path:
@@ -141,18 +173,20 @@ class OpenVinoEngine:
                     error,
                 )
             self._load(conversion.model)
+            return False
+        return True
 
     def _load(self, model: Any) -> None:
-        self._free = []
+        self._free: list[Any] = []
         with translated("reading the network with OpenVINO"):
             if isinstance(model, Path):
                 model = self._core.read_model(model)
-            self._compiled = self._core.compile_model(model, "CPU", self._options)
+            compiled: Any = self._core.compile_model(model, "CPU", self._options)
             self._outputs = {
-                tap: self._compiled.output(output_name(index))
-                for index, tap in enumerate(self.taps)
+                tap: compiled.output(output_name(index)) for index, tap in enumerate(self.taps)
             }
-            received = self._compiled.get_property("INFERENCE_PRECISION_HINT")
+            self._compiled = compiled
+            received = compiled.get_property("INFERENCE_PRECISION_HINT")
             self._precision = received.get_type_name()
         if self._precision != _PRECISION:
             raise EngineError(
@@ -223,6 +257,15 @@ class _Part:
             f"the forward pass of a batch of shape {self._pixels.shape}",
             "a smaller --batch-size needs less memory",
         )
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._leave_behind()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _options(processors: int) -> dict[str, Any]:

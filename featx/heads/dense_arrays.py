@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.forks import require_backend
 from featx.heads.dense_batches import Batches
 from featx.heads.network import DenseWeights, parameter_count
 from featx.heads.training import Rows, Streams, TrainingPlan
@@ -227,6 +228,7 @@ def _compiled(
 ) -> Any:
     from featx.quiet import quiet_import
 
+    require_backend()
     with quiet_import():
         import keras
 

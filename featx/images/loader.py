@@ -113,6 +113,7 @@ def _load(
     ahead: int,
     isolate: bool | None,
 ) -> Iterator[Loaded]:
+    process = os.getpid()
     line = Line(indices, ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
     crew: WorkerThreads | WorkerProcesses
     if isolate is False:
@@ -120,12 +121,18 @@ def _load(
     else:
         crew = WorkerProcesses(line, dataset, targets, known, workers, insist=isolate is True)
     # An iterator that nobody closed must not outlive the interpreter.
-    atexit.register(crew.close)
+
+    def close() -> None:
+        # A process that was forked off meanwhile has a copy of this, and none of the workers.
+        if os.getpid() == process:
+            crew.close()
+
+    atexit.register(close)
     try:
         yield from line
     finally:
-        crew.close()
-        atexit.unregister(crew.close)
+        close()
+        atexit.unregister(close)
 
 
 def _cpus() -> int:
