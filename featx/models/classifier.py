@@ -100,6 +100,9 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
     1.0
     """
 
+    # Weights that are routed to `fit` do not reach `score` unless that is asked for too.
+    __metadata_request__score = {"sample_weight": False}  # noqa: RUF012
+
     def __init__(
         self,
         backbone: str = "tiny",
