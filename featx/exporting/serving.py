@@ -21,7 +21,15 @@ from PIL import Image, ImageOps
 def pixels(path):
     """As in training: upright, RGB, {height} x {width}, uint8, a batch of one."""
     image = Image.open(path)
-{draft}    image = ImageOps.exif_transpose(image).convert("RGB")
+{draft}    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.has_transparency_data:  # over white
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(rgba, mask=rgba)
+    image = image.convert("RGB")
     {resize}
     return np.asarray(image)[None]
 

@@ -1,9 +1,10 @@
-"""Images that come as arrays: in memory, in ``.npz`` and in HDF5 files of anybody's making."""
+"""Images that come as objects: in memory, in ``.npz`` and in HDF5 files of anybody's making."""
 
 from __future__ import annotations
 
 import math
 import threading
+import weakref
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images.files import missing_path_error
+from featx.images.files import MAX_FILE_BYTES, missing_path_error
 from featx.images.labels import as_text
 from featx.images.limits import MOST_PIXELS
 from featx.images.pixels import check_float_range
+from featx.images.sources import is_picture
 from featx.images.split_names import split_of
 
-__all__ = ["ArrayTable", "Hdf5Images", "ImageSource", "check_images", "read_hdf5", "read_npz"]
+__all__ = [
+    "ArrayTable",
+    "Hdf5Images",
+    "ImageSource",
+    "as_stack",
+    "check_images",
+    "read_hdf5",
+    "read_npz",
+]
 
 _IMAGES = ("x", "X", "images", "image", "data")
 _LABELS = ("y", "Y", "labels", "label", "targets")
@@ -57,30 +67,35 @@ def check_images(images: Any) -> ImageSource:
 
     Parameters
     ----------
-    images : ndarray of shape (n, h, w) or (n, h, w, c), or sequence of ndarray
-        Pixels of uint8, bool, uint16, or floats in [0, 1]; c is 1, 3 or 4. Images in a sequence
-        may have different sizes.
+    images : ndarray of shape (n, h, w) or (n, h, w, c), or sequence
+        Pixels of uint8, bool, uint16, or floats in [0, 1]; c is 1, 3 or 4. A sequence may hold
+        arrays of different sizes, PIL images, contents of image files, and open files.
 
     Returns
     -------
     ImageSource
-        The array itself, or a list of arrays.
+        The array itself, or a list of arrays, bytes of image files, and PIL images in memory.
 
     Raises
     ------
     DatasetError
         For another rank, number of channels, type or range, or no images at all.
     """
+    if is_picture(images):
+        images = [images]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        listed = [np.asarray(image) for image in images]
+        listed = [_as_picture(image) for image in images]
         for i, image in enumerate(listed):
+            if not isinstance(image, np.ndarray):
+                continue
             if image.ndim not in (2, 3):
+                received = image.shape if image.ndim else type(images[i]).__name__
                 raise DatasetError(
-                    f"expected images of shape (h, w) or (h, w, c), received {image.shape} at {i}"
+                    f"expected images of shape (h, w) or (h, w, c), received {received} at {i}"
                 )
             _check_layout((1, *image.shape), image.dtype)
         if not listed:
-            raise DatasetError("no images: expected at least one array, received an empty list")
+            raise DatasetError("no images: expected at least one image, received an empty list")
         return listed
     array = np.asarray(images)
     _check_layout(array.shape, array.dtype)
@@ -91,6 +106,85 @@ def check_images(images: Any) -> ImageSource:
         except ImageError as error:
             raise DatasetError(str(error)) from error
     return array
+
+
+def as_stack(images: Any) -> Any:
+    """Return one array image (h, w, c) as (1, h, w, c), and anything else as it is.
+
+    Raises
+    ------
+    DatasetError
+        If an array may be one image with its channels first, or several grey ones.
+    """
+    if not isinstance(images, np.ndarray) or images.ndim != 3:
+        return images
+    n, height, width = images.shape
+    if width in (1, 3, 4):
+        return images[np.newaxis]
+    if n in (3, 4):
+        raise DatasetError(
+            f"an array of shape {images.shape} is {n} grey pictures of {height}x{width} or one "
+            "channels-first picture: use array[..., None] for the first, "
+            "array.transpose(1, 2, 0) for the second"
+        )
+    return images
+
+
+def _as_picture(image: Any) -> Any:
+    """Return the bytes of an image file, a PIL image, an array, or why there is none of them."""
+    if not is_picture(image):
+        return np.asarray(image)
+    try:
+        if hasattr(image, "getbands"):
+            return _original(image)
+        return _read_open(image, "the file") if hasattr(image, "read") else bytes(image)
+    except ImageError as error:
+        # One image that cannot be read fails alone, as a file does.
+        return error
+
+
+def _original(image: Any) -> Any:
+    """Return the bytes of the file from which a PIL image will be loaded, or the image itself."""
+    from featx.images.opening import is_known_format
+
+    # Pillow lets go of the file when it loads the pixels, which may then be changed.
+    if getattr(image, "fp", None) is None:
+        if getattr(image, "tile", None):
+            raise ImageError(
+                "a PIL image was closed before it was loaded: open it again, or call its load() "
+                "before it is closed"
+            )
+        return image
+    if not is_known_format(image.format):
+        raise ImageError(
+            f"a PIL image of format {image.format} is not loaded yet, and featx does not decode "
+            "this format: call its load() first, or save it as PNG"
+        )
+    # Another page, or a size that the user asked the decoder for, is not what the file gives.
+    if image.tell() or getattr(image, "decoderconfig", ()):
+        return image
+    if image.filename:
+        # Pillow opened the file, and closes it when it loads the image: here that never happens.
+        weakref.finalize(image, image.fp.close)
+    return _read_open(image.fp, "the file of a PIL image")
+
+
+def _read_open(file: Any, what: str) -> bytes:
+    """Return the whole content of an open file, and leave it where it stands."""
+    try:
+        position = file.tell()
+        file.seek(0)
+        content = file.read(MAX_FILE_BYTES + 1)
+        file.seek(position)
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"{what} cannot be read from its start ({error}): give its content, as bytes"
+        ) from error
+    if not isinstance(content, bytes):
+        raise ImageError(f"{what} is open as text: open it with mode 'rb'")
+    if len(content) > MAX_FILE_BYTES:
+        raise ImageError(f"{what} is too large: the limit is {MAX_FILE_BYTES:,} bytes")
+    return content
 
 
 def read_npz(file: Path) -> ArrayTable:

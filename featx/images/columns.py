@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, ImageError
 from featx.images.arrays import ImageSource
 from featx.images.files import read_file
 from featx.images.labels import encode_labels
@@ -148,17 +148,28 @@ class ImageColumns:
         """
         return read_file(self.file(index))
 
-    def image(self, index: int) -> NDArray[Any]:
-        """Return an array image as it was given.
+    def image(self, index: int) -> NDArray[Any] | bytes:
+        """Return an array image as it was given, RGB of a PIL image, or the bytes of an image file.
 
         Raises
         ------
+        ImageError
+            If a file that was given open cannot be read, or a PIL image not turned into RGB.
         DatasetError
             If the images are files.
         """
         if self.arrays is None:
             raise DatasetError(f"the images of {self.name!r} are files, not arrays: use read(i)")
-        return np.asarray(self.arrays[index if self.rows is None else int(self.rows[index])])
+        image = self.arrays[index if self.rows is None else int(self.rows[index])]
+        if isinstance(image, bytes):
+            return image
+        if isinstance(image, ImageError):
+            raise ImageError(str(image))
+        if hasattr(image, "getbands"):
+            from featx.images.decode import picture_to_rgb
+
+            return picture_to_rgb(image)
+        return np.asarray(image)
 
     def subset(self, indices: ArrayLike) -> Self:
         """Return some of the images, in the order given, with the classes unchanged.

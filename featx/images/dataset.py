@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featx.exceptions import DatasetError
-from featx.images.arrays import ArrayTable, check_images, read_hdf5, read_npz
+from featx.images.arrays import ArrayTable, as_stack, check_images, read_hdf5, read_npz
 from featx.images.columns import ImageColumns
 from featx.images.labels import as_text, encode_labels
 from featx.images.scan import scan_folder
@@ -185,13 +185,14 @@ class ImageDataset(ImageColumns):
     def from_arrays(
         cls, images: Any, labels: Iterable[Any] | None = None, *, name: str = "arrays"
     ) -> ImageDataset:
-        """Take images that are arrays.
+        """Take images that are arrays, PIL images, or contents of image files.
 
         Parameters
         ----------
-        images : ndarray of shape (n, h, w) or (n, h, w, c), or list of ndarray
-            Pixels of uint8, bool, uint16, or floats in [0, 1]; c is 1, 3 or 4. Arrays in a list
-            may have different sizes.
+        images : ndarray of shape (n, h, w) or (n, h, w, c), or list
+            Pixels of uint8, bool, uint16, or floats in [0, 1]; c is 1, 3 or 4. A list may hold
+            arrays of different sizes, PIL images, bytes of image files, and files open for
+            reading. A PIL image that is not loaded yet has its file's key.
         labels : iterable or None, default None
             One an image.
         name : str, default "arrays"
@@ -271,8 +272,8 @@ class ImageDataset(ImageColumns):
         ----------
         data : ImageDataset, str, path-like, list, ndarray or column of a table
             A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file;
-            image files and folders (without labels) in any form that `listed_paths` knows; a list
-            of arrays; an array of images.
+            image files and folders (without labels) in any form that `listed_paths` knows; images
+            as `from_arrays` takes them, one or several. An array of shape (h, w, 3) is one image.
         splits : mapping of str to str, "none" or None, default None
             What names of splits mean, as for `from_folder` and `from_csv`.
         root : str, path-like or None, default None
@@ -283,20 +284,22 @@ class ImageDataset(ImageColumns):
         Raises
         ------
         DatasetError
-            If it is none of these, or cannot be read; if it has no splits to be named, or no paths
+            If it is none of these, or cannot be read; if an array may be one image with its
+            channels first, or several grey ones; if it has no splits to be named, or no paths
             for `root`.
         """
         source = None if isinstance(data, ImageDataset) else recognise(data)
         kind = "dataset" if source is None else source.kind
+        # Never the content of a file.
+        what = type(data).__name__ if kind == "arrays" else repr(str(data)[:80])
         if root is not None and kind != "table":
             raise DatasetError(
-                f"--root (root=...) is for the paths of a table, received {str(data)[:80]!r}: "
-                "leave it out"
+                f"--root (root=...) is for the paths of a table, received {what}: leave it out"
             )
         if splits is not None and kind in ("dataset", "files", "arrays"):
             raise DatasetError(
                 "--splits (splits=...) is for a folder, a table or a file of arrays, received "
-                f"{str(data)[:80]!r}: leave it out"
+                f"{what}: leave it out"
             )
         if source is None:
             found: ImageDataset = data
@@ -310,7 +313,7 @@ class ImageDataset(ImageColumns):
         if source.kind == "hdf5":
             return cls.from_hdf5(source.path, splits=splits)
         if source.kind == "arrays":
-            return cls.from_arrays(source.items)
+            return cls.from_arrays(as_stack(source.items))
         return cls.from_paths(source.items, name=source.path.stem or None)
 
     @classmethod

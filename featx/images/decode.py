@@ -13,6 +13,7 @@ caller.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ __all__ = [
     "decode_sizes",
     "fit_array",
     "fit_sizes",
+    "picture_to_rgb",
     "resize_rgb",
 ]
 
@@ -62,6 +64,8 @@ _TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+# Pillow loads an image once, and not from two threads at a time.
+_loading = threading.Lock()
 
 
 def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -234,6 +238,38 @@ def fit_sizes(
         return [_finish(image, target, view) for target, view in wanted]
 
 
+def picture_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Return upright RGB of a PIL image, by the rules for files.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        An image in memory, or one of the pages of a file.
+
+    Returns
+    -------
+    ndarray of shape (h, w, 3), uint8
+
+    Raises
+    ------
+    ImageError
+        With a short reason, if it is too large, damaged, or has pixels of no known range.
+    """
+    with short_failures():
+        check_pixels("", (image.height, image.width), pixel_limit())
+        with budget().hold(7 * image.width * image.height):
+            with _loading:
+                image.load()
+            return np.array(_upright(image, _orientation(image)))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a PIL image; as in files, XMP does not count."""
+    if image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
+        return exif_orientation(image.info.get("exif") or b"")
+    return int(image.getexif().get(0x0112, 1))
+
+
 def _drawn(
     targets: list[Target], key: bytes | None, make_key: Callable[[], bytes]
 ) -> list[tuple[Target, View | None]]:
@@ -289,8 +325,6 @@ def _scale(
 
 def _pixels(container: Container, image: Image.Image, scale: int) -> Image.Image:
     """Decode at 1/scale; return upright RGB."""
-    from PIL import Image as PILImage
-
     if scale > 1:
         image.draft(None, (image.width // scale, image.height // scale))
     orientation = container.orientation
@@ -298,6 +332,13 @@ def _pixels(container: Container, image: Image.Image, scale: int) -> Image.Image
         # Pillow states the turn that the item properties ask for in terms of EXIF.
         orientation = exif_orientation(image.info.get("exif", b""))
     image.load()
+    return _upright(image, orientation)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return RGB, turned as an EXIF orientation says."""
+    from PIL import Image as PILImage
+
     image = _to_rgb(image)
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(PILImage.Transpose[turn])

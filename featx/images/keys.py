@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["array_key", "file_key"]
+__all__ = ["array_key", "file_key", "image_key"]
 
 
 def file_key(data: bytes) -> bytes:
     """Return the key of an image file: SHA-256 of its bytes, 32 bytes."""
     return hashlib.sha256(data).digest()
+
+
+def image_key(image: NDArray[Any] | bytes) -> bytes:
+    """Return the key of an image file's bytes, or of an array."""
+    return file_key(image) if isinstance(image, bytes) else array_key(image)
 
 
 def array_key(array: NDArray[Any]) -> bytes:

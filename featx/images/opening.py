@@ -16,7 +16,13 @@ from featx.images.limits import MOST_PIXELS, check_pixels
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["check_truncation_setting", "open_image", "pixel_limit", "short_failures"]
+__all__ = [
+    "check_truncation_setting",
+    "is_known_format",
+    "open_image",
+    "pixel_limit",
+    "short_failures",
+]
 
 _PLUGINS = {
     "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
@@ -78,6 +84,11 @@ def open_image(container: Container) -> Image.Image:
     image: Image.Image = plugin(io.BytesIO(container.data))
     check_pixels(kind, (image.height, image.width), pixel_limit())
     return image
+
+
+def is_known_format(name: str | None) -> bool:
+    """Return whether featx decodes a format of Pillow's; an MPO is a JPEG with more behind it."""
+    return name in _PLUGINS or name == "MPO"
 
 
 def pixel_limit() -> int:

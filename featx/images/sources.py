@@ -15,7 +15,7 @@ from featx.images.containers import sniff
 from featx.images.files import is_image_name, local_path, missing_path_error
 from featx.images.scan import scan_folder
 
-__all__ = ["Source", "check_paths", "listed_paths", "recognise"]
+__all__ = ["Source", "check_paths", "is_picture", "listed_paths", "listed_pictures", "recognise"]
 
 Kind = Literal["folder", "table", "npz", "hdf5", "files", "arrays"]
 _SUFFIXES: dict[str, Kind] = {
@@ -26,6 +26,7 @@ _SUFFIXES: dict[str, Kind] = {
     ".hdf5": "hdf5",
     ".hdf": "hdf5",
 }
+_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ def recognise(data: Any) -> Source:
     Parameters
     ----------
     data : str, bytes, path-like, list, tuple, ndarray or column of a table
-        One path; image files and folders, as `listed_paths` takes them; arrays, or one array of
-        images.
+        One path; image files and folders, as `listed_paths` takes them; pictures, as
+        `listed_pictures` takes them; arrays, or one array of images.
 
     Raises
     ------
@@ -56,6 +57,9 @@ def recognise(data: Any) -> Source:
     >>> recognise(["a.jpg", "b.jpg"]).kind
     'files'
     """
+    pictures = listed_pictures(data)
+    if pictures is not None:
+        return Source(kind="arrays", items=pictures)
     paths = listed_paths(data)
     if paths is not None:
         return Source(kind="files", items=[path for item in paths for path in _expand(item)])
@@ -110,6 +114,52 @@ def listed_paths(data: Any) -> list[Any] | None:
     >>> listed_paths([[0.5, 1.5]]) is None
     True
     """
+    items = _items(data)
+    return items if items is not None and any(map(_is_path, items)) else None
+
+
+def listed_pictures(data: Any) -> list[Any] | None:
+    r"""Return PIL images, contents of image files and open files, also when only one is given.
+
+    Parameters
+    ----------
+    data : object
+        One of them, or several in any container that `listed_paths` knows.
+
+    Returns
+    -------
+    pictures : list or None
+        Not checked one by one; None where the first item is no such picture.
+
+    Examples
+    --------
+    >>> listed_pictures([b"GIF89a\0..."]) is None
+    False
+    >>> listed_pictures(["a.jpg"]) is None
+    True
+    """
+    if is_picture(data):
+        return [data]
+    items = _items(data)
+    return items if items and is_picture(items[0]) else None
+
+
+def is_picture(value: Any) -> bool:
+    """Return whether this is a PIL image, the content of an image file, or an open file."""
+    if isinstance(value, bytes):
+        # Paths have no null byte, and none is as long as this; text-only PPM files have lines.
+        return (
+            b"\0" in value
+            or len(value) > _LONGEST_PATH
+            or (b"\n" in value and sniff(value) == "PPM")
+        )
+    if isinstance(value, bytearray | memoryview) or hasattr(value, "getbands"):
+        return True
+    return hasattr(value, "read") and hasattr(value, "seek") and not isinstance(value, os.PathLike)
+
+
+def _items(data: Any) -> list[Any] | None:
+    """Return the items of a list, or of a column of text, bytes or objects."""
     if hasattr(data, "to_numpy") and hasattr(data, "shape"):
         # One row tells whether a wide table holds paths, without a copy of it.
         data = np.asarray((data if data.shape[1:] in ((), (1,)) else data[:1]).to_numpy())
@@ -124,11 +174,10 @@ def listed_paths(data: Any) -> list[Any] | None:
                 )
             return None
         items: list[Any] = data.ravel().tolist()
-    elif isinstance(data, list | tuple):
-        items = [row[0] for row in data] if data and all(map(_is_row_of_one, data)) else list(data)
-    else:
-        return None
-    return items if any(map(_is_path, items)) else None
+        return items
+    if isinstance(data, list | tuple):
+        return [row[0] for row in data] if data and all(map(_is_row_of_one, data)) else list(data)
+    return None
 
 
 def _is_row_of_one(row: Any) -> bool:
@@ -140,7 +189,7 @@ def _is_row_of_one(row: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str | bytes | os.PathLike)
+    return isinstance(value, str | bytes | os.PathLike) and not is_picture(value)
 
 
 def check_paths(paths: Iterable[Any]) -> list[str]:
@@ -160,10 +209,10 @@ def check_paths(paths: Iterable[Any]) -> list[str]:
 
 
 def _text(item: Any) -> str:
-    if isinstance(item, bytes) and b"\0" in item:
+    if isinstance(item, bytes) and is_picture(item):
         raise DatasetError(
-            "expected a path, received the bytes of a file: name the file, or give the image as an "
-            "array or a PIL image"
+            "expected a path, received the content of a file: give a list of paths only, or a list "
+            "of images only"
         )
     text = os.fsdecode(item) if _is_path(item) else ""
     if not text:

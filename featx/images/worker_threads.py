@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from featx.images.dataset import ImageDataset
-from featx.images.keys import array_key, file_key
+from featx.images.keys import file_key, image_key
 from featx.images.line import Line
 from featx.images.one_image import Loaded, decode_one, read_one
 from featx.images.target import Target
@@ -90,7 +90,7 @@ def load_one(
     if dataset.arrays is None:
         data, key, reason, read_s = read_one(lambda: dataset.read(index), file_key)
     else:
-        data, key, reason, read_s = read_one(lambda: dataset.image(index), array_key)
+        data, key, reason, read_s = read_one(lambda: dataset.image(index), image_key)
     if key is None:
         return Loaded(index=index, key=None, status="failed", reason=reason, read_s=read_s)
     if known(key):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from featx.images.dataset import ImageDataset
-from featx.images.sources import listed_paths
+from featx.images.sources import listed_paths, listed_pictures
 
 __all__ = ["as_image_dataset"]
 
@@ -16,29 +16,26 @@ __all__ = ["as_image_dataset"]
 def as_image_dataset(X: Any) -> ImageDataset | None:
     """Return the images that `X` stands for, or None when it holds features.
 
-    Paths and arrays of pixels are images. A two-dimensional array of numbers holds features, one
-    row an image, so that estimators train on cached features as they do on files; whether it is
-    well formed is for scikit-learn's validation to say.
+    Paths, arrays of pixels, PIL images and contents of image files are images. A two-dimensional
+    array of numbers holds features, one row an image, so that estimators train on cached features
+    as they do on files; whether it is well formed is for scikit-learn's validation to say.
 
     Parameters
     ----------
-    X : ImageDataset, path, list of paths, or array
+    X : ImageDataset, path, list of paths, array, or list of images
         Paths (n,) or (n, 1) in any form that `listed_paths` knows, pixels (n, h, w) or
-        (n, h, w, c), or features (n, d). One path is a folder, a table, a file of arrays or an
-        image, as for `featx.extract`.
+        (n, h, w, c), features (n, d), or images as `ImageDataset.from_any` takes them. One path
+        is a folder, a table, a file of arrays or an image, as for `featx.extract`.
     """
     if isinstance(X, ImageDataset):
         return X
-    if isinstance(X, str | bytes | os.PathLike):
+    if isinstance(X, str | bytes | os.PathLike) or listed_pictures(X) is not None:
         return ImageDataset.from_any(X)
     paths = listed_paths(X)
     if paths is not None:
         return ImageDataset.from_paths(paths)
     if isinstance(X, np.ndarray):
-        return ImageDataset.from_arrays(X) if X.ndim in (3, 4) else None
-    if isinstance(X, list | tuple) and X:
-        if hasattr(X[0], "getbands"):
-            return ImageDataset.from_arrays([np.asarray(image.convert("RGB")) for image in X])
-        if np.ndim(X[0]) in (2, 3):
-            return ImageDataset.from_arrays([np.asarray(image) for image in X])
+        return ImageDataset.from_any(X) if X.ndim in (3, 4) else None
+    if isinstance(X, list | tuple) and X and np.ndim(X[0]) in (2, 3):
+        return ImageDataset.from_arrays(X)
     return None

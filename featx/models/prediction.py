@@ -16,7 +16,7 @@ from featx.exceptions import FeaturesError
 from featx.heads.scores import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
 from featx.images.names import image_names
-from featx.images.sources import listed_paths
+from featx.images.sources import listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures
 from featx.models.inputs import as_image_dataset
 
@@ -70,10 +70,11 @@ def predict(
     ----------
     model : ImageClassifier or Predictor
         Fitted.
-    images : str, path, iterable of these, ndarray, list of PIL images, or ImageDataset
+    images : str, path, iterable of these, ndarray, list of images, or ImageDataset
         Files, folders and patterns, see `featx.images.names.image_names`, also as bytes, as an
         array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
-        (n, h, w) or (n, h, w, c). Labels are not looked at.
+        (n, h, w), (n, h, w, c) or, of one image, (h, w, 3); PIL images, bytes of image files and
+        open files, one or a list. Labels are not looked at.
     top_k : int, optional
         How many classes of each: by default 1, or, of a model that gives several labels, all whose
         probability is above 0.5.
@@ -141,8 +142,10 @@ def _rows(
 
 
 def _chunks(images: Any) -> Iterator[ImageDataset]:
+    if listed_pictures(images) is not None:
+        images = ImageDataset.from_any(images)
     alone = isinstance(images, str | bytes | os.PathLike)
-    if alone or hasattr(images, "getbands"):
+    if alone:
         images = [images]
     paths = listed_paths(images)
     if paths is not None:
@@ -157,7 +160,7 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
         if found is None:
             raise FeaturesError(
                 f"expected images, received {type(images).__name__}: pass files, folders, "
-                "patterns, arrays of pixels or PIL images"
+                "patterns, arrays of pixels, PIL images or bytes of image files"
             )
         images = found
     for start in range(0, len(images), _CHUNK):
@@ -167,6 +170,4 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
 def _are_pixels(images: Any) -> bool:
     if isinstance(images, np.ndarray):
         return images.dtype.kind not in "USO"
-    if not isinstance(images, list | tuple) or not images:
-        return False
-    return any(hasattr(images[0], name) for name in ("getbands", "__array__"))
+    return isinstance(images, list | tuple) and bool(images) and hasattr(images[0], "__array__")

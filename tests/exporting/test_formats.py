@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import featx
 from featx.exceptions import DatasetError, ExportError, MissingExtraError, UnknownNameError
 from featx.exporting.formats import FORMATS
 from featx.exporting.samples import calibration_images, decode_rows
+from featx.images.decode import decode_image
 from featx.images.keys import file_key
 
 HAS_ONNX = importlib.util.find_spec("tf2onnx") is not None
@@ -162,6 +164,14 @@ def test_the_printed_python_runs(name, keras_export, model, files, tmp_path, mon
     (expected,) = model.predict_proba(files[:1])
     np.testing.assert_allclose(variables["probabilities"], expected, atol=1e-5)
     assert capsys.readouterr().out.startswith(model.classes_[expected.argmax()])
+    grey = Image.fromarray(np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16))
+    clear = Image.new("RGBA", (40, 30), (200, 10, 10, 90))
+    for picture in (grey, clear):
+        picture.save("new.png")
+        trained = decode_image(
+            Path("new.png").read_bytes(), model.spec_.input_size_px, model.spec_.image
+        )
+        np.testing.assert_array_equal(variables["pixels"]("new.png")[0], trained)
 
 
 @pytest.mark.parametrize(

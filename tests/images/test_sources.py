@@ -81,7 +81,10 @@ def test_features_are_no_paths(features):
         (np.array([NAMES, NAMES]), "expected one column of paths, received 2 columns"),
         (["a.jpg", None], "expected a path, received NoneType"),
         (Column(["a.jpg", float("nan")]), "expected a path, received float"),
-        ([b"\x89PNG\r\n\x1a\n\0\0"], "received the bytes of a file: name the file"),
+        (
+            ["a.jpg", b"\x89PNG\r\n\x1a\n\0\0"],
+            "received the content of a file: give a list of paths",
+        ),
         (["a.jpg", ""], "expected a path"),
     ],
 )

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -8,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import featx
-from featx.exceptions import FeaturesError, HeadError, ImageError, UnknownNameError
+from featx.exceptions import DatasetError, FeaturesError, HeadError, ImageError, UnknownNameError
 
 
 # No check is skipped: both take (n, d) numbers for features that were extracted before. One
@@ -47,6 +50,50 @@ def test_paths_pixels_and_features_give_the_same_answer(classifier, files):
     np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-6)
     on_features = clone(classifier).fit(X, y)
     np.testing.assert_allclose(on_features.predict_proba(paths), expected, atol=1e-6)
+
+
+def test_scans_are_read_alike_in_training_and_as_any_object(classifier, tmp_path):
+    from PIL import Image
+
+    generator = np.random.default_rng(4)
+    paths, y = [], []
+    for name, level in (("dim", 6_000), ("light", 52_000)):
+        for number in range(6):
+            values = generator.integers(level - 3_000, level + 3_000, (20, 30)).astype(np.uint16)
+            paths.append(str(tmp_path / f"{name}{number}.png"))
+            Image.fromarray(values).save(paths[-1])
+            y.append(name)
+    classifier.fit(paths, y)
+    expected = classifier.predict_proba(paths)
+    contents = [Path(path).read_bytes() for path in paths]
+    loaded = [Image.open(path) for path in paths]
+    for image in loaded:
+        image.load()
+    for images in (
+        [Image.open(path) for path in paths],
+        loaded,
+        contents,
+        [io.BytesIO(content) for content in contents],
+        [np.asarray(image) for image in loaded],
+    ):
+        np.testing.assert_array_equal(classifier.predict_proba(images), expected)
+        assert [row.top[0][0] for row in featx.predict(classifier, images)] == y
+    for alone in (loaded[-1], contents[-1], io.BytesIO(contents[-1])):
+        np.testing.assert_array_equal(classifier.predict_proba(alone), expected[-1:])
+        assert next(featx.predict(classifier, alone)).top[0][0] == "light"
+
+
+def test_an_extractor_takes_one_picture_and_refuses_to_guess(small_network, files):
+    from PIL import Image
+
+    extractor = featx.FeatureExtractor(f"file:{small_network}")
+    path = files[0][0]
+    expected = extractor.fit([path]).transform([path])
+    pixels = np.asarray(Image.open(path))
+    for image in (pixels, Image.open(path), Path(path).read_bytes()):
+        np.testing.assert_allclose(extractor.transform(image), expected, atol=1e-6)
+    with pytest.raises(DatasetError, match="4 grey pictures of 30x20 or one channels-first"):
+        extractor.transform(np.zeros((4, 30, 20), np.uint8))
 
 
 def test_fitting_twice_starts_afresh(classifier, files):
