@@ -309,8 +309,12 @@ def _note(name: str, chosen: str, stated: StatedInput, *, asked: bool) -> tuple[
 
 
 def log_preprocessing(source: BackboneSource) -> None:
-    """Log once a process which preprocessing was chosen for a network of one's own, and why."""
-    if source.note and source.note not in _logged:
+    """Log once a process which preprocessing was chosen for a network of one's own, and why.
+
+    A ``file:`` network gets the pixels as they are: that is worth a line only where it is doubtful.
+    """
+    plain = source.name.startswith("file:") and source.preprocessing == "none"
+    if source.note and source.note not in _logged and (source.doubtful or not plain):
         _logged.add(source.note)
         _LOGGER.log(logging.WARNING if source.doubtful else logging.INFO, "%s", source.note)
 
