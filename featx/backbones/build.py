@@ -20,7 +20,7 @@ from featx.backbones.taps import Tap, parse_tap
 from featx.backbones.tuned import is_tuned_file, unpacked
 from featx.backbones.wrong_files import misfit, unknown_layers
 from featx.exceptions import BackboneError, FeatxError, UnknownNameError, WeightsError, reason
-from featx.forks import require_backend
+from featx.forks import require_threads
 from featx.plain_files import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
@@ -59,7 +59,7 @@ def build_network(source: BackboneSource, *, mixed: HalfType | None = None) -> A
     BackboneError
         If the network cannot be built.
     """
-    require_backend()
+    require_threads("Keras")
     with quiet_import():
         import keras
     network = _load_own(source, keras) if source.row is None else _build_named(source, keras)

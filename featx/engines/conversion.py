@@ -14,7 +14,7 @@ from featx.backbones.drawing import draw_images
 from featx.backbones.source import BackboneSource
 from featx.engines.openvino_library import FALL_BACK, load_openvino, translated
 from featx.exceptions import BackboneError, EngineError
-from featx.forks import require_backend
+from featx.forks import require_threads
 from featx.quiet import quiet_import
 
 __all__ = ["TOLERANCE", "Conversion", "convert", "disagreement", "output_name"]
@@ -107,7 +107,7 @@ def convert(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
         If it cannot be converted.
     """
     load_openvino()
-    require_backend()
+    require_threads("Keras")
     with quiet_import():
         import keras
     if (backend := keras.backend.backend()) != "tensorflow":

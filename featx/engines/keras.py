@@ -18,7 +18,7 @@ from featx.engines.backends.adapter import load_adapter
 from featx.engines.backends.batch_size import best_batch_size
 from featx.engines.backends.replica import Replica
 from featx.exceptions import EngineError, reason
-from featx.forks import require_backend
+from featx.forks import require_threads
 from featx.quiet import quiet_import
 from featx.spec import Precision
 
@@ -71,7 +71,7 @@ class KerasEngine:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise EngineError(f"expected a batch of 1 image or more, received {batch_size}")
-        require_backend()
+        require_threads("Keras")
         self.taps = taps
         self._source_name = source.name
         self._input_shape = (*source.input_size_px, 3)
@@ -124,7 +124,7 @@ class KerasEngine:
 
         The first batch of a shape on each device is waited for: it compiles.
         """
-        require_backend()
+        require_threads("Keras")
         if pixels.dtype != np.uint8 or pixels.shape[1:] != self._input_shape:
             height, width, _ = self._input_shape
             raise EngineError(

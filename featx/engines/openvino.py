@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import threading
 import weakref
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from featx.engines.conversion import Conversion, convert, output_name
 from featx.engines.kept_conversion import KeptConversion
 from featx.engines.openvino_library import FALL_BACK, load_openvino, translated
 from featx.exceptions import EngineError
+from featx.forks import require_threads
 
 __all__ = ["OpenVinoEngine"]
 
@@ -35,7 +35,7 @@ _MOST_STREAMS = 16
 _MEMORY_WORDS = ("memory", "alloc")
 _LOGGER = logging.getLogger("featx")
 _unkept: set[Path] = set()
-_engines: weakref.WeakSet[OpenVinoEngine] = weakref.WeakSet()
+_in_use: weakref.WeakSet[OpenVinoEngine | _Part] = weakref.WeakSet()
 
 
 class OpenVinoEngine:
@@ -83,14 +83,12 @@ class OpenVinoEngine:
         self._options = _options(_usable_processors())
         self.in_flight = self._options["NUM_STREAMS"] + 1
         self._openvino = load_openvino()
-        self._source = source
-        self._place = KeptConversion.place(folder, source, taps) if folder else None
-        # The conversion where it is kept nowhere else.
-        self._model: Any = None
-        self._compiled: Any = None
-        self._reviving = threading.Lock()
-        self._start()
-        _engines.add(self)
+        self._core = self._openvino.Core()
+        # A mapped file that somebody cuts short would end the process.
+        self._core.set_property({"ENABLE_MMAP": False})
+        self._free: list[Any] = []
+        _in_use.add(self)
+        self._open(source, KeptConversion.place(folder, source, taps) if folder else None)
 
     def provenance(self) -> dict[str, Any]:
         """Return the versions of OpenVINO and of the Keras converted from, and the precision."""
@@ -109,36 +107,12 @@ class OpenVinoEngine:
                 f"expected uint8 pixels of shape (n, {height}, {width}, 3), received "
                 f"{pixels.dtype} of shape {pixels.shape}"
             )
-        self._revive()
+        require_threads("OpenVINO")
         return _Batch(self, pixels)
 
     def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Map pixels of shape (n, h, w, 3) to vectors of shape (n, d) by tap."""
         return self.submit(pixels).result()
-
-    def _start(self) -> None:
-        self._core = self._openvino.Core()
-        # A mapped file that somebody cuts short would end the process.
-        self._core.set_property({"ENABLE_MMAP": False})
-        if self._model is None:
-            self._open(self._source, self._place)
-        else:
-            self._load(self._model)
-
-    def _revive(self) -> None:
-        """Start anew in a process that was forked off, which has none of OpenVINO's threads."""
-        if self._compiled is None:
-            with self._reviving:
-                if self._compiled is None:
-                    self._start()
-
-    def _leave_behind(self) -> None:
-        """Let go of what the process has that this one was forked from, without ending it."""
-        for lost in (self._core, self._compiled, self._outputs, self._free, self._model):
-            # Ending it would wait for threads that are not here.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(lost))
-        self._compiled = None
-        self._reviving = threading.Lock()
 
     def _open(self, source: BackboneSource, place: KeptConversion | None) -> None:
         if place and place.find():
@@ -151,10 +125,10 @@ class OpenVinoEngine:
         conversion = convert(source, self.taps)
         self._load(conversion.model)
         conversion.check(self.run)
-        if not (place and self._keep(conversion, place)):
-            self._model = conversion.model
+        if place:
+            self._keep(conversion, place)
 
-    def _keep(self, conversion: Conversion, place: KeptConversion) -> bool:
+    def _keep(self, conversion: Conversion, place: KeptConversion) -> None:
         """Write a conversion and go on with what was written, if it can be written."""
         try:
             with place.writing() as path:
@@ -173,20 +147,18 @@ class OpenVinoEngine:
                     error,
                 )
             self._load(conversion.model)
-            return False
-        return True
 
     def _load(self, model: Any) -> None:
-        self._free: list[Any] = []
+        self._free = []
         with translated("reading the network with OpenVINO"):
             if isinstance(model, Path):
                 model = self._core.read_model(model)
-            compiled: Any = self._core.compile_model(model, "CPU", self._options)
+            self._compiled = self._core.compile_model(model, "CPU", self._options)
             self._outputs = {
-                tap: compiled.output(output_name(index)) for index, tap in enumerate(self.taps)
+                tap: self._compiled.output(output_name(index))
+                for index, tap in enumerate(self.taps)
             }
-            self._compiled = compiled
-            received = compiled.get_property("INFERENCE_PRECISION_HINT")
+            received = self._compiled.get_property("INFERENCE_PRECISION_HINT")
             self._precision = received.get_type_name()
         if self._precision != _PRECISION:
             raise EngineError(
@@ -225,6 +197,7 @@ class _Part:
         self._engine = engine
         # Held until the result is there, since OpenVINO reads from this very memory.
         self._pixels = np.require(pixels, requirements=["C", "W"])
+        _in_use.add(self)
         with self._translated():
             free = engine._free
             self._request = free.pop() if free else engine._compiled.create_infer_request()
@@ -235,6 +208,7 @@ class _Part:
     def result(self) -> dict[str, NDArray[np.float32]]:
         """Wait for the part, and return vectors of shape (n, d) by tap."""
         engine, count = self._engine, len(self._pixels)
+        require_threads("OpenVINO")
         try:
             with self._translated():
                 self._request.wait()
@@ -260,8 +234,9 @@ class _Part:
 
 
 def _after_fork() -> None:
-    for engine in list(_engines):
-        engine._leave_behind()
+    for lost in list(_in_use):
+        # Ending it would wait for threads that are not here, so it stays.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(lost))
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from featx.exceptions import EngineError, FeatxError, reason
+from featx.forks import require_threads
 from featx.quiet import quiet_import
 
 __all__ = ["FALL_BACK", "load_openvino", "translated"]
@@ -27,8 +28,9 @@ def load_openvino() -> Any:
     Raises
     ------
     EngineError
-        If it cannot be imported.
+        If it cannot be imported, or was in use before this process was forked.
     """
+    require_threads("OpenVINO")
     absent = _TELEMETRY not in sys.modules
     if absent:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]

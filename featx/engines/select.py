@@ -10,6 +10,7 @@ from pathlib import Path
 from featx.backbones.source import BackboneSource
 from featx.engines.protocol import Engine
 from featx.exceptions import EngineError, UnknownNameError
+from featx.forks import require_threads
 from featx.spec import Precision
 
 __all__ = ["ENGINES", "make_engine"]
@@ -83,6 +84,7 @@ def _built(
     if name == "openvino":
         return _openvino(source, taps, batch_size, folder)
     if name == "auto" and precision == "f32" and not _has_gpu():
+        require_threads("OpenVINO")
         try:
             return _openvino(source, taps, batch_size, folder)
         except (EngineError, ImportError) as error:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.forks import require_backend
+from featx.forks import require_threads
 from featx.heads.dense_batches import Batches
 from featx.heads.network import DenseWeights, parameter_count
 from featx.heads.training import Rows, Streams, TrainingPlan
@@ -228,7 +228,7 @@ def _compiled(
 ) -> Any:
     from featx.quiet import quiet_import
 
-    require_backend()
+    require_threads("Keras")
     with quiet_import():
         import keras
 
