@@ -89,7 +89,7 @@ def reason(error: BaseException) -> str:
 
     Examples
     --------
-    >>> reason(ValueError("File not found.\\nPlease pass safe_mode=False."))
+    >>> reason(ValueError("File not found.\nPlease pass safe_mode=False."))
     'File not found'
     >>> reason(RuntimeError())
     'RuntimeError'

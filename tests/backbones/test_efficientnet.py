@@ -7,6 +7,7 @@ import pytest
 from featx.backbones.build import build_network, build_tap_model
 from featx.backbones.catalog import CATALOG
 from featx.backbones.source import resolve_backbone
+from featx.exceptions import WeightsError
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 VARIANCE = np.array([0.229, 0.224, 0.225], np.float32) ** 2
@@ -79,10 +80,14 @@ def test_what_the_file_carries_decides(number, kind, preprocessing, weights_file
 
 
 @pytest.mark.parametrize("number", range(3), ids=["legacy", "weights", "model"])
-def test_a_damaged_file_is_left_for_the_loader_to_report(number, weights_files, tmp_path):
+def test_a_damaged_file_is_reported_at_once_or_left_for_the_loader(number, weights_files, tmp_path):
     whole = weights_files["imagenet"][number]
     cut = tmp_path / whole.name
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    if number == 2:
+        with pytest.raises(WeightsError, match="received a zip that is cut short or damaged"):
+            resolve_backbone("efficientnet_b0", weights=cut)
+        return
     assert resolve_backbone("efficientnet_b0", weights=cut).preprocessing == "none"
 
 

@@ -274,7 +274,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(CacheWriteError, match=r"cannot write .*photos.*No space left.*\(-o\)"):
-        pack_dataset(features, target)
+        pack_dataset(features, target, overwrite=True)
     assert target.read_text() == "old"
     assert list(tmp_path.glob(".*.tmp")) == []
 

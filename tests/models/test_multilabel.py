@@ -131,7 +131,7 @@ def test_the_estimator_takes_matrices_sets_and_text():
     model = featx.ImageClassifier(head="logistic:C=10", multilabel=True)
     by_matrix = clone(model).fit(X, Y)
     by_sets = clone(model).fit(X, sets)
-    by_text = clone(model).fit(X, ["|".join(sorted(one)) for one in sets])
+    by_text = clone(model).fit(X, ["|".join(sorted(one)) or "|" for one in sets])
     assert by_matrix.classes_.tolist() == [0, 1, 2]
     assert by_sets.classes_.tolist() == by_text.classes_.tolist() == names
     for one in (by_sets, by_text):
@@ -173,7 +173,7 @@ def test_a_search_over_heads_of_several_labels(table, options, tmp_path):
     with pytest.raises(HeadError, match="'accuracy' is no score of several labels an image: take"):
         featx.search(features, scoring="accuracy", **what)
     with pytest.raises(HeadError, match="'micro_f1' is no score of one class an image: take one"):
-        featx.search(features, scoring="micro_f1", heads="ridge")
+        featx.search(features, scoring="micro_f1", heads="ridge", label_kind="class")
     nested = featx.search(features, score="nested", **(what | {"heads": "ridge:alpha=1|10"}))
     assert nested.score.images == 24
 
@@ -233,6 +233,6 @@ def test_two_models_are_compared_by_every_label_right(table, options):
     assert found["accuracy"] == [right[0].mean(), right[1].mean()]
     assert found["only_second_right"] == (right[1] & ~right[0]).sum() > 0
     assert found["interval"][0] <= found["difference"] <= found["interval"][1]
-    one_label = featx.train(features, head="nearest-mean", cv=0).model
+    one_label = featx.train(features, head="nearest-mean", label_kind="class", cv=0).model
     with pytest.raises(DatasetError, match="one that gives one label an image and one that gives"):
         featx.compare_models(good, one_label, features)
