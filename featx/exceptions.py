@@ -67,7 +67,15 @@ _PLACE = re.compile(
 
 
 class FeatxError(Exception):
-    """Base of every error that featx raises on purpose."""
+    """Base of every error that featx raises on purpose.
+
+    Attributes
+    ----------
+    options : tuple of str
+        What the user's command lacks; the command line then shows the corrected command.
+    """
+
+    options: tuple[str, ...] = ()
 
 
 def reason(error: BaseException) -> str:

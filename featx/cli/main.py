@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import signal
 import sys
 from importlib import import_module
@@ -111,7 +112,7 @@ def _run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        return _report(error)
+        return _report(error, args)
     return int(result) if isinstance(result, int) else 0
 
 
@@ -125,12 +126,14 @@ def _show_usage(error: click.ClickException) -> None:
     say(*usage.splitlines(), *([message] if found else []), err=True)
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, args: list[str]) -> int:
     from featx.exceptions import FeatxError, OutputError
 
     if not isinstance(error, FeatxError) or os.environ.get("FEATX_DEBUG"):
         raise error
     say(f"error: {error}", err=True)
+    if error.options:
+        say(f"next: {shlex.join(['featx', *args, *error.options])}", err=True)
     return 2 if isinstance(error, OutputError) else 1
 
 

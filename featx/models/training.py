@@ -299,17 +299,21 @@ def check_labels(
     names, counts = np.unique(y[rows], return_counts=True)
     reason = look_like_measurements(names.tolist(), int(counts.sum()))
     advice = "featx does no regression: put them into a few ranges, such as 20-29, as classes"
+    options: tuple[str, ...] = ("--label-kind", "class")
     if not reason and (reason := look_like_sets(names.tolist())):
         advice = "predict each by itself with --multilabel (multilabel=True)"
+        options = ("--multilabel",)
     if not reason:
         return
     paths = features.paths
     if all(f"/{y[row]}/" in f"/{paths[row]}" for row in rows):
         return  # folders are classes, whatever they are called
-    raise DatasetError(
+    error = DatasetError(
         f"the labels of {features.name!r} {reason}; {advice}; or, if each is a class of its own, "
         "train with --label-kind class (label_kind='class')"
     )
+    error.options = options
+    raise error
 
 
 def _find_block(features: Features, backbone: str | None, tap: str | None) -> Block:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -69,6 +70,10 @@ def test_from_a_table_to_predictions_and_back(table, options, tmp_path, head):
 
 def test_the_commands(table, options, featx_command, tmp_path):
     common = ("-b", options["backbone"], "--cache", options["cache"])
+    stopped = featx_command("train", table, *common, "-o", "m.featx")
+    assert stopped.returncode == 1
+    command = ["featx", "train", str(table), *map(str, common), "-o", "m.featx", "--multilabel"]
+    assert stopped.stderr.splitlines()[-1] == f"next: {shlex.join(command)}"
     trained = featx_command(
         "train", table, *common, "--multilabel", "--head", "logistic:C=1", "-o", "m.featx"
     )
