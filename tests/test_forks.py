@@ -54,7 +54,12 @@ def run(tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT + code],
             cwd=folder,
-            env={**os.environ, "FEATX_CACHE": str(folder / "cache")},
+            # Nothing is converted yet, so that the parent uses Keras too.
+            env={
+                **os.environ,
+                "FEATX_CACHE": str(folder / "cache"),
+                "FEATX_ENGINES": str(folder / "engines"),
+            },
             capture_output=True,
             text=True,
         )
