@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ __all__ = [
     "open_keras_zip",
     "open_model_zip",
     "read_description",
+    "visit_weights",
 ]
 
 DESCRIPTION = "model.json"
@@ -45,6 +46,22 @@ def open_keras_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         open_plain_zip(file, most_members=_MOST_KERAS_MEMBERS, packed=True) as archive,
     ):
         yield archive
+
+
+def visit_weights(path: Path, look: Callable[[str, Any], None]) -> None:
+    """Hand every item of a weights file, ``.keras`` or HDF5, with its name to `look`."""
+    import h5py
+
+    if path.suffix == ".keras":
+        with (
+            open_keras_zip(path) as archive,
+            archive.open("model.weights.h5") as stored,
+            h5py.File(stored, "r") as file,
+        ):
+            file.visititems(look)
+    else:
+        with h5py.File(path, "r", locking=False) as file:
+            file.visititems(look)
 
 
 def read_description(archive: zipfile.ZipFile) -> dict[str, Any]:

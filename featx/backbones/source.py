@@ -11,7 +11,7 @@ from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Backbone
 from featx.backbones.folders import FolderKind, StatedInput, folder_of
-from featx.backbones.model_zip import NETWORK, open_keras_zip
+from featx.backbones.model_zip import NETWORK, visit_weights
 from featx.backbones.own_rescaling import range_of_keras_config
 from featx.backbones.registry import canonical_name, find_backbone
 from featx.backbones.tuned import is_tuned_file, read_tuned
@@ -195,16 +195,7 @@ def _has_imagenet_statistics(path: Path) -> bool:
             found.append(np.allclose(np.ravel(item[()]), _IMAGENET_MEAN, atol=1e-3))
 
     try:
-        if path.suffix == ".keras":
-            with (
-                open_keras_zip(path) as archive,
-                archive.open("model.weights.h5") as stored,
-                h5py.File(stored, "r") as file,
-            ):
-                file.visititems(look)
-        else:
-            with h5py.File(path, "r", locking=False) as file:
-                file.visititems(look)
+        visit_weights(path, look)
     except (OSError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile):
         return False  # a damaged file is reported when it is loaded
     return any(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.catalog import CATALOG, Backbone
-from featx.backbones.model_zip import open_keras_zip
+from featx.backbones.model_zip import open_keras_zip, visit_weights
 from featx.exceptions import BackboneError, WeightsError, reason
 
 __all__ = [
@@ -108,16 +108,7 @@ def _parameters(path: Path) -> int:
         if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
             sizes[name] = int(item.size)
 
-    if path.suffix == ".keras":
-        with (
-            open_keras_zip(path) as archive,
-            archive.open("model.weights.h5") as stored,
-            h5py.File(stored, "r") as file,
-        ):
-            file.visititems(look)
-    else:
-        with h5py.File(path, "r", locking=False) as file:
-            file.visititems(look)
+    visit_weights(path, look)
     return sum(size for name, size in sizes.items() if not name.startswith("optimizer"))
 
 
