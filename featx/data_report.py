@@ -14,8 +14,6 @@ from featx.images.columns import ImageColumns, inner_folder
 from featx.images.files import nearest_path
 from featx.images.label_sets import SEPARATOR
 
-__all__ = ["contradictions", "data_report", "look_alike", "missing_files", "why_unreadable"]
-
 _NO_FILE = "no such file"
 _SHOWN = 3
 

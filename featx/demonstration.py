@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["write_digits"]
-
 _HELD_OUT_OF = 5
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["beside", "flush", "flush_names", "written_whole"]
-
 _FOLDERS_OPEN = os.name != "nt"  # Windows gives no handle of a folder
 # What file systems say that flush no folder: some networks, FUSE, folders shared with a host.
 _NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

@@ -41,8 +41,6 @@ from featx.record import DatasetRecord, FeaturesGone, find_earlier, run_report
 from featx.runner import Ledger, Progress, run
 from featx.spec import ImagePolicy, Precision, StorageDtype, ViewPolicy
 
-__all__ = ["compute_features", "extract", "find_complete", "open_record"]
-
 _ATTEMPTS = 5
 
 

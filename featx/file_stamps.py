@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STAMP", "is_settled", "stamp_of"]
-
 STAMP = ("size", "mtime_ns", "inode", "ctime_ns", "birth_ns")
 """The parts of a stamp. Two equal stamps, of which the first is settled, are of one content."""
 

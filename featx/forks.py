@@ -12,8 +12,6 @@ from typing import Literal
 
 from featx.exceptions import EngineError
 
-__all__ = ["require_threads"]
-
 _Library = Literal["Keras", "OpenVINO"]
 _started: set[_Library] = set()
 _lost: set[_Library] = set()

@@ -30,8 +30,6 @@ from featx.images.labels import as_text, encode_labels
 from featx.images.split_names import read_splits
 from featx.spec import FeatureSpec
 
-__all__ = ["IMPORTED", "import_features"]
-
 IMPORTED = "imported"
 """Tap of imported features, and source of their datasets."""
 

@@ -34,17 +34,6 @@ from featx.spec import (
     ViewPolicy,
 )
 
-__all__ = [
-    "ExtractionJob",
-    "WeightsChoice",
-    "as_view_policy",
-    "engine_opener",
-    "engines_folder",
-    "prepare",
-    "resolve_backbones",
-    "view_specs",
-]
-
 _LOG = logging.getLogger("featx")
 WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from featx.exceptions import HeadError
 
-__all__ = ["as_bytes", "machine_bytes", "peak_bytes", "shown_bytes"]
-
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _CGROUPS = (

@@ -13,8 +13,6 @@ from featx.cache.key_index import KeyIndex
 from featx.exceptions import FeaturesError
 from featx.spec import FeatureSpec
 
-__all__ = ["MemoryStore"]
-
 
 class MemoryStore:
     """A store that writes nothing to disk.

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Meter"]
-
 # What the run waits for, by what the user can do something about.
 _BINDS = {"images": "decode", "model": "model", "writer": "disk"}
 

@@ -15,8 +15,6 @@ from featx.exceptions import DatasetError, UnknownNameError
 from featx.images.dataset import ImageDataset
 from featx.images.split_names import SplitNames, read_splits
 
-__all__ = ["dataset_of", "features_of", "find_named", "imported_features"]
-
 
 def find_named(layout: CacheLayout, data: Any, splits: SplitNames = None) -> Manifest | None:
     """Return the manifest that `data` names, or None when it is something else.

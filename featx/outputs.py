@@ -10,8 +10,6 @@ from pathlib import Path
 
 from featx.exceptions import OutputError
 
-__all__ = ["begins_with", "check_output", "is_model", "is_pack", "refuse_replacing"]
-
 Recognise = Callable[[Path], bool]
 _SHOWN_BYTES = 4096
 _PACK = "featx-pack"

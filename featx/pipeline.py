@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 
 from featx.cache.features import FeatureStore
 from featx.engines.protocol import Engine, Pending
-from featx.images.loader import Loaded
+from featx.images.one_image import Loaded
 from featx.meter import Meter
 from featx.spec import FeatureSpec
-
-__all__ = ["Pipeline", "Sink", "Stage"]
 
 _LOG = logging.getLogger("featx")
 # Batches that may wait for the writer: enough to bridge the writing of one shard.

@@ -17,18 +17,6 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "json_with_checksum",
-    "most_unpacked",
-    "open_plain_zip",
-    "read_hdf5_array",
-    "read_json_with_checksum",
-    "read_npy",
-    "read_plain_json",
-    "require_plain_network",
-    "shortened",
-]
-
 _END, _LOCATOR, _END_64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _END_BYTES, _LOCATOR_BYTES, _END_64_BYTES = 22, 20, 56
 _MOST_NAME_BYTES = 200

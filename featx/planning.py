@@ -18,8 +18,6 @@ from featx.pipeline import Stage
 from featx.runner import Ledger, run
 from featx.terminal import visible
 
-__all__ = ["ExtractionPlan", "plan_extraction"]
-
 _WARM_UP = 8
 _MEASURE_S = 3.0
 _MOST_MEASURED = 256

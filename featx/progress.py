@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from featx.meter import Meter
 from featx.terminal import console, drawing, visible
 
-__all__ = ["terminal_progress"]
-
 Progress = Callable[[int, int, int], None]
 # Images after which what binds is more than the start.
 _MEASURED = 256

@@ -11,8 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["quiet_import", "quiet_loading"]
-
 _LOCK = threading.RLock()
 _SETTINGS = {
     "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -39,8 +39,6 @@ from featx.meter import Meter
 from featx.pipeline import Stage
 from featx.runner import Ledger
 
-__all__ = ["DatasetRecord", "FeaturesGone", "find_earlier", "run_report"]
-
 _LOG = logging.getLogger("featx")
 
 

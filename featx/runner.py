@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
-from featx.images.loader import Loaded, Target, load_images
+from featx.images.loader import load_images
+from featx.images.one_image import Loaded
+from featx.images.target import Target
 from featx.meter import Meter
 from featx.pipeline import Pipeline, Stage
-
-__all__ = ["Ledger", "Progress", "run"]
 
 # Keys that were read may be forgotten once a store has them; looked after at this many, or at twice
 # as many as were left the last time.

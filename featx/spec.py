@@ -15,8 +15,6 @@ from typing import Any, Literal, get_args
 
 from featx.exceptions import CacheFormatError, DatasetError, FeaturesError, UnknownNameError, reason
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "FeatureSpec", "ImagePolicy", "ViewPolicy"]
-
 Resize = Literal["stretch", "crop"]
 Precision = Literal["f32", "mixed"]
 StorageDtype = Literal["float32", "float16"]

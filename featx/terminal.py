@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress
 
-__all__ = [
-    "console",
-    "drawing",
-    "guard_stderr",
-    "log_to_stderr",
-    "row_writer",
-    "say",
-    "say_json",
-    "unguarded",
-    "visible",
-]
-
 # Spaces of any width, and the joiners that emoji and Persian words are made with.
 _HARMLESS = {"\u200c", "\u200d", "\u00a0", "\u1680", "\u202f", "\u205f", "\u3000"} | {
     chr(code) for code in range(0x2000, 0x200B)

@@ -55,7 +55,7 @@ from featx.cache.manifest import Block, Manifest, manifest_names
 from featx.cache.space import FeatureSpace, ShardWriter
 from featx.cache.verification import verify_cache
 from featx.exceptions import FeatxError
-from featx.images import hash_file
+from featx.images.files import hash_file
 from featx.job import ExtractionJob
 from featx.pipeline import Stage
 from featx.spec import FeatureSpec

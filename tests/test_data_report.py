@@ -9,7 +9,7 @@ from PIL import Image
 
 import featx
 from featx.exceptions import DatasetError
-from featx.images import ImageDataset
+from featx.images.dataset import ImageDataset
 
 
 @pytest.fixture

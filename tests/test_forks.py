@@ -108,7 +108,8 @@ with ThreadPoolExecutor(4) as threads:
 def test_a_fork_amid_loading_leaves_the_workers_alone(run):
     lines = run(
         """
-from featx.images import ImageDataset, load_images
+from featx.images.dataset import ImageDataset
+from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 
 for isolate in (True, False):

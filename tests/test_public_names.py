@@ -17,21 +17,6 @@ def test_public_names_are_sorted_importable_and_complete():
     assert classes <= set(featx.__all__)
 
 
-def test_every_module_names_what_it_offers():
-    for found in pkgutil.walk_packages(featx.__path__, "featx."):
-        module = importlib.import_module(found.name)
-        if found.ispkg or found.name.endswith("__main__"):
-            continue
-        assert module.__all__ == sorted(module.__all__, key=_sort_key), found.name
-        for name in module.__all__:
-            assert hasattr(module, name), f"{found.name}.{name}"
-
-
-def _sort_key(name):
-    # As ruff sorts: constants, then classes, then functions.
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
-
-
 def test_no_module_bears_the_name_of_a_public_function():
     functions = {name for name in featx.__all__ if name[0].islower()}
     top = {found.name for found in pkgutil.iter_modules(featx.__path__)}

@@ -24,16 +24,6 @@ from featx.forks import require_threads
 from featx.plain_files import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
-__all__ = [
-    "HalfType",
-    "block_outputs",
-    "build_network",
-    "build_tap_model",
-    "layer_outputs",
-    "preprocess",
-    "tap_tensor",
-]
-
 HalfType = Literal["float16", "bfloat16"]
 
 

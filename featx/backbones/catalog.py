@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CATALOG", "PREPROCESSINGS", "Backbone", "Family", "Preprocessing"]
-
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from featx.backbones.catalog import Preprocessing
 
-__all__ = ["draw_images", "draw_weights"]
-
 _SAMPLES = 256
 _LEAST_IMAGES = 4
 _STRIDE_PX = 32

@@ -14,8 +14,6 @@ from featx.backbones.saved_model import load_saved_model
 from featx.backbones.saved_model_file import read_endpoint
 from featx.exceptions import BackboneError
 
-__all__ = ["FOLDER_KINDS", "FolderKind", "StatedInput", "folder_of", "folder_stem"]
-
 Size = tuple[int, int]
 
 

@@ -13,8 +13,6 @@ from featx.exceptions import BackboneError, MissingExtraError, reason
 from featx.plain_files import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
-__all__ = ["load_preset", "read_preset", "require_keras_hub_for"]
-
 _CONFIG, _CONVERTER = "config.json", "image_converter.json"
 _OWNER = "keras_hub"
 _SAME = 1e-3

@@ -10,16 +10,6 @@ from typing import Any
 
 from featx.plain_files import open_plain_zip, read_plain_json
 
-__all__ = [
-    "DESCRIPTION",
-    "NETWORK",
-    "OWN_NETWORK",
-    "open_keras_zip",
-    "open_model_zip",
-    "read_description",
-    "visit_weights",
-]
-
 DESCRIPTION = "model.json"
 """Member that says what the file is."""
 NETWORK = "network.weights.h5"

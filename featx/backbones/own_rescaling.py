@@ -15,8 +15,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PixelRange", "range_of_graph", "range_of_keras_config"]
-
 PixelRange = Literal["0..255", "0..1", ""]
 """What a network takes; empty where its graph does not tell."""
 

@@ -7,8 +7,6 @@ from typing import Any
 from featx.backbones.taps import Tap
 from featx.exceptions import BackboneError
 
-__all__ = ["pool"]
-
 _GEM_FLOOR = 1e-6
 
 

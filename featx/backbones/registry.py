@@ -9,8 +9,6 @@ from featx.backbones.catalog import CATALOG, Backbone
 from featx.backbones.folders import folder_of, folder_stem
 from featx.exceptions import UnknownNameError
 
-__all__ = ["backbone_names", "canonical_name", "find_backbone"]
-
 
 def backbone_names() -> list[str]:
     """Return the names of the catalogue, in its order."""

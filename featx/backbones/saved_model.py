@@ -12,8 +12,6 @@ from featx.backbones.saved_model_file import CALL, read_endpoint
 from featx.exceptions import BackboneError, reason
 from featx.quiet import quiet_import, quiet_loading
 
-__all__ = ["DEFAULT_OUTPUT", "load_saved_model"]
-
 DEFAULT_OUTPUT = "default"
 """The output that stands for the network where there are several, as in TensorFlow Hub."""
 

@@ -11,8 +11,6 @@ from typing import Any
 from featx.backbones.own_rescaling import PixelRange, range_of_graph
 from featx.exceptions import BackboneError, reason
 
-__all__ = ["CALL", "Endpoint", "read_endpoint"]
-
 CALL = "__call__"
 """The function of a module that is called by itself, as those of TensorFlow Hub are."""
 

@@ -20,8 +20,6 @@ from featx.backbones.wrong_files import read_keras_config
 from featx.exceptions import BackboneError, UnknownNameError
 from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype
 
-__all__ = ["BackboneSource", "log_preprocessing", "resolve_backbone"]
-
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _CHOICES = "none, unit, tf, torch, caffe"
 _RANGES = {

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from featx.exceptions import BackboneError, UnknownNameError
 
-__all__ = ["POOLINGS", "Tap", "parse_tap", "parse_taps"]
-
 POOLINGS: dict[str, str] = {
     "avg": "mean over the positions",
     "max": "maximum over the positions",

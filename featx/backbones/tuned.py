@@ -17,8 +17,6 @@ from featx.exceptions import WeightsError, reason
 from featx.plain_files import require_plain_network
 from featx.spec import FeatureSpec
 
-__all__ = ["TunedFile", "is_tuned_file", "member_bytes", "read_tuned", "unpacked"]
-
 
 @dataclass(frozen=True, slots=True)
 class TunedFile:

@@ -21,16 +21,6 @@ from featx.file_stamps import is_settled, stamp_of
 from featx.quiet import quiet_import
 from featx.terminal import unguarded
 
-__all__ = [
-    "Weights",
-    "file_sha256",
-    "find_weights_file",
-    "folder_sha256",
-    "matching_weights",
-    "resolve_weights",
-    "weights_places",
-]
-
 RANDOM_RECIPE = "featx-random-weights-2"
 BUNDLED = "tiny"
 _LOGGER = logging.getLogger("featx")

@@ -12,14 +12,6 @@ from featx.backbones.catalog import CATALOG, Backbone
 from featx.backbones.model_zip import open_keras_zip, visit_weights
 from featx.exceptions import BackboneError, WeightsError, reason
 
-__all__ = [
-    "misfit",
-    "read_keras_config",
-    "require_keras_file",
-    "require_weights_file",
-    "unknown_layers",
-]
-
 _MOST_CONFIG_BYTES = 64 << 20
 _IMAGENET_CLASSES = 1000
 _SHOWN, _MOST_CHARACTERS = 5, 60

@@ -22,8 +22,6 @@ from featx.exceptions import CacheFormatError, CacheWriteError
 from featx.file_stamps import is_settled, stamp_of
 from featx.plain_files import json_with_checksum, read_json_with_checksum
 
-__all__ = ["CheckedShards"]
-
 _KIND = "featx-checked"
 _VERSION = 1
 _MOST_THREADS = 8

@@ -33,8 +33,6 @@ from featx.cache.rewriting import write_parts
 from featx.exceptions import CacheError, CacheFormatError
 from featx.file_stamps import stamp_of
 
-__all__ = ["DAY_S", "Collection", "SpaceCollection", "collect_garbage"]
-
 DAY_S = 86_400.0
 _ATTEMPTS = 5
 

@@ -18,8 +18,6 @@ from featx.cache.shard import Shard, read_shard
 from featx.cache.space import SHARD_BYTES
 from featx.exceptions import CacheFormatError
 
-__all__ = ["SMALL_BYTES", "Group", "Plan", "is_young", "plan_space"]
-
 SMALL_BYTES = 8 << 20
 """Shards with fewer bytes of rows than this are put together."""
 

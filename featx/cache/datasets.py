@@ -19,8 +19,6 @@ from featx.cache.manifest import (
 from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheFormatError, DatasetError
 
-__all__ = ["delete_dataset", "edit_dataset", "rename_dataset", "rewrite_dataset"]
-
 _ATTEMPTS = 100
 
 

@@ -21,16 +21,6 @@ from featx.cache.splitting import check_fractions, hash_splits, stratified_split
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
 from featx.file_stamps import STAMP
 
-__all__ = [
-    "add_rows",
-    "assign_splits",
-    "kept_rows",
-    "relabel",
-    "remove_rows",
-    "replay_edits",
-    "restated",
-]
-
 _STRINGS = ("path", "group", "split", "reason")
 _ARRAYS = ("label", *STAMP, "key", "status")
 

@@ -19,8 +19,6 @@ from featx.cache.streaming import stream_batches
 from featx.exceptions import FeaturesError
 from featx.spec import FeatureSpec
 
-__all__ = ["FeatureStore", "Features"]
-
 
 class FeatureStore(Protocol):
     """Where features of one specification are kept and found."""

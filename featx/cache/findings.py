@@ -11,18 +11,6 @@ from featx.cache.layout import CacheLayout, reading
 from featx.cache.manifest import Block, Manifest
 from featx.exceptions import CacheError, CacheFormatError
 
-__all__ = [
-    "REMOVABLE",
-    "Finding",
-    "check_is_cache",
-    "error_kind",
-    "extract_again",
-    "extract_command",
-    "list_folder",
-    "made_by_others",
-    "next_step",
-]
-
 REMOVABLE = frozenset({"shard", "manifest", "spec", "journal", "leftover"})
 """Kinds that `repair` removes; it leaves all others, for they may be somebody's only copy."""
 

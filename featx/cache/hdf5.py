@@ -24,19 +24,6 @@ from numpy.typing import NDArray
 from featx.cache.layout import reading
 from featx.exceptions import CacheFormatError
 
-__all__ = [
-    "Array",
-    "create",
-    "find_array",
-    "find_group",
-    "open_checked",
-    "read_array",
-    "read_strings",
-    "tag",
-    "write_array",
-    "write_strings",
-]
-
 _MAX_ATTRIBUTE_BYTES = 1 << 16
 _ALIGNMENT = 64
 

@@ -14,14 +14,6 @@ from featx.cache.shard import Shard, read_shard
 from featx.exceptions import CacheFormatError
 from featx.plain_files import read_json_with_checksum
 
-__all__ = [
-    "check_array",
-    "check_shard",
-    "count_damaged_lines",
-    "read_verified",
-    "stated_digest",
-]
-
 _CHUNK_BYTES = 1 << 18
 
 

@@ -16,8 +16,6 @@ from featx.cache.space import read_spec
 from featx.exceptions import CacheFormatError
 from featx.spec import FeatureSpec
 
-__all__ = ["STALE_S", "SpaceFiles", "find_strays", "list_shards", "list_spaces", "spec_digits"]
-
 STALE_S = 3600.0
 """Age from which a file in ``tmp/`` is taken for a leftover: no writer needs that long for one."""
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.cache.hdf5 import Array
 
-__all__ = ["KeyIndex"]
-
 # A run is joined with the one before it unless that one is this many times as long: a look-up then
 # meets few runs, and a shard that comes to millions of rows does not sort them all again.
 _GROWTH = 8

@@ -15,8 +15,6 @@ from featx.durable import written_whole
 from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError, reason
 from featx.spec import FeatureSpec, folder_name
 
-__all__ = ["CacheLayout", "publish", "reading", "writing"]
-
 DEFAULT_CACHE = "cache"
 
 

@@ -19,8 +19,6 @@ from featx.cache.space import FeatureSpace, read_spec
 from featx.cache.verification import Progress, Verification, verify_cache
 from featx.exceptions import CacheFormatError
 
-__all__ = ["DatasetInfo", "FeatureCache", "SpaceInfo"]
-
 
 @dataclass(frozen=True, slots=True)
 class SpaceInfo:

@@ -35,17 +35,6 @@ from featx.cache.replacing import locked
 from featx.exceptions import CacheFormatError, DatasetError
 from featx.file_stamps import STAMP
 
-__all__ = [
-    "STATUSES",
-    "Block",
-    "Manifest",
-    "find_manifest",
-    "manifest_names",
-    "read_manifest",
-    "same_manifest",
-    "write_manifest",
-]
-
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
 _KIND = "featx-manifest"

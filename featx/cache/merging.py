@@ -28,8 +28,6 @@ from featx.exceptions import CacheError, CacheFormatError
 from featx.file_stamps import STAMP
 from featx.spec import FeatureSpec
 
-__all__ = ["Merge", "MergedDataset", "merge_cache"]
-
 # Where the images lie, and what the file system says of them, is each machine's own.
 _LOCAL = {"root", "blocks", *STAMP}
 _CHUNK_BYTES = 1 << 20

@@ -15,8 +15,6 @@ from featx.cache.layout import CacheLayout, publish
 from featx.exceptions import CacheWriteError
 from featx.plain_files import json_with_checksum, read_json_with_checksum
 
-__all__ = ["Identity", "Origin", "recall_origin", "remember_origin"]
-
 Identity = tuple[str, str]
 """Canonical name of a backbone, and the digest of its weights."""
 

@@ -13,8 +13,6 @@ from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.spec import FeatureSpec
 
-__all__ = ["PackContent", "collect_content", "valid_text"]
-
 _CHUNK_BYTES = 8 << 20
 
 

@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 from featx.cache.hdf5 import tag
 from featx.cache.pack_content import PackContent
 
-__all__ = ["write_packed_hdf5"]
-
 _KIND = "featx-pack"
 _TEXT_ROWS = 65536
 _ALIGNMENT = 64

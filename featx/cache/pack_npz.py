@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from featx.cache.pack_content import PackContent
 
-__all__ = ["write_packed_npz"]
-
 _TEXT_ROWS = 65536
 
 

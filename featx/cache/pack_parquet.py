@@ -14,8 +14,6 @@ from typing import Any
 from featx.cache.pack_content import PackContent, valid_text
 from featx.exceptions import MissingExtraError
 
-__all__ = ["write_packed_parquet"]
-
 
 def write_packed_parquet(path: Path, content: PackContent) -> None:
     """Write the content, one row group a chunk.

@@ -18,8 +18,6 @@ import numpy as np
 from featx.cache.pack_content import PackContent, valid_text
 from featx.exceptions import FeaturesError
 
-__all__ = ["write_packed_safetensors"]
-
 # Readers refuse headers beyond this.
 _MAX_HEADER_BYTES = 100_000_000
 _TYPES = {"<f4": "F32", "<f2": "F16", "<i4": "I32", "|u1": "U8"}

@@ -17,8 +17,6 @@ from featx.durable import written_whole
 from featx.exceptions import CacheWriteError, UnknownNameError, reason
 from featx.outputs import is_pack, refuse_replacing
 
-__all__ = ["FORMATS", "PackedFile", "pack_dataset"]
-
 FORMATS: dict[str, Callable[[Path, PackContent], None]] = {
     "h5": write_packed_hdf5,
     "npz": write_packed_npz,

@@ -16,8 +16,6 @@ from featx.cache.space import read_spec
 from featx.cache.verification import Progress, check_journal, verify_cache
 from featx.exceptions import CacheFormatError
 
-__all__ = ["Repair", "repair_cache"]
-
 
 @dataclass(frozen=True, slots=True)
 class Repair:

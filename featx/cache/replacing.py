@@ -15,8 +15,6 @@ from pathlib import Path
 from featx.cache.layout import writing
 from featx.exceptions import CacheWriteError
 
-__all__ = ["FileVersion", "Replaced", "locked"]
-
 _LOG = logging.getLogger("featx")
 # The lock is held for a comparison and a rename. Who holds it for longer has a slow disk, or was
 # stopped in the middle.

@@ -19,8 +19,6 @@ from featx.cache.shard import Shard, write_shard
 from featx.cache.space import SHARD_BYTES
 from featx.exceptions import CacheFormatError
 
-__all__ = ["Part", "row_bytes", "rows_in_a_shard", "write_parts"]
-
 
 @dataclass(frozen=True, slots=True)
 class Part:

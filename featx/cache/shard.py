@@ -33,8 +33,6 @@ from featx.cache.hdf5 import (
 from featx.cache.layout import CacheLayout, publish
 from featx.exceptions import CacheFormatError
 
-__all__ = ["Shard", "read_shard", "write_shard"]
-
 KEY_BYTES = 32
 _KIND = "featx-shard"
 

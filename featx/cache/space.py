@@ -25,8 +25,6 @@ from featx.cache.shard import Shard, read_shard, write_shard
 from featx.exceptions import CacheFormatError, CacheWriteError, FeaturesError
 from featx.spec import FeatureSpec
 
-__all__ = ["FeatureSpace", "ShardWriter", "open_space", "read_spec"]
-
 _LOG = logging.getLogger("featx")
 SHARD_BYTES = 24 << 20
 SHARD_SECONDS = 30.0

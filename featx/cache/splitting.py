@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
 
-__all__ = ["check_fractions", "hash_splits", "related_rows", "stratified_splits"]
-
 # Held-out splits are cut first: a val added later takes from train and never from test.
 _FIRST, _LAST = ("test", "val"), "train"
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import FeaturesError
 
-__all__ = ["stream_batches"]
-
 _CHUNKS_A_BUFFER = 16
 
 

@@ -31,8 +31,6 @@ from featx.cache.manifest import DUPLICATE, OK, Block, Manifest, read_manifest
 from featx.cache.shard import Shard, read_shard
 from featx.exceptions import CacheFormatError
 
-__all__ = ["Verification", "check_journal", "verify_cache"]
-
 Progress = Callable[[int, int, int], None]
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
 _EXAMPLES = 5

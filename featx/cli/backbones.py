@@ -10,8 +10,6 @@ from featx.cli.options import Command, common_options, json_option
 from featx.cli.show import table
 from featx.terminal import say, say_json
 
-__all__ = ["command"]
-
 
 @click.command("backbones", cls=Command, short_help="List the backbones, or describe one.")
 @click.argument("name", required=False)

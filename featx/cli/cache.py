@@ -17,8 +17,6 @@ from featx.terminal import say, say_json
 if TYPE_CHECKING:
     from featx.cache.findings import Finding
 
-__all__ = ["command"]
-
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 

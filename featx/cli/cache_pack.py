@@ -17,8 +17,6 @@ from featx.cli.options import (
 )
 from featx.terminal import say, say_json
 
-__all__ = ["pack"]
-
 
 @click.command(
     "pack", cls=Command, short_help="Write one self-contained file of a dataset's features."

@@ -18,8 +18,6 @@ from featx.terminal import say, say_json
 if TYPE_CHECKING:
     from featx.cache.manifest import Manifest
 
-__all__ = ["command"]
-
 
 def _complete(ctx: click.Context, _: Any, incomplete: str) -> list[CompletionItem]:
     from featx.cache.layout import CacheLayout

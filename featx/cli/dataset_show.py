@@ -11,8 +11,6 @@ from featx.terminal import say, say_json
 if TYPE_CHECKING:
     from featx.cache.manifest import Manifest
 
-__all__ = ["class_names", "report", "show_counts", "summary"]
-
 
 def class_names(manifest: Manifest) -> list[str]:
     """Return the class of each row, empty text for none."""

@@ -11,8 +11,6 @@ from featx.cli.options import Command, common_options
 from featx.cli.show import show_scores, table
 from featx.terminal import say
 
-__all__ = ["command"]
-
 
 @click.command(
     "demo", cls=Command, short_help="The whole job on embedded data, offline, in a minute."

@@ -15,8 +15,6 @@ import click
 from featx.cli.options import Command, cache_option, common_options, json_option
 from featx.terminal import say, say_json
 
-__all__ = ["command"]
-
 _NEEDED = (
     "tensorflow", "keras", "numpy", "h5py", "scikit-learn", "joblib", "pillow", "openvino",
     "skops", "click", "rich",

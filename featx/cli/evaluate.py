@@ -23,8 +23,6 @@ from featx.cli.options import (
 from featx.cli.show import notes, show_scores
 from featx.terminal import say, say_json
 
-__all__ = ["command"]
-
 _COUNTS = ("true positives", "false positives", "false negatives", "true negatives")
 
 

@@ -22,8 +22,6 @@ from featx.terminal import say, say_json
 if TYPE_CHECKING:
     from featx.exporting.exporter import Export
 
-__all__ = ["command"]
-
 
 @click.command("export", cls=Command, short_help="Write a model as a file that other programs run.")
 @model_argument

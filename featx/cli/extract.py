@@ -20,8 +20,6 @@ from featx.cli.options import (
 from featx.cli.show import show_extraction
 from featx.terminal import say, say_json
 
-__all__ = ["command"]
-
 
 @click.command("extract", cls=Command, short_help="Fill the cache with features of images.")
 @data_argument

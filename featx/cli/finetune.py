@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from featx.finetuning.rehearsal import Rehearsal
     from featx.finetuning.tuning import FineTuned
 
-__all__ = ["command"]
-
 
 @click.command("finetune", cls=Command, short_help="Train the top of a model's backbone too.")
 @model_argument

@@ -9,8 +9,6 @@ import click
 from featx.cli.options import Command, cache_option, common_options, json_option, next_command
 from featx.terminal import say, say_json
 
-__all__ = ["command"]
-
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 

@@ -16,8 +16,6 @@ import click
 from featx import __version__
 from featx.terminal import guard_stderr, say
 
-__all__ = ["COMMANDS", "cli", "main"]
-
 # One line of help a command, repeated here so that `featx --help` need not import them.
 COMMANDS: dict[str, str] = {
     "demo": "The whole job on embedded data, offline, in a minute.",

@@ -19,28 +19,6 @@ if TYPE_CHECKING:
     from featx import ImagePolicy
     from featx.cache.features import Features
 
-__all__ = [
-    "Command",
-    "Group",
-    "backbone_options",
-    "cache_option",
-    "check_output",
-    "command_line",
-    "common_options",
-    "data_argument",
-    "extraction_arguments",
-    "force_option",
-    "json_option",
-    "label_kind_option",
-    "max_ram_option",
-    "model_argument",
-    "multilabel_option",
-    "next_command",
-    "next_prediction",
-    "reading_options",
-    "seed_option",
-]
-
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 

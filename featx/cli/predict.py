@@ -17,8 +17,6 @@ from featx.terminal import row_writer, say, say_json, visible
 if TYPE_CHECKING:
     from featx.models.prediction import Prediction
 
-__all__ = ["command"]
-
 _MEASURED_ROWS = 200
 
 

@@ -31,8 +31,6 @@ from featx.terminal import say, say_json
 if TYPE_CHECKING:
     from featx.models.search_result import SearchResult
 
-__all__ = ["command"]
-
 _SHOWN = 15
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
 _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}

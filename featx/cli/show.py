@@ -10,15 +10,6 @@ from featx.terminal import say, visible
 if TYPE_CHECKING:
     from featx.cache.features import Features
 
-__all__ = [
-    "label_scores",
-    "notes",
-    "show_extraction",
-    "show_features",
-    "show_scores",
-    "table",
-]
-
 _SHOWN = 10
 _SCORES = {
     "accuracy": "accuracy",

@@ -28,8 +28,6 @@ from featx.cli.options import (
 from featx.cli.show import label_scores, show_features
 from featx.terminal import say, say_json
 
-__all__ = ["command"]
-
 
 def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
     from featx.heads.registry import head_names

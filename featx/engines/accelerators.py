@@ -9,8 +9,6 @@ from pathlib import Path
 from featx.exceptions import EngineError
 from featx.quiet import quiet_import
 
-__all__ = ["gpus", "may_have_gpu"]
-
 _ROOT = Path("/")
 # What the drivers put there, and the variables that hide their devices from a process. Under WSL a
 # driver of any maker is behind one file.

@@ -17,8 +17,6 @@ from featx.exceptions import BackboneError, EngineError
 from featx.forks import require_threads
 from featx.quiet import quiet_import
 
-__all__ = ["TOLERANCE", "Conversion", "convert", "disagreement", "output_name"]
-
 TOLERANCE = 1e-4
 """Largest `disagreement` with Keras."""
 

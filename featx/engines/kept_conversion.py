@@ -20,8 +20,6 @@ from featx.backbones.catalog import PREPROCESSINGS
 from featx.backbones.source import BackboneSource
 from featx.durable import flush, flush_names
 
-__all__ = ["KeptConversion"]
-
 _TYPE = "featx-openvino-conversion"
 # To be raised whenever the same identity makes another graph: other poolings, other blocks.
 _VERSION = 1

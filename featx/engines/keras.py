@@ -22,8 +22,6 @@ from featx.forks import require_threads
 from featx.quiet import quiet_import
 from featx.spec import Precision
 
-__all__ = ["KerasEngine"]
-
 _LOG = logging.getLogger("featx")
 _CPU_BATCH = 32
 # A batch is in host memory several times: being filled, under way on each device, and padded.

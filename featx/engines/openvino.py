@@ -20,8 +20,6 @@ from featx.engines.openvino_library import FALL_BACK, load_openvino, translated
 from featx.exceptions import EngineError
 from featx.forks import require_threads
 
-__all__ = ["OpenVinoEngine"]
-
 _PRECISION = "f32"
 # Pixels of a batch: 4 images of 224 x 224, since the maps of more leave the processor's caches. A
 # batch of more than eight times as many is run in parts: it would only take memory, and where that

@@ -11,8 +11,6 @@ from featx.exceptions import EngineError, FeatxError, reason
 from featx.forks import require_threads
 from featx.quiet import quiet_import
 
-__all__ = ["FALL_BACK", "load_openvino", "translated"]
-
 _TELEMETRY = "openvino_telemetry"
 FALL_BACK = "use the Keras engine instead: --engine keras (engine='keras')"
 """What to do where OpenVINO does not work."""

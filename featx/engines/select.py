@@ -13,8 +13,6 @@ from featx.exceptions import EngineError, UnknownNameError
 from featx.forks import require_threads
 from featx.spec import Precision
 
-__all__ = ["ENGINES", "make_engine"]
-
 _LOG = logging.getLogger("featx")
 _CONVERTED = "tensorflow"
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from featx.heads.scores import LABEL_THRESHOLD
 from featx.images.label_sets import SEPARATOR, label_matrix, read_label_sets
 
-__all__ = ["Agreement"]
-
 _NAMED = 20
 
 

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from featx.exceptions import ExportError, reason
 from featx.quiet import quiet_import
 
-__all__ = ["Opened", "conversion_errors"]
-
 
 @dataclass(frozen=True, slots=True)
 class Opened:

@@ -11,8 +11,6 @@ from featx.exceptions import ExportError, reason
 from featx.exporting.graph import INPUT, OUTPUT
 from featx.spec import FeatureSpec
 
-__all__ = ["as_json", "describe", "description_path", "read_description", "report_path"]
-
 _TYPE, _VERSION = "featx-export", 1
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 

@@ -27,8 +27,6 @@ from featx.models.classifier import ImageClassifier
 from featx.quiet import quiet_import
 from featx.spec import FeatureSpec
 
-__all__ = ["Export", "export", "planned_files"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Export:

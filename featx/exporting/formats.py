@@ -10,8 +10,6 @@ from typing import Any
 from featx.exceptions import ExportError, UnknownNameError
 from featx.exporting.conversion import Opened
 
-__all__ = ["FORMATS", "Format", "choose_format"]
-
 
 @dataclass(frozen=True, slots=True)
 class Format:

@@ -12,8 +12,6 @@ from featx.exceptions import ExportError
 from featx.exporting.steps import Linear, Rectify, Scale, Sigmoid, Step, UnitLength
 from featx.quiet import quiet_import
 
-__all__ = ["INPUT", "OUTPUT", "build_graph", "head_layers"]
-
 INPUT, OUTPUT = "pixels", "probabilities"
 """Names of the input and the output, in every format that has names."""
 

@@ -21,8 +21,6 @@ from featx.exporting.steps import (
     joined,
 )
 
-__all__ = ["EXPORTABLE_HEADS", "head_steps"]
-
 EXPORTABLE_HEADS = ("dense", "lda", "logistic", "nearest-mean", "ridge", "svm")
 """Names of heads that can be exported."""
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from featx.exporting.conversion import Opened, conversion_errors
 from featx.quiet import quiet_import
 
-__all__ = ["run_keras", "write_keras"]
-
 
 def write_keras(network: Any, path: Path, **_: Any) -> None:
     """Write a ``.keras`` file."""

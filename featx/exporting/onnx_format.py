@@ -17,8 +17,6 @@ from featx.exporting.graph import INPUT, OUTPUT
 from featx.exporting.tensorflow_formats import serving_function
 from featx.quiet import quiet_import
 
-__all__ = ["require_onnx", "run_onnx", "write_onnx"]
-
 _OPSET = 17
 _PURPOSE = "exporting to ONNX"
 

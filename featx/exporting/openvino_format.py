@@ -15,8 +15,6 @@ from featx.exporting.conversion import Opened, conversion_errors
 from featx.exporting.graph import OUTPUT
 from featx.quiet import quiet_import
 
-__all__ = ["run_openvino", "write_openvino"]
-
 
 def write_openvino(network: Any, path: Path, *, classes: Sequence[Any], **_: Any) -> None:
     """Write ``.xml`` and ``.bin``; class names are JSON under ``featx/classes`` in the former."""

@@ -10,8 +10,6 @@ from pathlib import Path
 from featx.durable import beside, flush, flush_names
 from featx.exceptions import ExportError
 
-__all__ = ["placed_whole", "refuse_existing"]
-
 
 def refuse_existing(paths: Sequence[Path]) -> None:
     """Raise `ExportError` if something is there already, or the folder is not."""

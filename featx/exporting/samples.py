@@ -19,15 +19,6 @@ from featx.images.target import Target
 from featx.named_data import dataset_of, find_named
 from featx.spec import FeatureSpec
 
-__all__ = [
-    "Calibration",
-    "calibration_images",
-    "decode_rows",
-    "find_images",
-    "short_key",
-    "training_images",
-]
-
 _CALIBRATED = 100
 _TRIED = 50
 # Where nearly all are measured on, the few others are not looked for among millions.

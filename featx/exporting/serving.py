@@ -8,8 +8,6 @@ from typing import Any
 from featx.exporting.description import description_path
 from featx.heads.scores import LABEL_THRESHOLD
 
-__all__ = ["serving_code"]
-
 _DECODE = '''\
 import json
 

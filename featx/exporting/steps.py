@@ -8,18 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Linear",
-    "Rectify",
-    "Scale",
-    "Sigmoid",
-    "Softmax",
-    "Step",
-    "UnitLength",
-    "apply_steps",
-    "joined",
-]
-
 Floats = NDArray[np.floating]
 
 

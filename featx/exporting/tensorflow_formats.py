@@ -14,14 +14,6 @@ from featx.exporting.conversion import Opened, conversion_errors
 from featx.exporting.graph import INPUT, OUTPUT
 from featx.quiet import quiet_import
 
-__all__ = [
-    "run_saved_model",
-    "run_tflite",
-    "serving_function",
-    "write_saved_model",
-    "write_tflite",
-]
-
 _SIGNATURE = "serving_default"
 
 

@@ -20,8 +20,6 @@ from featx.exporting.samples import decode_rows, find_images, short_key
 from featx.images.dataset import ImageDataset
 from featx.models.classifier import ImageClassifier
 
-__all__ = ["LOST_ACCURACY", "TOLERANCE", "require_one_view", "verify_export"]
-
 TOLERANCE = 1e-3
 """Largest difference of a probability, at float32."""
 

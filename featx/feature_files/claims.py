@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from featx.exceptions import DatasetError
 
-__all__ = ["MAX_COLUMN_BYTES", "check_claim", "check_column_bytes"]
-
 MAX_COLUMN_BYTES = 1 << 30
 """Largest column of labels, paths and so on."""
 

@@ -18,8 +18,6 @@ from featx.feature_files.claims import MAX_COLUMN_BYTES, check_claim, check_colu
 from featx.feature_files.names import find_names, require_features
 from featx.feature_files.table import CHUNK_BYTES, FeatureTable, check_matrix
 
-__all__ = ["read_hdf5"]
-
 _MAX_MEMBERS = 10_000
 _MAX_CHUNK_BYTES = 256 << 20
 _TEXT_BUDGET_BYTES = 64 << 20

@@ -11,8 +11,6 @@ from typing import Any
 from featx.exceptions import DatasetError
 from featx.feature_files.npy import read_npy_column
 
-__all__ = ["LabelFile", "read_label_file"]
-
 _COLUMNS = ("label", "path", "split", "group")
 
 

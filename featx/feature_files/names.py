@@ -7,8 +7,6 @@ from pathlib import Path
 
 from featx.exceptions import DatasetError
 
-__all__ = ["COLUMNS", "find_names", "require_features"]
-
 # fmt: off
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "X": ("x", "features", "feature", "embeddings", "embedding", "vectors", "data", "arr_0"),

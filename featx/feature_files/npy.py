@@ -21,8 +21,6 @@ from featx.feature_files.claims import check_claim, check_column_bytes
 from featx.feature_files.names import find_names, require_features
 from featx.feature_files.table import CHUNK_BYTES, ArrayRows, FeatureTable, RowSource, check_matrix
 
-__all__ = ["read_npy", "read_npy_column", "read_npz"]
-
 _MAX_HEADER_BYTES = 10_000
 _MAX_MEMBERS = 10_000
 

@@ -16,8 +16,6 @@ from featx.feature_files.claims import check_claim, check_column_bytes
 from featx.feature_files.names import find_names
 from featx.feature_files.table import CHUNK_BYTES, FeatureTable, check_matrix
 
-__all__ = ["read_parquet"]
-
 _OTHERS = ("y", "paths", "groups", "splits")
 
 

@@ -17,8 +17,6 @@ from featx.feature_files.npy import read_npy, read_npz
 from featx.feature_files.parquet import read_parquet
 from featx.feature_files.table import FeatureTable
 
-__all__ = ["READERS", "read_feature_file"]
-
 READERS: dict[str, Callable[[Path], FeatureTable]] = {
     ".h5": read_hdf5,
     ".hdf": read_hdf5,

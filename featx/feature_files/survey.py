@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
 from featx.feature_files.table import RowSource
-from featx.images.loader import array_key
-
-__all__ = ["RowSurvey", "keyed_chunks", "survey_rows"]
+from featx.images.keys import array_key
 
 _EXACT = 1 << 24  # beyond this, float32 does not hold every integer
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
 
-__all__ = ["CHUNK_BYTES", "ArrayRows", "FeatureTable", "RowSource", "check_matrix"]
-
 CHUNK_BYTES = 8 << 20
 """About how much is read at once."""
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from featx.durable import written_whole
 from featx.exceptions import FineTuningError
 
-__all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
-
 _LOG = logging.getLogger("featx")
 _DESCRIPTION = "description"
 _GROUPS = ("weights", "optimizer", "best")

@@ -8,8 +8,6 @@ from pathlib import Path
 from featx.exceptions import MissingExtraError
 from featx.finetuning.history import Epoch
 
-__all__ = ["tensorboard_writer"]
-
 _CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
 
 

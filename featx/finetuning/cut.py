@@ -11,8 +11,6 @@ from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.exceptions import FineTuningError, UnknownNameError
 
-__all__ = ["Cut", "find_cut"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Epoch", "Trained", "hold_out_scores"]
-
 
 @dataclass(frozen=True, slots=True)
 class Epoch:

@@ -15,8 +15,6 @@ from featx.images.loader import load_images
 from featx.images.target import Target
 from featx.spec import FeatureSpec
 
-__all__ = ["CachedActivations", "Inputs", "Pixels"]
-
 
 class Inputs(Protocol):
     """Gives batches of what a model takes."""

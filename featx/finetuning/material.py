@@ -20,8 +20,6 @@ from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import Start, extraction_of
 from featx.job import view_specs
 
-__all__ = ["activation_bytes", "network_for", "prepare_material"]
-
 _LOG = logging.getLogger("featx")
 _SHARE_OF_DISK = 0.5
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.finetuning.options import Mixing
 
-__all__ = ["mix"]
-
 
 def mix(
     inputs: list[NDArray[Any]],

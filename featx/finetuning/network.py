@@ -19,8 +19,6 @@ from featx.finetuning.cut import Cut, find_cut
 from featx.heads.network import DenseWeights, softmax
 from featx.quiet import quiet_import
 
-__all__ = ["TunedNetwork", "build_tuned", "head_layers_of", "trainable_steps"]
-
 _EXPECTED = (
     "fine-tuning starts from a head of linear layers on the features as they are: logistic, ridge, "
     "lda, svm, nearest-mean with metric=euclidean, or dense, of one label an image. Train one of "

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["learning_rate_at", "make_optimizer", "read_state", "write_state"]
-
 
 def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) -> float:
     """Return the rate of a step: rising linearly, then falling along half a cosine to 0.

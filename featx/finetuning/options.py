@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from featx.exceptions import FineTuningError, UnknownNameError
 
-__all__ = ["FineTuneOptions", "Mixing"]
-
 Mixing = Literal["none", "mixup", "cutmix"]
 _MIXINGS = ("none", "mixup", "cutmix")
 _CUTS = ("auto", "cached", "pixels")

@@ -21,8 +21,6 @@ from featx.models.classifier import ImageClassifier
 from featx.models.metrics import score_predictions
 from featx.models.training import describe_training
 
-__all__ = ["save_tuned", "score_outcome"]
-
 
 def score_outcome(
     start: Start,

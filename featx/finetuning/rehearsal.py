@@ -20,8 +20,6 @@ from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier
 from featx.planning import plan_extraction
 
-__all__ = ["Rehearsal", "rehearse"]
-
 _STEPS = 4
 
 

@@ -23,8 +23,6 @@ from featx.models.classifier import ImageClassifier
 from featx.models.training import describe_training, require_labels
 from featx.selection.splits import hold_out, leak_groups
 
-__all__ = ["Start", "class_weights", "extraction_of", "prepare_start"]
-
 
 @dataclass(slots=True, eq=False)
 class Start:

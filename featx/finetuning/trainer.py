@@ -22,8 +22,6 @@ from featx.finetuning.network import TunedNetwork
 from featx.finetuning.optimizer import learning_rate_at, make_optimizer, read_state, write_state
 from featx.finetuning.options import FineTuneOptions
 
-__all__ = ["HISTORY", "Training"]
-
 HISTORY = "history.jsonl"
 """Name of the file with one line an epoch."""
 

@@ -24,8 +24,6 @@ from featx.models.artefact import load_model, read_details, save_model
 from featx.models.classifier import ImageClassifier
 from featx.outputs import is_model, refuse_replacing
 
-__all__ = ["FineTuned", "finetune", "training_folder"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FineTuned:

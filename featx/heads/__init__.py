@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from featx.heads.nearest_mean import NearestMean
     from featx.heads.neighbours import NearestNeighbours
     from featx.heads.rbf import ReducedRBF
-    from featx.heads.registry import HEADS, HeadSpec, head_names, make_head
+    from featx.heads.registry import head_names, make_head
     from featx.heads.ridge import ridge_loo
     from featx.heads.storage import dump_head, load_head
+    from featx.heads.table import HEADS, HeadSpec
     from featx.heads.trees import TreeEnsemble
     from featx.heads.validation import check_folds, check_training
 
@@ -44,10 +45,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "HEADS": "registry",
+    "HEADS": "table",
     "DenseClassifier": "dense",
     "HeadPipeline": "head_pipeline",
-    "HeadSpec": "registry",
+    "HeadSpec": "table",
     "LogisticPathCV": "logistic",
     "MultiLabelHead": "multilabel",
     "NearestMean": "nearest_mean",

@@ -18,8 +18,6 @@ from featx.heads.head_pipeline import fit_weighted
 from featx.heads.scores import LikeliestClass
 from featx.heads.validation import checked_weights, few_images_allowed, validated_training
 
-__all__ = ["TemperatureCalibrated", "calibration_splits", "fit_temperature"]
-
 # Margins looked at together: of thousands of classes all at once would be most of the memory.
 _CELLS = 1 << 20
 

@@ -13,8 +13,6 @@ from featx.heads.registry import make_head
 from featx.heads.sweep import Fold
 from featx.heads.validation import require_finite
 
-__all__ = ["checked_data", "core_estimators"]
-
 
 def core_estimators(
     name: str, candidates: Sequence[Mapping[str, Any]], *, seed: int = 0

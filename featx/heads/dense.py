@@ -16,8 +16,6 @@ from featx.heads.dense_many import fit_heads
 from featx.heads.network import logits, sigmoid, softmax
 from featx.heads.scores import LABEL_THRESHOLD, best_labels
 
-__all__ = ["DenseClassifier"]
-
 _RANGES: dict[str, tuple[type, float, float, str]] = {
     "dropout": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),
     "label_smoothing": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),

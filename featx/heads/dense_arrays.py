@@ -14,8 +14,6 @@ from featx.heads.dense_batches import Batches
 from featx.heads.network import DenseWeights, parameter_count
 from featx.heads.training import Rows, Streams, TrainingPlan
 
-__all__ = ["Stack"]
-
 _FEW_STEPS = 20
 _ROWS_AT_ONCE = 2048
 _USUAL_EPOCHS = 20

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from featx.exceptions import HeadError
 from featx.heads.training import Rows
 
-__all__ = ["BatchSource", "Batches", "MemoryBatches", "StreamedBatches", "require_batch"]
-
 BatchSource: TypeAlias = Callable[[Any], Iterable[tuple[NDArray[Any], NDArray[np.intp]]]]
 """Gives, for a seed, one pass over the data: pairs of features (b, d) and their row numbers (b,).
 

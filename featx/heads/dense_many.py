@@ -18,8 +18,6 @@ from featx.heads.training import Rows, Streams, Trained, TrainingPlan, hold_out
 if TYPE_CHECKING:
     from featx.heads.dense import DenseClassifier
 
-__all__ = ["alike", "fit_heads", "keep_trained", "plan_of", "seed_of", "split_rows"]
-
 # Weights, gradients, two moments and the best weights of so many parameters take about 1 GB.
 _MOST_PARAMETERS = 48_000_000
 

@@ -10,8 +10,6 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["GroupShape", "StackedAdamW", "StackedHeads"]
-
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 
 

@@ -15,8 +15,6 @@ from featx.heads.dense_batches import Batches
 from featx.heads.network import DenseWeights, initial_weights, parameter_count
 from featx.heads.training import Rows, Streams, Trained, TrainingPlan, judge
 
-__all__ = ["train_stack"]
-
 _LOG = logging.getLogger("featx")
 # Tracing and compiling a smaller stack costs about as much as this much arithmetic.
 _REBUILD_FLOP = 2e11

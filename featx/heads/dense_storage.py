@@ -15,15 +15,6 @@ from featx.exceptions import ArtefactError, FeatxError, HeadError, reason
 from featx.heads.network import DenseWeights
 from featx.plain_files import read_hdf5_array, read_plain_json
 
-__all__ = [
-    "ARRAYS",
-    "DESCRIPTION",
-    "dump_dense",
-    "is_dense",
-    "load_dense",
-    "read_layers",
-]
-
 DESCRIPTION, ARRAYS = "head.json", "head.h5"
 _TYPE, _VERSION, _VERSION_WITH_LABELS = "featx.head.dense", 1, 2
 _MOST_JSON_BYTES = 64 << 20

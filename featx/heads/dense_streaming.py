@@ -18,8 +18,6 @@ from featx.heads.training import Rows, Streams
 if TYPE_CHECKING:
     from featx.heads.dense import DenseClassifier
 
-__all__ = ["fit_streamed", "fit_streamed_heads"]
-
 _HELD_SHARE = 4
 
 

@@ -13,8 +13,6 @@ from featx.heads.candidates import checked_data, core_estimators
 from featx.heads.dense_many import fit_heads
 from featx.heads.sweep import Fold, HeldOut
 
-__all__ = ["sweep_dense"]
-
 _LOG = logging.getLogger("featx")
 
 

@@ -15,8 +15,6 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from featx.exceptions import HeadError, reason
 from featx.heads.validation import require_finite, validated_training
 
-__all__ = ["Problem", "is_multilabel", "labels_of", "read_targets", "read_training"]
-
 
 @dataclass(frozen=True, eq=False)
 class Problem:

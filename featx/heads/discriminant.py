@@ -19,8 +19,6 @@ from featx.exceptions import HeadError
 from featx.heads.scores import LikeliestClass, both_columns
 from featx.heads.validation import validated_training
 
-__all__ = ["ShrinkageLDA", "class_shares", "covariance_groups", "row_shares"]
-
 _FEW = 5
 
 

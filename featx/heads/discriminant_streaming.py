@@ -13,8 +13,6 @@ from featx.heads.discriminant import ShrinkageLDA, class_shares, covariance_grou
 from featx.heads.ridge_streaming import require_square
 from featx.heads.scatter import class_sums
 
-__all__ = ["fit_lda_streamed"]
-
 _COPIES = 4
 _PENDING_ROWS = 512
 

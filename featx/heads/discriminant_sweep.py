@@ -15,8 +15,6 @@ from featx.heads.scores import both_columns
 from featx.heads.shifted import ShiftedSystems
 from featx.heads.sweep import Fold, HeldOut
 
-__all__ = ["sweep_lda"]
-
 
 def sweep_lda(
     X: NDArray[np.floating[Any]],

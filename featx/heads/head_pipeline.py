@@ -13,8 +13,6 @@ from featx.exceptions import HeadError
 from featx.heads.scores import best_labels
 from featx.heads.validation import few_images_allowed, refuse_unlearnable
 
-__all__ = ["HeadPipeline", "fit_weighted"]
-
 
 class HeadPipeline(Pipeline):  # type: ignore[misc]
     """scikit-learn's ``Pipeline``; `fit` looks at the data before the first step does.

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from featx.exceptions import HeadError
 from featx.heads.dense_batches import BatchSource
 
-__all__ = ["LabelSums", "streamed_label_sums"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelSums:

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Minima", "inner", "lbfgs_direction", "minimise_in_lockstep"]
-
 _PAIRS = 10
 _DECREASE = 1e-4
 # Where rounding hides the decrease, the slope at the end of a step tells it.

@@ -18,8 +18,6 @@ from featx.heads.logistic_path import SCORINGS, Fold, fit_logistic_path
 from featx.heads.scores import LikeliestClass
 from featx.heads.validation import validated_training
 
-__all__ = ["LogisticPathCV"]
-
 logger = logging.getLogger("featx")
 
 # On the features as a StandardScaler leaves them, the best C is within these for 2 to 5,000

@@ -13,8 +13,6 @@ from featx.heads.logistic_path import closest_gap, fit_logistic_path
 from featx.heads.validation import validated_training
 from featx.memory import machine_bytes
 
-__all__ = ["ARRAYS", "MACHINE_SHARE", "fit_logistic", "is_solved_by_path", "unknown_setting"]
-
 # Parameters that the path solver knows, and those that do not move the solution.
 _KNOWN = {"C", "class_weight", "max_iter", "tol"}
 _NEUTRAL = {"n_jobs", "random_state", "verbose", "warm_start"}

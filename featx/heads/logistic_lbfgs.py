@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from featx.heads.lockstep import inner, lbfgs_direction
 from featx.heads.logistic_rows import RowBlock, Rows, host, take
 
-__all__ = ["Solved", "minimise"]
-
 _PAIRS = 8
 _TRIALS = 10
 # A step is taken when the slope along it has fallen to this share.

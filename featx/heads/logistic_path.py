@@ -15,8 +15,6 @@ from featx.heads.logistic_lbfgs import Solved, minimise
 from featx.heads.logistic_race import Race
 from featx.heads.logistic_rows import RowBlock, Rows, has_double, host
 
-__all__ = ["SCORINGS", "LogisticPath", "closest_gap", "fit_logistic_path"]
-
 logger = logging.getLogger("featx")
 
 SCORINGS = ("accuracy", "neg_log_loss")

@@ -12,8 +12,6 @@ from featx.heads.dense_batches import BatchSource
 from featx.heads.lockstep import inner, minimise_in_lockstep
 from featx.heads.logistic_targets import LabelTargets, Targets
 
-__all__ = ["Frame", "StreamedProblem", "initial_lines"]
-
 # A step ends the descent when the objective is within this share of its tolerance of the minimum.
 _GAP = 0.01
 # Below this, sums of products in single precision are what ends it.

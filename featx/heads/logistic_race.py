@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Race"]
-
 # A value of C has lost when it trails the best by so many standard errors of the difference.
 _LOST_ERRORS = 2.0
 _LOST_RATIO = 10**0.5

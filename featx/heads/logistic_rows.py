@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Basis", "RowBlock", "Rows", "has_double", "host", "namespace", "take"]
-
 T = TypeVar("T")
 
 # Rows a block: the product wants many, the element-wise work that its arrays stay in the cache.

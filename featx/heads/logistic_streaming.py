@@ -18,8 +18,6 @@ from featx.heads.logistic_problem import StreamedProblem, initial_lines
 from featx.heads.logistic_targets import LEAST, ClassTargets, LabelTargets, Targets
 from featx.heads.streaming import ChosenRows
 
-__all__ = ["fit_logistic_labels", "fit_logistic_streamed"]
-
 logger = logging.getLogger("featx")
 
 _SAMPLE_SHARE = 3

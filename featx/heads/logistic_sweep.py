@@ -18,8 +18,6 @@ from featx.heads.logistic_path import LogisticPath, fit_logistic_path
 from featx.heads.sweep import Fold, HeldOut
 from featx.memory import machine_bytes
 
-__all__ = ["sweep_logistic"]
-
 # Fewer values of C are fitted to their end: there is nothing to give up.
 _RACE_FROM = 4
 # Up to so many rows a fold costs little by itself; beyond, the scaling of all folds together moves

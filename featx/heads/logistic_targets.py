@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, logsumexp
 
-__all__ = ["LEAST", "ClassTargets", "LabelTargets", "Targets"]
-
 # A share below this is taken for it, so that its logarithm is a number.
 LEAST = 1e-6
 

@@ -13,8 +13,6 @@ from featx.heads.scatter import fold_scales
 from featx.heads.sweep import Fold, HeldOut
 from featx.heads.validation import few_images_allowed
 
-__all__ = ["sweep_rbf", "sweep_svm"]
-
 
 def sweep_svm(
     X: NDArray[np.floating[Any]],

@@ -18,8 +18,6 @@ from featx.heads.calibrated import TemperatureCalibrated, fit_temperature
 from featx.heads.neighbours import NearestNeighbours
 from featx.heads.validation import few_images_allowed, require_finite
 
-__all__ = ["MultiLabelHead", "check_labels"]
-
 
 class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     """Says of each label by itself whether an image has it.

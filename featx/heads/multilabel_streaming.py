@@ -12,8 +12,6 @@ from featx.heads.dense_batches import BatchSource
 from featx.heads.multilabel import MultiLabelHead, check_labels
 from featx.heads.streaming import fit_core, labels_fitter
 
-__all__ = ["fit_multilabel_streamed"]
-
 
 def fit_multilabel_streamed(
     head: MultiLabelHead, source: BatchSource, y: Any, *, max_ram_bytes: int

@@ -18,8 +18,6 @@ from featx.heads.scores import LikeliestClass, both_columns
 from featx.heads.sweep import Fold, HeldOut
 from featx.heads.validation import checked_weights, validated_training
 
-__all__ = ["NearestMean", "sweep_nearest_mean"]
-
 _METRICS = ("cosine", "euclidean")
 _ROUNDING = 1e-12
 

@@ -15,8 +15,6 @@ from featx.heads.nearest_mean import NearestMean
 from featx.heads.scatter import streamed_scatter
 from featx.heads.streaming import ChosenRows, judged_rows
 
-__all__ = ["fit_nearest_mean_labels", "fit_nearest_mean_streamed"]
-
 
 def fit_nearest_mean_streamed(
     head: NearestMean, source: BatchSource, y: Any, *, max_ram_bytes: int

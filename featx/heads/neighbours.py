@@ -13,8 +13,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.heads.scores import LikeliestClass
 from featx.heads.validation import validated_training
 
-__all__ = ["NearestNeighbours"]
-
 
 class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """scikit-learn's k-NN by brute force, with at most as many neighbours as there are images.

@@ -12,8 +12,6 @@ from featx.heads.candidates import checked_data, core_estimators
 from featx.heads.scatter import Scale, fold_scales
 from featx.heads.sweep import Fold, HeldOut
 
-__all__ = ["nearest_rows", "sweep_knn"]
-
 _TILE = 4096
 _TESTED = 1024
 

@@ -8,8 +8,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DenseWeights", "initial_weights", "logits", "parameter_count", "sigmoid", "softmax"]
-
 DenseWeights = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 """One (kernel of shape (inputs, outputs), bias of shape (outputs,)) a layer, float32."""
 

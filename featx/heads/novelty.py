@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from featx.exceptions import ArtefactError, reason
 from featx.plain_files import read_hdf5_array
 
-__all__ = ["Novelty", "dump_novelty", "fit_novelty", "load_novelty"]
-
 _COMPONENTS = 128
 _MOST_ROWS = 4000
 _MOST_COLUMNS = 2048

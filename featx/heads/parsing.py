@@ -9,8 +9,6 @@ from typing import Any
 
 from featx.exceptions import HeadError
 
-__all__ = ["HeadText", "parse_head"]
-
 _NAME = re.compile(r"[A-Za-z_][\w.\-]*")
 _KEY = re.compile(r"([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)
 _OPEN, _CLOSE = "([{", ")]}"

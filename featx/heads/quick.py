@@ -17,8 +17,6 @@ from featx.heads.dense_storage import ARRAYS, DESCRIPTION, read_layers
 from featx.heads.network import logits
 from featx.heads.skops_contents import check_head, read_stored
 
-__all__ = ["QuickHead", "quick_head"]
-
 Rows = NDArray[Any]
 Step = Callable[[Rows], Rows]
 State = Mapping[str, Any]

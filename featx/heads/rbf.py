@@ -16,8 +16,6 @@ from featx.exceptions import HeadError
 from featx.heads.scores import best_labels
 from featx.heads.validation import validated_training
 
-__all__ = ["ReducedRBF"]
-
 
 class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """RBF SVM whose kernel is written in a basis of at most ``n_components`` images.

@@ -13,8 +13,6 @@ from featx.exceptions import HeadError, UnknownNameError, reason
 from featx.heads.parsing import HeadText, parse_head
 from featx.heads.table import HEADS, HeadSpec
 
-__all__ = ["HEADS", "HeadSpec", "head_names", "learns_label_sets", "make_head", "read_head"]
-
 
 def head_names() -> list[str]:
     """Names of the heads, sorted.

@@ -15,8 +15,6 @@ from featx.heads.scatter import Scale, Scatter, fold_scatters
 from featx.heads.shifted import ShiftedSystems
 from featx.heads.sweep import Fold, HeldOut
 
-__all__ = ["ridge_loo", "sweep_ridge"]
-
 _COLUMNS = 1024
 
 

@@ -20,8 +20,6 @@ from featx.heads.scatter import streamed_scatter
 from featx.heads.streaming import ChosenRows, judged_rows
 from featx.memory import shown_bytes
 
-__all__ = ["fit_ridge_labels", "fit_ridge_streamed", "require_square"]
-
 _COPIES = 3
 
 

@@ -13,16 +13,6 @@ from featx.exceptions import HeadError
 from featx.heads.dense_batches import BatchSource
 from featx.heads.sweep import Fold
 
-__all__ = [
-    "Scale",
-    "Scatter",
-    "class_sums",
-    "fold_scales",
-    "fold_scatters",
-    "row_blocks",
-    "streamed_scatter",
-]
-
 _BLOCK_BYTES = 16 * 2**20
 _LEAST_LEFT = 1e-4
 

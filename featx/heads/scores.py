@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LikeliestClass", "best_labels", "both_columns"]
-
 LABEL_THRESHOLD = 0.5
 """Probability above which an image is said to have a label, where it may have several."""
 

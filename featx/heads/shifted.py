@@ -11,8 +11,6 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.linalg.lapack import get_lapack_funcs
 from threadpoolctl import threadpool_limits
 
-__all__ = ["ShiftedSystems"]
-
 _BLOCK = 64
 _COLUMNS = 1024
 

@@ -24,16 +24,6 @@ import numpy as np
 
 from featx.plain_files import open_plain_zip, read_npy, read_plain_json, shortened
 
-__all__ = [
-    "OWN_TYPES",
-    "Stored",
-    "Unchecked",
-    "check_contents",
-    "check_head",
-    "make",
-    "read_stored",
-]
-
 SCHEMA = "schema.json"
 _MOST_MEMBERS = 200_000
 _MOST_SCHEMA_BYTES = 256 << 20

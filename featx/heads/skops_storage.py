@@ -17,8 +17,6 @@ from featx.heads.skops_contents import (
 )
 from featx.plain_files import shortened
 
-__all__ = ["dump_skops", "load_skops", "why_trust"]
-
 _LOGGER = logging.getLogger("featx")
 _NEVER = {"tests", "conftest", "_testing", "externals", "datasets"}
 _MOST_NAMED = 3

@@ -9,8 +9,6 @@ from featx.exceptions import ArtefactError
 from featx.heads.dense_storage import ARRAYS, DESCRIPTION, dump_dense, is_dense, load_dense
 from featx.heads.skops_storage import dump_skops, load_skops
 
-__all__ = ["dump_head", "load_head"]
-
 _SKOPS = "head.skops"
 
 

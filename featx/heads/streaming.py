@@ -19,16 +19,6 @@ from featx.heads.dense_batches import BatchSource, require_batch
 from featx.heads.table import HEADS
 from featx.heads.validation import few_images_allowed
 
-__all__ = [
-    "ChosenRows",
-    "fit_core",
-    "fit_head_streamed",
-    "judged_rows",
-    "labels_fitter",
-    "require_streamable",
-    "streamed_heads",
-]
-
 _LEAST_JUDGED = 1000
 _BYTES_JUDGED = 64
 

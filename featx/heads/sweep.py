@@ -9,8 +9,6 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Fold", "HeldOut", "Sweep"]
-
 Fold: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Rows for training and rows for testing."""
 

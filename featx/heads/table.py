@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["HEADS", "HeadSpec"]
-
 
 @dataclass(frozen=True)
 class HeadSpec:

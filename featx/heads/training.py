@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from featx.heads.label_strata import label_strata
 from featx.heads.network import DenseWeights
 
-__all__ = ["Rows", "Streams", "Trained", "TrainingPlan", "hold_out", "judge"]
-
 _FEW_IN_CLASS = 5
 _FEW_HELD_OUT = 10
 _MOST_IN_SMALL_CLASSES = 0.2

@@ -15,8 +15,6 @@ from featx.exceptions import HeadError
 from featx.heads.scores import LikeliestClass
 from featx.heads.validation import validated_training
 
-__all__ = ["TreeEnsemble"]
-
 _MOST = 200
 _FEWEST = 10
 _BUDGET_BYTES = 512 * 2**20

@@ -13,16 +13,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
 
-__all__ = [
-    "check_folds",
-    "check_training",
-    "checked_weights",
-    "few_images_allowed",
-    "refuse_unlearnable",
-    "require_finite",
-    "validated_training",
-]
-
 _LOGGER = logging.getLogger("featx")
 
 

@@ -23,16 +23,6 @@ from featx.images.pixels import check_float_range
 from featx.images.sources import is_picture
 from featx.images.split_names import split_of
 
-__all__ = [
-    "ArrayTable",
-    "Hdf5Images",
-    "ImageSource",
-    "as_stack",
-    "check_images",
-    "read_hdf5",
-    "read_npz",
-]
-
 _IMAGES = ("x", "X", "images", "image", "data")
 _LABELS = ("y", "Y", "labels", "label", "targets")
 _SPLITS = ("split", "splits")

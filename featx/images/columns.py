@@ -19,8 +19,6 @@ from featx.images.files import read_file
 from featx.images.labels import encode_labels
 from featx.images.split_names import read_splits
 
-__all__ = ["ImageColumns", "inner_folder"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ImageColumns:

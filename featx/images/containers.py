@@ -19,8 +19,6 @@ import numpy as np
 
 from featx.exceptions import ImageError
 
-__all__ = ["Container", "exif_orientation", "inspect", "sniff"]
-
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),

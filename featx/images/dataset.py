@@ -17,8 +17,6 @@ from featx.images.sources import check_paths, recognise
 from featx.images.split_names import SplitNames, check_names, read_splits
 from featx.images.tables import read_table
 
-__all__ = ["ImageDataset"]
-
 StrPath = str | os.PathLike[str]
 
 

@@ -25,7 +25,6 @@ from featx.images.keys import array_key, file_key
 from featx.images.limits import MOST_PIXELS as MAX_PIXELS
 from featx.images.limits import budget, check_array, check_pixels, check_work
 from featx.images.opening import (
-    check_truncation_setting,
     open_image,
     pixel_limit,
     short_failures,
@@ -38,19 +37,6 @@ from featx.spec import ImagePolicy
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
-
-__all__ = [
-    "MAX_PIXELS",
-    "array_to_rgb",
-    "check_truncation_setting",
-    "decode_image",
-    "decode_rgb",
-    "decode_sizes",
-    "fit_array",
-    "fit_sizes",
-    "picture_to_rgb",
-    "resize_rgb",
-]
 
 _VERSION = 1
 _BAND_PX = 1 << 22

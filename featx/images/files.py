@@ -10,17 +10,6 @@ from pathlib import Path, PurePath
 
 from featx.exceptions import DatasetError, ImageError
 
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "MAX_FILE_BYTES",
-    "hash_file",
-    "is_image_name",
-    "local_path",
-    "missing_path_error",
-    "nearest_path",
-    "read_file",
-]
-
 # fmt: off
 IMAGE_EXTENSIONS = frozenset((
     ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",

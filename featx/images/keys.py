@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["array_key", "file_key", "image_key"]
-
 
 def file_key(data: bytes) -> bytes:
     """Return the key of an image file: SHA-256 of its bytes, 32 bytes."""

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from featx.exceptions import DatasetError
 from featx.images.labels import check_complete, is_missing
 
-__all__ = ["SEPARATOR", "label_matrix", "look_like_sets", "read_label_sets"]
-
 SEPARATOR = "|"
 """Between the labels of one image in text: ``ant|winged``. By itself it says that none applies."""
 

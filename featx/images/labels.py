@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
 
-__all__ = ["as_text", "check_complete", "encode_labels", "is_missing", "look_like_measurements"]
-
 # What pandas reads as missing, and what its missing values are written as.
 # fmt: off
 _MISSING = frozenset((

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-__all__ = [
-    "MOST_DECODE_BYTES",
-    "MOST_PIXELS",
-    "Budget",
-    "budget",
-    "check_array",
-    "check_pixels",
-    "check_work",
-    "set_budget",
-]
-
 MOST_PIXELS = 89_478_485
 """Most pixels that are decoded; a JPEG of more is decoded at a fraction of its size."""
 

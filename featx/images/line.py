@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 from featx.images.one_image import Loaded
 
-__all__ = ["Line", "Task"]
-
 # A worker that idles for this long shows that an image is slow, not that threads take turns.
 _PATIENCE_S = 0.5
 

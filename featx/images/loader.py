@@ -12,16 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
-from featx.images.files import hash_file
-from featx.images.keys import array_key
 from featx.images.line import Line
 from featx.images.messages import slot_bytes
 from featx.images.one_image import Loaded
 from featx.images.target import AnyTarget, Target, as_targets
 from featx.images.worker_processes import WorkerProcesses
 from featx.images.worker_threads import WorkerThreads
-
-__all__ = ["Loaded", "Target", "array_key", "hash_file", "load_images", "never"]
 
 # Images a worker is given at once: one would cost a hand-over each, many hold back the first.
 _CHUNK = 4
@@ -95,7 +91,7 @@ def load_images(
             f"workers and ahead must be at least 1, received workers={workers}, ahead={ahead}"
         )
     if dataset.arrays is None:
-        from featx.images.decode import check_truncation_setting
+        from featx.images.opening import check_truncation_setting
 
         check_truncation_setting()
     few = not isinstance(indices, Sized) or len(indices) < _ENOUGH_FOR_PROCESSES

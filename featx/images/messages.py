@@ -15,8 +15,6 @@ from typing import IO, Any
 
 from featx.images.target import Target
 
-__all__ = ["HEADER_BYTES", "NO_IMAGE", "receive", "send", "slot_bytes"]
-
 HEADER_BYTES = 64
 NO_IMAGE = -1
 

@@ -12,8 +12,6 @@ from featx.exceptions import DatasetError
 from featx.images.files import is_image_name
 from featx.images.scan import scan_folder
 
-__all__ = ["FileName", "image_names"]
-
 
 class FileName(str):
     """A name that is taken as it is: what looks like a pattern in it is part of the name."""

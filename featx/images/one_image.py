@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from featx.exceptions import FeatxError
 from featx.images.target import Target
 
-__all__ = ["Decoded", "Loaded", "Read", "Status", "decode_one", "read_one"]
-
 Status = Literal["decoded", "known", "failed"]
 
 

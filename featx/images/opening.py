@@ -16,14 +16,6 @@ from featx.images.limits import MOST_PIXELS, check_pixels
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "check_truncation_setting",
-    "is_known_format",
-    "open_image",
-    "pixel_limit",
-    "short_failures",
-]
-
 _PLUGINS = {
     "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),

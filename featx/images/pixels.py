@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import ImageError
 
-__all__ = ["array_to_rgb", "check_float_range", "sixteen_to_eight"]
-
 # Room for rounding in a float image; what lies within is clipped.
 _SLACK = 1e-3
 _BAND_PX = 1 << 22

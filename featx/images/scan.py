@@ -20,8 +20,6 @@ from featx.images.split_names import (
     unknown_error,
 )
 
-__all__ = ["FolderScan", "scan_folder"]
-
 # Left behind by Windows, macOS and network drives; like hidden files they are nobody's data.
 # fmt: off
 _IGNORED = frozenset((

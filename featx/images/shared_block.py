@@ -10,8 +10,6 @@ import mmap
 import os
 import sys
 
-__all__ = ["SharedBlock", "attach_block"]
-
 
 class SharedBlock:
     """A block of shared memory, made here and attached by a process that is started later.

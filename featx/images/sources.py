@@ -15,8 +15,6 @@ from featx.images.containers import sniff
 from featx.images.files import is_image_name, local_path, missing_path_error
 from featx.images.scan import scan_folder
 
-__all__ = ["Source", "check_paths", "is_picture", "listed_paths", "listed_pictures", "recognise"]
-
 Kind = Literal["folder", "table", "npz", "hdf5", "files", "arrays"]
 _SUFFIXES: dict[str, Kind] = {
     ".csv": "table",

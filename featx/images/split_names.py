@@ -8,8 +8,6 @@ from typing import Literal
 
 from featx.exceptions import DatasetError
 
-__all__ = ["PLAIN_NAMES", "SplitNames", "check_splits", "parse_names", "read_splits", "split_of"]
-
 SplitNames = Mapping[str, str] | Literal["none"] | None
 """What names of splits mean, such as ``{"pilot": "test"}``; ``"none"``: folders are no splits."""
 

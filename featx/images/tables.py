@@ -19,8 +19,6 @@ from featx.images.label_sets import SEPARATOR
 from featx.images.labels import as_text, is_missing
 from featx.images.split_names import split_of
 
-__all__ = ["ImageTable", "check_one_label", "read_table"]
-
 _COLUMNS = ("path", "label", "split", "group")
 # fmt: off
 _FOR_PATH = (

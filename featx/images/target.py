@@ -7,8 +7,6 @@ from typing import NamedTuple, TypeAlias
 
 from featx.spec import ImagePolicy, ViewPolicy
 
-__all__ = ["AnyTarget", "Target", "as_targets"]
-
 
 class Target(NamedTuple):
     """One array of pixels to be made of every image.

@@ -18,8 +18,6 @@ from featx.spec import AUGMENTATIONS, ViewPolicy
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Box", "View", "change_look", "draw_view"]
-
 # Rec. 601 luma, as Pillow's conversion to greyscale has it.
 _LUMA = (0.299, 0.587, 0.114)
 _NUMBERS = 8

@@ -28,8 +28,6 @@ from featx.images.shared_block import attach_block
 from featx.images.target import Target
 from featx.spec import ImagePolicy, ViewPolicy
 
-__all__ = ["main"]
-
 # Files that wait for their decoding are kept up to this size, and read one by one beyond.
 _MOST_WAITING_BYTES = 32 << 20
 # Results are sent when this much time has gone by, as each message wakes the parent.

@@ -16,8 +16,6 @@ from typing import Any
 
 from featx.images.messages import receive, send
 
-__all__ = ["ProcessDiedError", "WorkerProcess"]
-
 _PACKAGES = ("featx", "numpy", "PIL", "pillow_heif")
 # Neither the working folder (-P) nor PYTHONPATH or other variables (-E) decide what the process
 # imports, as a folder of images may hold a json.py. These packages come from where this process has

@@ -27,8 +27,6 @@ from featx.images.target import Target
 from featx.images.worker_process import ProcessDiedError, WorkerProcess
 from featx.images.worker_threads import load_one
 
-__all__ = ["WorkerProcesses"]
-
 _LOG = logging.getLogger("featx")
 # Chunks a process has: one that it decodes, one that it has the answers for, one that it reads, so
 # that it waits for nobody.

@@ -12,8 +12,6 @@ from featx.images.line import Line
 from featx.images.one_image import Loaded, decode_one, read_one
 from featx.images.target import Target
 
-__all__ = ["WorkerThreads", "load_one"]
-
 # Results are handed over when this much time has gone by, as each hand-over costs a switch.
 _HAND_OVER_S = 0.01
 

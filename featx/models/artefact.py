@@ -38,8 +38,6 @@ from featx.models.metrics import MOST_CONFUSED
 from featx.outputs import is_model, refuse_replacing
 from featx.spec import FeatureSpec
 
-__all__ = ["load_model", "read_details", "save_model"]
-
 _PACKAGES = (
     "featx", "h5py", "keras", "numpy", "openvino", "pillow", "scikit-learn", "skops", "tensorflow"
 )  # fmt: skip

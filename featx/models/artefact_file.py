@@ -16,8 +16,6 @@ from featx.backbones.model_zip import (
 from featx.exceptions import ArtefactError, FeatxError, reason
 from featx.plain_files import shortened
 
-__all__ = ["KIND", "NOVELTY", "VERSION", "read_artefact"]
-
 KIND = "featx-model"
 VERSION = 2
 """The highest version that is read; 2 has a network of its own."""

@@ -19,8 +19,6 @@ from featx.models.artefact_file import NOVELTY
 from featx.models.image_features import trained_preprocessing
 from featx.spec import FeatureSpec, ViewPolicy
 
-__all__ = ["check_answers", "read_classifier"]
-
 _MOST_FEATURES = 1 << 24
 _MOST_PX = 1 << 14
 _MOST_VIEWS = 1000

@@ -20,8 +20,6 @@ from featx.exceptions import FeatxError
 from featx.job import engines_folder
 from featx.models.image_features import trained_preprocessing
 
-__all__ = ["backbone_cost"]
-
 _BATCH = 32
 _MEASURE_S = 0.5
 

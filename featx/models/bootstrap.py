@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.models.metrics import CALIBRATION_BINS, bin_confidences, class_codes, hits_top5
 
-__all__ = ["bootstrap_difference", "bootstrap_intervals", "bootstrap_label_sets"]
-
 _LEVEL = 0.95
 _MOST_DRAWN = 2e8
 _FEWEST_SAMPLES = 200

@@ -22,8 +22,6 @@ from featx.models.inputs import as_image_dataset
 from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
-__all__ = ["ImageClassifier"]
-
 
 class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: ignore[misc]
     """A classifier of images: features of a frozen backbone, and a head trained on them.

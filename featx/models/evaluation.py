@@ -26,8 +26,6 @@ from featx.models.classifier import ImageClassifier
 from featx.models.metrics import CALIBRATION_BINS, score_label_sets, score_predictions
 from featx.models.training_keys import count_training_images, overlap_note
 
-__all__ = ["compare_models", "evaluate"]
-
 _LOG = logging.getLogger("featx")
 
 

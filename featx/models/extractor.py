@@ -23,8 +23,6 @@ from featx.images.dataset import ImageDataset
 from featx.models.inputs import as_image_dataset
 from featx.spec import ImagePolicy
 
-__all__ = ["FeatureExtractor"]
-
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Maps images to features of a frozen backbone; features pass unchanged.

@@ -8,8 +8,6 @@ from featx.cache.features import Features
 from featx.models.search_sample import SearchSample
 from featx.selection.fold_data import FeatureBlock
 
-__all__ = ["feature_block"]
-
 
 def feature_block(
     features: Features,

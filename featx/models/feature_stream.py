@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 
-__all__ = ["FeatureStream", "block_bytes"]
-
 _MOST_ROWS = 16384
 _LEAST_ROWS = 16
 _BATCH_SHARE = 32

@@ -21,8 +21,6 @@ from featx.images.dataset import ImageDataset
 from featx.runner import Ledger
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
-__all__ = ["ImageFeatures", "trained_preprocessing"]
-
 
 class ImageFeatures:
     """The part of a classifier that knows images; it imports no scikit-learn."""

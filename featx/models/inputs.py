@@ -10,8 +10,6 @@ import numpy as np
 from featx.images.dataset import ImageDataset
 from featx.images.sources import listed_paths, listed_pictures
 
-__all__ = ["as_image_dataset"]
-
 
 def as_image_dataset(X: Any) -> ImageDataset | None:
     """Return the images that `X` stands for, or None when it holds features.

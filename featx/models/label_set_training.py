@@ -19,8 +19,6 @@ from featx.models.metrics import score_label_sets
 from featx.models.streamed_training import StreamedFit
 from featx.selection.splits import label_folds, leak_groups
 
-__all__ = ["label_targets", "train_label_sets"]
-
 _Fit = Callable[[NDArray[np.intp]], Any]
 _Says = Callable[[Any, NDArray[np.intp]], NDArray[np.floating[Any]]]
 

@@ -11,8 +11,6 @@ from featx.selection.ranking import ranked
 from featx.selection.trials import Trial
 from featx.terminal import console, drawing, visible
 
-__all__ = ["live_leaderboard"]
-
 _SHOWN = 8
 
 

@@ -18,8 +18,6 @@ from featx.selection.fold_data import FeatureBlock, FoldData, fold_data
 from featx.selection.space import Candidate
 from featx.selection.sweeping import find_sweep, held_out_together
 
-__all__ = ["MemoryFit"]
-
 
 class MemoryFit:
     """Fits heads on rows of a block, and scores them, in memory; see `StreamedFit`.

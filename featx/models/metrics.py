@@ -7,17 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CALIBRATION_BINS",
-    "MOST_CONFUSED",
-    "ScoreSums",
-    "bin_confidences",
-    "class_codes",
-    "hits_top5",
-    "score_label_sets",
-    "score_predictions",
-]
-
 MOST_CONFUSED = 256
 """Classes up to which training keeps a confusion matrix."""
 CALIBRATION_BINS = 15

@@ -20,8 +20,6 @@ from featx.images.sources import listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures
 from featx.models.inputs import as_image_dataset
 
-__all__ = ["Prediction", "predict"]
-
 _CHUNK = 4096
 
 

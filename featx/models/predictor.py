@@ -14,8 +14,6 @@ from featx.models.artefact_file import read_artefact
 from featx.models.artefact_model import check_answers, read_classifier
 from featx.models.image_features import ImageFeatures
 
-__all__ = ["Predictor", "load_predictor"]
-
 
 class Predictor(ImageFeatures):
     """What `featx.load` gives, but for training: it imports neither scikit-learn nor TensorFlow.

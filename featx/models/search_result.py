@@ -10,8 +10,6 @@ from featx.selection.honest import HonestScore
 from featx.selection.leaderboard import Row
 from featx.selection.searching import SearchOutcome
 
-__all__ = ["SearchResult"]
-
 
 class SearchResult:
     """What a search found.

@@ -20,8 +20,6 @@ from featx.selection.space import DEFAULT_HEADS, SearchSpace
 from featx.selection.splits import named_fold
 from featx.selection.transforms import parse_transform
 
-__all__ = ["SearchSample", "default_heads", "require_streamable_space", "sample_rows"]
-
 _STREAMED_TRANSFORMS = ("standard", "none", "l2")
 # A search holds the rows, those of a fold, and both standardised.
 _COPIES = 5

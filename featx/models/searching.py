@@ -46,8 +46,6 @@ from featx.selection.space_files import read_space_file
 from featx.selection.splits import leak_groups
 from featx.selection.transforms import parse_transform, pipeline
 
-__all__ = ["read_space", "search"]
-
 
 def search(
     features: Features,

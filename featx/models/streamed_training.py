@@ -16,8 +16,6 @@ from featx.models.classifier import ImageClassifier
 from featx.models.feature_stream import FeatureStream, block_bytes
 from featx.models.metrics import ScoreSums
 
-__all__ = ["StreamedFit", "memory_bound"]
-
 logger = logging.getLogger("featx")
 
 _MACHINE_SHARE = 2

@@ -31,17 +31,6 @@ from featx.models.training_keys import encode_keys
 from featx.models.unknown import learn_novelty
 from featx.selection.splits import leak_groups, repeated_folds
 
-__all__ = [
-    "Suspect",
-    "TrainingResult",
-    "backbone_choice",
-    "check_labels",
-    "describe_training",
-    "require_classes",
-    "require_labels",
-    "train",
-]
-
 _HELD_OUT = ("test", "val")
 
 

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_KEYS", "count_training_images", "encode_keys", "overlap_note"]
-
 MOST_KEYS = 1 << 17
 
 

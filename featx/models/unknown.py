@@ -11,8 +11,6 @@ from featx.cache.features import Features
 from featx.heads.novelty import Novelty, fit_novelty
 from featx.selection.splits import leak_groups
 
-__all__ = ["learn_novelty"]
-
 _MOST_ROWS = 4000
 _FEWEST_ROWS = 20
 _COPIES = 12

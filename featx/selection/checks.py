@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, FeaturesError
 
-__all__ = ["check_block", "check_classes", "check_length"]
-
 
 def check_length(rows: int, labels: Sequence[Any] | NDArray[Any], what: str) -> None:
     """Raise `DatasetError` where there is not one label a row.

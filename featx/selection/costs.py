@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.registry import HEADS
+from featx.heads.table import HEADS
 from featx.selection.fold_data import FoldData
 from featx.selection.space import Candidate
 from featx.selection.transforms import Prepared, parse_transform
-
-__all__ = ["learnt_bytes", "milliseconds", "prediction_cost", "probe", "training_cost"]
 
 _BATCH = 256
 _REPEATS = 3

@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, reason
-from featx.heads.registry import HEADS
 from featx.heads.scores import both_columns
+from featx.heads.table import HEADS
 from featx.selection.costs import learnt_bytes, milliseconds
 from featx.selection.fold_data import FoldData
 from featx.selection.scoring import Scorer
 from featx.selection.space import Candidate
 from featx.selection.transforms import parse_transform
 from featx.selection.trials import Measured
-
-__all__ = ["fit_in_parallel", "predicted_values"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,6 @@ from featx.heads.sweep import Fold
 from featx.selection.space import Place
 from featx.selection.transforms import Components, Prepared, Transform, fit_components
 
-__all__ = ["FeatureBlock", "FoldData", "fold_data"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureBlock:

@@ -14,9 +14,8 @@ import numpy as np
 
 from featx.exceptions import HeadError
 from featx.heads.parsing import parse_head
-from featx.heads.registry import HEADS, make_head
-
-__all__ = ["Axis", "HeadGrid", "Range", "head_grid"]
+from featx.heads.registry import make_head
+from featx.heads.table import HEADS
 
 _RANGE = re.compile(r"(?P<low>[^.\s].*?)\.\.(?P<high>.+)", re.DOTALL)
 _OPEN, _CLOSE = "([{", ")]}"

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, UnknownNameError
-from featx.heads.registry import HEADS
 from featx.heads.sweep import Fold
+from featx.heads.table import HEADS
 from featx.selection.fitting import predicted_values
 from featx.selection.leaderboard import measure_costs
 from featx.selection.measuring import Measuring
@@ -28,8 +28,6 @@ from featx.selection.transforms import parse_transform, pipeline
 
 if TYPE_CHECKING:
     from featx.selection.searching import SearchOptions
-
-__all__ = ["HonestScore", "Protocol", "Rows", "choose_protocol", "fit_winner", "score_winner"]
 
 _PROTOCOLS = ("auto", "holdout", "nested", "none", "test")
 _OUTER = 5

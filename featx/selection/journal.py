@@ -14,8 +14,6 @@ from featx.durable import written_whole
 from featx.plain_files import json_with_checksum, read_json_with_checksum
 from featx.selection.trials import Measured
 
-__all__ = ["Journal"]
-
 _LOG = logging.getLogger("featx")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.heads.registry import HEADS
+from featx.heads.table import HEADS
 from featx.selection.costs import prediction_cost, probe
 from featx.selection.measuring import Measuring
 from featx.selection.ranking import pareto_front
@@ -18,8 +18,6 @@ from featx.selection.scoring import Scorer
 from featx.selection.space import Candidate
 from featx.selection.transforms import parse_transform
 from featx.selection.trials import Trial
-
-__all__ = ["Costs", "Leaderboard", "Row", "measure_costs"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,6 @@ from featx.selection.sweeping import find_sweep, measure_together
 from featx.selection.transforms import parse_transform
 from featx.selection.trials import Measured, Trial
 
-__all__ = ["Measuring", "Watch", "units_of"]
-
 Watch: TypeAlias = Callable[[list[Trial], int], None]
 """Called with the trials that are finished and the number of those that are planned."""
 

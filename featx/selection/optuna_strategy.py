@@ -9,8 +9,6 @@ from featx.selection.head_grids import Axis, Range
 from featx.selection.space import build
 from featx.selection.strategies import Measure, Plan
 
-__all__ = ["ask_optuna"]
-
 _TRIALS = 30
 
 

@@ -7,8 +7,6 @@ from typing import TypeAlias
 
 from featx.selection.trials import Trial
 
-__all__ = ["Cost", "choose", "pareto_front", "ranked"]
-
 Cost: TypeAlias = Callable[[Trial], tuple[float, ...]]
 
 _TIE = 1e-12

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, UnknownNameError
 
-__all__ = ["SCORERS", "Scorer", "find_scorer", "score_interval"]
-
 _ROUNDING = 1e-6
 _DRAWS_OF_LABELS = 200
 

@@ -29,8 +29,6 @@ from featx.selection.splits import named_fold
 from featx.selection.strategies import Plan, find_strategy
 from featx.selection.transforms import parse_transform
 
-__all__ = ["SearchOptions", "SearchOutcome", "search_arrays"]
-
 _PACKAGES = ("featx", "numpy", "scikit-learn", "scipy", "optuna")
 
 

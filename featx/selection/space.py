@@ -10,11 +10,10 @@ from math import prod
 from typing import Any, TypeAlias
 
 from featx.exceptions import HeadError, UnknownNameError
-from featx.heads.registry import HEADS, make_head
+from featx.heads.registry import make_head
+from featx.heads.table import HEADS
 from featx.selection.head_grids import HeadGrid, Range, head_grid
 from featx.selection.transforms import parse_transform
-
-__all__ = ["DEFAULT_HEADS", "Candidate", "SearchSpace", "SpacePart", "build"]
 
 Place: TypeAlias = tuple[str, str]
 """Backbone and tap of a block."""

@@ -12,8 +12,6 @@ from typing import Any
 
 from featx.exceptions import HeadError, MissingExtraError, reason
 
-__all__ = ["read_space_file"]
-
 _MOST_BYTES = 1 << 20
 
 

@@ -12,15 +12,6 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from featx.exceptions import DatasetError
 from featx.heads.label_strata import label_strata
 
-__all__ = [
-    "hold_out",
-    "label_folds",
-    "leak_groups",
-    "named_fold",
-    "repeated_folds",
-    "stratified_folds",
-]
-
 _TRIES = 20
 
 

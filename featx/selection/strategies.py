@@ -17,8 +17,6 @@ from featx.selection.ranking import ranked
 from featx.selection.space import Candidate, Place, SearchSpace, build
 from featx.selection.trials import Trial
 
-__all__ = ["STRATEGIES", "Plan", "Strategy", "find_strategy"]
-
 _FACTOR = 3
 _FEWEST_ROWS = 100
 _FEWEST_OF_A_CLASS = 4

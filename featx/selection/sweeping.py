@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from featx.exceptions import HeadError
-from featx.heads.registry import HEADS
 from featx.heads.sweep import HeldOut, Sweep
+from featx.heads.table import HEADS
 from featx.selection.fold_data import FoldData
 from featx.selection.scoring import Scorer
 from featx.selection.space import Candidate
 from featx.selection.transforms import Transform, parse_transform
 from featx.selection.trials import Measured
-
-__all__ = ["find_sweep", "held_out_together", "measure_together"]
 
 
 def find_sweep(candidate: Candidate, *, probabilities: bool = False) -> Sweep | None:

@@ -11,16 +11,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
 
-__all__ = [
-    "Components",
-    "Prepared",
-    "Transform",
-    "fit_components",
-    "parse_transform",
-    "pipeline",
-    "without_scaler",
-]
-
 _KINDS = {
     "standard": "the head as it is, most of which standardise",
     "none": "the head without standardisation",

@@ -10,8 +10,6 @@ import numpy as np
 
 from featx.selection.space import Candidate
 
-__all__ = ["Measured", "Trial"]
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:

@@ -53,7 +53,7 @@ def fold_accuracy(X: Any, y: Any, seed: int) -> float:
 
 
 def raw_pixels(data: featx.ImageDataset, size_px: int) -> Any:
-    from featx.images import decode_image
+    from featx.images.decode import decode_image
 
     policy = featx.ImagePolicy()
     rows = [decode_image(data.read(i), (size_px, size_px), policy) for i in range(len(data))]

@@ -221,7 +221,7 @@ def _pretend_extracted(data: featx.ImageDataset, cache: Path) -> None:
     # The files are no images, to have many of them soon: their features are put into the cache
     # under their keys, as an extraction would have.
     from featx.backbones.source import resolve_backbone
-    from featx.images import hash_file
+    from featx.images.files import hash_file
     from featx.record import DatasetRecord
 
     spec = resolve_backbone("tiny").spec()

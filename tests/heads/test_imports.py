@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from featx.heads.registry import HEADS
 from featx.heads.storage import dump_head
+from featx.heads.table import HEADS
 
 HEAVY = "sorted(m for m in ('tensorflow', 'keras', 'torch', 'jax') if m in sys.modules)"
 

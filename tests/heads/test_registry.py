@@ -10,7 +10,8 @@ from sklearn.utils import all_estimators
 
 from featx.exceptions import HeadError, UnknownNameError
 from featx.heads.calibrated import TemperatureCalibrated
-from featx.heads.registry import HEADS, head_names, make_head
+from featx.heads.registry import head_names, make_head
+from featx.heads.table import HEADS
 
 QUICK = {"dense": {"hidden": (16,), "learning_rate": 0.05, "max_epochs": 20}}
 

@@ -15,8 +15,9 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from featx.exceptions import ArtefactError, HeadError
 from featx.heads.dense import DenseClassifier
-from featx.heads.registry import HEADS, head_names, make_head
+from featx.heads.registry import head_names, make_head
 from featx.heads.storage import dump_head, load_head
+from featx.heads.table import HEADS
 
 QUICK = {
     "dense": {"hidden": (8, 4), "max_epochs": 3},

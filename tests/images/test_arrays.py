@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featx.exceptions import DatasetError
-from featx.images import ImageDataset
+from featx.images.dataset import ImageDataset
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images import ImageDataset
+from featx.images.dataset import ImageDataset
 from featx.images.labels import encode_labels
 
 

@@ -16,14 +16,8 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, features
 
 from featx.exceptions import ImageError
-from featx.images.decode import (
-    MAX_PIXELS,
-    decode_image,
-    decode_rgb,
-    decode_sizes,
-    fit_array,
-    resize_rgb,
-)
+from featx.images.decode import decode_image, decode_rgb, decode_sizes, fit_array, resize_rgb
+from featx.images.limits import MOST_PIXELS as MAX_PIXELS
 from featx.spec import ImagePolicy
 
 RNG = np.random.default_rng(7)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featx.exceptions import DatasetError
-from featx.images import ImageDataset
+from featx.images.dataset import ImageDataset
 from featx.images.label_sets import look_like_sets, read_label_sets
 from featx.images.labels import check_complete, look_like_measurements
 

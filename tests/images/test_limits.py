@@ -11,9 +11,10 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from featx.exceptions import ImageError
-from featx.images import ImageDataset, load_images
+from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_image, decode_rgb, fit_array
 from featx.images.limits import Budget, budget
+from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 from tests.images.test_decode import encode, png, png_chunk
 
@@ -213,7 +214,8 @@ def test_a_budget_is_shared_and_comes_back():
 
 PEAK = """
 import resource, sys
-from featx.images import ImageDataset, load_images
+from featx.images.dataset import ImageDataset
+from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 if __name__ == "__main__":
     data = ImageDataset.from_folder(sys.argv[1], labels="none")

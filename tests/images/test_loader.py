@@ -14,15 +14,12 @@ import pytest
 from PIL import Image, ImageFile
 
 from featx.exceptions import CacheError, DatasetError, ImageError
-from featx.images import (
-    ImageDataset,
-    array_key,
-    decode_image,
-    files,
-    fit_array,
-    hash_file,
-    load_images,
-)
+from featx.images import files
+from featx.images.dataset import ImageDataset
+from featx.images.decode import decode_image, fit_array
+from featx.images.files import hash_file
+from featx.images.keys import array_key
+from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 
 TARGETS = [((16, 12), ImagePolicy()), ((8, 8), ImagePolicy(resize="crop", draft=True))]
@@ -199,7 +196,8 @@ def test_closing_stops_the_threads_promptly(folder):
 def test_an_interrupt_passes_through_and_ends_the_process(folder):
     code = f"""
 import itertools
-from featx.images import ImageDataset, load_images
+from featx.images.dataset import ImageDataset
+from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 data = ImageDataset.from_folder({str(folder)!r})
 rows = load_images(data, itertools.cycle(range(30)), [((64, 64), ImagePolicy())])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images import ImageDataset
+from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_rgb
 from featx.images.keys import file_key
 from featx.images.loader import load_images

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featx.exceptions import DatasetError
-from featx.images import ImageDataset
+from featx.images.dataset import ImageDataset
 from featx.images.split_names import parse_names, split_of
 
 

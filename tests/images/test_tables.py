@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from featx.exceptions import DatasetError
-from featx.images import ImageDataset
+from featx.images.dataset import ImageDataset
 
 
 def table(tmp_path, text, encoding="utf-8"):

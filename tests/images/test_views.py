@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featx.images import ImageDataset, Target, array_key, decode_image, decode_sizes, load_images
-from featx.images.decode import fit_sizes
-from featx.images.target import as_targets
+from featx.images.dataset import ImageDataset
+from featx.images.decode import decode_image, decode_sizes, fit_sizes
+from featx.images.keys import array_key
+from featx.images.loader import load_images
+from featx.images.target import Target, as_targets
 from featx.images.views import Box, View, change_look, draw_view
 from featx.spec import AUGMENTATIONS, ImagePolicy, ViewPolicy
 
@@ -101,7 +103,7 @@ def test_views_are_the_same_in_threads_and_in_another_process(tmp_path):
             assert all(map(np.array_equal, got, expected[::-1]))
     code = (
         "import sys\n"
-        "from featx.images import Target, decode_sizes\n"
+        "from featx.images.decode import decode_sizes\nfrom featx.images.target import Target\n"
         "from featx.spec import ImagePolicy, ViewPolicy\n"
         "data = open('a.jpg', 'rb').read()\n"
         "for i in range(4):\n"

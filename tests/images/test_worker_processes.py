@@ -18,7 +18,10 @@ import pytest
 from PIL import Image
 
 from featx.exceptions import CacheError, DatasetError
-from featx.images import ImageDataset, Target, load_images, loader
+from featx.images import loader
+from featx.images.dataset import ImageDataset
+from featx.images.loader import load_images
+from featx.images.target import Target
 from featx.images.worker_process import WorkerProcess
 from featx.spec import ImagePolicy, ViewPolicy
 
@@ -289,7 +292,7 @@ def test_processes_use_the_very_packages_of_this_one(folder, tmp_path):
     (own / "PIL").symlink_to(Path(Image.__file__).parent)
     (own / "featx").symlink_to(ROOT / "featx")
     (folder / "script.py").write_text(
-        "from featx.images import ImageDataset, load_images, Target\n"
+        "from featx.images.dataset import ImageDataset\nfrom featx.images.loader import load_images\nfrom featx.images.target import Target\n"
         "from featx.images import worker_process\n"
         "from featx.spec import ImagePolicy\n"
         "data = ImageDataset.from_folder('.', labels='none')\n"
@@ -342,7 +345,8 @@ def test_closing_ends_the_processes_promptly(folder):
 
 SCRIPT = """
 import itertools, sys
-from featx.images import ImageDataset, load_images
+from featx.images.dataset import ImageDataset
+from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 print("started", flush=True)
 data = ImageDataset.from_folder({folder!r}, labels="none")

@@ -12,7 +12,7 @@ import pytest
 
 import featx
 from featx.exceptions import ArtefactError, FeaturesError, WeightsError
-from featx.heads.registry import HEADS
+from featx.heads.table import HEADS
 from featx.models.artefact import read_details
 from featx.models.predictor import load_predictor
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from featx.exceptions import EngineError
 
-__all__ = ["Adapter", "Forward", "load_adapter"]
-
 Forward = Callable[[NDArray[np.uint8]], list[Any]]
 """Takes pixels of shape (n, h, w, 3), starts the forward pass and returns its outputs on the
 device, without waiting for them where the backend allows. May be called from several threads."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["best_batch_size"]
-
 _FIRST = 32
 _LEAST_GAIN = 1.05
 _MOST_S = 20.0

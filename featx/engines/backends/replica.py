@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from featx.engines.backends.adapter import Adapter, Forward
 from featx.quiet import quiet_import
 
-__all__ = ["Replica"]
-
 
 class Replica:
     """A network on one device.

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from featx.engines.backends.adapter import Forward
 
-__all__ = ["TensorFlowAdapter"]
-
 
 class TensorFlowAdapter:
     """TensorFlow; see `featx.engines.backends.adapter.Adapter`."""

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from featx.engines.backends.adapter import Forward
 
-__all__ = ["TorchAdapter"]
-
 
 class TorchAdapter:
     """PyTorch; see `featx.engines.backends.adapter.Adapter`."""
