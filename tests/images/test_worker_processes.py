@@ -292,7 +292,9 @@ def test_processes_use_the_very_packages_of_this_one(folder, tmp_path):
     (own / "PIL").symlink_to(Path(Image.__file__).parent)
     (own / "featx").symlink_to(ROOT / "featx")
     (folder / "script.py").write_text(
-        "from featx.images.dataset import ImageDataset\nfrom featx.images.loader import load_images\nfrom featx.images.target import Target\n"
+        "from featx.images.dataset import ImageDataset\n"
+        "from featx.images.loader import load_images\n"
+        "from featx.images.target import Target\n"
         "from featx.images import worker_process\n"
         "from featx.spec import ImagePolicy\n"
         "data = ImageDataset.from_folder('.', labels='none')\n"
