@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ _logged: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class BackboneSource:
-    """What is needed to build a network and to name its features.
+    """A resolved backbone: all that it takes to build its network and to name its features.
+
+    It is a plain value that pickles. Building its network needs no further choice and, since
+    `weights` names files of this machine, no internet.
 
     Parameters
     ----------
@@ -55,6 +58,8 @@ class BackboneSource:
         For a network of one's own: which preprocessing was chosen, and why.
     doubtful : bool
         Whether the note says that it may be the wrong one.
+    trust : bool
+        Whether the caller trusts what the network may do when it runs.
     """
 
     name: str
@@ -64,6 +69,22 @@ class BackboneSource:
     preprocessing: str
     note: str = field(default="", compare=False)
     doubtful: bool = field(default=False, compare=False)
+    trust: bool = field(default=False, compare=False)
+
+    @property
+    def address(self) -> str:
+        """The name that finds this backbone from any folder: its path is absolute."""
+        prefix, colon, _ = self.name.partition(":")
+        path = self.weights.path
+        return f"{prefix}:{path.resolve()}" if colon and path is not None else self.name
+
+    @property
+    def weights_choice(self) -> str | None:
+        """The weights to ask for together with `address`: a path, ``random:SEED`` or None."""
+        if ":" in self.name or self.weights.source in ("imagenet", "bundled"):
+            return None
+        path = self.weights.path
+        return self.weights.source if path is None else str(path.resolve())
 
     def spec(
         self,
@@ -132,7 +153,8 @@ def resolve_backbone(
             "give it features, an array of shape (n, d)"
         )
     if name.startswith("file:"):
-        return _own(name.removeprefix("file:"), weights, input_size, preprocessing)
+        source = _own(name.removeprefix("file:"), weights, input_size, preprocessing)
+        return replace(source, trust=trust)
     if (found := folder_of(name)) is not None:
         kind, folder = found
         if kind.needs_trust and not trust:
@@ -140,7 +162,8 @@ def resolve_backbone(
                 f"{name!r} is {kind.summary}, which can do anything when it runs, such as read and "
                 "write files: give --trust (trust=True) if you know who made it"
             )
-        return _folder(name, kind, folder, weights, input_size, preprocessing)
+        source = _folder(name, kind, folder, weights, input_size, preprocessing)
+        return replace(source, trust=trust)
     row = find_backbone(name)
     if preprocessing is not None:
         raise BackboneError(
@@ -155,8 +178,8 @@ def resolve_backbone(
     chosen = resolve_weights(row, weights)
     if is_tuned_file(chosen.path):
         own = read_tuned(chosen.path).spec.preprocessing
-        return BackboneSource(row.name, row, chosen, size, own)
-    return BackboneSource(row.name, row, chosen, size, _preprocessing(row, chosen))
+        return BackboneSource(row.name, row, chosen, size, own, trust=trust)
+    return BackboneSource(row.name, row, chosen, size, _preprocessing(row, chosen), trust=trust)
 
 
 def _size(value: int | tuple[int, int] | None) -> tuple[int, int] | None:

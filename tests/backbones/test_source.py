@@ -1,5 +1,6 @@
 import hashlib
 import json
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -45,6 +46,22 @@ def test_the_specification_holds_what_was_settled():
     assert (spec.input_size_px, spec.preprocessing) == ((32, 48), "tf")
     assert (spec.image.resize, spec.dtype, spec.precision) == ("crop", "float16", "mixed")
     assert spec.views is None
+
+
+def test_a_source_pickles_and_names_what_finds_it_again(save_model, tmp_path, monkeypatch):
+    path = Path(save_model().removeprefix("file:"))
+    monkeypatch.chdir(tmp_path)
+    for name, weights, address, choice in (
+        ("file:mine.keras", None, f"file:{path}", None),
+        ("MobileNet", "random:3", "mobilenet", "random:3"),
+        ("tiny", None, "tiny", None),
+        ("mobilenet", "mine.keras", "mobilenet", str(path)),
+    ):
+        source = resolve_backbone(name, weights=weights, trust=True)
+        assert (source.address, source.weights_choice, source.trust) == (address, choice, True)
+        assert pickle.loads(pickle.dumps(source)) == source
+        again = resolve_backbone(source.address, weights=source.weights_choice)
+        assert again.spec() == source.spec()
 
 
 def test_an_own_network_is_named_by_its_file_and_identified_by_its_bytes(
