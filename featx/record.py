@@ -32,7 +32,7 @@ from featx.cache.manifest import (
 from featx.cache.replacing import FileVersion
 from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import CacheFormatError, CacheWriteError, DatasetError
-from featx.file_stamps import STAMP, is_settled, stamp_of
+from featx.files.stamps import STAMP, is_settled, stamp_of
 from featx.images.dataset import ImageDataset
 from featx.job import ExtractionJob
 from featx.meter import Meter

@@ -20,8 +20,8 @@ from featx.backbones.taps import Tap, parse_tap
 from featx.backbones.tuned import is_tuned_file, unpacked
 from featx.backbones.wrong_files import misfit, unknown_layers
 from featx.exceptions import BackboneError, FeatxError, UnknownNameError, WeightsError, reason
+from featx.files.plain_network import require_plain_network
 from featx.forks import require_threads
-from featx.plain_files import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
 HalfType = Literal["float16", "bfloat16"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS, Preprocessing
 from featx.exceptions import BackboneError, MissingExtraError, reason
-from featx.plain_files import require_plain_network
+from featx.files.plain_network import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
 _CONFIG, _CONVERTER = "config.json", "image_converter.json"

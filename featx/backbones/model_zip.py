@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from featx.plain_files import open_plain_zip, read_plain_json
+from featx.files.plain_network import MOST_MEMBERS, MOST_RATIO
+from featx.files.safe_json import read_plain_json
+from featx.files.safe_zip import open_plain_zip
 
 DESCRIPTION = "model.json"
 """Member that says what the file is."""
@@ -17,7 +19,6 @@ NETWORK = "network.weights.h5"
 OWN_NETWORK = "network.keras"
 """Member with a whole network, where it is of nobody's catalogue."""
 _MOST_MEMBERS = 16
-_MOST_KERAS_MEMBERS = 10_000
 _MOST_JSON_BYTES = 64 << 20
 
 
@@ -33,7 +34,7 @@ def open_keras_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a network that anybody saved, perhaps compressed; errors are as of `open_model_zip`."""
     with (
         path.open("rb") as file,
-        open_plain_zip(file, most_members=_MOST_KERAS_MEMBERS, packed=True) as archive,
+        open_plain_zip(file, most_members=MOST_MEMBERS, most_ratio=MOST_RATIO) as archive,
     ):
         yield archive
 

@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 from featx.backbones.model_zip import NETWORK, OWN_NETWORK, open_model_zip, read_description
 from featx.exceptions import WeightsError, reason
-from featx.plain_files import require_plain_network
+from featx.files.plain_network import require_plain_network
 from featx.spec import FeatureSpec
 
 

@@ -17,7 +17,7 @@ from featx.backbones.registry import find_backbone
 from featx.backbones.tuned import is_tuned_file, read_tuned
 from featx.backbones.wrong_files import require_weights_file
 from featx.exceptions import WeightsError, reason
-from featx.file_stamps import is_settled, stamp_of
+from featx.files.stamps import is_settled, stamp_of
 from featx.quiet import quiet_import
 from featx.terminal import unguarded
 
@@ -53,7 +53,7 @@ class Weights:
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hexadecimal digits.
 
-    The same process reads a file again only when its stamp has changed; see `featx.file_stamps`.
+    The same process reads a file again only when its stamp has changed; see `featx.files.stamps`.
     """
     looked_ns = time.time_ns()
     stamp = stamp_of(path.stat())

@@ -19,8 +19,8 @@ from featx.cache.integrity import check_shard
 from featx.cache.layout import CacheLayout, publish
 from featx.cache.shard import Shard
 from featx.exceptions import CacheFormatError, CacheWriteError
-from featx.file_stamps import is_settled, stamp_of
-from featx.plain_files import json_with_checksum, read_json_with_checksum
+from featx.files.safe_json import json_with_checksum, read_json_with_checksum
+from featx.files.stamps import is_settled, stamp_of
 
 _KIND = "featx-checked"
 _VERSION = 1

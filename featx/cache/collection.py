@@ -31,7 +31,7 @@ from featx.cache.manifest import read_manifest
 from featx.cache.replacing import locked
 from featx.cache.rewriting import write_parts
 from featx.exceptions import CacheError, CacheFormatError
-from featx.file_stamps import stamp_of
+from featx.files.stamps import stamp_of
 
 DAY_S = 86_400.0
 _ATTEMPTS = 5

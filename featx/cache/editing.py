@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Manifest
 from featx.cache.splitting import check_fractions, hash_splits, stratified_splits
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
-from featx.file_stamps import STAMP
+from featx.files.stamps import STAMP
 
 _STRINGS = ("path", "group", "split", "reason")
 _ARRAYS = ("label", *STAMP, "key", "status")

@@ -10,6 +10,7 @@ from featx.cache.hdf5 import attribute
 from featx.cache.layout import CacheLayout, reading
 from featx.cache.manifest import Block, Manifest
 from featx.exceptions import CacheError, CacheFormatError
+from featx.files.claims import UnsafeFileError
 
 REMOVABLE = frozenset({"shard", "manifest", "spec", "journal", "leftover"})
 """Kinds that `repair` removes; it leaves all others, for they may be somebody's only copy."""
@@ -110,7 +111,7 @@ def made_by_others(path: Path, kind: str) -> bool:
         origin: BaseException = error
         while origin.__cause__ is not None:
             origin = origin.__cause__
-        return isinstance(origin, CacheFormatError)
+        return isinstance(origin, CacheFormatError | UnsafeFileError)
 
 
 def check_is_cache(layout: CacheLayout) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from featx.cache.layout import reading
 from featx.exceptions import CacheFormatError
+from featx.files.safe_hdf5 import contiguous_offset, hdf5_dataset, hdf5_item
 
 _MAX_ATTRIBUTE_BYTES = 1 << 16
 _ALIGNMENT = 64
@@ -197,24 +198,11 @@ def attribute(item: Any, name: str) -> Any:
     return value.item().decode() if dtype.kind == "S" else value.item()
 
 
-def _hard_link(group: Any, name: str) -> Any:
-    import h5py
-
-    link = group.get(name, getlink=True)
-    if link is None:
-        raise CacheFormatError(f"{name!r} is missing at {group.name}")
-    if not isinstance(link, h5py.HardLink):
-        raise CacheFormatError(
-            f"{name!r} at {group.name} is a link to elsewhere ({type(link).__name__}): refused"
-        )
-    return group[name]
-
-
 def find_group(group: Any, name: str, kind: str) -> Any:
     """Return a group of the type expected, refusing links."""
     import h5py
 
-    item = _hard_link(group, name)
+    item = hdf5_item(group, name)
     if not isinstance(item, h5py.Group):
         raise CacheFormatError(f"expected a group at {item.name}, received {type(item).__name__}")
     _check_tag(item, kind)
@@ -225,30 +213,17 @@ def find_array(group: Any, name: str, kind: str, *, ndim: int, dtypes: Sequence[
     """Check an array and return where it lies, without reading its data."""
     import h5py
 
-    item = _hard_link(group, name)
-    if not isinstance(item, h5py.Dataset):
-        raise CacheFormatError(f"expected an array at {group.name}/{name}")
+    item = hdf5_dataset(group, name)
     _check_tag(item, kind)
-    plist = item.id.get_create_plist()
-    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count():
-        raise CacheFormatError(f"{item.name} is not stored whole within its file: refused")
     if item.ndim != ndim or item.dtype.str not in dtypes:
         raise CacheFormatError(
             f"expected {ndim} dimensions of {' or '.join(dtypes)} at {item.name}, received "
             f"{item.ndim} of {item.dtype.str}"
         )
-    size = item.dtype.itemsize
-    for extent in item.shape:
-        size *= int(extent)
-    offset = item.id.get_offset() if size else 0
-    file = h5py.h5i.get_file_id(item.id)
-    if offset is None or offset + size > file.get_filesize():
-        raise CacheFormatError(
-            f"{item.name} claims {size:,} bytes, more than its file holds: it was cut short"
-        )
+    offset = contiguous_offset(item)
     stated = attribute(item, "sha256")
-    path = Path(os.fsdecode(file.name))
-    return Array(path, item.name, int(offset), tuple(item.shape), item.dtype, str(stated))
+    path = Path(os.fsdecode(h5py.h5i.get_file_id(item.id).name))
+    return Array(path, item.name, offset, tuple(item.shape), item.dtype, str(stated))
 
 
 def read_array(group: Any, name: str, *, dtype: str, ndim: int = 1) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from featx.cache.hdf5 import Array, attribute, open_checked
 from featx.cache.layout import reading
 from featx.cache.shard import Shard, read_shard
 from featx.exceptions import CacheFormatError
-from featx.plain_files import read_json_with_checksum
+from featx.files.safe_json import read_json_with_checksum
 
 _CHUNK_BYTES = 1 << 18
 

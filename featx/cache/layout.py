@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.durable import written_whole
 from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError, reason
+from featx.files.durable import written_whole
 from featx.spec import FeatureSpec, folder_name
 
 DEFAULT_CACHE = "cache"
@@ -90,7 +90,7 @@ def publish(
 ) -> None:
     """Write a file elsewhere and move it to its place, so that no reader sees half of it.
 
-    The file is written into ``tmp/`` and moved as `featx.durable.written_whole` does it.
+    The file is written into ``tmp/`` and moved as `featx.files.durable.written_whole` does it.
 
     Parameters
     ----------

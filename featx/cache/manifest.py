@@ -33,7 +33,7 @@ from featx.cache.hdf5 import (
 from featx.cache.layout import CacheLayout, publish
 from featx.cache.replacing import locked
 from featx.exceptions import CacheFormatError, DatasetError
-from featx.file_stamps import STAMP
+from featx.files.stamps import STAMP
 
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
@@ -88,7 +88,7 @@ class Manifest:
     label : ndarray of shape (n,), int32
         Codes of classes, -1 for none.
     size, mtime_ns, inode, ctime_ns, birth_ns : ndarray of shape (n,), int64
-        Of the file when it was read, see `featx.file_stamps`; -1 where not known.
+        Of the file when it was read, see `featx.files.stamps`; -1 where not known.
     key : ndarray of shape (n, 32), uint8
         SHA-256 of the file; zeros where it could not be read.
     status : ndarray of shape (n,), uint8

@@ -25,7 +25,7 @@ from featx.cache.replacing import FileVersion, Replaced
 from featx.cache.rewriting import Part, row_bytes, write_parts
 from featx.cache.space import FeatureSpace, read_spec
 from featx.exceptions import CacheError, CacheFormatError
-from featx.file_stamps import STAMP
+from featx.files.stamps import STAMP
 from featx.spec import FeatureSpec
 
 # Where the images lie, and what the file system says of them, is each machine's own.

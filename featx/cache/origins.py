@@ -13,7 +13,7 @@ from pathlib import Path
 
 from featx.cache.layout import CacheLayout, publish
 from featx.exceptions import CacheWriteError
-from featx.plain_files import json_with_checksum, read_json_with_checksum
+from featx.files.safe_json import json_with_checksum, read_json_with_checksum
 
 Identity = tuple[str, str]
 """Canonical name of a backbone, and the digest of its weights."""

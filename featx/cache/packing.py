@@ -13,9 +13,9 @@ from featx.cache.pack_hdf5 import write_packed_hdf5
 from featx.cache.pack_npz import write_packed_npz
 from featx.cache.pack_parquet import write_packed_parquet
 from featx.cache.pack_safetensors import write_packed_safetensors
-from featx.durable import written_whole
 from featx.exceptions import CacheWriteError, UnknownNameError, reason
-from featx.outputs import is_pack, refuse_replacing
+from featx.files.durable import written_whole
+from featx.files.outputs import is_pack, refuse_replacing
 
 FORMATS: dict[str, Callable[[Path, PackContent], None]] = {
     "h5": write_packed_hdf5,

@@ -54,7 +54,7 @@ def pack(
     """
     from featx.cache.features import Features
     from featx.cache.packing import pack_dataset
-    from featx.outputs import is_pack
+    from featx.files.outputs import is_pack
     from featx.spec import folder_name
 
     target = output or Path(f"{folder_name(name)}.h5")

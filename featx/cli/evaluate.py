@@ -83,7 +83,7 @@ def command(
     featx evaluate old.featx photos-held-out/ --compare new.featx
     """
     import featx
-    from featx.outputs import begins_with
+    from featx.files.outputs import begins_with
 
     if confusion is not None:
         recognise = begins_with("true \\ predicted,", f"label,{_COUNTS[0]},")

@@ -156,7 +156,7 @@ def command(
     featx finetune photos.featx photos/ --unfreeze all --dry-run
     """
     import featx
-    from featx.outputs import is_model
+    from featx.files.outputs import is_model
 
     reading = {name: options.pop(name) for name in ("splits", "root")}
     source: Any = data

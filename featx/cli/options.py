@@ -261,7 +261,7 @@ def check_output(
     target: Path, recognise: Callable[[Path], bool], what: str, *, force: bool, data: str = ""
 ) -> None:
     """Raise `OutputError` unless a command may write a file; all its paths are inputs."""
-    from featx.outputs import check_output as check
+    from featx.files.outputs import check_output as check
 
     given = click.get_current_context().params
     outputs = {"output", "csv_file", "confusion"}

@@ -176,9 +176,9 @@ def command(
     featx search photos/ --head 'logistic:C=0.0001..10' --strategy random --trials 30 --budget 2m
     """
     import featx
+    from featx.files.outputs import begins_with, is_model
     from featx.models.search_sample import default_heads, require_streamable_space
     from featx.models.searching import read_space
-    from featx.outputs import begins_with, is_model
     from featx.selection.searching import SearchOptions
 
     target = output or Path(f"{Path(data).resolve().stem}.featx")

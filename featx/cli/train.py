@@ -91,9 +91,9 @@ def command(
     featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
     """
     import featx
+    from featx.files.outputs import is_model
     from featx.heads.registry import make_head
     from featx.heads.streaming import require_streamable
-    from featx.outputs import is_model
 
     # What cannot be trained is to be known before an hour of extraction.
     if max_ram is not None:

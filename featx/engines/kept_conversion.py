@@ -18,7 +18,7 @@ from typing import Any
 
 from featx.backbones.catalog import PREPROCESSINGS
 from featx.backbones.source import BackboneSource
-from featx.durable import flush, flush_names
+from featx.files.durable import flush, flush_names
 
 _TYPE = "featx-openvino-conversion"
 # To be raised whenever the same identity makes another graph: other poolings, other blocks.

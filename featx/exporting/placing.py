@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from featx.durable import beside, flush, flush_names
 from featx.exceptions import ExportError
+from featx.files.durable import beside, flush, flush_names
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:

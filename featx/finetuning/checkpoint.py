@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.durable import written_whole
 from featx.exceptions import FineTuningError
+from featx.files.durable import written_whole
 
 _LOG = logging.getLogger("featx")
 _DESCRIPTION = "description"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featx.exceptions import FineTuningError
+from featx.files.outputs import is_model, refuse_replacing
 from featx.finetuning.history import Epoch
 from featx.finetuning.material import prepare_material
 from featx.finetuning.network import TunedNetwork
@@ -22,7 +23,6 @@ from featx.finetuning.start import Start, class_weights, prepare_start
 from featx.finetuning.trainer import Training
 from featx.models.artefact import load_model, read_details, save_model
 from featx.models.classifier import ImageClassifier
-from featx.outputs import is_model, refuse_replacing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

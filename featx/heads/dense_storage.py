@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import ArtefactError, FeatxError, HeadError, reason
+from featx.files.safe_hdf5 import read_hdf5_array
+from featx.files.safe_json import read_plain_json
 from featx.heads.network import DenseWeights
-from featx.plain_files import read_hdf5_array, read_plain_json
 
 DESCRIPTION, ARRAYS = "head.json", "head.h5"
 _TYPE, _VERSION, _VERSION_WITH_LABELS = "featx.head.dense", 1, 2
@@ -215,8 +216,9 @@ def _load_weights(arrays: bytes, layers: list[tuple[int, int]]) -> DenseWeights:
         if set(h5) != expected:
             raise ValueError(f"{ARRAYS} holds {sorted(h5)}, expected {sorted(expected)}")
         for i, (inputs, outputs) in enumerate(layers):
-            kernel = read_hdf5_array(h5, f"kernel_{i}", (inputs, outputs))
-            weights.append((kernel, read_hdf5_array(h5, f"bias_{i}", (outputs,))))
+            kernel = read_hdf5_array(h5, f"kernel_{i}", (inputs, outputs), np.float32)
+            bias = read_hdf5_array(h5, f"bias_{i}", (outputs,), np.float32)
+            weights.append((kernel, bias))
     return weights
 
 

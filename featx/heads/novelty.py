@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import ArtefactError, reason
-from featx.plain_files import read_hdf5_array
+from featx.files.safe_hdf5 import read_hdf5_array
 
 _COMPONENTS = 128
 _MOST_ROWS = 4000
@@ -327,9 +327,9 @@ def load_novelty(said: dict[str, Any], arrays: bytes, width: int) -> Novelty:
         if min(w, r, k) < 1 or (3 * w + (w + r + k) * r) * 4 > len(arrays):
             raise ValueError(f"{w}, {r} and {k} are larger than the file")  # noqa: TRY301
         with h5py.File(io.BytesIO(arrays), "r") as h5:
-            columns = read_hdf5_array(h5, "columns", (w,), "<i8")
+            columns = read_hdf5_array(h5, "columns", (w,), np.int64)
             mean, components, whitening, centres = (
-                read_hdf5_array(h5, name, shape)
+                read_hdf5_array(h5, name, shape, np.float32)
                 for name, shape in (
                     ("mean", (w,)),
                     ("components", (w, r)),

@@ -22,7 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from featx.plain_files import open_plain_zip, read_npy, read_plain_json, shortened
+from featx.files.claims import shortened
+from featx.files.safe_json import read_plain_json
+from featx.files.safe_npy import read_npy
+from featx.files.safe_zip import open_plain_zip
 
 SCHEMA = "schema.json"
 _MOST_MEMBERS = 200_000

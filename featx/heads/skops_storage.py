@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from featx.exceptions import ArtefactError, HeadError, reason
+from featx.files.claims import shortened
 from featx.heads.skops_contents import (
     OWN_TYPES,
     Unchecked,
@@ -15,7 +16,6 @@ from featx.heads.skops_contents import (
     make,
     read_stored,
 )
-from featx.plain_files import shortened
 
 _LOGGER = logging.getLogger("featx")
 _NEVER = {"tests", "conftest", "_testing", "externals", "datasets"}

@@ -14,7 +14,7 @@ from featx.backbones.model_zip import (
     read_description,
 )
 from featx.exceptions import ArtefactError, FeatxError, reason
-from featx.plain_files import shortened
+from featx.files.claims import shortened
 
 KIND = "featx-model"
 VERSION = 2

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from featx.durable import written_whole
-from featx.plain_files import json_with_checksum, read_json_with_checksum
+from featx.files.durable import written_whole
+from featx.files.safe_json import json_with_checksum, read_json_with_checksum
 from featx.selection.trials import Measured
 
 _LOG = logging.getLogger("featx")

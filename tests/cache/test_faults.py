@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import featx
-from featx import durable
 from featx.cache import shard as shard_module
 from featx.cache.layout import CacheLayout
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheFormatError, CacheWriteError
+from featx.files import durable
 from featx.spec import FeatureSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -147,7 +147,7 @@ def test_a_virtual_dataset_is_refused(layout, tmp_path):
     virtual = h5py.VirtualLayout((7, 4), "<f4")
     virtual[:] = source
     replace_features(path, lambda g: g.create_virtual_dataset("avg", virtual))
-    with pytest.raises(CacheFormatError, match="not stored whole within its file"):
+    with pytest.raises(CacheFormatError, match="keeps its data in other files"):
         read_shard(path, DIGEST)
 
 

@@ -11,7 +11,7 @@ import featx
 from featx.cache.packing import pack_dataset
 from featx.cli.main import cli
 from featx.exceptions import OutputError
-from featx.outputs import begins_with, is_model, is_pack
+from featx.files.outputs import begins_with, is_model, is_pack
 
 
 @pytest.fixture

@@ -325,20 +325,20 @@ def virtual(h5, old, path):
 HOSTILE = {
     "external link": (
         lambda h5, old, p: h5.__setitem__("kernel_0", h5py.ExternalLink(str(p), "/kernel_0")),
-        "kernel_0 is a link",
+        "'kernel_0' is a link",
     ),
     "soft link": (
         lambda h5, old, p: h5.__setitem__("kernel_0", h5py.SoftLink("/kernel_1")),
-        "kernel_0 is a link",
+        "'kernel_0' is a link",
     ),
-    "virtual": (virtual, "not stored contiguously"),
+    "virtual": (virtual, "keeps its data in other files"),
     "external storage": (
         lambda h5, old, p: h5.create_dataset(
             "kernel_0", old.shape, "<f4", external=[(str(p.with_suffix(".bin")), 0, 192)]
         ),
-        "not stored contiguously",
+        "keeps its data in other files",
     ),
-    "group": (lambda h5, old, p: h5.create_group("kernel_0"), "kernel_0 is no dataset"),
+    "group": (lambda h5, old, p: h5.create_group("kernel_0"), "'kernel_0' is a group"),
     "compressed": (
         lambda h5, old, p: h5.create_dataset("kernel_0", data=old, compression="gzip"),
         "not stored contiguously",

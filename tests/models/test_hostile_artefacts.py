@@ -95,7 +95,7 @@ def test_a_pickled_array_in_a_skops_file_is_not_run(saved, rewrite, tmp_path):
         return with_schema(data, lambda schema: None, {name: pickled.getvalue()})
 
     rewrite(saved, members={"head.skops": swap})
-    refuse(saved, "holds object, expected numbers or text", trust=True)
+    refuse(saved, "which need pickle", trust=True)
     assert not (tmp_path / "ran").exists()
 
 
@@ -291,12 +291,12 @@ def test_sizes_that_are_not_there_are_refused(saved):
     forged = bytearray(whole)
     struct.pack_into("<HHI", forged, end + 8, 0xFFFF, 0xFFFF, 0x7FFFFFFF)
     saved.write_bytes(forged)
-    refuse(saved, "it has 65535 members")
+    refuse(saved, "it has 65,535 members")
 
 
 def test_many_members_are_refused_before_they_are_listed(saved, rewrite, tmp_path):
     zip_of(tmp_path / "many.featx", [(f"{n:x}", b"") for n in range(20_000)])
-    refuse(tmp_path / "many.featx", "it has 20000 members")
+    refuse(tmp_path / "many.featx", "it has 20,000 members")
     comment = saved.read_bytes()[:-2] + struct.pack("<H", 5) + b"hello"
     saved.write_bytes(comment)
     refuse(saved, "zip without a comment")
@@ -400,7 +400,7 @@ def test_hdf5_that_leads_elsewhere_is_refused(heads, spec, tmp_path, rewrite, ki
     path = tmp_path / "m.featx"
     heads["dense"].save(path, spec=spec)
     rewrite(path, members={"head.h5": links_of(secret, kind)})
-    refuse(path, "kernel_0 is (a link|not stored)")
+    refuse(path, "'kernel_0' (is a link|keeps)|kernel_0 is (not stored|float32)")
 
 
 def test_what_marks_unknown_images_is_read_as_strictly(fitted, numbers, spec, tmp_path, rewrite):
@@ -419,7 +419,7 @@ def test_what_marks_unknown_images_is_read_as_strictly(fitted, numbers, spec, tm
         return file.getvalue()
 
     rewrite(path, members={"novelty.h5": link})
-    refuse(path, r"m\.featx: what the model knows .*centres is a link")
+    refuse(path, r"m\.featx: what the model knows .*'centres' is a link")
     model.save(path, spec=spec)
     rewrite(path, lambda details: details["novelty"].update(shape=[10**9] * 3))
     refuse(path, "larger than the file")
@@ -458,7 +458,7 @@ def npy(shape, dtype, data=b""):
         (npy((10**9,), "<U0"), "bytes cannot hold"),
         (npy((10**9, 0), "<f8"), "bytes cannot hold"),
         (npy((-1,), "<f8"), "damaged"),
-        (npy((2,), "|O", b"x" * 16), "holds object"),
+        (npy((2,), "|O", b"x" * 16), "which need pickle"),
         (npy((3,), "<f8", np.full(3, np.nan).tobytes()), "as featx does not take it"),
         (npy((1,), "<f8", bytes(8)), "as featx does not take it|other classes"),
     ],

@@ -14,7 +14,7 @@ import pytest
 
 import featx
 from featx.cache.maintenance import FeatureCache
-from featx.plain_files import json_with_checksum
+from featx.files.safe_json import json_with_checksum
 
 SEARCH = """
 import json, sys, featx

@@ -1,0 +1,70 @@
+"""Zips of anybody's making, refused before they cost anything."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zipfile
+from typing import IO
+
+from featx.files.claims import UnsafeFileError, most_unpacked, shortened
+
+_END, _LOCATOR, _END_64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
+_END_BYTES, _LOCATOR_BYTES, _END_64_BYTES = 22, 20, 56
+_MOST_NAME_BYTES = 200
+_UTF_8, _STREAMED, _LEVEL = 0x800, 0x008, 0x006
+
+
+def open_plain_zip(
+    file: IO[bytes], *, most_members: int, most_ratio: int | None = 1
+) -> zipfile.ZipFile:
+    """Return a zip without links, encryption and equal names; another one raises ``ValueError``.
+
+    Members are stored as they are; with a `most_ratio` above 1 they may be compressed, all
+    together to no less than that (see `most_unpacked`), and with None each one is the caller's to
+    check. What is no zip raises ``zipfile.BadZipFile``.
+    """
+    size = file.seek(0, 2)
+    members, bytes_of_list = _end_record(file, size)
+    # `zipfile` would read the whole list, however long, into objects of half a kilobyte.
+    if members > most_members or bytes_of_list > members * (46 + _MOST_NAME_BYTES):
+        raise UnsafeFileError(f"it has {members:,} members in a list of {bytes_of_list:,} bytes")
+    archive = zipfile.ZipFile(file)
+    infos = archive.infolist()
+    if len({info.filename for info in infos}) != len(infos):
+        raise UnsafeFileError("several members have one name")
+    packed = most_ratio != 1
+    methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if packed else (zipfile.ZIP_STORED,)
+    flags = _UTF_8 | _STREAMED | _LEVEL if packed else _UTF_8
+    for info in infos:
+        name, mode = shortened(info.filename), stat.S_IFMT(info.external_attr >> 16)
+        if info.compress_type not in methods:
+            raise UnsafeFileError("it is compressed, which featx never writes")
+        if info.flag_bits & ~flags:
+            raise UnsafeFileError(f"{name!r} is encrypted, patched or streamed")
+        if mode not in (0, stat.S_IFREG, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
+            raise UnsafeFileError(f"{name!r} is a link")
+    claimed = sum(info.file_size for info in infos)
+    if most_ratio is not None and claimed > most_unpacked(size, most_ratio):
+        raise UnsafeFileError(
+            f"its members claim to be larger than the file: {claimed:,} bytes in {size:,}"
+        )
+    return archive
+
+
+def _end_record(file: IO[bytes], size: int) -> tuple[int, int]:
+    """Return the number of members and the size of their list, as `zipfile` will believe it."""
+    before = min(size, _END_BYTES + _LOCATOR_BYTES + _END_64_BYTES)
+    file.seek(size - before)
+    tail = file.read(before)
+    end = tail[-_END_BYTES:]
+    # A comment may hide another list; featx writes none.
+    if len(end) != _END_BYTES or not end.startswith(_END) or end[-2:] != b"\0\0":
+        raise zipfile.BadZipFile("it does not end as a zip without a comment does")
+    members, bytes_of_list = struct.unpack("<HI", end[10:16])
+    if tail[-_END_BYTES - _LOCATOR_BYTES :].startswith(_LOCATOR):
+        large = tail[: -_END_BYTES - _LOCATOR_BYTES]
+        if len(large) != _END_64_BYTES or not large.startswith(_END_64):
+            raise zipfile.BadZipFile("it has half of the records of a large zip")
+        members, bytes_of_list = struct.unpack("<QQ", large[32:48])
+    return members, bytes_of_list
