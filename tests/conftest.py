@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 import types
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,11 @@ os.environ["FEATX_OFFLINE"] = "1"
 os.environ.pop("FEATX_CACHE", None)
 os.environ.pop("FEATX_WEIGHTS", None)
 
-# Converted once for the whole suite: every test has a cache of its own.
-_ENGINES = tempfile.TemporaryDirectory(prefix="featx-engines-")
-os.environ["FEATX_ENGINES"] = _ENGINES.name
+# Networks are converted once for the whole suite, although every test has a cache of its own.
+# A worker of pytest-xdist is a child of the process that made the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _ENGINES = tempfile.TemporaryDirectory(prefix="featx-engines-")
+    os.environ["FEATX_ENGINES"] = _ENGINES.name
 
 # A shell that starts the suite in the background has it ignore Ctrl-C, and so all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -120,14 +125,14 @@ def run_python():
             check=check,
             env={**os.environ, **environment},
             cwd=REPOSITORY,
-            timeout=300,
+            timeout=900,
         )
 
     return run
 
 
 @pytest.fixture
-def featx_command(tmp_path):
+def featx_process(tmp_path):
     """Run the command line in a process of its own, in an empty folder."""
 
     def run(*args: str | Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
@@ -138,10 +143,62 @@ def featx_command(tmp_path):
             input=stdin,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
             cwd=tmp_path,
-            timeout=300,
+            timeout=900,
         )
 
     return run
+
+
+@pytest.fixture
+def featx_command(tmp_path):
+    """Run the command line in this process, in an empty folder, as `featx_process` does."""
+
+    def run(*args: str | Path, stdin: str = "") -> subprocess.CompletedProcess:
+        from featx.cli.main import main
+
+        words = list(map(str, args))
+        with pytest.MonkeyPatch.context() as patch, process_state(patch, stdin) as output:
+            patch.chdir(tmp_path)
+            try:
+                main(words)
+            except SystemExit as error:
+                status = error.code
+            except Exception:
+                traceback.print_exc()
+                status = 1
+        return subprocess.CompletedProcess(words, status, *output)
+
+    return run
+
+
+@contextmanager
+def process_state(patch, stdin):
+    """Give the body the streams, loggers and signals of a new process; yields what it wrote."""
+    root, of_featx = logging.getLogger(), logging.getLogger("featx.preprocessing")
+    level, level_of_featx = root.level, of_featx.level
+    handler = signal.getsignal(signal.SIGTERM)
+    output = []
+    with ExitStack() as stack:
+        files = {}
+        for name, content in (("stdin", stdin), ("stdout", ""), ("stderr", "")):
+            file = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+            file.write(content)
+            file.seek(0)
+            files[name] = file
+            patch.setattr(sys, name, file)
+        patch.setenv("FEATX_DEBUG", "")
+        patch.setattr(root, "handlers", [])
+        root.setLevel(logging.WARNING)
+        of_featx.setLevel(logging.NOTSET)
+        try:
+            yield output
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            root.setLevel(level)
+            of_featx.setLevel(level_of_featx)
+            for name in ("stdout", "stderr"):
+                files[name].seek(0)
+                output.append(files[name].read())
 
 
 @pytest.fixture(scope="session")

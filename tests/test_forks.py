@@ -17,7 +17,7 @@ import numpy as np
 import featx
 
 # Far more than any of this takes: what hangs ends here.
-signal.alarm(240)
+signal.alarm(900)
 paths = [f"{k}{i}.png" for k in "ab" for i in range(6)]
 labels = [path[0] for path in paths]
 
@@ -25,7 +25,7 @@ def forked(work):
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
+        signal.alarm(300)
         try:
             work()
         except featx.exceptions.FeatxError as error:

@@ -138,7 +138,7 @@ def test_writing_overlaps_with_computing(data):
         overlaps = True
 
         def add(self, keys, features):
-            self.overlaps &= second.wait(timeout=60)  # for as long as the first batch is written
+            self.overlaps &= second.wait(timeout=600)  # for as long as the first batch is written
             super().add(keys, features)
 
     sink = Waiting(spec())

@@ -21,7 +21,7 @@ def run(script, tmp_path, **environment):
         capture_output=True,
         text=True,
         env={**os.environ, "FEATX_VENV": str(tmp_path / "venv"), **environment},
-        timeout=300,
+        timeout=900,
     )
 
 

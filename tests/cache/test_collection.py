@@ -392,7 +392,7 @@ def test_collections_at_once_lose_nothing(kit, tmp_path):
     for process in processes:
         go(process)
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
     kit.check(cache, keys[:200], values[:200])
     cache.gc(older_than_s=0, dry_run=False)

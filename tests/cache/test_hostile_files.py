@@ -109,7 +109,7 @@ def test_a_crafted_shard_is_refused_soon_and_cheaply(kind, tmp_path):
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def run(tmp_path):
             text=True,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             cwd=tmp_path,
-            timeout=300,
+            timeout=900,
         )
 
     probe = tmp_path / "probe"

@@ -55,7 +55,7 @@ def edited(tmp_path, kit):
 
 def test_two_processes_with_30_edits_each_lose_none(edited):
     processes = [start(EDITS, edited.root, first) for first in (0, 30)]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=900)[1] for process in processes]
     assert errors == ["", ""]
     manifest = find_manifest(edited.layout, "photos")
     assert len(manifest.edits) == 60
@@ -245,7 +245,7 @@ def test_without_locks_of_the_system_two_processes_lose_no_edit_either(edited):
         "import fcntl, os\ndef flock(*_): raise OSError(37, os.strerror(37))\nfcntl.flock = flock\n"
     )
     processes = [start(refuse + EDITS, edited.root, first) for first in (0, 30)]
-    assert [process.communicate(timeout=120)[1] for process in processes] == ["", ""]
+    assert [process.communicate(timeout=900)[1] for process in processes] == ["", ""]
     assert len(find_manifest(edited.layout, "photos").edits) == 60
     assert sorted(path.name for path in edited.layout.datasets.iterdir()) == [".lock", "photos.h5"]
 
@@ -301,7 +301,7 @@ def test_who_waits_for_the_lock_sees_what_came_before(edited):
         time.sleep(0.2)
         assert not done
         place.unlink()
-    thread.join(timeout=30)
+    thread.join(timeout=600)
     assert "no dataset 'photos' in the cache" in done[0]
 
 

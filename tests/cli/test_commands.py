@@ -28,8 +28,8 @@ def model(featx_command, photos, options, tmp_path):
     return tmp_path / "m.featx"
 
 
-def test_help_shows_every_command_with_examples(featx_command):
-    result = featx_command("--help")
+def test_help_shows_every_command_with_examples(featx_process):
+    result = featx_process("--help")
     assert result.returncode == 0
     for name, line in COMMANDS.items():
         assert f"{name} " in result.stdout
@@ -71,8 +71,10 @@ def test_training_a_scikit_learn_head_on_cached_features_imports_no_tensorflow(
     assert run_python(code).stdout.splitlines()[-1] == "[]"
 
 
-def test_extract_reports_and_the_second_run_is_cached(featx_command, photos, options):
-    first = featx_command("extract", photos, *options, "--json")
+def test_extract_reports_and_the_second_run_is_cached(
+    featx_command, featx_process, photos, options
+):
+    first = featx_process("extract", photos, *options, "--json")
     assert first.returncode == 0, first.stderr
     report = json.loads(first.stdout)
     assert set(report) >= {
@@ -98,8 +100,10 @@ def test_extract_names_what_it_could_not_read(featx_command, photos, options):
     assert "1 are no images and were left out:\n    red/notes.txt" in result.stdout
 
 
-def test_train_saves_a_model_and_says_how_good_it_is(model, featx_command, photos, options):
-    result = featx_command("train", photos, *options, "-o", "again.featx")
+def test_train_saves_a_model_and_says_how_good_it_is(
+    model, featx_command, featx_process, photos, options
+):
+    result = featx_process("train", photos, *options, "-o", "again.featx")
     assert "accuracy  1.0000 (folds 1.000 to 1.000), 5-fold cross-validation" in result.stdout
     assert "12 cached, 0 extracted" in result.stdout
     assert is_quiet(result)
@@ -115,8 +119,8 @@ def test_train_takes_the_name_of_a_dataset(model, featx_command, options, photos
     assert "12 cached, 0 extracted" in result.stdout
 
 
-def test_evaluate_prints_scores_and_confusion(model, featx_command, photos):
-    result = featx_command("evaluate", model, photos)
+def test_evaluate_prints_scores_and_confusion(model, featx_command, featx_process, photos):
+    result = featx_process("evaluate", model, photos)
     assert result.returncode == 0, result.stderr
     assert "accuracy           1.0000" in result.stdout
     assert "true \\ predicted  blue  red" in result.stdout
@@ -124,11 +128,11 @@ def test_evaluate_prints_scores_and_confusion(model, featx_command, photos):
     assert found["confusion"] == [[6, 0], [0, 6]]
 
 
-def test_predict_gives_every_image_a_row(model, featx_command, photos):
+def test_predict_gives_every_image_a_row(model, featx_process, photos):
     broken = photos / "broken.jpg"
     broken.write_text("no image")
     images = [photos / "red" / "0.jpg", broken, photos / "blue" / "1.jpg", "missing.jpg"]
-    result = featx_command("predict", model, *images, "--format", "csv")
+    result = featx_process("predict", model, *images, "--format", "csv")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("path,label,probability,status")
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
@@ -139,23 +143,23 @@ def test_predict_gives_every_image_a_row(model, featx_command, photos):
     assert is_quiet(result)
 
 
-def test_predict_formats_folders_and_standard_input(model, featx_command, photos):
+def test_predict_formats_folders_and_standard_input(model, featx_command, featx_process, photos):
     lines = featx_command("predict", model, photos / "red", "--format", "jsonl", "--top-k", "2")
     rows = [json.loads(line) for line in lines.stdout.splitlines()]
     assert len(rows) == 6
     assert {row["label"] for row in rows} == {"red"}
     assert all(len(row["top"]) == 2 for row in rows)
     assert sum(top["probability"] for top in rows[0]["top"]) == pytest.approx(1.0)
-    table = featx_command("predict", model, "-", stdin=f"{photos / 'blue' / '2.jpg'}\n")
+    table = featx_process("predict", model, "-", stdin=f"{photos / 'blue' / '2.jpg'}\n")
     assert "blue" in table.stdout.splitlines()[1]
 
 
-def test_backbones_lists_and_describes(featx_command):
+def test_backbones_lists_and_describes(featx_command, featx_process):
     listed = featx_command("backbones")
     assert listed.returncode == 0
     assert "mobilenet_v2" in listed.stdout
     assert len(json.loads(featx_command("backbones", "--json").stdout)["backbones"]) >= 40
-    one = featx_command("backbones", "mobilenet_v2")
+    one = featx_process("backbones", "mobilenet_v2")
     assert "block_12" in one.stdout
     assert is_quiet(one)
     wrong = featx_command("backbones", "mobilnet")
@@ -163,8 +167,8 @@ def test_backbones_lists_and_describes(featx_command):
     assert "did you mean 'mobilenet'" in wrong.stderr
 
 
-def test_cache_info_tells_what_there_is(model, featx_command):
-    result = featx_command("cache", "info")
+def test_cache_info_tells_what_there_is(model, featx_command, featx_process):
+    result = featx_process("cache", "info")
     assert result.returncode == 0
     assert "file-small-" in result.stdout
     assert "photos" in result.stdout
@@ -179,8 +183,8 @@ def test_cache_info_of_a_folder_that_is_not_there(featx_command):
     assert "nowhere: 0.0 MB" in result.stdout
 
 
-def test_doctor_says_what_works(featx_command, tmp_path):
-    result = featx_command("doctor")
+def test_doctor_says_what_works(featx_command, featx_process, tmp_path):
+    result = featx_process("doctor")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "everything needed works" in result.stdout
     assert is_quiet(result)
@@ -232,18 +236,18 @@ def test_errors_are_one_clear_message_and_exit_1(case, featx_command, tmp_path, 
     assert result.stdout == ""
 
 
-def test_debug_shows_the_traceback(featx_command):
-    result = featx_command("extract", "nowhere", "--debug")
+def test_debug_shows_the_traceback(featx_process):
+    result = featx_process("extract", "nowhere", "--debug")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 
 
-def test_usage_errors_exit_2(featx_command, photos):
-    assert featx_command("extract").returncode == 2
-    wrong = featx_command("extarct", photos)
+def test_usage_errors_exit_2(featx_process, photos):
+    assert featx_process("extract").returncode == 2
+    wrong = featx_process("extarct", photos)
     assert wrong.returncode == 2
     assert "Did you mean 'extract'?" in wrong.stderr
-    nowhere = featx_command("train", photos, "-o", "no/such/m.featx")
+    nowhere = featx_process("train", photos, "-o", "no/such/m.featx")
     assert nowhere.returncode == 2
     assert "does not exist" in nowhere.stderr
 
@@ -261,12 +265,12 @@ def test_a_reader_that_goes_away_is_no_error():
     assert "Traceback" not in errors
 
 
-def test_shell_completion(featx_command):
-    result = featx_command(
+def test_shell_completion(featx_process):
+    result = featx_process(
         _FEATX_COMPLETE="bash_complete", COMP_WORDS="featx extract -b mobilenet_v", COMP_CWORD="3"
     )
     assert "plain,mobilenet_v2" in result.stdout
-    script = featx_command(_FEATX_COMPLETE="bash_source")
+    script = featx_process(_FEATX_COMPLETE="bash_source")
     assert "complete" in script.stdout
 
 
@@ -282,8 +286,8 @@ def test_every_option_means_the_same_everywhere():
     assert all(len(kinds) == 1 for kinds in seen.values()), seen
 
 
-def test_version(featx_command):
-    assert featx_command("--version").stdout.strip() == f"featx, version {featx.__version__}"
+def test_version(featx_process):
+    assert featx_process("--version").stdout.strip() == f"featx, version {featx.__version__}"
 
 
 @pytest.mark.slow

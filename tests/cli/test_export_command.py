@@ -15,8 +15,10 @@ def model(small_network, photos, tmp_path):
     return tmp_path / "m.featx"
 
 
-def test_an_export_is_verified_and_says_how_to_serve_it(featx_command, model, photos, tmp_path):
-    result = featx_command("export", model, "--format", "openvino", "--verify", photos)
+def test_an_export_is_verified_and_says_how_to_serve_it(
+    featx_command, featx_process, model, photos, tmp_path
+):
+    result = featx_process("export", model, "--format", "openvino", "--verify", photos)
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()[:2]
     assert first.endswith("2 classes, named in m.xml.json")

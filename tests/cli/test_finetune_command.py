@@ -83,7 +83,7 @@ def test_ctrl_c_saves_the_best_so_far_and_says_where(model, photos, tmp_path):
         while not process.stdout.readline().startswith("epoch 2"):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=900)
     assert process.returncode == 130
     assert errors.strip().startswith("interrupted: ")
     assert "is in t.featx; the same command goes on from there" in errors

@@ -317,7 +317,7 @@ def test_processes_that_convert_at_once_agree(source, tmp_path, request):
         )
         for out in outs
     ]
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    assert [process.wait(timeout=900) for process in running] == [0, 0]
     np.testing.assert_allclose(np.load(outs[0]), np.load(outs[1]), rtol=1e-5, atol=1e-6)
     only(folder)
 

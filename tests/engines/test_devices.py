@@ -278,7 +278,7 @@ def test_threads_end_with_their_engine(source, pixels):
     del engine
     gc.collect()
     for thread in own:
-        thread.join(timeout=10)
+        thread.join(timeout=600)
         assert not thread.is_alive()
 
 

@@ -46,7 +46,7 @@ def quiet_run(request):
         text=True,
         env=environment,
         cwd=root,
-        timeout=300,
+        timeout=900,
         check=True,
     )
 

@@ -14,7 +14,6 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KILLS = 10
-SECONDS = 240
 
 
 def command(model, pictures, cache, output):
@@ -37,14 +36,15 @@ def test_ten_kills_do_not_change_the_weights(trained, pictures, cache, tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     whole = tmp_path / "whole.featx"
     subprocess.run(
-        command(trained(), pictures, cache, whole), check=True, env=environment, timeout=SECONDS
+        command(trained(), pictures, cache, whole), check=True, env=environment, timeout=900
     )
     killed = tmp_path / "killed.featx"
     checkpoint = tmp_path / "killed.featx.training" / "checkpoint.npz"
     rng = np.random.default_rng(0)
     kills = 0
-    begun = time.monotonic()
-    while kills < KILLS and time.monotonic() - begun < SECONDS:
+    for _ in range(4 * KILLS):
+        if kills == KILLS:
+            break
         with subprocess.Popen(
             command(trained(), pictures, cache, killed),
             env=environment,
@@ -57,9 +57,9 @@ def test_ten_kills_do_not_change_the_weights(trained, pictures, cache, tmp_path)
             process.send_signal(signal.SIGKILL)
         kills += process.returncode == -signal.SIGKILL
     subprocess.run(
-        command(trained(), pictures, cache, killed), check=True, env=environment, timeout=SECONDS
+        command(trained(), pictures, cache, killed), check=True, env=environment, timeout=900
     )
-    assert kills >= KILLS
+    assert kills == KILLS
     assert not checkpoint.exists()
     (network, head), (expected_network, expected_head) = weights_of(killed), weights_of(whole)
     for a, b in zip(network, expected_network, strict=True):

@@ -42,7 +42,7 @@ def test_solvers_converge_under_every_kernel(kernel):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     if done.returncode == 77 or not done.stdout.startswith("ready"):
         pytest.skip(f"this machine cannot run OpenBLAS's kernel {kernel}: {done.stdout.strip()}")

@@ -385,7 +385,7 @@ for name in ("jpeg", "png palette", "gif", "jpeg cmyk"):
             np.save(f"{name} {keep} {i}.npy", np.asarray(image))
 """
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, timeout=900)
     for name in ("jpeg", "png palette", "gif", "jpeg cmyk"):
         for keep in (False, True):
             for interpolation in ("nearest", "bilinear", "bicubic", "lanczos"):

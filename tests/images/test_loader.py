@@ -213,7 +213,7 @@ except KeyboardInterrupt:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout.readline() == b"running\n"
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=900)
     assert (process.returncode, out) == (0, b"interrupted\n")
 
 

@@ -381,7 +381,7 @@ def test_scripts_need_no_guard(folder, tmp_path, way):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert (done.stdout, done.stderr) == ("started\nrunning\nended\n", "")
 
@@ -408,10 +408,10 @@ def test_no_process_outlives_its_parent(folder, how):
             os.killpg(process.pid, signal.SIGINT)
         elif how == "kill":
             process.kill()
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
     expected = {"interrupt": "interrupted\nended\n", "kill": "", "leave": "running\n"}
     assert (out, err) == (expected[how], "")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)

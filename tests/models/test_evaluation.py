@@ -154,7 +154,7 @@ def test_the_command_prints_intervals_confusion_and_comparison(
         made = featx_command("train", *arguments, "--head", head, "-o", path)
         assert made.returncode == 0, made.stderr
     asked = ["log.featx", data, "--cache", options["cache"], "--compare", "knn.featx"]
-    shown = featx_command("evaluate", *asked, "--confusion", "table.csv", PYTHONIOENCODING="utf-8")
+    shown = featx_command("evaluate", *asked, "--confusion", "table.csv")
     assert shown.returncode == 0, shown.stderr
     for text in ("95 % interval", "calibration error", "top-5 accuracy", "McNemar's exact test"):
         assert text in shown.stdout

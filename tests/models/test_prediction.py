@@ -58,7 +58,7 @@ def predict_command(folder, result):
             capture_output=True,
             input=stdin if isinstance(stdin, bytes) else stdin.encode(),
             cwd=folder,
-            timeout=300,
+            timeout=900,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
         )
 
@@ -296,7 +296,7 @@ def test_a_reader_that_leaves_early_is_no_error(folder, result):
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=120,
+        timeout=900,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert len(found.stdout.splitlines()) == 2

@@ -63,7 +63,7 @@ def kill_after_more_trials(cache, strategy):
 
 def finish(cache, strategy):
     process = start(cache, strategy)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0
     return json.loads(output)
 
