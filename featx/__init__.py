@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     )
     from featx.exporting.exporter import export
     from featx.exporting.verification import verify_export
-    from featx.extraction import extract
+    from featx.extraction.plan import plan_extraction
+    from featx.extraction.run import extract
     from featx.finetuning.tuning import finetune
     from featx.images.dataset import ImageDataset
     from featx.importing import import_features
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from featx.models.prediction import predict
     from featx.models.searching import search
     from featx.models.training import train
-    from featx.planning import plan_extraction
     from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 __version__ = "0.1.0"
@@ -102,12 +102,12 @@ _HOMES = {
     "compare_models": "featx.models.evaluation",
     "evaluate": "featx.models.evaluation",
     "export": "featx.exporting.exporter",
-    "extract": "featx.extraction",
+    "extract": "featx.extraction.run",
     "finetune": "featx.finetuning.tuning",
     "import_features": "featx.importing",
     "load": "featx.models.artefact",
     "pack_dataset": "featx.cache.packing",
-    "plan_extraction": "featx.planning",
+    "plan_extraction": "featx.extraction.plan",
     "predict": "featx.models.prediction",
     "search": "featx.models.searching",
     "train": "featx.models.training",

@@ -43,22 +43,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import featx
 import featx.cache.space as space_module
-import featx.extraction as extraction_module
+import featx.extraction.job as job_module
+import featx.extraction.pipeline as pipeline_module
+from featx.backbones.source import BackboneSource
+from featx.backbones.weights import Weights
 from featx.cache import hdf5
 from featx.cache.collection import collect_garbage
 from featx.cache.datasets import edit_dataset
 from featx.cache.editing import assign_splits, relabel
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Block, Manifest, manifest_names
-from featx.cache.space import FeatureSpace, ShardWriter
+from featx.cache.manifest import Manifest, manifest_names
 from featx.cache.verification import verify_cache
 from featx.exceptions import FeatxError
 from featx.images.files import hash_file
-from featx.job import ExtractionJob
-from featx.pipeline import Stage
-from featx.spec import FeatureSpec
 
 FOLDERS = ("a/photos", "b/photos", "c/more")
 ROLES = ("writer", "writer", "editor", "collector", "reader", "reader")
@@ -67,11 +67,9 @@ SIZE_PX = 8
 ROWS_A_SHARD = 6
 TAP = "avg"
 CLASSES = ("left", "right", "both", "none")
-SPEC = FeatureSpec(
-    backbone="torture",
-    weights_sha256="0" * 64,
-    input_size_px=(SIZE_PX, SIZE_PX),
-    preprocessing="none",
+BACKBONE = "file:torture"
+SOURCE = BackboneSource(
+    BACKBONE, None, Weights(BACKBONE, "0" * 64, None), (SIZE_PX, SIZE_PX), "none"
 )
 Array = np.ndarray[Any, Any]
 
@@ -104,19 +102,15 @@ class Oracle:
         return Finished({TAP: compute(pixels)})
 
 
-def prepare(_: Any, **options: Any) -> ExtractionJob:
-    """Settle an extraction with the oracle in the place of a network."""
-    layout = CacheLayout.at(options["cache"])
-    space = FeatureSpace(layout, SPEC)
-    stage = Stage(
-        spec=SPEC,
-        taps=(TAP,),
-        store=space,
-        open_engine=Oracle,
-        open_sink=lambda made: ShardWriter(space, made.provenance()),
-    )
-    block = Block(SPEC.backbone, TAP, SPEC.name)
-    return ExtractionJob(layout, None, stages=(stage,), spaces=(space,), blocks=(block,))
+def use_oracle() -> None:
+    """Let extractions run the oracle in the place of a network."""
+    job_module.resolve_backbone = lambda *_, **__: SOURCE
+    pipeline_module.make_engine = lambda *_, **__: Oracle()
+
+
+def extract(folder: Path, cache: Path) -> Features:
+    """Extract a folder with the oracle."""
+    return featx.extract(folder, backbone=BACKBONE, cache=cache, workers=1, isolate=False)
 
 
 class Faults:
@@ -198,7 +192,7 @@ def write(place: Place, generator: random.Random, refused: Callable[[], None]) -
     limit = resource.RLIM_INFINITY if generator.randrange(5) else generator.randrange(500, 20_000)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        features = extraction_module.extract(folder, cache=place.cache, workers=1, isolate=False)
+        features = extract(folder, place.cache)
     except FeatxError:
         return refused()
     finally:
@@ -454,7 +448,7 @@ def finish(place: Place) -> dict[str, Any]:
     missing = 0
     for folder in FOLDERS:
         data = place.root / "images" / folder
-        features = extraction_module.extract(data, cache=place.cache, workers=1, isolate=False)
+        features = extract(data, place.cache)
         missing += len(list(data.rglob("*.png"))) - len(features)
     lost = check(place)
     findings = [str(f.reason) for f in verify_cache(CacheLayout(place.cache)).findings]
@@ -472,7 +466,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("featx").setLevel(logging.CRITICAL)
     space_module.SHARD_BYTES = ROWS_A_SHARD * 16 * 4
-    extraction_module.prepare = prepare
+    use_oracle()
     root = Path(tempfile.mkdtemp()).resolve()
     try:
         seen = torture(root, arguments.kills, arguments.errors, arguments.seed, arguments.minutes)

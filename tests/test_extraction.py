@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,6 @@ import pytest
 from PIL import Image
 
 import featx
-from featx import runner
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import find_manifest, write_manifest
 from featx.exceptions import (
@@ -26,6 +26,8 @@ from featx.exceptions import (
     ImageError,
     UnknownNameError,
 )
+from featx.extraction import pipeline
+from featx.extraction.job import Request
 from featx.images.loader import load_images as load
 
 
@@ -195,7 +197,7 @@ def test_a_manifest_without_change_times_is_read_and_its_files_once_more(
     with h5py.File(layout.dataset("bitmaps")) as file:
         assert not {"ctime_ns", "birth_ns"} & set(file)  # as featx 0.1 wrote it
     read = []
-    monkeypatch.setattr(runner, "load_images", lambda *a, **k: read.append(a[1]) or load(*a, **k))
+    monkeypatch.setattr(pipeline, "load_images", lambda *a, **k: read.append(a[1]) or load(*a, **k))
     features = extract(bitmaps)
     assert counts(features) == {"cached": 6, "extracted": 0, "failed": 0}
     np.testing.assert_array_equal(features.X, before)
@@ -402,6 +404,25 @@ def test_a_damaged_shard_is_computed_again(photos, extract, tmp_path, caplog):
 def test_bad_options_are_named(photos, extract, options, error, message):
     with pytest.raises(error, match=message):
         extract(photos, **options)
+
+
+def test_parts_of_a_job_run_in_other_processes(photos, tmp_path, small_network, run_python):
+    options = {"backbone": f"file:{small_network}", "cache": tmp_path / "cache", "views": 1}
+    job = Request(**options).settle(photos)
+    images = job.images()
+    for number, rows in enumerate((range(7), range(5, 12))):
+        part = replace(job, data=images.subset(rows))
+        (tmp_path / f"{number}.pickle").write_bytes(pickle.dumps(part))
+        run_python(
+            "import pickle;"
+            f"job = pickle.load(open({str(tmp_path / f'{number}.pickle')!r}, 'rb'));"
+            "(plain, view), ledger = job.compute();"
+            "assert plain.shape == view.shape == (7, 16)"
+        )
+    whole = featx.extract(photos, **options)
+    assert counts(whole) == {"cached": 12, "extracted": 0, "failed": 0}
+    alone = featx.extract(photos, **{**options, "cache": tmp_path / "alone"})
+    np.testing.assert_array_equal(whole.matrix(view=0), alone.matrix(view=0))
 
 
 def test_progress_counts_every_image(photos, extract):

@@ -14,8 +14,8 @@ from featx.cache.maintenance import FeatureCache
 from featx.cache.manifest import find_manifest, manifest_names
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheError, CacheWriteError, DatasetError, EngineError
+from featx.extraction.pipeline import Stage
 from featx.importing import import_features
-from featx.pipeline import Stage
 
 TWO_DAYS_S = 2 * 86_400
 

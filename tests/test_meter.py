@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from featx import meter as module
-from featx.meter import Meter
+from featx.extraction import progress as module
+from featx.extraction.progress import Meter
 
 
 @pytest.fixture

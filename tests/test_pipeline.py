@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from featx.exceptions import CacheWriteError, EngineError
+from featx.extraction.pipeline import Ledger, MemoryStore, Run, Stage
+from featx.extraction.progress import Meter
 from featx.images.dataset import ImageDataset
-from featx.memory_store import MemoryStore
-from featx.meter import Meter
-from featx.pipeline import Stage
-from featx.runner import Ledger, run
 from featx.spec import FeatureSpec, ViewPolicy
 
 
@@ -31,8 +29,9 @@ class Engine:
         self.batches = []
         self.under_way = self.most_under_way = 0
 
-    def provenance(self):
-        return {"engine": self.name}
+    def open(self):
+        """Be the network and its engine in one."""
+        return self
 
     def submit(self, pixels):
         self.batches.append(len(pixels))
@@ -82,14 +81,7 @@ def spec(**changes):
 
 
 def stage(engine, sink=None, **changes):
-    store = sink or Sink(spec(**changes))
-    return Stage(
-        spec=spec(**changes),
-        taps=("avg",),
-        store=store,
-        open_engine=lambda: engine,
-        open_sink=lambda _: store,
-    )
+    return Stage(spec(**changes), engine, sink or Sink(spec(**changes)))
 
 
 @pytest.fixture
@@ -98,9 +90,9 @@ def data():
     return ImageDataset.from_arrays(pixels)
 
 
-def extract(data, *stages, **options):
+def extract(data, *stages, meter=None, progress=None):
     ledger = Ledger.blank(len(data))
-    run(data, stages, ledger, **options)
+    Run(data, stages, ledger, meter=meter).work(progress)
     return ledger
 
 
@@ -181,7 +173,7 @@ def test_an_interrupt_keeps_what_was_under_way(data):
 
     ledger = Ledger.blank(len(data))
     with pytest.raises(KeyboardInterrupt):
-        run(data, [one], ledger, progress=stop)
+        Run(data, [one], ledger).work(stop)
     assert one.computed == 16
     assert int((~one.missing(ledger.key)).sum()) == 16
 
@@ -195,7 +187,7 @@ def test_an_interrupt_whose_work_cannot_be_kept_says_so(data):
             raise KeyboardInterrupt
 
     with pytest.raises(CacheWriteError, match="the disk is full"):
-        run(data, [stage(Engine(batch_size=4), broken)], Ledger.blank(len(data)), progress=stop)
+        extract(data, stage(Engine(batch_size=4), broken), progress=stop)
 
 
 def test_no_thread_outlives_a_run(data):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import featx
+from featx.extraction.plan import ExtractionPlan
 
 
 @pytest.fixture
@@ -72,3 +73,22 @@ def test_more_images_take_longer(tmp_path, options, draw_photo):
     few = featx.plan_extraction(data.subset(range(60)), **options)
     assert many.measured <= 264
     assert many.bytes == 10 * few.bytes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "time", "disk"),
+    [
+        (4.26, 999, "4.3 s", "999 bytes"),
+        (90, 5_120_000, "1 min 30 s", "5.1 MB"),
+        (7_500, 51_200_000_000, "2 h 5 min", "51.2 GB"),
+        (200_000, 5_120_000_000_000_000, "2 days 7 h", "5,120.0 TB"),
+    ],
+)
+def test_a_plan_is_told_in_units_that_fit(seconds, count, time, disk):
+    plan = ExtractionPlan(
+        dataset="photos", images=2, cached=0, to_extract=2, seconds=seconds, bytes=count
+    )
+    lines = plan.describe().split("\n")
+    assert lines[1].startswith(f"  time  about {time} at")
+    assert lines[2] == f"  disk  about {disk}, 0 bytes are free"
+    assert lines[3] == "  there is not enough room: name another folder with --cache"

@@ -11,7 +11,7 @@ import click
 from featx.cli.cache_pack import pack
 from featx.cli.options import Group, cache_option, common_options, json_option
 from featx.cli.show import table
-from featx.progress import terminal_progress
+from featx.extraction.progress import terminal_progress
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:

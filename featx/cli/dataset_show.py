@@ -21,7 +21,7 @@ def class_names(manifest: Manifest) -> list[str]:
 def summary(manifest: Manifest) -> dict[str, Any]:
     """Return what is known of a dataset, as ``--json`` prints it."""
     from featx.cache.manifest import DUPLICATE, FAILED, OK
-    from featx.data_report import data_report
+    from featx.extraction.report import data_report
 
     status = manifest.status.tolist()
     kept = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]

@@ -178,9 +178,9 @@ def command(
         else:
             _show_rehearsal(found, options["epochs"])
         return
+    from featx.extraction.progress import terminal_progress
     from featx.finetuning.curves import tensorboard_writer
     from featx.finetuning.tuning import training_folder
-    from featx.progress import terminal_progress
 
     curves = tensorboard_writer(training_folder(target)) if tensorboard else None
 

@@ -79,7 +79,7 @@ def _show_seconds(report: dict[str, Any]) -> None:
 
 def notes(features: Features) -> None:
     """Print what a user may want to know of the inputs."""
-    from featx.data_report import missing_files
+    from featx.extraction.report import missing_files
 
     report = features.report
     show_data(report)

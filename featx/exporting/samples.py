@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import find_manifest
 from featx.exceptions import CacheFormatError, DatasetError
+from featx.extraction.job import find_named, images_of
 from featx.images.dataset import ImageDataset
 from featx.images.loader import load_images
 from featx.images.target import Target
-from featx.named_data import dataset_of, find_named
 from featx.spec import FeatureSpec
 
 _CALIBRATED = 100
@@ -71,7 +71,7 @@ def find_images(data: Any, cache: str | os.PathLike[str] | None) -> ImageDataset
         found = data
     else:
         named = find_named(CacheLayout.at(cache), data)
-        found = ImageDataset.from_any(data) if named is None else dataset_of(named)
+        found = ImageDataset.from_any(data) if named is None else images_of(named)
     if not len(found):
         raise DatasetError(f"expected images in {data!r}, received none: name a folder with some")
     return found
@@ -88,7 +88,7 @@ def training_images(
     if not layout.dataset(name).is_file():
         return None
     try:
-        return dataset_of(find_manifest(layout, name))
+        return images_of(find_manifest(layout, name))
     except (DatasetError, CacheFormatError):
         return None
 

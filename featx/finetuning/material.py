@@ -13,12 +13,12 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import DatasetError
 from featx.exporting.samples import find_images
-from featx.extraction import extract
+from featx.extraction.job import with_views
+from featx.extraction.run import extract
 from featx.finetuning.inputs import CachedActivations, Inputs, Pixels
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import Start, extraction_of
-from featx.job import view_specs
 
 _LOG = logging.getLogger("featx")
 _SHARE_OF_DISK = 0.5
@@ -57,7 +57,7 @@ def prepare_material(
     network = network_for(start, options, cache=cache)
     if network.from_pixels:
         plain = start.source.spec(image=start.model.image)
-        specs = [plain, *view_specs(plain, options.views, view_policy)]
+        specs = with_views(plain, options.views, view_policy)
         return network, Pixels(_images(start.features, data, cache), specs)
     taps = [f"{layer}:flatten" for layer in network.cut.layers]
     activations = extract(

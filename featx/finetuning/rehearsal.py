@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.extraction.plan import plan_extraction
 from featx.finetuning.material import activation_bytes, network_for
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.optimizer import make_optimizer
@@ -18,7 +19,6 @@ from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import extraction_of, prepare_start
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier
-from featx.planning import plan_extraction
 
 _STEPS = 4
 

@@ -14,7 +14,7 @@ from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
-from featx.extraction import extract
+from featx.extraction.run import extract
 from featx.finetuning.options import FineTuneOptions
 from featx.heads.registry import make_head
 from featx.images.split_names import check_splits

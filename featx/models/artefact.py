@@ -27,11 +27,11 @@ from featx.backbones.model_zip import DESCRIPTION, NETWORK, OWN_NETWORK
 from featx.backbones.registry import canonical_name
 from featx.backbones.tuned import is_tuned_file, member_bytes, read_tuned
 from featx.exceptions import ArtefactError
+from featx.extraction.job import as_view_policy
 from featx.files.durable import written_whole
 from featx.files.outputs import is_model, refuse_replacing
 from featx.heads.novelty import dump_novelty
 from featx.heads.storage import dump_head, load_head
-from featx.job import as_view_policy
 from featx.models.artefact_file import KIND, NOVELTY, VERSION, read_artefact
 from featx.models.artefact_model import check_answers, read_classifier
 from featx.models.classifier import ImageClassifier

@@ -17,7 +17,7 @@ from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block
 from featx.engines.select import make_engine
 from featx.exceptions import FeatxError
-from featx.job import engines_folder
+from featx.extraction.job import engines_folder
 from featx.models.image_features import trained_preprocessing
 
 _BATCH = 32

@@ -14,9 +14,9 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, FeaturesError
+from featx.extraction.job import with_views
 from featx.images.dataset import ImageDataset
 from featx.images.label_sets import label_matrix
-from featx.job import view_specs
 from featx.models.bootstrap import (
     bootstrap_difference,
     bootstrap_intervals,
@@ -268,27 +268,20 @@ def _from_features(model: ImageClassifier, features: Features) -> list[Any]:
         backbone=canonical_name(model.backbone) if several else None,
         tap=str(parse_tap(model.tap)) if several else None,
     )
-    X = features.matrix(backbone=block.backbone, tap=block.tap)
-    model.check_width(X.shape[1])
-    spec = features.spec(backbone=block.backbone, tap=block.tap)
+    place: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
+    model.check_width(features.width(**place))
+    spec = features.spec(**place)
     if model.spec_ is not None and spec != model.spec_:
         raise FeaturesError(
             f"the features are of {spec.name}, the model was trained on {model.spec_.name}"
         )
-    wanted = view_specs(spec, model.views_averaged, model.view_policy)
-    there = {
-        features.spec(backbone=block.backbone, tap=block.tap, view=view): view
-        for view in features.views(backbone=block.backbone, tap=block.tap)
-    }
-    if not set(wanted) <= set(there):
+    specs = with_views(spec, model.views_averaged, model.view_policy)
+    views = [None, *features.views(**place)]
+    view_of = {features.spec(**place, view=view): view for view in views}
+    if not set(specs) <= set(view_of):
+        views_needed = len(specs) - 1
         raise FeaturesError(
-            f"the model averages over {len(wanted)} views that {features.name!r} does not have: "
-            f"extract it with --views {len(wanted)} (views={len(wanted)}) and the model's policy"
+            f"the model averages over {views_needed} views that {features.name!r} does not have: "
+            f"extract it with --views {views_needed} (views={views_needed}) and the model's policy"
         )
-    return [
-        X,
-        *(
-            features.matrix(backbone=block.backbone, tap=block.tap, view=there[one])
-            for one in wanted
-        ),
-    ]
+    return [features.matrix(**place, view=view_of[spec]) for spec in specs]

@@ -16,15 +16,14 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from featx.backbones.source import log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_tap
-from featx.extraction import compute_features
 from featx.images.dataset import ImageDataset
+from featx.models.image_features import ImageReader
 from featx.models.inputs import as_image_dataset
 from featx.spec import ImagePolicy
 
 
-class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: ignore[misc]
     """Maps images to features of a frozen backbone; features pass unchanged.
 
     There is nothing to learn: `fit` only notes what kind of input it was given. Two-dimensional
@@ -128,22 +127,5 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         stem = re.sub(r"\W+", "_", parts)
         return np.array([f"{stem}_{number}" for number in range(self._width)], dtype=object)
 
-    def _features(self, images: ImageDataset, *, keep: bool) -> NDArray[np.floating[Any]]:
-        source = resolve_backbone(
-            self.backbone,
-            weights=self.weights,
-            input_size=self.input_size,
-            preprocessing=self.preprocessing,
-            trust=self.trust,
-        )
-        log_preprocessing(source)
-        return compute_features(
-            images,
-            source,
-            str(parse_tap(self.tap)),
-            image=self.image,
-            cache=self.cache,
-            keep=keep,
-            engine=self.engine,
-            batch_size=self.batch_size,
-        )[0][0]
+    def _features(self, images: ImageDataset, *, keep: bool) -> NDArray[np.floating]:
+        return self.job(images, keep=keep).compute()[0][0]

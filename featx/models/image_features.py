@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
 from featx.backbones.taps import parse_tap
 from featx.backbones.weights import matching_weights
-from featx.engines.protocol import Engine
+from featx.cache.layout import CacheLayout
 from featx.exceptions import FeaturesError, WeightsError
-from featx.extraction import compute_features
+from featx.extraction.job import Job, as_batch_size, engines_folder, with_views
+from featx.extraction.pipeline import Ledger, Network
 from featx.heads.scores import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
-from featx.runner import Ledger
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 
-class ImageFeatures:
-    """The part of a classifier that knows images; it imports no scikit-learn."""
+class ImageReader:
+    """An estimator's backbone and how images reach it; its attributes are parameters."""
 
     backbone: str
     weights: str | os.PathLike[str] | None
@@ -31,110 +31,30 @@ class ImageFeatures:
     input_size: int | tuple[int, int] | None
     preprocessing: str | None
     image: ImagePolicy | None
-    views: int
-    average_views: bool
-    view_policy: str | ViewPolicy | None
+    view_policy: str | ViewPolicy | None = None
     cache: str | os.PathLike[str] | None
     engine: str
     batch_size: int | str
-    head_: Any
-    classes_: NDArray[Any]
-    multilabel: bool
     trust: bool
-    novelty_: Any = None
-    training_: Mapping[str, Any] = MappingProxyType({})
-    n_features_in_: int
 
-    def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:
-        """Return the mean of the head's probabilities over matrices of shape (n, d)."""
-        total = self.head_.predict_proba(parts[0])
-        for part in parts[1:]:
-            total = total + self.head_.predict_proba(part)
-        averaged: NDArray[np.floating[Any]] = total / len(parts) if len(parts) > 1 else total
-        return averaged
+    def job(self, images: ImageDataset, *, views: int = 0, keep: bool = False) -> Job:
+        """Settle the extraction of images and of views of them.
 
-    def decide(self, proba: NDArray[np.floating[Any]]) -> NDArray[Any]:
-        """Return the labels (n,) that probabilities (n, k) stand for, or 0 and 1 of several (n, k).
-
-        Everything that names labels follows this rule, whatever the head's own ``predict`` says:
-        the highest probability, of equal ones the first; of several labels, those above
-        `LABEL_THRESHOLD`.
+        With `keep`, new features are written to the cache, if there is one; else they stay in
+        memory.
         """
-        if self.multilabel:
-            return (proba > LABEL_THRESHOLD).astype(np.intp)
-        return best_labels(proba, self.classes_)
-
-    @property
-    def views_averaged(self) -> int:
-        """Number of views that a prediction looks at beside the image itself."""
-        return self.views if self.average_views else 0
-
-    def transform_images(
-        self,
-        images: ImageDataset,
-        *,
-        views: int = 0,
-        on_error: str = "raise",
-        keep: bool = False,
-        engines: dict[str, Engine] | None = None,
-    ) -> tuple[list[NDArray[np.floating[Any]]], Ledger]:
-        """Return features of images and the ledger of what became of each.
-
-        Parameters
-        ----------
-        images : ImageDataset
-            The images.
-        views : int, default 0
-            Number of views beside the images themselves.
-        on_error : {"raise", "skip"}, default "raise"
-            Whether the first image that cannot be read is an error; else it has no row.
-        keep : bool, default False
-            Whether new features are written to the cache; else they stay in memory.
-        engines : dict, optional
-            Where the engine is kept for the next call.
-
-        Returns
-        -------
-        X : list of ndarray of shape (m, d)
-            Of the images that could be read, and then of each view.
-        ledger : Ledger
-            What became of every image.
-
-        Raises
-        ------
-        ImageError
-            With ``on_error="raise"``.
-        FeaturesError
-            If the backbone's features are of another size than the head's.
-        WeightsError
-            If the weights found are not those of training.
-        """
-        X, ledger = compute_features(
-            images,
-            self.source(),
-            str(parse_tap(self.tap)),
-            image=self.image,
-            views=views,
-            view_policy=self.view_policy,
-            cache=self.cache,
-            keep=keep,
-            engine=self.engine,
-            batch_size=self.batch_size,
-            on_error=on_error,
-            engines=engines,
+        layout = None if self.cache is None else CacheLayout.at(self.cache)
+        source = self.source()
+        network = Network(
+            source,
+            (str(parse_tap(self.tap)),),
+            self.engine,
+            as_batch_size(self.batch_size),
+            folder=engines_folder(layout, writing=keep),
         )
-        if len(X[0]):
-            self.check_width(X[0].shape[1])
-        return X, ledger
-
-    def check_width(self, width: int) -> None:
-        """Raise `FeaturesError` if the head was trained on features of another size."""
-        if hasattr(self, "head_") and width != self.n_features_in_:
-            raise FeaturesError(
-                f"the head was trained on {self.n_features_in_} features an image, received "
-                f"{width} from {self.backbone} with tap {self.tap!r}: use the backbone and tap of "
-                "training"
-            )
+        specs = with_views(source.spec(image=self.image), views, self.view_policy)
+        parts = tuple((spec, network) for spec in specs)
+        return Job(parts=parts, data=images, layout=layout, keep=keep)
 
     def weights_choice(self) -> str | os.PathLike[str] | None:
         """Return where the weights of training are now, as far as that can be found out."""
@@ -177,6 +97,69 @@ class ImageFeatures:
         elif expected:
             _require_same_pixels(trained, source.spec(image=self.image))
         return source
+
+
+class ImageFeatures(ImageReader):
+    """The part of a classifier that knows images; it imports no scikit-learn."""
+
+    views: int
+    average_views: bool
+    head_: Any
+    classes_: NDArray[Any]
+    multilabel: bool
+    novelty_: Any = None
+    training_: Mapping[str, Any] = MappingProxyType({})
+    n_features_in_: int
+
+    def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:
+        """Return the mean of the head's probabilities over matrices of shape (n, d)."""
+        total = self.head_.predict_proba(parts[0])
+        for part in parts[1:]:
+            total = total + self.head_.predict_proba(part)
+        averaged: NDArray[np.floating[Any]] = total / len(parts) if len(parts) > 1 else total
+        return averaged
+
+    def decide(self, proba: NDArray[np.floating[Any]]) -> NDArray[Any]:
+        """Return the labels (n,) that probabilities (n, k) stand for, or 0 and 1 of several (n, k).
+
+        Everything that names labels follows this rule, whatever the head's own ``predict`` says:
+        the highest probability, of equal ones the first; of several labels, those above
+        `LABEL_THRESHOLD`.
+        """
+        if self.multilabel:
+            return (proba > LABEL_THRESHOLD).astype(np.intp)
+        return best_labels(proba, self.classes_)
+
+    @property
+    def views_averaged(self) -> int:
+        """Number of views that a prediction looks at beside the image itself."""
+        return self.views if self.average_views else 0
+
+    def transform_images(
+        self,
+        images: ImageDataset,
+        *,
+        views: int = 0,
+        on_error: str = "raise",
+        keep: bool = False,
+    ) -> tuple[list[NDArray[np.floating]], Ledger]:
+        """Return features (m, d) of the readable images and then of each view, and the ledger.
+
+        With `keep`, new features are written to the cache; else they stay in memory.
+        """
+        X, ledger = self.job(images, views=views, keep=keep).compute(on_error)
+        if len(X[0]):
+            self.check_width(X[0].shape[1])
+        return X, ledger
+
+    def check_width(self, width: int) -> None:
+        """Raise `FeaturesError` if the head was trained on features of another size."""
+        if hasattr(self, "head_") and width != self.n_features_in_:
+            raise FeaturesError(
+                f"the head was trained on {self.n_features_in_} features an image, received "
+                f"{width} from {self.backbone} with tap {self.tap!r}: use the backbone and tap of "
+                "training"
+            )
 
 
 def trained_preprocessing(backbone: str, spec: FeatureSpec) -> str | None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from featx.cache.manifest import DUPLICATE, OK
-from featx.engines.protocol import Engine
 from featx.exceptions import FeaturesError
 from featx.heads.scores import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
@@ -108,12 +107,9 @@ def predict(
 def _rows(
     model: ImageFeatures, images: Any, top_k: int | None, unknown: bool
 ) -> Iterator[Prediction]:
-    engines: dict[str, Engine] = {}
     several = model.multilabel and top_k is None
     for chunk in _chunks(images):
-        parts, ledger = model.transform_images(
-            chunk, views=model.views_averaged, on_error="skip", engines=engines
-        )
+        parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         readable = np.isin(ledger.status, (OK, DUPLICATE))
         proba = model.average_proba(parts) if readable.any() else np.empty((0, 0))
         shown = proba.shape[1] if several else max(1, top_k or 1)

@@ -13,8 +13,8 @@ from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import Block
-from featx.data_report import why_unreadable
 from featx.exceptions import DatasetError, FeaturesError
+from featx.extraction.report import why_unreadable
 from featx.heads.registry import make_head
 from featx.heads.sweep import Fold
 from featx.images.columns import inner_folder

@@ -221,20 +221,22 @@ def _pretend_extracted(data: featx.ImageDataset, cache: Path) -> None:
     # The files are no images, to have many of them soon: their features are put into the cache
     # under their keys, as an extraction would have.
     from featx.backbones.source import resolve_backbone
+    from featx.extraction.job import Job
+    from featx.extraction.pipeline import Network
+    from featx.extraction.record import DatasetRecord
     from featx.images.files import hash_file
-    from featx.record import DatasetRecord
 
-    spec = resolve_backbone("tiny").spec()
-    layout = CacheLayout(cache)
-    space = FeatureSpace(layout, spec)
-    record = DatasetRecord(layout, data, data.name, (Block("tiny", "avg", spec.name),), None)
+    source = resolve_backbone("tiny")
+    part = (source.spec(), Network(source, ("avg",)))
+    job = Job(parts=(part,), data=data, layout=CacheLayout(cache))
+    stages, record = job.open(), DatasetRecord(job)
     for index in range(len(data)):
         record.ledger.key[index] = np.frombuffer(hash_file(data.file(index)), np.uint8)
     record.ledger.status[:] = 0
     for start in range(0, len(data), SHARD_ROWS):
         keys = record.ledger.key[start : start + SHARD_ROWS]
-        space.add(keys, {"avg": np.zeros((len(keys), 1280), np.float32)}, {})
-    record.save()
+        stages[0].store.add(keys, {"avg": np.zeros((len(keys), 1280), np.float32)}, {})
+    record.save(stages)
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def test_logging_warnings_tracebacks_and_usage_are_escaped(run_python):
 def test_text_in_brackets_is_no_style_and_bars_stay_escaped(tmp_path):
     code = (
         "import sys\n"
-        "from featx.progress import terminal_progress\n"
+        "from featx.extraction.progress import terminal_progress\n"
         "from featx.terminal import say\n"
         f"name = '[red][link=http://x]' + {HOSTILE!r}\n"
         "with terminal_progress(True, name) as show:\n"

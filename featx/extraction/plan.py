@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.manifest import FAILED
-from featx.extraction import find_complete, open_record
+from featx.extraction.job import Job, Request
+from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
+from featx.extraction.progress import Meter
+from featx.extraction.record import DatasetRecord
+from featx.extraction.report import engine_names
 from featx.images.dataset import ImageDataset
-from featx.job import ExtractionJob, prepare
-from featx.memory_store import MemoryStore
-from featx.meter import Meter
-from featx.pipeline import Stage
-from featx.runner import Ledger, run
 from featx.terminal import visible
 
 _WARM_UP = 8
@@ -121,113 +121,89 @@ def plan_extraction(
     DatasetError, UnknownNameError, WeightsError, BackboneError, EngineError
         As `featx.extract`.
     """
-    job = prepare(data, **options)
-    if job.named is not None and find_complete(job) is not None:
-        images = len(job.named)
-        return ExtractionPlan(dataset=job.named.name, images=images, cached=images)
-    dataset, record = open_record(job, data, name)
+    job = Request(**options).settle(data)
+    stages = job.open()
+    complete = job.complete(stages)
+    if complete is not None:
+        images = len(complete.manifest)
+        return ExtractionPlan(dataset=complete.name, images=images, cached=images)
+    record = DatasetRecord(job, name)
     record.close()  # nothing is to be written
-    ready = record.trusted.copy()
-    for stage in job.stages:
-        ready[ready] = ~stage.missing(record.ledger.key[ready])
-    open_rows = np.flatnonzero(~ready)
+    lacking = ~record.trusted | _lacking(stages, record.ledger.key)
+    rows = np.flatnonzero(lacking)
     known: dict[str, Any] = {
         "dataset": record.name,
-        "images": len(dataset),
-        "cached": int(ready.sum()),
+        "images": len(lacking),
+        "cached": int((~lacking).sum()),
     }
-    if not len(open_rows):
+    if not len(rows):
         return ExtractionPlan(**known)
-    sample = _Sample(dataset, open_rows, job, workers, isolate)
-    share = sample.to_extract / sample.measured
-    to_extract = round(share * len(open_rows))
+    sample = _Sample(replace(job, layout=None), RunOptions(workers=workers, isolate=isolate))
+    ledger = sample.measure(record.images, rows)
+    readable = ledger.status != FAILED
+    share = float((readable & _lacking(stages, ledger.key)).mean())
+    to_extract = round(share * len(rows))
+    assert job.layout is not None
     return ExtractionPlan(
         **known,
         to_extract=to_extract,
-        measured=sample.measured,
+        measured=len(ledger.status),
         start_s=round(sample.start_s, 3),
-        seconds=round(sample.start_s + len(open_rows) * share / sample.rate, 1),
+        seconds=round(sample.start_s + len(rows) * share / sample.rate, 1),
         images_per_s=round(sample.rate, 1),
-        bytes=to_extract * sample.row_bytes,
+        bytes=to_extract * sample.row_bytes(ledger.key[readable][:1]),
         free_bytes=job.layout.free_bytes(),
-        engine=",".join(dict.fromkeys(stage.engine for stage in sample.stages if stage.engine)),
+        engine=engine_names(sample.stages),
         binds=sample.meter.binds,
     )
 
 
-class _Sample:
-    """A few images, computed and thrown away."""
+def _lacking(stages: Sequence[Stage], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which keys of shape (n, 32) some stage has to compute."""
+    lacking: NDArray[np.bool_] = np.any([stage.missing(keys) for stage in stages], axis=0)
+    return lacking
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        rows: NDArray[np.intp],
-        job: ExtractionJob,
-        workers: int | None,
-        isolate: bool | None,
-    ) -> None:
-        self.stages: list[Stage] = []
-        order = np.random.default_rng(0).permutation(rows)
-        warm_up = Meter()
-        ledgers = [self._run(dataset.subset(order[:_WARM_UP]), job, workers, isolate, warm_up)]
-        self.start_s = warm_up.seconds["start_s"]
-        per_image = warm_up.span_s / min(_WARM_UP, len(order))
-        count = int(np.clip(_MEASURE_S / per_image, _WARM_UP, _MOST_MEASURED))
+
+class _Sample:
+    """A few images of a job, computed in memory and thrown away."""
+
+    def __init__(self, job: Job, options: RunOptions) -> None:
+        self.stages = job.open()
+        self._options = options
         self.meter = Meter()
-        if len(order) > _WARM_UP:
-            chosen = order[_WARM_UP : _WARM_UP + count]
-            ledgers.append(self._run(dataset.subset(chosen), job, workers, isolate, self.meter))
-        else:  # so few that the first run is all there is
-            self.meter = warm_up
+        self.start_s = self.rate = 0.0
+
+    def measure(self, images: ImageDataset, rows: NDArray[np.intp]) -> Ledger:
+        """Measure on some of the rows, and return what became of these."""
+        order = np.random.default_rng(0).permutation(rows)
+        ledgers = [self._run(images.subset(order[:_WARM_UP]))]
+        self.start_s = self.meter.seconds["start_s"]
+        per_image = self.meter.span_s / min(_WARM_UP, len(order))
+        count = int(np.clip(_MEASURE_S / per_image, _WARM_UP, _MOST_MEASURED))
+        if len(order) > _WARM_UP:  # else the first run is all there is
+            self.meter = Meter()
+            ledgers.append(self._run(images.subset(order[_WARM_UP : _WARM_UP + count])))
         self.meter.stop()
         self.rate = len(ledgers[-1].status) / self.meter.span_s
-        self._count(ledgers, job)
+        return Ledger(
+            np.concatenate([ledger.key for ledger in ledgers]),
+            np.concatenate([ledger.status for ledger in ledgers]),
+            [reason for ledger in ledgers for reason in ledger.reason],
+        )
 
-    def _count(self, ledgers: list[Ledger], job: ExtractionJob) -> None:
-        read = np.concatenate([ledger.status != FAILED for ledger in ledgers])
-        keys = np.concatenate([ledger.key for ledger in ledgers])
-        lacking = np.zeros(len(read), np.bool_)
-        for stage in job.stages:
-            lacking |= stage.missing(keys)
-        self.measured = len(read)
-        self.to_extract = int((lacking & read).sum())
-        self.row_bytes = _KEY_BYTES
-        last = ledgers[-1]
-        readable = last.key[last.status != FAILED][:1]
-        if len(readable):
-            self.row_bytes += sum(
-                stage.store.gather(tap, readable).nbytes
-                for stage in self.stages
-                for tap in stage.taps
-            )
-
-    def _run(
-        self,
-        dataset: ImageDataset,
-        job: ExtractionJob,
-        workers: int | None,
-        isolate: bool | None,
-        meter: Meter,
-    ) -> Ledger:
-        self.stages = [_in_memory(stage) for stage in job.stages]
-        ledger = Ledger.blank(len(dataset))
-        run(dataset, self.stages, ledger, workers=workers, isolate=isolate, meter=meter)
+    def _run(self, images: ImageDataset) -> Ledger:
+        ledger = Ledger.blank(len(images))
+        Run(images, self.stages, ledger, self._options, self.meter).work()
         return ledger
 
-
-def _in_memory(stage: Stage) -> Stage:
-    memory = MemoryStore(stage.spec)
-    return replace(stage, store=memory, open_sink=lambda _: memory)
+    def row_bytes(self, key: NDArray[np.uint8]) -> int:
+        """Return the bytes on the disk of an image whose key (1, 32) was computed, if any was."""
+        vectors = [s.store.gather(tap, key) for s in self.stages for tap in s.taps if len(key)]
+        return _KEY_BYTES + sum(vector.nbytes for vector in vectors)
 
 
 def _duration(seconds: float) -> str:
-    """Return seconds as a person says them.
-
-    Examples
-    --------
-    >>> [_duration(s) for s in (4.26, 90, 7_500, 200_000)]
-    ['4.3 s', '1 min 30 s', '2 h 5 min', '2 days 7 h']
-    """
+    """Return seconds as a person says them."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -238,13 +214,7 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: int) -> str:
-    """Return bytes in the unit that fits.
-
-    Examples
-    --------
-    >>> [_size(n) for n in (999, 5_120_000, 51_200_000_000)]
-    ['999 bytes', '5.1 MB', '51.2 GB']
-    """
+    """Return bytes in the unit that fits."""
     if count < 1000:
         return f"{count} bytes"
     amount = count / 1000

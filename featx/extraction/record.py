@@ -10,18 +10,15 @@ from array import array
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.datasets import rewrite_dataset
-from featx.cache.editing import later_edits, replay_edits, restated
-from featx.cache.features import Features
+from featx.cache.editing import kept_rows, later_edits, replay_edits, restated
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     DUPLICATE,
-    FAILED,
     OK,
     PENDING,
     Block,
@@ -32,51 +29,40 @@ from featx.cache.manifest import (
 from featx.cache.replacing import FileVersion
 from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import CacheFormatError, CacheWriteError, DatasetError
+from featx.extraction.job import Job
+from featx.extraction.pipeline import Ledger, Stage
 from featx.files.stamps import STAMP, is_settled, stamp_of
 from featx.images.dataset import ImageDataset
-from featx.job import ExtractionJob
-from featx.meter import Meter
-from featx.pipeline import Stage
-from featx.runner import Ledger
 
 _LOG = logging.getLogger("featx")
 
 
 class DatasetRecord:
-    """What is known of a dataset before, during and after a run."""
+    """What is known of a dataset before, during and after a run: its images, keys and manifest."""
 
-    def __init__(
-        self,
-        layout: CacheLayout,
-        dataset: ImageDataset,
-        name: str,
-        blocks: tuple[Block, ...],
-        earlier: Manifest | None,
-        *,
-        version: FileVersion | None = None,
-        replay: bool = False,
-        automatic: bool = False,
-    ) -> None:
-        self._layout = layout
-        self._dataset = dataset
-        self.name = name
-        self._blocks = blocks
-        self._earlier = earlier
-        self._version = version or FileVersion(layout.dataset(name))
-        self._replay = replay
-        self._automatic = automatic
+    def __init__(self, job: Job, name: str | None = None) -> None:
+        assert job.layout is not None
+        self._layout = job.layout
+        self._blocks = job.blocks
+        # What a name stands for has its edits already; what a folder says has not.
+        self._replay = job.named is None
+        self._automatic = job.named is None and name is None
+        images = job.images()
+        chosen = name if job.named is None else job.named.name
+        self.name, self._earlier, self._version = _find_earlier(self._layout, images, chosen)
+        self.images = _without_removed(images, self._earlier) if self._replay else images
         self._closed = False
         self._read_ns = time.time_ns()
-        self._stats = _stat(dataset)
-        self.ledger = Ledger.blank(len(dataset))
-        self.trusted = np.zeros(len(dataset), np.bool_)
-        if earlier is not None:
-            self._trust(earlier)
+        self._stats = _stat(self.images)
+        self.ledger = Ledger.blank(len(self.images))
+        self.trusted = np.zeros(len(self.images), np.bool_)
+        if self._earlier is not None:
+            self._trust(self._earlier)
 
     def _trust(self, earlier: Manifest) -> None:
         """Take over the keys of files that have not changed since they were read."""
         row_of = {path: row for row, path in enumerate(earlier.path)}
-        rows = np.array([row_of.get(path, -1) for path in self._dataset.paths], np.int64)
+        rows = np.array([row_of.get(path, -1) for path in self.images.paths], np.int64)
         known = rows >= 0
         before = np.stack([getattr(earlier, part) for part in STAMP], axis=1)
         same = np.zeros(len(rows), np.bool_)
@@ -87,49 +73,39 @@ class DatasetRecord:
         self.trusted = same
         self.ledger.key[same] = earlier.key[rows[same]]
 
-    def covers(self, blocks: Sequence[Block]) -> bool:
-        """Return whether the dataset has these blocks, so that no collection takes their rows."""
-        return self._earlier is not None and set(blocks) <= set(self._earlier.blocks)
+    def covered(self) -> bool:
+        """Return whether the dataset has all blocks, so that no collection takes their rows."""
+        return self._earlier is not None and set(self._blocks) <= set(self._earlier.blocks)
 
-    def save(self, job: ExtractionJob, *, complete: bool = True) -> Manifest:
+    def save(self, stages: Sequence[Stage], *, complete: bool = True) -> Manifest:
         """Write the manifest unless it would say the same as before, and return it.
 
-        Parameters
-        ----------
-        job : ExtractionJob
-            What was extracted. Its spaces are looked at once more, so that the manifest promises
-            no row without features.
-        complete : bool, default True
-            Whether the run came to its end. Else the manifest names the rows that have features
-            by now, and is not written where that would lose any of the one that is there.
-
-        Raises
-        ------
-        FeaturesGone
-            If features of a complete run have been removed meanwhile. The ledger says of which
-            rows: run again.
-        DatasetError
-            If another run wrote other images under the name that was chosen.
+        The stores of the stages are looked at once more, so that it promises no row without
+        features. Of a run that is not complete, it names the rows that have features by now, and
+        is not written where that would lose any of the one that is there. It raises `FeaturesGone`
+        if features of a complete run have been removed meanwhile (the ledger says of which rows),
+        and `DatasetError` if another run wrote other images under the name that was chosen.
         """
         with closing(self):
             while True:
                 try:
-                    return self._write(job, complete)
+                    return self._write(stages, complete)
                 except _NameTaken:
                     self.close()
-                    self.name, self._earlier, self._version = find_earlier(
-                        self._layout, self._dataset, None
+                    self.name, self._earlier, self._version = _find_earlier(
+                        self._layout, self.images, None
                     )
                     self._closed = False
 
-    def _write(self, job: ExtractionJob, complete: bool) -> Manifest:
+    def _write(self, stages: Sequence[Stage], complete: bool) -> Manifest:
         made = self._made()
+        spaces = [stage.store for stage in stages if isinstance(stage.store, FeatureSpace)]
         used: list[FeatureSpace] = []
 
         def make(now: Manifest | None) -> Manifest:
             self._check_name(made, now)
-            used[:] = job.spaces
-            return self._caught_up(self._promised(made, job, complete), now, used)
+            used[:] = spaces
+            return self._caught_up(self._promised(made, stages, complete), now, used)
 
         def make_unless_worse(now: Manifest | None) -> Manifest:
             manifest = make(now)
@@ -160,41 +136,43 @@ class DatasetRecord:
 
     def _made(self) -> Manifest:
         """Return what the images and the ledger say."""
-        dataset, ledger = self._dataset, self.ledger
+        images, ledger = self.images, self.ledger
         stats = self._stats
         # Their time stamps cannot tell a later change from none: they are to be read again.
         stats[~is_settled(stats, self._read_ns), STAMP.index("mtime_ns")] = -1
+        unlabelled = np.full(len(images), -1)
         return Manifest(
             name=self.name,
-            root=_root(dataset),
-            classes=dataset.classes,
-            path=list(dataset.paths),
-            label=_labels(dataset),
-            group=list(dataset.groups or [""] * len(dataset)),
-            split=list(dataset.splits or [""] * len(dataset)),
+            root=_root(images),
+            classes=images.classes,
+            path=list(images.paths),
+            label=np.asarray(unlabelled if images.labels is None else images.labels, np.int32),
+            group=list(images.groups or [""] * len(images)),
+            split=list(images.splits or [""] * len(images)),
             reason=list(ledger.reason),
             key=ledger.key,
             status=ledger.status,
-            strays=tuple(dataset.strays),
+            strays=tuple(images.strays),
             blocks=self._blocks,
-            source="arrays" if dataset.arrays is not None else "files",
+            source="arrays" if images.arrays is not None else "files",
             edits=self._earlier.edits if self._earlier else (),
             **dict(zip(STAMP, stats.T, strict=True)),
         )
 
-    def _promised(self, made: Manifest, job: ExtractionJob, complete: bool) -> Manifest:
+    def _promised(self, made: Manifest, stages: Sequence[Stage], complete: bool) -> Manifest:
         """Return what was made with only those rows as done whose features are there by now."""
         rows = np.flatnonzero(np.isin(made.status, (OK, DUPLICATE)))
         present = []
-        for space, stage in zip(job.spaces, job.stages, strict=True):
-            space.refresh()
+        for stage in stages:
+            if isinstance(stage.store, FeatureSpace):
+                stage.store.refresh()
             present.append(~stage.missing(made.key[rows]))
         lost = rows[~np.all(present, axis=0)]
         if not lost.size:
             return _with_reasons(made)
         if complete:
             self.ledger.status[lost] = PENDING
-            self.trusted = np.isin(self.ledger.status, (OK, DUPLICATE))
+            self.trusted = self.ledger.readable
             raise FeaturesGone
         # A backbone without any features is left out, so that those of another are a dataset.
         begun = [number for number, here in enumerate(present) if here.any()]
@@ -202,7 +180,7 @@ class DatasetRecord:
         if begun:
             lost = rows[~np.all([present[number] for number in begun], axis=0)]
         status[lost] = PENDING
-        spaces = {job.stages[number].spec.name for number in begun}
+        spaces = {stages[number].spec.name for number in begun}
         blocks = tuple(block for block in made.blocks if block.space in spaces)
         return restated(_with_reasons(replace(made, status=status, blocks=blocks)))
 
@@ -247,7 +225,7 @@ class DatasetRecord:
     ) -> list[Block]:
         """Return the blocks asked for, and those of earlier runs that have all the images."""
         blocks = list(made.blocks)
-        kept = made.key[np.isin(made.status, (OK, DUPLICATE))]
+        keys = made.key[np.isin(made.status, (OK, DUPLICATE))]
         for block in earlier.blocks if earlier else ():
             if block in blocks:
                 continue
@@ -255,7 +233,7 @@ class DatasetRecord:
                 space = open_space(self._layout, block.space)
             except CacheFormatError:
                 continue  # gone or damaged, which is for `featx cache verify` to say
-            if space.has([block.tap], kept).all():
+            if space.has([block.tap], keys).all():
                 blocks.append(block)
                 used.append(space)
         return blocks
@@ -279,10 +257,10 @@ class _Worse(Exception):  # noqa: N818
 
 def _loses(manifest: Manifest, now: Manifest | None) -> bool:
     """Return whether a manifest lacks something that another has, or has nothing at all."""
-    kept = _done(manifest)
+    done = _done(manifest)
     if now is None:
-        return not kept
-    return not set(now.blocks) <= set(manifest.blocks) or not _done(now) <= kept
+        return not done
+    return not set(now.blocks) <= set(manifest.blocks) or not _done(now) <= done
 
 
 def _done(manifest: Manifest) -> set[str]:
@@ -290,9 +268,9 @@ def _done(manifest: Manifest) -> set[str]:
     return {manifest.path[row] for row in rows}
 
 
-def _share(one: Manifest, other: Manifest) -> bool:
+def _share(*manifests: Manifest) -> bool:
     """Return whether two datasets have an image in common."""
-    keys = [np.ascontiguousarray(m.key[m.key.any(axis=1)]).view("V32") for m in (one, other)]
+    keys = [np.ascontiguousarray(m.key[m.key.any(axis=1)]).view("V32") for m in manifests]
     return bool(np.isin(keys[0], keys[1]).any())
 
 
@@ -304,54 +282,26 @@ def _with_reasons(manifest: Manifest) -> Manifest:
     return replace(manifest, reason=reasons)
 
 
-def run_report(
-    name: str,
-    features: Features,
-    status: NDArray[np.uint8],
-    seconds: float,
-    *,
-    stages: Sequence[Stage] = (),
-    meter: Meter | None = None,
-) -> dict[str, Any]:
-    """Return what was counted, as `featx extract --json` prints it.
-
-    ``images`` is the sum of ``cached``, ``extracted`` and ``failed``; an image whose bytes equal
-    another's counts as cached. Where something was computed, ``meter`` adds the engine, what bound
-    the run, the images computed a second, and the seconds of each part.
-    """
-    failed = int((status == FAILED).sum())
-    extracted = max((stage.computed for stage in stages), default=0)
-    plain = {block.space: block.backbone for block in features.blocks if block.view is None}
-    report = {
-        "dataset": name,
-        "backbone": ",".join(plain.values()),
-        "spec": ",".join(plain),
-        "images": len(status),
-        "cached": len(status) - failed - extracted,
-        "extracted": extracted,
-        "failed": failed,
-        "duplicates": int((status == DUPLICATE).sum()),
-        "seconds": round(seconds, 3),
-        "images_per_s": round(len(status) / seconds, 1),
-    }
-    if meter is not None and extracted:
-        report |= {
-            "engine": ",".join(dict.fromkeys(stage.engine for stage in stages if stage.engine)),
-            "extracted_per_s": round(extracted / meter.span_s, 1),
-            "binds": meter.binds,
-            **meter.seconds,
-        }
-    return report
+def _without_removed(images: ImageDataset, earlier: Manifest | None) -> ImageDataset:
+    """Return the images without those that edits of the dataset removed."""
+    if earlier is None or not earlier.edits:
+        return images
+    return replace(
+        images.subset(kept_rows(earlier, images.paths)),
+        strays=images.strays,
+        stray_reasons=images.stray_reasons,
+        empty_classes=images.empty_classes,
+    )
 
 
-def _stat(dataset: ImageDataset) -> NDArray[np.int64]:
+def _stat(images: ImageDataset) -> NDArray[np.int64]:
     """Return the stamp of each file, shape (n, 5), -1 where there is none."""
     nothing = (-1,) * len(STAMP)
-    if dataset.arrays is not None:
-        return np.full((len(dataset), len(STAMP)), -1, np.int64)
+    if images.arrays is not None:
+        return np.full((len(images), len(STAMP)), -1, np.int64)
     stats = array("q")  # filled faster than the rows of an ndarray
-    root = str(dataset.root or "")
-    for path in dataset.paths:
+    root = str(images.root or "")
+    for path in images.paths:
         try:
             stats.extend(stamp_of(os.stat(os.path.join(root, path))))
         except (OSError, ValueError):
@@ -359,21 +309,15 @@ def _stat(dataset: ImageDataset) -> NDArray[np.int64]:
     return np.frombuffer(stats, np.int64).reshape(-1, len(STAMP))
 
 
-def _root(dataset: ImageDataset) -> str:
-    return str(dataset.root.resolve()) if dataset.root is not None else ""
+def _root(images: ImageDataset) -> str:
+    return str(images.root.resolve()) if images.root is not None else ""
 
 
-def _labels(dataset: ImageDataset) -> NDArray[np.int32]:
-    if dataset.labels is None:
-        return np.full(len(dataset), -1, np.int32)
-    return np.asarray(dataset.labels, np.int32)
-
-
-def find_earlier(
-    layout: CacheLayout, dataset: ImageDataset, name: str | None
+def _find_earlier(
+    layout: CacheLayout, images: ImageDataset, name: str | None
 ) -> tuple[str, Manifest | None, FileVersion]:
     """Return the name of a dataset in the cache, what an earlier run wrote under it, and where."""
-    chosen = name or dataset.name
+    chosen = name or images.name
     version = FileVersion(layout.dataset(chosen))
     if not version.path.is_file():
         return chosen, None, version
@@ -385,14 +329,14 @@ def find_earlier(
         # Made again from the images, which are here; the features are found by their keys.
         _LOG.warning("replacing a damaged manifest: %s", error)
         return chosen, None, version
-    if earlier.source == "imported" and (name or not _root(dataset)):
+    if earlier.source == "imported" and (name or not _root(images)):
         version.close()
         raise DatasetError(
             f"the cache {layout.root} has a dataset {chosen!r} of imported features: choose "
             "another name with --name NAME (name=), or `featx dataset rename` that one"
         )
-    if name or earlier.root == _root(dataset):
+    if name or earlier.root == _root(images):
         return chosen, earlier, version
     with closing(version):
-        digest = hashlib.sha256(_root(dataset).encode("utf-8", "surrogateescape")).hexdigest()
-        return find_earlier(layout, dataset, f"{chosen}-{digest[:6]}")
+        digest = hashlib.sha256(_root(images).encode("utf-8", "surrogateescape")).hexdigest()
+        return _find_earlier(layout, images, f"{chosen}-{digest[:6]}")

@@ -1,14 +1,22 @@
-"""How fast a run goes, where its time goes, and what binds it."""
+"""How fast a run goes, where its time goes and what binds it; the bar that shows it."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from featx.terminal import console, drawing, visible
+
+Progress = Callable[[int, int, int], None]
+"""Called with the numbers of images done, in all, and failed."""
 
 # What the run waits for, by what the user can do something about.
 _BINDS = {"images": "decode", "model": "model", "writer": "disk"}
+# Images after which what binds is more than the start.
+_MEASURED = 256
 
 
 class Meter:
@@ -17,15 +25,6 @@ class Meter:
     Work is counted where it is done: reading and decoding in threads or processes that may be many
     at once, so that their seconds can exceed those of the clock. What the run waits for is counted
     on its own thread, which does little else, and says what binds.
-
-    Examples
-    --------
-    >>> meter = Meter()
-    >>> meter.add("decode", 1.5)
-    >>> with meter.waiting("model"):
-    ...     pass
-    >>> meter.seconds["decode_s"], meter.binds
-    (1.5, 'model')
     """
 
     def __init__(self) -> None:
@@ -104,3 +103,47 @@ class Meter:
         if longest == "images" and self._work["read"] > self._work["decode"]:
             return "read"
         return _BINDS[longest]
+
+
+@contextmanager
+def terminal_progress(
+    choice: bool | Progress, title: str, meter: Meter | None = None
+) -> Iterator[Progress | None]:
+    """Yield a callable choice, or for True a bar after a title, where stderr is a terminal."""
+    if callable(choice):
+        yield choice
+        return
+    if not choice or not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    bar = rich_progress.Progress(
+        *columns, console=console(), transient=True, redirect_stdout=sys.stdout.isatty()
+    )
+    with drawing(bar):
+        task = bar.add_task(visible(title), total=None, rate="")
+        before: int | None = None
+
+        def show(done: int, total: int, failed: int) -> None:
+            nonlocal before
+            if before is None:
+                # What the cache had came at once and says nothing of what is still to come.
+                before = done
+                bar.reset(task, total=total, completed=done)
+            speed = bar.tasks[0].speed
+            text = f"{speed:,.0f} images/s" if speed else "starting"
+            if meter is not None and meter.binds and done - before > _MEASURED:
+                text += f", {meter.binds} binds"
+            if failed:
+                text += f", {failed} failed"
+            bar.update(task, completed=done, total=total, rate=text)
+
+        yield show

@@ -1,15 +1,19 @@
-"""What a user may want to know of the data: splits, what was left out, labels that contradict."""
+"""What an extraction tells: counts and seconds; of the data splits, failures, contradictions."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, FAILED, OK, Manifest
+from featx.extraction.pipeline import Stage
+from featx.extraction.progress import Meter
 from featx.images.columns import ImageColumns, inner_folder
 from featx.images.files import nearest_path
 from featx.images.label_sets import SEPARATOR
@@ -18,40 +22,72 @@ _NO_FILE = "no such file"
 _SHOWN = 3
 
 
-def data_report(manifest: Manifest, dataset: ImageColumns | None = None) -> dict[str, Any]:
+def run_report(
+    features: Features,
+    seconds: float,
+    images: ImageColumns | None = None,
+    stages: Sequence[Stage] = (),
+    meter: Meter | None = None,
+) -> dict[str, Any]:
+    """Return what was counted and what is known of the data, as `featx extract --json` prints it.
+
+    ``images`` is the sum of ``cached``, ``extracted`` and ``failed``; an image whose bytes equal
+    another's counts as cached. Where something was computed, ``meter`` adds the engine, what bound
+    the run, the images computed a second, and the seconds of each part.
+    """
+    status = features.manifest.status
+    failed = int((status == FAILED).sum())
+    extracted = max((stage.computed for stage in stages), default=0)
+    plain = {block.space: block.backbone for block in features.blocks if block.view is None}
+    report = {
+        "dataset": features.name,
+        "backbone": ",".join(plain.values()),
+        "spec": ",".join(plain),
+        "images": len(status),
+        "cached": len(status) - failed - extracted,
+        "extracted": extracted,
+        "failed": failed,
+        "duplicates": int((status == DUPLICATE).sum()),
+        "seconds": round(seconds, 3),
+        "images_per_s": round(len(status) / seconds, 1),
+    }
+    if meter is not None and extracted:
+        report |= {
+            "engine": engine_names(stages),
+            "extracted_per_s": round(extracted / meter.span_s, 1),
+            "binds": meter.binds,
+            **meter.seconds,
+        }
+    return report | data_report(features.manifest, images)
+
+
+def engine_names(stages: Sequence[Stage]) -> str:
+    """Return the names of the engines that computed, with commas."""
+    return ",".join(dict.fromkeys(stage.engine.name for stage in stages if stage.engine))
+
+
+def data_report(manifest: Manifest, images: ImageColumns | None = None) -> dict[str, Any]:
     """Return what is known of a dataset beside its features, as JSON types.
 
-    Parameters
-    ----------
-    manifest : Manifest
-        The dataset.
-    dataset : ImageColumns, optional
-        The images as they were read, where they were; it knows why files were left out.
-
-    Returns
-    -------
-    dict
-        ``splits``: images by split; ``split_names``: what names were taken for; ``unlabelled``;
-        ``left_out``: files with reasons; ``empty_classes``; ``contradictions``: groups of equal
-        images with different labels; ``look_alike``: groups of classes; ``notes``.
+    The images as they were read, where they were, know why files were left out.
     """
-    kept = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
-    splits = Counter(manifest.split[row] for row in kept) if any(manifest.split) else Counter()
+    readable = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
+    splits = Counter(manifest.split[row] for row in readable) if any(manifest.split) else Counter()
     edited = any(edit["edit"] == "split" for edit in manifest.edits)
-    names = {} if dataset is None or edited else dict(dataset.split_names)
+    names = {} if images is None or edited else dict(images.split_names)
     reasons = dict.fromkeys(manifest.strays, "")
-    if dataset is not None:
-        reasons |= dict(zip(dataset.strays, dataset.stray_reasons, strict=False))
-    notes = [] if dataset is None else list(dataset.notes)
+    if images is not None:
+        reasons |= dict(zip(images.strays, images.stray_reasons, strict=False))
+    notes = [] if images is None else list(images.notes)
     if hint := inner_folder(manifest.root, manifest.path, manifest.classes):
         notes.append(hint)
-    labelled = manifest.label[kept] >= 0
+    labelled = manifest.label[readable] >= 0
     return {
         "splits": {name: splits[name] for name in ("train", "val", "test", "") if splits[name]},
         "split_names": names,
         "unlabelled": 0 if manifest.classes is None else int((~labelled).sum()),
         "left_out": [{"path": path, "reason": reason} for path, reason in reasons.items()],
-        "empty_classes": [] if dataset is None else list(dataset.empty_classes),
+        "empty_classes": [] if images is None else list(images.empty_classes),
         "contradictions": contradictions(manifest),
         "look_alike": look_alike(manifest),
         "notes": notes,
@@ -73,15 +109,15 @@ def contradictions(manifest: Manifest) -> list[list[dict[str, str]]]:
     labels = manifest.label[rows][order]
     differ = np.minimum.reduceat(labels, starts) < np.maximum.reduceat(labels, starts)
     ends = np.r_[starts[1:], len(rows)]
-    found = []
+    groups = []
     for start, end in zip(starts[differ], ends[differ], strict=True):
         members = [
             (manifest.path[row], names[manifest.label[row]]) for row in rows[order[start:end]]
         ]
         # Of several labels an image, ant|winged and winged|ant say the same.
         if len({frozenset(label.split(SEPARATOR)) for _, label in members}) > 1:
-            found.append([{"path": path, "label": label} for path, label in members])
-    return sorted(found, key=lambda group: group[0]["path"])
+            groups.append([{"path": path, "label": label} for path, label in members])
+    return sorted(groups, key=lambda group: group[0]["path"])
 
 
 def look_alike(manifest: Manifest) -> list[list[str]]:

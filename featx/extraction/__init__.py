@@ -1,0 +1,1 @@
+"""Extraction: images through frozen networks into the cache, each image once."""

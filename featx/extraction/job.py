@@ -1,0 +1,388 @@
+"""A job: an extraction that has been settled. What is computed, where from, and where it goes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.registry import find_backbone
+from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
+from featx.backbones.taps import parse_taps
+from featx.backbones.weights import BUNDLED, matching_weights, resolve_weights
+from featx.cache.features import Features
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names, read_manifest
+from featx.cache.origins import Identity, Origin, recall_origin, remember_origin
+from featx.cache.space import FeatureSpace, read_spec
+from featx.exceptions import (
+    BackboneError,
+    CacheFormatError,
+    DatasetError,
+    UnknownNameError,
+    WeightsError,
+)
+from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
+from featx.images.dataset import ImageDataset
+from featx.images.split_names import SplitNames, read_splits
+from featx.spec import (
+    AUGMENTATIONS,
+    FeatureSpec,
+    ImagePolicy,
+    Precision,
+    StorageDtype,
+    ViewPolicy,
+)
+
+_LOG = logging.getLogger("featx")
+WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """An extraction that has been settled: what, where from, and where to.
+
+    It is a value that pickles. `open` makes what it needs, so that another process can do a part of
+    it: the same job with a part of the images.
+
+    Parameters
+    ----------
+    parts : tuple of (FeatureSpec, Network)
+        What is computed: each network with its plain specification and those of its views.
+    data : ImageDataset, path, list of paths, or str
+        The images, see `images`.
+    layout : CacheLayout or None
+        The cache whose features are used; None for none.
+    keep : bool, default True
+        Whether new features are written to that cache; else they stay in memory.
+    named : Manifest or None
+        The dataset, where `data` is the name of an extracted one.
+    reading : mapping
+        Arguments of `ImageDataset.from_any` with which the images are read.
+    origins : mapping
+        How each backbone was named, by its canonical name and the digest of its weights.
+    """
+
+    parts: tuple[tuple[FeatureSpec, Network], ...] = ()
+    data: Any
+    layout: CacheLayout | None
+    keep: bool = True
+    named: Manifest | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[Identity, Origin] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """What a dataset will have: every tap of every specification."""
+        return tuple(
+            Block(spec.backbone, tap, spec.name, None if spec.views is None else spec.views.index)
+            for spec, network in self.parts
+            for tap in network.taps
+        )
+
+    @property
+    def imported(self) -> bool:
+        """Whether the features were made elsewhere, so that nothing can be extracted."""
+        return self.named is not None and self.named.source == "imported"
+
+    def images(self) -> ImageDataset:
+        """Return the images; raise `DatasetError` where there are none."""
+        if self.named is not None:
+            return images_of(self.named)
+        return ImageDataset.from_any(self.data, **self.reading)
+
+    def open(self) -> list[Stage]:
+        """Return what fills the stores, one stage for each part, with the stores opened."""
+        return [Stage(spec, network, self._store(spec)) for spec, network in self.parts]
+
+    def _store(self, spec: FeatureSpec) -> FeatureSpace | MemoryStore:
+        space = None if self.layout is None else FeatureSpace(self.layout, spec)
+        return space if self.keep and space is not None else MemoryStore(spec, space)
+
+    def features(self, manifest: Manifest, stages: Sequence[Stage]) -> Features:
+        """Return the features of a dataset that stages have filled."""
+        return Features(
+            replace(manifest, blocks=self.blocks),
+            [stage.store for stage in stages for _ in stage.taps],
+            origins=self.origins,
+        )
+
+    def complete(self, stages: Sequence[Stage]) -> Features | None:
+        """Return the features of a named dataset that has all that is asked for, else None."""
+        if self.named is None:
+            return None
+        if self.imported:
+            assert self.layout is not None
+            return Features.open(self.named.name, cache=self.layout.root)
+        features = self.features(self.named, stages)
+        keys = features.keys
+        there = len(keys) and not any(stage.missing(keys).any() for stage in stages)
+        return features if there else None
+
+    def compute(self, on_error: str = "raise") -> tuple[list[NDArray[np.floating]], Ledger]:
+        """Return features (m, d) of the readable images, a matrix a stage and tap, and the ledger.
+
+        Nothing becomes a dataset of the cache. The images are in their order.
+        """
+        images, stages = self.images(), self.open()
+        ledger = Ledger.blank(len(images))
+        Run(images, stages, ledger, RunOptions(on_error=on_error)).work()
+        keys = ledger.key[ledger.readable]
+        if not len(keys):
+            return [np.empty((0, 0), np.float32) for _ in self.blocks], ledger
+        return [stage.store.gather(tap, keys) for stage in stages for tap in stage.taps], ledger
+
+    def remember_origins(self) -> None:
+        """Keep in the cache which weights were named, so that they are found again."""
+        for identity, origin in self.origins.items():
+            named = origin.weights is not None or ":" in origin.backbone
+            if named and self.layout is not None:
+                remember_origin(self.layout, identity, origin)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What an extraction is asked for; see `featx.extract` for the fields."""
+
+    backbone: str | Sequence[str] | None = None
+    weights: WeightsChoice = None
+    taps: str | Sequence[str] | None = None
+    input_size: int | tuple[int, int] | None = None
+    preprocessing: str | None = None
+    trust: bool = False
+    image: ImagePolicy | None = None
+    views: int = 0
+    view_policy: str | ViewPolicy | None = None
+    cache: str | os.PathLike[str] | None = None
+    engine: str = "auto"
+    batch_size: int | str = "auto"
+    dtype: StorageDtype = "float32"
+    precision: Precision = "f32"
+    splits: SplitNames = None
+    root: str | os.PathLike[str] | None = None
+    multilabel: bool = False
+
+    def settle(self, data: Any) -> Job:
+        """Settle before the first image is read what is computed and where it goes."""
+        layout = CacheLayout.at(self.cache)
+        job = Job(
+            data=data,
+            layout=layout,
+            named=find_named(layout, data, self.splits),
+            reading={"splits": self.splits, "root": self.root, "multilabel": self.multilabel},
+        )
+        if job.imported:
+            assert job.named is not None
+            _check_imported(job.named, self.backbone)
+            return job
+        names = ["tiny"] if self.backbone is None else _listed(self.backbone)
+        sources = self._sources(names, _known_weights(job, names) if self.weights is None else {})
+        taps = parse_taps(self.taps)
+        parts = []
+        for source in sources:
+            network = Network(
+                source,
+                taps,
+                self.engine,
+                batch_size=as_batch_size(self.batch_size),
+                precision=self.precision,
+                folder=engines_folder(layout, writing=True),
+            )
+            plain = source.spec(image=self.image, dtype=self.dtype, precision=self.precision)
+            specs = with_views(plain, self.views, self.view_policy)
+            parts += [(spec, network) for spec in specs]
+        origins = {
+            (source.name, source.weights.sha256): _origin(name, source, self.trust)
+            for name, source in zip(names, sources, strict=True)
+        }
+        return replace(job, parts=tuple(parts), origins=origins)
+
+    def _sources(self, names: list[str], known: Mapping[str, str]) -> list[BackboneSource]:
+        if not names:
+            raise BackboneError("expected at least one backbone, received none")
+        weights = known if self.weights is None else self.weights
+        by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
+        unknown = set(by_name) - set(names)
+        if unknown:
+            raise BackboneError(
+                f"weights are given for {', '.join(sorted(unknown))}, the backbones are "
+                f"{', '.join(names)}"
+            )
+        sources = [
+            resolve_backbone(
+                name,
+                weights=by_name.get(name),
+                input_size=self.input_size,
+                preprocessing=self.preprocessing,
+                trust=self.trust,
+            )
+            for name in names
+        ]
+        for source in sources:
+            log_preprocessing(source)
+        return sources
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+
+
+def _origin(name: str, source: BackboneSource, trust: bool) -> Origin:
+    if source.row is None or name.startswith("file:"):
+        prefix, _, path = name.partition(":")
+        return Origin(f"{prefix}:{Path(path).expanduser().resolve()}", None, trust)
+    chosen = source.weights.source
+    if chosen in ("imagenet", "bundled"):
+        return Origin(source.name, None, trust)
+    file = source.weights.path
+    return Origin(source.name, chosen if file is None else str(file.resolve()), trust)
+
+
+def _known_weights(job: Job, names: list[str]) -> dict[str, str]:
+    """Return the weights with which a dataset was extracted, of backbones that have others, too."""
+    rows = {name: find_backbone(name).name for name in names if ":" not in name}
+    rows = {name: row for name, row in rows.items() if row != BUNDLED}
+    assert job.layout is not None
+    manifest = job.named or _earlier(job.layout, job.data) if rows else None
+    if manifest is None:
+        return {}
+    chosen = {}
+    for name, row in rows.items():
+        digests = set()
+        for space in {block.space for block in manifest.blocks if block.backbone == row}:
+            with suppress(CacheFormatError, FileNotFoundError):
+                digests.add(read_spec(job.layout.spaces / space).weights_sha256)
+        if len(digests) != 1:
+            continue  # none, or several: then the published ones are as good as any
+        (digest,) = digests
+        origin = recall_origin(job.layout, (row, digest))
+        if origin is None or origin.weights is None:
+            continue
+        weights = matching_weights(row, origin.weights, digest)
+        with suppress(WeightsError):
+            if resolve_weights(find_backbone(row), weights).sha256 == digest:
+                chosen[name] = os.fspath(weights or "")
+        _LOG.warning(
+            "%s: %s was extracted with the weights %s%s",
+            row,
+            manifest.name,
+            chosen.get(name, origin.weights),
+            ", which are used; --weights imagenet takes the published ones"
+            if name in chosen
+            else ", which are not there any more: the published ones are used",
+        )
+    return chosen
+
+
+def _earlier(layout: CacheLayout, data: Any) -> Manifest | None:
+    """Return what the cache knows of a folder or a table under its own name."""
+    if not isinstance(data, str | os.PathLike):
+        return None
+    path = Path(data).expanduser()
+    with suppress(CacheFormatError, FileNotFoundError, OSError):
+        for name in dict.fromkeys((path.resolve().name, path.resolve().stem)):
+            if not layout.dataset(name).is_file():
+                continue
+            manifest = read_manifest(layout.dataset(name))
+            if Path(manifest.root) in (path.resolve(), path.resolve().parent):
+                return manifest
+    return None
+
+
+def with_views(
+    plain: FeatureSpec, views: int, policy: str | ViewPolicy | None = None
+) -> list[FeatureSpec]:
+    """Return a specification and those of so many augmented views of the same images."""
+    if views < 0:
+        raise DatasetError(f"views must be 0 or more, received {views}")
+    family = as_view_policy(policy)
+    if views > 1 and not AUGMENTATIONS[family.policy].is_drawn:
+        others = " or ".join(name for name, rule in AUGMENTATIONS.items() if rule.is_drawn)
+        raise DatasetError(
+            f"{family.policy} has one view of an image, received views={views}: ask for one "
+            f"(--views 1), or take the policy {others}"
+        )
+    return [plain, *(replace(plain, views=replace(family, index=index)) for index in range(views))]
+
+
+def as_view_policy(policy: str | ViewPolicy | None) -> ViewPolicy:
+    """Return a policy of views given by name, in full, or not at all."""
+    return ViewPolicy(policy=policy) if isinstance(policy, str) else policy or ViewPolicy()
+
+
+def as_batch_size(value: int | str) -> int | None:
+    """Return a number of images, None for the engine's choice."""
+    if value == "auto":
+        return None
+    if isinstance(value, int) and value > 0:
+        return value
+    raise BackboneError(f"batch_size must be 'auto' or a positive number, received {value!r}")
+
+
+def engines_folder(layout: CacheLayout | None, *, writing: bool) -> Path:
+    """Return where converted models are kept.
+
+    ``FEATX_ENGINES`` names a folder for all caches. Else it is in the cache that is written to, or
+    that is there; else in the user's own cache folder, since reading makes no cache.
+    """
+    named = os.environ.get("FEATX_ENGINES")
+    if named:
+        return Path(named).expanduser()
+    if layout is not None and (writing or layout.root.is_dir()):
+        return layout.engines
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "featx" / "engines"
+
+
+def find_named(layout: CacheLayout, data: Any, splits: SplitNames = None) -> Manifest | None:
+    """Return the manifest of the dataset that `data` names, or None when it is something else."""
+    if not isinstance(data, str) or Path(data).expanduser().exists():
+        return None
+    if layout.dataset(data).is_file():
+        manifest = find_manifest(layout, data)
+        return replace(manifest, split=read_splits(manifest.split, splits, what=repr(data))[0])
+    if any(mark in data for mark in "/\\.*"):
+        return None  # a path that does not exist, for the dataset to report
+    raise UnknownNameError(
+        "folder, file or extracted dataset",
+        data,
+        manifest_names(layout),
+        hint=f"Expected a path that exists, or a dataset in the cache {layout.root}",
+    )
+
+
+def _check_imported(manifest: Manifest, backbone: str | Sequence[str] | None) -> None:
+    """Refuse backbones that an imported dataset has no features of."""
+    there = {block.backbone for block in manifest.blocks}
+    others = set() if backbone is None else set(_listed(backbone)) - there
+    if others:
+        raise DatasetError(
+            f"{manifest.name!r} was imported: it has features of {', '.join(sorted(there))}, and "
+            f"no images for {', '.join(sorted(others))} to look at; leave -b (backbone) out"
+        )
+
+
+def images_of(manifest: Manifest) -> ImageDataset:
+    """Return the images of a named dataset, where they were."""
+    if manifest.source == "arrays":
+        raise DatasetError(
+            f"{manifest.name!r} was made from arrays: features that it does not have yet need the "
+            "arrays again"
+        )
+    return ImageDataset(
+        name=manifest.name,
+        root=Path(manifest.root) if manifest.root else None,
+        paths=tuple(manifest.path),
+        classes=manifest.classes,
+        labels=None if manifest.classes is None else manifest.label,
+        groups=tuple(manifest.group) if any(manifest.group) else None,
+        splits=tuple(manifest.split) if any(manifest.split) else None,
+        strays=manifest.strays,
+    )
