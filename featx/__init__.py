@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.cache.features import Features
     from featx.cache.maintenance import FeatureCache
-    from featx.cache.packing import pack_dataset
+    from featx.cache.pack import pack_dataset
     from featx.exceptions import (
         ArtefactError,
         BackboneError,
@@ -106,7 +106,7 @@ _HOMES = {
     "finetune": "featx.finetuning.tuning",
     "import_features": "featx.importing",
     "load": "featx.models.artefact",
-    "pack_dataset": "featx.cache.packing",
+    "pack_dataset": "featx.cache.pack",
     "plan_extraction": "featx.extraction.plan",
     "predict": "featx.models.prediction",
     "search": "featx.models.searching",

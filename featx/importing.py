@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.datasets import rewrite_dataset
 from featx.cache.editing import replay_edits
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
@@ -21,8 +20,10 @@ from featx.cache.manifest import (
     Block,
     Manifest,
     find_manifest,
+    rewrite_dataset,
 )
-from featx.cache.space import SHARD_BYTES, FeatureSpace
+from featx.cache.shard import SHARD_BYTES
+from featx.cache.space import FeatureSpace
 from featx.exceptions import DatasetError, reason
 from featx.feature_files.survey import RowSurvey, keyed_chunks, survey_rows
 from featx.feature_files.table import ArrayRows, RowSource, check_matrix

@@ -13,7 +13,7 @@ import pytest
 import featx
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.packing import pack_dataset
+from featx.cache.pack import pack_dataset
 from featx.exceptions import DatasetError, MissingExtraError, UnknownNameError
 from featx.feature_files.read import read_feature_file
 from featx.importing import import_features

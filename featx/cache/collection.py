@@ -14,87 +14,54 @@ What makes this safe beside extractions, readers and other collections:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from featx.cache.collection_plan import Group, Plan, is_young, plan_space
-from featx.cache.findings import check_is_cache, list_folder
-from featx.cache.integrity import check_shard
-from featx.cache.inventory import list_shards
-from featx.cache.layout import CacheLayout, publish, writing
+from featx.cache.key_index import KeyIndex, whole_keys
+from featx.cache.layout import CacheLayout, list_folder, list_shards, publish_bytes, writing
 from featx.cache.manifest import read_manifest
+from featx.cache.records import damage_of
 from featx.cache.replacing import locked
-from featx.cache.rewriting import write_parts
+from featx.cache.shard import SHARD_BYTES, Keys, Part, Shard, read_shard, write_parts
+from featx.cache.verification import check_is_cache, spec_digits
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.stamps import stamp_of
 
 DAY_S = 86_400.0
+# Shards with fewer bytes of rows than this are put together.
+_SMALL_BYTES = 8 << 20
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceCollection:
-    """What goes from a space.
+    """What goes from a space."""
 
-    Parameters
-    ----------
-    space : str
-        Name of its folder.
-    used : bool
-        Whether a dataset names it.
-    removed : bool
-        Whether the whole folder goes.
-    rows : int
-        Number of rows that stay, those of young and damaged shards left out.
-    rows_unused, rows_repeated : int
-        Rows that go: of images in no dataset, and copies of rows that stay.
-    size_bytes : int
-        Bytes of the rows that go.
-    shards_removed, shards_written : int
-        Number of files that go, and of those that take their place.
-    shards_young : int
-        Number of shards that are left alone for their age.
-    damaged : dict of str to str
-        Shards that are left alone for their damage, and what it is.
-    """
-
-    space: str
-    used: bool
-    removed: bool
-    rows: int
-    rows_unused: int
-    rows_repeated: int
-    size_bytes: int
+    space: str  # name of its folder
+    used: bool  # whether a dataset names it
+    removed: bool  # whether the whole folder goes
+    rows: int  # that stay, those of young and damaged shards left out
+    rows_unused: int  # that go: of images in no dataset
+    rows_repeated: int  # that go: copies of rows that stay
+    size_bytes: int  # of the rows that go
     shards_removed: int
     shards_written: int
-    shards_young: int
-    damaged: dict[str, str]
+    shards_young: int  # left alone for their age
+    damaged: dict[str, str]  # left alone for their damage, and what it is
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What a collection removed, or would remove.
-
-    Parameters
-    ----------
-    cache : Path
-        The cache.
-    dry_run : bool
-        Whether nothing was changed.
-    older_than_s : float
-        Age from which shards were looked at, in seconds.
-    spaces : tuple of SpaceCollection
-        One entry a space.
-    """
+    """What a collection removed, or would remove in a dry run, space by space."""
 
     cache: Path
     dry_run: bool
-    older_than_s: float
+    older_than_s: float  # age from which shards were looked at
     spaces: tuple[SpaceCollection, ...]
 
 
@@ -107,16 +74,10 @@ class _Usage:
 
     layout: CacheLayout
     stamp: Stamp = ()
-    keys: dict[str, list[NDArray[np.uint8]]] = field(default_factory=dict)
+    keys: dict[str, list[Keys]] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Read every manifest.
-
-        Raises
-        ------
-        CacheError
-            If one cannot be read.
-        """
+        """Read every manifest; `CacheError` if one cannot be read."""
         self.stamp, self.keys = _stamp(self.layout), {}
         for name, *_ in self.stamp:
             try:
@@ -136,17 +97,16 @@ class _Usage:
         """Return whether a dataset was written or removed since they were read."""
         return _stamp(self.layout) != self.stamp
 
-    def of(self, space: str) -> NDArray[np.uint8]:
+    def of(self, space: str) -> Keys:
         """Return the keys that are used of a space, shape (m, 32)."""
         return np.concatenate([np.empty((0, 32), np.uint8), *self.keys.get(space, ())])
 
 
 def _stamp(layout: CacheLayout) -> Stamp:
     stamp = []
-    for path in list_folder(layout.datasets):
+    for path in layout.manifests():
         with suppress(FileNotFoundError):
-            if path.suffix == ".h5":
-                stamp.append((path.name, *stamp_of(path.stat())))
+            stamp.append((path.name, *stamp_of(path.stat())))
     return tuple(stamp)
 
 
@@ -158,31 +118,16 @@ def collect_garbage(
     A row is used when a dataset that names its space has an image with its key. Rows that stay keep
     every byte. Stopped at any instant, it can be run again.
 
-    Parameters
-    ----------
-    layout : CacheLayout
-        The cache.
-    older_than_s : float, default 86400.0
-        Shards younger than this, in seconds, are left alone: an extraction writes its dataset last.
-    dry_run : bool, default True
-        Only say what would go.
-
-    Raises
-    ------
-    CacheError
-        If there is no cache, or a manifest cannot be read, so that its use is not known.
-    CacheWriteError
-        If a file cannot be written or removed.
+    Shards younger than `older_than_s` are left alone: an extraction writes its dataset last. A dry
+    run only says what would go.
     """
     check_is_cache(layout)
     usage = _Usage(layout)
     usage.read()
     spaces = []
-    for folder in list_folder(layout.spaces):
-        if not folder.is_dir():
-            continue
+    for folder in layout.space_folders():
         if dry_run:
-            plan = plan_space(folder, usage.of(folder.name), older_than_s=older_than_s)
+            plan = _plan_space(folder, usage.of(folder.name), older_than_s)
             used = folder.name in usage.keys
             goes = not used and _may_go(folder, older_than_s, but=plan)
             spaces.append(_report(folder, plan, plan.groups, used=used, removed=goes))
@@ -195,12 +140,12 @@ def _collect_space(
     layout: CacheLayout, folder: Path, usage: _Usage, older_than_s: float
 ) -> SpaceCollection:
     """Carry out the plan of a space; make another one when something came in between."""
-    done: list[Group] = []
+    done: list[_Group] = []
     damaged: dict[str, str] = {}
     for _ in range(_ATTEMPTS):
         if usage.changed():
             usage.read()
-        plan = plan_space(folder, usage.of(folder.name), older_than_s=older_than_s, leave=damaged)
+        plan = _plan_space(folder, usage.of(folder.name), older_than_s, damaged)
         again = False
         for group in plan.groups:
             try:
@@ -208,7 +153,10 @@ def _collect_space(
             except FileNotFoundError:
                 continue  # another collection was faster with these shards
             except CacheFormatError:
-                damaged |= _damage(group)
+                for shard in group.old:
+                    with suppress(FileNotFoundError):
+                        if reason := damage_of(shard):
+                            damaged[shard.path.name] = reason
                 again = True
                 continue
             if not carried_out:
@@ -231,10 +179,10 @@ def _collect_space(
 
 
 def _carry_out(
-    layout: CacheLayout, folder: Path, group: Group, usage: _Usage, older_than_s: float
+    layout: CacheLayout, folder: Path, group: _Group, usage: _Usage, older_than_s: float
 ) -> bool:
     """Publish what stays of a group, remove the rest; False when datasets changed meanwhile."""
-    written = write_parts(layout, folder, group.digest, group.parts)
+    written = write_parts(layout, folder, group.parts)
     old = [shard.path for shard in group.old]
     with locked(layout.datasets):
         changed = usage.changed() or _reused(old, older_than_s)
@@ -248,25 +196,13 @@ def _reused(paths: Sequence[Path], older_than_s: float) -> bool:
     """Return whether an extraction has begun to count on one of some shards."""
     for path in paths:
         with suppress(FileNotFoundError):
-            if is_young(path, older_than_s):
+            if _is_young(path, older_than_s):
                 return True
     return False
 
 
-def _damage(group: Group) -> dict[str, str]:
-    found = {}
-    for shard in group.old:
-        try:
-            check_shard(shard)
-        except FileNotFoundError:
-            continue
-        except CacheFormatError as error:
-            found[shard.path.name] = str(error)
-    return found
-
-
 def _report(
-    folder: Path, plan: Plan, groups: Sequence[Group], *, used: bool, removed: bool
+    folder: Path, plan: _Plan, groups: Sequence[_Group], *, used: bool, removed: bool
 ) -> SpaceCollection:
     repeated = sum(group.rows_repeated for group in groups)
     return SpaceCollection(
@@ -284,12 +220,12 @@ def _report(
     )
 
 
-def _may_go(folder: Path, older_than_s: float, *, but: Plan | None = None) -> bool:
+def _may_go(folder: Path, older_than_s: float, *, but: _Plan | None = None) -> bool:
     """Return whether nothing is left in a space, or would be once a plan was carried out."""
     going = {shard.path for group in but.groups for shard in group.old} if but else set()
     names = {path.name for path in list_folder(folder)}
     try:
-        young = "spec.json" in names and is_young(folder / "spec.json", older_than_s)
+        young = "spec.json" in names and _is_young(folder / "spec.json", older_than_s)
     except FileNotFoundError:
         return False
     shards = set(list_folder(folder / "shards"))
@@ -300,7 +236,7 @@ def _remove_folder(layout: CacheLayout, folder: Path) -> bool:
     """Remove an empty space, unless somebody begins to write into it."""
     path = folder / "spec.json"
     with writing(folder):
-        text = path.read_bytes() if path.exists() else None
+        spec = path.read_bytes() if path.exists() else None
         try:
             with suppress(FileNotFoundError):
                 (folder / "shards").rmdir()
@@ -312,11 +248,152 @@ def _remove_folder(layout: CacheLayout, folder: Path) -> bool:
             return True
         except OSError:
             # Not empty any more: a shard came in, which needs its specification.
-            if text is not None and list_shards(folder) and not path.exists():
-                publish(layout, path, lambda temporary: _write_bytes(temporary, text))
+            if spec is not None and list_shards(folder) and not path.exists():
+                publish_bytes(layout, path, spec)
             return False
     return True
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Shards that go together, and their rows that stay, in new shards.
+
+    `rows_repeated` of the rows that go are copies of others that stay.
+    """
+
+    old: tuple[Shard, ...]
+    parts: tuple[Part, ...] = ()
+    rows_repeated: int = 0
+
+    @property
+    def rows_gone(self) -> int:
+        """Number of rows that go, the repeated ones among them."""
+        return sum(map(len, self.old)) - sum(len(part.rows) for part in self.parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the rows that go."""
+        before = sum(len(shard) * shard.row_bytes for shard in self.old)
+        return before - sum(part.size_bytes for part in self.parts)
+
+    @property
+    def shards_written(self) -> int:
+        """Number of new shards."""
+        rows = sum(len(part.rows) for part in self.parts)
+        return -(-rows // self.parts[0].shard.usual_rows) if rows else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be done with a space; no shard is in two groups."""
+
+    groups: tuple[_Group, ...]
+    rows: int  # that stay
+    young: int  # shards that were not looked at
+    damaged: dict[str, str]  # shards that stay as they are, and what is wrong with them
+
+
+@dataclass(slots=True)
+class _Entry:
+    """The rows of a shard that are used, and whether some of them are in other shards too."""
+
+    part: Part
+    keys: Keys
+    repeats: bool = False
+
+    @property
+    def loses_rows(self) -> bool:
+        return len(self.part.rows) < len(self.part.shard)
+
+    @property
+    def like(self) -> tuple[object, ...]:
+        """What shards have in common that can be put together."""
+        taps = self.part.shard.taps.items()
+        return (self.part.shard.spec_digest, *sorted((t, a.dtype.str, a.shape[1]) for t, a in taps))
+
+
+def _is_young(path: Path, older_than_s: float) -> bool:
+    """Return whether a file was written less than `older_than_s` ago."""
+    return older_than_s > 0 and time.time() - path.stat().st_mtime < older_than_s
+
+
+def _plan_space(folder: Path, used: Keys, older_than_s: float, leave: Container[str] = ()) -> _Plan:
+    """Decide what goes from a space, given the keys that datasets use and shards to leave alone."""
+    index = KeyIndex([used])
+    entries: list[_Entry] = []
+    damaged: dict[str, str] = {}
+    young = 0
+    for path in list_shards(folder):
+        if path.name in leave:
+            continue
+        try:
+            if _is_young(path, older_than_s):
+                young += 1
+                continue
+            shard = read_shard(path, spec_digits(folder))
+            shard.keys.check()  # else damaged keys would look unused
+            keys = shard.keys.map()
+            rows = np.flatnonzero(index.find(keys)[1] >= 0)
+        except FileNotFoundError:
+            continue
+        except CacheFormatError as error:
+            damaged[path.name] = str(error)
+            continue
+        entries.append(_Entry(Part(shard, rows), keys[rows]))
+    alike: dict[tuple[object, ...], list[_Entry]] = {}
+    groups = []
+    for entry in entries:
+        if len(entry.part.rows):
+            alike.setdefault(entry.like, []).append(entry)
+        else:
+            groups.append(_Group((entry.part.shard,)))
+    for same in alike.values():
+        groups += _group(same)
+    rows_kept = sum(len(entry.part.rows) for entry in entries)
+    return _Plan(tuple(groups), rows_kept, young, damaged)
+
+
+def _group(entries: Sequence[_Entry]) -> Iterator[_Group]:
+    """Put shards together whose rows repeat each other, that are small, or that lose rows."""
+    repeated = _drop_repeated(entries)
+    linked = [entry for entry in entries if entry.repeats]
+    if linked:
+        yield _as_group(linked, repeated)
+    alone = [entry for entry in entries if not entry.repeats]
+    touched = [e for e in alone if e.loses_rows or e.part.size_bytes < _SMALL_BYTES]
+    # Smallest first: then at most one group stays small, and a second run finds nothing to do.
+    touched.sort(key=lambda entry: (entry.part.size_bytes, entry.part.shard.path))
+    waiting: list[_Entry] = []
+    for entry in [*touched, None]:
+        size = sum(waited.part.size_bytes for waited in waiting)
+        if waiting and (entry is None or size + entry.part.size_bytes > SHARD_BYTES):
+            if len(waiting) > 1 or waiting[0].loses_rows:
+                yield _as_group(waiting)
+            waiting = []
+        if entry is not None:
+            waiting.append(entry)
+
+
+def _as_group(entries: Sequence[_Entry], repeated: int = 0) -> _Group:
+    parts = tuple(entry.part for entry in entries if len(entry.part.rows))
+    return _Group(tuple(entry.part.shard for entry in entries), parts, repeated)
+
+
+def _drop_repeated(entries: Sequence[_Entry]) -> int:
+    """Keep the first of equal keys, mark the shards that share any, and count what is dropped."""
+    keys = np.concatenate([entry.keys for entry in entries])
+    _, first, group, count = np.unique(
+        whole_keys(keys), return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(first) == len(keys):
+        return 0
+    shared = count[group.ravel()] > 1
+    keep = np.zeros(len(keys), np.bool_)
+    keep[first] = True
+    start = 0
+    for entry in entries:
+        here = slice(start, start + len(entry.keys))
+        start += len(entry.keys)
+        entry.repeats = bool(shared[here].any())
+        entry.part = Part(entry.part.shard, entry.part.rows[keep[here]])
+    return len(keys) - len(first)

@@ -7,6 +7,7 @@ says, and hold for images that came since.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,61 +17,46 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.manifest import DUPLICATE, OK, STATUSES, Manifest
-from featx.cache.splitting import check_fractions, hash_splits, stratified_splits
+from featx.cache.key_index import whole_keys
+from featx.cache.manifest import DUPLICATE, OK, STATUSES, Edit, Manifest
+from featx.cache.shard import Keys
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
-from featx.files.stamps import STAMP
 
-_STRINGS = ("path", "group", "split", "reason")
-_ARRAYS = ("label", *STAMP, "key", "status")
+# Held-out splits are cut first: a val added later takes from train and never from test.
+_FIRST, _LAST = ("test", "val"), "train"
 
 
 def remove_rows(
     manifest: Manifest, globs: Iterable[str] = (), *, status: Iterable[str] = ()
 ) -> Manifest:
-    """Leave out rows.
+    """Leave out rows by patterns such as ``red/*.gif`` (``*`` crosses slashes) and by status.
 
-    Parameters
-    ----------
-    manifest : Manifest
-        The dataset.
-    globs : iterable of str, optional
-        Patterns of paths such as ``red/*.gif``, in which ``*`` also stands for slashes.
-    status : iterable of {"ok", "failed", "duplicate", "pending"}, optional
-        What became of the rows; ``duplicate`` leaves the first of equal images.
-
-    Raises
-    ------
-    UnknownNameError
-        For another status.
-    DatasetError
-        If no row fits, or all do.
+    The status ``duplicate`` leaves the first of equal images.
     """
-    edit = {"edit": "remove", "globs": sorted(globs), "status": sorted(status)}
+    edit: dict[str, Any] = {"edit": "remove", "globs": sorted(globs), "status": sorted(status)}
     for name in edit["status"]:
         if name not in STATUSES:
             raise UnknownNameError("status", name, STATUSES)
-    left = _remove(manifest, edit)
-    if len(left) == len(manifest):
-        asked = ", ".join([*edit["globs"], *edit["status"]])
+    remaining = _edited(manifest, edit)
+    if len(remaining) == len(manifest):
+        patterns = ", ".join([*edit["globs"], *edit["status"]])
         raise DatasetError(
-            f"no row of {manifest.name!r} fits {asked or 'an empty list'}; paths look like "
+            f"no row of {manifest.name!r} fits {patterns or 'an empty list'}; paths look like "
             f"{manifest.path[0] if len(manifest) else ''!r}"
         )
-    if not len(left):
+    if not len(remaining):
         raise DatasetError(
             f"nothing would be left of {manifest.name!r}: to be rid of it, delete the dataset"
         )
-    return _recorded(left, edit)
+    return remaining
 
 
-def _remove(manifest: Manifest, edit: Mapping[str, Any]) -> Manifest:
-    codes = [STATUSES.index(name) for name in edit["status"]]
-    kept = ~np.isin(manifest.status, codes)
+def _remove(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
+    keep = ~np.isin(manifest.status, [STATUSES.index(name) for name in edit["status"]])
     globs = edit["globs"]
     if globs:
-        kept &= ~np.array([any(fnmatchcase(p, g) for g in globs) for p in manifest.path], np.bool_)
-    return _take(manifest, np.flatnonzero(kept))
+        keep &= ~np.array([any(fnmatchcase(p, g) for g in globs) for p in manifest.path], np.bool_)
+    return _take(manifest, np.flatnonzero(keep))
 
 
 def relabel(
@@ -79,23 +65,9 @@ def relabel(
     classes: Mapping[str, str] | None = None,
     paths: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Rename, join or drop classes, or label single images.
+    """Rename, join or drop classes (old to new, all at once), or label single images (by path).
 
-    Parameters
-    ----------
-    manifest : Manifest
-        The dataset.
-    classes : mapping of str to str, optional
-        Old class to new one, all at once (two may be swapped); empty text takes the label away.
-    paths : mapping of str to str, optional
-        Path to class. Images that equal one of these byte for byte get the same label.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such class or path.
-    DatasetError
-        If an image could not be read, so that it cannot be found again.
+    Empty text takes the label away. Images that equal a labelled one get the same label.
     """
     old = dict(classes or {})
     for name in old:
@@ -110,14 +82,11 @@ def relabel(
         if not manifest.key[row].any():
             raise DatasetError(f"{path} could not be read, so that its label cannot be kept")
         keys[manifest.key[row].tobytes().hex()] = label
-    edit = {"edit": "relabel", "classes": old, "keys": keys}
-    return _recorded(_relabel(manifest, edit), edit)
+    return _edited(manifest, {"edit": "relabel", "classes": old, "keys": keys})
 
 
-def _relabel(manifest: Manifest, edit: Mapping[str, Any]) -> Manifest:
-    names = [*(manifest.classes or ()), ""]
-    by_class = edit["classes"]
-    labels = [by_class.get(names[code], names[code]) for code in manifest.label.tolist()]
+def _relabel(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
+    labels = [edit["classes"].get(name, name) for name in manifest.label_names]
     by_key = {bytes.fromhex(key): label for key, label in edit["keys"].items()}
     if by_key:
         for row, key in enumerate(manifest.key):
@@ -134,54 +103,31 @@ def assign_splits(
 ) -> Manifest:
     """Split a dataset; rows of one group and equal images are on one side.
 
-    Parameters
-    ----------
-    manifest : Manifest
-        The dataset. Images that could not be read get no split.
-    fractions : mapping of str to float
-        Such as ``{"train": 0.8, "test": 0.2}``; their sum is 1.
-    method : {"hash", "stratified"}, default "hash"
-        ``hash`` looks at nothing but group, else key, and seed, so that no image moves when others
-        come; ``stratified`` gives every class the same shares, and images that come later are
-        placed by their hash.
-    seed : int, default 0
-        Another seed is another split.
-
-    Raises
-    ------
-    DatasetError
-        If the fractions are none.
-    UnknownNameError
-        For another method.
+    ``hash`` looks at nothing but group, else key, and seed, so that no image moves when others
+    come. ``stratified`` gives every class the same shares; images that come later are placed by
+    their hash. Images that could not be read get no split.
     """
     if method not in ("hash", "stratified"):
         raise UnknownNameError("method of splitting", method, ("hash", "stratified"))
-    edit = {
-        "edit": "split",
-        "fractions": check_fractions(fractions),
-        "method": method,
-        "seed": int(seed),
-    }
-    return _recorded(_split(manifest, edit), edit)
+    cuts = _check_fractions(fractions)
+    edit = {"edit": "split", "fractions": cuts, "method": method, "seed": int(seed)}
+    return _edited(manifest, edit)
 
 
-def _split(
-    manifest: Manifest, edit: Mapping[str, Any], earlier: Manifest | None = None
-) -> Manifest:
-    rows = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
+def _split(manifest: Manifest, edit: Edit, earlier: Manifest | None = None) -> Manifest:
+    rows = manifest.usable
     keys, groups = manifest.key[rows], [manifest.group[row] for row in rows]
     fractions, seed = edit["fractions"], edit["seed"]
     if edit["method"] == "hash":
-        found = hash_splits(keys, groups, fractions, seed=seed)
+        new = hash_splits(keys, groups, fractions, seed=seed)
     else:
         known = None if earlier is None else _known_splits(manifest, rows, earlier)
-        found = stratified_splits(
-            keys, groups, manifest.label[rows], fractions, seed=seed, earlier=known
-        )
+        labels = manifest.label[rows]
+        new = stratified_splits(keys, groups, labels, fractions, seed=seed, earlier=known)
     # What could not be read this time, or was not reached, keeps what it had.
     old = {} if earlier is None else dict(zip(earlier.path, earlier.split, strict=True))
     splits = [old.get(path, "") for path in manifest.path]
-    for row, split in zip(rows.tolist(), found, strict=True):
+    for row, split in zip(rows.tolist(), new, strict=True):
         splits[row] = split
     return replace(manifest, split=splits)
 
@@ -189,6 +135,7 @@ def _split(
 def _known_splits(
     manifest: Manifest, rows: NDArray[np.intp], earlier: Manifest
 ) -> dict[bytes, str]:
+    """Return the earlier splits by key; of rows whose key was not known then, by path."""
     known, unread = {}, {}
     for path, key, split in zip(earlier.path, earlier.key, earlier.split, strict=True):
         if split and key.any():
@@ -202,23 +149,10 @@ def _known_splits(
 
 
 def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) -> Manifest:
-    """Join the rows of two datasets.
+    """Join the rows of two datasets; a file that is in both is taken from the first.
 
     The result is no folder's any more: its paths are absolute, and more of its features are
     extracted by its name. It has the features that both have.
-
-    Parameters
-    ----------
-    manifest, other : Manifest
-        The datasets; a file that is in both is taken from the first.
-    name : str, optional
-        Name of the result, that of the first by default.
-
-    Raises
-    ------
-    DatasetError
-        If one holds files and the other arrays or imported features, or if imported features
-        were not made alike.
     """
     if manifest.source != other.source:
         raise DatasetError(
@@ -233,59 +167,39 @@ def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) ->
         )
     ours, theirs = _absolute(manifest), _absolute(other)
     known = set(ours.path) if manifest.source == "files" else set()
-    rows = np.array([row for row, path in enumerate(theirs.path) if path not in known], np.intp)
-    theirs = _take(theirs, rows)
-    strings: dict[str, Any] = {
-        column: getattr(ours, column) + getattr(theirs, column) for column in _STRINGS
-    }
-    arrays: dict[str, Any] = {
-        column: np.concatenate([getattr(ours, column), getattr(theirs, column)])
-        for column in _ARRAYS
-    }
-    joined = replace(
-        ours,
+    theirs = _take(
+        theirs, np.array([row for row, p in enumerate(theirs.path) if p not in known], np.intp)
+    )
+    whole = replace(
+        ours.joined(theirs),
         name=name or manifest.name,
         root="",
         blocks=blocks,
         strays=(),
         edits=(),
-        **strings,
-        **arrays,
     )
-    labels = [*_names(ours), *_names(theirs)]
-    return _with_labels(restated(joined), labels)
+    return _with_labels(restated(whole), [*ours.label_names, *theirs.label_names])
 
 
 def _absolute(manifest: Manifest) -> Manifest:
     if not manifest.root:
         return manifest
-    return replace(
-        manifest, path=[str(PurePosixPath(manifest.root, path)) for path in manifest.path]
-    )
+    paths = [str(PurePosixPath(manifest.root, path)) for path in manifest.path]
+    return replace(manifest, path=paths)
 
 
 def _take(manifest: Manifest, rows: NDArray[np.intp]) -> Manifest:
-    strings: dict[str, Any] = {
-        name: [getattr(manifest, name)[row] for row in rows] for name in _STRINGS
-    }
-    arrays: dict[str, Any] = {name: getattr(manifest, name)[rows] for name in _ARRAYS}
-    taken = restated(replace(manifest, **strings, **arrays))
-    return _with_labels(taken, _names(taken))
+    taken = restated(manifest.take(rows))
+    return _with_labels(taken, taken.label_names)
 
 
 def restated(manifest: Manifest) -> Manifest:
     """Let the first of equal images be ``ok`` and the others ``duplicate``."""
-    read = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
-    whole = np.ascontiguousarray(manifest.key[read]).view("V32").ravel()
+    rows = manifest.usable
     status = manifest.status.copy()
-    status[read] = DUPLICATE
-    status[read[np.unique(whole, return_index=True)[1]]] = OK
+    status[rows] = DUPLICATE
+    status[rows[np.unique(whole_keys(manifest.key[rows]), return_index=True)[1]]] = OK
     return replace(manifest, status=status)
-
-
-def _names(manifest: Manifest) -> list[str]:
-    names = [*(manifest.classes or ()), ""]
-    return [names[code] for code in manifest.label.tolist()]
 
 
 def _with_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
@@ -294,55 +208,38 @@ def _with_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
     old = [name for name in manifest.classes or () if name in used]
     classes = (*old, *sorted(used.difference(old)))
     code = {name: number for number, name in enumerate(classes)} | {"": -1}
-    return replace(
-        manifest,
-        classes=classes or None,
-        label=np.array([code[name] for name in labels], np.int32),
-    )
+    codes = np.array([code[name] for name in labels], np.int32)
+    return replace(manifest, classes=classes or None, label=codes)
 
 
-def _recorded(manifest: Manifest, edit: dict[str, Any]) -> Manifest:
-    """Keep an edit with the manifest; a split makes earlier splits void."""
-    void = edit["edit"] if edit["edit"] == "split" else None
-    kept = [old for old in manifest.edits if old["edit"] != void]
-    return replace(manifest, edits=(*kept, edit))
-
-
-_REPLAY: dict[str, Callable[[Manifest, Mapping[str, Any], Manifest], Manifest]] = {
-    "relabel": lambda fresh, edit, _: _relabel(fresh, edit),
-    "remove": lambda fresh, edit, _: _remove(fresh, edit),
+_APPLY: dict[str, Callable[[Manifest, Edit, Manifest | None], Manifest]] = {
+    "relabel": _relabel,
+    "remove": _remove,
     "split": _split,
 }
+
+
+def _edited(manifest: Manifest, edit: dict[str, object]) -> Manifest:
+    """Do an edit and keep it with the manifest; a split makes earlier splits void."""
+    kind = str(edit["edit"])
+    void = kind if kind == "split" else None
+    earlier = [old for old in manifest.edits if old["edit"] != void]
+    return replace(_APPLY[kind](manifest, edit, None), edits=(*earlier, edit))
 
 
 def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
     """Do to a manifest that was made anew what was done to it before.
 
-    Parameters
-    ----------
-    fresh : Manifest
-        What the folder says now.
-    earlier : Manifest
-        The dataset as it was, with its edits.
-
-    Returns
-    -------
-    Manifest
-        With the same edits. Images that came since are treated like the others.
-
-    Raises
-    ------
-    CacheFormatError
-        If an edit is damaged, or of a later version.
+    Images that came since are treated like the others.
     """
     for edit in earlier.edits:
-        if edit["edit"] not in _REPLAY:
+        if edit["edit"] not in _APPLY:
             raise CacheFormatError(
                 f"the edit {edit['edit']!r} of {earlier.name!r} is not known to this featx: "
                 "upgrade featx"
             )
         try:
-            fresh = _REPLAY[edit["edit"]](fresh, edit, earlier)
+            fresh = _APPLY[edit["edit"]](fresh, edit, earlier)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CacheFormatError(f"damaged edits of {earlier.name!r}: {reason(error)}") from error
     return replace(fresh, edits=earlier.edits)
@@ -361,3 +258,126 @@ def kept_rows(earlier: Manifest, paths: Sequence[str]) -> list[int]:
     return [
         row for row, path in enumerate(paths) if not any(fnmatchcase(path, glob) for glob in globs)
     ]
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
+    """Return fractions in the order in which they are cut; they must be positive with sum 1."""
+    bad = [name for name, part in fractions.items() if not name.strip() or not 0 < part <= 1]
+    if bad or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise DatasetError(
+            "expected fractions above 0 whose sum is 1, such as train 0.8 and test 0.2, received "
+            f"{dict(fractions)}"
+        )
+    middle = sorted(set(fractions) - {*_FIRST, _LAST})
+    return {name: float(fractions[name]) for name in (*_FIRST, *middle, _LAST) if name in fractions}
+
+
+def related_rows(keys: Keys, groups: Sequence[str]) -> NDArray[np.int64]:
+    """Return for each row the number of one row that stands for all that belong with it.
+
+    Rows belong together when their keys are equal, or when they share a group (empty text is
+    none), and so on along chains of the two.
+    """
+    rows = np.arange(len(keys))
+    if not len(keys):
+        return rows
+    _, by_key = np.unique(whole_keys(keys), return_inverse=True)
+    names = np.asarray(groups, dtype=np.str_)
+    _, first, by_group = np.unique(names, return_index=True, return_inverse=True)
+    by_group = np.where(names == "", len(first) + rows, by_group)
+    heads = rows
+    while True:
+        before = heads
+        for part in (by_key, by_group):
+            least = np.full(int(part.max()) + 1, len(rows))
+            np.minimum.at(least, part, heads)
+            heads = least[part]
+        # Each number is that of a row of the same kind, so its own is one too: chains halve.
+        heads = heads[heads]
+        if np.array_equal(heads, before):
+            return heads
+
+
+def hash_splits(
+    keys: Keys, groups: Sequence[str], fractions: Mapping[str, float], *, seed: int = 0
+) -> list[str]:
+    """Return the split of each row, decided by nothing but its group, else its key, and the seed.
+
+    Rows that come later move no row that was there, unless they tie two groups together (an image
+    of one group that equals an image of another byte for byte): then one of both has to move, and
+    the smaller hash decides.
+    """
+    names, ends = _cuts(fractions)
+    positions = _positions(keys, groups, related_rows(keys, groups), seed)
+    return [names[at] for at in np.searchsorted(ends, positions, side="right").tolist()]
+
+
+def _cuts(fractions: Mapping[str, float]) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the names of splits, and where in [0, 1) each but the last one ends."""
+    cuts = _check_fractions(fractions)
+    return list(cuts), np.cumsum(list(cuts.values()))[:-1]
+
+
+def _positions(
+    keys: Keys, groups: Sequence[str], together: NDArray[np.int64], seed: int
+) -> NDArray[np.float64]:
+    """Return a number in [0, 1) for each row, the same for related rows."""
+    named = np.array([bool(group) for group in groups], np.bool_)
+    positions = np.full(len(keys), np.inf)
+    # The key counts only where no group is near, so that a copy without a group moves nothing.
+    grouped = np.zeros(len(keys), np.bool_)
+    grouped[together[named]] = True
+    known: dict[str, float] = {}
+    for row, group in enumerate(groups):
+        if group:
+            if group not in known:
+                known[group] = _position(seed, "group", group.encode("utf-8", "surrogateescape"))
+            positions[row] = known[group]
+        elif not grouped[together[row]] and together[row] == row:
+            positions[row] = _position(seed, "key", keys[row].tobytes())
+    least = np.full(len(keys), np.inf)
+    np.minimum.at(least, together, positions)
+    spread: NDArray[np.float64] = least[together]
+    return spread
+
+
+def _position(seed: int, kind: str, name: bytes) -> float:
+    digest = hashlib.sha256(f"featx-split-1 {seed} {kind} ".encode("ascii") + name).digest()
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def stratified_splits(
+    keys: Keys,
+    groups: Sequence[str],
+    labels: NDArray[np.int32],
+    fractions: Mapping[str, float],
+    *,
+    seed: int = 0,
+    earlier: Mapping[bytes, str] | None = None,
+) -> list[str]:
+    """Return the split of each row, with the classes in equal shares.
+
+    Related rows count for the class of the first. Splits that were before, by key, stay as they
+    are, and rows that are related to none of them are placed as `hash_splits` does, since the
+    shares of what is fixed cannot be mended without moving it.
+    """
+    together = related_rows(keys, groups)
+    if earlier is not None:
+        old: dict[int, str] = {}
+        for row, head in enumerate(together.tolist()):
+            split = earlier.get(keys[row].tobytes(), "")
+            if split:
+                old.setdefault(head, split)
+        fresh = hash_splits(keys, groups, fractions, seed=seed)
+        return [old.get(head, new) for head, new in zip(together.tolist(), fresh, strict=True)]
+    names, ends = _cuts(fractions)
+    positions = _positions(keys, groups, together, seed)
+    weights = np.bincount(together, minlength=len(keys))
+    heads = np.flatnonzero(weights)
+    chosen = np.zeros(len(keys), np.int64)
+    for label in np.unique(labels[heads]):
+        rows = heads[labels[heads] == label]
+        rows = rows[np.argsort(positions[rows], kind="stable")]
+        middles = np.cumsum(weights[rows]) - weights[rows] / 2
+        chosen[rows] = np.searchsorted(ends, middles / weights[rows].sum(), side="right")
+    return [names[at] for at in chosen[together].tolist()]

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.findings import extract_again
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING, Block, Manifest, find_manifest
-from featx.cache.origins import Identity, Origin, recall_origin
+from featx.cache.manifest import FAILED, PENDING, Block, Manifest, extract_again, find_manifest
+from featx.cache.records import Identity, Origin, recall_origin
+from featx.cache.shard import Floats, Keys
 from featx.cache.space import FeatureSpace, open_space
-from featx.cache.streaming import stream_batches
 from featx.exceptions import FeaturesError
 from featx.spec import FeatureSpec
+
+Batch: TypeAlias = tuple[Floats, NDArray[np.intp]]
+"""Features of shape (b, d), and the numbers of their rows."""
+
+_CHUNKS_A_BUFFER = 16
 
 
 class FeatureStore(Protocol):
@@ -27,19 +31,19 @@ class FeatureStore(Protocol):
     def spec(self) -> FeatureSpec:
         """The specification."""
 
-    def has(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    def has(self, taps: Sequence[str], keys: Keys) -> NDArray[np.bool_]:
         """Return whether all taps of each key of shape (m, 32) are here."""
 
-    def touch(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> None:
+    def touch(self, taps: Sequence[str], keys: Keys) -> None:
         """See to it that what is here of keys of shape (m, 32) is not taken for unused."""
 
-    def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+    def gather(self, tap: str, keys: Keys) -> Floats:
         """Return the features of keys of shape (m, 32), in their order, shape (m, d)."""
 
-    def disk_order(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.intp]:
+    def disk_order(self, tap: str, keys: Keys) -> NDArray[np.intp]:
         """Return the order of keys of shape (m, 32) in which they are read fastest."""
 
-    def recheck(self, tap: str, keys: NDArray[np.uint8]) -> None:
+    def recheck(self, tap: str, keys: Keys) -> None:
         """Compare what is on the disk of keys of shape (m, 32) with its digests once more."""
 
 
@@ -93,9 +97,8 @@ class Features:
         self.origins = dict(origins or {})
         self.report = report or {}
         self._stores = tuple(stores)
-        kept = np.isin(manifest.status, (OK, DUPLICATE))
-        self.rows = np.flatnonzero(kept)
-        self._matrices: dict[int, NDArray[np.floating[Any]]] = {}
+        self.rows = manifest.usable
+        self._matrices: dict[int, Floats] = {}
         self._looked_up: set[int] = set()
 
     @classmethod
@@ -149,7 +152,7 @@ class Features:
         return self.manifest.classes
 
     @property
-    def keys(self) -> NDArray[np.uint8]:
+    def keys(self) -> Keys:
         """Keys of the rows, shape (n, 32)."""
         return self.manifest.key[self.rows]
 
@@ -192,7 +195,7 @@ class Features:
         return [(self.manifest.path[row], self.manifest.reason[row]) for row in rows]
 
     @property
-    def X(self) -> NDArray[np.floating[Any]]:
+    def X(self) -> Floats:
         """The features, shape (n, d), when there is exactly one block beside its views."""
         plain = [block for block in self.blocks if block.view is None]
         if len(plain) != 1:
@@ -204,7 +207,7 @@ class Features:
 
     def matrix(
         self, *, backbone: str | None = None, tap: str | None = None, view: int | None = None
-    ) -> NDArray[np.floating[Any]]:
+    ) -> Floats:
         """Return the features of one block, or of an augmented view of it, shape (n, d).
 
         Rows that lie together in the cache are mapped from the file, others are copied once.
@@ -230,7 +233,7 @@ class Features:
 
     def augmented(
         self, *, backbone: str | None = None, tap: str | None = None
-    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.intp]]:
+    ) -> tuple[Floats, NDArray[np.intp]]:
         """Return the features of one block and of all its views, one below the other.
 
         Returns
@@ -261,7 +264,7 @@ class Features:
         shuffle: bool = False,
         seed: int = 0,
         max_ram_bytes: int = 256 << 20,
-    ) -> Iterator[tuple[NDArray[np.floating[Any]], NDArray[np.intp]]]:
+    ) -> Iterator[Batch]:
         """Yield rows, each once, in batches, never holding more than a budget of memory.
 
         Parameters
@@ -275,7 +278,9 @@ class Features:
         batch_size : int, default 1024
             Number of rows in a batch; the last one may be smaller.
         shuffle : bool, default False
-            Whether to shuffle, chunk by chunk; see `featx.cache.streaming.stream_batches`.
+            Whether to shuffle: chunks of neighbours are drawn in random order into a buffer of
+            half the budget, whose rows are then shuffled. That is random enough for gradient
+            descent, and read at the speed of the disk.
         seed : int, default 0
             The same seed gives the same order; take another for each epoch.
         max_ram_bytes : int, default 256 MiB
@@ -289,7 +294,7 @@ class Features:
             Their row numbers: ``features.labels[rows]`` are their labels.
         """
         number = self._find(backbone, tap, view)
-        store, place, keys = self._stores[number], self.blocks[number].tap, self.keys
+        store, tap, keys = self._stores[number], self.blocks[number].tap, self.keys
         if rows is not None:
             keys = keys[rows]
         if not len(keys):
@@ -297,21 +302,35 @@ class Features:
         if number not in self._looked_up:
             # All shards are compared with their digests at once, not one after another.
             with self._explained(number):
-                if not store.has([place], self.keys).all():
-                    store.disk_order(place, keys)  # says how many of these are missing
+                if not store.has([tap], self.keys).all():
+                    store.disk_order(tap, keys)  # says how many of these are missing
             self._looked_up.add(number)
-        first = self._gather(number, keys[:1])
-        batches = stream_batches(
-            lambda places: self._gather(number, keys[places]),
-            store.disk_order(place, keys) if shuffle else np.arange(len(keys)),
-            first.nbytes,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            max_ram_bytes=max_ram_bytes,
+        row_bytes = self._gather(number, keys[:1]).nbytes
+        if batch_size < 1:
+            raise FeaturesError(f"expected a positive batch_size, received {batch_size}")
+        if 2 * batch_size * row_bytes > max_ram_bytes:
+            raise FeaturesError(
+                f"two batches of {batch_size} rows need {2 * batch_size * row_bytes:,} bytes, "
+                f"more than max_ram_bytes={max_ram_bytes:,}: take smaller batches or more memory"
+            )
+        if not shuffle:
+            for start in range(0, len(keys), batch_size):
+                chosen = np.arange(start, min(start + batch_size, len(keys)))
+                yield self._gather(number, keys[chosen]), chosen if rows is None else rows[chosen]
+            return
+        generator = np.random.default_rng(seed)
+        buffer_rows = max(batch_size, max_ram_bytes // (2 * row_bytes) // batch_size * batch_size)
+        drawn = _draw_chunks(
+            store.disk_order(tap, keys), buffer_rows // _CHUNKS_A_BUFFER, generator
         )
-        for X, places in batches:
-            yield X, places if rows is None else rows[places]
+        for start in range(0, len(drawn), buffer_rows):
+            chosen = np.sort(drawn[start : start + buffer_rows])
+            X = self._gather(number, keys[chosen])
+            mixed = generator.permutation(len(chosen))
+            for first in range(0, len(chosen), batch_size):
+                batch = mixed[first : first + batch_size]
+                numbers = chosen[batch]
+                yield X[batch], numbers if rows is None else rows[numbers]
 
     def take(
         self,
@@ -320,7 +339,7 @@ class Features:
         backbone: str | None = None,
         tap: str | None = None,
         view: int | None = None,
-    ) -> NDArray[np.floating[Any]]:
+    ) -> Floats:
         """Return some rows of one block, shape (m, d), without the others being read."""
         return self._gather(self._find(backbone, tap, view), self.keys[rows])
 
@@ -332,7 +351,7 @@ class Features:
         number = self._find(backbone, tap)
         self._stores[number].recheck(self.blocks[number].tap, self.keys)
 
-    def _gather(self, number: int, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+    def _gather(self, number: int, keys: Keys) -> Floats:
         with self._explained(number):
             return self._stores[number].gather(self.blocks[number].tap, keys)
 
@@ -375,3 +394,12 @@ class Features:
                 f"expected one block for {which}, found {len(fits)}; there are: {there}"
             )
         return fits[0]
+
+
+def _draw_chunks(
+    order: NDArray[np.intp], rows: int, generator: np.random.Generator
+) -> NDArray[np.intp]:
+    """Return row numbers in the order of the disk, cut into chunks that were shuffled."""
+    starts = np.arange(0, len(order), max(1, rows))
+    generator.shuffle(starts)
+    return np.concatenate([order[start : start + max(1, rows)] for start in starts])

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,35 +26,25 @@ from featx.cache.layout import reading
 from featx.exceptions import CacheFormatError
 from featx.files.safe_hdf5 import contiguous_offset, hdf5_dataset, hdf5_item
 
+if TYPE_CHECKING:
+    import h5py
+    from _typeshed import ReadableBuffer
+
+Values: TypeAlias = NDArray[np.generic]
 _MAX_ATTRIBUTE_BYTES = 1 << 16
 _ALIGNMENT = 64
+_CHUNK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Where a contiguous array lies in its file.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    name : str
-        Name in the file.
-    offset : int
-        First byte.
-    shape : tuple of int
-        Its shape.
-    dtype : numpy.dtype
-        Its type, little-endian.
-    sha256 : str
-        Digest of its bytes, as the writer stated it.
-    """
+    """Where a contiguous little-endian array lies in its file, and the digest stated with it."""
 
     path: Path
     name: str
     offset: int
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     sha256: str
 
     def map(self) -> NDArray[Any]:
@@ -65,8 +56,42 @@ class Array:
                 self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape
             )
 
+    def check(self) -> None:
+        """Compare the bytes with their digest, and refuse NaN and infinity, in bounded memory."""
+        # They are read, not mapped: a sector that cannot be read is then an error, where touching
+        # a map would end the process.
+        left = math.prod(self.shape) * self.dtype.itemsize
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(min(left, _CHUNK_BYTES)))
+        done, bad_rows = 0, set[int]()
+        with reading(self.path), self.path.open("rb") as file:
+            file.seek(self.offset)
+            while left:
+                count = file.readinto(buffer[: min(left, len(buffer))])
+                if not count:
+                    raise CacheFormatError(f"{self.name} ends early: the file was cut short")
+                digest.update(buffer[:count])
+                left -= count
+                if self.dtype.kind == "f":
+                    values = np.frombuffer(buffer, self.dtype, count // self.dtype.itemsize)
+                    finite = np.isfinite(values)
+                    if not finite.all():
+                        bad_rows.update(
+                            ((done + np.flatnonzero(~finite)) // self.shape[1]).tolist()
+                        )
+                    done += len(values)
+            if digest.hexdigest() != self.sha256:
+                raise CacheFormatError(
+                    f"the bytes of {self.name} do not have the digest stated with them"
+                )
+            if bad_rows:
+                raise CacheFormatError(
+                    f"{self.name} holds NaN or infinity in {len(bad_rows):,} of "
+                    f"{self.shape[0]:,} rows, the first is {min(bad_rows)}"
+                )
 
-def tag(item: Any, kind: str, version: int = 1) -> None:
+
+def tag(item: h5py.HLObject, kind: str, version: int = 1) -> None:
     """Write the type and the version of an element."""
     item.attrs["type"] = np.bytes_(kind)
     item.attrs["version"] = np.int64(version)
@@ -83,7 +108,7 @@ class _PatientFile(io.FileIO):
         super().__init__(path, "w+")
         self.error: OSError | None = None
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         view = memoryview(data).cast("B")
         done = 0
         while self.error is None and done < len(view):
@@ -103,14 +128,8 @@ class _PatientFile(io.FileIO):
 
 
 @contextmanager
-def create(path: Path) -> Iterator[Any]:
-    """Create an HDF5 file whose arrays begin at multiples of 64 bytes.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
+def create(path: Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file whose arrays begin at multiples of 64 bytes."""
     import h5py
 
     with _PatientFile(path) as target:
@@ -128,20 +147,35 @@ def create(path: Path) -> Iterator[Any]:
                 raise target.error
 
 
-def write_array(group: Any, name: str, values: NDArray[Any], kind: str) -> None:
+def write_array(group: h5py.Group, name: str, values: Values, kind: str) -> None:
     """Write a contiguous, uncompressed array with its type, version and digest."""
     little = np.ascontiguousarray(values)
     little = little.astype(little.dtype.newbyteorder("<"), copy=False)
-    dataset = group.create_dataset(name, data=little, track_times=False)
+    write_chunks(group, name, little.shape, little.dtype, [little], kind)
+
+
+def write_chunks(
+    group: h5py.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    chunks: Iterable[Values],
+    kind: str,
+) -> None:
+    """Write an array as `write_array` does, of which one chunk of rows after the other comes."""
+    dataset = group.create_dataset(name, shape, dtype, track_times=False)
+    digest, start = hashlib.sha256(), 0
+    for values in chunks:
+        if values.size:
+            dataset[start : start + len(values)] = values
+            # As bytes: buffers of NumPy's text type are not given out.
+            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+        start += len(values)
     tag(dataset, kind)
-    dataset.attrs["sha256"] = np.bytes_(_digest(little))
+    dataset.attrs["sha256"] = np.bytes_(digest.hexdigest())
 
 
-def _digest(values: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
-
-
-def write_strings(group: Any, name: str, values: Sequence[str]) -> None:
+def write_strings(group: h5py.Group, name: str, values: Sequence[str]) -> None:
     """Write a column of strings: their UTF-8 bytes end to end, and where each one ends."""
     text = "".join(values).encode("utf-8", "surrogateescape")
     lengths = np.fromiter(map(len, values), np.int64, len(values))
@@ -155,14 +189,8 @@ def write_strings(group: Any, name: str, values: Sequence[str]) -> None:
 
 
 @contextmanager
-def open_checked(path: Path, kind: str, version: int = 1) -> Iterator[Any]:
-    """Open a file of featx for reading, and check its type and version.
-
-    Raises
-    ------
-    CacheFormatError
-        If it is damaged, foreign, or of another version.
-    """
+def open_checked(path: Path, kind: str, version: int = 1) -> Iterator[h5py.File]:
+    """Open a file of featx for reading, and check its type and version."""
     import h5py
 
     with reading(path), h5py.File(path, "r", locking=False) as file:
@@ -170,10 +198,10 @@ def open_checked(path: Path, kind: str, version: int = 1) -> Iterator[Any]:
         yield file
 
 
-def _check_tag(item: Any, kind: str, version: int = 1) -> None:
-    found, number = attribute(item, "type"), attribute(item, "version")
-    if found != kind:
-        raise CacheFormatError(f"expected {kind!r} at {item.name}, received {found!r}")
+def _check_tag(item: h5py.HLObject, kind: str, version: int = 1) -> None:
+    stated, number = attribute(item, "type"), attribute(item, "version")
+    if stated != kind:
+        raise CacheFormatError(f"expected {kind!r} at {item.name}, received {stated!r}")
     if int(number) != version:
         raise CacheFormatError(
             f"{kind} at {item.name} has version {number}, this featx reads version {version}: "
@@ -181,7 +209,7 @@ def _check_tag(item: Any, kind: str, version: int = 1) -> None:
         )
 
 
-def attribute(item: Any, name: str) -> Any:
+def attribute(item: h5py.HLObject, name: str) -> str | int:
     """Return a scalar attribute (text or a number), refusing other kinds and absurd sizes."""
     from h5py import h5a
 
@@ -195,10 +223,11 @@ def attribute(item: Any, name: str) -> Any:
         raise CacheFormatError(f"attribute {name!r} at {item.name} is no text and no number")
     value = np.empty((), dtype)
     stored.read(value)
-    return value.item().decode() if dtype.kind == "S" else value.item()
+    plain = value.item()
+    return plain.decode() if dtype.kind == "S" else int(plain)
 
 
-def find_group(group: Any, name: str, kind: str) -> Any:
+def find_group(group: h5py.Group, name: str, kind: str) -> h5py.Group:
     """Return a group of the type expected, refusing links."""
     import h5py
 
@@ -209,7 +238,9 @@ def find_group(group: Any, name: str, kind: str) -> Any:
     return item
 
 
-def find_array(group: Any, name: str, kind: str, *, ndim: int, dtypes: Sequence[str]) -> Array:
+def find_array(
+    group: h5py.Group, name: str, kind: str, *, ndim: int, dtypes: Sequence[str]
+) -> Array:
     """Check an array and return where it lies, without reading its data."""
     import h5py
 
@@ -226,22 +257,17 @@ def find_array(group: Any, name: str, kind: str, *, ndim: int, dtypes: Sequence[
     return Array(path, item.name, offset, tuple(item.shape), item.dtype, str(stated))
 
 
-def read_array(group: Any, name: str, *, dtype: str, ndim: int = 1) -> NDArray[Any]:
+def read_array(group: h5py.Group, name: str, *, dtype: str, ndim: int = 1) -> Values:
     """Read a small array and check its digest."""
-    found = find_array(group, name, "featx-array", ndim=ndim, dtypes=(dtype,))
+    array = find_array(group, name, "featx-array", ndim=ndim, dtypes=(dtype,))
     # Through the open file: another one may have taken its place in the folder meanwhile.
-    values: NDArray[Any] = group[name][...]
-    check_digest(found, values)
+    values: Values = group[name][...]
+    if hashlib.sha256(values.data).hexdigest() != array.sha256:
+        raise CacheFormatError(f"the bytes of {array.name} do not have the digest stated with them")
     return values
 
 
-def check_digest(array: Array, values: NDArray[Any]) -> None:
-    """Compare an array's bytes with the digest that its writer stated."""
-    if _digest(values) != array.sha256:
-        raise CacheFormatError(f"the bytes of {array.name} do not have the digest stated with them")
-
-
-def read_strings(group: Any, name: str) -> list[str]:
+def read_strings(group: h5py.Group, name: str) -> list[str]:
     """Read a column of strings."""
     column = find_group(group, name, "featx-strings")
     ends = read_array(column, "ends", dtype="<i8")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.hdf5 import Array
+from featx.cache.shard import Keys
 
 # A run is joined with the one before it unless that one is this many times as long: a look-up then
 # meets few runs, and a shard that comes to millions of rows does not sort them all again.
@@ -21,13 +22,8 @@ _ROW_MASK = np.uint64((1 << 32) - 1)
 class _Run:
     """Some rows, sorted by the beginning of their keys.
 
-    Parameters
-    ----------
-    words : ndarray of shape (n, 4), uint64
-        The keys.
-    places : ndarray of shape (n,), uint64
-        The first 32 bits of a key and the 32 bits of its row, rising: numbers are sorted ten times
-        faster than rows by their numbers.
+    ``words`` are the keys, shape (n, 4). ``places`` are the first 32 bits of a key and the 32 bits
+    of its row, rising: numbers are sorted ten times faster than rows by their numbers.
     """
 
     words: NDArray[np.uint64]
@@ -47,7 +43,7 @@ class _Run:
 
     def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the row of each key, -1 where it is not here."""
-        found = np.full(len(words), -1, np.int64)
+        rows = np.full(len(words), -1, np.int64)
         prefix = _prefix(words)
         at = np.searchsorted(self.places, prefix)
         left = np.arange(len(words))
@@ -60,9 +56,9 @@ class _Run:
             alike = place & ~_ROW_MASK == prefix[left]
             left, at, row = left[alike], at[alike], row[alike]
             equal = (self.words[row] == words[left]).all(axis=1)
-            found[left[equal]] = row[equal]
+            rows[left[equal]] = row[equal]
             left, at = left[~equal], at[~equal] + 1
-        return found
+        return rows
 
 
 def _prefix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -73,27 +69,18 @@ def _prefix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class KeyIndex:
     """Rows by key; it does not change, but can be extended.
 
-    Parameters
-    ----------
-    parts : sequence of ndarray or Array of shape (n, 32), uint8
-        Keys of each shard. Those in files are mapped one at a time, for a process may have few
-        files open. Where a key occurs more than once, any of its rows stands for it.
-
-    Examples
-    --------
-    >>> keys = np.arange(64, dtype=np.uint8).reshape(2, 32)
-    >>> KeyIndex([keys]).find(keys[::-1])
-    (array([0, 0]), array([1, 0]))
+    Keys of each shard, shape (n, 32), that lie in files are mapped one at a time, for a process
+    may have few files open. Where a key occurs more than once, any of its rows stands for it.
     """
 
-    def __init__(self, parts: Sequence[NDArray[np.uint8] | Array] = ()) -> None:
+    def __init__(self, parts: Sequence[Keys | Array] = ()) -> None:
         self._ends = np.cumsum([0, *(part.shape[0] for part in parts)])
         self._runs = (_Run.of(_words(parts)),) if len(self) else ()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def extended(self, parts: Sequence[NDArray[np.uint8] | Array]) -> KeyIndex:
+    def extended(self, parts: Sequence[Keys | Array]) -> KeyIndex:
         """Return an index that has these parts, too, after those of this one."""
         if not parts:
             return self
@@ -106,18 +93,18 @@ class KeyIndex:
         whole._runs = tuple(runs)
         return whole
 
-    def find(self, keys: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the part and the row of each key, -1 where it is not here.
-
-        Parameters
-        ----------
-        keys : ndarray of shape (m, 32), uint8
-
-        Returns
-        -------
-        part, row : ndarray of shape (m,), int64
-        """
-        place = self._find_places(keys)
+    def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the part and the row of each key, -1 where it is not here."""
+        place = np.full(len(keys), -1, np.int64)
+        words = np.ascontiguousarray(keys).view(np.uint64)
+        left = np.arange(len(keys))
+        start = 0
+        for run in self._runs:
+            row = run.find(words[left])
+            here = row >= 0
+            place[left[here]] = row[here] + start
+            left = left[~here]
+            start += len(run)
         part = np.searchsorted(self._ends, place, side="right") - 1
         row = place - self._ends[part]
         missing = place < 0
@@ -125,21 +112,14 @@ class KeyIndex:
         row[missing] = -1
         return part, row
 
-    def _find_places(self, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-        found = np.full(len(keys), -1, np.int64)
-        words = np.ascontiguousarray(keys).view(np.uint64)
-        left = np.arange(len(keys))
-        start = 0
-        for run in self._runs:
-            row = run.find(words[left])
-            here = row >= 0
-            found[left[here]] = row[here] + start
-            left = left[~here]
-            start += len(run)
-        return found
+
+def whole_keys(keys: Keys) -> NDArray[np.bytes_]:
+    """Return keys of shape (n, 32) as n values that can be sorted and compared."""
+    # Of 32 bytes each, texts are equal only where the keys are: padding is with zeros too.
+    return np.ascontiguousarray(keys).view("S32").ravel()
 
 
-def _words(parts: Sequence[NDArray[np.uint8] | Array]) -> NDArray[np.uint64]:
+def _words(parts: Sequence[Keys | Array]) -> NDArray[np.uint64]:
     words = np.empty((sum(part.shape[0] for part in parts), 4), np.uint64)
     start = 0
     for part in parts:

@@ -15,18 +15,10 @@ from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError, reas
 from featx.files.durable import written_whole
 from featx.spec import FeatureSpec, folder_name
 
-DEFAULT_CACHE = "cache"
-
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """The folders of a cache.
-
-    Parameters
-    ----------
-    root : Path
-        The cache folder. It is made when the first file is written into it.
-    """
+    """The folders of the cache at `root`, which is made when a file is first written into it."""
 
     root: Path
 
@@ -34,7 +26,7 @@ class CacheLayout:
     def at(cls, cache: str | os.PathLike[str] | None = None) -> CacheLayout:
         """Return the cache at a path, else at ``FEATX_CACHE``, else at ``cache``."""
         chosen = os.fspath(cache) if cache is not None else os.environ.get("FEATX_CACHE")
-        return cls(Path(chosen or DEFAULT_CACHE).expanduser())
+        return cls(Path(chosen or "cache").expanduser())
 
     @property
     def spaces(self) -> Path:
@@ -63,14 +55,14 @@ class CacheLayout:
 
     @property
     def tmp(self) -> Path:
-        """Where files are written before they move to their place."""
+        """Where files are written before they are renamed."""
         return self.root / "tmp"
 
     def free_bytes(self) -> int:
         """Bytes that are free where the cache is, or would be."""
-        folder = self.root.resolve()
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        return shutil.disk_usage(there).free
+        root = self.root.resolve()
+        existing = next(folder for folder in (root, *root.parents) if folder.exists())
+        return shutil.disk_usage(existing).free
 
     def space(self, spec: FeatureSpec) -> Path:
         """Folder of the space of a specification."""
@@ -80,6 +72,29 @@ class CacheLayout:
         """Manifest of a dataset."""
         return self.datasets / f"{folder_name(name)}.h5"
 
+    def space_folders(self) -> list[Path]:
+        """Return the folders of all spaces."""
+        return [folder for folder in list_folder(self.spaces) if folder.is_dir()]
+
+    def manifests(self) -> list[Path]:
+        """Return the manifests of all datasets."""
+        return [path for path in list_folder(self.datasets) if path.suffix == ".h5"]
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """Return the shards of a space, in the order in which readers take them."""
+    return [path for path in list_folder(folder / "shards") if path.suffix == ".h5"]
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted, without names that begin with a dot."""
+    # Those belong to the system: .nfs... is a file that was removed while somebody has it open.
+    try:
+        with reading(folder):
+            return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
 
 def publish(
     layout: CacheLayout,
@@ -88,26 +103,10 @@ def publish(
     *,
     move: Callable[[Path, Path], None] | None = None,
 ) -> None:
-    """Write a file elsewhere and move it to its place, so that no reader sees half of it.
+    """Write a file into ``tmp/`` and rename it to `target`, so that no reader sees half of it.
 
-    The file is written into ``tmp/`` and moved as `featx.files.durable.written_whole` does it.
-
-    Parameters
-    ----------
-    layout : CacheLayout
-        The cache; ``tmp/`` must be on the file system of `target`.
-    target : Path
-        Where the file goes.
-    write : callable
-        Writes the file at the path that it is given.
-    move : callable, optional
-        Moves the finished file from one path to another, by default whatever is there; see
-        `featx.cache.replacing`.
-
-    Raises
-    ------
-    CacheWriteError
-        If anything of this fails; the unfinished file is removed.
+    By default it replaces whatever is there; `move` is another way to rename, such as
+    `FileVersion.move`. When anything fails, the unfinished file is removed.
     """
     temporary = layout.tmp / f"{secrets.token_hex(8)}-{target.name}"
     with writing(target):
@@ -115,6 +114,15 @@ def publish(
         layout.tmp.mkdir(parents=True, exist_ok=True)
         with written_whole(target, temporary=temporary, move=move):
             write(temporary)
+
+
+def publish_bytes(layout: CacheLayout, target: Path, content: bytes) -> None:
+    """Write a small file, see `publish`."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    publish(layout, target, write)
 
 
 _NEXT_STEPS = {

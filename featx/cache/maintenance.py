@@ -7,73 +7,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featx.cache.collection import DAY_S, Collection, collect_garbage
 from featx.cache.features import Features
-from featx.cache.layout import CacheLayout
-from featx.cache.manifest import DUPLICATE, FAILED, OK, manifest_names, read_manifest
+from featx.cache.layout import CacheLayout, list_folder
+from featx.cache.manifest import FAILED, manifest_names, read_manifest
 from featx.cache.merging import Merge, merge_cache
-from featx.cache.repairing import Repair, repair_cache
 from featx.cache.space import FeatureSpace, read_spec
-from featx.cache.verification import Progress, Verification, verify_cache
+from featx.cache.verification import Progress, Repair, Verification, repair_cache, verify_cache
 from featx.exceptions import CacheFormatError
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceInfo:
-    """What a space holds.
+    """What a space holds."""
 
-    Parameters
-    ----------
-    name : str
-        Name of its folder.
-    backbone : str
-        The network.
-    input_size_px : tuple of two int
-        Height and width.
-    rows : dict of str to int
-        Number of rows by tap.
-    shards : int
-        Number of files.
-    size_bytes : int
-        Their size.
-    damaged : dict of str to str
-        Files that are left out, and why.
-    """
-
-    name: str
+    name: str  # of its folder
     backbone: str
-    input_size_px: tuple[int, int]
-    rows: dict[str, int]
+    input_size_px: tuple[int, int]  # height and width
+    rows: dict[str, int]  # by tap
     shards: int
     size_bytes: int
-    damaged: dict[str, str]
+    damaged: dict[str, str]  # files that are left out, and why
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a manifest says.
-
-    Parameters
-    ----------
-    name, root : str
-        Name, and the folder of the images.
-    images, failed, classes : int
-        How many inputs, how many of them failed, how many classes.
-    blocks : list of str
-        The features that it has, as backbone/tap.
-    damaged : str
-        Why it cannot be read; empty when it can.
-    """
+    """What a manifest says."""
 
     name: str
-    root: str
+    root: str  # the folder of the images
     images: int
     failed: int
     classes: int
-    blocks: list[str]
-    damaged: str = ""
+    blocks: list[str]  # backbone/tap
+    damaged: str = ""  # why it cannot be read
 
 
 class FeatureCache:
@@ -114,8 +81,7 @@ class FeatureCache:
     def info(self) -> dict[str, Any]:
         """Return what the cache holds: lists of `SpaceInfo` and `DatasetInfo`, and its size."""
         spaces, unreadable = [], {}
-        folders = sorted(self.layout.spaces.iterdir()) if self.layout.spaces.is_dir() else []
-        for folder in folders:
+        for folder in list_folder(self.layout.spaces):
             try:
                 spaces.append(self._space(folder))
             except (CacheFormatError, FileNotFoundError) as error:
@@ -131,7 +97,26 @@ class FeatureCache:
     def verify(
         self, *, workers: int | None = None, progress: Progress | None = None
     ) -> Verification:
-        """Read every byte again; see `featx.cache.verification.verify_cache`."""
+        """Read every file again and compare it with its digests; nothing is written.
+
+        Parameters
+        ----------
+        workers : int, optional
+            Number of threads, by default one a core, 8 at most. Each holds 256 KiB of features, or
+            one manifest.
+        progress : callable, optional
+            Called with the numbers of files done, in all, and with findings.
+
+        Returns
+        -------
+        Verification
+            With ``findings``: path, kind, reason and what to do, and ``ok``.
+
+        Raises
+        ------
+        CacheError
+            If there is no cache, or one of its folders cannot be listed.
+        """
         return verify_cache(self.layout, workers=workers, progress=progress)
 
     def repair(
@@ -141,15 +126,52 @@ class FeatureCache:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> Repair:
-        """Remove what is damaged; see `featx.cache.repairing.repair_cache`."""
+        """Verify and remove what is damaged, so that the next extraction computes it again.
+
+        Parameters
+        ----------
+        dry_run : bool, default False
+            Only say what would be removed.
+        workers, progress
+            As in `verify`.
+
+        Raises
+        ------
+        CacheWriteError
+            If a file cannot be removed.
+        """
         return repair_cache(self.layout, dry_run=dry_run, workers=workers, progress=progress)
 
     def gc(self, *, older_than_s: float = DAY_S, dry_run: bool = True) -> Collection:
-        """Remove what no dataset uses; see `featx.cache.collection.collect_garbage`."""
+        """Remove spaces and rows that no dataset uses, and put shards under 8 MiB together.
+
+        Parameters
+        ----------
+        older_than_s : float, default 86400.0
+            Shards younger than this, in seconds, are left alone: an extraction writes its dataset
+            last.
+        dry_run : bool, default True
+            Only say what would go.
+
+        Raises
+        ------
+        CacheError
+            If there is no cache, or a manifest cannot be read, so that its use is not known.
+        CacheWriteError
+            If a file cannot be written or removed.
+        """
         return collect_garbage(self.layout, older_than_s=older_than_s, dry_run=dry_run)
 
     def merge(self, *others: str | os.PathLike[str]) -> list[Merge]:
-        """Bring in other caches, one after the other; see `featx.cache.merging.merge_cache`."""
+        """Copy what other caches have and this one has not; nothing is written there.
+
+        Raises
+        ------
+        CacheError
+            If one of them is no cache, or is this very one.
+        CacheWriteError
+            If something cannot be written. What was copied before is kept; run it again.
+        """
         return [merge_cache(self.layout, CacheLayout.at(other)) for other in others]
 
     def _space(self, folder: Path) -> SpaceInfo:
@@ -173,11 +195,10 @@ class FeatureCache:
             manifest = read_manifest(self.layout.dataset(name))
         except CacheFormatError as error:
             return DatasetInfo(name, "", 0, 0, 0, [], damaged=str(error))
-        kept = int(np.isin(manifest.status, (OK, DUPLICATE)).sum())
         return DatasetInfo(
             name=manifest.name,
             root=manifest.root,
-            images=kept,
+            images=len(manifest.usable),
             failed=int((manifest.status == FAILED).sum()),
             classes=len(manifest.classes or ()),
             blocks=[str(block) for block in manifest.blocks],

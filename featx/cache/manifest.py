@@ -13,10 +13,12 @@ Layout, version 1::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,31 +32,32 @@ from featx.cache.hdf5 import (
     write_array,
     write_strings,
 )
-from featx.cache.layout import CacheLayout, publish
-from featx.cache.replacing import locked
+from featx.cache.layout import CacheLayout, publish, writing
+from featx.cache.replacing import FileVersion, Replaced, locked
+from featx.cache.shard import Keys
 from featx.exceptions import CacheFormatError, DatasetError
 from featx.files.stamps import STAMP
 
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
 _KIND = "featx-manifest"
+_STRINGS = ("path", "group", "split", "reason")
+_NUMBERS = {**dict.fromkeys(STAMP, "<i8"), "label": "<i4", "key": "|u1", "status": "|u1"}
 # Not there in manifests of featx 0.1, which knew neither.
 _OPTIONAL = ("ctime_ns", "birth_ns")
-_STRINGS = ("path", "group", "split", "reason")
+_ATTEMPTS = 100
+
+Edit: TypeAlias = Mapping[str, Any]
+"""What was done to a dataset, as JSON types; see `featx.cache.editing`."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One matrix of features of a dataset.
+    """One matrix of features of a dataset: a network, a layer of it, and the space's folder.
 
-    Parameters
-    ----------
-    backbone, tap : str
-        Which network, and where in it.
-    space : str
-        Name of the space's folder.
-    view : int, optional
-        Which augmented view; None for the images as they are.
+    `view` is the number of an augmented view, None for the images as they are.
     """
 
     backbone: str
@@ -71,57 +74,34 @@ class Block:
         return plain if self.view is None else [*plain, self.view]
 
 
+def _unknown() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is known of a dataset.
-
-    Parameters
-    ----------
-    name : str
-        Name of the dataset.
-    root : str
-        The folder that paths are relative to; empty when there is none.
-    classes : tuple of str or None
-        Names of the classes in the order of their codes; None for unlabelled data.
-    path, group, split, reason : list of str
-        One entry a row; empty text where there is none.
-    label : ndarray of shape (n,), int32
-        Codes of classes, -1 for none.
-    size, mtime_ns, inode, ctime_ns, birth_ns : ndarray of shape (n,), int64
-        Of the file when it was read, see `featx.files.stamps`; -1 where not known.
-    key : ndarray of shape (n, 32), uint8
-        SHA-256 of the file; zeros where it could not be read.
-    status : ndarray of shape (n,), uint8
-        Index into `STATUSES`.
-    strays : tuple of str
-        Files that were found and are no images.
-    blocks : tuple of Block
-        The features that there are.
-    source : str
-        Kind of the data: ``files``, ``arrays`` or ``imported``.
-    edits : tuple of dict
-        What was edited since, as JSON types; see `featx.cache.editing`.
-    """
+    """What is known of a dataset; columns have one entry a row, empty text where there is none."""
 
     name: str
-    root: str
-    classes: tuple[str, ...] | None
+    root: str  # the folder that paths are relative to; empty when there is none
+    classes: tuple[str, ...] | None  # in the order of their codes; None for unlabelled data
     path: list[str]
-    label: NDArray[np.int32]
+    label: NDArray[np.int32]  # codes of classes, -1 for none
     group: list[str]
     split: list[str]
     reason: list[str]
+    # Of each file when it was read, see `featx.files.stamps`; -1 where not known.
     size: NDArray[np.int64]
     mtime_ns: NDArray[np.int64]
     inode: NDArray[np.int64]
-    key: NDArray[np.uint8]
-    status: NDArray[np.uint8]
-    strays: tuple[str, ...] = ()
-    blocks: tuple[Block, ...] = field(default_factory=tuple)
-    source: str = "paths"
+    key: Keys  # SHA-256 of each file; zeros where it could not be read
+    status: NDArray[np.uint8]  # index into STATUSES
+    strays: tuple[str, ...] = ()  # files that were seen and are no images
+    blocks: tuple[Block, ...] = ()
+    source: str = "paths"  # kind of the data: files, arrays or imported
     edits: tuple[dict[str, Any], ...] = ()
-    ctime_ns: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    birth_ns: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    ctime_ns: NDArray[np.int64] = field(default_factory=_unknown)
+    birth_ns: NDArray[np.int64] = field(default_factory=_unknown)
 
     def __post_init__(self) -> None:
         for name in _OPTIONAL:
@@ -131,24 +111,54 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.path)
 
+    @property
+    def usable(self) -> NDArray[np.intp]:
+        """The rows that have features: ok and duplicate ones."""
+        return np.flatnonzero(np.isin(self.status, (OK, DUPLICATE)))
+
+    @property
+    def label_names(self) -> list[str]:
+        """The class of each row, empty text for none."""
+        names = [*(self.classes or ()), ""]
+        return [names[code] for code in self.label.tolist()]
+
+    def take(self, rows: NDArray[np.intp]) -> Manifest:
+        """Return some of the rows."""
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _NUMBERS}
+        for name in _STRINGS:
+            values = getattr(self, name)
+            columns[name] = [values[row] for row in rows.tolist()]
+        return replace(self, **columns)
+
+    def joined(self, other: Manifest) -> Manifest:
+        """Return the rows of this dataset and, below them, those of another."""
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _NUMBERS
+        }
+        columns |= {name: getattr(self, name) + getattr(other, name) for name in _STRINGS}
+        return replace(self, **columns)
+
+
+def same_manifest(one: Manifest, other: Manifest, *, but: Container[str] = ()) -> bool:
+    """Return whether two manifests say the same in all columns but some."""
+    for column in fields(Manifest):
+        if column.name in but:
+            continue
+        left, right = getattr(one, column.name), getattr(other, column.name)
+        if isinstance(left, np.ndarray):
+            if not np.array_equal(left, right):
+                return False
+        elif left != right:
+            return False
+    return True
+
 
 def write_manifest(
-    layout: CacheLayout,
-    manifest: Manifest,
-    *,
-    move: Callable[[Path, Path], None] | None = None,
+    layout: CacheLayout, manifest: Manifest, *, move: Callable[[Path, Path], None] | None = None
 ) -> Path:
-    """Write a manifest to its place, whole or not at all, and return the place.
+    """Write a manifest, whole or not at all, and return its path.
 
-    Parameters
-    ----------
-    layout : CacheLayout
-        The cache.
-    manifest : Manifest
-        What to write.
-    move : callable, optional
-        Moves the finished file to its place, such as `FileVersion.move`; by default it replaces
-        whatever is there.
+    By default it replaces whatever is there; `move` is another way, such as `FileVersion.move`.
     """
     path = layout.dataset(manifest.name)
     header: dict[str, Any] = {
@@ -168,98 +178,52 @@ def write_manifest(
             write_strings(file, "header", [json.dumps(header, sort_keys=True)])
             for name in _STRINGS:
                 write_strings(file, name, getattr(manifest, name))
-            for name in STAMP:
-                values = np.asarray(getattr(manifest, name), "<i8")
+            for name, dtype in _NUMBERS.items():
+                values = np.asarray(getattr(manifest, name), dtype)
                 if name not in _OPTIONAL or (values != -1).any():
                     write_array(file, name, values, "featx-array")
-            write_array(file, "label", np.asarray(manifest.label, "<i4"), "featx-array")
-            write_array(file, "key", manifest.key, "featx-array")
-            write_array(file, "status", manifest.status, "featx-array")
 
-    publish(layout, path, write, move=move or _move)
+    def replace_any(new: Path, target: Path) -> None:
+        with locked(target.parent):
+            new.replace(target)
+
+    publish(layout, path, write, move=move or replace_any)
     return path
 
 
-def _move(new: Path, target: Path) -> None:
-    with locked(target.parent):
-        new.replace(target)
-
-
-def same_manifest(one: Manifest, other: Manifest, *, but: Container[str] = ()) -> bool:
-    """Return whether two manifests say the same in all columns but some."""
-    for field_ in fields(Manifest):
-        if field_.name in but:
-            continue
-        left, right = getattr(one, field_.name), getattr(other, field_.name)
-        if isinstance(left, np.ndarray):
-            if not np.array_equal(left, right):
-                return False
-        elif left != right:
-            return False
-    return True
-
-
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest, checking every digest.
-
-    Raises
-    ------
-    CacheFormatError
-        If it is damaged, foreign, or of another version.
-    """
+    """Read a manifest, checking every digest."""
     with open_checked(path, _KIND) as file:
         (text,) = read_strings(file, "header")
         header: dict[str, Any] = json.loads(text)
-        strings = {name: read_strings(file, name) for name in _STRINGS}
-        present = [name for name in STAMP if name not in _OPTIONAL or name in file]
-        stats = {name: read_array(file, name, dtype="<i8") for name in present}
-        label = read_array(file, "label", dtype="<i4")
-        key = read_array(file, "key", dtype="|u1", ndim=2)
-        status = read_array(file, "status", dtype="|u1")
-        lengths = {len(column) for column in strings.values()}
-        lengths |= {len(column) for column in (*stats.values(), label, key, status)}
-        if len(lengths) != 1 or key.shape[1:] != (32,):
+        columns: dict[str, Any] = {name: read_strings(file, name) for name in _STRINGS}
+        for name, dtype in _NUMBERS.items():
+            if name not in _OPTIONAL or name in file:
+                columns[name] = read_array(file, name, dtype=dtype, ndim=1 + (name == "key"))
+        if len(set(map(len, columns.values()))) != 1 or columns["key"].shape[1:] != (32,):
             raise CacheFormatError("the columns differ in length")
-        classes = header["classes"]
+        edits = header.get("edits", [])
+        if not all(isinstance(edit, dict) and isinstance(edit.get("edit"), str) for edit in edits):
+            raise CacheFormatError("the edits are none")
         return Manifest(
             name=header["name"],
             root=header["root"],
-            classes=None if classes is None else tuple(classes),
-            label=label,
-            key=key,
-            status=status,
+            classes=None if header["classes"] is None else tuple(header["classes"]),
             strays=tuple(header["strays"]),
             blocks=tuple(Block(*block) for block in header["blocks"]),
             source=header["source"],
-            edits=_edits(header),
-            path=strings["path"],
-            group=strings["group"],
-            split=strings["split"],
-            reason=strings["reason"],
-            **stats,
+            edits=tuple(edits),
+            **columns,
         )
-
-
-def _edits(header: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    edits = header.get("edits", [])
-    if not all(isinstance(edit, dict) and isinstance(edit.get("edit"), str) for edit in edits):
-        raise CacheFormatError("the edits are none")
-    return tuple(edits)
 
 
 def manifest_names(layout: CacheLayout) -> list[str]:
     """Return the names of the datasets in a cache."""
-    return sorted(path.stem for path in layout.datasets.glob("*.h5"))
+    return sorted(path.stem for path in layout.manifests())
 
 
 def find_manifest(layout: CacheLayout, name: str) -> Manifest:
-    """Read the manifest of a dataset by its name.
-
-    Raises
-    ------
-    DatasetError
-        If there is none.
-    """
+    """Read the manifest of a dataset by its name; `DatasetError` if there is none."""
     try:
         return read_manifest(layout.dataset(name))
     except FileNotFoundError as error:
@@ -268,3 +232,149 @@ def find_manifest(layout: CacheLayout, name: str) -> Manifest:
             f"no dataset {name!r} in the cache {layout.root}, which has: {names}. Run "
             "`featx extract FOLDER` first"
         ) from error
+
+
+_OWN_NETWORKS = {
+    "file": "file:PATH.keras",
+    "savedmodel": "savedmodel:FOLDER --trust",
+    "hub": "hub:FOLDER",
+}
+
+
+def extract_command(data: str, block: Block) -> str:
+    """Return the command that computes a block of a dataset again, or brings it in again."""
+    if block.backbone.startswith("import:"):
+        # Under the name of the first import, which the space of a renamed dataset keeps.
+        return f"featx import {_quoted(block.backbone.removeprefix('import:'))} FILE"
+    tap = "" if block.tap == "avg" else f" --tap {block.tap}"
+    backbone = _OWN_NETWORKS.get(block.backbone.partition(":")[0], block.backbone)
+    views = "" if block.view is None else f" --views {block.view + 1}"
+    return f"featx extract {_quoted(data)} -b {backbone}{tap}{views}"
+
+
+def extract_again(manifest: Manifest, block: Block) -> str:
+    """Return what to do to compute features of a dataset again that were lost."""
+    command = extract_command(manifest.name, block)
+    if block.backbone.startswith("import:"):
+        return f"import the same features again: {command}"
+    if manifest.source == "arrays":
+        return f"extract the same arrays again under the name {manifest.name!r}"
+    return f"{command} (with the options of before)"
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if " " in text else text
+
+
+def edit_dataset(
+    layout: CacheLayout, name: str, edit: Callable[[Manifest], Manifest]
+) -> tuple[Manifest, Manifest]:
+    """Replace a manifest by an edited one, or write it under its new name; return both.
+
+    When somebody else wrote the dataset meanwhile, the edit is done again to what they wrote, so
+    that neither is lost.
+    """
+
+    def write(version: FileVersion) -> tuple[Manifest, Manifest]:
+        before = find_manifest(layout, name)
+        after = edit(before)
+        if after.name != before.name:
+            with FileVersion(layout.dataset(after.name)) as nothing:
+                _check_free(layout, after.name)
+                write_manifest(layout, after, move=nothing.move)
+        elif not same_manifest(before, after):
+            write_manifest(layout, after, move=version.move)
+        return before, after
+
+    return _until_written(layout, name, write)
+
+
+def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
+    """Give a dataset another name; its features stay where they are."""
+    old_path = layout.dataset(name)
+
+    def write(version: FileVersion) -> None:
+        renamed = replace(find_manifest(layout, name), name=new)
+        if layout.dataset(new) == old_path:
+            write_manifest(layout, renamed, move=version.move)
+            return
+        _check_free(layout, new)
+
+        def move(made: Path, target: Path) -> None:
+            with version.held():  # an edit of the old name waits, and then finds it gone
+                if target.exists():
+                    raise Replaced(target)
+                made.replace(target)
+                old_path.unlink()
+
+        write_manifest(layout, renamed, move=move)
+
+    _until_written(layout, name, write)
+
+
+def delete_dataset(layout: CacheLayout, name: str) -> None:
+    """Forget a dataset, also a damaged one; its features stay until the cache is cleaned (gc)."""
+    path = layout.dataset(name)
+
+    def remove(version: FileVersion) -> None:
+        if not path.is_file():
+            find_manifest(layout, name)
+        with version.held(), writing(path):
+            path.unlink()
+
+    _until_written(layout, name, remove)
+
+
+def rewrite_dataset(
+    layout: CacheLayout,
+    name: str,
+    make: Callable[[Manifest | None], Manifest],
+    *,
+    seen: tuple[FileVersion, Manifest | None] | None = None,
+    still: Callable[[], bool] = lambda: True,
+) -> Manifest:
+    """Write a dataset whose columns were made anew, keeping what others did to it meanwhile.
+
+    `make` returns what to write, given what is there by now (None where there is nothing, or
+    nothing that can be read), and may be called several times. `seen` is what was read before.
+    `still` says whether the features that `make` counted on are where they were; it is asked at
+    the moment of writing, under the lock, and when they are not, `make` is called again.
+    """
+
+    def write(version: FileVersion, current: Manifest | None) -> Manifest:
+        manifest = make(current)
+        if current is None or not same_manifest(manifest, current):
+            write_manifest(layout, manifest, move=partial(version.move, still=still))
+        return manifest
+
+    def read_and_write(version: FileVersion) -> Manifest:
+        current: Manifest | None = None
+        with suppress(FileNotFoundError, CacheFormatError):
+            current = read_manifest(layout.dataset(name))
+        return write(version, current)
+
+    if seen is not None:
+        with suppress(Replaced):
+            return write(*seen)
+    return _until_written(layout, name, read_and_write)
+
+
+def _until_written(layout: CacheLayout, name: str, write: Callable[[FileVersion], T]) -> T:
+    """Return what `write` returns, given the dataset's file as it is now; again when it changes."""
+    for _ in range(_ATTEMPTS):
+        with FileVersion(layout.dataset(name)) as version, suppress(Replaced):
+            return write(version)
+    raise DatasetError(
+        f"{name!r} was changed by others {_ATTEMPTS} times while this was at work: try again when "
+        "they have finished"
+    )
+
+
+def _check_free(layout: CacheLayout, name: str) -> None:
+    if not name.strip() or any(mark in name for mark in "/\\"):
+        raise DatasetError(f"expected a name for a dataset, without slashes, received {name!r}")
+    if layout.dataset(name).is_file():
+        raise DatasetError(
+            f"the cache {layout.root} has a dataset {name!r} already: delete it first "
+            f"(`featx dataset delete {name}`), or choose another name"
+        )

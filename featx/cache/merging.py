@@ -6,8 +6,6 @@ left out and named. Run again, it finds everything here and copies nothing.
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,17 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.cache.findings import Finding, check_is_cache, error_kind, list_folder
-from featx.cache.integrity import read_verified
-from featx.cache.inventory import list_shards
-from featx.cache.layout import CacheLayout, publish, reading
+from featx.cache.layout import CacheLayout, list_shards, publish, reading
 from featx.cache.manifest import read_manifest, same_manifest, write_manifest
 from featx.cache.replacing import FileVersion, Replaced
-from featx.cache.rewriting import Part, row_bytes, write_parts
+from featx.cache.shard import Part, new_shard, read_shard, write_parts
 from featx.cache.space import FeatureSpace, read_spec
+from featx.cache.verification import Finding, check_is_cache, error_kind
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.stamps import STAMP
-from featx.spec import FeatureSpec
 
 # Where the images lie, and what the file system says of them, is each machine's own.
 _LOCAL = {"root", "blocks", *STAMP}
@@ -35,51 +30,24 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MergedDataset:
-    """What became of a dataset of the other cache.
+    """What became of a dataset of the other cache."""
 
-    Parameters
-    ----------
-    name : str
-        Its name there.
-    stored_as : str
-        Its name here: another one, where the name was taken by other images.
-    outcome : str
-        ``copied``, ``present`` (it was here), or ``extended`` (it was here, and now has the
-        features of both).
-    """
-
-    name: str
-    stored_as: str
-    outcome: str
+    name: str  # its name there
+    stored_as: str  # its name here: another one, where the name was taken by other images
+    outcome: str  # copied, present (it was here), or extended (now has the features of both)
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What came from another cache.
-
-    Parameters
-    ----------
-    source : Path
-        The other cache.
-    rows_copied, rows_present : int
-        Number of its rows that were copied, and that were here.
-    shards_written : int
-        Number of new shards.
-    size_bytes : int
-        Bytes of the rows that were copied.
-    datasets : tuple of MergedDataset
-        What became of each dataset.
-    skipped : tuple of Finding
-        Files that were left out, damaged for the most part.
-    """
+    """What came from another cache."""
 
     source: Path
     rows_copied: int
     rows_present: int
     shards_written: int
-    size_bytes: int
+    size_bytes: int  # of the rows that were copied
     datasets: tuple[MergedDataset, ...]
-    skipped: tuple[Finding, ...]
+    skipped: tuple[Finding, ...]  # files that were left out, damaged for the most part
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +59,20 @@ class _Copied:
 
 
 def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
-    """Copy what another cache has and this one has not.
+    """Copy what another cache has and this one, which is made if it is not there, has not.
 
-    Parameters
-    ----------
-    layout : CacheLayout
-        Where everything goes. It is made when it is not there.
-    other : CacheLayout
-        Where it comes from; nothing is written there.
-
-    Raises
-    ------
-    CacheError
-        If there is no cache at `other`, or it is this very one.
-    CacheWriteError
-        If something cannot be written. What was copied before is kept; run it again.
+    Stopped at any instant, it can be run again: what was copied before is kept.
     """
     check_is_cache(other)
     if layout.root.resolve() == other.root.resolve():
         raise CacheError(f"{other.root} cannot be merged into itself: name another cache")
-    folders = [folder for folder in list_folder(other.spaces) if folder.is_dir()]
     used: list[FeatureSpace] = []
-    spaces = [result for folder in folders for result in _merge_space(layout, folder, used)]
+    spaces = [
+        result for folder in other.space_folders() for result in _merge_space(layout, folder, used)
+    ]
     # Datasets last: one that is here has its features here.
-    paths = [path for path in list_folder(other.datasets) if path.suffix == ".h5"]
     try:
-        datasets = [_merge_dataset(layout, path, used) for path in paths]
+        datasets = [_merge_dataset(layout, path, used) for path in other.manifests()]
     except _FeaturesGone:
         return merge_cache(layout, other)
     copied = [result for result in spaces if isinstance(result, _Copied)]
@@ -142,15 +98,13 @@ def _merge_space(
     waiting = list_shards(folder)
     if not waiting:
         return
+    spec_path = folder / "spec.json"
     try:
         spec = read_spec(folder)
-    except (CacheFormatError, FileNotFoundError) as error:
-        yield _skip(folder / "spec.json", "spec", error)
-        return
-    try:
+        spec_path = layout.space(spec) / "spec.json"
         space = FeatureSpace(layout, spec)
-    except CacheFormatError as error:
-        yield _skip(layout.space(spec) / "spec.json", "spec", error)
+    except (CacheFormatError, FileNotFoundError) as error:
+        yield _skip(spec_path, "spec", error)
         return
     seen: set[Path] = set()
     while waiting:
@@ -169,30 +123,31 @@ def _merge_space(
 
 def _merge_shard(space: FeatureSpace, path: Path) -> _Copied:
     """Copy the rows of a shard of which this cache lacks a tap."""
-    layout, spec = space.layout, space.spec
-    shard = read_verified(path, spec.digest)
-    space.touch(tuple(shard.taps), shard.keys.map())
-    new = np.flatnonzero(~space.has(tuple(shard.taps), shard.keys.map()))
+    shard = read_shard(path, space.spec.digest)
+    shard.check()
+    taps, keys = tuple(shard.taps), shard.keys.map()
+    space.touch(taps, keys)
+    new = np.flatnonzero(~space.has(taps, keys))
     written = 0
     if len(new):
-        _write_spec(layout, spec)
+        space.write_spec()
         if len(new) == len(shard):
-            _copy_shard(layout, space, path)
+            _copy_shard(space, path)
             written = 1
         else:
-            parts = [Part(shard, new)]
-            written = len(write_parts(layout, space.folder, spec.digest, parts))
-    return _Copied(len(new), len(shard) - len(new), written, len(new) * row_bytes(shard))
+            written = len(write_parts(space.layout, space.folder, [Part(shard, new)]))
+    return _Copied(len(new), len(shard) - len(new), written, len(new) * shard.row_bytes)
 
 
-def _copy_shard(layout: CacheLayout, space: FeatureSpace, path: Path) -> None:
+def _copy_shard(space: FeatureSpace, path: Path) -> None:
     def copy(temporary: Path) -> None:
         with temporary.open("xb") as file:
             for chunk in _read_chunks(path):
                 file.write(chunk)
-        read_verified(temporary, space.spec.digest)  # what went wrong on the way is found, too
+        # What went wrong on the way is found, too.
+        read_shard(temporary, space.spec.digest).check()
 
-    publish(layout, space.folder / "shards" / f"{secrets.token_hex(16)}.h5", copy)
+    publish(space.layout, new_shard(space.folder), copy)
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:
@@ -200,17 +155,6 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
     with reading(path), path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
-
-
-def _write_spec(layout: CacheLayout, spec: FeatureSpec) -> None:
-    path = layout.space(spec) / "spec.json"
-    if not path.exists():
-        text = json.dumps(spec.to_dict(), indent=2, sort_keys=True) + "\n"
-        publish(layout, path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
 
 
 class _FeaturesGone(Exception):  # noqa: N818
@@ -233,20 +177,18 @@ def _merge_dataset(
     while True:
         if not still():
             raise _FeaturesGone
-        here = layout.dataset(name)
+        renamed, here = replace(incoming, name=name), layout.dataset(name)
         with FileVersion(here) as version, suppress(Replaced):
             move = partial(version.move, still=still)
             try:
                 present = read_manifest(here)
             except FileNotFoundError:
-                write_manifest(
-                    layout, replace(incoming, name=name), move=partial(version.move, still=still)
-                )
+                write_manifest(layout, renamed, move=move)
                 return MergedDataset(incoming.name, name, "copied")
             except CacheFormatError as error:
                 return _skip(here, "manifest", error)
             # The same, wherever the images lie.
-            if same_manifest(present, replace(incoming, name=name), but=_LOCAL):
+            if same_manifest(present, renamed, but=_LOCAL):
                 more = tuple(block for block in incoming.blocks if block not in present.blocks)
                 if more:
                     extended = replace(present, blocks=(*present.blocks, *more))

@@ -34,13 +34,7 @@ class FileVersion:
     """A file that is only ever replaced whole, as it is now; its absence is a version, too.
 
     Open it before the file is read and replace it by `move`. While the version is open its inode
-    cannot become another file's, so that the inode tells whether it was replaced. The comparison
-    and the rename are done under the lock of the folder, see `locked`.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
+    cannot become another file's, so that the inode tells whether it was replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,25 +49,15 @@ class FileVersion:
         self.close()
 
     def close(self) -> None:
-        """Let go of the version; its inode may become another file's."""
+        """Let go of the version."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def move(self, new: Path, target: Path, *, still: Callable[[], bool] = lambda: True) -> None:
-        """Move a finished file into the place of this version.
+        """Move a finished file into the place of this version, else raise `Replaced`.
 
-        Parameters
-        ----------
-        new, target : Path
-            From where to where.
-        still : callable, optional
-            Whether what the file says holds. It is asked under the lock.
-
-        Raises
-        ------
-        Replaced
-            If another file took its place, it was removed, or `still` says no.
+        `still` is asked under the lock, whether what the file says still holds.
         """
         with self.held():
             if not still():
@@ -82,13 +66,7 @@ class FileVersion:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nobody else replace or remove this version.
-
-        Raises
-        ------
-        Replaced
-            If that has happened.
-        """
+        """Let nobody else replace or remove this version; `Replaced` if somebody has."""
         with locked(self.path.parent):
             if _current_identity(self.path) != self._identity:
                 raise Replaced(self.path)
@@ -97,16 +75,11 @@ class FileVersion:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder's files, for which others wait; made for moments, not for work.
+    """Hold the lock of a folder's files for a moment; `CacheWriteError` if it cannot be had.
 
     It is a lock of the system (``flock``) on the file ``.lock``, which a process that ends gives
     back. Where the file system has none, it is the file ``.lock-held``, made by whoever comes
     first and removed in the end; after a kill a person has to remove it.
-
-    Raises
-    ------
-    CacheWriteError
-        If somebody else holds it for too long, or it cannot be had. Nobody goes on without.
     """
     path = folder / ".lock"
     with writing(path):
@@ -130,9 +103,7 @@ def _take(path: Path) -> tuple[int, Callable[[], None]]:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError:
-            descriptor = os.open(
-                path, os.O_RDONLY
-            )  # another user's, which can be locked all the same
+            descriptor = os.open(path, os.O_RDONLY)  # another user's can be locked all the same
         try:
             release = _try_lock(path, descriptor)
             # Else the file was removed, and others lock another one under its name.
@@ -180,12 +151,10 @@ def _by_name(path: Path) -> Path:
 
 def _holder(descriptor: int) -> str:
     """Return who holds a lock, as far as its file says."""
-    found = None
     with suppress(OSError):
-        found = _HOLDER.fullmatch(os.pread(descriptor, 100, 0))
-    if found is None:
-        return "another process"
-    return f"process {found[1].decode()} on {found[2].decode()}"
+        if match := _HOLDER.fullmatch(os.pread(descriptor, 100, 0)):
+            return f"process {match[1].decode()} on {match[2].decode()}"
+    return "another process"
 
 
 def _check_patience(path: Path, descriptor: int, waited_s: float) -> None:
@@ -209,10 +178,10 @@ def _open(path: Path) -> int | None:
 
 def _identity(path: Path, descriptor: int | None) -> tuple[int, int] | None:
     try:
-        found = path.stat() if descriptor is None else os.fstat(descriptor)
+        status = path.stat() if descriptor is None else os.fstat(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _current_identity(path: Path) -> tuple[int, int] | None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,30 +34,63 @@ from featx.cache.hdf5 import (
 from featx.cache.layout import CacheLayout, publish
 from featx.exceptions import CacheFormatError
 
-KEY_BYTES = 32
+Keys: TypeAlias = NDArray[np.uint8]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+SHARD_BYTES = 24 << 20
+_KEY_BYTES = 32
 _KIND = "featx-shard"
+
+
+class OtherSpecError(CacheFormatError):
+    """A shard states another specification than that of its folder."""
+
+    def __init__(self, path: Path, expected: str, stated: str) -> None:
+        super().__init__(
+            f"{path}: expected features of specification {expected[:12]}, received {stated[:12]}"
+        )
+        self.stated = stated
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard that was opened and checked.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    keys : Array
-        Where the keys lie, shape (n, 32) uint8.
-    taps : dict of str to Array
-        Where the features lie, shape (n, d), by tap.
-    """
+    """Where the keys of a shard lie, shape (n, 32), and the features of each tap, shape (n, d)."""
 
     path: Path
+    spec_digest: str
     keys: Array
     taps: dict[str, Array]
 
     def __len__(self) -> int:
         return self.keys.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row with its key."""
+        arrays = (self.keys, *self.taps.values())
+        return sum(array.shape[1] * array.dtype.itemsize for array in arrays)
+
+    @property
+    def usual_rows(self) -> int:
+        """How many rows like these make a shard of the usual size."""
+        return max(1, SHARD_BYTES // self.row_bytes)
+
+    def check(self) -> None:
+        """Compare all arrays with their digests, see `Array.check`."""
+        for array in (self.keys, *self.taps.values()):
+            array.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a shard, in rising order."""
+
+    shard: Shard
+    rows: NDArray[np.int64]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of these rows with their keys."""
+        return len(self.rows) * self.shard.row_bytes
 
 
 def write_shard(
@@ -64,28 +98,12 @@ def write_shard(
     folder: Path,
     *,
     spec_digest: str,
-    keys: NDArray[np.uint8],
-    features: Mapping[str, NDArray[Any]],
+    keys: Keys,
+    features: Mapping[str, NDArray[np.generic]],
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write a shard under a name of its own and return its path.
-
-    Parameters
-    ----------
-    layout : CacheLayout
-        The cache.
-    folder : Path
-        The folder of the space.
-    spec_digest : str
-        Digest of the space's specification.
-    keys : ndarray of shape (n, 32), uint8
-        Keys of the rows.
-    features : mapping of str to ndarray of shape (n, d)
-        Features by tap.
-    provenance : mapping
-        What made them; stored as JSON, no part of their identity.
-    """
-    path = folder / "shards" / f"{secrets.token_hex(16)}.h5"
+    """Write rows of shape (n, 32) and (n, d) by tap as a shard of a space, and return its path."""
+    path = new_shard(folder)
 
     def write(temporary: Path) -> None:
         with create(temporary) as file:
@@ -102,23 +120,20 @@ def write_shard(
     return path
 
 
-def read_shard(path: Path, spec_digest: str) -> Shard:
-    """Open a shard, check its structure, and return where its rows lie.
+def new_shard(folder: Path) -> Path:
+    """Return a path for a shard of a space that no other writer has."""
+    return folder / "shards" / f"{secrets.token_hex(16)}.h5"
 
-    Raises
-    ------
-    CacheFormatError
-        If it is damaged, foreign, unsafe, or holds features of another specification.
-    """
+
+def read_shard(path: Path, spec_digest: str) -> Shard:
+    """Open a shard and check its structure, and that it states a digest that begins like this."""
     with open_checked(path, _KIND) as file:
-        stated = attribute(file, "spec")
-        if stated != spec_digest:
-            raise CacheFormatError(
-                f"expected features of specification {spec_digest[:12]}, received {stated[:12]}"
-            )
+        stated = str(attribute(file, "spec"))
+        if not stated.startswith(spec_digest) or len(stated) != 64:
+            raise OtherSpecError(path, spec_digest, stated)
         keys = find_array(file, "key", "featx-keys", ndim=2, dtypes=("|u1",))
-        if keys.shape[1] != KEY_BYTES:
-            raise CacheFormatError(f"keys have {keys.shape[1]} bytes, expected {KEY_BYTES}")
+        if keys.shape[1] != _KEY_BYTES:
+            raise CacheFormatError(f"keys have {keys.shape[1]} bytes, expected {_KEY_BYTES}")
         group = find_group(file, "features", "featx-taps")
         taps = {
             name: find_array(group, name, "featx-features", ndim=2, dtypes=("<f4", "<f2"))
@@ -129,4 +144,74 @@ def read_shard(path: Path, spec_digest: str) -> Shard:
                 raise CacheFormatError(
                     f"{name!r} has {array.shape[0]} rows, the keys {keys.shape[0]}"
                 )
-    return Shard(path, keys, taps)
+    return Shard(path, stated, keys, taps)
+
+
+def stated_digest(path: Path) -> str:
+    """Return the digest of the specification that a shard states."""
+    with open_checked(path, _KIND) as file:
+        return str(attribute(file, "spec"))
+
+
+def write_parts(layout: CacheLayout, folder: Path, parts: Sequence[Part]) -> list[Path]:
+    """Write rows, byte for byte, into new shards of at most 24 MiB, and return their paths.
+
+    Every byte of the sources is compared with its digest first, so that no damage gets a digest
+    that vouches for it. One new shard is held in memory at a time. When a source is damaged or has
+    gone, what was written is removed. The sources have one specification and the same taps.
+    """
+    for part in parts:
+        part.shard.check()
+    provenance = _provenance([part.shard.path for part in parts])
+    written: list[Path] = []
+    try:
+        for chunk in _chunks(parts):
+            keys = np.concatenate([part.shard.keys.map()[part.rows] for part in chunk])
+            features = {
+                tap: np.concatenate([part.shard.taps[tap].map()[part.rows] for part in chunk])
+                for tap in chunk[0].shard.taps
+            }
+            path = write_shard(
+                layout,
+                folder,
+                spec_digest=chunk[0].shard.spec_digest,
+                keys=keys.astype(np.uint8, copy=False),
+                features=features,
+                provenance=provenance,
+            )
+            written.append(path)
+    except Exception:
+        for path in written:
+            with suppress(OSError):
+                path.unlink()
+        raise
+    return written
+
+
+def _chunks(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Cut parts into lists with as many rows as make a shard."""
+    chunk: list[Part] = []
+    room = limit = parts[0].shard.usual_rows if parts else 0
+    for part in parts:
+        rows = part.rows
+        while len(rows):
+            chunk.append(Part(part.shard, rows[:room]))
+            rows = rows[room:]
+            room -= len(chunk[-1].rows)
+            if not room:
+                yield chunk
+                chunk, room = [], limit
+    if chunk:
+        yield chunk
+
+
+def _provenance(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return what made the rows of several shards."""
+    makers: list[dict[str, Any]] = []
+    for path in paths:
+        with open_checked(path, _KIND) as file:
+            stated = json.loads(str(attribute(file, "provenance")))
+            if not isinstance(stated, dict):
+                raise CacheFormatError("the provenance is no JSON object")
+        makers += [maker for maker in stated.get("several", [stated]) if maker not in makers]
+    return makers[0] if len(makers) == 1 else {"several": makers}

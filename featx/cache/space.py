@@ -16,31 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.checked import CheckedShards
 from featx.cache.hdf5 import Array
-from featx.cache.integrity import check_array
 from featx.cache.key_index import KeyIndex
-from featx.cache.layout import CacheLayout, publish, reading
-from featx.cache.shard import Shard, read_shard, write_shard
+from featx.cache.layout import CacheLayout, list_shards, publish_bytes, reading
+from featx.cache.records import CheckedShards
+from featx.cache.shard import SHARD_BYTES, Floats, Keys, Shard, read_shard, write_shard
 from featx.exceptions import CacheFormatError, CacheWriteError, FeaturesError
 from featx.spec import FeatureSpec
 
 _LOG = logging.getLogger("featx")
-SHARD_BYTES = 24 << 20
 SHARD_SECONDS = 30.0
 _YOUNG_S = 3600.0
 
 
 def read_spec(folder: Path) -> FeatureSpec:
-    """Read the specification of a space's folder.
-
-    Raises
-    ------
-    CacheFormatError
-        If it is damaged, or does not belong to a folder of this name.
-    FileNotFoundError
-        If it is not there.
-    """
+    """Read the specification of a space's folder, which must be that of its name."""
     path = folder / "spec.json"
     with reading(path):
         spec = FeatureSpec.from_dict(json.loads(path.read_text("utf-8")))
@@ -53,13 +43,7 @@ def read_spec(folder: Path) -> FeatureSpec:
 
 
 def open_space(layout: CacheLayout, name: str) -> FeatureSpace:
-    """Open a space by the name of its folder.
-
-    Raises
-    ------
-    CacheFormatError
-        If its specification is damaged or missing.
-    """
+    """Open a space by the name of its folder."""
     folder = layout.spaces / name
     try:
         return FeatureSpace(layout, read_spec(folder))
@@ -70,26 +54,27 @@ def open_space(layout: CacheLayout, name: str) -> FeatureSpace:
         ) from error
 
 
+Located = tuple[NDArray[np.int64], NDArray[np.int64], Sequence[Shard]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     shards: tuple[Shard, ...]
     indices: dict[str, tuple[KeyIndex, tuple[Shard, ...]]]
+
+    def find(self, tap: str, keys: Keys) -> Located:
+        """Return the number of each key's shard and its row in it, -1 for none, and the shards."""
+        index, shards = self.indices.get(tap, (KeyIndex(), ()))
+        return *index.find(keys), shards
 
 
 class FeatureSpace:
     """Features of one specification, found by tap and key.
 
     Opening reads the keys of every shard and no features, and writes ``spec.json`` again where it
-    was lost. A shard is compared with its digests before its rows are found for the first time, and
-    again when its file changed; see `featx.cache.checked`. A damaged one is left out and named in
-    `damaged` and in the log: its rows count as missing.
-
-    Parameters
-    ----------
-    layout : CacheLayout
-        The cache.
-    spec : FeatureSpec
-        The specification. The folder need not exist yet.
+    was lost; the folder need not exist yet. A shard is compared with its digests before its rows
+    are found for the first time, and again when its file changed. A damaged one is left out and
+    named in `damaged` and in the log: its rows count as missing.
     """
 
     def __init__(self, layout: CacheLayout, spec: FeatureSpec) -> None:
@@ -115,16 +100,15 @@ class FeatureSpace:
 
     def refresh(self) -> None:
         """Look for shards that were added or taken away."""
-        folder = self.folder / "shards"
         with self._lock:
             vanished = False
-            paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+            paths = list_shards(self.folder)
             for path in paths:
                 if path in self._known or path in self.damaged:
                     continue
                 try:
                     shard = read_shard(path, self.spec.digest)
-                    check_array(shard.keys)
+                    shard.keys.check()
                     self._known[path] = shard
                 except FileNotFoundError:
                     vanished = True  # after the listing: its rows may be in a newer shard
@@ -190,7 +174,7 @@ class FeatureSpace:
         """Taps for which there are features."""
         return tuple(sorted(self._snapshot.indices))
 
-    def has(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    def has(self, taps: Sequence[str], keys: Keys) -> NDArray[np.bool_]:
         """Return whether all taps of each key are here and sound, shape (m,)."""
         while True:
             snapshot = self._snapshot
@@ -199,29 +183,27 @@ class FeatureSpace:
             for tap in taps:
                 if tap not in snapshot.indices:
                     return np.zeros(len(keys), np.bool_)
-                index, shards = snapshot.indices[tap]
-                part, row = index.find(keys)
+                part, row, shards = snapshot.find(tap, keys)
                 present &= row >= 0
                 used += _used(part, shards)
             if not self._drop_damaged(used):
                 return present
 
-    def recheck(self, tap: str, keys: NDArray[np.uint8]) -> None:
+    def recheck(self, tap: str, keys: Keys) -> None:
         """Compare the shards of keys with their digests, whatever is known of them."""
-        index, shards = self._snapshot.indices.get(tap, (KeyIndex(), ()))
-        self._drop_damaged(_used(index.find(keys)[0], shards), again=True)
+        part, _, shards = self._snapshot.find(tap, keys)
+        self._drop_damaged(_used(part, shards), again=True)
 
     def intact(self) -> bool:
         """Return whether the shards in use are all in their places."""
         return all(shard.path.exists() for shard in self.shards)
 
-    def touch(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> None:
+    def touch(self, taps: Sequence[str], keys: Keys) -> None:
         """Give the shards that hold keys a new time, so that no collection removes them."""
         for tap in taps:
-            index, shards = self._snapshot.indices.get(tap, (KeyIndex(), ()))
-            part = index.find(keys)[0]
-            for number in np.unique(part[part >= 0]):
-                self._touch(shards[number].path)
+            part, _, shards = self._snapshot.find(tap, keys)
+            for shard in _used(part, shards):
+                self._touch(shard.path)
 
     def _touch(self, path: Path) -> None:
         if path in self._touched:
@@ -236,25 +218,10 @@ class FeatureSpace:
         else:
             self._touched.add(path)
 
-    def gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
-        """Return the features of keys, in their order.
+    def gather(self, tap: str, keys: Keys) -> Floats:
+        """Return the features of keys of shape (m, 32) in their order, shape (m, d).
 
         Rows that lie one after the other in one shard are mapped, not copied.
-
-        Parameters
-        ----------
-        tap : str
-            Canonical name of a tap.
-        keys : ndarray of shape (m, 32), uint8
-
-        Returns
-        -------
-        ndarray of shape (m, d), of the specification's dtype
-
-        Raises
-        ------
-        FeaturesError
-            If a key is not here.
         """
         try:
             return self._gather(tap, keys)
@@ -263,14 +230,14 @@ class FeatureSpace:
             self.refresh()
             return self._gather(tap, keys)
 
-    def _gather(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+    def _gather(self, tap: str, keys: Keys) -> Floats:
         part, row, arrays = self._locate(tap, keys)
         if not len(keys):
             return np.empty((0, arrays[0].shape[1]), arrays[0].dtype)
         if (part == part[0]).all():
             whole = arrays[part[0]].map()
             together = bool((np.diff(row) == 1).all())
-            rows: NDArray[Any] = whole[row[0] : row[0] + len(row)] if together else whole[row]
+            rows: Floats = whole[row[0] : row[0] + len(row)] if together else whole[row]
             return rows
         out = np.empty((len(keys), arrays[0].shape[1]), arrays[0].dtype)
         for number in np.unique(part):
@@ -278,13 +245,13 @@ class FeatureSpace:
             out[here] = arrays[number].map()[row[here]]
         return out
 
-    def disk_order(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.intp]:
+    def disk_order(self, tap: str, keys: Keys) -> NDArray[np.intp]:
         """Return the order of keys of shape (m, 32) in which they lie on the disk."""
         part, row, _ = self._locate(tap, keys)
         return np.lexsort((row, part))
 
     def _locate(
-        self, tap: str, keys: NDArray[np.uint8]
+        self, tap: str, keys: Keys
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Array]]:
         while True:
             snapshot = self._snapshot
@@ -293,8 +260,7 @@ class FeatureSpace:
                     f"no features of tap {tap!r} in {self.spec.name}: there are "
                     f"{', '.join(self.taps) or 'none'}"
                 )
-            index, shards = snapshot.indices.get(tap, (KeyIndex(), ()))
-            part, row = index.find(keys)
+            part, row, shards = snapshot.find(tap, keys)
             if not self._drop_damaged(_used(part, shards)):
                 break
         missing = np.count_nonzero(row < 0)
@@ -312,22 +278,17 @@ class FeatureSpace:
         return f" (left out as damaged: {min(self.damaged)}{more})"
 
     def add(
-        self,
-        keys: NDArray[np.uint8],
-        features: Mapping[str, NDArray[Any]],
-        provenance: Mapping[str, Any],
+        self, keys: Keys, features: Mapping[str, Floats], provenance: Mapping[str, Any]
     ) -> Path:
         """Write rows as one shard, after which they can be found."""
         self.write_spec()
-        stored = {
-            tap: values.astype(self.spec.dtype, copy=False) for tap, values in features.items()
-        }
+        dtype = self.spec.dtype
         path = write_shard(
             self.layout,
             self.folder,
             spec_digest=self.spec.digest,
             keys=keys,
-            features=stored,
+            features={tap: values.astype(dtype, copy=False) for tap, values in features.items()},
             provenance=provenance,
         )
         self.write_spec()  # a collection may have removed the space before it saw this shard
@@ -341,11 +302,7 @@ class FeatureSpace:
         target = self.folder / "spec.json"
         if not target.exists():
             text = json.dumps(self.spec.to_dict(), indent=2, sort_keys=True) + "\n"
-            publish(self.layout, target, lambda path: _write_text(path, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
+            publish_bytes(self.layout, target, text.encode())
 
 
 def _used(part: NDArray[np.int64], shards: Sequence[Shard]) -> list[Shard]:
@@ -354,25 +311,17 @@ def _used(part: NDArray[np.int64], shards: Sequence[Shard]) -> list[Shard]:
 
 
 class ShardWriter:
-    """Collect rows and write them as shards of at most 24 MiB or 30 s of work.
-
-    Parameters
-    ----------
-    space : FeatureSpace
-        Where they go.
-    provenance : mapping
-        What makes the features.
-    """
+    """Collect rows and write them as shards of at most 24 MiB or 30 s of work."""
 
     def __init__(self, space: FeatureSpace, provenance: Mapping[str, Any]) -> None:
         self._space = space
         self._provenance = provenance
         self._keys = np.empty((0, 32), np.uint8)
-        self._features: dict[str, NDArray[Any]] = {}
+        self._features: dict[str, Floats] = {}
         self._rows = 0
         self._since = time.monotonic()
 
-    def add(self, keys: NDArray[np.uint8], features: Mapping[str, NDArray[Any]]) -> None:
+    def add(self, keys: Keys, features: Mapping[str, Floats]) -> None:
         """Take rows of shape (n, 32) and (n, d); write a shard when enough are there."""
         start = 0
         while start < len(keys):
@@ -391,7 +340,7 @@ class ShardWriter:
             if late or self._rows == len(self._keys):
                 self._commit()
 
-    def _allocate(self, features: Mapping[str, NDArray[Any]]) -> None:
+    def _allocate(self, features: Mapping[str, Floats]) -> None:
         # Once, for a whole shard: the system gives the memory as it is filled.
         dtype = np.dtype(self._space.spec.dtype)
         row_bytes = sum(values.shape[1] for values in features.values()) * dtype.itemsize

@@ -1,70 +1,136 @@
-"""`verify_cache`: read every byte of a cache again, and say what is wrong with which file."""
+"""Read every byte of a cache again, say what is wrong with which file, and remove what is bad.
+
+Verification writes nothing. Repair removes damaged files, so that they are computed again, and
+leaves all that may be somebody's only copy.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from featx.cache.findings import (
-    Finding,
-    check_is_cache,
-    error_kind,
-    extract_again,
-    extract_command,
-    list_folder,
-    made_by_others,
-    next_step,
-)
-from featx.cache.hdf5 import open_checked, read_strings
-from featx.cache.integrity import check_shard, count_damaged_lines, stated_digest
-from featx.cache.inventory import SpaceFiles, find_strays, list_spaces
-from featx.cache.key_index import KeyIndex
-from featx.cache.layout import CacheLayout
-from featx.cache.manifest import DUPLICATE, OK, Block, Manifest, read_manifest
-from featx.cache.shard import Shard, read_shard
-from featx.exceptions import CacheFormatError
+from featx.cache.hdf5 import attribute, open_checked, read_strings
+from featx.cache.key_index import KeyIndex, whole_keys
+from featx.cache.layout import CacheLayout, list_folder, list_shards, reading, writing
+from featx.cache.manifest import Block, Manifest, extract_again, extract_command, read_manifest
+from featx.cache.replacing import locked
+from featx.cache.shard import OtherSpecError, Shard, read_shard, stated_digest
+from featx.cache.space import read_spec
+from featx.exceptions import CacheError, CacheFormatError
+from featx.files.claims import UnsafeFileError
+from featx.files.safe_json import read_json_with_checksum
+from featx.spec import FeatureSpec
 
 Progress = Callable[[int, int, int], None]
+"""Called with the numbers of files done, in all, and with findings."""
+
+# No writer needs that long for a file in tmp/.
+_STALE_S = 3600.0
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
 _EXAMPLES = 5
 _ATTEMPTS = 3
+_REMOVABLE = frozenset({"shard", "manifest", "spec", "journal", "leftover"})
+_NEXT_STEPS = {
+    **dict.fromkeys(_REMOVABLE, "`featx cache repair` removes it"),
+    "foreign": "move it out of the cache",
+    "later": "upgrade featx",
+    "unreadable": "see to its permissions and its disk, then verify again",
+    "misnamed": "give it its name back",
+}
+# A file that cannot be reached may be whole: another user, another moment or another disk reads it.
+_OUT_OF_REACH = {
+    errno.EACCES,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong with a file or folder, and what to do.
+
+    A repair removes the kinds ``shard``, ``manifest``, ``spec``, ``journal`` (damaged) and
+    ``leftover`` (an unfinished file in ``tmp/``). It leaves ``missing`` (a dataset's images without
+    features), ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a later version of featx) and
+    ``unreadable`` (out of reach, perhaps whole).
+    """
+
+    path: Path
+    kind: str
+    reason: str
+    next_step: str
+    rows: int | None = None  # that are affected; None where nobody can tell
+    examples: tuple[str, ...] = ()  # paths of the first images that are affected
+
+
+def error_kind(error: BaseException, damaged: str) -> str:
+    """Return the kind of finding that an error of reading is; `damaged` if the content is bad."""
+    if "upgrade featx" in str(error):
+        return "later"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_REACH:
+            return "unreadable"
+        cause = cause.__cause__
+    return damaged
+
+
+def check_is_cache(layout: CacheLayout) -> None:
+    """Refuse a folder that holds no cache, so that a mistyped name is not found to be in order."""
+    if not (layout.spaces.is_dir() or layout.datasets.is_dir()):
+        raise CacheError(
+            f"no cache at {layout.root}: expected a folder with spaces/ and datasets/ in it; name "
+            "the one that `featx extract` filled"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification found.
-
-    Parameters
-    ----------
-    cache : Path
-        The cache.
-    files : int
-        Number of shards, manifests and specifications that were read.
-    rows : int
-        Number of rows in sound shards.
-    size_bytes : int
-        Size of the shards and manifests that were read.
-    findings : tuple of Finding
-        What is wrong: files first, then the datasets that suffer from them.
-    """
+    """What a verification found: files first, then the datasets that suffer from them."""
 
     cache: Path
-    files: int
-    rows: int
-    size_bytes: int
+    files: int  # shards, manifests and specifications that were read
+    rows: int  # in sound shards
+    size_bytes: int  # of the shards and manifests that were read
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.findings
+
+
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """The files of a space.
+
+    `digest` is what its shards state, or its first digits where only the folder's name is known;
+    `trouble` the kind and the reason of what is wrong with ``spec.json``.
+    """
+
+    folder: Path
+    shards: tuple[Path, ...]
+    digest: str
+    spec: FeatureSpec | None = None
+    trouble: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +166,10 @@ class _Tally:
 def verify_cache(
     layout: CacheLayout, *, workers: int | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Read every file of a cache again and compare it with its digests.
+    """Read every file of a cache again and compare it with its digests; nothing is written.
 
-    Nothing is written. Memory is bounded: a thread holds 256 KiB of features, or one manifest.
-
-    Parameters
-    ----------
-    layout : CacheLayout
-        The cache.
-    workers : int, optional
-        Number of threads, by default one a core, 8 at most.
-    progress : callable, optional
-        Called with the numbers of files done, in all, and with findings.
-
-    Raises
-    ------
-    CacheError
-        If there is no cache, or one of its folders cannot be listed.
+    Memory is bounded: each of the threads (one a core, 8 at most, unless `workers` says how many)
+    holds 256 KiB of features, or one manifest.
     """
     check_is_cache(layout)
     threads = workers or min(8, os.cpu_count() or 1)
@@ -131,8 +184,8 @@ def _verify(
     layout: CacheLayout, threads: int, progress: Progress | None
 ) -> tuple[Verification, bool]:
     """Return what was found, and whether a file went while this was at work."""
-    spaces = list_spaces(layout)
-    manifests = [path for path in list_folder(layout.datasets) if path.suffix == ".h5"]
+    spaces = [_look_at(folder) for folder in layout.space_folders()]
+    manifests = layout.manifests()
     tally = _Tally(sum(len(space.shards) for space in spaces) + len(manifests), progress)
     sound: dict[str, list[Shard]] = {}
     odd: list[Finding] = []
@@ -144,7 +197,7 @@ def _verify(
             odd += misfits
         tally.take(pool.map(lambda path: _check_manifest(layout, path, sound), manifests))
         searches = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
-        odd += [finding for finding in pool.map(check_journal, searches) if finding is not None]
+        odd += [finding for finding in pool.map(_check_journal, searches) if finding is not None]
     commands: dict[str, list[str]] = {}
     for result in tally.checked:
         for space_name, command in result.commands:
@@ -152,7 +205,7 @@ def _verify(
     rows = {name: sum(len(shard) for shard in shards) for name, shards in sound.items()}
     findings = [
         *(finding for space in spaces for finding in _spec_finding(space, rows, commands)),
-        *find_strays(layout),
+        *_find_strays(layout),
         *odd,
         *(finding for result in tally.checked for finding in result.findings),
     ]
@@ -167,27 +220,123 @@ def _verify(
     return report, any(result.gone for result in tally.checked)
 
 
-def _check_shard(path: Path, space: SpaceFiles) -> _Checked:
+def spec_digits(folder: Path) -> str:
+    """Return the digits of the specification's digest that end the name of a space."""
+    return folder.name.rpartition("-")[2]
+
+
+def _look_at(folder: Path) -> _Space:
+    """Read the specification of a space, and list its shards."""
+    shards = tuple(list_shards(folder))
+    try:
+        spec = read_spec(folder)
+    except FileNotFoundError:
+        # Without shards, a writer was stopped before it wrote anything, which is in order.
+        trouble = ("no_spec", "the shards have no specification beside them") if shards else None
+        return _Space(folder, shards, spec_digits(folder), trouble=trouble)
+    except CacheFormatError as error:
+        kind, digest = _spec_trouble(folder, error, shards)
+        return _Space(folder, shards, digest or spec_digits(folder), trouble=(kind, str(error)))
+    return _Space(folder, shards, spec.digest, spec)
+
+
+def _spec_trouble(folder: Path, error: CacheFormatError, shards: Sequence[Path]) -> tuple[str, str]:
+    """Return the kind of trouble, and the digest where it can be trusted all the same."""
+    if error_kind(error, "spec") == "unreadable":
+        return "unreadable", ""
+    try:
+        with reading(folder):
+            data = json.loads((folder / "spec.json").read_text("utf-8"))
+            text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    except (CacheFormatError, FileNotFoundError):
+        return "spec", ""
+    digest = hashlib.sha256(text.encode("ascii")).hexdigest()
+    if digest.startswith(spec_digits(folder)):
+        return "later", digest  # whole, as the folder's name proves, but not for this featx
+    for path in shards:
+        try:
+            # Shards of a folder that was renamed agree with the specification.
+            return ("misnamed", digest) if stated_digest(path) == digest else ("spec", "")
+        except (CacheFormatError, FileNotFoundError):
+            continue
+    return "spec", ""
+
+
+def _spec_finding(
+    space: _Space, rows: Mapping[str, int], commands: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
+    if space.trouble is None:
+        return
+    kind, reason = space.trouble
+    name = space.folder.name
+    again = "; ".join(dict.fromkeys(commands.get(name, ())))
+    rewrite = f"{again} (with the options of before) writes it again, and computes nothing"
+    if not again:
+        rewrite = "no dataset uses it, and `featx cache gc` removes its features"
+    step = _NEXT_STEPS.get(kind, rewrite)
+    if kind == "spec":
+        step = f"{step}; {rewrite}"
+    path = space.folder if kind == "misnamed" else space.folder / "spec.json"
+    yield Finding(path, kind, reason, step, rows[name])
+
+
+def _find_strays(layout: CacheLayout) -> Iterator[Finding]:
+    """Find files that do not belong into a cache, and those that killed writers left in tmp/."""
+    rules = {
+        "datasets/ holds files NAME.h5": (
+            path for path in list_folder(layout.datasets) if path.suffix != ".h5"
+        ),
+        "spaces/ holds one folder a specification": (
+            path for path in list_folder(layout.spaces) if not path.is_dir()
+        ),
+        "a space holds spec.json and shards/": (
+            path
+            for folder in layout.space_folders()
+            for path in list_folder(folder)
+            if path.name not in ("spec.json", "shards")
+        ),
+        "shards/ holds files ID.h5": (
+            path
+            for folder in layout.space_folders()
+            for path in list_folder(folder / "shards")
+            if path.suffix != ".h5"
+        ),
+    }
+    for rule, paths in rules.items():
+        for path in paths:
+            yield Finding(path, "foreign", rule, _NEXT_STEPS["foreign"])
+    for path in list_folder(layout.tmp):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        age_s = time.time() - status.st_mtime
+        if path.is_file() and age_s > _STALE_S:
+            reason = f"an unfinished file of {status.st_size:,} bytes, {age_s / 3600:,.0f} h old"
+            yield Finding(path, "leftover", reason, _NEXT_STEPS["leftover"], 0)
+
+
+def _check_shard(path: Path, space: _Space) -> _Checked:
     size, rows = 0, None
     try:
         size = path.stat().st_size
-        digest = stated_digest(path)
-        if not space.holds(digest):
-            reason = f"holds features of the specification {digest[:12]}, not those of its folder"
-            step = f"move it to the folder in spaces/ whose name ends in {digest[:12]}"
-            return _Checked(size, findings=(Finding(path, "foreign", reason, step),))
-        shard = read_shard(path, digest)
+        shard = read_shard(path, space.digest)
         rows = len(shard)
         if space.spec is not None:
             _check_dtypes(shard, space.spec.dtype)
-        check_shard(shard)
+        shard.check()
     except FileNotFoundError:
         return _Checked(gone=True)
+    except OtherSpecError as error:
+        digits = error.stated[:12]
+        reason = f"holds features of the specification {digits}, not those of its folder"
+        step = f"move it to the folder in spaces/ whose name ends in {digits}"
+        return _Checked(size, findings=(Finding(path, "foreign", reason, step),))
     except CacheFormatError as error:
         kind = error_kind(error, "shard")
         if kind == "shard" and not _SHARD_NAME.fullmatch(path.name):
             kind = "foreign"  # no name that featx gives: somebody put it here
-        return _Checked(size, findings=(Finding(path, kind, str(error), next_step(kind), rows),))
+        return _Checked(size, findings=(Finding(path, kind, str(error), _NEXT_STEPS[kind], rows),))
     return _Checked(size, shard)
 
 
@@ -213,7 +362,7 @@ def _agreeing(shards: Sequence[Shard]) -> tuple[list[Shard], list[Finding]]:
             if array.shape[1] != usual[tap]
         ]
         if reasons:
-            step = next_step("shard")
+            step = _NEXT_STEPS["shard"]
             odd.append(Finding(shard.path, "shard", reasons[0], step, len(shard)))
         else:
             agreeing.append(shard)
@@ -232,9 +381,9 @@ def _check_manifest(
         return _Checked(gone=True)
     except CacheFormatError as error:
         kind = error_kind(error, "manifest")
-        if kind == "manifest" and made_by_others(path, "featx-manifest"):
+        if kind == "manifest" and _made_by_others(path):
             kind = "foreign"
-        step = _remake(path) if kind == "manifest" else next_step(kind)
+        step = _remake(path) if kind == "manifest" else _NEXT_STEPS[kind]
         return _Checked(size, findings=(Finding(path, kind, str(error), step),))
     right = layout.dataset(manifest.name).name
     if right != path.name:
@@ -244,24 +393,29 @@ def _check_manifest(
     return _Checked(size, findings=tuple(findings), commands=tuple(commands))
 
 
-def check_journal(path: Path) -> Finding | None:
-    """Return what is wrong with the journal of a search, None where nothing is."""
+def _made_by_others(path: Path) -> bool:
+    """Return whether a file is sound HDF5 of another type: somebody's, not a damaged manifest.
+
+    HDF5 keeps a checksum of the header that holds the type, so damage does not look like this.
+    """
+    import h5py
+
     try:
-        damaged = count_damaged_lines(path)
+        with reading(path), h5py.File(path, "r", locking=False) as file:
+            return "type" not in file.attrs or attribute(file, "type") != "featx-manifest"
     except FileNotFoundError:
-        return None
+        return False
     except CacheFormatError as error:
-        kind = error_kind(error, "journal")
-        return Finding(path, kind, str(error), next_step(kind))
-    if not damaged:
-        return None
-    step = f"{next_step('journal')}; the same search measures these trials again"
-    return Finding(path, "journal", f"{damaged} lines are damaged", step)
+        # Refused by featx, not by HDF5: what it says can be read, and is nothing that featx writes.
+        origin: BaseException = error
+        while origin.__cause__ is not None:
+            origin = origin.__cause__
+        return isinstance(origin, CacheFormatError | UnsafeFileError)
 
 
 def _remake(path: Path) -> str:
     """Return how a damaged manifest is made again, from what can still be read of it."""
-    data, backbones = path.stem, ""
+    data, backbones, step = path.stem, "", _NEXT_STEPS["manifest"]
     try:
         with open_checked(path, "featx-manifest") as file:
             header = json.loads(read_strings(file, "header")[0])
@@ -269,31 +423,27 @@ def _remake(path: Path) -> str:
             blocks = [Block(*block) for block in header["blocks"]]
             imports = [b for b in blocks if b.backbone.startswith("import:")]
             if imports:
-                command = extract_command(data, imports[0])
-                return f"{next_step('manifest')}; `{command}` makes it anew"
+                return f"{step}; `{extract_command(data, imports[0])}` makes it anew"
             backbones = "".join(f" -b {name}" for name in dict.fromkeys(b.backbone for b in blocks))
     except (CacheFormatError, FileNotFoundError):
         pass
-    return (
-        f"{next_step('manifest')}; the features stay, and `featx extract {data}{backbones}` makes "
-        "it anew"
-    )
+    return f"{step}; the features stay, and `featx extract {data}{backbones}` makes it anew"
 
 
 def _missing(
     path: Path, manifest: Manifest, sound: Mapping[str, Sequence[Shard]]
 ) -> Iterator[Finding]:
     """Find the images of a dataset that have no features in any sound shard."""
-    rows = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
-    whole = np.ascontiguousarray(manifest.key[rows]).view("V32").ravel()
-    _, first, group = np.unique(whole, return_index=True, return_inverse=True)
-    index = KeyIndex([manifest.key[rows][first]])
+    rows = manifest.usable
+    keys = manifest.key[rows]
+    _, first, group = np.unique(whole_keys(keys), return_index=True, return_inverse=True)
+    index = KeyIndex([keys[first]])
     for block in manifest.blocks:
         have = np.zeros(len(first), np.bool_)
         for shard in sound.get(block.space, ()):
             if block.tap in shard.taps and not have.all():
-                place = index.find(shard.keys.map())[1]
-                have[place[place >= 0]] = True
+                at = index.find(shard.keys.map())[1]
+                have[at[at >= 0]] = True
         lacking = rows[~have[group.ravel()]]
         if not len(lacking):
             continue
@@ -309,17 +459,107 @@ def _missing(
         )
 
 
-def _spec_finding(
-    space: SpaceFiles, rows: Mapping[str, int], commands: Mapping[str, Sequence[str]]
-) -> Iterator[Finding]:
-    if space.trouble is None:
-        return
-    kind, reason = space.trouble
-    name = space.folder.name
-    again = "; ".join(dict.fromkeys(commands.get(name, ())))
-    rewrite = f"{again} (with the options of before) writes it again, and computes nothing"
-    if not again:
-        rewrite = "no dataset uses it, and `featx cache gc` removes its features"
-    steps = {"spec": f"{next_step(kind)}; {rewrite}", "no_spec": rewrite}
-    path = space.folder if kind == "misnamed" else space.folder / "spec.json"
-    yield Finding(path, kind, reason, steps.get(kind, next_step(kind)), rows[name])
+def _check_journal(path: Path) -> Finding | None:
+    """Return what is wrong with the journal of a search, None where nothing is."""
+    try:
+        damaged = _count_damaged_lines(path)
+    except FileNotFoundError:
+        return None
+    except CacheFormatError as error:
+        kind = error_kind(error, "journal")
+        return Finding(path, kind, str(error), _NEXT_STEPS[kind])
+    if not damaged:
+        return None
+    step = f"{_NEXT_STEPS['journal']}; the same search measures these trials again"
+    return Finding(path, "journal", f"{damaged} lines are damaged", step)
+
+
+def _count_damaged_lines(path: Path) -> int:
+    """Return how many lines of a journal do not have the checksum stated with them.
+
+    The last one may be cut short by a kill, and a journal of featx 0.1 has no checksums at all.
+    """
+    sound = damaged = without = 0
+    with reading(path):
+        lines = path.read_bytes().split(b"\n")[:-1]
+    for line in filter(None, lines):
+        try:
+            read_json_with_checksum(line)
+            sound += 1
+        except ValueError as error:
+            without += "no checksum" in str(error)
+            damaged += 1
+    return damaged if sound or damaged > without else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a repair removed, or would remove in a dry run."""
+
+    cache: Path
+    dry_run: bool
+    size_bytes: int  # of the files that go
+    removed: tuple[Finding, ...]  # damaged files, and leftovers of killed writers
+    left: tuple[Finding, ...]  # what a person has to decide about
+    missing: tuple[Finding, ...]  # datasets with images to extract again
+
+
+def repair_cache(
+    layout: CacheLayout,
+    *,
+    dry_run: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Repair:
+    """Verify a cache and remove what is bad in it; nothing else is touched.
+
+    Rows of a shard that was removed are missing from then on, and the next extraction computes
+    them. Stopped at any instant, it can be run again.
+    """
+    report = verify_cache(layout, workers=workers, progress=progress)
+    removed, size = [], 0
+    for finding in report.findings:
+        if finding.kind not in _REMOVABLE:
+            continue
+        # Nobody writes a dataset between the last look and the removal.
+        exclusive = finding.kind == "manifest" and not dry_run
+        with locked(layout.datasets) if exclusive else nullcontext(), writing(finding.path):
+            if not _still_bad(finding):
+                continue
+            try:
+                size_bytes = finding.path.stat().st_size
+                if not dry_run:
+                    finding.path.unlink()
+            except FileNotFoundError:
+                continue  # another repair was faster
+        removed.append(finding)
+        size += size_bytes
+    return Repair(
+        cache=layout.root,
+        dry_run=dry_run,
+        size_bytes=size,
+        removed=tuple(removed),
+        left=tuple(f for f in report.findings if f.kind not in {*_REMOVABLE, "missing"}),
+        missing=tuple(f for f in report.findings if f.kind == "missing"),
+    )
+
+
+def _still_bad(finding: Finding) -> bool:
+    """Look again at what an extraction may have replaced since it was verified."""
+    path = finding.path
+    try:
+        if finding.kind == "manifest":
+            read_manifest(path)
+        elif finding.kind == "spec":
+            read_spec(path.parent)
+        elif finding.kind == "journal":
+            return _check_journal(path) is not None
+        elif finding.kind == "leftover":
+            return time.time() - path.stat().st_mtime > _STALE_S
+        else:
+            return True  # a shard never changes
+    except CacheFormatError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -53,7 +53,7 @@ def pack(
     featx cache pack photos -b mobilenet_v2 --tap avg -o photos.parquet
     """
     from featx.cache.features import Features
-    from featx.cache.packing import pack_dataset
+    from featx.cache.pack import pack_dataset
     from featx.files.outputs import is_pack
     from featx.spec import folder_name
 

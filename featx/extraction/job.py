@@ -20,7 +20,7 @@ from featx.backbones.weights import BUNDLED, matching_weights, resolve_weights
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names, read_manifest
-from featx.cache.origins import Identity, Origin, recall_origin, remember_origin
+from featx.cache.records import Identity, Origin, recall_origin, remember_origin
 from featx.cache.space import FeatureSpace, read_spec
 from featx.exceptions import (
     BackboneError,

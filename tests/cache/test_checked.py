@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from featx.cache import checked
+from featx.cache import records
 from featx.cache.features import Features
 from featx.cache.manifest import write_manifest
-from featx.cache.packing import pack_dataset
-from featx.cache.shard import read_shard
+from featx.cache.pack import pack_dataset
+from featx.cache.shard import Shard, read_shard
 from featx.cache.space import FeatureSpace
 from featx.exceptions import DatasetError, FeaturesError
 from featx.feature_files.read import read_feature_file
@@ -23,7 +23,7 @@ from featx.importing import import_features
 @pytest.fixture
 def later(monkeypatch):
     """Let readers take the files for old, which a test has no time to wait for."""
-    monkeypatch.setattr(checked, "is_settled", lambda stamp, looked_ns: True)
+    monkeypatch.setattr(records, "is_settled", lambda stamp, looked_ns: True)
 
 
 def flip_feature(path, spec, row=0):
@@ -40,10 +40,8 @@ def flip_feature(path, spec, row=0):
 
 def count_checks(monkeypatch):
     seen = []
-    real = checked.check_shard
-    monkeypatch.setattr(
-        checked, "check_shard", lambda shard: (seen.append(shard.path), real(shard))
-    )
+    real = Shard.check
+    monkeypatch.setattr(Shard, "check", lambda shard: (seen.append(shard.path), real(shard))[1])
     return seen
 
 
@@ -161,7 +159,7 @@ def test_a_damaged_list_of_checked_shards_is_not_believed(kit, cache, later, mon
 
 def test_a_pack_is_made_of_shards_that_are_read_again(kit, cache, later, tmp_path, monkeypatch):
     # Bits change without a write that the file system knows of.
-    monkeypatch.setattr(checked, "stamp_of", lambda status: (0, 0, 0, 0, 0))
+    monkeypatch.setattr(records, "stamp_of", lambda status: (0, 0, 0, 0, 0))
     features = Features.open("photos", cache=cache.root)
     features.matrix()
     seen = count_checks(monkeypatch)

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from featx.cache import collection, collection_plan, rewriting
-from featx.cache.integrity import read_verified
+from featx.cache import collection
 from featx.cache.manifest import write_manifest
+from featx.cache.shard import read_shard
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheError
 
@@ -30,7 +30,8 @@ def stored_rows(kit, cache, digest=None):
     """The bytes of each row by key, and how often each key is stored."""
     rows, counts = {}, {}
     for path in kit.shards(cache):
-        shard = read_verified(path, digest or kit.spec.digest)
+        shard = read_shard(path, digest or kit.spec.digest)
+        shard.check()
         for key, values in zip(shard.keys.map(), shard.taps["avg"].map(), strict=True):
             rows.setdefault(key.tobytes(), values.tobytes())
             counts[key.tobytes()] = counts.get(key.tobytes(), 0) + 1
@@ -122,7 +123,7 @@ def test_a_damaged_shard_is_named_left_and_gets_no_new_digest(kit, littered):
     path = kit.shards(littered)[2]
     whole = path.read_bytes()
     keys, values = kit.rows(30)
-    shard = read_verified(path, kit.spec.digest)
+    shard = read_shard(path, kit.spec.digest)
     write_manifest(littered.layout, kit.dataset("all", keys))
     age(littered)
     kit.flip(path, shard.taps["avg"].offset, whole)
@@ -140,7 +141,7 @@ def test_a_damaged_shard_is_named_left_and_gets_no_new_digest(kit, littered):
 
 def test_shards_whose_keys_are_damaged_do_not_look_unused(kit, littered):
     path = kit.shards(littered)[0]
-    shard = read_verified(path, kit.spec.digest)
+    shard = read_shard(path, kit.spec.digest)
     whole = bytearray(path.read_bytes())
     whole[shard.keys.offset : shard.keys.offset + 5 * 32] = bytes(5 * 32)
     path.write_bytes(whole)
@@ -169,32 +170,32 @@ def test_small_shards_are_put_together_and_repeated_keys_dropped(kit, tmp_path):
 def test_shards_stay_below_their_size_and_large_ones_are_not_written_again(
     kit, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(collection_plan, "SMALL_BYTES", 6 * 48)
-    monkeypatch.setattr(collection_plan, "SHARD_BYTES", 10 * 48)
-    monkeypatch.setattr(rewriting, "SHARD_BYTES", 10 * 48)
+    monkeypatch.setattr(collection, "_SMALL_BYTES", 6 * 48)
+    monkeypatch.setattr(collection, "SHARD_BYTES", 10 * 48)
+    monkeypatch.setattr("featx.cache.shard.SHARD_BYTES", 10 * 48)
     keys, values = kit.rows(60)
     cache = kit.fill(tmp_path / "cache", keys[:40], values[:40], at_once=4)
     kit.fill(cache.root, keys[40:60], values[40:60], at_once=10)
-    large = [path for path in kit.shards(cache) if len(read_verified(path, kit.spec.digest)) == 10]
+    large = [path for path in kit.shards(cache) if len(read_shard(path, kit.spec.digest)) == 10]
     write_manifest(cache.layout, kit.dataset("all", keys))
     (space,) = cache.gc(older_than_s=0, dry_run=False).spaces
     assert (space.shards_removed, space.shards_written) == (10, 5)
     assert all(path.exists() for path in large)
-    sizes = [len(read_verified(path, kit.spec.digest)) for path in kit.shards(cache)]
+    sizes = [len(read_shard(path, kit.spec.digest)) for path in kit.shards(cache)]
     assert sorted(sizes) == [8] * 5 + [10] * 2
     kit.check(cache, keys, values)
     assert cache.gc(older_than_s=0).spaces[0].shards_removed == 0
 
 
 def test_a_shard_of_any_size_is_cut_into_usual_ones(kit, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewriting, "SHARD_BYTES", 7 * 48)
-    monkeypatch.setattr(collection_plan, "SHARD_BYTES", 7 * 48)
+    monkeypatch.setattr("featx.cache.shard.SHARD_BYTES", 7 * 48)
+    monkeypatch.setattr(collection, "SHARD_BYTES", 7 * 48)
     keys, values = kit.rows(30)
     cache = kit.fill(tmp_path / "cache", keys, values, at_once=30)
     write_manifest(cache.layout, kit.dataset("most", keys[2:]))
     (space,) = cache.gc(older_than_s=0, dry_run=False).spaces
     assert space.shards_written == 4
-    assert {len(read_verified(path, kit.spec.digest)) for path in kit.shards(cache)} == {7}
+    assert {len(read_shard(path, kit.spec.digest)) for path in kit.shards(cache)} == {7}
     kit.check(cache, keys[2:], values[2:])
 
 

@@ -6,8 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featx.cache.datasets import delete_dataset, edit_dataset, rename_dataset
-from featx.cache.editing import add_rows, assign_splits, relabel, remove_rows
+from featx.cache.editing import (
+    add_rows,
+    assign_splits,
+    hash_splits,
+    relabel,
+    related_rows,
+    remove_rows,
+    stratified_splits,
+)
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     DUPLICATE,
@@ -15,12 +22,14 @@ from featx.cache.manifest import (
     OK,
     Block,
     Manifest,
+    delete_dataset,
+    edit_dataset,
     find_manifest,
     manifest_names,
+    rename_dataset,
     same_manifest,
     write_manifest,
 )
-from featx.cache.splitting import hash_splits, related_rows, stratified_splits
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError
 from featx.selection.splits import leak_groups
 

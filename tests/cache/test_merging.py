@@ -217,14 +217,14 @@ def test_shards_that_are_put_together_while_they_are_copied_are_not_lost(
 ):
     keys, values = kit.rows(20)
     one, _ = two
-    real, done = merging.read_verified, []
+    real, done = merging.read_shard, []
 
     def collect_and_read(path, digest):
         if not done:
             done.append(one.gc(older_than_s=0, dry_run=False))
         return real(path, digest)
 
-    monkeypatch.setattr(merging, "read_verified", collect_and_read)
+    monkeypatch.setattr(merging, "read_shard", collect_and_read)
     union = FeatureCache(tmp_path / "into")
     (report,) = union.merge(one.root)
     assert (report.rows_copied, report.skipped) == (12, ())

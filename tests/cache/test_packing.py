@@ -14,7 +14,7 @@ import pytest
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block, Manifest, write_manifest
-from featx.cache.packing import FORMATS, pack_dataset
+from featx.cache.pack import FORMATS, pack_dataset
 from featx.cache.space import FeatureSpace
 from featx.exceptions import (
     CacheWriteError,
@@ -217,7 +217,7 @@ def test_chunks_join_without_a_seam_and_the_set_is_never_whole_in_memory(
         split=nothing,
         status=np.zeros(n, np.uint8),
     )
-    monkeypatch.setattr("featx.cache.pack_content._CHUNK_BYTES", 100_000)
+    monkeypatch.setattr("featx.cache.pack._CHUNK_BYTES", 100_000)
     pack_dataset(features, tmp_path / f"warm.{suffix}")
     tracemalloc.start()
     pack_dataset(features, tmp_path / f"photos.{suffix}")

@@ -16,9 +16,16 @@ from pathlib import Path
 import pytest
 
 from featx.cache import replacing
-from featx.cache.datasets import delete_dataset, edit_dataset, rename_dataset
 from featx.cache.editing import assign_splits, relabel
-from featx.cache.manifest import find_manifest, manifest_names, same_manifest, write_manifest
+from featx.cache.manifest import (
+    delete_dataset,
+    edit_dataset,
+    find_manifest,
+    manifest_names,
+    rename_dataset,
+    same_manifest,
+    write_manifest,
+)
 from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheWriteError, DatasetError
 
@@ -27,7 +34,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EDITS = """
 import sys, time
 from pathlib import Path
-from featx.cache.datasets import edit_dataset
+from featx.cache.manifest import edit_dataset
 from featx.cache.editing import relabel
 from featx.cache.layout import CacheLayout
 layout, first = CacheLayout(Path(sys.argv[1])), int(sys.argv[2])

@@ -291,16 +291,16 @@ def test_a_manifest_written_anew_meanwhile_is_not_removed(cache, monkeypatch):
     path = cache.layout.dataset("photos")
     whole = path.read_bytes()
     path.write_bytes(b"")
-    from featx.cache import repairing
+    from featx.cache import verification
 
-    real = repairing.verify_cache
+    real = verification.verify_cache
 
     def verify_and_then_extract(*args, **kwargs):
         report = real(*args, **kwargs)
         path.write_bytes(whole)
         return report
 
-    monkeypatch.setattr(repairing, "verify_cache", verify_and_then_extract)
+    monkeypatch.setattr(verification, "verify_cache", verify_and_then_extract)
     assert cache.repair().removed == ()
     assert path.read_bytes() == whole
 
@@ -308,14 +308,14 @@ def test_a_manifest_written_anew_meanwhile_is_not_removed(cache, monkeypatch):
 def test_a_shard_that_moves_to_another_while_it_is_verified_is_not_missing(kit, cache, monkeypatch):
     from featx.cache import verification
 
-    real, path = verification.stated_digest, kit.shards(cache)[0]
+    real, path = verification.read_shard, kit.shards(cache)[0]
 
-    def replace_it(asked):
-        if asked == path and path.exists():
+    def replace_it(opened, digest):
+        if opened == path and path.exists():
             path.rename(path.with_name(f"{'f' * 32}.h5"))
-        return real(asked)
+        return real(opened, digest)
 
-    monkeypatch.setattr(verification, "stated_digest", replace_it)
+    monkeypatch.setattr(verification, "read_shard", replace_it)
     report = cache.verify(workers=1)
     assert report.ok
     assert report.rows == 12
@@ -379,7 +379,7 @@ def test_a_space_that_no_dataset_uses_and_that_has_no_specification_is_for_gc(ki
 
 @pytest.mark.parametrize("damage", ["shard", "manifest", "spec"])
 def test_imported_features_are_to_be_imported_again(tmp_path, kit, damage):
-    from featx.cache.datasets import rename_dataset
+    from featx.cache.manifest import rename_dataset
     from featx.importing import import_features
 
     cache = FeatureCache(tmp_path / "cache")

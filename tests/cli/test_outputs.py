@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import featx
-from featx.cache.packing import pack_dataset
+from featx.cache.pack import pack_dataset
 from featx.cli.main import cli
 from featx.exceptions import OutputError
 from featx.files.outputs import begins_with, is_model, is_pack

@@ -9,7 +9,7 @@ import pytest
 
 import featx
 from featx.cache.layout import CacheLayout
-from featx.cache.origins import Origin, recall_origin, remember_origin
+from featx.cache.records import Origin, recall_origin, remember_origin
 from featx.exceptions import WeightsError
 
 SIZE = ("--input-size", "32")

@@ -1,0 +1,385 @@
+"""`pack_dataset`: one self-contained file of a dataset's features, for any other tool.
+
+Every format holds ``X`` (n, d), ``keys`` (n, 32), ``paths`` and, where there are any, ``y`` (codes
+of classes, -1 for none) with ``classes``, ``groups`` and ``splits``, beside the names of dataset,
+backbone and tap and the specification as JSON. `FORMATS` is the table of writers; each takes the
+content chunk by chunk, so that the matrix is never whole in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.cache.features import Features
+from featx.cache.hdf5 import Values, create, tag, write_chunks
+from featx.cache.manifest import Block
+from featx.exceptions import (
+    CacheWriteError,
+    DatasetError,
+    FeaturesError,
+    MissingExtraError,
+    UnknownNameError,
+    reason,
+)
+from featx.files.durable import written_whole
+from featx.files.outputs import is_pack, refuse_replacing
+from featx.spec import FeatureSpec
+
+_CHUNK_BYTES = 8 << 20
+_TEXT_ROWS = 65536
+# Readers of safetensors refuse headers beyond this.
+_MAX_HEADER_BYTES = 100_000_000
+_SAFETENSORS_TYPES = {"<f4": "F32", "<f2": "F16", "<i4": "I32", "|u1": "U8"}
+_OTHER_SUFFIXES = {"hdf5": "h5", "hdf": "h5", "pq": "parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFile:
+    """A file that was packed, what is in it, and its size."""
+
+    path: Path
+    format: str  # key of FORMATS
+    dataset: str
+    backbone: str
+    tap: str
+    rows: int
+    width: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """An array of a packed file, whose rows come in chunks."""
+
+    kind: str  # its type in HDF5
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    chunks: Callable[[], Iterable[Values]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """One matrix of a dataset and what belongs to its rows."""
+
+    features: Features = field(repr=False)
+    block: Block
+    spec: FeatureSpec
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def arrays(self) -> dict[str, _Array]:
+        """Return the arrays of numbers by name."""
+        dtype = np.dtype(self.spec.dtype).newbyteorder("<")
+        row_bytes = self.width * dtype.itemsize
+
+        def chunks() -> Iterator[Values]:
+            for values, _ in self.features.batches(
+                backbone=self.block.backbone,
+                tap=self.block.tap,
+                batch_size=max(1, _CHUNK_BYTES // row_bytes),
+                max_ram_bytes=4 * max(_CHUNK_BYTES, row_bytes),
+            ):
+                yield np.ascontiguousarray(values, dtype)
+
+        arrays = {
+            "X": _Array("featx-features", (len(self), self.width), dtype, chunks),
+            "keys": _whole("featx-keys", self.features.keys),
+        }
+        if self.features.classes is not None:
+            arrays["y"] = _whole("featx-array", np.asarray(self.features.labels, "<i4"))
+        return arrays
+
+    def texts(self) -> dict[str, Sequence[str]]:
+        """Return the columns of text that there are, by name, and the names of the classes."""
+        groups, splits = self.features.groups, self.features.splits
+        columns = {
+            "classes": self.features.classes,
+            "paths": self.features.paths,
+            "groups": None if groups is None else groups.tolist(),
+            "splits": None if splits is None else splits.tolist(),
+        }
+        return {name: values for name, values in columns.items() if values is not None}
+
+    def facts(self) -> dict[str, str]:
+        """Return what holds for the whole matrix, by name: text, the specification as JSON."""
+        return {
+            "dataset": _valid_text(self.features.name),
+            "backbone": _valid_text(self.block.backbone),
+            "tap": self.block.tap,
+            "spec": self.spec.canonical_json(),
+        }
+
+
+def _whole(kind: str, values: Values) -> _Array:
+    return _Array(kind, values.shape, values.dtype, lambda: [np.ascontiguousarray(values)])
+
+
+def _text_chunks(values: Sequence[Any], dtype: np.dtype[np.generic]) -> Iterator[Values]:
+    for start in range(0, len(values), _TEXT_ROWS):
+        yield np.array(values[start : start + _TEXT_ROWS], dtype)
+
+
+def _valid_text(text: str) -> str:
+    r"""Return text that is valid UTF-8: bytes of a file name that are not become ``\xNN``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _collect(features: Features, backbone: str | None, tap: str | None) -> _Content:
+    """Return the content of a packed file; `FeaturesError` if not exactly one matrix fits."""
+    block = features.block(backbone=backbone, tap=tap)
+    if not len(features):
+        raise DatasetError(f"{features.name!r} has no rows to pack: none of its inputs was read")
+    backbone, tap = block.backbone, block.tap
+    # The file gets digests of its own, which must not vouch for damage.
+    features.recheck(backbone=backbone, tap=tap)
+    first, _ = next(features.batches(backbone=backbone, tap=tap, batch_size=1))
+    spec = features.spec(backbone=backbone, tap=tap)
+    return _Content(features, block, spec, first.shape[1])
+
+
+def _write_hdf5(path: Path, content: _Content) -> None:
+    """Write HDF5 of type ``featx-pack``, version 1; docs/format.md lists its elements.
+
+    All arrays are contiguous and uncompressed and carry ``sha256``; text is UTF-8 of a fixed
+    length, which every HDF5 tool reads.
+    """
+    import h5py
+
+    with create(path) as file:
+        tag(file, "featx-pack")
+        for name, text in content.facts().items():
+            data = text.encode("utf-8")
+            file.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
+        for name, array in content.arrays().items():
+            write_chunks(file, name, array.shape, array.dtype, array.chunks(), array.kind)
+        for name, column in content.texts().items():
+            encoded = [value.encode("utf-8", "surrogateescape") for value in column]
+            dtype = h5py.string_dtype("utf-8", max(map(len, encoded), default=0) or 1)
+            chunks = _text_chunks(encoded, dtype)
+            write_chunks(file, name, (len(encoded),), dtype, chunks, "featx-text")
+
+
+def _write_npz(path: Path, content: _Content) -> None:
+    """Write arrays that NumPy reads without pickle, uncompressed; facts are scalars."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in content.arrays().items():
+            _write_npy(archive, name, array)
+        for name, column in content.texts().items():
+            dtype = np.dtype(f"<U{max(map(len, column), default=0) or 1}")
+            _write_npy(archive, name, _text_array(column, dtype))
+        for name, text in {"type": "featx-pack", **content.facts()}.items():
+            _write_npy(archive, name, _whole("", np.array(text)))
+        _write_npy(archive, "version", _whole("", np.array(1, "<i8")))
+
+
+def _text_array(column: Sequence[str], dtype: np.dtype[np.generic]) -> _Array:
+    return _Array("featx-text", (len(column),), dtype, lambda: _text_chunks(column, dtype))
+
+
+def _write_npy(archive: zipfile.ZipFile, name: str, array: _Array) -> None:
+    header = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": array.shape,
+    }
+    # Its size is not known to be small beforehand, so the long form of the entry is needed.
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_2_0(member, header)
+        for values in array.chunks():
+            member.write(values.tobytes())
+
+
+def _write_parquet(path: Path, content: _Content) -> None:
+    """Write one row an input, its features a list of fixed size, one row group a chunk.
+
+    Columns: ``path``, ``label``, ``split``, ``group`` (text, null for none), ``key`` (hexadecimal)
+    and ``feature``; the facts and the classes are metadata of the schema, as ``featx.NAME``.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "pyarrow":
+            raise
+        raise MissingExtraError("pyarrow", extra="parquet", purpose="writing Parquet") from error
+
+    texts, arrays = content.texts(), content.arrays()
+    facts = {"type": "featx-pack", "version": "1", **content.facts()}
+    facts["classes"] = json.dumps(texts.get("classes"))
+    kinds = {"float32": pa.float32(), "float16": pa.float16()}
+    text = ("path", "label", "split", "group", "key")
+    fields = [pa.field(name, pa.string()) for name in text]
+    fields.append(pa.field("feature", pa.list_(kinds[content.spec.dtype], content.width)))
+    schema = pa.schema(fields, {f"featx.{name}": value for name, value in facts.items()})
+    classes = [*map(_valid_text, texts.get("classes", ())), None]
+    nothing = [""] * len(content)
+    keys, labels = content.features.keys, content.features.labels
+    # Features hardly compress, and readers map what is not compressed.
+    with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        end = 0
+        for values in arrays["X"].chunks():
+            rows = slice(end, end + len(values))
+            end += len(values)
+            columns: list[list[str | None]] = [
+                [_valid_text(name) for name in texts["paths"][rows]],
+                [classes[code] for code in labels[rows].tolist()],
+                [_valid_text(name) or None for name in texts.get("splits", nothing)[rows]],
+                [_valid_text(name) or None for name in texts.get("groups", nothing)[rows]],
+                [key.tobytes().hex() for key in keys[rows]],
+            ]
+            batch = [pa.array(column, pa.string()) for column in columns]
+            flat = pa.array(values.reshape(-1))
+            batch.append(pa.FixedSizeListArray.from_arrays(flat, content.width))
+            writer.write_batch(pa.record_batch(batch, schema=schema))
+
+
+def _write_safetensors(path: Path, content: _Content) -> None:
+    """Write the arrays as tensors and the rest as metadata, texts as JSON lists.
+
+    The format is eight bytes with the length of a JSON header, the header, and the tensors end to
+    end (https://github.com/huggingface/safetensors, "Format"). It is written here, because the
+    package takes whole tensors, and the matrix is never whole in memory.
+    """
+    arrays = content.arrays()
+    # Wider elements first, so that each tensor begins at a multiple of its element.
+    tensors = {name: arrays[name] for name in ("y", "X", "keys") if name in arrays}
+    metadata = {"type": "featx-pack", "version": "1", **content.facts()}
+    # Readers refuse text that is not valid, as names of files may be.
+    for name, column in content.texts().items():
+        metadata[name] = json.dumps([_valid_text(value) for value in column])
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        entries[name] = {
+            "dtype": _SAFETENSORS_TYPES[tensor.dtype.str],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    header = json.dumps(entries).encode("ascii")
+    header += b" " * (-len(header) % 8)
+    if len(header) > _MAX_HEADER_BYTES:
+        raise FeaturesError(
+            f"the paths of {len(content):,} rows take {len(header):,} bytes, more than the "
+            f"{_MAX_HEADER_BYTES:,} that safetensors allows in its header: pack as .h5, .npz or "
+            ".parquet"
+        )
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)))
+        file.write(header)
+        for tensor in tensors.values():
+            for values in tensor.chunks():
+                file.write(values.data)
+
+
+FORMATS: dict[str, Callable[[Path, _Content], None]] = {
+    "h5": _write_hdf5,
+    "npz": _write_npz,
+    "parquet": _write_parquet,
+    "safetensors": _write_safetensors,
+}
+"""Formats of packed files, by their suffix."""
+
+
+def pack_dataset(
+    features: Features,
+    path: str | os.PathLike[str],
+    *,
+    backbone: str | None = None,
+    tap: str | None = None,
+    format: str | None = None,
+    overwrite: bool = False,
+) -> PackedFile:
+    """Write one matrix of features, with what belongs to its rows, as one file.
+
+    The file needs no cache and no featx: ``X`` (n, d), ``y``, ``classes``, ``paths``, ``keys``,
+    ``groups``, ``splits`` and the specification as JSON. It is written beside its place and
+    renamed, about 8 MiB of features at a time.
+
+    Parameters
+    ----------
+    features : Features
+        From `featx.extract` or `Features.open`.
+    path : path
+        Where to; the folder must exist. A file that was packed before is replaced.
+    backbone, tap : str, optional
+        Which matrix, where there are several: a file holds one.
+    format : {"h5", "npz", "parquet", "safetensors"}, optional
+        By default the suffix of `path` decides.
+    overwrite : bool, default False
+        Whether to replace a file that featx did not pack.
+
+    Returns
+    -------
+    PackedFile
+
+    Raises
+    ------
+    UnknownNameError
+        If the format is none of those.
+    FeaturesError
+        If not exactly one matrix fits, or its rows are not all in the cache.
+    MissingExtraError
+        For Parquet without pyarrow.
+    CacheWriteError
+        If the file cannot be written.
+    OutputError
+        If there is a file that featx did not pack.
+
+    Examples
+    --------
+    >>> feats = Features.open("photos")  # doctest: +SKIP
+    >>> pack_dataset(feats, "photos.h5").rows  # doctest: +SKIP
+    245
+    """
+    target = Path(path)
+    chosen = _format(target, format)
+    refuse_replacing(target, is_pack, "packed file", force=overwrite)
+    content = _collect(features, backbone, tap)
+    try:
+        with written_whole(target) as temporary:
+            FORMATS[chosen](temporary, content)
+    except (OSError, RuntimeError) as error:
+        # h5py reports a failed write as OSError or RuntimeError, not always with a number.
+        if not isinstance(error, OSError) and type(error) is not RuntimeError:
+            raise
+        number = getattr(error, "errno", None)
+        raise CacheWriteError(
+            f"cannot write {target}: {os.strerror(number) if number else reason(error)}. Name a "
+            "file in a folder that exists, can be written and has space (-o)"
+        ) from error
+    return PackedFile(
+        path=target,
+        format=chosen,
+        dataset=features.name,
+        backbone=content.block.backbone,
+        tap=content.block.tap,
+        rows=len(content),
+        width=content.width,
+        size_bytes=target.stat().st_size,
+    )
+
+
+def _format(target: Path, chosen: str | None) -> str:
+    suffix = target.suffix.lower().removeprefix(".")
+    name = chosen or _OTHER_SUFFIXES.get(suffix, suffix)
+    if name not in FORMATS:
+        raise UnknownNameError(
+            "format of a packed file",
+            name,
+            FORMATS,
+            hint=f"Name a file such as {target.with_suffix('.h5').name!r}",
+        )
+    return name
