@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.registry import find_backbone
-from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
+from featx.backbones.source import log_preprocessing
 from featx.backbones.taps import parse_taps
-from featx.backbones.weights import BUNDLED, matching_weights, resolve_weights
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names, read_manifest
-from featx.cache.records import Identity, Origin, recall_origin, remember_origin
-from featx.cache.space import FeatureSpace, read_spec
+from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names
+from featx.cache.records import Identity, Origin, remember_origin
+from featx.cache.space import FeatureSpace
 from featx.exceptions import (
     BackboneError,
-    CacheFormatError,
     DatasetError,
     UnknownNameError,
-    WeightsError,
 )
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
+from featx.extraction.sources import BackboneChoice, known_weights
 from featx.images.dataset import ImageDataset
 from featx.images.split_names import SplitNames, read_splits
 from featx.spec import (
@@ -41,7 +36,6 @@ from featx.spec import (
     ViewPolicy,
 )
 
-_LOG = logging.getLogger("featx")
 WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
 
 
@@ -183,7 +177,9 @@ class Request:
             _check_imported(job.named, self.backbone)
             return job
         names = ["tiny"] if self.backbone is None else _listed(self.backbone)
-        sources = self._sources(names, _known_weights(job, names) if self.weights is None else {})
+        sources = [choice.resolve() for choice in self._choices(names, job)]
+        for source in sources:
+            log_preprocessing(source)
         taps = parse_taps(self.taps)
         parts = []
         for source in sources:
@@ -199,15 +195,18 @@ class Request:
             specs = with_views(plain, self.views, self.view_policy)
             parts += [(spec, network) for spec in specs]
         origins = {
-            (source.name, source.weights.sha256): _origin(name, source, self.trust)
-            for name, source in zip(names, sources, strict=True)
+            (s.name, s.weights.sha256): Origin(s.address, s.weights_choice, s.trust)
+            for s in sources
         }
         return replace(job, parts=tuple(parts), origins=origins)
 
-    def _sources(self, names: list[str], known: Mapping[str, str]) -> list[BackboneSource]:
+    def _choices(self, names: list[str], job: Job) -> list[BackboneChoice]:
         if not names:
             raise BackboneError("expected at least one backbone, received none")
-        weights = known if self.weights is None else self.weights
+        weights = self.weights
+        if weights is None:
+            assert job.layout is not None
+            weights = known_weights(job.layout, names, job.data, job.named)
         by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
         unknown = set(by_name) - set(names)
         if unknown:
@@ -215,85 +214,14 @@ class Request:
                 f"weights are given for {', '.join(sorted(unknown))}, the backbones are "
                 f"{', '.join(names)}"
             )
-        sources = [
-            resolve_backbone(
-                name,
-                weights=by_name.get(name),
-                input_size=self.input_size,
-                preprocessing=self.preprocessing,
-                trust=self.trust,
-            )
+        return [
+            BackboneChoice(name, by_name.get(name), self.input_size, self.preprocessing, self.trust)
             for name in names
         ]
-        for source in sources:
-            log_preprocessing(source)
-        return sources
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(dict.fromkeys(names))
-
-
-def _origin(name: str, source: BackboneSource, trust: bool) -> Origin:
-    if source.row is None or name.startswith("file:"):
-        prefix, _, path = name.partition(":")
-        return Origin(f"{prefix}:{Path(path).expanduser().resolve()}", None, trust)
-    chosen = source.weights.source
-    if chosen in ("imagenet", "bundled"):
-        return Origin(source.name, None, trust)
-    file = source.weights.path
-    return Origin(source.name, chosen if file is None else str(file.resolve()), trust)
-
-
-def _known_weights(job: Job, names: list[str]) -> dict[str, str]:
-    """Return the weights with which a dataset was extracted, of backbones that have others, too."""
-    rows = {name: find_backbone(name).name for name in names if ":" not in name}
-    rows = {name: row for name, row in rows.items() if row != BUNDLED}
-    assert job.layout is not None
-    manifest = job.named or _earlier(job.layout, job.data) if rows else None
-    if manifest is None:
-        return {}
-    chosen = {}
-    for name, row in rows.items():
-        digests = set()
-        for space in {block.space for block in manifest.blocks if block.backbone == row}:
-            with suppress(CacheFormatError, FileNotFoundError):
-                digests.add(read_spec(job.layout.spaces / space).weights_sha256)
-        if len(digests) != 1:
-            continue  # none, or several: then the published ones are as good as any
-        (digest,) = digests
-        origin = recall_origin(job.layout, (row, digest))
-        if origin is None or origin.weights is None:
-            continue
-        weights = matching_weights(row, origin.weights, digest)
-        with suppress(WeightsError):
-            if resolve_weights(find_backbone(row), weights).sha256 == digest:
-                chosen[name] = os.fspath(weights or "")
-        _LOG.warning(
-            "%s: %s was extracted with the weights %s%s",
-            row,
-            manifest.name,
-            chosen.get(name, origin.weights),
-            ", which are used; --weights imagenet takes the published ones"
-            if name in chosen
-            else ", which are not there any more: the published ones are used",
-        )
-    return chosen
-
-
-def _earlier(layout: CacheLayout, data: Any) -> Manifest | None:
-    """Return what the cache knows of a folder or a table under its own name."""
-    if not isinstance(data, str | os.PathLike):
-        return None
-    path = Path(data).expanduser()
-    with suppress(CacheFormatError, FileNotFoundError, OSError):
-        for name in dict.fromkeys((path.resolve().name, path.resolve().stem)):
-            if not layout.dataset(name).is_file():
-                continue
-            manifest = read_manifest(layout.dataset(name))
-            if Path(manifest.root) in (path.resolve(), path.resolve().parent):
-                return manifest
-    return None
 
 
 def with_views(

@@ -18,7 +18,7 @@ from featx.extraction.run import extract
 from featx.finetuning.inputs import CachedActivations, Inputs, Pixels
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.start import Start, extraction_of
+from featx.finetuning.start import Start
 
 _LOG = logging.getLogger("featx")
 _SHARE_OF_DISK = 0.5
@@ -62,7 +62,8 @@ def prepare_material(
     taps = [f"{layer}:flatten" for layer in network.cut.layers]
     activations = extract(
         data,
-        **extraction_of(start.model, start.source),
+        **start.model.choice.arguments(),
+        image=start.model.image,
         taps=taps,
         views=options.views,
         view_policy=view_policy,

@@ -16,7 +16,7 @@ from featx.finetuning.material import activation_bytes, network_for
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.optimizer import make_optimizer
 from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.start import extraction_of, prepare_start
+from featx.finetuning.start import prepare_start
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier
 
@@ -88,7 +88,8 @@ def rehearse(
         stored = activation_bytes(network, start, asked)
         plan = plan_extraction(
             data,
-            **extraction_of(start.model, start.source),
+            **start.model.choice.arguments(),
+            image=start.model.image,
             taps=[f"{layer}:flatten" for layer in network.cut.layers],
             views=asked.views,
             view_policy=view_policy,

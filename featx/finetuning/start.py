@@ -104,7 +104,8 @@ def prepare_start(
     source, tap = model.source(), str(parse_tap(model.tap))
     features = extract(
         data,
-        **extraction_of(model, source),
+        **model.choice.arguments(),
+        image=model.image,
         taps=tap,
         cache=cache,
         engine=engine,
@@ -120,17 +121,6 @@ def prepare_start(
         X = features.matrix(backbone=source.name, tap=tap)[rows]
         head.fit(X.astype(np.float32), y[rows])
     return Start(model, source, tap, features, y, codes, rows, held_out, test, named, head)
-
-
-def extraction_of(model: ImageClassifier, source: BackboneSource) -> dict[str, Any]:
-    """Return the arguments of `featx.extract` for the backbone of a model."""
-    return {
-        "backbone": model.backbone,
-        "weights": None if ":" in model.backbone else source.weights.source,
-        "input_size": source.input_size_px,
-        "preprocessing": model.preprocessing,
-        "image": model.image,
-    }
 
 
 def _codes(model: ImageClassifier, features: Features, y: NDArray[np.str_]) -> NDArray[np.intp]:

@@ -14,9 +14,9 @@ from featx.backbones.model_zip import NETWORK, OWN_NETWORK
 from featx.backbones.registry import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
+from featx.extraction.sources import BackboneChoice
 from featx.heads.novelty import load_novelty
 from featx.models.artefact_file import NOVELTY
-from featx.models.image_features import trained_preprocessing
 from featx.spec import FeatureSpec, ViewPolicy
 
 _MOST_FEATURES = 1 << 24
@@ -108,13 +108,15 @@ def _read(
     prefix = backbone.partition(":")[0]
     if weights is not None and (prefix == "file" or folder_of(backbone) is not None):
         backbone, weights = f"{prefix}:{os.fspath(weights)}", None
-    model = make(
+    choice = BackboneChoice(
         backbone,
-        parameters["head"],
-        weights=weights if weights is not None else kept,
+        weights if weights is not None else kept,
+        preprocessing=parameters["preprocessing"],
+    )
+    model = make(
+        head=parameters["head"],
+        **choice.completed(spec).arguments(),
         tap=tap,
-        input_size=spec.input_size_px,
-        preprocessing=parameters["preprocessing"] or trained_preprocessing(backbone, spec),
         image=spec.image,
         **_read_views(details),
         cache=cache,

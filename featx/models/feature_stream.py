@@ -19,20 +19,9 @@ _BUFFER_SHARE = 4
 class FeatureStream:
     """Passes over some rows of a block and of its views, each row of each view once.
 
-    Rows are numbered by their place in ``rows``; those of the first view come after all of the
-    images', and so on.
-
-    Parameters
-    ----------
-    features : Features
-    place : dict
-        ``backbone`` and ``tap`` of the block.
-    rows : ndarray of int, ascending
-        Rows of the features.
-    views : sequence of int
-        Augmented views beside the images themselves.
-    max_ram_bytes : int
-        A thirty-second of it bounds a batch, a quarter what is shuffled at a time.
+    Rows are numbered by their position in the ascending ``rows``; those of the first view come
+    after all of the images', and so on. A thirty-second of the memory bounds a batch, a quarter
+    what is shuffled at a time.
     """
 
     def __init__(

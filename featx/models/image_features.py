@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.source import BackboneSource, log_preprocessing, resolve_backbone
+from featx.backbones.source import BackboneSource, log_preprocessing
 from featx.backbones.taps import parse_tap
-from featx.backbones.weights import matching_weights
 from featx.cache.layout import CacheLayout
-from featx.exceptions import FeaturesError, WeightsError
+from featx.exceptions import FeaturesError
 from featx.extraction.job import Job, as_batch_size, engines_folder, with_views
 from featx.extraction.pipeline import Ledger, Network
+from featx.extraction.sources import BackboneChoice
 from featx.heads.scores import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
@@ -56,45 +56,22 @@ class ImageReader:
         parts = tuple((spec, network) for spec in specs)
         return Job(parts=parts, data=images, layout=layout, keep=keep)
 
-    def weights_choice(self) -> str | os.PathLike[str] | None:
-        """Return where the weights of training are now, as far as that can be found out."""
-        expected = getattr(self, "weights_sha256_", "")
-        if not expected or ":" in self.backbone:
-            return self.weights
-        return matching_weights(self.backbone, self.weights, expected)
+    @property
+    def choice(self) -> BackboneChoice:
+        """The backbone of the parameters, with its weights of training where they are now."""
+        choice = BackboneChoice(
+            self.backbone, self.weights, self.input_size, self.preprocessing, self.trust
+        )
+        return choice.located(getattr(self, "weights_sha256_", ""))
 
     def source(self) -> BackboneSource:
         """Settle the backbone, and check that its weights are those of training."""
-        expected = getattr(self, "weights_sha256_", "")
-        try:
-            source = resolve_backbone(
-                self.backbone,
-                weights=self.weights_choice(),
-                input_size=self.input_size,
-                preprocessing=self.preprocessing,
-                trust=self.trust,
-            )
-        except WeightsError as error:
-            if not expected or self.weights in (None, "imagenet"):
-                raise
-            raise WeightsError(
-                f"the weights of {self.backbone} that the model was trained with (SHA-256 "
-                f"{expected[:16]}...) were {os.fspath(self.weights)!r}, which cannot be used: "
-                f"{error}. "
-                "Name the file with --weights (weights=...), or a folder that has it with "
-                "FEATX_WEIGHTS"
-            ) from error
-        if expected and source.weights.sha256 != expected:
-            raise WeightsError(
-                f"the model was trained with weights of {self.backbone} whose SHA-256 is "
-                f"{expected[:16]}..., found {source.weights.sha256[:16]}... at "
-                f"{source.weights.path or source.weights.source}: name the file of training with "
-                "--weights (weights=...)"
-            )
+        trained_weights = getattr(self, "weights_sha256_", "")
+        source = self.choice.find(trained_weights) if trained_weights else self.choice.resolve()
         trained = getattr(self, "spec_", None)
         if trained is None:
             log_preprocessing(source)
-        elif expected:
+        elif trained_weights:
             _require_same_pixels(trained, source.spec(image=self.image))
         return source
 
@@ -162,15 +139,10 @@ class ImageFeatures(ImageReader):
             )
 
 
-def trained_preprocessing(backbone: str, spec: FeatureSpec) -> str | None:
-    """Return the preprocessing to name for a network of one's own, whose default may change."""
-    return spec.preprocessing if ":" in backbone else None
-
-
-def _require_same_pixels(trained: FeatureSpec, found: FeatureSpec) -> None:
+def _require_same_pixels(trained: FeatureSpec, current: FeatureSpec) -> None:
     """Raise `FeaturesError` if images would reach the network otherwise than in training."""
     for part in ("input_size_px", "preprocessing", "image"):
-        then, now = getattr(trained, part), getattr(found, part)
+        then, now = getattr(trained, part), getattr(current, part)
         if then != now:
             raise FeaturesError(
                 f"the model was trained with {part} {then}, images would now be read with {now}: "

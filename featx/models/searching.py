@@ -14,6 +14,7 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import HeadError
+from featx.extraction.sources import BackboneChoice
 from featx.heads.registry import make_head
 from featx.images.label_sets import read_label_sets
 from featx.images.split_names import check_splits, split_of
@@ -31,7 +32,6 @@ from featx.models.search_sample import (
 )
 from featx.models.streamed_training import StreamedFit
 from featx.models.training import (
-    backbone_choice,
     check_labels,
     describe_training,
     require_classes,
@@ -204,7 +204,7 @@ def search(
         require_classes(features, labels, rows)
     named = _named_backbones(space, backbones)
     by_backbone = weights if isinstance(weights, Mapping) else {}
-    choice = None if by_backbone else weights
+    whole_choice = None if by_backbone else weights
     used = _blocks(features, tried)
     groups = leak_groups(features.keys, features.groups, len(features))
     sample = None
@@ -224,20 +224,16 @@ def search(
     blocks = []
     chosen = {}
     for block in used:
+        place = {"backbone": block.backbone, "tap": block.tap}
         name = named.get(block.backbone, block.backbone)
-        chosen[block.backbone] = found = backbone_choice(
-            features, block, name, by_backbone.get(name, choice), preprocessing, trust=trust
-        )
-        cost = backbone_cost(
-            features,
-            block,
-            found["backbone"],
-            weights=found["weights"],
-            preprocessing=found["preprocessing"],
-            trust=found["trust"],
-            engine=engine,
-            cache=cache,
-        )
+        choice = BackboneChoice(
+            name,
+            by_backbone.get(name, whole_choice),
+            preprocessing=preprocessing,
+            trust=trust,
+        ).completed(features.spec(**place), features.origin(**place))
+        chosen[block.backbone] = choice
+        cost = backbone_cost(features, block, choice, engine=engine, cache=cache)
         blocks.append(feature_block(features, block.backbone, block.tap, cost, sample))
     with live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
@@ -255,8 +251,8 @@ def search(
         )
     training = outcome.rows if sample is None else sample.training
     model = _untrained(features, outcome.winner, seed, multilabel)
-    model.set_params(**chosen[outcome.winner.backbone], cache=cache)
-    place: dict[str, Any] = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
+    model.set_params(**chosen[outcome.winner.backbone].arguments(), cache=cache)
+    place = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
     if sample is None or bound is None:
         _fit(features, place, labels, training, model)
     else:
@@ -368,7 +364,6 @@ def _untrained(
     return ImageClassifier(
         head=_whole_head(winner, shape, seed, multilabel),
         tap=winner.tap,
-        input_size=spec.input_size_px,
         image=spec.image,
         views=len(views),
         view_policy=features.spec(**place, view=views[0]).views if views else None,

@@ -15,6 +15,7 @@ from featx.cache.features import Features
 from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.report import why_unreadable
+from featx.extraction.sources import BackboneChoice
 from featx.heads.registry import make_head
 from featx.heads.sweep import Fold
 from featx.images.columns import inner_folder
@@ -22,7 +23,6 @@ from featx.images.label_sets import look_like_sets
 from featx.images.labels import look_like_measurements
 from featx.images.split_names import check_splits
 from featx.models.classifier import ImageClassifier
-from featx.models.image_features import trained_preprocessing
 from featx.models.label_set_training import train_label_sets
 from featx.models.memory_training import MemoryFit
 from featx.models.metrics import MOST_CONFUSED, ScoreSums
@@ -161,11 +161,13 @@ def train(
     if not multilabel:
         check_labels(features, y, rows, label_kind)
         require_classes(features, y, rows)
+    choice = BackboneChoice(
+        backbone or block.backbone, weights, preprocessing=preprocessing, trust=trust
+    )
     model = ImageClassifier(
         head=head,
-        **backbone_choice(features, block, backbone, weights, preprocessing, trust=trust),
+        **choice.completed(spec, features.origin(**place)).arguments(),
         tap=block.tap,
-        input_size=spec.input_size_px,
         image=spec.image,
         views=len(views),
         average_views=average_views,
@@ -199,31 +201,6 @@ def train(
         model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
     model.novelty_ = learn_novelty(features, place, y, rows, seed=seed, max_ram_bytes=bound)
     return TrainingResult(model, metrics, model.training_, suspects)
-
-
-def backbone_choice(
-    features: Features,
-    block: Block,
-    backbone: str | None,
-    weights: Any,
-    preprocessing: str | None,
-    *,
-    trust: bool,
-) -> dict[str, Any]:
-    """Return how a classifier finds a block's backbone: as asked, else as in the extraction."""
-    place: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
-    origin = features.origin(**place)
-    if origin is not None and canonical_name(origin.backbone) == block.backbone:
-        backbone = origin.backbone if backbone in (None, block.backbone) else backbone
-        weights = origin.weights if weights is None else weights
-        trust = trust or origin.trust
-    return {
-        "backbone": backbone or block.backbone,
-        "weights": weights,
-        "preprocessing": preprocessing
-        or trained_preprocessing(block.backbone, features.spec(**place)),
-        "trust": trust,
-    }
 
 
 def _head(model: ImageClassifier) -> Any:

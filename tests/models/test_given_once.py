@@ -37,7 +37,7 @@ def nowhere_else(monkeypatch, tmp_path):
     monkeypatch.delenv("FEATX_WEIGHTS", raising=False)
 
 
-def test_weights_are_named_once(photos, weights_file, tmp_path, monkeypatch):
+def test_weights_are_named_once(photos, weights_file, tmp_path, monkeypatch, caplog):
     weights = shutil.copy(weights_file, tmp_path / "w.weights.h5")
     asked = {"backbone": "mobilenet", "input_size": 32, "engine": "keras"}
     cache = tmp_path / "cache"
@@ -61,6 +61,11 @@ def test_weights_are_named_once(photos, weights_file, tmp_path, monkeypatch):
     shutil.copy(weights_file, tmp_path / "folder" / "other.h5")
     with (tmp_path / "folder" / "other.h5").open("ab") as file:
         file.write(b"changed")
+    with pytest.raises(WeightsError, match="mobilenet"):  # nor are the published ones here
+        featx.extract(photos, **asked, cache=cache)
+    digest = features.spec().weights_sha256[:16]
+    assert f"(SHA-256 {digest}...), which are not there any more" in caplog.text
+    assert "--weights, or a folder in FEATX_WEIGHTS, names others" in caplog.text
     model = featx.load(tmp_path / "m.featx")
     with pytest.raises(WeightsError, match=r"trained with \(SHA-256 [0-9a-f]{16}.*--weights"):
         model.predict(images)

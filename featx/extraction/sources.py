@@ -1,0 +1,151 @@
+"""Backbones as they are asked for, and found again for features that were extracted before."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featx.backbones.registry import canonical_name, find_backbone
+from featx.backbones.source import BackboneSource, resolve_backbone
+from featx.backbones.weights import BUNDLED, matching_weights
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import Manifest, read_manifest
+from featx.cache.records import Origin, recall_origin
+from featx.cache.space import read_spec
+from featx.exceptions import CacheFormatError, WeightsError
+from featx.spec import FeatureSpec
+
+_LOG = logging.getLogger("featx")
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneChoice:
+    """A backbone as it is asked for; the fields are arguments of `featx.extract`."""
+
+    backbone: str
+    weights: str | os.PathLike[str] | None = None
+    input_size: int | tuple[int, int] | None = None
+    preprocessing: str | None = None
+    trust: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the choice as arguments of `featx.extract` and parameters of estimators."""
+        return asdict(self)
+
+    def resolve(self) -> BackboneSource:
+        """Settle weights, input size and preprocessing."""
+        return resolve_backbone(
+            self.backbone,
+            weights=self.weights,
+            input_size=self.input_size,
+            preprocessing=self.preprocessing,
+            trust=self.trust,
+        )
+
+    def completed(self, spec: FeatureSpec, origin: Origin | None = None) -> BackboneChoice:
+        """Return the choice that gives features of a specification, with all that it leaves open.
+
+        What is not asked for is as in the extraction, as far as its origin is known.
+        """
+        backbone, weights, trust = self.backbone, self.weights, self.trust
+        if origin is not None and canonical_name(origin.backbone) == spec.backbone:
+            backbone = origin.backbone if backbone == spec.backbone else backbone
+            weights = origin.weights if weights is None else weights
+            trust = trust or origin.trust
+        # Of a network of one's own, the default preprocessing may change with featx.
+        default = spec.preprocessing if ":" in spec.backbone else None
+        preprocessing = self.preprocessing or default
+        return BackboneChoice(backbone, weights, spec.input_size_px, preprocessing, trust)
+
+    def located(self, sha256: str) -> BackboneChoice:
+        """Return the choice with its weights where a file of this digest is now, if it is found."""
+        if not sha256 or ":" in self.backbone:
+            return self
+        return replace(self, weights=matching_weights(self.backbone, self.weights, sha256))
+
+    def find(self, sha256: str) -> BackboneSource:
+        """Settle the backbone with weights of this digest; raise `WeightsError` for others."""
+        try:
+            source = self.located(sha256).resolve()
+        except WeightsError as error:
+            if self.weights in (None, "imagenet"):
+                raise
+            raise WeightsError(
+                f"the weights of {self.backbone} that the model was trained with (SHA-256 "
+                f"{sha256[:16]}...) were {os.fspath(self.weights)!r}, which cannot be used: "
+                f"{error}. "
+                "Name the file with --weights (weights=...), or a folder that has it with "
+                "FEATX_WEIGHTS"
+            ) from error
+        if source.weights.sha256 != sha256:
+            raise WeightsError(
+                f"the model was trained with weights of {self.backbone} whose SHA-256 is "
+                f"{sha256[:16]}..., found {source.weights.sha256[:16]}... at "
+                f"{source.weights.path or source.weights.source}: name the file of training with "
+                "--weights (weights=...)"
+            )
+        return source
+
+
+def known_weights(
+    layout: CacheLayout, names: list[str], data: Any, named: Manifest | None
+) -> dict[str, str]:
+    """Return by backbone the weights with which a dataset was extracted, where it was."""
+    rows = {name: find_backbone(name).name for name in names if ":" not in name}
+    rows = {name: row for name, row in rows.items() if row != BUNDLED}
+    manifest = named or _earlier(layout, data) if rows else None
+    if manifest is None:
+        return {}
+    chosen = {}
+    for name, row in rows.items():
+        digests = set()
+        for space in {block.space for block in manifest.blocks if block.backbone == row}:
+            with suppress(CacheFormatError, FileNotFoundError):
+                digests.add(read_spec(layout.spaces / space).weights_sha256)
+        if len(digests) != 1:
+            continue  # none, or several: then the published ones are as good as any
+        (digest,) = digests
+        origin = recall_origin(layout, (row, digest))
+        if origin is None or origin.weights is None:
+            continue
+        try:
+            source = BackboneChoice(row, origin.weights).find(digest)
+        except WeightsError:
+            _LOG.warning(
+                "%s: %s was extracted with the weights %s (SHA-256 %s...), which are not there any "
+                "more: the published ones are used; --weights, or a folder in FEATX_WEIGHTS, names "
+                "others",
+                row,
+                manifest.name,
+                origin.weights,
+                digest[:16],
+            )
+            continue
+        chosen[name] = source.weights_choice or ""
+        _LOG.warning(
+            "%s: %s was extracted with the weights %s, which are used; --weights imagenet takes "
+            "the published ones",
+            row,
+            manifest.name,
+            chosen[name],
+        )
+    return chosen
+
+
+def _earlier(layout: CacheLayout, data: Any) -> Manifest | None:
+    """Return what the cache knows of a folder or a table under its name."""
+    if not isinstance(data, str | os.PathLike):
+        return None
+    path = Path(data).expanduser()
+    with suppress(CacheFormatError, FileNotFoundError, OSError):
+        for name in dict.fromkeys((path.resolve().name, path.resolve().stem)):
+            if not layout.dataset(name).is_file():
+                continue
+            manifest = read_manifest(layout.dataset(name))
+            if Path(manifest.root) in (path.resolve(), path.resolve().parent):
+                return manifest
+    return None
