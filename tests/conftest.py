@@ -38,6 +38,13 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the longer checks")
 
 
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):
+        # Threads of several processes that wait for each other in a loop cost most of the time.
+        # Workers of pytest-xdist start after this.
+        os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+
+
 def shared_folder():
     named = os.environ.get("FEATX_SHARED")
     folder = Path(named) if named else REPOSITORY.parent / "shared"
