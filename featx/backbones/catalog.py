@@ -1,4 +1,4 @@
-"""What backbones there are: a table, and nothing but a table.
+"""The backbones that featx knows by name, as a table, and how a name is found in it.
 
 Parameters and feature sizes are those of the network without its top; the published top-1
 accuracies (ImageNet, per cent) are quoted from the Keras Applications documentation and, for
@@ -7,83 +7,65 @@ MobileNetV3, from the docstring of `keras.applications.MobileNetV3Small`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+from featx.exceptions import UnknownNameError
+
+BUNDLED = "tiny"
+"""The backbone whose weights come with featx."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """An affine map from pixel values (0 to 255, RGB) to a network's input, one channel at a time.
+    """``input = pixel * scale + offset`` by channel, of pixels from 0 to 255."""
 
-    Parameters
-    ----------
-    scale, offset : tuple of three float
-        ``input = pixel * scale + offset``, in the channel order of the network.
-    bgr : bool, default False
-        Whether the network wants blue first.
-    """
-
-    scale: tuple[float, float, float]
-    offset: tuple[float, float, float]
-    bgr: bool = False
-
-
-def _imagenet_rescaling() -> Preprocessing:
-    # Keras's EfficientNet, and only it, divides once more by sqrt(std) after its Normalization
-    # layer when it is built with weights="imagenet". An affine map of the pixels around the mean
-    # does the same before that layer, so that one architecture serves all weights.
-    scales = [std**-0.5 for std in _IMAGENET_STD]
-    offsets = [255.0 * m * (1.0 - s) for m, s in zip(_IMAGENET_MEAN, scales, strict=True)]
-    return Preprocessing(scale=_three(scales), offset=_three(offsets))
-
-
-def _three(values: list[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return red, green, blue
+    scale: tuple[float, ...]  # scale and offset are in the channel order of the network
+    offset: tuple[float, ...]
+    summary: str
+    bgr: bool = False  # whether the network wants blue first
 
 
 PREPROCESSINGS: dict[str, Preprocessing] = {
-    "none": Preprocessing((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
-    "unit": Preprocessing((1 / 255,) * 3, (0.0, 0.0, 0.0)),
-    "tf": Preprocessing((1 / 127.5,) * 3, (-1.0, -1.0, -1.0)),
+    "none": Preprocessing((1.0,) * 3, (0.0,) * 3, "pixels from 0 to 255"),
+    "unit": Preprocessing((1 / 255,) * 3, (0.0,) * 3, "pixels from 0 to 1"),
+    "tf": Preprocessing((1 / 127.5,) * 3, (-1.0,) * 3, "pixels from -1 to 1"),
     "torch": Preprocessing(
-        _three([1 / (255 * s) for s in _IMAGENET_STD]),
-        _three([-m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)]),
+        tuple(1 / (255 * std) for std in _IMAGENET_STD),
+        tuple(-mean / std for mean, std in zip(IMAGENET_MEAN, _IMAGENET_STD, strict=True)),
+        "ImageNet's mean and deviation",
     ),
-    "caffe": Preprocessing((1.0, 1.0, 1.0), (-103.939, -116.779, -123.68), bgr=True),
-    "efficientnet-imagenet": _imagenet_rescaling(),
+    "caffe": Preprocessing(
+        (1.0,) * 3, (-103.939, -116.779, -123.68), "ImageNet's mean, blue first", bgr=True
+    ),
+    # Keras's EfficientNet, and only it, divides once more by sqrt(std) after its Normalization
+    # layer when it is built with weights="imagenet". An affine map of the pixels around the mean
+    # does the same before that layer, so that one architecture serves all weights.
+    "efficientnet-imagenet": Preprocessing(
+        tuple(std**-0.5 for std in _IMAGENET_STD),
+        tuple(
+            255.0 * mean * (1.0 - std**-0.5)
+            for mean, std in zip(IMAGENET_MEAN, _IMAGENET_STD, strict=True)
+        ),
+        "EfficientNet's rescaling for ImageNet weights",
+    ),
 }
 """Preprocessings by name: ``tf``, ``torch`` and ``caffe`` are the modes of Keras Applications."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What the networks of one family share.
+    """What the networks of one family share."""
 
-    Parameters
-    ----------
-    preprocessing : str
-        Key of `PREPROCESSINGS` for the published weights.
-    block : str
-        Regular expression whose first group is the name of the block that a layer belongs to.
-    folder : str
-        Where the published weights are, below `url`.
-    min_size_px : int
-        Smallest input.
-    own_preprocessing : str
-        Key of `PREPROCESSINGS` for weights that were not trained on ImageNet; by default the same.
-    url : str
-        Address of the folder of weights files.
-    """
-
-    preprocessing: str
-    block: str
-    folder: str
+    preprocessing: str  # key of `PREPROCESSINGS` for the published weights
+    block: str  # regular expression; its first group is the block that a layer belongs to
+    folder: str  # where the published weights are, below `url`
     min_size_px: int = 32
-    own_preprocessing: str = ""
+    own_preprocessing: str = ""  # for weights that were not trained on ImageNet; else the same
     url: str = _KERAS_URL
 
 
@@ -116,48 +98,20 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """One row of the catalogue.
-
-    Parameters
-    ----------
-    name : str
-        featx's name, for example ``"mobilenet_v2"``.
-    keras_name : str
-        Name of the builder in `keras.applications`.
-    family : str
-        Key of `FAMILIES`.
-    input_size_px : int
-        Height and width for which the published accuracy holds.
-    features : int
-        Number of channels of the last feature map.
-    parameters : int
-        Number of parameters without the top.
-    imagenet_top1 : float or None
-        Published top-1 accuracy on ImageNet in per cent, None where there is none.
-    weights_file : str
-        Name of the published weights file (without top).
-    weights_hash : str
-        Its published MD5 or SHA-256, empty where none is published.
-    weights_remote : str
-        The name of the file at its address, where it differs.
-    arguments : tuple of (str, float)
-        Further arguments of the builder.
-    draft : bool
-        Whether JPEG files are decoded at a reduced size by default, see `featx.ImagePolicy`.
-    """
+    """One row of the catalogue."""
 
     name: str
-    keras_name: str
-    family: str
-    input_size_px: int
-    features: int
+    keras_name: str  # builder in `keras.applications`
+    family: str  # key of `FAMILIES`
+    input_size_px: int  # height and width for which the published accuracy holds
+    features: int  # channels of the last feature map
     parameters: int
-    imagenet_top1: float | None
-    weights_file: str
-    weights_hash: str
-    weights_remote: str = ""
-    arguments: tuple[tuple[str, float], ...] = ()
-    draft: bool = False
+    imagenet_top1: float | None  # per cent, None where nothing is published
+    weights_file: str  # the published file without top
+    weights_hash: str  # its published MD5 or SHA-256, empty where none is published
+    weights_remote: str = ""  # the file's name at its address, where it differs
+    arguments: tuple[tuple[str, float], ...] = ()  # further arguments of the builder
+    draft: bool = False  # whether JPEG files are decoded at a reduced size by default
 
     @property
     def shared(self) -> Family:
@@ -225,3 +179,24 @@ _ROWS: tuple[Backbone, ...] = (
 
 CATALOG: dict[str, Backbone] = {row.name: row for row in _ROWS}
 """Backbones by name, in the order in which `featx backbones` lists them."""
+
+
+def find_backbone(name: str) -> Backbone:
+    """Return the row for featx's name or that of the Keras builder; case, - and _ do not matter."""
+    plain = _plain(name)
+    # Our names before Keras's: one builder may serve several rows, with other arguments.
+    by_builder = {_plain(row.keras_name): row for row in _ROWS if not row.arguments}
+    row = {_plain(row.name): row for row in _ROWS}.get(plain) or by_builder.get(plain)
+    if row is not None:
+        return row
+    raise UnknownNameError(
+        "backbone",
+        name,
+        CATALOG,
+        hint="A network of your own is 'file:PATH.keras', 'savedmodel:FOLDER' or 'hub:FOLDER'; "
+        "`featx backbones` shows the table",
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,44 +1,239 @@
-"""A SavedModel as a Keras network."""
+"""SavedModels: what one says of itself, read without TensorFlow, and one as a Keras network."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featx.backbones.saved_model_file import CALL, read_endpoint
+from featx.backbones.rescaling import PixelRange, range_of_graph
+from featx.backbones.taps import DEFAULT_OUTPUT
 from featx.exceptions import BackboneError, reason
 from featx.quiet import quiet_import, quiet_loading
 
-DEFAULT_OUTPUT = "default"
-"""The output that stands for the network where there are several, as in TensorFlow Hub."""
+if TYPE_CHECKING:
+    import keras
+
+CALL = "__call__"
+"""The function of a module that is called by itself, as those of TensorFlow Hub are."""
+
+_FILE = "saved_model.pb"
+_PREFERRED = ("default", "serving_default", "serve")
+_OWN_SIGNATURE = "__saved_model_"
+_DTYPES = {1: "float32", 4: "uint8"}
+# What is read of TensorFlow's messages (saved_model.proto, meta_graph.proto, graph.proto,
+# saved_object_graph.proto, struct.proto): by message its fields with number, name and type; a star
+# stands for several. A map is a list of entries.
+_SCHEMA = """
+SavedModel: 2 meta_graphs MetaGraph*
+MetaGraph: 2 graph Graph, 5 signatures SignatureEntry*, 7 objects Objects
+SignatureEntry: 1 key string, 2 value Signature
+Signature: 1 inputs InputEntry*
+InputEntry: 1 key string, 2 value TensorInfo
+TensorInfo: 1 name string, 2 dtype int64, 3 shape Shape
+Shape: 2 dim Dim*, 3 unknown_rank bool
+Dim: 1 size int64
+Objects: 1 nodes Node*, 2 functions FunctionEntry*
+Node: 1 children Child*, 6 function Function, 9 constant Constant
+Constant: 1 operation string
+Child: 1 node_id int64, 2 local_name string
+Function: 1 concrete_functions string*
+FunctionEntry: 1 key string, 2 value Concrete
+Concrete: 2 bound int64*, 3 inputs Value
+Value: 33 tensor TensorSpec, 51 list_value Values, 52 tuple_value Values, 53 dict_value Fields
+TensorSpec: 2 shape Shape, 3 dtype int64
+Values: 1 values Value*
+Fields: 1 fields Field*
+Field: 1 key string, 2 value Value
+Graph: 1 nodes Operation*, 2 library Library
+Library: 1 functions GraphFunction*
+GraphFunction: 1 signature Declaration, 3 nodes Operation*, 4 results ResultEntry*
+Declaration: 1 name string, 2 inputs Argument*
+Argument: 1 name string
+ResultEntry: 1 key string, 2 value string
+Operation: 1 name string, 2 op string, 3 inputs string*, 5 attributes AttributeEntry*
+AttributeEntry: 1 key string, 2 value Attribute
+Attribute: 8 tensor Tensor, 10 func FunctionName
+FunctionName: 1 name string
+Tensor: 1 dtype int64, 2 shape Shape, 4 content bytes, 5 float_val float*, 6 double_val double*, \
+7 int_val int32*
+"""
 
 
-def load_saved_model(folder: Path, size_px: tuple[int, int], preprocessing: str) -> Any:
-    """Load a SavedModel and make a network of it. This runs what is in the folder.
+def schema() -> dict[str, list[tuple[int, str, str, bool]]]:
+    """Return by message its fields: number, name, type, and whether there are several."""
+    messages = {}
+    for line in _SCHEMA.strip().splitlines():
+        message, _, listed = line.partition(": ")
+        fields = [field.split() for field in listed.split(", ")]
+        messages[message] = [
+            (int(number), name, kind.rstrip("*"), kind.endswith("*"))
+            for number, name, kind in fields
+        ]
+    return messages
 
-    Parameters
-    ----------
-    folder : Path
-        The SavedModel.
-    size_px : tuple of two int
-        Height and width of the input.
-    preprocessing : str
-        Key of `featx.backbones.catalog.PREPROCESSINGS` that the pixels go through.
 
-    Returns
-    -------
-    network : keras.Model
-        From float32 input of shape (n, h, w, 3) to one output for each of the SavedModel's, under
-        its name; the one called ``default`` is the first.
+@cache
+def message_class(name: str) -> Any:
+    """Return the class of a message of the schema."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-    Raises
-    ------
-    BackboneError
-        If Keras is not set to TensorFlow, the folder is damaged, or its function does not take
-        such an input.
+    file = descriptor_pb2.FileDescriptorProto(name="featx_saved_model.proto", syntax="proto3")
+    file.package = "featx_saved_model"
+    types = descriptor_pb2.FieldDescriptorProto
+    messages = schema()
+    for message, fields in messages.items():
+        described = file.message_type.add(name=message)
+        for number, field, kind, several in fields:
+            added = described.field.add(name=field, number=number)
+            added.label = types.LABEL_REPEATED if several else types.LABEL_OPTIONAL
+            if kind in messages:
+                added.type, added.type_name = types.TYPE_MESSAGE, f".{file.package}.{kind}"
+            else:
+                added.type = getattr(types, f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The function of a SavedModel that maps images to features."""
+
+    name: str  # `CALL`, or the name of a signature
+    input_size_px: tuple[int, int] | None  # height and width, where they are fixed
+    dtype: str  # of the pixels, float32 or uint8
+    pixels: PixelRange = ""  # which pixels it takes, as far as its graph tells
+
+    @property
+    def preprocessing(self) -> str:
+        """Pixels from 0 to 1, the convention of TensorFlow Hub, unless it takes 0 to 255."""
+        return "none" if self.dtype == "uint8" or self.pixels == "0..255" else "unit"
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    """Shape, None for any, and type of an input."""
+
+    shape: tuple[int, ...] | None
+    dtype: int
+
+    @classmethod
+    def of(cls, shape: Any, dtype: int) -> _Spec:
+        return cls(None if shape.unknown_rank else tuple(int(d.size) for d in shape.dim), dtype)
+
+    @property
+    def takes_images(self) -> bool:
+        if self.dtype not in _DTYPES:
+            return False
+        if self.shape is None:
+            return True
+        return len(self.shape) == 4 and self.shape[0] < 0 and self.shape[3] in (-1, 3)
+
+    @property
+    def size_px(self) -> tuple[int, int] | None:
+        if self.shape is None or min(self.shape[1:3]) < 1:
+            return None
+        return self.shape[1], self.shape[2]
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return "an input of any shape"
+        extents = ", ".join("n" if extent < 0 else str(extent) for extent in self.shape)
+        return f"({extents}) {_DTYPES.get(self.dtype, 'of another type')}"
+
+
+# A function by its public name: its inputs, and what `range_of_graph` takes.
+_Offer = tuple[str, list[_Spec], str, list[str] | None]
+
+
+def read_endpoint(folder: Path) -> Endpoint:
+    """Return the function that maps images to features: ``__call__``, else a signature.
+
+    Of signatures ``default``, ``serving_default`` and ``serve`` come first. Nothing in the folder
+    is run.
+    """
+    graph = _read_graph(folder / _FILE)
+    offered = [*_called(graph.objects), *_signatures(graph)]
+    for name, specs, entry, constants in offered:
+        if len(specs) == 1 and specs[0].takes_images:
+            pixels = range_of_graph(graph.graph, entry, constants)
+            return Endpoint(name, specs[0].size_px, _DTYPES[specs[0].dtype], pixels)
+    received = "; ".join(
+        f"{name} takes {', '.join(map(str, specs))}" for name, specs, *_ in offered[:5]
+    )
+    raise BackboneError(
+        f"the SavedModel {folder} has no function from images to features: expected one input of "
+        f"shape (n, h, w, 3), float32 or uint8, received {received or 'no function at all'}. Save "
+        "it with such a __call__ or signature, or a Keras model with model.export"
+    )
+
+
+def _read_graph(file: Path) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        graphs = message_class("SavedModel").FromString(file.read_bytes()).meta_graphs
+    except FileNotFoundError as error:
+        raise BackboneError(
+            f"{file.parent} is no SavedModel: expected a folder with {_FILE}, received one without"
+        ) from error
+    except (OSError, DecodeError) as error:
+        raise BackboneError(
+            f"{file} cannot be read ({reason(error)}): it is damaged or cut short; "
+            "get the folder again"
+        ) from error
+    if len(graphs) != 1:
+        raise BackboneError(
+            f"{file} holds {len(graphs)} graphs; expected one: "
+            + ("take the module's version for TensorFlow 2" if graphs else "it is damaged")
+        )
+    return graphs[0]
+
+
+def _signatures(graph: Any) -> list[_Offer]:
+    """Return the signatures, those that are usual first."""
+    offers: dict[str, _Offer] = {}
+    for entry in graph.signatures:
+        if not entry.key.startswith(_OWN_SIGNATURE):
+            inputs = [item.value for item in entry.value.inputs]
+            specs = [_Spec.of(tensor.shape, tensor.dtype) for tensor in inputs]
+            offers[entry.key] = entry.key, specs, inputs[0].name if inputs else "", None
+    order = dict.fromkeys((*_PREFERRED, *sorted(offers)))
+    return [offers[name] for name in order if name in offers]
+
+
+def _called(objects: Any) -> Iterator[_Offer]:
+    """Yield every function behind ``__call__``; one may be saved for each use."""
+    nodes = objects.nodes
+    functions = {entry.key: entry.value for entry in objects.functions}
+    for child in nodes[0].children if nodes else ():
+        if child.local_name != CALL or not 0 <= child.node_id < len(nodes):
+            continue
+        for name in nodes[child.node_id].function.concrete_functions:
+            if name in functions:
+                bound = [i for i in functions[name].bound if 0 <= i < len(nodes)]
+                constants = [nodes[i].constant.operation for i in bound]
+                yield CALL, list(_tensors(functions[name].inputs)), name, constants
+
+
+def _tensors(value: Any) -> Iterator[_Spec]:
+    if value.HasField("tensor"):
+        yield _Spec.of(value.tensor.shape, value.tensor.dtype)
+    for item in (*value.list_value.values, *value.tuple_value.values):
+        yield from _tensors(item)
+    for field in value.dict_value.fields:
+        yield from _tensors(field.value)
+
+
+def load_saved_model(folder: Path, size_px: tuple[int, int], preprocessing: str) -> keras.Model:
+    """Return a SavedModel as a network. This runs what is in the folder.
+
+    It has one output for each of the SavedModel's, under its name; the one called ``default`` is
+    the first.
     """
     with quiet_import():
         import keras
@@ -67,9 +262,7 @@ def load_saved_model(folder: Path, size_px: tuple[int, int], preprocessing: str)
                 name="featx_savedmodel",
                 dtype="float32",
             )
-            return _network(keras, layer, endpoint.name, endpoint.dtype, size_px)
-    except BackboneError:
-        raise
+            return _network(layer, endpoint, size_px)
     except Exception as error:  # TensorFlow raises many kinds
         raise BackboneError(
             f"the SavedModel {folder} cannot be loaded and applied to inputs of shape (n, "
@@ -78,11 +271,16 @@ def load_saved_model(folder: Path, size_px: tuple[int, int], preprocessing: str)
         ) from error
 
 
-def _network(keras: Any, layer: Any, name: str, dtype: str, size_px: tuple[int, int]) -> Any:
+def _network(
+    layer: keras.layers.Layer, endpoint: Endpoint, size_px: tuple[int, int]
+) -> keras.Model:
+    import keras
+
     images = keras.Input((*size_px, 3), name="images")
+    dtype = endpoint.dtype
     pixels = images if dtype == "float32" else keras.ops.cast(images, dtype)
     sample = keras.ops.zeros((1, *size_px, 3), dtype)
-    if name == CALL:
+    if endpoint.name == CALL:
         layer.call_endpoint_fn = _for_inference(layer.call_endpoint_fn, sample)
     # Shapes as they are, since a graph for inputs of any size states none for its outputs.
     shapes = {key: tuple(value.shape[1:]) for key, value in _by_name(layer(sample)).items()}
@@ -104,9 +302,9 @@ def _for_inference(function: Any, sample: Any) -> Any:
     return inferring
 
 
-def _by_name(found: Any) -> dict[str, Any]:
-    if isinstance(found, Mapping):
-        return {re.sub(r"[^\w.-]+", "_", str(key)): value for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return {f"output_{number}": value for number, value in enumerate(found)}
-    return {DEFAULT_OUTPUT: found}
+def _by_name(outputs: Any) -> dict[str, Any]:
+    if isinstance(outputs, Mapping):
+        return {re.sub(r"[^\w.-]+", "_", str(key)): value for key, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return {f"output_{number}": value for number, value in enumerate(outputs)}
+    return {DEFAULT_OUTPUT: outputs}

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from featx.exceptions import BackboneError, UnknownNameError
+
+if TYPE_CHECKING:
+    import keras
+
+    from featx.backbones.source import BackboneSource
 
 POOLINGS: dict[str, str] = {
     "avg": "mean over the positions",
@@ -16,26 +25,20 @@ POOLINGS: dict[str, str] = {
 }
 """Poolings by name, with what they do."""
 
+DEFAULT_OUTPUT = "default"
+"""The output that stands for the network where there are several, as in TensorFlow Hub."""
+
 _GEM_POWER = 3
+_GEM_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """A layer or block, and how its feature map becomes one vector.
+    """A layer or block, and how its feature map becomes one vector."""
 
-    Parameters
-    ----------
-    layer : str
-        Name of a layer or of a block; empty for the network's last feature map.
-    pooling : str
-        Key of `POOLINGS`.
-    argument : int
-        Power of ``gem``, number of cells a side of ``grid``, else 0.
-    """
-
-    layer: str
-    pooling: str
-    argument: int = 0
+    layer: str  # empty for the network's last feature map
+    pooling: str  # key of `POOLINGS`
+    argument: int = 0  # power of gem, cells a side of grid
 
     def __str__(self) -> str:
         text = self.pooling
@@ -47,19 +50,8 @@ class Tap:
 def parse_tap(text: str) -> Tap:
     """Read a tap: ``avg``, ``grid:2``, ``block_12``, ``block_12:gem``, ``block_12:grid:2``.
 
-    Raises
-    ------
-    BackboneError
-        If the text is empty, or the argument of a pooling is missing or not a positive number.
-    UnknownNameError
-        If the pooling after a layer's name is unknown.
-
-    Examples
-    --------
-    >>> str(parse_tap("block_12"))
-    'block_12:avg'
-    >>> parse_tap("block_12:grid:2")
-    Tap(layer='block_12', pooling='grid', argument=2)
+    A layer without a pooling is averaged. ``gem`` is the generalised mean with the power 3,
+    ``gem:P`` with another; ``grid:K`` averages over K x K cells.
     """
     head, _, rest = text.strip().partition(":")
     if not head:
@@ -72,24 +64,18 @@ def parse_tap(text: str) -> Tap:
         pooling = pooling or "avg"
         if pooling not in POOLINGS:
             raise UnknownNameError("pooling", pooling, POOLINGS)
-    default = {"gem": _GEM_POWER}.get(pooling, 0)
     if pooling not in ("gem", "grid") and argument:
         raise BackboneError(f"pooling {pooling!r} takes no argument, received {text!r}")
     if pooling == "grid" and not argument:
         raise BackboneError(f"grid needs its number of cells, as in 'grid:2', received {text!r}")
     if argument and not (argument.isascii() and argument.isdigit() and int(argument) > 0):
         raise BackboneError(f"expected a positive number after {pooling!r}, received {text!r}")
+    default = _GEM_POWER if pooling == "gem" else 0
     return Tap(layer, pooling, int(argument) if argument else default)
 
 
 def parse_taps(taps: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Return the canonical names of taps, each once, in the order asked for.
-
-    Examples
-    --------
-    >>> parse_taps(["avg", "block_12", "gem:3", "avg"])
-    ('avg', 'block_12:avg', 'gem')
-    """
+    """Return the canonical names of taps, each once, in the order of the request."""
     if taps is None:
         return ("avg",)
     texts = [taps] if isinstance(taps, str) else list(taps)
@@ -97,3 +83,164 @@ def parse_taps(taps: str | Iterable[str] | None) -> tuple[str, ...]:
     if not names:
         raise BackboneError("expected at least one tap, received none: the default is 'avg'")
     return names
+
+
+def pool(features: keras.KerasTensor, tap: Tap) -> keras.KerasTensor:
+    """Pool maps (n, h, w, c) or sequences (n, t, c) to vectors (n, d); vectors pass unchanged.
+
+    Notes
+    -----
+    ``gem`` is Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation" (2018),
+    equation 3, of the values clipped at 1e-6.
+    """
+    from keras import ops
+
+    rank = len(features.shape)
+    if rank == 2:
+        return features
+    if rank not in (3, 4):
+        raise BackboneError(f"tap {tap} has an output of shape {features.shape}: not poolable")
+    axes = tuple(range(1, rank - 1))
+    if tap.pooling == "avg":
+        return ops.mean(features, axis=axes)
+    if tap.pooling == "max":
+        return ops.max(features, axis=axes)
+    if tap.pooling == "gem":
+        powered = ops.power(ops.maximum(features, _GEM_FLOOR), float(tap.argument))
+        return ops.power(ops.mean(powered, axis=axes), 1.0 / tap.argument)
+    if tap.pooling == "flatten":
+        return ops.reshape(features, (-1, math.prod(features.shape[1:])))
+    return _grid(features, tap)
+
+
+def _grid(features: keras.KerasTensor, tap: Tap) -> keras.KerasTensor:
+    # Cells as in adaptive average pooling: from floor(i*h/k) to ceil((i+1)*h/k).
+    from keras import ops
+
+    cells = tap.argument
+    if len(features.shape) != 4 or min(features.shape[1:3]) < cells:
+        raise BackboneError(
+            f"tap {tap} needs a feature map of at least {cells}x{cells} positions, received shape "
+            f"{features.shape}"
+        )
+    rows, columns = (
+        [slice(i * extent // cells, -(-(i + 1) * extent // cells)) for i in range(cells)]
+        for extent in features.shape[1:3]
+    )
+    means = [
+        ops.mean(features[:, row, column, :], axis=(1, 2)) for row in rows for column in columns
+    ]
+    return ops.concatenate(means, axis=-1)
+
+
+def tap_tensor(network: keras.Model, source: BackboneSource, tap: Tap) -> keras.KerasTensor:
+    """Return what a tap pools: the output of its layer or block."""
+    if not tap.layer:
+        names = network.output_names if len(network.outputs) > 1 else [DEFAULT_OUTPUT]
+        if names[0] != DEFAULT_OUTPUT:
+            raise BackboneError(
+                f"{source.name} has the outputs {', '.join(names)}: name one of them, as in "
+                f"--tap {names[0]}:{tap}"
+            )
+        return network.outputs[0]
+    layers = layer_outputs(network)
+    if tap.layer in layers:
+        return layers[tap.layer]
+    blocks = block_outputs(network, source)
+    if tap.layer in blocks:
+        return blocks[tap.layer]
+    raise UnknownNameError(
+        f"layer or block of {source.name}",
+        tap.layer,
+        [*blocks, *layers],
+        hint=f"`featx backbones {source.name}` lists its blocks" if source.row else "",
+    )
+
+
+def require_channels_last(tensor: keras.KerasTensor, source: BackboneSource, tap: Tap) -> None:
+    """Raise `BackboneError` if a tap would pool over the channels of a map."""
+    if tap.pooling != "flatten" and len(tensor.shape) == 4 and _channels_first(tensor):
+        flat = f"{tap.layer}:flatten" if tap.layer else "flatten"
+        raise BackboneError(
+            f"tap {tap} of {source.name} has its channels first, in shape {tensor.shape[1:]}: "
+            f"expected them last. Take --tap {flat}, or a layer behind a transposition"
+        )
+
+
+def _channels_first(tensor: keras.KerasTensor) -> bool:
+    """Tell whether the last layer that has an order of its axes puts channels first."""
+    while True:
+        layer = tensor._keras_history.operation
+        if hasattr(layer, "data_format"):
+            return bool(layer.data_format == "channels_first")
+        inputs = layer._inbound_nodes[0].input_tensors if layer._inbound_nodes else []
+        if not inputs:
+            return False
+        if (order := _axis_order(layer)) is not None:
+            return order == (3, 1, 2)
+        tensor = inputs[0]
+
+
+def _axis_order(layer: keras.layers.Layer) -> tuple[int, ...] | None:
+    """Return which axes a transposition of maps takes, counted from 1; None for other layers."""
+    if type(layer).__name__ == "Permute":
+        return tuple(layer.dims)
+    axes = getattr(layer, "axes", None) if type(layer).__name__ == "Transpose" else None
+    return None if axes is None else tuple(axes[1:])
+
+
+def layer_outputs(network: keras.Model) -> dict[str, keras.KerasTensor]:
+    """Return the output of every layer by a name that does not depend on the process.
+
+    Keras numbers unnamed layers through the life of a process (``activation_205``); here they are
+    numbered through the network, from 1. Layers that are applied more than once, or have several
+    outputs, have no one output and are left out.
+    """
+    # Not `layer.output`: that of a nested model belongs to its own graph, not to the network's.
+    applied: dict[int, list[keras.KerasTensor]] = defaultdict(list)
+    for nodes in getattr(network, "_functional", network)._nodes_by_depth.values():
+        for node in nodes:
+            applied[id(node.operation)] += node.outputs
+    counts: dict[str, int] = {}
+    outputs = {}
+    for layer in network.layers:
+        name = _stable_name(layer, counts)
+        tensors = applied[id(layer)]
+        if len(tensors) == 1:
+            outputs[name] = tensors[0]
+    return outputs
+
+
+def _stable_name(layer: keras.layers.Layer, counts: dict[str, int]) -> str:
+    kind = re.sub(r"\W+", "", type(layer).__name__)
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", kind).lower()
+    match = re.fullmatch(r"(.+?)(?:_(\d+))?", layer.name)
+    base = match.group(1) if match else layer.name
+    if base.replace("_", "") != snake.replace("_", ""):
+        return str(layer.name)
+    counts[base] = counts.get(base, 0) + 1
+    return f"{base}_{counts[base]}"
+
+
+def block_outputs(network: keras.Model, source: BackboneSource) -> dict[str, keras.KerasTensor]:
+    """Return the output of every block, in the order of the network.
+
+    The output of a block is that of its last layer, or of the sum in which that layer ends.
+    """
+    if source.row is None:
+        return {}
+    pattern = re.compile(source.row.shared.block)
+    last = {}
+    for layer in network.layers:
+        if match := pattern.match(layer.name):
+            last[match.group(1)] = layer.output
+    consumers = defaultdict(list)
+    for operation in network.operations:
+        for tensor in operation._inbound_nodes[0].input_tensors:
+            consumers[id(tensor)].append(operation)
+    for name, tensor in last.items():
+        after = consumers[id(tensor)]
+        if len(after) == 1 and not pattern.match(after[0].name):
+            merges = len(after[0]._inbound_nodes[0].input_tensors) > 1
+            last[name] = after[0].output if merges else tensor
+    return last

@@ -22,8 +22,7 @@ def command(name: str | None, as_json: bool) -> None:
     featx backbones
     featx backbones mobilenet_v2
     """
-    from featx.backbones.catalog import CATALOG
-    from featx.backbones.registry import find_backbone
+    from featx.backbones.catalog import CATALOG, find_backbone
 
     if name is None:
         rows = [_row(row) for row in CATALOG.values()]
@@ -77,8 +76,9 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _taps(name: str) -> dict[str, str]:
-    from featx.backbones.build import block_outputs, build_network
+    from featx.backbones.build import build_network
     from featx.backbones.source import resolve_backbone
+    from featx.backbones.taps import block_outputs
 
     source = resolve_backbone(name, weights="random:0")
     blocks = block_outputs(build_network(source), source)

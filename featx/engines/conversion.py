@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.build import build_tap_model
-from featx.backbones.drawing import draw_images
+from featx.backbones.build import build_tap_model, draw_images
 from featx.backbones.source import BackboneSource
 from featx.engines.openvino_library import FALL_BACK, load_openvino, translated
 from featx.exceptions import BackboneError, EngineError

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featx.backbones.registry import canonical_name, find_backbone
-from featx.backbones.source import BackboneSource, resolve_backbone
-from featx.backbones.weights import BUNDLED, matching_weights
+from featx.backbones.catalog import BUNDLED, find_backbone
+from featx.backbones.source import BackboneSource, canonical_name, resolve_backbone
+from featx.backbones.weights import matching_weights
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Manifest, read_manifest
 from featx.cache.records import Origin, recall_origin

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from featx.backbones.build import block_outputs, layer_outputs, tap_tensor
 from featx.backbones.source import BackboneSource
-from featx.backbones.taps import parse_tap
+from featx.backbones.taps import block_outputs, layer_outputs, parse_tap, tap_tensor
 from featx.exceptions import FineTuningError, UnknownNameError
 
 

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.build import HalfType, build_network, preprocess
-from featx.backbones.poolings import pool
 from featx.backbones.source import BackboneSource
-from featx.backbones.taps import parse_tap
+from featx.backbones.taps import parse_tap, pool
 from featx.exceptions import ExportError, FineTuningError
 from featx.exporting.head_steps import head_steps
 from featx.exporting.steps import Linear, Rectify, Softmax, Step

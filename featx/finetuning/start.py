@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.folders import folder_of
+from featx.backbones.networks import locate_network
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
@@ -95,9 +95,9 @@ def prepare_start(
             "the model gives an image several labels: fine-tuning takes models of one label an "
             "image. Train one with `featx train` without --multilabel"
         )
-    if (folder := folder_of(model.backbone)) is not None and folder[0].opaque:
+    if (network := locate_network(model.backbone)) is not None and network[0].opaque:
         raise FineTuningError(
-            f"{model.backbone!r} is {folder[0].summary}, one function without layers to train: "
+            f"{model.backbone!r} is {network[0].summary}, one function without layers to train: "
             "expected a backbone of the catalogue, file: or hub:; train a model on one of these "
             "first"
         )

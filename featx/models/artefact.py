@@ -22,10 +22,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from featx.backbones.folders import folder_of
-from featx.backbones.model_zip import DESCRIPTION, NETWORK, OWN_NETWORK
-from featx.backbones.registry import canonical_name
-from featx.backbones.tuned import is_tuned_file, member_bytes, read_tuned
+from featx.backbones.networks import locate_network
+from featx.backbones.source import canonical_name
+from featx.backbones.weights import (
+    DESCRIPTION,
+    NETWORK,
+    OWN_NETWORK,
+    is_tuned_file,
+    member_bytes,
+    read_tuned,
+)
 from featx.exceptions import ArtefactError
 from featx.extraction.job import as_view_policy
 from featx.files.durable import written_whole
@@ -143,7 +149,7 @@ def _network(
     if tuned is not None:
         architecture = tuned.architecture
     else:
-        outside = own or folder_of(model.backbone) is not None
+        outside = locate_network(model.backbone) is not None
         architecture = "" if outside else canonical_name(model.backbone)
     if hashlib.sha256(network).hexdigest() != spec.weights_sha256:
         raise ArtefactError(
@@ -187,7 +193,7 @@ def _views(model: ImageClassifier) -> dict[str, Any]:
 
 def _absolute_backbone(backbone: str) -> str:
     prefix, colon, path = backbone.partition(":")
-    if prefix != "file" and folder_of(backbone) is None:
+    if locate_network(backbone) is None:
         return backbone
     return f"{prefix}{colon}{_absolute(path)}"
 

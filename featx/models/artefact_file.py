@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from featx.backbones.model_zip import (
+from featx.backbones.weights import (
     DESCRIPTION,
     NETWORK,
     OWN_NETWORK,

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from featx.backbones.folders import folder_of
-from featx.backbones.model_zip import NETWORK, OWN_NETWORK
-from featx.backbones.registry import canonical_name
+from featx.backbones.networks import locate_network
+from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
+from featx.backbones.weights import NETWORK, OWN_NETWORK
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
 from featx.extraction.sources import BackboneChoice
 from featx.heads.novelty import load_novelty
@@ -76,7 +76,7 @@ def _with_own_network(path: Path, details: dict[str, Any]) -> dict[str, Any]:
     if stated != expected:
         raise ArtefactError("its network is not the one that its specification is of")
     backbone = details["parameters"]["backbone"]
-    if not backbone.startswith("file:") and folder_of(backbone) is None:
+    if locate_network(backbone) is None:
         return {**details, "weights": str(path.resolve())}
     parameters = {**details["parameters"], "backbone": f"file:{path.resolve()}"}
     spec = {**details["spec"], "backbone": canonical_name(parameters["backbone"])}
@@ -106,7 +106,7 @@ def _read(
     if kept is not None:
         _typed(kept, str, "weights")
     prefix = backbone.partition(":")[0]
-    if weights is not None and (prefix == "file" or folder_of(backbone) is not None):
+    if weights is not None and locate_network(backbone) is not None:
         backbone, weights = f"{prefix}:{os.fspath(weights)}", None
     choice = BackboneChoice(
         backbone,

@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import featx
-from featx.backbones.registry import find_backbone
+from featx.backbones.catalog import find_backbone
 from featx.demonstration import write_digits
 
 SEEDS = (0, 1, 2)

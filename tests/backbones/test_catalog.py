@@ -4,10 +4,11 @@ import re
 import numpy as np
 import pytest
 
-from featx.backbones.build import block_outputs, build_network, build_tap_model, preprocess
-from featx.backbones.catalog import CATALOG, PREPROCESSINGS
+from featx.backbones.build import build_network, build_tap_model, preprocess
+from featx.backbones.catalog import BUNDLED, CATALOG, PREPROCESSINGS, find_backbone
 from featx.backbones.source import resolve_backbone
-from featx.backbones.weights import BUNDLED
+from featx.backbones.taps import block_outputs
+from featx.exceptions import UnknownNameError
 
 PUBLISHED = [name for name in CATALOG if name != BUNDLED]
 SIX = [
@@ -139,3 +140,54 @@ def test_every_network_at_its_smallest_input(name, application_module, keras, ve
     np.testing.assert_allclose(vectors[0], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     keras.backend.clear_session()
     gc.collect()
+
+
+@pytest.mark.parametrize("name", list(CATALOG))
+def test_a_backbone_is_found_by_its_name_and_by_that_of_keras(name):
+    row = CATALOG[name]
+    spellings = {name, name.upper(), name.replace("_", "-")}
+    if name != BUNDLED:
+        spellings.add(row.keras_name)
+    assert {find_backbone(spelling).name for spelling in spellings} == {name}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("mobilnet_v2", "mobilenet_v2"),
+        ("resnet_5O", "resnet50"),
+        ("efficentnet_b0", "efficientnet_b0"),
+        ("ConvNextTinny", "convnext_tiny"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest(typed, meant):
+    with pytest.raises(
+        UnknownNameError, match=rf"unknown backbone '{typed}': did you mean.*'{meant}'"
+    ):
+        find_backbone(typed)
+
+
+def test_an_unknown_name_is_answered_with_the_table_and_the_way_to_an_own_network():
+    with pytest.raises(UnknownNameError, match=r"Known: .*vgg16.*'file:PATH\.keras'"):
+        find_backbone("zzzz")
+
+
+def test_settling_a_backbone_imports_no_numerical_framework(run_python):
+    code = (
+        "import sys; from featx.backbones.source import resolve_backbone;"
+        "source = resolve_backbone('mobilenet_v2', weights='random:0');"
+        "print(source.spec().name.startswith('mobilenet_v2-'),"
+        " sorted({'keras', 'tensorflow', 'torch', 'jax', 'sklearn'} & set(sys.modules)))"
+    )
+    assert run_python(code).stdout.strip() == "True []"
+
+
+def test_settling_efficientnet_with_a_file_imports_no_numerical_framework(run_python, tmp_path):
+    path = tmp_path / "own.weights.h5"
+    path.write_bytes(b"not read as a network here")
+    code = (
+        "import sys; from featx.backbones.source import resolve_backbone;"
+        f"source = resolve_backbone('efficientnet_b0', weights={str(path)!r});"
+        "print(source.preprocessing, sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    )
+    assert run_python(code).stdout.strip() == "none []"

@@ -14,7 +14,7 @@ import pytest
 import featx
 from featx.backbones.build import build_network
 from featx.backbones.source import resolve_backbone
-from featx.backbones.tuned import unpacked
+from featx.backbones.weights import unpacked
 from featx.exceptions import BackboneError, WeightsError
 from featx.files.plain_network import require_plain_network
 

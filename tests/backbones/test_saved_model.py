@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featx.backbones import saved_model_file
 from featx.backbones.build import build_network, build_tap_model
-from featx.backbones.registry import canonical_name
-from featx.backbones.source import resolve_backbone
+from featx.backbones.saved_model import schema
+from featx.backbones.source import canonical_name, resolve_backbone
 from featx.backbones.weights import folder_sha256
 from featx.exceptions import BackboneError, UnknownNameError, WeightsError
 
@@ -242,14 +241,14 @@ def test_what_is_read_has_the_numbers_of_tensorflow():
     }
 
     def compare(message, theirs):
-        for name, (number, kind, several) in saved_model_file._MESSAGES[message].items():
+        for number, name, kind, several in messages[message]:
             field = theirs.fields_by_number[number]
             assert field.name == others.get(f"{message}.{name}", ours.get(name, name))
             assert field.is_repeated == several
-            if kind in saved_model_file._MESSAGES and kind not in seen:
+            if kind in messages and kind not in seen:
                 seen.add(kind)
                 compare(kind, field.message_type)
 
-    seen = {"SavedModel"}
+    messages, seen = schema(), {"SavedModel"}
     compare("SavedModel", saved_model_pb2.SavedModel.DESCRIPTOR)
-    assert seen == set(saved_model_file._MESSAGES)
+    assert seen == set(messages)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featx.backbones.build import build_network, build_tap_model, layer_outputs
+from featx.backbones.build import build_network, build_tap_model
 from featx.backbones.source import resolve_backbone
+from featx.backbones.taps import layer_outputs
 from featx.exceptions import BackboneError, UnknownNameError
 from featx.spec import ImagePolicy
 

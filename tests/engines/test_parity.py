@@ -9,8 +9,8 @@ import gc
 import numpy as np
 import pytest
 
+from featx.backbones.build import draw_images
 from featx.backbones.catalog import CATALOG
-from featx.backbones.drawing import draw_images
 from featx.backbones.source import resolve_backbone
 from featx.engines.conversion import TOLERANCE, disagreement
 from featx.engines.keras import KerasEngine

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import featx
-from featx.backbones.model_zip import NETWORK, OWN_NETWORK
-from featx.backbones.tuned import read_tuned, unpacked
+from featx.backbones.weights import NETWORK, OWN_NETWORK, read_tuned, unpacked
 from featx.exceptions import (
     ArtefactError,
     DatasetError,

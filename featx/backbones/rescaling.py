@@ -7,13 +7,12 @@ configuration of a Keras model or from the graph of a SavedModel; neither is run
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 PixelRange = Literal["0..255", "0..1", ""]
 """What a network takes; empty where its graph does not tell."""
@@ -29,14 +28,13 @@ _MOST_OFFSET_OF_UNIT = 10.0
 Numbers = NDArray[np.float64]
 
 
-@dataclass(slots=True)
 class _Arithmetic:
     """``pixel * scale + offset``, that a network does before anything else."""
 
-    scale: Numbers = field(default_factory=lambda: np.ones(1))
-    offset: Numbers = field(default_factory=lambda: np.zeros(1))
+    def __init__(self) -> None:
+        self.scale, self.offset = np.ones(1), np.zeros(1)
 
-    def then(self, scale: Any, offset: Any) -> bool:
+    def then(self, scale: ArrayLike, offset: ArrayLike) -> bool:
         """Add a step; return whether it is one, of a number for all channels or one for each."""
         try:
             a, b = np.ravel(np.asarray(scale, float)), np.ravel(np.asarray(offset, float))
@@ -48,8 +46,24 @@ class _Arithmetic:
             self.scale, self.offset = self.scale * a, self.offset * a + b
         return True
 
+    def operate(self, kind: str, left: Any, right: Any) -> bool:
+        """Add an operation of which one operand is the pixels, here None; return as `then`."""
+        other = right if left is None else left
+        if other is None or (left is not None and right is not None):
+            return False
+        if kind == "Mul":
+            return self.then(other, 0)
+        if kind == "Add":
+            return self.then(1, other)
+        if kind == "Sub":
+            value = np.asarray(other, float)
+            return self.then(1, -value) if left is None else self.then(-1, value)
+        with np.errstate(all="ignore"):
+            return left is None and self.then(1 / np.asarray(other, float), 0)
+
     @property
     def pixels(self) -> PixelRange:
+        """Which pixels the arithmetic is made for."""
         least, most = float(np.abs(self.scale).min()), float(np.abs(self.scale).max())
         shift = float(np.abs(self.offset).max())
         unchanged = bool(np.all(self.scale == 1) and np.all(self.offset == 0))
@@ -63,6 +77,8 @@ class _Arithmetic:
             return "0..255"
         return "0..1" if shift <= _MOST_OFFSET_OF_UNIT else ""
 
+
+# Networks saved by Keras.
 
 # What leaves the values of pixels as they are, or moves them about.
 _PASSING_LAYERS = {
@@ -132,32 +148,16 @@ def _take_layer(layer: Any, arithmetic: _Arithmetic, depth: int) -> bool:
         return arithmetic.then(1 / deviation, -np.asarray(config["mean"], float) / deviation)
     if kind in _KERAS_ARITHMETIC:
         (call,) = layer["inbound_nodes"]
-        left, right = (_keras_number(value) for value in call["args"][:2])
-        return _operate(_KERAS_ARITHMETIC[kind], left, right, arithmetic)
+        operands = [
+            value["config"].get("value") if isinstance(value, dict) else value
+            for value in call["args"][:2]
+        ]
+        left, right = operands
+        return arithmetic.operate(_KERAS_ARITHMETIC[kind], left, right)
     return kind in _PASSING_LAYERS or kind.startswith("Random")
 
 
-def _keras_number(value: Any) -> Any:
-    if isinstance(value, dict):
-        return value["config"].get("value")
-    return value
-
-
-def _operate(kind: str, left: Any, right: Any, arithmetic: _Arithmetic) -> bool:
-    """Take in an operation of which the one operand is the pixels, here None."""
-    other = right if left is None else left
-    if other is None or (left is not None and right is not None):
-        return False
-    if kind == "Mul":
-        return arithmetic.then(other, 0)
-    if kind == "Add":
-        return arithmetic.then(1, other)
-    if kind == "Sub":
-        value = np.asarray(other, float)
-        return arithmetic.then(1, -value) if left is None else arithmetic.then(-1, value)
-    with np.errstate(all="ignore"):
-        return left is None and arithmetic.then(1 / np.asarray(other, float), 0)
-
+# SavedModels.
 
 _NO_USE = {"NoOp", "Shape", "ShapeN", "Size", "Rank", "Assert"}
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
@@ -184,6 +184,22 @@ _OF_CONSTANTS: dict[str, Callable[..., Any]] = {
 _TENSOR_TYPES = {1: ("<f4", "float_val"), 2: ("<f8", "double_val"), 3: ("<i4", "int_val")}
 
 
+def range_of_graph(graph: Any, entry: str, constants: list[str] | None) -> PixelRange:
+    """Return which pixels a function of a SavedModel takes.
+
+    `graph` is its ``GraphDef``, a message of `featx.backbones.saved_model`. `entry` is the tensor
+    of the main graph that the pixels are, and `constants` None; or `entry` is the name of a
+    function whose first argument they are, and `constants` the nodes of the main graph that its
+    other arguments are, empty where that is not known.
+    """
+    followed = _Graph(graph)
+    # Of another form than TensorFlow writes: loading it will tell.
+    with suppress(KeyError, IndexError, ValueError, TypeError):
+        followed.enter(entry, constants)
+        return followed.arithmetic.pixels
+    return ""
+
+
 class _Scope:
     """The nodes of a graph or of a function, and what its arguments are."""
 
@@ -203,17 +219,31 @@ class _Scope:
 
 
 class _Graph:
+    """Follows the pixels through a graph and the functions that it calls."""
+
     def __init__(self, graph: Any) -> None:
-        self.functions = {one.signature.name: one for one in graph.library.functions}
+        self.functions = {function.signature.name: function for function in graph.library.functions}
         self.main = _Scope(graph.nodes, {}, set())
         self.arithmetic, self.steps = _Arithmetic(), 0
 
-    def inside(self, name: str, arguments: list[tuple[_Scope, str] | None]) -> tuple[_Scope, Any]:
+    def enter(self, entry: str, constants: list[str] | None) -> None:
+        """Follow the pixels from where they come in; see `range_of_graph`."""
+        if constants is None:
+            self.follow(self.main, _base(entry))
+        else:
+            others = [(self.main, name) if name else None for name in constants]
+            scope, names = self.inside(entry, [None, *others])
+            self.follow(scope, names[0])
+
+    def inside(
+        self, name: str, arguments: Sequence[tuple[_Scope, str] | None]
+    ) -> tuple[_Scope, list[str]]:
+        """Return the scope of a function that is called, and the names of its arguments."""
         function = self.functions[name]
-        names = [one.name for one in function.signature.inputs]
-        results = {_base(one.value) for one in function.results}
-        known = dict(zip(names, arguments, strict=False))
-        return _Scope(function.nodes, known, results), names
+        names = [argument.name for argument in function.signature.inputs]
+        results = {_base(result.value) for result in function.results}
+        values = dict(zip(names, arguments, strict=False))
+        return _Scope(function.nodes, values, results), names
 
     def follow(self, scope: _Scope, name: str, depth: int = 0) -> bool:
         """Take in what is done to a tensor; return whether it leaves the scope as pixels."""
@@ -231,19 +261,20 @@ class _Graph:
 
     def _take(self, scope: _Scope, node: Any, name: str, depth: int) -> bool:
         inputs = _inputs(node)
-        position = [_base(one) for one in inputs].index(name)
+        position = [_base(tensor) for tensor in inputs].index(name)
         attributes = {entry.key: entry.value for entry in node.attributes}
         called = attributes["f"].func.name if node.op in _CALLS else node.op
         if called in self.functions:
-            given: list[tuple[_Scope, str] | None] = [(scope, one) for one in inputs]
-            given[position] = None
-            inner, names = self.inside(called, given)
+            arguments: list[tuple[_Scope, str] | None] = [(scope, tensor) for tensor in inputs]
+            arguments[position] = None
+            inner, names = self.inside(called, arguments)
             return self.follow(inner, names[position], depth + 1)
         if node.op in _ARITHMETIC and len(inputs) == 2:
-            values: list[Any] = [self.value(scope, one) for one in inputs]
-            values[position] = None
-            left, right = values
-            return _operate(_ARITHMETIC[node.op], left, right, self.arithmetic)
+            left, right = (
+                None if place == position else self.value(scope, tensor)
+                for place, tensor in enumerate(inputs)
+            )
+            return self.arithmetic.operate(_ARITHMETIC[node.op], left, right)
         return node.op in _PASSING
 
     def value(self, scope: _Scope, name: str, depth: int = 0) -> Numbers | None:
@@ -264,38 +295,11 @@ class _Graph:
             return self.value(scope, _inputs(node)[0], depth + 1)
         if node.op not in _OF_CONSTANTS:
             return None
-        values = [self.value(scope, one, depth + 1) for one in _inputs(node)]
+        values = [self.value(scope, tensor, depth + 1) for tensor in _inputs(node)]
         if any(value is None for value in values):
             return None
         with np.errstate(all="ignore"):
             return np.asarray(_OF_CONSTANTS[node.op](*values), np.float64)
-
-
-def range_of_graph(graph: Any, entry: str, constants: list[str] | None) -> PixelRange:
-    """Return which pixels a function of a SavedModel takes.
-
-    Parameters
-    ----------
-    graph : message
-        Its ``GraphDef``, read as `featx.backbones.saved_model_file` does.
-    entry : str
-        The tensor of the main graph that the pixels are, or the name of a function whose first
-        argument they are.
-    constants : list of str or None
-        For a function, the nodes of the main graph that its other arguments are, empty where that
-        is not known; None for a tensor.
-    """
-    try:
-        found = _Graph(graph)
-        if constants is None:
-            found.follow(found.main, _base(entry))
-        else:
-            given = [(found.main, name) if name else None for name in constants]
-            scope, names = found.inside(entry, [None, *given])
-            found.follow(scope, names[0])
-    except (KeyError, IndexError, ValueError, TypeError):
-        return ""  # of another form than TensorFlow writes: loading it will tell
-    return found.arithmetic.pixels
 
 
 def _base(name: str) -> str:
@@ -307,12 +311,12 @@ def _inputs(node: Any) -> list[str]:
 
 
 def _constant(tensor: Any) -> Numbers | None:
-    count = math.prod(int(one.size) for one in tensor.shape.dim)
+    count = math.prod(int(side.size) for side in tensor.shape.dim)
     if tensor.dtype not in _TENSOR_TYPES or not 1 <= count <= _MOST_NUMBERS:
         return None
-    kind, listed = _TENSOR_TYPES[tensor.dtype]
+    kind, field = _TENSOR_TYPES[tensor.dtype]
     if len(tensor.content) == count * np.dtype(kind).itemsize:
         return np.frombuffer(tensor.content, kind).astype(float)
-    values = list(getattr(tensor, listed))
+    values = list(getattr(tensor, field))
     # Equal numbers at the end are written once.
     return np.array([*values, *values[-1:] * (count - len(values))], float) if values else None

@@ -7,7 +7,7 @@ import pytest
 
 from featx.backbones import source as source_module
 from featx.backbones.build import build_tap_model
-from featx.backbones.own_rescaling import range_of_graph, range_of_keras_config
+from featx.backbones.rescaling import range_of_graph, range_of_keras_config
 from featx.backbones.source import log_preprocessing, resolve_backbone
 
 
@@ -133,9 +133,9 @@ def test_a_strange_configuration_tells_nothing(config):
 
 
 def test_functions_that_call_themselves_end():
-    from featx.backbones.saved_model_file import _message
+    from featx.backbones.saved_model import message_class
 
-    graph = _message("Graph")()
+    graph = message_class("Graph")()
     function = graph.library.functions.add()
     function.signature.name = "loop"
     function.signature.inputs.add(name="x")
