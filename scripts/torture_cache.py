@@ -45,8 +45,8 @@ from PIL import Image
 
 import featx
 import featx.cache.space as space_module
-import featx.extraction.job as job_module
 import featx.extraction.pipeline as pipeline_module
+import featx.extraction.sources as sources_module
 from featx.backbones.source import BackboneSource
 from featx.backbones.weights import Weights
 from featx.cache import hdf5
@@ -103,7 +103,7 @@ class Oracle:
 
 def use_oracle() -> None:
     """Let extractions run the oracle in the place of a network."""
-    job_module.resolve_backbone = lambda *_, **__: SOURCE
+    sources_module.resolve_backbone = lambda *_, **__: SOURCE
     pipeline_module.make_engine = lambda *_, **__: Oracle()
 
 

@@ -91,7 +91,8 @@ def list_folder(folder: Path) -> list[Path]:
     # Those belong to the system: .nfs... is a file that was removed while somebody has it open.
     try:
         with reading(folder):
-            return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            paths = folder.iterdir() if folder.is_dir() else ()
+            return sorted(path for path in paths if not path.name.startswith("."))
     except FileNotFoundError:
         return []
 

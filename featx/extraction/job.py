@@ -65,7 +65,7 @@ class Job:
     """
 
     parts: tuple[tuple[FeatureSpec, Network], ...] = ()
-    data: Any
+    data: object
     layout: CacheLayout | None
     keep: bool = True
     named: Manifest | None = None
@@ -163,7 +163,7 @@ class Request:
     root: str | os.PathLike[str] | None = None
     multilabel: bool = False
 
-    def settle(self, data: Any) -> Job:
+    def settle(self, data: object) -> Job:
         """Settle before the first image is read what is computed and where it goes."""
         layout = CacheLayout.at(self.cache)
         job = Job(
@@ -269,7 +269,7 @@ def engines_folder(layout: CacheLayout | None, *, writing: bool) -> Path:
     return Path(home) / "featx" / "engines"
 
 
-def find_named(layout: CacheLayout, data: Any, splits: SplitNames = None) -> Manifest | None:
+def find_named(layout: CacheLayout, data: object, splits: SplitNames = None) -> Manifest | None:
     """Return the manifest of the dataset that `data` names, or None when it is something else."""
     if not isinstance(data, str) or Path(data).expanduser().exists():
         return None

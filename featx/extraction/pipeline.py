@@ -8,10 +8,10 @@ memory does not grow with the data.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ from featx.spec import FeatureSpec, Precision
 
 _LOG = logging.getLogger("featx")
 # Batches that may wait for the writer: enough to bridge the writing of one shard.
-_WAITING_FOR_WRITER = 4
+_WAITING = 4
 # Keys that were read may be forgotten once a store has them; looked after at this many, or at twice
 # as many as were left the last time.
 _MOST_CLAIMED = 1 << 13
@@ -483,40 +483,33 @@ class Pipeline:
 
 
 class _Writer:
-    """One thread that does jobs in their order; what one raises, the next `put` raises."""
+    """A thread that does jobs in their order; what one raises, a later `put` or `close` raises."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING_FOR_WRITER)
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, "featx-writer")
+        self._waiting: deque[Future[None]] = deque()
+        self._failed = False
 
     def put(self, job: Callable[[], None]) -> None:
         """Have a job done; wait while too many are waiting."""
-        self._raise()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="featx-writer", daemon=True)
-            self._thread.start()
-        self._jobs.put(job)
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) > _WAITING):
+            self._waiting[0].result()
+            self._waiting.popleft()
+        self._waiting.append(self._thread.submit(self._do, job))
 
     def close(self) -> None:
         """Wait until all jobs are done."""
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
-        self._raise()
+        self._thread.shutdown()
+        for job in self._waiting:
+            job.result()
 
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._error is not None:
-                continue  # nothing is written after a gap, and nobody waits for room in vain
-            try:
-                with self._meter.timing("write"):
-                    job()
-            except BaseException as error:
-                self._error = error
+    def _do(self, job: Callable[[], None]) -> None:
+        if self._failed:
+            return  # nothing is written after a gap
+        try:
+            with self._meter.timing("write"):
+                job()
+        except BaseException:
+            self._failed = True
+            raise

@@ -95,7 +95,7 @@ class ExtractionPlan:
 
 
 def plan_extraction(
-    data: Any,
+    data: object,
     *,
     name: str | None = None,
     workers: int | None = None,

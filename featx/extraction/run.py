@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ _ATTEMPTS = 5
 
 
 def extract(
-    data: Any,
+    data: object,
     *,
     backbone: str | Sequence[str] | None = None,
     weights: WeightsChoice = None,

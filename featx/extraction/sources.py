@@ -92,7 +92,7 @@ class BackboneChoice:
 
 
 def known_weights(
-    layout: CacheLayout, names: list[str], data: Any, named: Manifest | None
+    layout: CacheLayout, names: list[str], data: object, named: Manifest | None
 ) -> dict[str, str]:
     """Return by backbone the weights with which a dataset was extracted, where it was."""
     rows = {name: find_backbone(name).name for name in names if ":" not in name}
@@ -136,7 +136,7 @@ def known_weights(
     return chosen
 
 
-def _earlier(layout: CacheLayout, data: Any) -> Manifest | None:
+def _earlier(layout: CacheLayout, data: object) -> Manifest | None:
     """Return what the cache knows of a folder or a table under its name."""
     if not isinstance(data, str | os.PathLike):
         return None
