@@ -89,10 +89,8 @@ def test_a_recipe_trains_what_it_says(command, workplace, keras_hub, capsys):
     assert len(model.classes_) == CLASSES[data]
     assert (model.n_features_in_, model.spec_.preprocessing) == (width, preprocessing)
     assert model.views == int(option(words, "--views", default=0))
-    layers = getattr(
-        model.head_[-1] if hasattr(model.head_, "steps") else model.head_, "weights_", []
-    )
-    assert [kernel.shape[1] for kernel, _ in layers][:-1] == hidden
+    layers = [step for step in model.head_.steps_ if type(step).__name__ == "Linear"]
+    assert [layer.kernel.shape[1] for layer in layers][:-1] == hidden
     images = [str(workplace / data / f"class {number}" / "0.jpg") for number in range(2)]
     assert set(model.predict(images)) <= set(model.classes_)
 

@@ -434,14 +434,11 @@ def _shell_word(text: str) -> str:
 def next_prediction(model: Path, data: str, features: Features) -> str:
     """Return a command that tries a new model on images that are there."""
     from featx.exceptions import FeatxError
-    from featx.heads.quick import quick_head
     from featx.heads.storage import load_head
     from featx.models.artefact_file import read_artefact
 
     try:
-        files = read_artefact(model)[1]
-        if quick_head(files) is None:
-            load_head(files)
+        load_head(read_artefact(model)[1])
         options = []
     except FeatxError:
         options = ["--trust"]

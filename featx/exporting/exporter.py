@@ -15,8 +15,7 @@ from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
 from featx.exporting.description import as_json, describe, description_path, report_path
 from featx.exporting.formats import FORMATS, Format, choose_format
-from featx.exporting.graph import build_graph
-from featx.exporting.head_steps import head_steps
+from featx.exporting.graph import build_graph, head_steps
 from featx.exporting.placing import placed_whole, refuse_existing
 from featx.exporting.samples import Calibration, calibration_images, find_images, training_images
 from featx.exporting.serving import serving_code

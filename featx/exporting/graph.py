@@ -8,12 +8,46 @@ import numpy as np
 
 from featx.backbones.build import build_tap_model
 from featx.backbones.source import BackboneSource
-from featx.exceptions import ExportError
-from featx.exporting.steps import Linear, Rectify, Scale, Sigmoid, Step, UnitLength
+from featx.exceptions import ExportError, HeadError
+from featx.heads.steps import Linear, Rectify, Scale, Sigmoid, Softmax, Step, UnitLength, joined
+from featx.heads.to_steps import steps_of
 from featx.quiet import quiet_import
 
 INPUT, OUTPUT = "pixels", "probabilities"
 """Names of the input and the output, in every format that has names."""
+EXPORTABLE_HEADS = ("dense", "lda", "logistic", "nearest-mean", "ridge", "svm")
+"""Names of heads that can be exported."""
+_WITH_LAYERS = (Linear, Rectify, Scale, Sigmoid, Softmax, UnitLength)
+_WITHOUT_LAYERS = {
+    "DiagonalGaussians": "the head GaussianNB",
+    "EachLabel": "a network of its own for each label (head='dense' is one for all labels)",
+    "Gaussian": "a Gaussian kernel (ReducedRBF)",
+    "Neighbours": "nearest neighbours (NearestNeighbours)",
+    "Trees": "trees (TreeEnsemble)",
+}
+
+
+def head_steps(head: Any) -> list[Step]:
+    """Return a fitted head as steps that formats have layers for, as few as may be.
+
+    Raises
+    ------
+    ExportError
+        If the head is none that can be exported.
+    """
+    instead = (
+        f"expected one of {', '.join(EXPORTABLE_HEADS)}, or a linear classifier of scikit-learn. "
+        "Train one of these, or serve the .featx file with featx itself"
+    )
+    try:
+        steps = joined(steps_of(head))
+    except HeadError as error:
+        raise ExportError(f"a model with the head {error} cannot be exported: {instead}") from error
+    for step in steps:
+        if not isinstance(step, _WITH_LAYERS):
+            part = _WITHOUT_LAYERS[type(step).__name__]
+            raise ExportError(f"a model with {part} cannot be exported: {instead}")
+    return steps
 
 
 def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> Any:
@@ -26,7 +60,7 @@ def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> Any:
     tap : str
         Canonical name of the tap that the head was trained on.
     steps : list of Step
-        The head, see `featx.exporting.head_steps.head_steps`.
+        The head, see `head_steps`.
 
     Returns
     -------
@@ -77,7 +111,7 @@ def head_layers(features: Any, steps: list[Step]) -> Any:
 def _width(step: Step) -> int | None:
     if isinstance(step, Linear):
         return len(step.kernel)
-    return len(step.factor) if isinstance(step, Scale) else None
+    return len(step.scale) if isinstance(step, Scale) else None
 
 
 def _layer(x: Any, step: Step, name: str) -> Any:
@@ -93,8 +127,9 @@ def _layer(x: Any, step: Step, name: str) -> Any:
         # The one layer of Keras that keeps a factor and an offset a feature as weights.
         norm = layers.BatchNormalization(epsilon=0.0, dtype="float32", name=name)
         y = norm(x, training=False)
-        zero = np.zeros(len(step.factor), np.float32)
-        norm.set_weights([_float32(step.factor), _float32(step.offset), zero, zero + 1])
+        zero = np.zeros(len(step.scale), np.float32)
+        factor = 1 / np.asarray(step.scale, np.float64)
+        norm.set_weights([_float32(factor), _float32(-step.center * factor), zero, zero + 1])
         return y
     if isinstance(step, UnitLength):
         return layers.UnitNormalization(dtype="float32", name=name)(x)

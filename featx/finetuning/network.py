@@ -12,10 +12,10 @@ from featx.backbones.build import HalfType, build_network, preprocess
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap, pool
 from featx.exceptions import ExportError, FineTuningError
-from featx.exporting.head_steps import head_steps
-from featx.exporting.steps import Linear, Rectify, Softmax, Step
+from featx.exporting.graph import head_steps
 from featx.finetuning.cut import Cut, find_cut
 from featx.heads.network import DenseWeights, softmax
+from featx.heads.steps import Linear, Rectify, Softmax, Step
 from featx.quiet import quiet_import
 
 _EXPECTED = (

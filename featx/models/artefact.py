@@ -2,9 +2,9 @@
 
 A zip without compression. ``model.json`` (format version, specification, tap, classes, metrics,
 provenance) states the SHA-256 of every other member; the head lies beside it as
-`featx.heads.storage` writes it. Loading reads JSON, arrays, and a head each of whose attributes is
-checked; with trust, skops reads any estimator of scikit-learn. ``docs/artefact.md`` states the
-format, ``docs/security.md`` what is refused.
+`featx.heads.storage` writes it. Loading reads JSON and arrays; with trust, skops reads any
+estimator of scikit-learn. ``docs/artefact.md`` states the format, ``docs/security.md`` what is
+refused.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from featx.extraction.job import as_view_policy
 from featx.files.durable import written_whole
 from featx.files.outputs import is_model, refuse_replacing
 from featx.heads.novelty import dump_novelty
+from featx.heads.storage import DESCRIPTION as STEPS
 from featx.heads.storage import dump_head, load_head
 from featx.models.artefact_file import KIND, NOVELTY, VERSION, read_artefact
 from featx.models.artefact_model import check_answers, read_classifier
@@ -111,7 +112,7 @@ def save_model(
     files |= members
     details = {
         "type": KIND,
-        "version": VERSION if carried else 1,
+        "version": VERSION if STEPS in files else 2 if carried else 1,
         "spec": known.to_dict(),
         "tap": model.tap,
         "classes": model.classes_.tolist(),

@@ -17,8 +17,8 @@ from featx.exceptions import ArtefactError, FeatxError, reason
 from featx.files.claims import shortened
 
 KIND = "featx-model"
-VERSION = 2
-"""The highest version that is read; 2 has a network of its own."""
+VERSION = 3
+"""The highest version that is read: 2 has a network of its own, 3 a head of steps."""
 NOVELTY = "novelty.h5"
 _MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, NETWORK, OWN_NETWORK)
 _MOST_BYTES = 4 << 30

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.quick import quick_head
+from featx.heads.storage import load_head
 from featx.models.artefact_file import read_artefact
 from featx.models.artefact_model import check_answers, read_classifier
 from featx.models.image_features import ImageFeatures
@@ -40,24 +40,18 @@ def load_predictor(
     weights: str | os.PathLike[str] | None = None,
     engine: str = "auto",
     trust: bool = False,
-) -> Any:
+) -> Predictor:
     """Read a ``.featx`` file for predicting; parameters and errors are those of `featx.load`.
 
     Returns
     -------
-    model : Predictor or ImageClassifier
-        The latter where the head is one that scikit-learn has to run.
+    model : Predictor
     """
     file = Path(path)
     details, files = read_artefact(file)
-    head = quick_head(files)
-    if head is None:
-        from featx.models.artefact import load_model
-
-        return load_model(path, cache=cache, weights=weights, engine=engine, trust=trust)
-    model = read_classifier(
+    model: Predictor = read_classifier(
         file, details, Predictor, cache=cache, weights=weights, engine=engine, trust=trust
     )
-    model.head_ = head
+    model.head_ = load_head(files, trust=trust)
     check_answers(file, model, details, files)
     return model

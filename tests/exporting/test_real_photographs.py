@@ -9,7 +9,7 @@ import pytest
 
 import featx
 from featx.exporting.formats import FORMATS
-from featx.exporting.head_steps import EXPORTABLE_HEADS
+from featx.exporting.graph import EXPORTABLE_HEADS
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 

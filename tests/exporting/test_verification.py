@@ -110,7 +110,7 @@ def test_images_that_cannot_be_read_verify_nothing(exported, model, tmp_path):
 
 def test_a_failed_verification_fails_the_export(model, pictures, tmp_path, monkeypatch):
     from featx.exporting import exporter
-    from featx.exporting.steps import Linear
+    from featx.heads.steps import Linear
 
     build = exporter.build_graph
 

@@ -28,7 +28,8 @@ def weights_of(path):
     from featx.backbones.build import build_network
 
     model = featx.load(path)
-    return build_network(model.source()).get_weights(), model.head_.weights_
+    layers = [step for step in model.head_.steps_ if type(step).__name__ == "Linear"]
+    return build_network(model.source()).get_weights(), [(s.kernel, s.bias) for s in layers]
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ import numpy as np
 from featx.heads.storage import load_head
 folder = Path(sys.argv[1])
 head = load_head({{n: (folder / n).read_bytes() for n in ("head.json", "head.h5")}})
-same = (head.predict_proba(np.load(folder / "x.npy")) == np.load(folder / "expected.npy")).all()
+same = np.allclose(head.predict_proba(np.load(folder / "x.npy")), np.load(folder / "expected.npy"))
 print(same, {HEAVY})
 """
     assert run(code, tmp_path) == "True []"

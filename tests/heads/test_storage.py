@@ -9,15 +9,18 @@ import pytest
 import skops.io
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
+from sklearn.svm import SVC
 
 from featx.exceptions import ArtefactError, HeadError
 from featx.heads.dense import DenseClassifier
 from featx.heads.registry import head_names, make_head
 from featx.heads.storage import dump_head, load_head
-from featx.heads.table import HEADS
 
 QUICK = {
     "dense": {"hidden": (8, 4), "max_epochs": 3},
@@ -40,14 +43,15 @@ def dense_files():
 
 @pytest.mark.parametrize("name", head_names())
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_round_trip_gives_the_same_answers_bit_for_bit(name, dtype):
+def test_a_round_trip_gives_the_same_answers(name, dtype):
     head = fitted(name)
     files = dump_head(head)
-    expected = {"skops": {"head.skops"}, "arrays": {"head.json", "head.h5"}}[HEADS[name].storage]
-    assert set(files) == expected
+    assert set(files) == {"head.json", "head.h5"}
     twin = load_head(files)
     fresh = RNG.normal(size=(30, 6)).astype(dtype)
-    np.testing.assert_array_equal(twin.predict_proba(fresh), head.predict_proba(fresh))
+    np.testing.assert_allclose(twin.predict_proba(fresh), head.predict_proba(fresh), atol=2e-6)
+    again = load_head(dump_head(twin))
+    np.testing.assert_array_equal(again.predict_proba(fresh), twin.predict_proba(fresh))
     np.testing.assert_array_equal(twin.predict(fresh), head.predict(fresh))
     np.testing.assert_array_equal(twin.classes_, head.classes_)
     assert twin.classes_.dtype == head.classes_.dtype
@@ -70,32 +74,53 @@ def test_labels_of_a_dense_head_keep_their_type(labels):
     assert twin.classes_.tolist() == head.classes_.tolist()
 
 
-def test_a_dense_head_keeps_what_it_knows(dense_files):
-    head = fitted("dense", class_weight={"ants": 1.0, "bees": 2.0, "гриб": 3.0})
+@pytest.mark.parametrize("name", head_names())
+def test_several_labels_an_image_are_kept(name):
+    labels = np.column_stack([LABELS == "ants", LABELS != "bees", LABELS == "none"]).astype(int)
+    head = make_head(name, multilabel=True, **QUICK.get(name, {})).fit(X, labels)
+    files = dump_head(head)
+    assert set(files) == {"head.json", "head.h5"}
+    twin = load_head(files)
+    fresh = RNG.normal(size=(30, 6)).astype(np.float32)
+    np.testing.assert_allclose(twin.predict_proba(fresh), head.predict_proba(fresh), atol=1e-5)
+    assert (twin.predict(fresh) == head.predict(fresh)).all()
+    if name != "dense":
+        assert (twin.predict_proba(fresh)[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        make_pipeline(StandardScaler(), PCA(3), DenseClassifier((4,), max_epochs=2)),
+        make_pipeline(Normalizer(), LogisticRegression()),
+        make_pipeline(PCA(3, whiten=True), LogisticRegression()),
+        GaussianNB(),
+        KNeighborsClassifier(3, metric="manhattan"),
+        RandomForestClassifier(4, random_state=0),
+    ],
+)
+def test_estimators_of_ones_own_that_are_arithmetic_need_no_trust(head):
+    twin = load_head(dump_head(head.fit(X, LABELS)))
+    np.testing.assert_allclose(twin.predict_proba(X), head.predict_proba(X), atol=2e-6)
+
+
+def test_margins_stay_margins():
+    head = RidgeClassifier().fit(X, LABELS)
     twin = load_head(dump_head(head))
-    assert twin["head"].get_params() == head["head"].get_params()
-    assert (twin["head"].n_iter_, twin["head"].best_epoch_) == (3, 3)
-    assert twin["head"].history_ == head["head"].history_
-    assert twin.n_features_in_ == 6
-    for name in ("mean_", "scale_", "var_"):
-        np.testing.assert_array_equal(getattr(twin["scale"], name), getattr(head["scale"], name))
-    assert dump_head(load_head(dense_files)) == dense_files
+    assert not hasattr(twin, "predict_proba")
+    np.testing.assert_allclose(twin.decision_function(X), head.decision_function(X), atol=2e-6)
+    assert twin.predict(X).tolist() == head.predict(X).tolist()
 
 
-def test_a_dense_head_without_a_scaler():
-    head = DenseClassifier((), max_epochs=2, random_state=np.random.RandomState(0)).fit(X, LABELS)
-    twin = load_head(dump_head(head))
-    assert isinstance(twin, DenseClassifier)
-    assert twin.random_state is None
-    np.testing.assert_array_equal(twin.predict_proba(X), head.predict_proba(X))
-
-
-def test_a_pipeline_of_ones_own_around_a_dense_head():
-    head = make_pipeline(StandardScaler(), PCA(3), DenseClassifier((4,), max_epochs=2)).fit(
-        X, LABELS
-    )
-    twin = load_head(dump_head(head))
-    np.testing.assert_array_equal(twin.predict_proba(X), head.predict_proba(X))
+def test_other_forms_of_probabilities_are_left_to_scikit_learn():
+    head = LogisticRegression(solver="liblinear").fit(X, LABELS == "ants")
+    assert set(dump_head(head)) == {"head.json", "head.h5"}
+    head = make_pipeline(StandardScaler(), SVC()).fit(X, LABELS)
+    files = dump_head(head)
+    assert set(files) == {"head.skops"}
+    with pytest.raises(ArtefactError, match="holds .*SVC, .* give --trust"):
+        load_head(files)
+    assert load_head(files, trust=True).predict(X).tolist() == head.predict(X).tolist()
 
 
 class Foreign(ClassifierMixin, BaseEstimator):
@@ -206,14 +231,14 @@ def test_a_compressed_skops_file_is_refused():
 @pytest.mark.parametrize("name", ["logistic", "svm", "knn", "forest"])
 @pytest.mark.parametrize("trust", [False, True])
 def test_a_skops_file_cut_anywhere_is_an_artefact_error(name, trust):
-    data = dump_head(fitted(name))["head.skops"]
+    data = skops.io.dumps(fitted(name))
     for part in np.linspace(0, len(data) - 1, 12).astype(int):
         with pytest.raises(ArtefactError, match="damaged"):
             load_head({"head.skops": data[:part]}, trust=trust)
 
 
 def test_flipped_bytes_never_give_another_exception():
-    data = dump_head(fitted("svm"))["head.skops"]
+    data = skops.io.dumps(fitted("svm"))
     rng = np.random.default_rng(1)
     for place in rng.integers(0, len(data), 60):
         broken = bytearray(data)
@@ -272,24 +297,20 @@ def described(files, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 99}, "version 99: expected 'featx.head.dense', version 1 or 2; install"),
+        ({"version": 99}, "version 99, expected 1"),
         ({"type": "other"}, "of type 'other'"),
-        ({"layers": [[6, 9], [9, 4], [4, 3]]}, "do not fit hidden"),
-        ({"layers": [[6, 8], [7, 4], [4, 3]]}, "do not fit one another"),
-        ({"layers": [[10**9, 8], [8, 4], [4, 3]]}, "larger than head.h5"),
-        ({"layers": [[7, 8], [8, 4], [4, 3]]}, r"kernel_0 is float32 \(6, 8\), expected"),
-        ({"layers": []}, "do not fit hidden"),
-        ({"layers": None}, "damaged"),
-        ({"params": {"hidden": [8, 4], "class_weight": None, "evil": 1}}, "evil"),
-        ({"params": {"hidden": [8, 4], "class_weight": None, "dropout": 7}}, "dropout must be"),
-        ({"classes": {"dtype": "<U4", "values": ["a", "b"]}}, "do not fit hidden"),
+        ({"features": 7}, "Scale has a center of shape"),
+        ({"features": True}, "no number"),
+        ({"steps": []}, "damaged"),
+        ({"steps": [{"step": "Softmax"}]}, "6 columns for 3 labels"),
+        ({"steps": [{"step": "Pickle"}]}, "'Pickle' is no step"),
+        ({"steps": None}, "damaged"),
+        ({"classes": {"dtype": "<U4", "values": ["a", "b"]}}, "3 columns for 2 labels"),
+        ({"classes": {"dtype": "<U4", "values": ["b", "a", "c"]}}, "not sorted"),
         ({"classes": {"dtype": "<U4", "values": ["a", 1, "c"]}}, "the classes are not"),
         ({"classes": {"dtype": "<V4", "values": ["a", "b", "c"]}}, "damaged"),
-        ({"scaler": {"with_mean": True, "with_std": True, "mean_": [1.0], "scale_": None,
-                     "var_": None, "n_samples_seen_": 3}}, "mean_ does not fit features 6 wide"),
-        ({"history": 3}, "damaged"),
     ],
-)  # fmt: skip
+)
 def test_a_description_that_does_not_fit_is_refused(dense_files, changes, message):
     with pytest.raises(ArtefactError, match=message):
         load_head(described(dense_files, **changes))
@@ -303,53 +324,53 @@ def with_arrays(files, change):
 
 
 def replaced(h5, put):
-    old = h5["kernel_0"][()]
-    del h5["kernel_0"]
+    old = h5["1.kernel"][()]
+    del h5["1.kernel"]
     put(h5, old)
 
 
 def secret(tmp_path):
     path = tmp_path / "secret.h5"
     with h5py.File(path, "w") as h5:
-        h5["kernel_0"] = np.zeros((6, 8), np.float32)
+        h5["1.kernel"] = np.zeros((6, 8), np.float32)
     (tmp_path / "secret.bin").write_bytes(bytes(6 * 8 * 4))
     return path
 
 
 def virtual(h5, old, path):
     layout = h5py.VirtualLayout(old.shape, "<f4")
-    layout[:] = h5py.VirtualSource(str(path), "kernel_0", old.shape)
-    h5.create_virtual_dataset("kernel_0", layout)
+    layout[:] = h5py.VirtualSource(str(path), "1.kernel", old.shape)
+    h5.create_virtual_dataset("1.kernel", layout)
 
 
 HOSTILE = {
     "external link": (
-        lambda h5, old, p: h5.__setitem__("kernel_0", h5py.ExternalLink(str(p), "/kernel_0")),
-        "'kernel_0' is a link",
+        lambda h5, old, p: h5.__setitem__("1.kernel", h5py.ExternalLink(str(p), "/1.kernel")),
+        r"'1\.kernel' is a link",
     ),
     "soft link": (
-        lambda h5, old, p: h5.__setitem__("kernel_0", h5py.SoftLink("/kernel_1")),
-        "'kernel_0' is a link",
+        lambda h5, old, p: h5.__setitem__("1.kernel", h5py.SoftLink("/3.kernel")),
+        r"'1\.kernel' is a link",
     ),
     "virtual": (virtual, "keeps its data in other files"),
     "external storage": (
         lambda h5, old, p: h5.create_dataset(
-            "kernel_0", old.shape, "<f4", external=[(str(p.with_suffix(".bin")), 0, 192)]
+            "1.kernel", old.shape, "<f4", external=[(str(p.with_suffix(".bin")), 0, 192)]
         ),
         "keeps its data in other files",
     ),
-    "group": (lambda h5, old, p: h5.create_group("kernel_0"), "'kernel_0' is a group"),
+    "group": (lambda h5, old, p: h5.create_group("1.kernel"), r"'1\.kernel' is a group"),
     "compressed": (
-        lambda h5, old, p: h5.create_dataset("kernel_0", data=old, compression="gzip"),
+        lambda h5, old, p: h5.create_dataset("1.kernel", data=old, compression="gzip"),
         "not stored contiguously",
     ),
     "double": (
-        lambda h5, old, p: h5.create_dataset("kernel_0", data=old.astype("f8")),
+        lambda h5, old, p: h5.create_dataset("1.kernel", data=old.astype("f8")),
         "is float64",
     ),
-    "shape": (lambda h5, old, p: h5.create_dataset("kernel_0", data=old.T), r"\(8, 6\), expected"),
-    "nan": (lambda h5, old, p: h5.create_dataset("kernel_0", data=old * np.nan), "NaN or infinity"),
-    "missing": (lambda h5, old, p: None, "holds .* expected"),
+    "shape": (lambda h5, old, p: h5.create_dataset("1.kernel", data=old.T), r"\(8, 6\), expected"),
+    "nan": (lambda h5, old, p: h5.create_dataset("1.kernel", data=old * np.nan), "NaN or infinity"),
+    "missing": (lambda h5, old, p: None, "damaged"),
 }
 
 
@@ -359,12 +380,6 @@ def test_arrays_that_are_not_plainly_in_the_file_are_refused(dense_files, tmp_pa
     path = secret(tmp_path)
     files = with_arrays(dense_files, lambda h5: replaced(h5, lambda h, old: put(h, old, path)))
     with pytest.raises(ArtefactError, match=message):
-        load_head(files)
-
-
-def test_arrays_beyond_the_expected_are_refused(dense_files):
-    files = with_arrays(dense_files, lambda h5: h5.create_dataset("more", data=[1.0]))
-    with pytest.raises(ArtefactError, match=r"holds .*'more'.* expected"):
         load_head(files)
 
 

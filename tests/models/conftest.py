@@ -65,6 +65,29 @@ def saved(heads, spec, tmp_path):
 
 
 @pytest.fixture
+def release(spec, rewrite):
+    """A function that saves a model as featx 0.1 did: its head by skops, or as dense layers."""
+    import skops.io
+
+    def save(model, path):
+        model.save(path, spec=spec)
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        gone = {name: None for name in ("head.json", "head.h5") if name in members}
+        # ZIP_STORED: skops compresses nothing unless it is told.
+        head = skops.io.dumps(model.head_)
+        rewrite(path, lambda d: d.update(version=1), members={**gone, "head.skops": head})
+        return path
+
+    return save
+
+
+@pytest.fixture
+def released(heads, release, tmp_path):
+    return release(heads["logistic"], tmp_path / "m.featx")
+
+
+@pytest.fixture
 def rewrite():
     """A function that changes members of a saved model and their digests with them."""
 
