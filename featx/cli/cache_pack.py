@@ -43,15 +43,7 @@ def pack(
     cache: Path,
     as_json: bool,
 ) -> None:
-    """Write one self-contained file of a dataset's features, for any other tool.
-
-    NAME is a dataset of the cache. The file holds X, y, classes, paths, keys, groups, splits and
-    the specification of the features.
-
-    \b
-    featx cache pack photos -o photos.h5
-    featx cache pack photos -b mobilenet_v2 --tap avg -o photos.parquet
-    """
+    """Write one self-contained file of a dataset's features, for any other tool."""
     from featx.cache.features import Features
     from featx.cache.pack import pack_dataset
     from featx.files.outputs import is_pack

@@ -73,15 +73,7 @@ def command(
     as_json: bool,
     **reading: Any,
 ) -> None:
-    """Score a model on labelled images.
-
-    Where DATA has a split named test, only its images count. Every score has its 95 % interval, by
-    drawing the images again. The calibration error is the expected one, over 15 bins.
-
-    \b
-    featx evaluate photos.featx photos-held-out/
-    featx evaluate old.featx photos-held-out/ --compare new.featx
-    """
+    """Score a model on labelled images."""
     import featx
     from featx.files.outputs import begins_with
 

@@ -390,19 +390,7 @@ def next_command(
     options: Collection[str] = (),
     carried: Collection[str] = ("cache", "trust"),
 ) -> str:
-    """Return a command as it can be pasted, with those options of this one that it needs too.
-
-    Parameters
-    ----------
-    name : str
-        The command.
-    *words : str
-        What it is given.
-    options : collection of str
-        Further options.
-    carried : collection of str
-        Names of options that it gets where this command was given them.
-    """
+    """Return a command as it can be pasted, with those options of this one that it needs too."""
     context = click.get_current_context()
     given: list[str] = []
     for param in context.command.params:

@@ -58,16 +58,7 @@ class Agreement:
         expected: NDArray[Any],
         found: NDArray[np.float32],
     ) -> None:
-        """Compare probabilities of the model and of the export.
-
-        Parameters
-        ----------
-        paths : sequence of str
-            Of the images.
-        y : ndarray of shape (n,) of str, optional
-            Their labels, where there are any.
-        expected, found : ndarray of shape (n, k)
-        """
+        """Compare probabilities of the model and of the export."""
         self.images += len(paths)
         difference = np.abs(found - expected)
         # NaN is no difference that a comparison would notice.

@@ -16,38 +16,18 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 def as_json(value: Any, *, indent: int | None = 2) -> str:
-    r"""Return JSON in which letters of any script are themselves, and always UTF-8.
-
-    Names of files and classes that are no valid text have half characters, which are escaped.
-
-    Examples
-    --------
-    >>> print(as_json(["蟻", "caf\udce9"], indent=None))
-    ["蟻", "caf\udce9"]
-    """
+    """Return JSON in which letters of any script are themselves, and always UTF-8."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return _NO_TEXT.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def description_path(path: Path) -> Path:
-    """Return where the description of an export lies.
-
-    Examples
-    --------
-    >>> description_path(Path("photos.onnx")).name
-    'photos.onnx.json'
-    """
+    """Return where the description of an export lies."""
     return path.with_name(f"{path.name}.json")
 
 
 def report_path(path: Path) -> Path:
-    """Return where the result of a verification lies.
-
-    Examples
-    --------
-    >>> report_path(Path("photos.onnx")).name
-    'photos.onnx.verification.json'
-    """
+    """Return where the result of a verification lies."""
     return path.with_name(f"{path.name}.verification.json")
 
 
@@ -91,13 +71,7 @@ def describe(
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read the description that lies beside an export.
-
-    Raises
-    ------
-    ExportError
-        If there is none, or it is damaged or of a later version.
-    """
+    """Read the description that lies beside an export."""
     beside = description_path(path)
     try:
         found = json.loads(beside.read_text("utf-8"))

@@ -103,20 +103,7 @@ FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
 
 
 def choose_format(name: str | None, path: Path | None) -> Format:
-    """Return the format of a name, or that a path's end stands for.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such format.
-    ExportError
-        If the path does not end as the format wants it, or says nothing without a name.
-
-    Examples
-    --------
-    >>> choose_format(None, Path("photos.onnx")).name
-    'onnx'
-    """
+    """Return the format of a name, or that a path's end stands for."""
     if name is None:
         found = [row for row in _ROWS if path is not None and row.suffix == path.suffix.lower()]
         if not found or not found[0].suffix:

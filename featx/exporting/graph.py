@@ -28,13 +28,7 @@ _WITHOUT_LAYERS = {
 
 
 def head_steps(head: Any) -> list[Step]:
-    """Return a fitted head as steps that formats have layers for, as few as may be.
-
-    Raises
-    ------
-    ExportError
-        If the head is none that can be exported.
-    """
+    """Return a fitted head as steps that formats have layers for, as few as may be."""
     instead = (
         f"expected one of {', '.join(EXPORTABLE_HEADS)}, or a linear classifier of scikit-learn. "
         "Train one of these, or serve the .featx file with featx itself"
@@ -51,30 +45,7 @@ def head_steps(head: Any) -> list[Step]:
 
 
 def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> Any:
-    """Build the network that is exported.
-
-    Parameters
-    ----------
-    source : BackboneSource
-        The backbone.
-    tap : str
-        Canonical name of the tap that the head was trained on.
-    steps : list of Step
-        The head, see `head_steps`.
-
-    Returns
-    -------
-    network : keras.Model
-        From uint8 RGB pixels of shape (n, h, w, 3) to float32 probabilities of shape (n, k). Made
-        of Keras's own layers and operations alone, so that loading it takes Keras and no featx.
-
-    Raises
-    ------
-    WeightsError, BackboneError
-        If the backbone cannot be built.
-    ExportError
-        If its features are of another size than the head's.
-    """
+    """Build the network that is exported."""
     with quiet_import():
         import keras
     taps = build_tap_model(source, (tap,))
@@ -85,17 +56,7 @@ def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> Any:
 
 
 def head_layers(features: Any, steps: list[Step]) -> Any:
-    """Put the steps of a head behind features.
-
-    Parameters
-    ----------
-    features : keras tensor of shape (n, d)
-    steps : list of Step
-
-    Returns
-    -------
-    keras tensor of shape (n, k), float32
-    """
+    """Put the steps of a head behind features."""
     for number, step in enumerate(steps, start=1):
         name = OUTPUT if number == len(steps) else f"head_{number}"
         wanted = _width(step)

@@ -26,24 +26,7 @@ def refuse_existing(paths: Sequence[Path]) -> None:
 
 @contextmanager
 def placed_whole(paths: Sequence[Path]) -> Iterator[Path]:
-    """Give a folder to write in; what the body wrote there is moved beside `paths` when it is done.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        Files or folders of one parent, by whose names the body writes; the last one is moved
-        last. What was there before is replaced.
-
-    Yields
-    ------
-    folder : Path
-        On the same file system, gone afterwards.
-
-    Raises
-    ------
-    ExportError
-        If something cannot be written.
-    """
+    """Make a folder whose files go to their places together when the block ends without error."""
     parent = paths[0].parent
     folder = beside(paths[-1])
     try:

@@ -49,24 +49,12 @@ class Calibration:
 
 
 def short_key(key: bytes) -> str:
-    """Return the first 16 hexadecimal digits of an image's key.
-
-    Examples
-    --------
-    >>> short_key(bytes(range(32)))
-    '0001020304050607'
-    """
+    """Return the first 16 hexadecimal digits of an image's key."""
     return key[:8].hex()
 
 
 def find_images(data: Any, cache: str | os.PathLike[str] | None) -> ImageDataset:
-    """Return the images that `data` stands for: anything that `featx.extract` takes.
-
-    Raises
-    ------
-    DatasetError
-        If there are none.
-    """
+    """Return the images that `data` stands for: anything that `featx.extract` takes."""
     if isinstance(data, ImageDataset):
         found = data
     else:
@@ -96,19 +84,7 @@ def training_images(
 def decode_rows(
     images: ImageDataset, rows: Sequence[int], spec: FeatureSpec
 ) -> dict[int, NDArray[np.uint8]]:
-    """Decode images from disk under a specification's own rules.
-
-    Parameters
-    ----------
-    images : ImageDataset
-    rows : sequence of int
-    spec : FeatureSpec
-
-    Returns
-    -------
-    pixels : dict of int to ndarray of shape (h, w, 3), uint8
-        By row; those that cannot be read are left out.
-    """
+    """Decode images from disk under a specification's own rules."""
     target = Target(spec.input_size_px, spec.image)
     loaded = load_images(images, list(rows), [target])
     return {one.index: one.pixels[0] for one in loaded if one.status == "decoded"}
@@ -117,24 +93,7 @@ def decode_rows(
 def calibration_images(
     images: ImageDataset, spec: FeatureSpec, measured: ImageDataset | None = None
 ) -> Calibration:
-    """Return up to 100 images, drawn with a fixed seed, from all classes alike where there are any.
-
-    Parameters
-    ----------
-    images : ImageDataset
-        What they are drawn from.
-    spec : FeatureSpec
-        How they are decoded.
-    measured : ImageDataset, optional
-        Images that the export is measured on, compared by content. Others are taken first; where
-        these are too few, up to half of the measured ones are taken too, and are not for measuring
-        any more.
-
-    Raises
-    ------
-    DatasetError
-        If none can be read, or there is only one image for both.
-    """
+    """Return up to 100 images drawn with a fixed seed, as many of each class as there are."""
     order = np.random.default_rng(0).permutation(len(images))
     if images.y is not None:
         order = _alternating(order, images.y)

@@ -110,20 +110,7 @@ _JAVASCRIPT_SHOW_SETS = (
 
 
 def serving_code(path: Path, description: dict[str, Any]) -> dict[str, str]:
-    """Return the lines that run an export.
-
-    Parameters
-    ----------
-    path : Path
-        The export.
-    description : dict
-        What lies beside it.
-
-    Returns
-    -------
-    code : dict of str to str
-        ``"python"``, and ``"javascript"`` for the formats that browsers run.
-    """
+    """Return the lines that run an export."""
     name, (_, height, width, _) = description["format"], description["input"]["shape"]
     policy = description["input"]["image"]
     beside = description_path(path)

@@ -73,18 +73,7 @@ def run_saved_model(path: Path) -> Opened:
 def write_tflite(
     network: Any, path: Path, *, calibration: NDArray[np.uint8] | None = None, **_: Any
 ) -> None:
-    """Write a LiteRT file.
-
-    Parameters
-    ----------
-    network : keras.Model
-        From `featx.exporting.graph.build_graph`.
-    path : path
-        Where to.
-    calibration : ndarray of shape (m, h, w, 3), uint8, optional
-        Images that the ranges of int8 values are taken from. Without them weights and values stay
-        float32. The input is uint8 and the output float32 in both cases.
-    """
+    """Write a LiteRT file."""
     with conversion_errors("LiteRT"):
         import tensorflow as tf
 

@@ -53,13 +53,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, state: Checkpoint) -> None:
-    """Write a checkpoint by rename, so that a kill leaves the earlier one.
-
-    Raises
-    ------
-    FineTuningError
-        If it cannot be written.
-    """
+    """Write a checkpoint by rename, so that a kill leaves the earlier one."""
     arrays: dict[str, Any] = {}
     for group in _GROUPS:
         arrays |= _numbered(group, getattr(state, group))

@@ -12,13 +12,7 @@ _CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
 
 
 def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
-    """Return what writes an epoch for TensorBoard, into ``FOLDER/tensorboard``.
-
-    Raises
-    ------
-    MissingExtraError
-        If TensorBoard is not installed.
-    """
+    """Return what writes an epoch for TensorBoard, into ``FOLDER/tensorboard``."""
     try:
         from tensorboard.summary import Writer
     except ImportError as error:

@@ -38,26 +38,7 @@ class Cut:
 
 
 def find_cut(network: Any, source: BackboneSource, tap: str, unfreeze: str) -> Cut:
-    """Find the cut below the first layer that is to be trained.
-
-    Parameters
-    ----------
-    network : keras.Model
-        From `featx.backbones.build.build_network`, before layers of it are used elsewhere.
-    source : BackboneSource
-        Its backbone.
-    tap : str
-        Canonical name of the tap; what comes behind it is in neither part.
-    unfreeze : str
-        See `featx.finetuning.options.FineTuneOptions`.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such block or layer.
-    FineTuningError
-        If nothing would be trained, or the cut crosses what is no output of one layer.
-    """
+    """Find the cut below the first layer that is to be trained."""
     output = tap_tensor(network, source, parse_tap(tap))
     nodes = _nodes_before(network, output)
     operations = list({id(node.operation): node.operation for node in nodes}.values())

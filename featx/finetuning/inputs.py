@@ -30,19 +30,7 @@ class Inputs(Protocol):
 
 
 class CachedActivations:
-    """Activations at the cut, mapped from the cache.
-
-    Parameters
-    ----------
-    features : Features
-        With one block for every layer that crosses the cut, and its views.
-    backbone : str
-        Whose blocks.
-    taps : sequence of str
-        The blocks, in the order in which the model takes them.
-    shapes : sequence of tuple of int
-        Of one image, by block.
-    """
+    """Activations at the cut, mapped from the cache."""
 
     def __init__(
         self,
@@ -78,15 +66,7 @@ class CachedActivations:
 
 
 class Pixels:
-    """Pixels, decoded whenever they are needed.
-
-    Parameters
-    ----------
-    images : ImageDataset
-        One for each row.
-    specs : sequence of FeatureSpec
-        How the images are read as they are, and then for each view.
-    """
+    """Pixels, decoded whenever they are needed."""
 
     def __init__(self, images: ImageDataset, specs: Sequence[FeatureSpec]) -> None:
         self._images = images
@@ -100,13 +80,7 @@ class Pixels:
     def batches(
         self, rows: NDArray[np.intp], size: int, view: int | None = None
     ) -> Iterator[list[NDArray[Any]]]:
-        """Give rows in their order, `size` at a time.
-
-        Raises
-        ------
-        DatasetError
-            If an image that could be read before cannot be read any more.
-        """
+        """Give rows in their order, `size` at a time."""
         target = self._targets[0 if view is None else 1 + view]
         waiting: dict[int, NDArray[np.uint8]] = {}
         places = {int(row): place for place, row in enumerate(rows)}

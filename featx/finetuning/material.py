@@ -34,26 +34,7 @@ def prepare_material(
     view_policy: Any,
     progress: Any,
 ) -> tuple[TunedNetwork, Inputs]:
-    """Build the network, and bring what it takes into the cache.
-
-    Parameters
-    ----------
-    start : Start
-        Whose head the network has.
-    data : ImageDataset, path or str
-        The images of `start`.
-    options : FineTuneOptions
-        ``unfreeze``, ``cut`` and ``views`` decide what is taken.
-    cache, engine, view_policy, progress
-        As of `featx.finetune`.
-
-    Raises
-    ------
-    FineTuningError, UnknownNameError
-        If nothing would be trained, or the head is of another kind.
-    DatasetError
-        If the images are no longer those of `start`.
-    """
+    """Build the network, and bring what it takes into the cache."""
     network = network_for(start, options, cache=cache)
     if network.from_pixels:
         plain = start.source.spec(image=start.model.image)
@@ -82,11 +63,7 @@ def prepare_material(
 def network_for(
     start: Start, options: FineTuneOptions, *, cache: str | os.PathLike[str] | None
 ) -> TunedNetwork:
-    """Build the network that options ask for; errors are those of `build_tuned`.
-
-    With ``cut="auto"`` it starts from pixels where the disk of the cache has no room for the
-    activations, and says so.
-    """
+    """Build the network that options ask for; errors are those of `build_tuned`."""
     network = _built(start, options, from_pixels=options.cut == "pixels")
     if network.from_pixels or options.cut != "auto":
         return network

@@ -18,34 +18,7 @@ def mix(
     alpha: float,
     rng: np.random.Generator,
 ) -> tuple[list[NDArray[Any]], NDArray[np.float32]]:
-    """Mix every image of a batch with another one of it.
-
-    Parameters
-    ----------
-    inputs : list of ndarray of shape (n, ...)
-        Pixels, or activations at the cut.
-    targets : ndarray of shape (n, k), float32
-        Shares of the classes.
-    how : {"none", "mixup", "cutmix"}
-        ``mixup`` takes a weighted mean (Zhang et al., ICLR 2018; of activations: Verma et al.,
-        "Manifold Mixup", ICML 2019), ``cutmix`` a rectangle of the other image (Yun et al., ICCV
-        2019), the same part of every map.
-    alpha : float
-        The share is drawn from Beta(alpha, alpha), one for the batch.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    inputs, targets
-        New arrays of the same shapes; pixels stay uint8.
-
-    Examples
-    --------
-    >>> x, y = [np.eye(2, dtype="f4")], np.eye(2, dtype="f4")
-    >>> mixed, shares = mix(x, y, "mixup", 1.0, np.random.default_rng(0))
-    >>> bool(np.allclose(mixed[0], shares))
-    True
-    """
+    """Mix every image of a batch with another one of it."""
     if how == "none" or len(targets) < 2:
         return inputs, targets
     share = float(rng.beta(alpha, alpha))

@@ -59,15 +59,7 @@ class TunedNetwork:
         return [tuple(layer.get_weights()) for layer in self.head]
 
     def rate_shares(self, decay: float, trained_blocks: int | None = None) -> list[float]:
-        """Return what share of the learning rate each trained variable of the model has.
-
-        Parameters
-        ----------
-        decay : float
-            From one block to the one below it; the head has 1, the last block `decay`.
-        trained_blocks : int, optional
-            How many blocks from the output on are trained, by default all; the others have 0.
-        """
+        """Return what share of the learning rate each trained variable of the model has."""
         shares = {id(v): 1.0 for layer in self.head for v in layer.trainable_variables}
         for depth, group in enumerate(reversed(self.cut.groups), start=1):
             trained = trained_blocks is None or depth <= trained_blocks
@@ -78,13 +70,7 @@ class TunedNetwork:
 
 
 def trainable_steps(head: Any) -> list[Step]:
-    """Return a fitted head as the steps that `build_tuned` takes.
-
-    Raises
-    ------
-    FineTuningError
-        If the head is of another form.
-    """
+    """Return a fitted head as the steps that `build_tuned` takes."""
     try:
         steps = head_steps(head)
     except ExportError as error:
@@ -94,13 +80,7 @@ def trainable_steps(head: Any) -> list[Step]:
 
 
 def head_layers_of(steps: list[Step]) -> list[Linear]:
-    """Return the layers of a head that can be trained on, each but the last rectified.
-
-    Raises
-    ------
-    FineTuningError
-        If the head is of another form.
-    """
+    """Return the layers of a head that can be trained on, each but the last rectified."""
     layers = [step for step in steps if isinstance(step, Linear)]
     between = [step for step in steps if not isinstance(step, Linear)]
     alternating = steps[::2] == layers and all(isinstance(s, Rectify) for s in between[:-1])
@@ -119,37 +99,7 @@ def build_tuned(
     train_batchnorm: bool = False,
     mixed: HalfType | None = None,
 ) -> TunedNetwork:
-    """Build the network that is trained.
-
-    Parameters
-    ----------
-    source : BackboneSource
-        The backbone, whose weights it starts from.
-    tap : str
-        Canonical name of the tap that the head takes.
-    steps : list of Step
-        The head, from `trainable_steps`.
-    unfreeze : str
-        From where on layers are trained, see `featx.finetuning.options.FineTuneOptions`.
-    from_pixels : bool, default False
-        Whether the frozen part is in the model too, so that it takes pixels.
-    train_batchnorm : bool, default False
-        Whether batch normalisation (and dropout) of the backbone behave as in training.
-    mixed : {"float16", "bfloat16"}, optional
-        The number type that the backbone computes in.
-
-    Returns
-    -------
-    TunedNetwork
-        Its probabilities before the first step are those of the head on the backbone's features.
-
-    Raises
-    ------
-    UnknownNameError, FineTuningError
-        If there is nothing to train, or the head cannot be trained on.
-    WeightsError, BackboneError
-        If the backbone cannot be built.
-    """
+    """Build the network that is trained."""
     layers = head_layers_of(steps)
     with quiet_import():
         import keras

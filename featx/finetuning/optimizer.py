@@ -11,24 +11,7 @@ from numpy.typing import NDArray
 
 
 def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) -> float:
-    """Return the rate of a step: rising linearly, then falling along half a cosine to 0.
-
-    Parameters
-    ----------
-    step : int
-        From 0 on.
-    steps : int
-        Number of steps in all.
-    highest : float
-        The rate between rising and falling.
-    warmup : float
-        Share of the steps in which it rises.
-
-    Examples
-    --------
-    >>> [round(learning_rate_at(s, 10, highest=1.0, warmup=0.2), 3) for s in (0, 1, 2, 6, 9)]
-    [0.5, 1.0, 1.0, 0.5, 0.038]
-    """
+    """Return the rate of a step: rising linearly, then falling along half a cosine to 0."""
     rising = round(warmup * steps)
     if step < rising:
         return highest * (step + 1) / rising
@@ -37,24 +20,7 @@ def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) ->
 
 
 def make_optimizer(shares: Sequence[float], *, weight_decay: float, accumulate: int = 1) -> Any:
-    """Make AdamW with a share of the learning rate for every variable.
-
-    Parameters
-    ----------
-    shares : sequence of float
-        What the rate of each variable is multiplied by, in the order in which the optimizer is
-        built for them; 0 leaves a variable as it is.
-    weight_decay : float
-        Of kernels: variables of two dimensions or more.
-    accumulate : int, default 1
-        Number of batches whose gradients are averaged for one step.
-
-    Returns
-    -------
-    optimizer : keras.optimizers.Optimizer
-        Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, with the decay of a
-        variable multiplied by its own rate.
-    """
+    """Make AdamW with a share of the learning rate for every variable."""
     import keras
 
     class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc, name-defined, unused-ignore]
@@ -71,10 +37,7 @@ def make_optimizer(shares: Sequence[float], *, weight_decay: float, accumulate: 
 
 
 def read_state(optimizer: Any) -> list[NDArray[Any]]:
-    """Return steps taken and moments, between two steps; `write_state` takes them back.
-
-    The state does not depend on the number of batches a step.
-    """
+    """Return steps taken and moments, between two steps; `write_state` takes them back."""
     parts = optimizer.gradient_accumulation_steps or 1
     kept = _lasting(optimizer)
     return [np.array(v) // parts if _counts_batches(v) else np.array(v) for v in kept]

@@ -124,15 +124,7 @@ class FineTuneOptions:
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> FineTuneOptions:
-        """Take options by their names.
-
-        Raises
-        ------
-        UnknownNameError
-            If there is none of a name; the nearest are suggested.
-        FineTuningError
-            If a value is out of its range.
-        """
+        """Take options by their names."""
         unknown = set(options) - set(cls.__slots__)
         if unknown:
             raise UnknownNameError("option of finetune", min(unknown), cls.__slots__)

@@ -28,16 +28,7 @@ def score_outcome(
     tested: NDArray[np.float32] | None,
     options: FineTuneOptions,
 ) -> dict[str, Any]:
-    """Return the scores of what is to be kept, with the comparison under ``finetuning``.
-
-    Parameters
-    ----------
-    start : Start
-    trained : Trained
-    tested : ndarray of shape (m, k) or None
-        What the fine-tuned network says of the rows of ``start.test``.
-    options : FineTuneOptions
-    """
+    """Return the scores of what is to be kept, with the comparison under ``finetuning``."""
     codes = start.codes[start.held_out]
     before = start.probabilities(start.held_out)
     probe = hold_out_scores(before, codes)
@@ -83,27 +74,7 @@ def save_tuned(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write the fine-tuned network with its head as a ``.featx`` file.
-
-    Parameters
-    ----------
-    start : Start
-    network : TunedNetwork
-        With the weights of the best epoch.
-    metrics : dict
-        From `score_outcome`.
-    target : Path
-        The file.
-    command : str or None
-        The command line.
-    overwrite : bool, default False
-        As of `featx.models.artefact.save_model`.
-
-    Raises
-    ------
-    ArtefactError
-        If it cannot be written.
-    """
+    """Write the fine-tuned network with its head as a ``.featx`` file."""
     own = start.source.row is None
     with tempfile.TemporaryDirectory(prefix="featx-") as folder:
         path = Path(folder) / ("network.keras" if own else "network.weights.h5")

@@ -73,11 +73,7 @@ def rehearse(
     trust: bool = False,
     **options: Any,
 ) -> Rehearsal:
-    """Say what `featx.finetune` would take: a few steps are run on noise, and nothing is kept.
-
-    Parameters and errors are those of `featx.finetune`. The features that the head takes are
-    extracted if the cache does not have them.
-    """
+    """Say what `featx.finetune` would take: a few steps are run on noise, and nothing is kept."""
     asked = FineTuneOptions.read(options)
     start = prepare_start(
         model, data, asked, cache=cache, weights=weights, engine=engine, trust=trust

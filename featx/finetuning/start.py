@@ -170,13 +170,7 @@ def _sides(
 
 
 def class_weights(options: FineTuneOptions, start: Start) -> NDArray[np.float64] | None:
-    """Return what an image of each class counts, shape (k,), None where all count the same.
-
-    Raises
-    ------
-    UnknownNameError
-        If a class is named that the model does not know.
-    """
+    """Return what an image of each class counts, shape (k,), None where all count the same."""
     asked = options.class_weight
     if asked is None:
         return None

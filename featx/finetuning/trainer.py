@@ -33,31 +33,7 @@ _SMOOTHING = 0.8
 
 
 class Training:
-    """One training, which goes on from its checkpoint where there is one.
-
-    Parameters
-    ----------
-    network : TunedNetwork
-        Trained in place.
-    inputs : Inputs
-        What it takes.
-    codes : ndarray of shape (n,), int
-        Class of each row.
-    rows, held_out : ndarray of int
-        Rows that are trained on, and that say when to stop.
-    options : FineTuneOptions
-        As asked for.
-    folder : Path
-        Of the checkpoint and the history.
-    job : str
-        Digest of everything that decides the course.
-    class_weights : ndarray of shape (k,), float, optional
-        What an image of each class counts.
-    on_epoch : callable, optional
-        Called with every `Epoch`, the start first.
-    on_step : callable, optional
-        Called with epoch, images done and images in all, after every step.
-    """
+    """One training, which goes on from its checkpoint where there is one."""
 
     def __init__(
         self,
@@ -93,13 +69,7 @@ class Training:
         return self._folder / "checkpoint.npz"
 
     def run(self) -> Trained:
-        """Train, and leave the weights of the best epoch in the network.
-
-        Raises
-        ------
-        FineTuningError
-            If a checkpoint cannot be written.
-        """
+        """Train, and leave the weights of the best epoch in the network."""
         state = self._resumed() or self._begun()
         self._loss_of_start = float(state.history[0]["val_loss"])
         stopped, interrupted = "", False
@@ -207,17 +177,7 @@ class Training:
         return ""
 
     def steps_of_epoch(self, epoch: int) -> tuple[float, float, str]:
-        """Take the steps of one epoch (from 1), without the hold-out.
-
-        Returns
-        -------
-        loss : float
-            Mean over the images.
-        rate : float
-            Learning rate of the last step.
-        trouble : str
-            Why the training has to end, empty where it need not.
-        """
+        """Take the steps of one epoch (from 1), without the hold-out."""
         options = self._options
         rng = np.random.default_rng([options.seed, epoch])
         order = rng.permutation(self._rows)

@@ -74,27 +74,7 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
         self.folds = folds
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TemperatureCalibrated:
-        """Fit the estimator on all rows, then the temperature on cross-validated margins.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-        sample_weight : array-like of shape (n,), optional
-            What each row counts, where the estimator takes weights.
-
-        Returns
-        -------
-        self : TemperatureCalibrated
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`), or the estimator's margins are
-            not one a class.
-        """
+        """Fit the estimator on all rows, then the temperature on cross-validated margins."""
         X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         with few_images_allowed():
             weights = None if sample_weight is None else checked_weights(sample_weight, len(X))
@@ -140,31 +120,12 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
         return copy
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Margins of the wrapped estimator.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        margins : ndarray of shape (n,) for two classes, else (n, k)
-        """
+        """Margins of the wrapped estimator."""
         margins: NDArray[Any] = self._fitted().decision_function(self._validated(X))
         return margins
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Probabilities: the softmax of the margins over the temperature.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, k)
-            Rows sum to 1; columns in the order of ``classes_``.
-        """
+        """Probabilities: the softmax of the margins over the temperature."""
         margins = _as_columns(self.decision_function(X))
         probabilities: NDArray[Any] = softmax(margins / self.temperature_, axis=1)
         return probabilities
@@ -183,33 +144,12 @@ def fit_temperature(
 ) -> float:
     """Give the temperature under which margins explain the labels best.
 
-    Parameters
-    ----------
-    margins : ndarray of shape (n, k)
-        One column a class, from a model that has not seen the row.
-    codes : ndarray of shape (n,), int
-        The column that is right.
-    weights : ndarray of shape (n,), optional
-        What each row counts.
-
-    Returns
-    -------
-    temperature : float
-        Greater than 0.
-
     Notes
     -----
     The target is not 1 for the right class but (n + 1) / (n + 2), the rest spread over the
     others: Platt's correction ("Probabilistic Outputs for Support Vector Machines", 1999, section
     2.2) with one count for the one number that is fitted. Without it, margins without a single
     error would make every probability 0 or 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sure = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    >>> round(fit_temperature(sure, np.array([0, 1])), 2)
-    1.82
     """
     rows, k = margins.shape
 
@@ -251,20 +191,7 @@ def _row_blocks(rows: int, columns: int) -> list[slice]:
 def calibration_splits(
     codes: NDArray[np.intp], folds: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Give the folds that margins for a temperature come from.
-
-    Parameters
-    ----------
-    codes : ndarray of shape (n,), int
-        Class of each row.
-    folds : int
-        How many; fewer where a class has fewer rows, none where fewer than two classes have two.
-
-    Yields
-    ------
-    train, test : ndarray of int, ascending
-        Classes of one row are in every ``train`` and in no ``test``.
-    """
+    """Give the folds that margins for a temperature come from."""
     counts = np.bincount(codes)
     repeated = counts[codes] >= 2
     if np.count_nonzero(counts >= 2) < 2:

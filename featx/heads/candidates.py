@@ -17,26 +17,7 @@ from featx.heads.validation import require_finite
 def core_estimators(
     name: str, candidates: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> list[Any]:
-    """Make each setting's estimator, without the scaler before it and the calibration around it.
-
-    Parameters
-    ----------
-    name : str
-        A named head.
-    candidates : sequence of mapping
-        Parameters that differ from the head's defaults.
-    seed : int, default=0
-        Becomes ``random_state``.
-
-    Returns
-    -------
-    estimators : list of estimator
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range.
-    """
+    """Make each setting's estimator, without the scaler before it and the calibration around it."""
     from featx.heads.calibrated import TemperatureCalibrated
 
     heads = [make_head(name, seed=seed, **candidate) for candidate in candidates]
@@ -52,29 +33,7 @@ def checked_data(
     *,
     weights_refused_by: str = "",
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.intp]]:
-    """Give features in float32 or float64, and codes, that a sweep can work on.
-
-    Parameters
-    ----------
-    X : array-like of shape (n, d)
-    y : array-like of shape (n,)
-        Codes of classes, 0 to k - 1.
-    folds : sequence of (training rows, testing rows)
-    sample_weight : ndarray of shape (n,), optional
-    weights_refused_by : str, default=""
-        The head that knows no weights of rows, if this one does not.
-
-    Returns
-    -------
-    X : ndarray of shape (n, d)
-    y : ndarray of shape (n,)
-
-    Raises
-    ------
-    HeadError
-        The features are no matrix or not finite, there are not as many codes as rows, a class has
-        no row in a training part, or weights are given to a head that knows none.
-    """
+    """Give features in float32 or float64, and codes, that a sweep can work on."""
     features, codes = np.asarray(X), np.asarray(y)
     if features.dtype not in (np.float32, np.float64):
         features = features.astype(np.float32)

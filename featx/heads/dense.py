@@ -133,77 +133,27 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> DenseClassifier:
-        """Train from a fresh start.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features, converted to float32.
-        y : array-like of shape (n,) or (n, k)
-            Labels of classes; or a matrix of 0 and 1, a column a label, of which an image may
-            have any number.
-        sample_weight : array-like of shape (n,), default=None
-            What each row counts in the loss, times its class's weight. Rows of weight 0 are left
-            out.
-
-        Returns
-        -------
-        self : DenseClassifier
-
-        Raises
-        ------
-        HeadError
-            A parameter is out of range, the data cannot be learned from (see `check_training`),
-            or the training diverged.
-        """
+        """Train from a fresh start."""
         (failure,) = fit_heads([self], X, y, sample_weight)
         if failure:
             raise HeadError(failure)
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
-        """Logits of the classes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        logits : ndarray of shape (n,) for two classes (second less first), else (n, k); float32
-        """
+        """Logits of the classes."""
         scores = self._logits(X)
         two = scores.shape[1] == 2 and not self.multilabel_
         return scores[:, 1] - scores[:, 0] if two else scores
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Classes of the highest probability, or every label that is more probable than not.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,), or (n, k) of 0 and 1 for multi-label targets
-        """
+        """Classes of the highest probability, or every label that is more probable than not."""
         proba = self.predict_proba(X)
         if self.multilabel_:
             return (proba > LABEL_THRESHOLD).astype(np.int64)
         return best_labels(proba, self.classes_)
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Probabilities by the softmax of the logits, or of each label by its sigmoid.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, k), float32
-            Columns in the order of ``classes_``; rows sum to 1, but for multi-label targets.
-        """
+        """Probabilities by the softmax of the logits, or of each label by its sigmoid."""
         scores = self._logits(X)
         return sigmoid(scores) if self.multilabel_ else softmax(scores)
 

@@ -31,17 +31,7 @@ class Batches(Protocol):
 
 
 class MemoryBatches:
-    """Batches of a matrix in memory; no more than a batch of it is copied.
-
-    Parameters
-    ----------
-    data : Rows
-        The matrix and what belongs to it.
-    chosen : ndarray of int
-        The rows to train on.
-    batch_size : int
-    seed : numpy.random.SeedSequence
-    """
+    """Batches of a matrix in memory; no more than a batch of it is copied."""
 
     def __init__(
         self,
@@ -66,20 +56,7 @@ class MemoryBatches:
 
 
 class StreamedBatches:
-    """Batches of a stream, of which two batches and one of the stream's own are held at a time.
-
-    Parameters
-    ----------
-    source : BatchSource
-    targets, weights : ndarray
-        Of all rows that the stream numbers, as in `Rows`.
-    chosen : ndarray of int
-        The rows to train on; others are passed over.
-    width : int
-        Number of features.
-    batch_size : int
-    seed : numpy.random.SeedSequence
-    """
+    """Batches of a stream, of which two batches and one of the stream's own are held at a time."""
 
     def __init__(
         self,
@@ -137,28 +114,7 @@ class StreamedBatches:
 def require_batch(
     X: Any, rows: Any, count: int, width: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Check one batch of a stream and give it as arrays.
-
-    Parameters
-    ----------
-    X : array-like of shape (b, d)
-    rows : array-like of shape (b,)
-        Row numbers below ``count``.
-    count : int
-        How many rows there are.
-    width : int, optional
-        The expected number of features.
-
-    Returns
-    -------
-    X : ndarray of shape (b, d), float32
-    rows : ndarray of shape (b,), int
-
-    Raises
-    ------
-    HeadError
-        Shapes do not fit, a row number is out of range, or a feature is NaN or infinite.
-    """
+    """Check one batch of a stream and give it as arrays."""
     features, numbers = np.asarray(X, dtype=np.float32), np.asarray(rows)
     if features.ndim != 2 or numbers.shape != features.shape[:1]:
         raise HeadError(

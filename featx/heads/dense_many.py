@@ -30,41 +30,7 @@ def fit_heads(
     *,
     models: dict[Any, Any] | None = None,
 ) -> list[str]:
-    """Fit heads in place, each as its own ``fit`` would.
-
-    Heads of one ``random_state``, ``batch_size``, ``validation_fraction`` and ``class_weight`` see
-    the same batches and are trained together, whatever their sizes, rates, decays and dropouts.
-
-    Parameters
-    ----------
-    heads : sequence of DenseClassifier
-    X : array-like of shape (n, d)
-    y : array-like of shape (n,) or (n, k)
-    sample_weight : array-like of shape (n,), default=None
-    models : dict, optional
-        Kept from call to call, it saves compiling the same stack again.
-
-    Returns
-    -------
-    failures : list of str
-        One a head: empty, or why its training diverged. Such a head is not fitted.
-
-    Raises
-    ------
-    HeadError
-        A parameter is out of range, or the data cannot be learned from.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from featx.heads.dense import DenseClassifier
-    >>> X, y = load_iris(return_X_y=True)
-    >>> heads = [DenseClassifier((8,), learning_rate=r, random_state=0) for r in (0.01, 0.05)]
-    >>> fit_heads(heads, X, y)
-    ['', '']
-    >>> heads[1].score(X, y) > 0.9
-    True
-    """
+    """Fit heads in place, each as its own ``fit`` would."""
     failures = [""] * len(heads)
     if not heads:
         return failures

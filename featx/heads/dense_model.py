@@ -30,11 +30,7 @@ class GroupShape:
 
 
 class _Group(keras.layers.Layer):  # type: ignore[misc]
-    """The layers of one group: kernels (g, out, in) and biases (g, out, 1).
-
-    Values are kept as (g, out, b), so that the axis of heads comes first in every product and
-    nothing has to be transposed.
-    """
+    """The layers of one group: kernels (g, out, in) and biases (g, out, 1)."""
 
     def __init__(self, shape: GroupShape, width: int, outputs: int, name: str) -> None:
         # float32 and zeros by name: neither the caller's global dtype policy nor the seeds that
@@ -57,10 +53,7 @@ class _Group(keras.layers.Layer):  # type: ignore[misc]
         self.built = True
 
     def call(self, x: Any, draws: Sequence[Any] | None) -> Any:
-        """Logits (g, k, b) of features (b, d).
-
-        ``draws`` are uniform, (w, b) a hidden layer, and say what is dropped; None drops nothing.
-        """
+        """Logits (g, k, b) of features (b, d)."""
         heads, outs, inputs = self.kernels[0].shape
         # One product for all heads: the features are read once.
         values = ops.matmul(ops.reshape(self.kernels[0], (heads * outs, inputs)), ops.transpose(x))
@@ -75,22 +68,7 @@ class _Group(keras.layers.Layer):  # type: ignore[misc]
 
 
 class StackedHeads(keras.Model):  # type: ignore[misc]
-    """Groups of heads over the same batches; its loss is the sum of the heads' losses.
-
-    No head's parameters occur in another's loss, so that every head gets the gradient that it
-    would get alone.
-
-    Parameters
-    ----------
-    shapes : sequence of GroupShape
-    width : int
-        Number of features.
-    outputs : int
-        Number of classes or labels.
-    multilabel : bool
-        Whether targets are 0/1 of shape (b, k) under the binary cross-entropy, with weights of
-        the same shape; else codes and weights of shape (b,) under the cross-entropy.
-    """
+    """Groups of heads over the same batches; its loss is the sum of the heads' losses."""
 
     def __init__(
         self, shapes: Sequence[GroupShape], width: int, outputs: int, *, multilabel: bool
@@ -140,11 +118,7 @@ class StackedHeads(keras.Model):  # type: ignore[misc]
 
 
 class StackedAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """AdamW with a learning rate and a weight decay of its own for every head.
-
-    The arithmetic is that of ``keras.optimizers.AdamW``; decay and update are one expression, so
-    that a compiler passes over the weights once.
-    """
+    """AdamW with a learning rate and a weight decay of its own for every head."""
 
     def __init__(self) -> None:
         super().__init__(learning_rate=1.0, name="stacked_adamw")

@@ -30,31 +30,7 @@ def train_stack(
     multilabel: bool = False,
     models: dict[Any, Any] | None = None,
 ) -> list[Trained]:
-    """Fit heads by AdamW in shuffled batches, as each would be fitted alone.
-
-    Parameters
-    ----------
-    plans : sequence of TrainingPlan
-        One a head.
-    batches : Batches
-        What the layers learn from.
-    held : Rows
-        A head stops when its loss on these has not improved for ``patience`` epochs, and its best
-        epoch's weights are kept. With no rows it runs ``max_epochs`` epochs and keeps the last.
-    outputs : int
-        The number of classes or labels.
-    streams : Streams
-        Seeds of the start and of dropout.
-    multilabel : bool, default False
-        Whether targets are labels of 0 and 1 rather than codes.
-    models : dict, optional
-        Compiled models are put here and found here by a later call of the same shapes.
-
-    Returns
-    -------
-    trained : list of Trained
-        One a head; ``failure`` says that its training diverged.
-    """
+    """Fit heads by AdamW in shuffled batches, as each would be fitted alone."""
     heads = [_Head(plan, place, len(plans)) for place, plan in enumerate(plans)]
     start: list[DenseWeights] = [
         initial_weights(

@@ -29,48 +29,7 @@ def fit_streamed(
     *,
     max_ram_bytes: int = 256 << 20,
 ) -> Any:
-    """Fit one dense head, alone or behind a ``StandardScaler``, on a stream of batches.
-
-    Parameters
-    ----------
-    head : DenseClassifier or Pipeline
-        As `make_head` makes it; fitted in place. The scaler learns its statistics from a first
-        pass over the stream.
-    source : callable
-        ``source(seed)`` yields, in one pass, every row once: pairs of features (b, d) and their
-        row numbers (b,), in an order that the seed draws. With a dataset's features, it is
-        ``lambda seed: features.batches(shuffle=True, seed=seed, max_ram_bytes=...)``.
-    y : array-like of shape (n,) or (n, k)
-        Labels by row number, as ``fit`` takes them.
-    sample_weight : array-like of shape (n,), default=None
-    max_ram_bytes : int, default 256 MiB
-        A quarter of it bounds the rows that are held out to say when to stop. What the source
-        holds is its own.
-
-    Returns
-    -------
-    head : DenseClassifier or Pipeline
-        Fitted as ``fit`` would fit it, but for the order of the rows.
-
-    Raises
-    ------
-    HeadError
-        It is no dense head, the data cannot be learned from, a pass does not give every row, or
-        training diverged.
-
-    Examples
-    --------
-    >>> from featx.heads.registry import make_head
-    >>> rng = np.random.default_rng(0)
-    >>> X = rng.normal(size=(400, 4)).astype("f4")
-    >>> y = (X[:, 0] > 0).astype(int)
-    >>> def source(seed):
-    ...     for rows in np.array_split(np.random.default_rng(seed).permutation(400), 8):
-    ...         yield X[rows], rows
-    >>> head = make_head("dense:8,learning_rate=0.05", max_epochs=20)
-    >>> fit_streamed(head, source, y).score(X, y) > 0.9
-    True
-    """
+    """Fit one dense head, alone or behind a ``StandardScaler``, on a stream of batches."""
     scaler, dense = _parts(head)
     (failure,) = fit_streamed_heads(
         [dense], source, y, sample_weight, scaler=scaler, max_ram_bytes=max_ram_bytes
@@ -89,25 +48,7 @@ def fit_streamed_heads(
     scaler: Any = None,
     max_ram_bytes: int = 256 << 20,
 ) -> list[str]:
-    """Fit heads together on a stream of batches; see `fit_streamed` and `fit_heads`.
-
-    Parameters
-    ----------
-    heads : sequence of DenseClassifier
-        Fitted in place; those that share a seed, a batch size, a validation fraction and class
-        weights share the passes over the stream.
-    source : callable
-    y : array-like of shape (n,) or (n, k)
-    sample_weight : array-like of shape (n,), default=None
-    scaler : StandardScaler, optional
-        Fitted in a first pass, and applied to every batch.
-    max_ram_bytes : int, default 256 MiB
-
-    Returns
-    -------
-    failures : list of str
-        One a head: empty, or why its training diverged.
-    """
+    """Fit heads together on a stream of batches; see `fit_streamed` and `fit_heads`."""
     failures = [""] * len(heads)
     for head in heads:
         head._validate_params()

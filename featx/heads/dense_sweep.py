@@ -25,45 +25,7 @@ def sweep_dense(
     seed: int = 0,
     sample_weight: NDArray[np.floating[Any]] | None = None,
 ) -> Iterator[HeldOut]:
-    """Measure many settings of the head ``dense``; see `featx.heads.sweep.Sweep`.
-
-    Each fold is standardised by its training rows as `make_head` does, and each setting is then
-    trained as it would be alone: the same start, batches and early stopping.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-        Features, not standardised.
-    y : ndarray of shape (n,) or (n, k)
-        Codes of classes; or labels of 0 and 1.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        Parameters of `DenseClassifier` that differ from its defaults.
-    seed : int, default 0
-        ``random_state`` of every setting that names none.
-    sample_weight : ndarray of shape (n,), optional
-        Weights of rows in training.
-
-    Yields
-    ------
-    held_out : HeldOut
-        Probabilities. Of a setting whose training diverged they are all the same, and it is
-        marked as stopped.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range, or the data cannot be learned from.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> X, y = load_iris(return_X_y=True)
-    >>> fold = (np.arange(0, 150, 2), np.arange(1, 150, 2))
-    >>> rates = [{"hidden": (8,), "learning_rate": rate} for rate in (1e-2, 5e-2)]
-    >>> [held.candidate for held in sweep_dense(X, y, [fold], rates)]
-    [0, 1]
-    """
+    """Measure many settings of the head ``dense``; see `featx.heads.sweep.Sweep`."""
     from sklearn.preprocessing import StandardScaler
 
     # Unknown names and values out of range are said before any fold is trained.

@@ -50,26 +50,7 @@ def is_multilabel(y: Any) -> bool:
 def read_training(
     head: Any, X: Any, y: Any, sample_weight: Any
 ) -> tuple[NDArray[np.float32], Problem]:
-    """Check what a head is given to learn from.
-
-    Parameters
-    ----------
-    head : DenseClassifier
-        Gains ``n_features_in_``; its ``class_weight`` counts.
-    X : array-like of shape (n, d)
-    y : array-like of shape (n,) or (n, k)
-    sample_weight : array-like of shape (n,) or None
-
-    Returns
-    -------
-    X : ndarray of shape (n, d), float32
-    problem : Problem
-
-    Raises
-    ------
-    HeadError
-        The data cannot be learned from.
-    """
+    """Check what a head is given to learn from."""
     if is_multilabel(y):
         features = validate_data(head, X, dtype=np.float32, ensure_all_finite=False)
         require_finite(features)
@@ -83,29 +64,7 @@ def read_training(
 
 
 def read_targets(y: Any, count: int, *, class_weight: Any, sample_weight: Any) -> Problem:
-    """Turn labels into targets and weights.
-
-    Parameters
-    ----------
-    y : array-like of shape (n,) or (n, k)
-        Class labels; or 0 and 1, a column a label.
-    count : int
-        The expected number of rows.
-    class_weight : None, "balanced" or dict
-        What a row of each class counts. For labels: what the presence of each counts, a dict from
-        its column; "balanced" lets presence and absence of a label count the same in total.
-    sample_weight : array-like of shape (n,) or None
-        What each row counts.
-
-    Returns
-    -------
-    problem : Problem
-
-    Raises
-    ------
-    HeadError
-        The labels are not as expected, there is one class, or every weight is 0.
-    """
+    """Turn labels into targets and weights."""
     labels = labels_of(y, count)
     rows_weights = _check_sample_weight(
         sample_weight, np.empty((count, 1), np.float32), dtype=np.float32, ensure_non_negative=True

@@ -70,25 +70,7 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any) -> ShrinkageLDA:
-        """Estimate means and covariance, and solve for the coefficients.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-
-        Returns
-        -------
-        self : ShrinkageLDA
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`), or the shrinkage is no number
-            from 0 to 1.
-        """
+        """Estimate means and covariance, and solve for the coefficients."""
         self._validate_params()
         X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         counts = np.bincount(codes)
@@ -129,33 +111,14 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.intercept_ = intercept.astype(dtype)
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Logarithms of the classes' likelihoods times their shares, up to a constant a row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) for two classes (second less first), else (n, k)
-        """
+        """Logarithms of the classes' likelihoods times their shares, up to a constant a row."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores: NDArray[Any] = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Probabilities of the classes under equal Gaussian covariances.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, k)
-            Rows sum to 1; columns in the order of ``classes_``.
-        """
+        """Probabilities of the classes under equal Gaussian covariances."""
         scores = both_columns(self.decision_function(X))
         probabilities: NDArray[Any] = softmax(scores, axis=1)
         return probabilities
@@ -209,21 +172,7 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
 def class_shares(
     class_weight: Any, counts: NDArray[np.intp], classes: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """Give how often each class is expected.
-
-    Parameters
-    ----------
-    class_weight : None, "balanced" or dict
-    counts : ndarray of shape (k,), int
-        Images of each class.
-    classes : ndarray of shape (k,)
-        Labels, which a dict is keyed by.
-
-    Returns
-    -------
-    shares : ndarray of shape (k,), float64
-        They sum to 1.
-    """
+    """Give how often each class is expected."""
     weighted = counts.astype(np.float64)
     if class_weight is not None:
         labels = np.repeat(classes, counts)
@@ -233,20 +182,7 @@ def class_shares(
 
 
 def row_shares(counts: NDArray[np.intp], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give what one image of each class weighs in the covariance within classes.
-
-    Parameters
-    ----------
-    counts : ndarray of shape (k,), int
-        Images of each class.
-    shares : ndarray of shape (k,), float64
-        See `class_shares`.
-
-    Returns
-    -------
-    weights : ndarray of shape (k,), float64
-        0 for a class with one image, which shows no deviation.
-    """
+    """Give what one image of each class weighs in the covariance within classes."""
     weights = np.zeros(len(counts))
     for group in covariance_groups(counts):
         weights[group] = shares[group].sum() / counts[group].sum()
@@ -255,18 +191,7 @@ def row_shares(counts: NDArray[np.intp], shares: NDArray[np.float64]) -> NDArray
 
 
 def covariance_groups(counts: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """Put the classes that are too small for an estimate of their own together.
-
-    Parameters
-    ----------
-    counts : ndarray of shape (k,), int
-        Images of each class.
-
-    Returns
-    -------
-    groups : list of ndarray of int
-        Classes that share an estimate; those of one image are in none.
-    """
+    """Put the classes that are too small for an estimate of their own together."""
     groups = [np.array([k]) for k in np.flatnonzero(counts >= _FEW)]
     few = np.flatnonzero((counts >= 2) & (counts < _FEW))
     return [*groups, few] if few.size else groups

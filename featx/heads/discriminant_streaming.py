@@ -20,27 +20,7 @@ _PENDING_ROWS = 512
 def fit_lda_streamed(
     head: ShrinkageLDA, source: BatchSource, y: Any, *, max_ram_bytes: int
 ) -> ShrinkageLDA:
-    """Fit `ShrinkageLDA` in one pass for means and spreads, and more for covariances.
-
-    Parameters
-    ----------
-    head : ShrinkageLDA
-        Fitted in place.
-    source : BatchSource
-    y : ndarray of shape (n,)
-    max_ram_bytes : int
-        Must hold four matrices of the number of features squared. The Ledoit-Wolf estimate has
-        one more a class: there are as many passes as it takes to hold them in turn.
-
-    Returns
-    -------
-    head : ShrinkageLDA
-
-    Raises
-    ------
-    HeadError
-        The bound is too low.
-    """
+    """Fit `ShrinkageLDA` in one pass for means and spreads, and more for covariances."""
     head._validate_params()
     head.classes_, codes = np.unique(y, return_inverse=True)
     counts = np.bincount(codes)

@@ -27,31 +27,6 @@ def sweep_lda(
 ) -> Iterator[HeldOut]:
     """Measure shrinkages of the head ``lda`` (see `Sweep`).
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        ``shrinkage`` and ``class_weight``. ``shrinkage="auto"`` shrinks each class by itself and
-        is fitted as it is, once a fold.
-    seed : int, default=0
-        Nothing is random.
-    sample_weight : None
-        There are no weights of rows here.
-
-    Yields
-    ------
-    HeldOut
-        Logarithms of likelihoods times shares, up to a constant a row.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range, the features are not finite, or weights of rows
-        are given.
-
     Notes
     -----
     With S the covariance within classes and m the mean of its diagonal, the shrunk one is

@@ -65,17 +65,7 @@ class _Fitted:
 
 
 class FittedHead(_Fitted):
-    """A head that gives probabilities, and cannot be trained.
-
-    Parameters
-    ----------
-    classes : ndarray of shape (k,)
-        Labels in the order of the columns; 0 to k - 1 of several labels an image.
-    width : int
-        Number of features.
-    steps : sequence of Step
-        From features of shape (n, d) to probabilities of shape (n, k).
-    """
+    """A head that gives probabilities, and cannot be trained."""
 
     @property
     def several_labels(self) -> bool:
@@ -111,13 +101,7 @@ class FittedMargins(_Fitted):
 def fitted_head(
     classes: NDArray[np.generic], width: int, steps: Sequence[Step]
 ) -> FittedHead | FittedMargins:
-    """Return the head of steps, after looking at every array and at how they fit together.
-
-    Raises
-    ------
-    ValueError
-        The steps do not lead from the features to the classes.
-    """
+    """Return the head of steps, after looking at every array and at how they fit together."""
     if classes.ndim != 1 or classes.dtype.kind not in "UObiuf":
         raise ValueError(f"labels of type {classes.dtype} and shape {classes.shape}")
     try:
@@ -165,13 +149,7 @@ def _checked_width(steps: Iterable[Step], width: int) -> int:
 
 
 def dump_fitted(head: FittedHead | FittedMargins) -> tuple[bytes, bytes]:
-    """Return the JSON that describes a head, and the HDF5 file of its arrays.
-
-    Raises
-    ------
-    HeadError
-        Its labels are neither text nor numbers.
-    """
+    """Return the JSON that describes a head, and the HDF5 file of its arrays."""
     import h5py
 
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -215,13 +193,7 @@ def _describe(step: Step, path: str, arrays: dict[str, NDArray[np.generic]]) -> 
 
 
 def load_fitted(description: dict[str, Any], arrays: bytes) -> FittedHead | FittedMargins:
-    """Return the head that `dump_fitted` wrote.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError, OSError
-        The files are damaged, or do not fit each other.
-    """
+    """Return the head that `dump_fitted` wrote."""
     import h5py
 
     if description["version"] != VERSION:
@@ -285,13 +257,7 @@ def read_description(data: bytes) -> dict[str, Any]:
 
 
 def labels_to_json(classes: NDArray[np.generic]) -> dict[str, Any]:
-    """Return labels as JSON types.
-
-    Raises
-    ------
-    HeadError
-        They are neither text nor numbers.
-    """
+    """Return labels as JSON types."""
     values = classes.tolist()
     if classes.dtype.kind not in "UOiufb" or (
         classes.dtype.kind == "O" and not all(isinstance(v, str) for v in values)
@@ -303,13 +269,7 @@ def labels_to_json(classes: NDArray[np.generic]) -> dict[str, Any]:
 
 
 def labels_from_json(stated: Mapping[str, Any]) -> NDArray[np.generic]:
-    """Return labels that `labels_to_json` wrote.
-
-    Raises
-    ------
-    ValueError
-        They are not of the type that is stated.
-    """
+    """Return labels that `labels_to_json` wrote."""
     dtype, values = np.dtype(str(stated["dtype"])), stated["values"]
     kinds = {"U": str, "O": str, "i": int, "u": int, "f": float, "b": bool}
     if not isinstance(values, list) or not all(type(v) is kinds[dtype.kind] for v in values):

@@ -31,26 +31,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
     """  # noqa: E501
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> HeadPipeline:
-        """Fit the steps.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-        **params
-            As in ``Pipeline.fit``.
-
-        Returns
-        -------
-        self : HeadPipeline
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`).
-        """
+        """Fit the steps."""
         refuse_unlearnable(X, y)
         with few_images_allowed():
             if params or self.memory is not None or not _may_be_logistic(self.steps[-1][1]):
@@ -60,22 +41,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any, **params: Any) -> Any:
-        """Labels of the highest probability, where the last step gives probabilities of classes.
-
-        Some of scikit-learn's classifiers, ``SVC(probability=True)`` for one, follow a rule of
-        their own that contradicts the probabilities they give.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        **params
-            As in ``Pipeline.predict``, which is then asked.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,), or (n, k) of 0 and 1 where a row has several
-        """
+        """Labels of the highest probability, where the last step gives probabilities of classes."""
         from featx.heads.registry import learns_label_sets
 
         if params or learns_label_sets(self) or not hasattr(self, "predict_proba"):
@@ -95,22 +61,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
 
 
 def fit_weighted(head: Any, X: Any, y: Any, weights: NDArray[np.float64]) -> None:
-    """Fit a head on weighted rows: a weight of 2 counts like the row twice.
-
-    Parameters
-    ----------
-    head : estimator
-        A pipeline's steps that take weights, as ``StandardScaler`` does, get them too.
-    X : ndarray of shape (n, d)
-    y : ndarray of shape (n,)
-    weights : ndarray of shape (n,)
-        All above 0.
-
-    Raises
-    ------
-    HeadError
-        If the head takes no weights, or the data cannot be learned from.
-    """
+    """Fit a head on weighted rows: a weight of 2 counts like the row twice."""
     if isinstance(head, Pipeline):
         refuse_unlearnable(X, y)
         for _, step in head.steps[:-1]:

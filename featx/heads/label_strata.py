@@ -18,35 +18,12 @@ def label_strata(
 ) -> NDArray[np.intp]:
     """Give every row a part, so that each part has its share of the rows and of every label.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n, k)
-        1 where a row has a label, else 0.
-    shares : sequence of float
-        Share of each part; they sum to 1.
-    groups : ndarray of shape (n,), int64, optional
-        Rows with equal numbers come into one part; shares are then kept as far as they allow.
-    seed : int or numpy.random.Generator, default 0
-        Of what is drawn: the order of the rows, and the part where several want a row equally.
-
-    Returns
-    -------
-    parts : ndarray of shape (n,), int
-        Place of each row's part among `shares`.
-
     Notes
     -----
     Iterative stratification: the label with the fewest rows left goes first, each of its rows to
     the part that lacks it most, among equals to the part that lacks rows most. Sechidis,
     Tsoumakas, Vlahavas: "On the Stratification of Multi-Label Data", ECML PKDD 2011. A group is
     taken as a row with counts of labels, those with most of the label first.
-
-    Examples
-    --------
-    >>> labels = np.array([[1, 0]] * 4 + [[0, 1]] * 2 + [[0, 0]] * 4)
-    >>> parts = label_strata(labels, [0.5, 0.5])
-    >>> [labels[parts == part].sum(axis=0).tolist() for part in (0, 1)]
-    [[2, 1], [2, 1]]
     """
     from scipy.sparse import coo_array, csr_array
 

@@ -41,21 +41,7 @@ class LabelSums:
 
 
 def streamed_label_sums(source: BatchSource, labels: NDArray[Any], *, gram: bool) -> LabelSums:
-    """Give the sums over all rows of a stream, from one pass over it.
-
-    Parameters
-    ----------
-    source : BatchSource
-    labels : ndarray of shape (n, k)
-        1 where a row has a label, else 0.
-    gram : bool
-        Whether to sum outer products too.
-
-    Returns
-    -------
-    sums : LabelSums
-        In double precision, of products in the features' own.
-    """
+    """Give the sums over all rows of a stream, from one pass over it."""
     found: LabelSums | None = None
     for X, rows in source(None):
         if found is None:

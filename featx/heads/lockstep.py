@@ -86,23 +86,6 @@ def minimise_in_lockstep(
 ) -> Minima:
     """Minimise p convex functions of k times d variables from zero.
 
-    Parameters
-    ----------
-    function : callable
-        ``function(points, which)`` takes points (a, k, d) of the functions numbered ``which``
-        (a,) and gives their values (a,), gradients (a, k, d), and which are good enough to end
-        there. Its variables should be scaled so that second derivatives are at most about 1.
-    shape : tuple of int
-        p, k and d.
-    most : int
-        Evaluations after which those that are left end where they are.
-    noise : float
-        The share of a value that rounding changes.
-
-    Returns
-    -------
-    minima : Minima
-
     Notes
     -----
     Every evaluation is a trial of each function's own step: one whose value falls takes it and
@@ -111,17 +94,6 @@ def minimise_in_lockstep(
     where rounding hides that, the slope at its end (Hager, Zhang: "A new conjugate gradient method
     with guaranteed descent and an efficient line search", SIAM J. Optim. 16, 2005). Where no step
     along a direction falls, what is remembered is dropped, and the gradient is followed.
-
-    Examples
-    --------
-    >>> aims = np.array([[[1.0, 2.0]], [[3.0, -1.0]]])
-    >>> def function(points, which):
-    ...     off = points - aims[which]
-    ...     slopes = off * [1.0, 0.1]
-    ...     values = 0.5 * (off * slopes).sum(axis=(1, 2))
-    ...     return values, slopes, abs(slopes).max(axis=(1, 2)) < 1e-6
-    >>> minimise_in_lockstep(function, (2, 1, 2), most=50, noise=1e-15).points.round(4).tolist()
-    [[[1.0, 2.0]], [[3.0, -1.0]]]
     """
     count = shape[0]
     points, finished = np.zeros(shape), np.zeros(count, dtype=bool)

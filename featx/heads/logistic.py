@@ -107,27 +107,7 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticPathCV:
-        """Choose C on the folds, and fit all rows at the best.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-        sample_weight : array-like of shape (n,), optional
-            Weights of the rows, in the loss and in the scores.
-
-        Returns
-        -------
-        self : LogisticPathCV
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`), a class has one row only, or a
-            parameter is out of range.
-        """
+        """Choose C on the folds, and fit all rows at the best."""
         self._validate_params()
         X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         own = None
@@ -164,16 +144,7 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Linear scores.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        scores : ndarray of shape (n, k), or (n,) for two classes
-        """
+        """Linear scores."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores: NDArray[Any] = X @ self.coef_.T + self.intercept_

@@ -23,17 +23,7 @@ ARRAYS, MACHINE_SHARE = 6, 4
 
 
 def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
-    """Return a parameter that the path solver does not know, its value and the usual one.
-
-    Parameters
-    ----------
-    model : LogisticRegression
-
-    Returns
-    -------
-    setting : tuple of (str, object, object) or None
-        None where it knows all.
-    """
+    """Return a parameter that the path solver does not know, its value and the usual one."""
     for name, value in model.get_params().items():
         if name not in _KNOWN | _NEUTRAL and value != _USUAL[name]:
             return name, value, _USUAL[name]
@@ -41,14 +31,7 @@ def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
 
 
 def is_solved_by_path(model: Any, X: Any, y: Any) -> bool:
-    """Tell whether `fit_logistic` can fit an estimator on features.
-
-    Parameters
-    ----------
-    model : estimator
-    X : array-like of shape (n, d)
-    y : array-like of shape (n,)
-    """
+    """Tell whether `fit_logistic` can fit an estimator on features."""
     if type(model) is not LogisticRegression or unknown_setting(model) or model.warm_start:
         return False
     if not isinstance(X, np.ndarray) or X.dtype not in (np.float32, np.float64):
@@ -68,37 +51,11 @@ def fit_logistic(
 ) -> LogisticRegression:
     """Fit ``LogisticRegression`` as its own ``fit`` would, closer to the minimum and sooner.
 
-    Parameters
-    ----------
-    model : LogisticRegression
-        `is_solved_by_path` holds for it; fitted in place.
-    X : ndarray of shape (n, d), float32 or float64
-        Standardised for speed, not for the answer.
-    y : array-like of shape (n,)
-        Labels.
-    sample_weight : ndarray of shape (n,), optional
-        What each row counts, above 0.
-
-    Returns
-    -------
-    model : LogisticRegression
-
-    Raises
-    ------
-    HeadError
-        The data cannot be learned from (see `check_training`).
-
     Notes
     -----
     It ends where scikit-learn's ``lbfgs`` does, the largest entry of the gradient over the sum of
     weights being at most ``tol``, and where the objective is within about 2e-7 of its minimum, or
     1e-9 for small features.
-
-    Examples
-    --------
-    >>> X, y = np.array([[-2.0], [-1.0], [1.0], [2.0]]), ["ants", "ants", "bees", "bees"]
-    >>> fit_logistic(LogisticRegression(), X, y).predict([[-3.0], [3.0]]).tolist()
-    ['ants', 'bees']
     """
     model._validate_params()
     X, y, classes, codes = validated_training(model, X, y, dtype=[np.float32, np.float64])

@@ -55,29 +55,6 @@ def minimise(
 ) -> Solved:
     """Minimise ``C * sum_i w_i loss_i + ||W||^2 / 2`` for a batch of problems.
 
-    Parameters
-    ----------
-    rows : Rows
-        The features, with the weights of p problems.
-    W : array of shape (p, k, r + 1)
-        Where to start.
-    scores : list of array of shape (p, k, b)
-        The linear scores there, for each block of the rows.
-    C : ndarray of shape (p,)
-        Inverse strength of the penalty.
-    totals : ndarray of shape (p,)
-        Sums of the weights.
-    tol : float
-        Bound on the largest entry of the gradient over the sum of weights.
-    gap_tol : float
-        Bound on the estimated relative distance of the objective from its minimum.
-    max_iter : int
-        Iterations allowed.
-
-    Returns
-    -------
-    Solved
-
     Notes
     -----
     Each iteration is two products with the features, one for the direction's scores and one for
@@ -189,11 +166,7 @@ class _Batch:
         return largest / self.totals[problems]
 
     def least_norm(self) -> NDArray[np.float64]:
-        """Return what `gradient_norm` is at least, which takes no product with the coordinates.
-
-        The largest entry is no smaller than the root of the mean square, whose sum is the same in
-        every basis.
-        """
+        """Return what `gradient_norm` is at least, which takes no product with the coordinates."""
         xp, basis = self.xp, self.rows.basis
         inner, last = self.gradient[..., :-1], self.gradient[..., -1]
         squares = xp.sum(inner * inner, axis=2) + last * (

@@ -94,47 +94,6 @@ def fit_logistic_path(
 ) -> LogisticPath:
     """Fit scikit-learn's multinomial logistic regression for every C and every fold.
 
-    Parameters
-    ----------
-    X : array of shape (n, d)
-        Features, of NumPy, PyTorch or JAX; all work on them is done where they are.
-    codes : ndarray of shape (n,), intp
-        Classes as 0 to k - 1.
-    folds : sequence of tuple (train, test)
-        Row numbers. Nothing held out is allowed.
-    Cs : ndarray of shape (c,)
-        Ascending and positive.
-    weights : ndarray of shape (f, n), optional
-        Weight of each row in the loss of each fold; 1 by default. Rows outside of ``train``
-        weigh nothing whatever is said here.
-    sample_weight : ndarray of shape (n,), optional
-        Weight of each row in the scores.
-    tol : float, default 1e-4
-        Bound on the largest entry of the gradient over the sum of weights, as scikit-learn's.
-    gap_tol : float, optional
-        Bound on the estimated distance of the objective from its minimum, relative to it;
-        ``tol / 2`` by default. At large C the gradient is small all along the way, and scores
-        still move where it alone would let go.
-    max_iter : int, default 1000
-        Iterations a problem and precision.
-    scoring : {"accuracy", "neg_log_loss"}, default "accuracy"
-    racing : bool, default False
-        Stop at the first C that has lost, see Notes.
-    keep_coef : bool, default True
-        Whether to return all coefficients, or those of the best C only.
-    refit : ndarray of shape (n,), optional
-        Weights of all rows, for a last fit at the best C; it starts from the mean of the folds'
-        solutions and is made to the full tolerance.
-
-    Returns
-    -------
-    LogisticPath
-
-    Raises
-    ------
-    HeadError
-        The values of C do not ascend from above 0, or the scoring is unknown.
-
     Notes
     -----
     Each C starts from the parabola through the last three solutions, in log C; that alone halves
@@ -144,13 +103,6 @@ def fit_logistic_path(
     Racing takes held-out scores to have one peak along the path, beyond noise: the path ends when
     two values of C in a row, both at least half a decade beyond the best so far, trail it by 2
     standard errors of the row-by-row difference. Tolerances are 5 times as loose.
-
-    Examples
-    --------
-    >>> X, codes = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1])
-    >>> folds = [(np.array([0, 2]), np.array([1, 3]))]
-    >>> fit_logistic_path(X, codes, folds, Cs=np.array([0.1, 1.0])).scores
-    array([[1., 1.]])
     """
     Cs = np.asarray(Cs, np.float64)
     if Cs.ndim != 1 or not len(Cs) or not (Cs[0] > 0 and np.all(np.diff(Cs) > 0)):

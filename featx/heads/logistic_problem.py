@@ -21,12 +21,7 @@ _LEAST_SPREAD = 0.1
 
 
 class StreamedProblem:
-    """The objective over the rows of a stream, and the descent on it.
-
-    Coefficients are (k, d + 1), the intercept last, of features less ``mean``; k is 1 for two
-    classes. The larger the features (``scale``), the more digits a gradient within the tolerance
-    has.
-    """
+    """The objective over the rows of a stream, and the descent on it."""
 
     def __init__(
         self,
@@ -48,11 +43,7 @@ class StreamedProblem:
     def value(
         self, W: NDArray[np.float64], which: NDArray[np.intp]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Judge W, the lines of the problems numbered ``which``, in one pass.
-
-        Returns objectives over the sums of weights, their gradients, and the mean of ``p (1 - p)``
-        of each line.
-        """
+        """Judge W, the lines of the problems numbered ``which``, in one pass."""
         kind: Any = self._kind
         coef: NDArray[np.floating[Any]] = W[:, :-1].T.astype(kind)
         constant = W[:, -1]
@@ -93,10 +84,7 @@ class StreamedProblem:
         curvature: NDArray[np.float64],
         head: Any,
     ) -> tuple[NDArray[np.float64], int]:
-        """Minimise from W every problem's own objective; return where, and after how many passes.
-
-        The problem of classes has all lines of W, that of a label has one.
-        """
+        """Minimise every objective from W; return the minimum and the number of passes."""
         count = len(self._targets.totals)
         shape = count, len(W) // count, W.shape[1]
         norms = np.full(count, np.inf)

@@ -13,15 +13,7 @@ _LOST_RATIO = 10**0.5
 
 
 class Race:
-    """Tells when no larger C can win any more.
-
-    Parameters
-    ----------
-    Cs : ndarray of shape (c,)
-        Ascending.
-    shares : ndarray of shape (f, n)
-        Share of each row held out in the score of its fold.
-    """
+    """Tells when no larger C can win any more."""
 
     def __init__(self, Cs: NDArray[np.float64], shares: NDArray[np.float64]) -> None:
         self.Cs, self.shares = Cs, shares / len(shares)

@@ -114,11 +114,7 @@ class Basis:
 
 
 def _rotated(rows: Rows) -> Rows:
-    """Rotate the rows into the eigenbasis of their Gram matrix.
-
-    It costs as much as the Gram matrix once, and saves two products in every iteration. Where the
-    eigenproblem would be too large, rows stay as they are.
-    """
+    """Rotate the rows into the eigenbasis of their Gram matrix."""
     xp, basis = rows.xp, rows.basis
     width = rows.shape[2]
     n = sum(block.features.shape[1] for block in rows.blocks)
@@ -169,16 +165,7 @@ def _device(X: Any) -> dict[str, Any]:
 
 
 class Rows:
-    """All rows in blocks, with the threads that work on them.
-
-    Parameters
-    ----------
-    xp : namespace
-    basis : Basis
-    blocks : list of RowBlock
-    workers : int
-        Threads; 1 for arrays that are not NumPy's, whose libraries have their own.
-    """
+    """All rows in blocks, with the threads that work on them."""
 
     def __init__(self, xp: Any, basis: Basis, blocks: list[RowBlock], workers: int) -> None:
         self.xp, self.basis, self.blocks, self.workers = xp, basis, blocks, workers
@@ -195,12 +182,7 @@ class Rows:
         dtype: str,
         beside: Rows | None = None,
     ) -> Rows:
-        """Centre the rows (n, d), with weights (p, n), cut them into blocks and find the basis.
-
-        Rows are expressed in the eigenbasis of their Gram matrix; no more of them than columns in
-        that of their span, which is exact, since the penalty keeps the coefficients in it. Threads
-        are those of the rows ``beside`` these, if any.
-        """
+        """Centre the rows (n, d), with weights (p, n), cut them into blocks and find the basis."""
         xp = namespace(X)
         kind, where = getattr(xp, dtype), _device(X)
         n, d = X.shape
@@ -276,11 +258,7 @@ class Rows:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Hold one thread a core, each with a BLAS of one thread.
-
-        So each thread's products and element-wise work stay in one core's cache; a product of 50
-        columns is also faster as two halves of the rows than in OpenBLAS's own threads.
-        """
+        """Hold one thread a core, each with a BLAS of one thread."""
         if self.workers == 1 or self._pool is not None:
             yield
             return

@@ -28,24 +28,6 @@ _SAMPLE_ROWS = 2048
 def fit_logistic_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_bytes: int) -> Any:
     """Fit ``LogisticRegression`` (L2) to its own objective and tolerance.
 
-    Parameters
-    ----------
-    head : LogisticRegression
-        Fitted in place; whatever its solver, by L-BFGS.
-    source : BatchSource
-    y : ndarray of shape (n,)
-    max_ram_bytes : int
-        A third of it bounds the rows that the start is found on.
-
-    Returns
-    -------
-    head : LogisticRegression
-
-    Raises
-    ------
-    HeadError
-        For another penalty than L2.
-
     Notes
     -----
     A random sample of the rows that fits into memory is solved first. Its solution is the start,
@@ -73,29 +55,7 @@ def fit_logistic_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_byt
 def fit_logistic_labels(
     estimator: Any, source: BatchSource, labels: NDArray[np.uint8], *, max_ram_bytes: int
 ) -> tuple[list[Any], NDArray[np.float64]]:
-    """Fit a copy of ``LogisticRegression`` (L2) for each label, all in the same passes.
-
-    Parameters
-    ----------
-    estimator : LogisticRegression
-        Stays unfitted.
-    source : BatchSource
-    labels : ndarray of shape (n, k), uint8
-        1 where a row has a label; each label is there and not there.
-    max_ram_bytes : int
-        As of `fit_logistic_streamed`.
-
-    Returns
-    -------
-    estimators : list of LogisticRegression
-        One a label, each to its own objective and tolerance.
-    temperatures : ndarray of shape (0,)
-
-    Raises
-    ------
-    HeadError
-        For another penalty than L2.
-    """
+    """Fit a copy of ``LogisticRegression`` (L2) for each label, all in the same passes."""
     weights = _label_weights(estimator.class_weight, labels)
 
     def chosen(rows: NDArray[np.intp]) -> Targets:

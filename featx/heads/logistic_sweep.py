@@ -36,29 +36,6 @@ def sweep_logistic(
 ) -> Iterator[HeldOut]:
     """Measure values of C of the head ``logistic`` (see `Sweep`).
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        ``C``, ``class_weight``, ``tol`` and ``max_iter``.
-    seed : int, default=0
-        Nothing is random.
-    sample_weight : ndarray of shape (n,), optional
-
-    Yields
-    ------
-    HeldOut
-        Probabilities. From 4 values of C and beyond 100 rows, those that can no longer win are not
-        fitted: they are marked as stopped, with what the largest C that was fitted says.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown, out of range or another than these, or the features are not finite.
-
     Notes
     -----
     Beyond 100 rows all folds are standardised alike, by the rows of all of them and without their

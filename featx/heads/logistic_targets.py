@@ -13,11 +13,7 @@ LEAST = 1e-6
 
 
 class Targets(Protocol):
-    """What an objective over rows is made of.
-
-    It is a sum over ``len(totals)`` problems that share the passes: one for classes, of all
-    outputs, or one a label, of one output each.
-    """
+    """What an objective over rows is made of."""
 
     outputs: int
     totals: NDArray[np.float64]
@@ -31,28 +27,11 @@ class Targets(Protocol):
     def judge(
         self, Z: NDArray[np.float64], rows: NDArray[np.intp]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Judge logits (b, outputs) of rows; they may be overwritten.
-
-        Returns
-        -------
-        losses : ndarray of the shape of ``totals``
-            Weighted sums over the rows.
-        spread : ndarray of shape (outputs,)
-            Weighted sums of ``p (1 - p)``.
-        residual : ndarray of shape (b, outputs)
-            Weighted derivatives of the losses by the logits.
-        """
+        """Judge logits (b, outputs) of rows; they may be overwritten."""
 
 
 class ClassTargets:
-    """One class a row; see `Targets`. Two classes have one output.
-
-    Parameters
-    ----------
-    codes : ndarray of shape (n,), int
-    by_class : ndarray of shape (k,)
-        What a row of each class counts.
-    """
+    """One class a row; see `Targets`. Two classes have one output."""
 
     def __init__(self, codes: NDArray[np.intp], by_class: NDArray[np.float64]) -> None:
         self._codes, self._by_class = codes, by_class
@@ -87,15 +66,7 @@ class ClassTargets:
 
 
 class LabelTargets:
-    """Any number of labels a row, each a problem of its own; see `Targets`.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n, k), uint8 or bool
-        1 where a row has a label.
-    weights : ndarray of shape (2, k)
-        What a row without each label counts there, and what one with it.
-    """
+    """Any number of labels a row, each a problem of its own; see `Targets`."""
 
     def __init__(self, labels: NDArray[Any], weights: NDArray[np.float64]) -> None:
         self._labels, self._weights = labels.view(np.bool_), weights

@@ -23,30 +23,7 @@ def sweep_svm(
     seed: int = 0,
     sample_weight: NDArray[np.floating[Any]] | None = None,
 ) -> Iterator[HeldOut]:
-    """Measure settings of the head ``svm`` (see `Sweep`).
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        Parameters of ``LinearSVC``.
-    seed : int, default=0
-        Seed of the order of rows.
-    sample_weight : ndarray of shape (n,), optional
-
-    Yields
-    ------
-    HeldOut
-        Margins: one fit a setting and fold, where the calibrated head takes six.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range, or the features are not finite.
-    """
+    """Measure settings of the head ``svm`` (see `Sweep`)."""
     return _margins("svm", X, y, folds, candidates, seed, sample_weight)
 
 
@@ -59,32 +36,7 @@ def sweep_rbf(
     seed: int = 0,
     sample_weight: NDArray[np.floating[Any]] | None = None,
 ) -> Iterator[HeldOut]:
-    """Measure settings of the head ``rbf`` (see `Sweep`).
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        Parameters of `ReducedRBF`.
-    seed : int, default=0
-        Seed of the basis.
-    sample_weight : None
-        There are no weights of rows here.
-
-    Yields
-    ------
-    HeldOut
-        Margins.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range, the features are not finite, or weights of rows
-        are given.
-    """
+    """Measure settings of the head ``rbf`` (see `Sweep`)."""
     checked_data(X, y, folds, sample_weight, weights_refused_by="rbf")
     return _margins("rbf", X, y, folds, candidates, seed, None)
 

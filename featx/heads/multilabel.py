@@ -63,25 +63,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         self.threshold = threshold
 
     def fit(self, X: Any, y: Any) -> MultiLabelHead:
-        """Fit a copy of the estimator for each label, or one for all.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n, labels)
-            1 where an image has a label, else 0.
-
-        Returns
-        -------
-        self : MultiLabelHead
-
-        Raises
-        ------
-        HeadError
-            The features are not finite, the labels are no matrix of 0 and 1 with a row a feature
-            row, or the threshold is out of range.
-        """
+        """Fit a copy of the estimator for each label, or one for all."""
         self._validate_params()
         if y is None:
             raise HeadError(
@@ -105,17 +87,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Probability of each label.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, labels)
-            Each from 0 to 1; rows need not sum to 1.
-        """
+        """Probability of each label."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         probabilities = np.tile(self.shares_, (len(X), 1))
@@ -133,17 +105,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         return found
 
     def predict(self, X: Any) -> NDArray[np.intp]:
-        """Labels of each image.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n, labels), int
-            1 where the probability is above the threshold.
-        """
+        """Labels of each image."""
         return (self.predict_proba(X) > self.threshold).astype(np.intp)
 
     def _is_shared(self) -> bool:
@@ -192,13 +154,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
 
 
 def check_labels(y: Any, rows: int) -> NDArray[Any]:
-    """Return a matrix of 0 and 1 with so many rows, (n, labels), of whatever type it has.
-
-    Raises
-    ------
-    HeadError
-        It is none.
-    """
+    """Return a matrix of 0 and 1 with so many rows, (n, labels), of whatever type it has."""
     labels = np.asarray(y)
     if labels.ndim != 2 or labels.shape[1] == 0:
         raise HeadError(

@@ -16,29 +16,7 @@ from featx.heads.streaming import fit_core, labels_fitter
 def fit_multilabel_streamed(
     head: MultiLabelHead, source: BatchSource, y: Any, *, max_ram_bytes: int
 ) -> MultiLabelHead:
-    """Fit `MultiLabelHead` on a stream of batches.
-
-    Heads that the table says how to fit for all labels at once share their passes; of others the
-    passes are those of one label times the labels.
-
-    Parameters
-    ----------
-    head : MultiLabelHead
-        Fitted in place.
-    source : BatchSource
-    y : array-like of shape (n, labels)
-        1 where an image has a label, else 0.
-    max_ram_bytes : int
-
-    Returns
-    -------
-    head : MultiLabelHead
-
-    Raises
-    ------
-    HeadError
-        The labels are no matrix of 0 and 1, or as of `fit_head_streamed`.
-    """
+    """Fit `MultiLabelHead` on a stream of batches."""
     head._validate_params()
     labels = np.ascontiguousarray(check_labels(y, len(y)), dtype=np.uint8)
     head.n_features_in_ = int(next(iter(source(None)))[0].shape[1])

@@ -60,26 +60,7 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         self.metric = metric
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NearestMean:
-        """Take the means, and fit the temperature.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-        sample_weight : array-like of shape (n,), optional
-            What each row counts in the mean of its class.
-
-        Returns
-        -------
-        self : NearestMean
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`), or the metric is unknown.
-        """
+        """Take the means, and fit the temperature."""
         self._validate_params()
         X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         weights = np.ones(len(X))
@@ -140,34 +121,14 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(dtype)
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Cosines with the means, or halves of the squared distances below zero.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) for two classes (second less first), else (n, k)
-            Under ``"euclidean"`` up to a constant a row.
-        """
+        """Cosines with the means, or halves of the squared distances below zero."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores = self._scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Probabilities: the softmax of the scores over the temperature.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, k)
-            Rows sum to 1; columns in the order of ``classes_``.
-        """
+        """Probabilities: the softmax of the scores over the temperature."""
         scores = both_columns(self.decision_function(X))
         probabilities: NDArray[Any] = softmax(scores / self.temperature_, axis=1)
         return probabilities
@@ -207,32 +168,7 @@ def sweep_nearest_mean(
     seed: int = 0,
     sample_weight: NDArray[np.floating[Any]] | None = None,
 ) -> Iterator[HeldOut]:
-    """Measure metrics of the head ``nearest-mean`` (see `Sweep`): one set of means a fold.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        ``metric``.
-    seed : int, default=0
-        Nothing is random.
-    sample_weight : None
-        There are no weights of rows here.
-
-    Yields
-    ------
-    HeldOut
-        Scores.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range, the features are not finite, or weights of rows
-        are given.
-    """
+    """Measure metrics of the head ``nearest-mean`` (see `Sweep`): one set of means a fold."""
     from featx.heads.candidates import checked_data, core_estimators
     from featx.heads.scatter import fold_scatters
 
@@ -250,19 +186,7 @@ def sweep_nearest_mean(
 def class_means(
     X: NDArray[Any], codes: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Give the mean of each class and how many rows it has.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d)
-    codes : ndarray of shape (n,)
-        0 to k - 1, each at least once.
-
-    Returns
-    -------
-    means : ndarray of shape (k, d), float64
-    counts : ndarray of shape (k,), int
-    """
+    """Give the mean of each class and how many rows it has."""
     counts = np.bincount(codes)
     return class_sums(X, codes, len(counts)) / counts[:, None], counts
 

@@ -19,21 +19,7 @@ from featx.heads.streaming import ChosenRows, judged_rows
 def fit_nearest_mean_streamed(
     head: NearestMean, source: BatchSource, y: Any, *, max_ram_bytes: int
 ) -> NearestMean:
-    """Fit `NearestMean` in two passes: means, then the temperature.
-
-    Parameters
-    ----------
-    head : NearestMean
-        Fitted in place.
-    source : BatchSource
-    y : ndarray of shape (n,)
-    max_ram_bytes : int
-        Bounds the rows that the temperature is fitted on.
-
-    Returns
-    -------
-    head : NearestMean
-    """
+    """Fit `NearestMean` in two passes: means, then the temperature."""
     head._validate_params()
     head.classes_, codes = np.unique(y, return_inverse=True)
     scatter = streamed_scatter(source, codes, len(head.classes_), gram=False)
@@ -54,24 +40,7 @@ def fit_nearest_mean_streamed(
 def fit_nearest_mean_labels(
     estimator: NearestMean, source: BatchSource, labels: NDArray[np.uint8], *, max_ram_bytes: int
 ) -> tuple[list[NearestMean], NDArray[np.float64]]:
-    """Fit a copy of `NearestMean` for each label, all in the same two passes.
-
-    Parameters
-    ----------
-    estimator : NearestMean
-        Stays unfitted.
-    source : BatchSource
-    labels : ndarray of shape (n, k), uint8
-        1 where a row has a label; each label is there and not there.
-    max_ram_bytes : int
-        Bounds the rows that the temperatures are fitted on.
-
-    Returns
-    -------
-    estimators : list of NearestMean
-        One a label.
-    temperatures : ndarray of shape (0,)
-    """
+    """Fit a copy of `NearestMean` for each label, all in the same two passes."""
     estimator._validate_params()
     found = streamed_label_sums(source, labels, gram=False)
     counts = np.stack([found.rows - found.counts, found.counts], axis=1).astype(np.intp)

@@ -64,26 +64,7 @@ class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type
         self.n_jobs = n_jobs
 
     def fit(self, X: Any, y: Any) -> NearestNeighbours:
-        """Keep the rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-
-        Returns
-        -------
-        self : NearestNeighbours
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`).
-        ValueError
-            A parameter is out of range.
-        """
+        """Keep the rows."""
         X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float64, np.float32])
         self._validate_params()
         self.model_ = self.neighbours_model(len(X)).fit(X, y)
@@ -104,17 +85,7 @@ class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type
         return self._model(min(self.n_neighbors, rows))
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Shares of the vote.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, k)
-            Rows sum to 1; columns in the order of ``classes_``.
-        """
+        """Shares of the vote."""
         shares: NDArray[Any] = self._fitted().predict_proba(self._validated(X))
         return shares
 

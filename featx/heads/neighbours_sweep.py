@@ -25,33 +25,7 @@ def sweep_knn(
     seed: int = 0,
     sample_weight: NDArray[np.floating[Any]] | None = None,
 ) -> Iterator[HeldOut]:
-    """Measure settings of the head ``knn`` (see `Sweep`).
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        ``n_neighbors``, ``weights`` and ``metric``. Distances are computed once a fold and metric;
-        a metric other than cosine and Euclidean is fitted for each setting.
-    seed : int, default=0
-        Nothing is random.
-    sample_weight : None
-        There are no weights of rows here.
-
-    Yields
-    ------
-    HeldOut
-        Probabilities.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range, the features are not finite, or weights of rows
-        are given.
-    """
+    """Measure settings of the head ``knn`` (see `Sweep`)."""
     X, y = checked_data(X, y, folds, sample_weight, weights_refused_by="knn")
     settings = core_estimators("knn", candidates, seed=seed)
     by_metric: dict[str, dict[int, Any]] = {}
@@ -83,24 +57,6 @@ def nearest_rows(
     scale: Scale | None = None,
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.intp]]:
     """Find the k nearest training rows of each testing row.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32 or float64
-    train, test : ndarray of intp
-        Rows.
-    k : int
-        At most the number of training rows.
-    metric : {"cosine", "euclidean"}
-    scale : Scale, optional
-        Applied to the rows first.
-
-    Returns
-    -------
-    distances : ndarray of shape (m, k)
-        Ascending.
-    places : ndarray of shape (m, k), intp
-        Places in ``train``; of equal distances the earlier comes first.
 
     Notes
     -----

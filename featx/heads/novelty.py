@@ -108,24 +108,6 @@ def fit_novelty(
 ) -> Novelty | None:
     """Learn what images of training look like, and from held-out ones where that ends.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, d)
-        Features; of more than 4,000 rows, or 2,048 columns, so many are drawn.
-    codes : ndarray of shape (n,)
-        Class of each row; all 0 where there are no classes.
-    groups : ndarray of shape (n,), optional
-        Rows that stay on one side of a fold.
-    false_alarm_rate : float, default 0.05
-        Share of images like those of training that are to be marked.
-    seed : int, default 0
-        Seed of the drawing.
-
-    Returns
-    -------
-    novelty : Novelty or None
-        None for fewer than 20 rows, fewer than 3 groups, or rows that are all alike.
-
     Notes
     -----
     Lee et al.: "A Simple Unified Framework for Detecting Out-of-Distribution Samples and
@@ -139,15 +121,6 @@ def fit_novelty(
     Shafer: "Algorithmic Learning in a Random World", 2005), each measured by what was fitted on
     the other folds, along as many components as are used in the end. There are 3 folds, of up to
     400 rows 10: what is fitted on fewer rows measures other distances.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> codes = np.arange(90) % 3
-    >>> X = rng.normal(size=(90, 8)) + 9 * np.eye(8)[codes]
-    >>> novelty = fit_novelty(X, codes)
-    >>> bool(novelty.distance(X).mean() < 1 < novelty.distance(9 * np.eye(8)[7:])[0])
-    True
     """
     generator = np.random.default_rng(seed)
     rows = np.arange(len(X))
@@ -304,22 +277,7 @@ def dump_novelty(novelty: Novelty) -> tuple[dict[str, Any], bytes]:
 
 
 def load_novelty(said: dict[str, Any], arrays: bytes, width: int) -> Novelty:
-    """Make it from what `dump_novelty` gave.
-
-    Parameters
-    ----------
-    said : dict
-        The description.
-    arrays : bytes
-        The HDF5 file.
-    width : int
-        Of the features.
-
-    Raises
-    ------
-    ArtefactError
-        If it is damaged, or its parts do not fit one another or the features.
-    """
+    """Make it from what `dump_novelty` gave."""
     import h5py
 
     try:

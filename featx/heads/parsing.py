@@ -25,31 +25,7 @@ class HeadText:
 
 
 def parse_head(text: str) -> HeadText:
-    """Take a head's text apart; whether such a head exists is not its business.
-
-    Parameters
-    ----------
-    text : str
-        A name, or a name, a colon and items divided by commas. An item is ``parameter=value`` or
-        a value alone. A value is a Python literal (``0.1``, ``None``, ``(256, 128)``) or a bare
-        word, which is taken as a string (``balanced``).
-
-    Returns
-    -------
-    parsed : HeadText
-
-    Raises
-    ------
-    HeadError
-        The text is not of this form.
-
-    Examples
-    --------
-    >>> parse_head("logistic:C=0.1,class_weight=balanced")
-    HeadText(name='logistic', values=(), params={'C': 0.1, 'class_weight': 'balanced'})
-    >>> parse_head("dense:1024,512").values
-    (1024, 512)
-    """
+    """Take a head's text apart; whether such a head exists is not its business."""
     if len(text) > _LONGEST:
         raise HeadError(f"a head is at most {_LONGEST} characters, received {len(text)}")
     name, colon, rest = text.partition(":")

@@ -77,24 +77,7 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> ReducedRBF:
-        """Draw the basis and fit the machine.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-
-        Returns
-        -------
-        self : ReducedRBF
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`), or a parameter is out of range.
-        """
+        """Draw the basis and fit the machine."""
         self._validate_params()
         X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float64, np.float32])
         random = check_random_state(self.random_state)
@@ -110,32 +93,14 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Margins.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        margins : ndarray of shape (n,) for two classes, else (n, k)
-        """
+        """Margins."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         margins: NDArray[Any] = self.machine_.decision_function(self._mapped(X))
         return margins
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Labels of the highest margin.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
+        """Labels of the highest margin."""
         return best_labels(self.decision_function(X), self.classes_)
 
     def _mapped(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:

@@ -26,18 +26,7 @@ def head_names() -> list[str]:
 
 
 def read_head(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the parameters that a head's text stands for.
-
-    Raises
-    ------
-    UnknownNameError, HeadError
-        As `make_head`; whether the head has these parameters is not looked at.
-
-    Examples
-    --------
-    >>> read_head("dense:1024,512,dropout=0.5")
-    ('dense', {'hidden': (1024, 512), 'dropout': 0.5})
-    """
+    """Return the name and the parameters that a head's text stands for."""
     parsed = parse_head(text)
     row = _row(parsed.name)
     return row.name, _named(row, parsed)

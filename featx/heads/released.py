@@ -54,16 +54,7 @@ class _StoredTree(Stored):
 
 
 def released_skops_head(data: bytes) -> FittedHead | FittedMargins:
-    """Return the head of a skops file that featx 0.1 wrote.
-
-    Raises
-    ------
-    Unchecked
-        It holds something else than a head that featx offered; the message ends a sentence about
-        the file.
-    ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, RecursionError
-        It is no skops file, or damaged.
-    """
+    """Return the head of a skops file that featx 0.1 wrote."""
     with open_plain_zip(io.BytesIO(data), most_members=_MOST_MEMBERS) as archive:
         schema = _read_schema(archive)
         if schema.get("protocol") not in (0, 1, 2):
@@ -105,14 +96,7 @@ def _parts(estimator: Any) -> list[Any]:
 
 
 def check_contents(data: bytes) -> None:
-    """Refuse a skops file that could cost more than its own size, whatever it holds.
-
-    Raises
-    ------
-    ValueError, KeyError, zipfile.BadZipFile, RecursionError
-        It is no skops file that featx writes: compressed, with other members than JSON and
-        arrays, with arrays larger than their members, or many references to one array.
-    """
+    """Refuse a skops file that could cost more than its own size, whatever it holds."""
     with open_plain_zip(io.BytesIO(data), most_members=_MOST_MEMBERS) as archive:
         for member in archive.infolist():
             if member.filename == SCHEMA:
@@ -211,13 +195,7 @@ class _Reader:
 
 
 def released_dense_head(description: dict[str, Any], arrays: bytes) -> FittedHead | FittedMargins:
-    """Return the head of the ``head.json`` and ``head.h5`` that featx 0.1 wrote for dense layers.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError, OSError
-        The files are damaged, or do not fit each other.
-    """
+    """Return the head of the two files that featx 0.1 wrote for dense layers."""
     import h5py
 
     classes = labels_from_json(description["classes"])

@@ -29,28 +29,6 @@ def sweep_ridge(
 ) -> Iterator[HeldOut]:
     """Measure penalties of the head ``ridge`` (see `Sweep`).
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    candidates : sequence of mapping
-        ``alpha``, ``class_weight`` and ``fit_intercept``; what chooses a solver changes nothing.
-    seed : int, default=0
-        Nothing is random.
-    sample_weight : ndarray of shape (n,), optional
-
-    Yields
-    ------
-    HeldOut
-        Margins.
-
-    Raises
-    ------
-    HeadError
-        A parameter is unknown or out of range, or the features are not finite.
-
     Notes
     -----
     With X standardised and centred, the coefficients are ``(X'X + alpha I)^-1 X'Y``, or, for
@@ -86,37 +64,11 @@ def ridge_loo(
 ) -> NDArray[np.floating[Any]]:
     """Margins of each row from the other rows, for every penalty, without a second fit.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, d)
-        Features. Standardise them beforehand, over all rows, where the head does; the scaler is
-        then the one thing that has seen the row.
-    y : ndarray of shape (n,)
-        Codes of classes, 0 to k - 1.
-    alphas : sequence of float
-        Penalties, greater than 0.
-
-    Returns
-    -------
-    margins : ndarray of shape (s, n, k)
-        Those that ``RidgeClassifierCV(alphas)`` chooses by.
-
-    Raises
-    ------
-    HeadError
-        The features are not finite, or a penalty is not positive.
-
     Notes
     -----
     With H the matrix that maps targets to fitted values, intercept included, the residual of a
     row that was left out is its residual over 1 - H_ii. Golub, Heath, Wahba: "Generalized
     cross-validation as a method for choosing a good ridge parameter", Technometrics 21 (1979).
-
-    Examples
-    --------
-    >>> X = np.array([[-2.0], [-1.0], [1.0], [2.0]])
-    >>> ridge_loo(X, np.array([0, 0, 1, 1]), [1.0])[0].argmax(axis=1).tolist()
-    [0, 0, 1, 1]
     """
     X, y = checked_data(X, y, ())
     if not all(np.isfinite(alpha) and alpha > 0 for alpha in alphas):

@@ -24,26 +24,7 @@ _COPIES = 3
 
 
 def fit_ridge_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_bytes: int) -> Any:
-    """Fit ``RidgeClassifier`` by its normal equations, in double precision.
-
-    Parameters
-    ----------
-    head : RidgeClassifier
-        Fitted in place.
-    source : BatchSource
-    y : ndarray of shape (n,)
-    max_ram_bytes : int
-        Must hold three matrices of the number of features squared.
-
-    Returns
-    -------
-    head : RidgeClassifier
-
-    Raises
-    ------
-    HeadError
-        The bound is too low, or ``positive=True``, which has no normal equations.
-    """
+    """Fit ``RidgeClassifier`` by its normal equations, in double precision."""
     _require_any_sign(head)
     binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(y)
     classes = binarizer.classes_
@@ -70,29 +51,6 @@ def fit_ridge_labels(
     max_ram_bytes: int,
 ) -> tuple[list[Any], NDArray[np.float64]] | None:
     """Fit one ``RidgeClassifier`` for all labels, and a temperature for each, in two passes.
-
-    Parameters
-    ----------
-    estimator : TemperatureCalibrated
-        Around a ``RidgeClassifier``; stays unfitted.
-    source : BatchSource
-    labels : ndarray of shape (n, k), uint8
-        1 where a row has a label; each label is there and not there.
-    max_ram_bytes : int
-        As of `fit_ridge_streamed`; it also bounds the rows that temperatures are fitted on.
-
-    Returns
-    -------
-    estimators : list of RidgeClassifier
-        The one.
-    temperatures : ndarray of shape (k,)
-        From margins of each row by a fit without it. With class weights, which are one number an
-        image there and would have to be one a label, all this is None.
-
-    Raises
-    ------
-    HeadError
-        As `fit_ridge_streamed`.
 
     Notes
     -----
@@ -175,26 +133,7 @@ def _solve(
 
 
 def require_square(source: BatchSource, max_ram_bytes: int, copies: int) -> int:
-    """Refuse a bound that cannot hold matrices of the number of features squared.
-
-    Parameters
-    ----------
-    source : BatchSource
-        Its first batch says how many features there are.
-    max_ram_bytes : int
-    copies : int
-        How many matrices, of double precision.
-
-    Returns
-    -------
-    width : int
-        Number of features.
-
-    Raises
-    ------
-    HeadError
-        It cannot.
-    """
+    """Refuse a bound that cannot hold matrices of the number of features squared."""
     width = int(next(iter(source(None)))[0].shape[1])
     needed = copies * 8 * width**2
     if needed > max_ram_bytes:

@@ -32,16 +32,7 @@ class Scale:
     deviation: NDArray[np.float64]
 
     def apply(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:
-        """Standardise rows, in their own precision.
-
-        Parameters
-        ----------
-        X : ndarray of shape (n, d), float32 or float64
-
-        Returns
-        -------
-        scaled : ndarray of shape (n, d)
-        """
+        """Standardise rows, in their own precision."""
         scaled: NDArray[Any] = X - self.mean.astype(X.dtype)
         scaled /= self.deviation.astype(X.dtype)
         return scaled
@@ -88,12 +79,7 @@ class Scatter:
         return float(self.counts.sum())
 
     def scale(self) -> Scale:
-        """Mean and deviation of each column.
-
-        Returns
-        -------
-        scale : Scale
-        """
+        """Mean and deviation of each column."""
         mean = self.sums.sum(axis=0) / self.rows
         variance = self.squares / self.rows - mean**2
         # What rounding leaves of a constant column, sums of others' rows having been taken off.
@@ -102,36 +88,14 @@ class Scatter:
         return Scale(self.shift + mean, np.sqrt(np.where(constant, 1.0, variance)))
 
     def means(self, scale: Scale) -> NDArray[np.float64]:
-        """Class means in standardised units.
-
-        Parameters
-        ----------
-        scale : Scale
-
-        Returns
-        -------
-        means : ndarray of shape (k, d), float64
-        """
+        """Class means in standardised units."""
         centred = self.sums / self.counts[:, None] - (scale.mean - self.shift)
         means: NDArray[np.float64] = centred / scale.deviation
         return means
 
 
 def row_blocks(rows: NDArray[np.intp], width: int, itemsize: int = 4) -> Iterator[NDArray[np.intp]]:
-    """Cut row numbers into pieces of at most 16 MiB of features.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (m,), intp
-    width : int
-        Columns.
-    itemsize : int, default=4
-        Bytes an entry.
-
-    Yields
-    ------
-    block : ndarray, intp
-    """
+    """Cut row numbers into pieces of at most 16 MiB of features."""
     step = max(1, _BLOCK_BYTES // (width * itemsize))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
@@ -141,20 +105,6 @@ def fold_scatters(
     X: NDArray[Any], y: NDArray[np.intp], folds: Sequence[Fold], *, gram: bool
 ) -> Iterator[Scatter]:
     """Give the sums over the training rows of each fold.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32 or float64
-    y : ndarray of shape (n,)
-        Codes of classes.
-    folds : sequence of (training rows, testing rows)
-    gram : bool
-        Whether to sum outer products too.
-
-    Yields
-    ------
-    scatter : Scatter
-        One a fold, in order.
 
     Notes
     -----
@@ -181,38 +131,14 @@ def fold_scatters(
 
 
 def fold_scales(X: NDArray[Any], folds: Sequence[Fold]) -> Iterator[Scale]:
-    """Give mean and deviation of the training rows of each fold.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32 or float64
-    folds : sequence of (training rows, testing rows)
-
-    Yields
-    ------
-    scale : Scale
-        One a fold, in order.
-    """
+    """Give mean and deviation of the training rows of each fold."""
     one = np.zeros(len(X), dtype=np.intp)
     for scatter in fold_scatters(X, one, folds, gram=False):
         yield scatter.scale()
 
 
 def class_sums(rows: NDArray[Any], codes: NDArray[np.intp], classes: int) -> NDArray[np.float64]:
-    """Sum the rows of each class in double precision.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n, d)
-    codes : ndarray of shape (n,)
-        0 to k - 1.
-    classes : int
-        The number k.
-
-    Returns
-    -------
-    sums : ndarray of shape (k, d), float64
-    """
+    """Sum the rows of each class in double precision."""
     sums = np.zeros((classes, rows.shape[1]))
     counts = np.bincount(codes, minlength=classes)
     present = np.flatnonzero(counts)
@@ -231,26 +157,7 @@ def streamed_scatter(
     gram: bool,
     weights: NDArray[np.float64] | None = None,
 ) -> Scatter:
-    """Give the sums over all rows of a stream, from one pass over it.
-
-    Parameters
-    ----------
-    source : BatchSource
-        Rows by their numbers.
-    codes : ndarray of shape (n,), intp
-        Class of each row.
-    classes : int
-        The number k.
-    gram : bool
-        Whether to sum outer products too.
-    weights : ndarray of shape (k,), optional
-        What a row of each class counts in the outer products; 1 by default.
-
-    Returns
-    -------
-    scatter : Scatter
-        Sums in double precision, of products in the features' own.
-    """
+    """Give the sums over all rows of a stream, from one pass over it."""
     found: Scatter | None = None
     for X, rows in source(None):
         if found is None:

@@ -19,40 +19,19 @@ class LikeliestClass:
     predict_proba: Callable[[Any], NDArray[np.floating[Any]]]
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Labels of the highest probability; of equal ones, the first.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
+        """Labels of the highest probability; of equal ones, the first."""
         return best_labels(self.predict_proba(X), self.classes_)
 
 
 def best_labels(scores: NDArray[np.floating[Any]], classes: NDArray[Any]) -> NDArray[Any]:
-    """Return the labels (n,) of the highest scores (n, k), or of positive ones (n,).
-
-    Examples
-    --------
-    >>> best_labels(np.array([-1.0, 2.0]), np.array(["ant", "bee"])).tolist()
-    ['ant', 'bee']
-    """
+    """Return the labels (n,) of the highest scores (n, k), or of positive ones (n,)."""
     best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
     labels: NDArray[Any] = classes[best]
     return labels
 
 
 def both_columns(scores: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Return scores (n, k) as they are, and those of two classes (n,) beside zeros.
-
-    Examples
-    --------
-    >>> both_columns(np.array([-1.0, 2.0])).tolist()
-    [[0.0, -1.0], [0.0, 2.0]]
-    """
+    """Return scores (n, k) as they are, and those of two classes (n,) beside zeros."""
     if scores.ndim == 1:
         return np.column_stack([np.zeros_like(scores), scores])
     return scores

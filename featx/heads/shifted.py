@@ -18,11 +18,6 @@ _COLUMNS = 1024
 class ShiftedSystems:
     """Solves ``(A + shift * I) W = B`` for any number of shifts.
 
-    Parameters
-    ----------
-    matrix : ndarray of shape (d, d), float32 or float64
-        Symmetric, positive semidefinite but for rounding. Left as it is.
-
     Notes
     -----
     A = Q T Q' with T tridiagonal, so that A + s I = Q (T + s I) Q'. A shift then costs O(d) a
@@ -34,13 +29,6 @@ class ShiftedSystems:
     Where T + s I is not positive definite to working precision, eigenvalues of T below zero are
     taken for the rounding that they are. Without a shift above rounding, directions without
     variance then get no weight: the answer of least norm.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> systems = ShiftedSystems(np.array([[2.0, 1.0], [1.0, 2.0]]))
-    >>> systems.solve(np.array([[3.0], [3.0]]), [0.0, 3.0])[:, :, 0].round(6).tolist()
-    [[1.0, 1.0], [0.5, 0.5]]
     """
 
     def __init__(self, matrix: NDArray[np.floating[Any]]) -> None:
@@ -56,18 +44,7 @@ class ShiftedSystems:
         self._reflectors = np.asfortranarray(packed[1:, :-1])
 
     def solve(self, rhs: NDArray[Any], shifts: Any) -> NDArray[np.floating[Any]]:
-        """Solve for each shift.
-
-        Parameters
-        ----------
-        rhs : ndarray of shape (d, c)
-        shifts : sequence of float
-            Not negative.
-
-        Returns
-        -------
-        solutions : ndarray of shape (s, d, c)
-        """
+        """Solve for each shift."""
         rotated = self.rotate(rhs)
         width, columns = rotated.shape
         found = np.empty((len(shifts), width, columns), rotated.dtype)
@@ -79,44 +56,15 @@ class ShiftedSystems:
         return found
 
     def rotate(self, columns: NDArray[Any]) -> NDArray[np.floating[Any]]:
-        """Give Q' times these columns, in which the systems are tridiagonal.
-
-        Parameters
-        ----------
-        columns : ndarray of shape (d, c)
-
-        Returns
-        -------
-        rotated : ndarray of shape (d, c)
-        """
+        """Give Q' times these columns, in which the systems are tridiagonal."""
         return self._rotated(columns, b"T")
 
     def unrotate(self, rotated: NDArray[Any]) -> NDArray[np.floating[Any]]:
-        """Undo `rotate`.
-
-        Parameters
-        ----------
-        rotated : ndarray of shape (d, c)
-
-        Returns
-        -------
-        columns : ndarray of shape (d, c)
-        """
+        """Undo `rotate`."""
         return self._rotated(rotated, b"N")
 
     def solve_rotated(self, rotated: NDArray[Any], shift: float) -> NDArray[np.floating[Any]]:
-        """Solve ``(T + shift * I) w = b`` for columns that `rotate` gave.
-
-        Parameters
-        ----------
-        rotated : ndarray of shape (d, c)
-        shift : float
-            Not negative.
-
-        Returns
-        -------
-        solutions : ndarray of shape (d, c)
-        """
+        """Solve ``(T + shift * I) w = b`` for columns that `rotate` gave."""
         if shift > 0:
             shifted = self._diagonal + self._diagonal.dtype.type(shift)
             # LAPACK's wrapper wants room for one entry beside a single one.
@@ -161,10 +109,5 @@ class ShiftedSystems:
 
 
 def _one_thread() -> Any:
-    """Keep LAPACK to one thread.
-
-    Both routines go column by column or block by block, and threads would meet after each: that
-    costs more than they save (0.2 s on one thread against 0.4 s on two for 1,280 columns), and
-    seconds where other work has a core.
-    """
+    """Keep LAPACK to one thread."""
     return threadpool_limits(1, "blas")

@@ -321,11 +321,7 @@ def apply_steps(X: Floats, steps: Iterable[Step]) -> Floats:
 
 
 def joined(steps: Sequence[Step]) -> list[Step]:
-    """Make one step of neighbours that are affine maps, in double precision.
-
-    A scaler, principal components and a linear head become one matrix: less to compute, less to
-    store, and one rounding. A scaler before anything else stays.
-    """
+    """Make one step of neighbours that are affine maps, in double precision."""
     out: list[Step] = []
     for step in steps:
         last = out[-1] if out else None

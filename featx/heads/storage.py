@@ -210,12 +210,7 @@ def _named(paths: list[str]) -> str:
 
 
 def _is_loadable(path: str) -> bool:
-    """Whether the path leads to a class of a head of featx, or one that scikit-learn defines.
-
-    Never a function, so that no file can have one called; nothing of numpy or scipy beyond what
-    skops trusts, since some of their classes open files when they are made; and nothing that is
-    not plainly a part of the library, since looking it up imports it.
-    """
+    """Whether the path leads to a class of a head of featx, or one that scikit-learn defines."""
     if path in _FEATX_TYPES:
         return True
     module_name, _, name = path.rpartition(".")

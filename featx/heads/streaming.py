@@ -29,27 +29,7 @@ def streamed_heads() -> list[str]:
 
 
 def require_streamable(head: Any) -> None:
-    """Refuse a head that has to see all rows at once.
-
-    Parameters
-    ----------
-    head : estimator
-        As `make_head` makes it.
-
-    Raises
-    ------
-    HeadError
-        It has to; the message names those that have not.
-
-    Examples
-    --------
-    >>> from featx.heads.registry import make_head
-    >>> require_streamable(make_head("ridge"))
-    >>> require_streamable(make_head("knn"))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    featx.exceptions.HeadError: NearestNeighbours has to see all rows at once, ...
-    """
+    """Refuse a head that has to see all rows at once."""
     for step in _steps(head):
         if isinstance(step, StandardScaler | Normalizer):
             continue
@@ -62,47 +42,7 @@ def require_streamable(head: Any) -> None:
 
 
 def fit_head_streamed(head: Any, source: BatchSource, y: Any, *, max_ram_bytes: int) -> Any:
-    """Fit a head on a stream of batches.
-
-    Parameters
-    ----------
-    head : estimator
-        As `make_head` makes it; fitted in place.
-    source : callable
-        ``source(seed)`` yields, in one pass, every row once: pairs of features (b, d) and their
-        row numbers (b,), in an order that the seed draws, or in any order for a seed of None.
-    y : array-like of shape (n,) or (n, labels)
-        Labels by row number; 0 and 1, a column a label, for heads of several labels an image.
-    max_ram_bytes : int
-        Bound on what fitting holds beside the source's batches and the labels.
-
-    Returns
-    -------
-    head : estimator
-        Fitted as ``fit`` would fit it, to rounding and its own tolerance; dense heads see their
-        batches in another order. Of probabilities, the temperature comes from one fold instead of
-        five, and from as many of its rows as fit.
-
-    Raises
-    ------
-    HeadError
-        The head cannot be fitted on a stream (see `require_streamable`), the data cannot be
-        learned from, the labels are not as the head takes them, or the bound is too low for the
-        head's sums.
-
-    Examples
-    --------
-    >>> from featx.heads.registry import make_head
-    >>> rng = np.random.default_rng(0)
-    >>> X = rng.normal(size=(400, 4)).astype("f4")
-    >>> y = np.where(X[:, 0] > 0, "ants", "bees")
-    >>> def source(seed):
-    ...     for rows in np.array_split(np.arange(400), 8):
-    ...         yield X[rows], rows
-    >>> head = fit_head_streamed(make_head("lda"), source, y, max_ram_bytes=1 << 20)
-    >>> head.score(X, y) > 0.9
-    True
-    """
+    """Fit a head on a stream of batches."""
     require_streamable(head)
     labels = np.asarray(y)
     core = _steps(head)[-1]
@@ -128,18 +68,7 @@ def _require_classes(labels: NDArray[Any]) -> None:
 
 
 def judged_rows(rows: NDArray[np.intp], classes: int, max_ram_bytes: int) -> NDArray[np.intp]:
-    """Draw as many rows as a temperature can be fitted on within a bound, all if they fit.
-
-    Parameters
-    ----------
-    rows : ndarray of int
-    classes : int
-    max_ram_bytes : int
-
-    Returns
-    -------
-    drawn : ndarray of int, ascending
-    """
+    """Draw as many rows as a temperature can be fitted on within a bound, all if they fit."""
     most = max(_LEAST_JUDGED, max_ram_bytes // (_BYTES_JUDGED * classes))
     if len(rows) <= most:
         return rows
@@ -147,15 +76,7 @@ def judged_rows(rows: NDArray[np.intp], classes: int, max_ram_bytes: int) -> NDA
 
 
 class ChosenRows:
-    """Some rows of a stream, numbered anew from 0 in their order.
-
-    Parameters
-    ----------
-    source : BatchSource
-    count : int
-        How many rows it has.
-    rows : ndarray of int, ascending
-    """
+    """Some rows of a stream, numbered anew from 0 in their order."""
 
     def __init__(self, source: BatchSource, count: int, rows: NDArray[np.intp]) -> None:
         self._source = source
@@ -211,12 +132,7 @@ def fit_core(core: Any, source: BatchSource, y: NDArray[Any], *, max_ram_bytes: 
 
 
 def labels_fitter(estimator: Any) -> Any:
-    """Give the function that fits an estimator for all labels in the same passes, or nothing.
-
-    It is called with the estimator, a source, the labels that vary (n, k) uint8, and
-    ``max_ram_bytes``, and returns ``estimators_`` and ``temperatures_`` of `MultiLabelHead`; or
-    None where the labels have to be fitted one by one.
-    """
+    """Give the function that fits an estimator for all labels in the same passes, or nothing."""
     return _function(_core(estimator), "streamed_labels")
 
 

@@ -53,26 +53,4 @@ class Sweep(Protocol):
         seed: int = 0,
         sample_weight: NDArray[np.floating[Any]] | None = None,
     ) -> Iterator[HeldOut]:
-        """Yield one `HeldOut` for each candidate and fold, in any order.
-
-        Parameters
-        ----------
-        X : ndarray of shape (n, d), float32
-            Features, not standardised; a sweep scales each fold by its training rows where its
-            head does.
-        y : ndarray of shape (n,)
-            Codes of classes, 0 to k - 1; every class has a row in every training part.
-        folds : sequence of (training rows, testing rows)
-            A hold-out is one fold.
-        candidates : sequence of mapping
-            Parameters of the head that differ from its defaults.
-        seed : int, default 0
-            Seed of everything random.
-        sample_weight : ndarray of shape (n,), optional
-            Weights of rows in training.
-
-        Raises
-        ------
-        HeadError
-            If a parameter is unknown or out of range, or X holds no finite numbers.
-        """
+        """Yield one `HeldOut` for each candidate and fold, in any order."""

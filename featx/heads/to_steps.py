@@ -42,29 +42,14 @@ class Stored:
 
 
 def steps_of(head: Any) -> list[Step]:
-    """Return a fitted head as steps from features (n, d) to probabilities, or margins, (n, k).
-
-    Raises
-    ------
-    HeadError
-        If the head, or a part of it, is no arithmetic that featx knows; the message begins with
-        the name of the part.
-    """
+    """Return a fitted head as steps from features (n, d) to probabilities, or margins, (n, k)."""
     steps = translate(head)
     _require_equal(head, steps)
     return steps
 
 
 def translate(estimator: Any) -> list[Step]:
-    """Return the steps of an estimator, or of a `Stored` one, without comparing answers.
-
-    Raises
-    ------
-    HeadError
-        As `steps_of`.
-    ValueError, TypeError, AttributeError, KeyError, IndexError, ArithmeticError
-        The attributes are not as training leaves them.
-    """
+    """Return the steps of an estimator, or of a `Stored` one, without comparing answers."""
     if isinstance(estimator, FittedHead | FittedMargins):
         return list(estimator.steps_)
     if _kind(estimator) in ("Pipeline", "HeadPipeline"):
@@ -77,10 +62,7 @@ def translate(estimator: Any) -> list[Step]:
 
 
 def _kind(estimator: Any) -> str:
-    """Return the name of a class of scikit-learn or featx, nothing for anybody else's.
-
-    A class derived from one of these may do anything in its methods.
-    """
+    """Return the name of a class of scikit-learn or featx, nothing for anybody else's."""
     cls = type(estimator)
     path = f"{cls.__module__}.{cls.__name__}"
     if isinstance(estimator, Stored):

@@ -79,32 +79,7 @@ class Streams:
 def hold_out(
     targets: NDArray[Any], fraction: float, rng: np.random.Generator, *, most: int | None = None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Split rows into those to train on and those that say when to stop.
-
-    Parameters
-    ----------
-    targets : ndarray of shape (n,), int, or (n, k)
-        Class of each row, or its labels.
-    fraction : float
-        Share of each class to hold out, at least one image of it; with labels, of each label as
-        near as may be.
-    rng : numpy.random.Generator
-    most : int, optional
-        Hold out no more than about so many rows.
-
-    Returns
-    -------
-    train, held : ndarray of int
-        Classes of fewer than five images stay in ``train``. ``held`` is empty where they make up
-        a fifth of the images, or fewer than ten images would be held out: too few to say when to
-        stop.
-
-    Examples
-    --------
-    >>> train, held = hold_out(np.repeat([0, 1], 50), 0.1, np.random.default_rng(0))
-    >>> len(train), len(held)
-    (90, 10)
-    """
+    """Split rows into those to train on and those that say when to stop."""
     every = np.arange(len(targets))
     if most is not None and most < fraction * len(every):
         fraction = most / len(every)
@@ -130,20 +105,7 @@ def hold_out(
 
 
 def judge(rows: Rows, logits: NDArray[np.float32]) -> tuple[float, float]:
-    """Weighted loss and unweighted accuracy of logits for some rows.
-
-    Parameters
-    ----------
-    rows : Rows
-    logits : ndarray of shape (n, k)
-
-    Returns
-    -------
-    loss : float
-        Cross-entropy a row; with labels, binary cross-entropy a label.
-    accuracy : float
-        Share of rows, or of single labels, that are right.
-    """
+    """Weighted loss and unweighted accuracy of logits for some rows."""
     # A training that diverges is for the caller to say, not for NumPy's warnings.
     with np.errstate(over="ignore", invalid="ignore"):
         scores = logits.astype(np.float64)

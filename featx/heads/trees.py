@@ -81,26 +81,7 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TreeEnsemble:
-        """Grow the trees.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-            Features.
-        y : array-like of shape (n,)
-            Labels.
-        sample_weight : array-like of shape (n,), optional
-            What each row counts.
-
-        Returns
-        -------
-        self : TreeEnsemble
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from (see `check_training`), or a parameter is out of range.
-        """
+        """Grow the trees."""
         self._validate_params()
         X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float32, np.float64])
         trees = self.n_estimators
@@ -112,17 +93,7 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Mean of the trees' probabilities.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, d)
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, k)
-            Rows sum to 1; columns in the order of ``classes_``.
-        """
+        """Mean of the trees' probabilities."""
         probabilities: NDArray[Any] = self._fitted().predict_proba(self._validated(X))
         return probabilities
 

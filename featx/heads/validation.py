@@ -17,29 +17,7 @@ _LOGGER = logging.getLogger("featx")
 
 
 def check_training(X: Any, y: Any) -> None:
-    """Refuse arrays that no head can learn from, before any time is spent on them.
-
-    Parameters
-    ----------
-    X : array-like of shape (n, d)
-        Features, one row an image.
-    y : array-like of shape (n,)
-        Labels, one an image.
-
-    Raises
-    ------
-    HeadError
-        The features are no matrix, hold NaN or infinity, or are the same in every row; the labels
-        are of another length, or there is one class only.
-
-    Examples
-    --------
-    >>> check_training([[0.0], [1.0]], ["ants", "bees"])
-    >>> check_training([[0.0], [1.0]], ["ants", "ants"])  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    featx.exceptions.HeadError: one class only: 'ants'; a classifier needs at least two: ...
-    """
+    """Refuse arrays that no head can learn from, before any time is spent on them."""
     features, labels = np.asarray(X), np.asarray(y)
     if features.ndim != 2 or features.size == 0:
         raise HeadError(
@@ -97,20 +75,7 @@ def check_folds(y: Any, folds: int) -> None:
 
 
 def refuse_unlearnable(X: Any, y: Any) -> None:
-    """Make those checks of `check_training` that apply to what was given.
-
-    Parameters
-    ----------
-    X : array-like
-        Features. What is no matrix of numbers is left to the estimator to refuse.
-    y : array-like
-        Labels; or, of shape (n, labels), which of several labels each image has.
-
-    Raises
-    ------
-    HeadError
-        As `check_training`.
-    """
+    """Make those checks of `check_training` that apply to what was given."""
     if not isinstance(X, np.ndarray | list | tuple) or y is None:
         return
     _require_same_length(X, y)
@@ -140,13 +105,7 @@ def few_images_allowed() -> Iterator[None]:
 
 
 def checked_weights(sample_weight: Any, rows: int) -> NDArray[np.float64]:
-    """Return weights of rows, shape (n,).
-
-    Raises
-    ------
-    HeadError
-        If there is not one for each row, one is negative or not finite, or all are 0.
-    """
+    """Return weights of rows, shape (n,)."""
     weights: NDArray[np.float64] = np.asarray(sample_weight, np.float64)
     if weights.ndim == 0:
         weights = np.full(rows, float(weights))
@@ -166,35 +125,7 @@ def checked_weights(sample_weight: Any, rows: int) -> NDArray[np.float64]:
 def validated_training(
     estimator: Any, X: Any, y: Any, *, dtype: Any
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.intp]]:
-    """Give (X, y) as arrays with the classes found, and record the width on the estimator.
-
-    Parameters
-    ----------
-    estimator : estimator
-        Gains ``n_features_in_`` and, from a data frame, ``feature_names_in_``.
-    X : array-like of shape (n, d)
-        Features.
-    y : array-like of shape (n,)
-        Labels.
-    dtype : dtype or list of dtype
-        What scikit-learn's ``validate_data`` takes: the features become the first of a list
-        unless they already are of one of the others.
-
-    Returns
-    -------
-    X : ndarray of shape (n, d)
-    y : ndarray of shape (n,)
-    classes : ndarray of shape (k,)
-        Sorted.
-    codes : ndarray of shape (n,), intp
-        The place of each label in ``classes``.
-
-    Raises
-    ------
-    HeadError
-        As `check_training`; what scikit-learn's own validation refuses stays its ``ValueError``,
-        since its checks require its wording.
-    """
+    """Give (X, y) as arrays with the classes found, and record the width on the estimator."""
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import validate_data
 
@@ -226,17 +157,7 @@ def _length(values: Any) -> int | None:
 
 
 def require_finite(X: NDArray[Any]) -> None:
-    """Refuse features that hold NaN or infinity.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d)
-
-    Raises
-    ------
-    HeadError
-        They do; the message counts the rows.
-    """
+    """Refuse features that hold NaN or infinity."""
     if X.dtype.kind not in "fc":
         return
     # The sum is one pass without a copy; only when it is odd are the rows looked at singly.

@@ -270,11 +270,5 @@ def load_model(
 
 
 def read_details(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what ``model.json`` says, without loading the head.
-
-    Raises
-    ------
-    ArtefactError
-        If the file is damaged, foreign, or of a later version.
-    """
+    """Return what ``model.json`` says, without loading the head."""
     return read_artefact(Path(path))[0]

@@ -25,25 +25,7 @@ _MOST_BYTES = 4 << 30
 
 
 def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read what ``model.json`` says, and the bytes of every other member.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Returns
-    -------
-    details : dict
-        Of this format version.
-    files : dict of str to bytes
-        Each with the SHA-256 that `details` states.
-
-    Raises
-    ------
-    ArtefactError
-        If the file is damaged, foreign, or of a later version.
-    """
+    """Read what ``model.json`` says, and the bytes of every other member."""
     if not path.is_file():
         raise ArtefactError(
             f"expected a model saved by featx, received {str(path)!r}, which is no file"

@@ -34,24 +34,7 @@ def read_classifier(
     engine: str,
     trust: bool = False,
 ) -> Any:
-    """Make the classifier that ``model.json`` describes, without its head.
-
-    Parameters
-    ----------
-    path : Path
-        What to call the file in errors.
-    details : dict
-        What ``model.json`` says.
-    make : callable
-        `ImageClassifier`, or what takes its parameters.
-    cache, weights, engine, trust
-        As in `featx.load`.
-
-    Raises
-    ------
-    ArtefactError
-        If a part is missing, distorted, absurd, or contradicts another.
-    """
+    """Make the classifier that ``model.json`` describes, without its head."""
     try:
         described = _with_own_network(path, details)
         model = _read(described, make, cache, weights, engine)
@@ -158,24 +141,7 @@ def _read_views(details: dict[str, Any]) -> dict[str, Any]:
 def check_answers(
     path: Path, model: Any, details: dict[str, Any], files: Mapping[str, bytes]
 ) -> None:
-    """Compare the head with what the file says of it, have it answer once, and add the rest.
-
-    Parameters
-    ----------
-    path : Path
-        What to call the file in errors.
-    model : ImageClassifier or Predictor
-        With its head.
-    details : dict
-        What ``model.json`` says.
-    files : mapping of str to bytes
-        The other members.
-
-    Raises
-    ------
-    ArtefactError
-        If the head has other classes or another width, or gives no probabilities.
-    """
+    """Compare the head with what the file says of it, have it answer once, and add the rest."""
     try:
         complaint = _complaint(model, details)
     except Exception as error:

@@ -31,13 +31,7 @@ def backbone_cost(
     engine: str = "auto",
     cache: str | os.PathLike[str] | None = None,
 ) -> tuple[float | None, int | None, float]:
-    """Measure the forward pass of a block's backbone on random pixels.
-
-    Returned are milliseconds an image without reading and decoding (None where the network is not
-    here), bytes of the weights as float32 (None where they are not known), and the cost: parameters
-    times pixels of the input, about proportional to the arithmetic of a convolutional network, and
-    the same on every machine.
-    """
+    """Measure the forward pass of a block's backbone on random pixels."""
     spec = features.spec(backbone=block.backbone, tap=block.tap)
     height, width = spec.input_size_px
     row = CATALOG.get(block.backbone)

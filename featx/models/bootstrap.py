@@ -28,23 +28,6 @@ def bootstrap_intervals(
 ) -> dict[str, Any]:
     """Return 95 % intervals of the scores of `featx.models.metrics.score_predictions`.
 
-    Parameters
-    ----------
-    y, proba, classes
-        As there.
-    groups : ndarray of shape (n,), optional
-        Images that are drawn together, such as copies of one file; by default each by itself.
-    samples : int, default 1000
-        How often images are drawn, with replacement; fewer (at least 200) of 200,000 images or
-        more.
-    seed : int, default 0
-        Seed of the drawing.
-
-    Returns
-    -------
-    dict
-        ``[low, high]`` by score. ``confusion`` is there for up to 50 classes: two matrices.
-
     Notes
     -----
     The percentile bootstrap: Efron, Tibshirani: "An Introduction to the Bootstrap", 1993, chapter
@@ -96,21 +79,7 @@ def bootstrap_label_sets(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return 95 % intervals of the scores of `featx.models.metrics.score_label_sets`.
-
-    Parameters
-    ----------
-    truth, proba, labels, threshold
-        As there.
-    groups, samples, seed
-        As in `bootstrap_intervals`.
-
-    Returns
-    -------
-    dict
-        ``[low, high]`` by score, and ``labels``: those of average precision and F1 of each label
-        that some image has, else None. In a sample, means are over the labels that it has.
-    """
+    """Return 95 % intervals of the scores of `featx.models.metrics.score_label_sets`."""
     given, n, k = proba > threshold, *truth.shape
     drawing = {"groups": groups, "samples": samples, "seed": seed, "work": n * k}
     right, match = truth * given, (given == truth).all(axis=1)
@@ -189,15 +158,7 @@ def bootstrap_difference(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[float]:
-    """Return the 95 % interval of the difference of two accuracies on the same images.
-
-    Parameters
-    ----------
-    first, second : ndarray of shape (n,), bool
-        Whether each model is right.
-    groups, samples, seed
-        As in `bootstrap_intervals`.
-    """
+    """Return the 95 % interval of the difference of two accuracies on the same images."""
     difference = first.astype(float) - second.astype(float)
     drawn = [
         float(weights @ difference / weights.sum())

@@ -16,17 +16,7 @@ def feature_block(
     cost: tuple[float | None, int | None, float],
     sample: SearchSample | None,
 ) -> FeatureBlock:
-    """Return one block, or a sample of its rows, with its views and what its backbone costs.
-
-    Parameters
-    ----------
-    features : Features
-    backbone, tap : str
-    cost : tuple
-        Milliseconds an image, bytes, and order of cost, as `backbone_cost` gives them.
-    sample : SearchSample or None
-        Which rows; None for all.
-    """
+    """Return one block, or a sample of its rows, with its views and what its backbone costs."""
     place: dict[str, Any] = {"backbone": backbone, "tap": tap}
     views = features.views(**place)
     made = [features.spec(**place), *(features.spec(**place, view=view) for view in views)]

@@ -17,12 +17,7 @@ _BUFFER_SHARE = 4
 
 
 class FeatureStream:
-    """Passes over some rows of a block and of its views, each row of each view once.
-
-    Rows are numbered by their position in the ascending ``rows``; those of the first view come
-    after all of the images', and so on. A thirty-second of the memory bounds a batch, a quarter
-    what is shuffled at a time.
-    """
+    """Passes over some rows of a block and of its views, each row of each view once."""
 
     def __init__(
         self,

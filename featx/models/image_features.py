@@ -38,11 +38,7 @@ class ImageReader:
     trust: bool
 
     def job(self, images: ImageDataset, *, views: int = 0, keep: bool = False) -> Job:
-        """Settle the extraction of images and of views of them.
-
-        With `keep`, new features are written to the cache, if there is one; else they stay in
-        memory.
-        """
+        """Settle the extraction of images and of views of them."""
         layout = None if self.cache is None else CacheLayout.at(self.cache)
         source = self.source()
         network = Network(
@@ -97,12 +93,7 @@ class ImageFeatures(ImageReader):
         return averaged
 
     def decide(self, proba: NDArray[np.floating[Any]]) -> NDArray[Any]:
-        """Return the labels (n,) that probabilities (n, k) stand for, or 0 and 1 of several (n, k).
-
-        Everything that names labels follows this rule, whatever the head's own ``predict`` says:
-        the highest probability, of equal ones the first; of several labels, those above
-        `LABEL_THRESHOLD`.
-        """
+        """Return the labels (n,) of probabilities (n, k), or 0 and 1 of several (n, k)."""
         if self.multilabel:
             return (proba > LABEL_THRESHOLD).astype(np.intp)
         return best_labels(proba, self.classes_)
@@ -120,10 +111,7 @@ class ImageFeatures(ImageReader):
         on_error: str = "raise",
         keep: bool = False,
     ) -> tuple[list[NDArray[np.floating]], Ledger]:
-        """Return features (m, d) of the readable images and then of each view, and the ledger.
-
-        With `keep`, new features are written to the cache; else they stay in memory.
-        """
+        """Return features (m, d) of the readable images and then of each view, and the ledger."""
         X, ledger = self.job(images, views=views, keep=keep).compute(on_error)
         if len(X[0]):
             self.check_width(X[0].shape[1])

@@ -12,19 +12,7 @@ from featx.images.sources import listed_paths, listed_pictures
 
 
 def as_image_dataset(X: Any) -> ImageDataset | None:
-    """Return the images that `X` stands for, or None when it holds features.
-
-    Paths, arrays of pixels, PIL images and contents of image files are images. A two-dimensional
-    array of numbers holds features, one row an image, so that estimators train on cached features
-    as they do on files; whether it is well formed is for scikit-learn's validation to say.
-
-    Parameters
-    ----------
-    X : ImageDataset, path, list of paths, array, or list of images
-        Paths (n,) or (n, 1) in any form that `listed_paths` knows, pixels (n, h, w) or
-        (n, h, w, c), features (n, d), or images as `ImageDataset.from_any` takes them. One path
-        is a folder, a table, a file of arrays or an image, as for `featx.extract`.
-    """
+    """Return the images that `X` stands for, or None when it holds features."""
     if isinstance(X, ImageDataset):
         return X
     if isinstance(X, str | bytes | os.PathLike) or listed_pictures(X) is not None:

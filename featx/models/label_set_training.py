@@ -33,36 +33,7 @@ def train_label_sets(
     cv: int,
     bound: int | None = None,
 ) -> dict[str, Any]:
-    """Fit a classifier on all rows to train on, and measure it on rows that it has not seen.
-
-    Parameters
-    ----------
-    model : ImageClassifier
-        Takes the head.
-    features : Features
-    place : dict
-        ``backbone`` and ``tap`` of the block.
-    y : ndarray of shape (n,) of str
-        Labels of each row, separated by ``|``.
-    rows : ndarray of int
-        Rows to train on.
-    held_out : ndarray of int, optional
-        Rows to measure on; else it is cross-validated.
-    cv : int
-        Number of folds; 0 measures nothing.
-    bound : int, optional
-        Bytes within which to train on batches; by default all features are held.
-
-    Returns
-    -------
-    metrics : dict
-        ``protocol``, and the scores of `score_label_sets`.
-
-    Raises
-    ------
-    DatasetError
-        For fewer than two labels, or labels of held-out images that no other has.
-    """
+    """Fit a classifier on all rows to train on, and measure it on rows that it has not seen."""
     names, targets = label_targets(y, rows)
     if len(names) < 2:
         raise DatasetError(
@@ -101,22 +72,7 @@ def train_label_sets(
 def label_targets(
     y: NDArray[Any], rows: NDArray[np.intp]
 ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Read the labels of rows, a byte each.
-
-    Parameters
-    ----------
-    y : ndarray of shape (n,)
-        Labels of each row, separated by ``|``.
-    rows : ndarray of int
-        Rows to read.
-
-    Returns
-    -------
-    names : ndarray of shape (labels,)
-        Labels that these rows have, sorted.
-    targets : ndarray of shape (n, labels), uint8
-        1 where one of these rows has a label.
-    """
+    """Read the labels of rows, a byte each."""
     texts, codes = np.unique(y[rows], return_inverse=True)
     names, sets = read_label_sets(texts.tolist())
     targets = np.zeros((len(y), len(names)), dtype=np.uint8)

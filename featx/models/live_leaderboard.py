@@ -16,15 +16,7 @@ _SHOWN = 8
 
 @contextmanager
 def live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None]:
-    """Yield what is called with the trials that are finished and how many are planned.
-
-    Parameters
-    ----------
-    choice : bool or callable
-        A callable is passed on. True draws on standard error, if that is a terminal.
-    title : str
-        Stands above the table.
-    """
+    """Yield what is called with the trials that are finished and how many are planned."""
     if callable(choice):
         yield choice
         return

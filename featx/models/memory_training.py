@@ -20,18 +20,7 @@ from featx.selection.sweeping import find_sweep, held_out_together
 
 
 class MemoryFit:
-    """Fits heads on rows of a block, and scores them, in memory; see `StreamedFit`.
-
-    Parameters
-    ----------
-    features : Features
-    place : dict
-        ``backbone`` and ``tap`` of the block.
-    y : ndarray of shape (n,) or (n, labels)
-        Label of each row of the features; 0 and 1, a column a label, for several an image.
-    views : list of int
-        Augmented views to train on beside the images.
-    """
+    """Fits heads on rows of a block, and scores them, in memory; see `StreamedFit`."""
 
     def __init__(
         self, features: Features, place: dict[str, Any], y: NDArray[Any], views: list[int]
@@ -73,28 +62,7 @@ class MemoryFit:
     def score_together(
         self, model: ImageClassifier, rows: NDArray[np.intp], folds: Sequence[Fold]
     ) -> tuple[ScoreSums, NDArray[Any], NDArray[np.float64]] | None:
-        """Fit the folds of one head together and score them, as a search of one candidate does.
-
-        Parameters
-        ----------
-        model : ImageClassifier
-            Says which head, with which seed, and how many views predictions average.
-        rows : ndarray of int
-            Rows of the features.
-        folds : sequence of (train, test)
-            Places in `rows`; every class is in every training part.
-
-        Returns
-        -------
-        sums : ScoreSums
-        predicted : ndarray of shape (len(rows),)
-            The likeliest label of each row.
-        probability : ndarray of shape (len(rows),)
-            Its probability.
-
-        None where the head has no sweep that gives probabilities, or its sweep not these
-        parameters.
-        """
+        """Fit the folds of one head together and score them, as a search of one candidate does."""
         candidate = self._candidate(model)
         sweep = None if candidate is None else find_sweep(candidate, probabilities=True)
         if candidate is None or sweep is None:

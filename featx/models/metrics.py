@@ -14,13 +14,7 @@ CALIBRATION_BINS = 15
 
 
 class ScoreSums:
-    """Scores of predicted probabilities that come in pieces.
-
-    Parameters
-    ----------
-    classes : ndarray of shape (k,)
-        Labels.
-    """
+    """Scores of predicted probabilities that come in pieces."""
 
     def __init__(self, classes: NDArray[Any]) -> None:
         self.classes = classes
@@ -90,35 +84,11 @@ def score_predictions(
 ) -> dict[str, Any]:
     """Return the scores of predicted probabilities.
 
-    Parameters
-    ----------
-    y : ndarray of shape (n,)
-        True labels, each among `classes`.
-    proba : ndarray of shape (n, k)
-        Probabilities in the order of `classes`.
-    classes : ndarray of shape (k,)
-        Labels.
-
-    Returns
-    -------
-    dict
-        ``images``, ``accuracy``, ``balanced_accuracy``, ``macro_f1`` (both over the classes that
-        have images), ``log_loss`` (natural logarithm, probabilities clipped at 1e-15),
-        ``top5_accuracy``, ``calibration_error``, ``confusion`` (rows are true classes, columns
-        predicted ones) and ``classes``.
-
     Notes
     -----
     The calibration error is the expected one: the mean, over images, of the distance between the
     accuracy and the mean confidence of the image's bin, 15 bins of equal width (Guo et al., "On
     Calibration of Modern Neural Networks", ICML 2017, eq. 3).
-
-    Examples
-    --------
-    >>> scores = score_predictions(np.array(["a", "b"]), np.array([[0.9, 0.1], [0.6, 0.4]]),
-    ...                            np.array(["a", "b"]))
-    >>> scores["accuracy"], scores["confusion"], round(scores["calibration_error"], 3)
-    (0.5, [[1, 0], [1, 0]], 0.35)
     """
     sums = ScoreSums(classes)
     sums.add(y, proba)
@@ -132,35 +102,7 @@ def score_label_sets(
     *,
     threshold: float = 0.5,
 ) -> dict[str, Any]:
-    """Return the scores of predicted probabilities where an image has any number of labels.
-
-    Parameters
-    ----------
-    truth : ndarray of shape (n, k)
-        1 where an image has a label, else 0.
-    proba : ndarray of shape (n, k)
-        Probability of each label.
-    labels : ndarray of shape (k,)
-        What the columns stand for.
-    threshold : float, default 0.5
-        Probability above which a label is given.
-
-    Returns
-    -------
-    dict
-        ``images``; ``mean_average_precision`` (mean over the labels that some image has, of the
-        average precision, which needs no threshold); ``micro_f1`` (over all decisions),
-        ``macro_f1`` (mean over the same labels); ``exact_match`` (share of images with every label
-        right); ``labels``, with images, average precision and F1 of each, and ``confusion``,
-        ``[[true negatives, false positives], [false negatives, true positives]]``.
-
-    Examples
-    --------
-    >>> truth, proba = np.array([[1, 0], [0, 1]]), np.array([[0.9, 0.2], [0.1, 0.4]])
-    >>> scores = score_label_sets(truth, proba, np.array(["ant", "winged"]))
-    >>> scores["mean_average_precision"], scores["exact_match"]
-    (1.0, 0.5)
-    """
+    """Return the scores of predicted probabilities where an image has any number of labels."""
     from sklearn.metrics import average_precision_score
 
     given = proba > threshold
@@ -199,10 +141,7 @@ def score_label_sets(
 
 
 def hits_top5(truth: NDArray[np.intp], proba: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Return whether fewer than 5 classes come before the true one, shape (n,).
-
-    Of equal probabilities the earlier class comes first, as in predictions.
-    """
+    """Return whether fewer than 5 classes come before the true one, shape (n,)."""
     own = proba[np.arange(len(truth)), truth][:, None]
     earlier = np.arange(proba.shape[1]) < truth[:, None]
     before = (proba > own) | ((proba == own) & earlier)

@@ -16,13 +16,7 @@ from featx.models.image_features import ImageFeatures
 
 
 class Predictor(ImageFeatures):
-    """What `featx.load` gives, but for training: it imports neither scikit-learn nor TensorFlow.
-
-    Parameters
-    ----------
-    backbone, head, **parameters
-        As of `featx.ImageClassifier`.
-    """
+    """What `featx.load` gives, but for training: it imports neither scikit-learn nor TensorFlow."""
 
     def __init__(self, backbone: str, head: Any, **parameters: Any) -> None:
         self.backbone, self.head, self.batch_size = backbone, head, "auto"
@@ -41,12 +35,7 @@ def load_predictor(
     engine: str = "auto",
     trust: bool = False,
 ) -> Predictor:
-    """Read a ``.featx`` file for predicting; parameters and errors are those of `featx.load`.
-
-    Returns
-    -------
-    model : Predictor
-    """
+    """Read a ``.featx`` file for predicting; parameters and errors are those of `featx.load`."""
     file = Path(path)
     details, files = read_artefact(file)
     model: Predictor = read_classifier(

@@ -65,13 +65,7 @@ def default_heads() -> list[str]:
 
 
 def require_streamable_space(space: SearchSpace) -> None:
-    """Refuse a space whose winner might not train on batches.
-
-    Raises
-    ------
-    HeadError
-        For a head that has to see all rows at once, or principal components.
-    """
+    """Refuse a space whose winner might not train on batches."""
     for part in space.parts:
         for head in part.heads:
             require_streamable(make_head(head.label if head.estimator is None else head.estimator))
@@ -93,34 +87,7 @@ def sample_rows(
     bound: int,
     seed: int,
 ) -> SearchSample | None:
-    """Draw rows whose search stays within a bound.
-
-    Parameters
-    ----------
-    features : Features
-    labels : ndarray of shape (n,) or (n, k)
-        Class of each row; or 0 and 1, a column a label.
-    rows : ndarray of int
-        Rows with a label.
-    groups : ndarray of shape (n,), int64
-        As `featx.selection.splits.leak_groups` numbers them.
-    places : list of dict
-        ``backbone`` and ``tap`` of the blocks that are searched.
-    bound : int
-        Bytes.
-    seed : int
-
-    Returns
-    -------
-    SearchSample or None
-        Equal shares of every class in every split, but 10 images where there are so many, or of
-        every label; None where all rows fit.
-
-    Raises
-    ------
-    HeadError
-        If not even 100 rows fit.
-    """
+    """Draw rows whose search stays within a bound."""
     whole = _COPIES * sum(block_bytes(features, place) for place in places)
     most = int(len(features) * bound / whole)
     if most >= len(rows):

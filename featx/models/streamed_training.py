@@ -25,30 +25,7 @@ _TAKEN_SHARE = 4
 def memory_bound(
     features: Features, place: dict[str, Any], head: Any, max_ram: str | int | None
 ) -> int | None:
-    """Say whether to train on batches, and within how many bytes.
-
-    Parameters
-    ----------
-    features : Features
-    place : dict
-        ``backbone`` and ``tap`` of the block.
-    head : str or estimator
-        What is to be trained.
-    max_ram : str, int or None
-        What was asked for.
-
-    Returns
-    -------
-    int or None
-        None to train on all features in memory. Where nothing was asked for, that is so up to
-        half of the machine's memory; beyond it a quarter of the machine's is returned, if the head
-        can be trained on batches, and it is logged.
-
-    Raises
-    ------
-    HeadError
-        If a bound was asked for and the head has to see all rows at once.
-    """
+    """Say whether to train on batches, and within how many bytes."""
     from featx.heads.streaming import require_streamable
 
     if max_ram is not None:
@@ -71,20 +48,7 @@ def memory_bound(
 
 
 class StreamedFit:
-    """Fits heads on rows of a block, and scores them, a batch at a time.
-
-    Parameters
-    ----------
-    features : Features
-    place : dict
-        ``backbone`` and ``tap`` of the block.
-    y : ndarray of shape (n,) or (n, labels)
-        Label of each row of the features; or 0 and 1, a column a label.
-    views : list of int
-        Augmented views to train on beside the images.
-    max_ram_bytes : int
-        Half of it is for batches, half for what the head holds.
-    """
+    """Fits heads on rows of a block, and scores them, a batch at a time."""
 
     def __init__(
         self,
@@ -107,15 +71,7 @@ class StreamedFit:
     def score(
         self, model: ImageClassifier, head: Any, rows: NDArray[np.intp], sums: ScoreSums
     ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        """Add what a head says of rows to sums.
-
-        Returns
-        -------
-        predicted : ndarray of shape (m,)
-            The likeliest label of each row.
-        probability : ndarray of shape (m,)
-            Its probability.
-        """
+        """Add what a head says of rows to sums."""
         classes = sums.classes
         columns = np.searchsorted(classes, head.classes_)
         predicted = np.empty(len(rows), dtype=classes.dtype)

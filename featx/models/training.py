@@ -250,14 +250,7 @@ def require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.in
 def check_labels(
     features: Features, y: NDArray[np.str_], rows: NDArray[np.intp], kind: str = "auto"
 ) -> None:
-    """Refuse labels that are no classes, as far as they tell.
-
-    Raises
-    ------
-    DatasetError
-        If they look like measurements, or like several labels an image; unless they are names of
-        folders, or `kind` is ``"class"``.
-    """
+    """Refuse labels that are no classes, as far as they tell."""
     if kind not in ("auto", "class"):
         raise DatasetError(f"label_kind must be 'auto' or 'class', received {kind!r}")
     if kind == "class" or not len(rows):

@@ -29,22 +29,7 @@ def encode_keys(keys: NDArray[np.uint8]) -> str:
 
 
 def count_training_images(training: Any, keys: NDArray[np.uint8]) -> dict[str, int] | None:
-    """Return how many images a model was trained on.
-
-    Parameters
-    ----------
-    training : dict
-        What the model says of its training; one of an earlier featx says nothing of keys.
-    keys : ndarray of shape (n, 32), uint8
-        Keys of the images.
-
-    Returns
-    -------
-    dict or None
-        ``images`` (n), ``compared`` (those of which it can be told, all unless the model was
-        trained on more than `MOST_KEYS` images) and ``in_training`` (how many of these were);
-        None where it cannot be told.
-    """
+    """Return how many images a model was trained on."""
     stated = training.get("keys") if isinstance(training, dict) else None
     if not isinstance(stated, str):
         return None

@@ -25,23 +25,7 @@ def learn_novelty(
     seed: int = 0,
     max_ram_bytes: int | None = None,
 ) -> Novelty | None:
-    """Fit `featx.heads.novelty.fit_novelty` on training rows.
-
-    Parameters
-    ----------
-    features : Features
-        Equal images, and images of one group, are on one side of a fold.
-    place : dict
-        ``backbone`` and ``tap`` of the block.
-    y : ndarray of shape (n,) or (n, labels)
-        Labels; rows of several labels count as one class.
-    rows : ndarray of shape (m,), int
-        Rows to learn from; of more than 4,000 so many are drawn.
-    seed : int, default 0
-        Seed of the drawing.
-    max_ram_bytes : int, optional
-        Fewer rows are drawn where this memory holds fewer.
-    """
+    """Fit `featx.heads.novelty.fit_novelty` on training rows."""
     most = _MOST_ROWS
     if max_ram_bytes is not None:
         most = min(most, max_ram_bytes // (_COPIES * 4 * features.width(**place)))

@@ -12,15 +12,7 @@ from featx.exceptions import DatasetError, FeaturesError
 
 
 def check_length(rows: int, labels: Sequence[Any] | NDArray[Any], what: str) -> None:
-    """Raise `DatasetError` where there is not one label a row.
-
-    Examples
-    --------
-    >>> check_length(3, ["ant", "bee"], "tiny avg")
-    Traceback (most recent call last):
-    ...
-    featx.exceptions.DatasetError: expected one label for each of 3 rows of tiny avg, received 2...
-    """
+    """Raise `DatasetError` where there is not one label a row."""
     if len(labels) != rows:
         raise DatasetError(
             f"expected one label for each of {rows:,} rows of {what}, received {len(labels):,}: "
@@ -42,30 +34,7 @@ def check_classes(y: NDArray[Any]) -> None:
 
 
 def check_block(X: NDArray[Any], what: str) -> str:
-    """Look through the features of a block.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d)
-        Features.
-    what : str
-        What to call them.
-
-    Returns
-    -------
-    str
-        What a user should know of them, empty for nothing.
-
-    Raises
-    ------
-    FeaturesError
-        If they are no matrix of numbers, hold NaN or infinity, or are the same in all rows.
-
-    Examples
-    --------
-    >>> check_block(np.array([[0.0, 1.0], [0.0, 2.0]]), "tiny avg")
-    'tiny avg: 1 of 2 columns is the same in all images and says nothing of their classes'
-    """
+    """Look through the features of a block."""
     if X.ndim != 2 or X.dtype.kind not in "fiu" or not X.size:
         raise FeaturesError(
             f"expected {what} to be a matrix of numbers, one row an image, received shape "

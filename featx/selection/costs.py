@@ -43,13 +43,7 @@ def milliseconds(prepared: Prepared, head: Any, X: NDArray[Any]) -> float:
 
 
 def learnt_bytes(*parts: Any) -> int:
-    """Return the bytes of all arrays that fitted objects hold, each array once.
-
-    Examples
-    --------
-    >>> learnt_bytes({"coef": np.zeros((10, 3)), "again": [np.zeros(2, np.float32)]})
-    248
-    """
+    """Return the bytes of all arrays that fitted objects hold, each array once."""
     seen: dict[int, Any] = {}  # with the objects themselves: an identity is used again after them
     total, waiting = 0, list(parts)
     while waiting:
@@ -72,17 +66,7 @@ def learnt_bytes(*parts: Any) -> int:
 
 
 def probe(candidate: Candidate, data: FoldData, *, seed: int) -> tuple[float, int]:
-    """Measure what a head would cost, from a fit on a few rows where that is enough.
-
-    A head that keeps its training rows is fitted on all of them, since they are its cost.
-
-    Returns
-    -------
-    ms : float
-        Milliseconds an image of transform and head.
-    bytes : int
-        Of what transform and head have learnt.
-    """
+    """Measure what a head would cost, from a fit on a few rows where that is enough."""
     prepared = data.prepare(parse_transform(candidate.transform), 0)
     train, test = data.folds[0]
     several = data.sets is not None

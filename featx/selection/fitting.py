@@ -43,23 +43,7 @@ def fit_in_parallel(
     n_jobs: int,
     expired: Callable[[], bool],
 ) -> Iterator[tuple[Candidate, Measured]]:
-    """Fit candidates that share a block and a transform, and yield each when it is finished.
-
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-        What to fit.
-    data : FoldData
-        Rows of the folds.
-    scorer : Scorer
-        How predictions are scored.
-    seed : int
-        Seed of the heads.
-    n_jobs : int
-        Number of fits at a time, as in joblib.
-    expired : callable
-        Asked before each candidate whether no more are to be started.
-    """
+    """Fit candidates that share a block and a transform, and yield each when it is finished."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
@@ -150,13 +134,7 @@ def uncalibrated(head: Any) -> Any:
 def predicted_values(
     head: Any, X: NDArray[Any], scorer: Scorer, classes: int
 ) -> NDArray[np.floating[Any]]:
-    """Return what a fitted head says of rows, a column a class, as a scorer needs it.
-
-    Raises
-    ------
-    HeadError
-        If the scorer needs probabilities, or an order of all classes, and the head has none.
-    """
+    """Return what a fitted head says of rows, a column a class, as a scorer needs it."""
     ways: tuple[str, ...] = ("predict_proba",)
     if scorer.needs != "probabilities":
         ways = (*ways, "decision_function")

@@ -113,26 +113,7 @@ def fold_data(
     sizes: list[float],
     sets: NDArray[np.intp] | None = None,
 ) -> FoldData:
-    """Cut a block into folds.
-
-    Parameters
-    ----------
-    block : FeatureBlock
-        The features.
-    rows : ndarray of shape (n,)
-        Rows of the block that this is about.
-    codes : ndarray of shape (n,)
-        Their classes.
-    folds : sequence of (train, test)
-        Places in `rows`.
-    share : float
-        Share of the training rows of each class that are trained on, at least one.
-    order : ndarray of shape (n,)
-        Places in `rows`, the first to be trained on first.
-    sizes : list of float
-    sets : ndarray of shape (k, labels), optional
-        As for `FoldData`.
-    """
+    """Cut a block into folds."""
     copies = 1 + len(block.views)
     cut: list[Fold] = []
     for train, test in folds:

@@ -95,24 +95,7 @@ class HeadGrid:
 
 
 def head_grid(given: Any) -> HeadGrid:
-    """Read a head and its grid from any of the forms that a user may give.
-
-    Parameters
-    ----------
-    given : str, mapping, tuple or estimator
-        ``"logistic"`` is tried over its own grid; ``"logistic:C=0.01|0.1"`` or
-        ``"dense:256|512,dropout=0.2|0.5"`` over the values that are there, everything else at its
-        default; ``"logistic:C=0.001..10"`` over a range. In Python also
-        ``{"head": "logistic", "C": [0.01, 0.1]}``, ``("logistic", {"C": [0.01, 0.1]})``, and
-        estimators in place of names.
-
-    Raises
-    ------
-    HeadError
-        For another form, a parameter that the head does not have, or a value that it refuses.
-    UnknownNameError
-        If there is no such head.
-    """
+    """Read a head and its grid from any of the forms that a user may give."""
     if isinstance(given, str):
         return _checked(_from_text(given))
     if isinstance(given, Mapping):

@@ -145,24 +145,7 @@ def choose_protocol(
     planned: int,
     options: SearchOptions,
 ) -> tuple[Protocol, Rows, Rows | None]:
-    """Settle how the winner is scored, before the first trial, by counts alone.
-
-    Returns
-    -------
-    protocol : Protocol
-        Its name is one of test, holdout, nested and none.
-    kept : Rows
-        What the selection sees.
-    held : Rows or None
-        What it does not see and the winner is scored on.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such protocol.
-    DatasetError
-        If ``test`` is asked for and there is none.
-    """
+    """Settle how the winner is scored, before the first trial, by counts alone."""
     name = options.score
     if name not in _PROTOCOLS:
         raise UnknownNameError("way to score the winner", str(name), _PROTOCOLS)

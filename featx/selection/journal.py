@@ -18,19 +18,7 @@ _LOG = logging.getLogger("featx")
 
 
 class Journal:
-    """A file with a line of JSON, with a checksum, for each finished trial.
-
-    Lines that are damaged, or have no checksum, are named in the log and dropped from the file:
-    their trials are measured again. A last line that a kill cut short goes without a word. Where
-    the file cannot be written the search goes on, and says once that nothing is kept.
-
-    Parameters
-    ----------
-    path : Path, optional
-        The file; None keeps nothing.
-    fresh : bool, default False
-        Whether to forget what is there.
-    """
+    """A file with a line of JSON, with a checksum, for each finished trial."""
 
     def __init__(self, path: Path | None = None, *, fresh: bool = False) -> None:
         self._path = path

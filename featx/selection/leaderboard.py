@@ -94,11 +94,7 @@ class Costs:
     backbones: dict[Candidate, tuple[float | None, int | None, float]]
 
     def order(self, trial: Trial) -> tuple[float, ...]:
-        """Return what is cheaper: by backbone, then by kind of head, then by bytes.
-
-        None of them is a timing, since one seed is to give one answer and no clock says the same
-        twice.
-        """
+        """Return what is cheaper: by backbone, then by kind of head, then by bytes."""
         one = trial.candidate
         size = self.heads[one][1]
         kind = prediction_cost(one.head)
@@ -106,10 +102,7 @@ class Costs:
 
 
 def measure_costs(measuring: Measuring, trials: Sequence[Trial]) -> Costs:
-    """Find out what candidates cost; those that were not fitted by themselves are now, on few rows.
-
-    Candidates that differ only in parameters that no size depends on share one fit.
-    """
+    """Return what candidates cost; those never fitted alone are fitted on a few rows."""
     heads: dict[Candidate, tuple[float | None, int | None]] = {}
     backbones: dict[Candidate, tuple[float | None, int | None, float]] = {}
     probed: dict[tuple[Any, ...], tuple[float | None, int | None]] = {}

@@ -78,13 +78,7 @@ class Measuring:
     _data: dict[tuple[Place, float], FoldData] = field(default_factory=dict)
 
     def measure(self, candidates: Sequence[Candidate], *, share: float = 1.0) -> list[Trial]:
-        """Measure candidates, each trained on a share of the training rows of each fold.
-
-        Returns
-        -------
-        list of Trial
-            In the order of the candidates; without those that the deadline left untried.
-        """
+        """Measure candidates, each trained on a share of the training rows of each fold."""
         found: dict[Candidate, Measured] = {}
         sizes = _sizes(candidates)
         for unit in units_of(candidates, spread=self.deadline is not None):
@@ -193,11 +187,7 @@ class Measuring:
 
 
 def units_of(candidates: Sequence[Candidate], *, spread: bool = False) -> list[list[Candidate]]:
-    """Put candidates that share block, transform and head together.
-
-    Blocks stay in their order, so that each is read once, and heads with a sweep come first. With
-    `spread` these come first on all blocks, for a search that may not get to the end.
-    """
+    """Put candidates that share block, transform and head together."""
     units: dict[tuple[str, ...], list[Candidate]] = {}
     for one in candidates:
         units.setdefault((one.backbone, one.tap, one.transform, one.head), []).append(one)

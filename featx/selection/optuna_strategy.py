@@ -13,19 +13,7 @@ _TRIALS = 30
 
 
 def ask_optuna(plan: Plan, measure: Measure) -> None:
-    """Try what a seeded tree-structured Parzen estimator proposes, one candidate after another.
-
-    It depends on the seed and on the scores alone, so that a search that goes on after a kill
-    hears the finished trials' scores again and proposes the same. A candidate that is proposed
-    again is not measured again.
-
-    Bergstra, Bardenet, Bengio, Kégl: "Algorithms for hyper-parameter optimization", NIPS 2011.
-
-    Raises
-    ------
-    MissingExtraError
-        If Optuna is not installed.
-    """
+    """Try what a seeded tree-structured Parzen estimator proposes, one candidate after another."""
     try:
         import optuna
     except ModuleNotFoundError as error:

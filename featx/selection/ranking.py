@@ -17,19 +17,7 @@ def _free(_: Trial) -> tuple[float, ...]:
 
 
 def ranked(trials: Iterable[Trial], cost: Cost = _free) -> list[Trial]:
-    """Return trials, the best first.
-
-    Those that were trained on more rows come before those on fewer, then the higher score; of
-    scores that differ by less than 1e-12 the cheaper comes first, and what is the same in all of
-    this is ordered by its name, so that the order is the same in every run.
-
-    Parameters
-    ----------
-    trials : iterable of Trial
-        The trials.
-    cost : callable, optional
-        What is cheaper; it must not depend on a clock.
-    """
+    """Return trials, the best first."""
     ordered = sorted(trials, key=lambda trial: (-trial.share, -trial.score))
     groups: list[list[Trial]] = []
     for trial in ordered:
@@ -49,17 +37,6 @@ def ranked(trials: Iterable[Trial], cost: Cost = _free) -> list[Trial]:
 def choose(ordered: Sequence[Trial], cost: Cost, *, one_standard_error: bool = False) -> int | None:
     """Return the place of the trial that wins, or None where all failed.
 
-    Parameters
-    ----------
-    ordered : sequence of Trial
-        As `ranked` orders them.
-    cost : callable
-        What is cheaper.
-    one_standard_error : bool, default False
-        Whether the cheapest wins of all whose score is within one standard error of the best
-        (Breiman, Friedman, Olshen, Stone: "Classification and Regression Trees", 1984, section
-        3.4.3), not the best itself.
-
     Notes
     -----
     A trial that was given up early never wins.
@@ -78,13 +55,7 @@ def choose(ordered: Sequence[Trial], cost: Cost, *, one_standard_error: bool = F
 
 
 def pareto_front(scores: Sequence[float], costs: Sequence[float | None]) -> list[bool]:
-    """Return which points no other point beats: at least as good, at most as costly, one strictly.
-
-    Examples
-    --------
-    >>> pareto_front([0.9, 0.8, 0.7], [3.0, 1.0, 2.0])
-    [True, True, False]
-    """
+    """Return which points no other beats: as good, as cheap, and one of the two better."""
     points = [(-score, cost) for score, cost in zip(scores, costs, strict=True) if cost is not None]
     return [
         cost is not None

@@ -121,15 +121,7 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
 
 
 def find_scorer(name: str, classes: int, *, multilabel: bool = False) -> Scorer:
-    """Return a way of scoring.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is none of this name.
-    HeadError
-        If it would call everything right, or is not of as many labels an image as there are.
-    """
+    """Return a way of scoring."""
     if name not in SCORERS:
         raise UnknownNameError("scoring", str(name), SCORERS)
     if SCORERS[name].multilabel != multilabel:
@@ -149,18 +141,7 @@ def find_scorer(name: str, classes: int, *, multilabel: bool = False) -> Scorer:
 def score_interval(
     scorer: Scorer, truth: Codes, values: Values, *, seed: int = 0, draws: int = 1000
 ) -> tuple[float, float]:
-    """Return the 95 % interval of a score as it is shown.
-
-    Of accuracy and top5 it is that of Wilson ("Probable inference", JASA 22, 1927), otherwise the
-    percentiles of a seeded bootstrap over the images.
-
-    Examples
-    --------
-    >>> truth = np.zeros(50, dtype=int)
-    >>> low, high = score_interval(SCORERS["accuracy"], truth, np.eye(2)[truth])
-    >>> round(low, 3), round(high, 3)
-    (0.929, 1.0)
-    """
+    """Return the 95 % interval of a score as it is shown."""
     n = len(truth)
     if scorer.name in ("accuracy", "top5"):
         share, z = scorer.function(truth, values), 1.959964

@@ -117,45 +117,7 @@ def search_arrays(
     fresh: bool = False,
     watch: Watch | None = None,
 ) -> SearchOutcome:
-    """Search for the best of a space on features in memory.
-
-    Parameters
-    ----------
-    blocks : sequence of FeatureBlock
-        Features of the same n images.
-    y : ndarray of shape (n,)
-        Labels.
-    space : SearchSpace
-        What may be tried.
-    options : SearchOptions, optional
-        How.
-    rows : ndarray of int, optional
-        Rows that have a label; all by default.
-    groups : ndarray of shape (n,), int64, optional
-        Rows with equal numbers are never on both sides, see `featx.selection.splits.leak_groups`.
-    splits : ndarray of shape (n,) of str, optional
-        Splits of the dataset: rows of ``test`` take no part in the selection.
-    label_sets : tuple of ndarray, optional
-        Where an image has several labels: the sets of them that occur in `y`, sorted, and for each
-        (k, labels) which labels it has.
-    journals : Path, optional
-        Folder where finished trials are kept; by default nowhere.
-    fresh : bool, default False
-        Whether to forget finished trials of the same search.
-    watch : callable, optional
-        Is told of finished trials.
-
-    Raises
-    ------
-    DatasetError
-        For labels of another length, one class, a class with too few images, or unknown splits.
-    FeaturesError
-        For features that are not finite or constant.
-    HeadError, UnknownNameError
-        For what `SearchOptions` or the space do not allow, or where every candidate failed.
-    MissingExtraError
-        If the strategy needs what is not installed.
-    """
+    """Search for the best of a space on features in memory."""
     started = time.monotonic()
     options = options or SearchOptions()
     strategy = find_strategy(options.strategy, options.n_trials)

@@ -52,13 +52,7 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        """The head as a user would type it.
-
-        Examples
-        --------
-        >>> Candidate("tiny", "avg", "standard", "logistic", (("C", 0.1),)).text
-        'logistic:C=0.1'
-        """
+        """The head as a user would type it."""
         if not self.params:
             return self.head
         return f"{self.head}:" + ",".join(f"{name}={_typed(value)}" for name, value in self.params)
@@ -121,21 +115,7 @@ class SearchSpace:
 
     @classmethod
     def read(cls, given: Any) -> SearchSpace:
-        """Read a space from Python objects, or from what a file of the same structure holds.
-
-        Parameters
-        ----------
-        given : mapping or sequence of mapping
-            With the keys ``heads``, ``transforms``, ``backbones``, ``taps``, each a list and each
-            optional; several mappings are several parts.
-
-        Raises
-        ------
-        HeadError
-            If it is empty, of another structure, or names a parameter that a head does not have.
-        UnknownNameError
-            For an unknown key, head or transform.
-        """
+        """Read a space from Python objects, or from what a file of the same structure holds."""
         parts = [given] if isinstance(given, Mapping) else given
         if not isinstance(parts, Sequence) or isinstance(parts, str | bytes):
             raise HeadError(
@@ -162,15 +142,7 @@ class SearchSpace:
         )
 
     def candidates(self, blocks: Sequence[Place]) -> list[Candidate]:
-        """Return every candidate on some blocks once, in the order of the space.
-
-        Raises
-        ------
-        HeadError
-            If there are none, more than 100,000, or a parameter has a range.
-        UnknownNameError
-            If the space names a backbone or tap that is not there.
-        """
+        """Return every candidate on some blocks once, in the order of the space."""
         ranged = self.ranged()
         if ranged is not None:
             raise HeadError(

@@ -46,20 +46,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
 
 
 def read_space_file(path: str | os.PathLike[str]) -> Any:
-    """Return what a file holds, for `featx.selection.space.SearchSpace.read`.
-
-    Parameters
-    ----------
-    path : path
-        Ending in ``.json``, ``.toml``, ``.yaml`` or ``.yml``.
-
-    Raises
-    ------
-    HeadError
-        If there is no such file, or it cannot be read as what its ending says.
-    MissingExtraError
-        For YAML without PyYAML.
-    """
+    """Return what a file holds, for `featx.selection.space.SearchSpace.read`."""
     file = Path(path).expanduser()
     reader = _READERS.get(file.suffix.lower())
     if reader is None:

@@ -18,29 +18,7 @@ _TRIES = 20
 def leak_groups(
     keys: NDArray[np.uint8] | None, groups: Sequence[str] | NDArray[np.str_] | None, rows: int
 ) -> NDArray[np.int64]:
-    """Return a number for each row; rows with equal numbers belong on one side of a split.
-
-    Rows belong together when their images are equal byte for byte, or when they share a group, and
-    so on along chains of the two.
-
-    Parameters
-    ----------
-    keys : ndarray of shape (n, 32), uint8, or None
-        SHA-256 of each image.
-    groups : sequence of str of length n, or None
-        Groups of the dataset; empty text is none.
-    rows : int
-        The number n.
-
-    Returns
-    -------
-    ndarray of shape (n,), int64
-
-    Examples
-    --------
-    >>> leak_groups(None, ["a", "", "a", ""], 4).tolist()
-    [0, 1, 0, 2]
-    """
+    """Return a number for each row; rows with equal numbers belong on one side of a split."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -67,29 +45,7 @@ def stratified_folds(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Split rows into folds with the classes in equal shares.
-
-    Parameters
-    ----------
-    y : ndarray of shape (n,)
-        Labels.
-    folds : int, default 5
-        Number of folds; fewer where the smallest class has fewer images, but at least 2.
-    groups : ndarray of shape (n,), int64, optional
-        Rows with equal numbers stay together, see `leak_groups`.
-    seed : int, default 0
-        Seed of the shuffling.
-
-    Returns
-    -------
-    list of tuple (train, test)
-        Row numbers.
-
-    Raises
-    ------
-    DatasetError
-        If a class has one image (or one group) only.
-    """
+    """Split rows into folds with the classes in equal shares."""
     names, codes = np.unique(y, return_inverse=True)
     own = np.arange(len(y)) if groups is None else groups
     pairs = np.unique(np.stack([codes, own], axis=1), axis=0)
@@ -121,36 +77,7 @@ def label_folds(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Split rows that have any number of labels into folds with each label in equal shares.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n, k)
-        1 where a row has a label, else 0.
-    folds : int, default 5
-        Number of folds; fewer where there are fewer groups, but at least 2.
-    groups : ndarray of shape (n,), int64, optional
-        Rows with equal numbers stay together, see `leak_groups`.
-    seed : int, default 0
-        Seed of the shuffling.
-
-    Returns
-    -------
-    list of tuple (train, test)
-        Row numbers; see `featx.heads.label_strata.label_strata` for how they are chosen.
-
-    Raises
-    ------
-    DatasetError
-        If there is one group only.
-
-    Examples
-    --------
-    >>> labels = np.zeros((20, 2), int)
-    >>> labels[:10, 0] = labels[8:10, 1] = 1
-    >>> [labels[test].sum(axis=0).tolist() for _, test in label_folds(labels, folds=2)]
-    [[5, 1], [5, 1]]
-    """
+    """Split rows that have any number of labels into folds with each label in equal shares."""
     own = np.arange(len(labels)) if groups is None else groups
     units, firsts = np.unique(own, return_index=True)
     number = min(folds, len(units))
@@ -176,28 +103,7 @@ def repeated_folds(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Split rows into folds several times, each time with every class in every training part.
-
-    Parameters
-    ----------
-    y, folds, groups
-        As `stratified_folds`.
-    repeats : int, default 1
-        Number of times, each with a seed of its own.
-    seed : int, default 0
-        Seed of the first time: it alone gives the folds of `stratified_folds`.
-
-    Returns
-    -------
-    list of tuple (train, test)
-        ``repeats`` times the folds.
-
-    Raises
-    ------
-    DatasetError
-        If a class has one image (or one group) only, or groups tie classes together so that every
-        split found leaves a training part without one of them.
-    """
+    """Split rows into folds several times, each time with every class in every training part."""
     found: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
     for repeat in range(repeats):
         found += _complete_folds(y, folds=folds, groups=groups, seed=seed + repeat)
@@ -231,61 +137,14 @@ def hold_out(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Set a share of every class aside.
-
-    Parameters
-    ----------
-    y, groups, seed
-        As `repeated_folds`.
-    share : float, default 0.2
-        Which share, as one fold of the nearest whole number of folds.
-
-    Returns
-    -------
-    train, test : ndarray of int
-        Row numbers.
-
-    Raises
-    ------
-    DatasetError
-        As `repeated_folds`.
-
-    Examples
-    --------
-    >>> train, test = hold_out(np.repeat(["ant", "bee"], 10), share=0.2)
-    >>> len(train), len(test)
-    (16, 4)
-    """
+    """Set a share of every class aside."""
     return repeated_folds(y, folds=max(2, round(1 / share)), groups=groups, seed=seed)[0]
 
 
 def named_fold(
     splits: NDArray[np.str_], name: str, groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Take a split of the dataset as the one that tests, and all other rows as those that train.
-
-    Rows of the split that are tied to a row outside it (see `leak_groups`) are left out, since
-    they would be known from training.
-
-    Parameters
-    ----------
-    splits : ndarray of shape (n,) of str
-        The split of each row.
-    name : str
-        Which one tests.
-    groups : ndarray of shape (n,), int64
-        As `leak_groups` numbers them.
-
-    Returns
-    -------
-    train, test : ndarray of int
-        Row numbers; without the rows that are left out.
-
-    Examples
-    --------
-    >>> named_fold(np.array(["train", "val", "val"]), "val", np.array([0, 0, 1]))
-    (array([0]), array([2]))
-    """
+    """Take a split of the dataset as the one that tests, and all other rows as those that train."""
     inside = splits == name
     known = np.isin(groups, groups[~inside])
     return np.flatnonzero(~inside), np.flatnonzero(inside & ~known)

@@ -89,11 +89,7 @@ def _draw(plan: Plan, count: int) -> list[Candidate]:
 
 
 def _halving(plan: Plan, measure: Measure) -> None:
-    """Try all on few rows, the better third on three times as many, and so on to all rows.
-
-    Jamieson, Talwalkar: "Non-stochastic best arm identification and hyperparameter optimization",
-    AISTATS 2016.
-    """
+    """Try all on few rows, the better third on three times as many, and so on to all rows."""
     if plan.n_trials or plan.space.ranged() is not None:
         left = _draw(plan, plan.n_trials or _DRAWN)
     else:
@@ -123,15 +119,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 
 
 def find_strategy(name: str, n_trials: int | None) -> Strategy:
-    """Return a strategy.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is none of this name.
-    HeadError
-        If it cannot do with the number of trials.
-    """
+    """Return a strategy."""
     if name not in STRATEGIES:
         raise UnknownNameError("strategy", str(name), STRATEGIES)
     if n_trials is not None and n_trials < 1:

@@ -21,11 +21,7 @@ from featx.selection.trials import Measured
 
 
 def find_sweep(candidate: Candidate, *, probabilities: bool = False) -> Sweep | None:
-    """Return the sweep of a candidate's head, where it has one that goes with the transform.
-
-    Of heads that give margins until they are calibrated, the sweep is of no use where
-    `probabilities` are needed.
-    """
+    """Return the sweep of a candidate's head, where it has one that goes with the transform."""
     row = HEADS.get(candidate.head)
     # A sweep standardises as its head does: behind these transforms the head would not.
     if (
@@ -49,31 +45,7 @@ def held_out_together(
     seed: int,
     probabilities: bool = False,
 ) -> Iterator[HeldOut]:
-    """Yield what candidates that share block, transform and head say of the rows held out.
-
-    Parameters
-    ----------
-    sweep : Sweep
-        Of `find_sweep`.
-    candidates : sequence of Candidate
-    data : FoldData
-        Rows of the folds.
-    seed : int
-        Seed of the heads.
-    probabilities : bool, default False
-        Whether margins do not serve.
-
-    Yields
-    ------
-    HeldOut
-        One a candidate and fold.
-
-    Raises
-    ------
-    HeadError
-        If the sweep does not take these parameters, gives margins in place of probabilities, or
-        leaves some of them out.
-    """
+    """Yield what candidates that share block, transform and head say of the rows held out."""
     params = [dict(candidate.params) for candidate in candidates]
     transform = parse_transform(candidates[0].transform)
     found = 0
@@ -113,13 +85,7 @@ def measure_together(
     *,
     seed: int,
 ) -> dict[Candidate, Measured]:
-    """Measure candidates that share block, transform and head.
-
-    Raises
-    ------
-    HeadError
-        As `held_out_together`.
-    """
+    """Measure candidates that share block, transform and head."""
     started = time.perf_counter()
     scores: dict[tuple[int, int], float] = {}
     stopped: set[int] = set()

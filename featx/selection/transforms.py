@@ -51,18 +51,7 @@ class Transform:
 
 
 def parse_transform(text: Any) -> Transform:
-    """Read a transform.
-
-    Raises
-    ------
-    HeadError
-        If it is none of them, or has no size it needs, or a size it cannot have.
-
-    Examples
-    --------
-    >>> parse_transform("pca:64"), str(parse_transform("whiten:0.9"))
-    (Transform(kind='pca', size=64), 'whiten:0.9')
-    """
+    """Read a transform."""
     kind, colon, size = str(text).strip().partition(":")
     if kind not in _KINDS:
         near = difflib.get_close_matches(kind.lower(), _KINDS, n=1, cutoff=0.5)
@@ -119,15 +108,7 @@ class Components:
 
 
 def fit_components(X: NDArray[Any], sizes: list[float]) -> Components:
-    """Fit what all sizes need; smaller ones are cut from it.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d)
-        Training rows.
-    sizes : list of float
-        Sizes of transforms.
-    """
+    """Fit what all sizes need; smaller ones are cut from it."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(X)
@@ -193,17 +174,7 @@ def without_scaler(estimator: Any) -> Any:
 
 
 def pipeline(transform: Transform, estimator: Any, shape: tuple[int, int]) -> Any:
-    """Put a transform before a head, as one estimator that an artefact can keep.
-
-    Parameters
-    ----------
-    transform : Transform
-        The transform.
-    estimator : estimator
-        As `make_head` gives it.
-    shape : tuple of int
-        Of the rows that it will be fitted on; there are at most so many components.
-    """
+    """Put a transform before a head, as one estimator that an artefact can keep."""
     if transform.kind == "standard":
         return estimator
     if transform.kind == "none":

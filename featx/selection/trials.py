@@ -42,13 +42,7 @@ class Measured:
 
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Measured:
-        """Read what `dataclasses.asdict` gave.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is something else.
-        """
+        """Read what `dataclasses.asdict` gave."""
         measured = cls(**{field.name: given[field.name] for field in fields(cls)})
         seconds = (measured.fit_s, measured.score_s)
         for numbers in (measured.scores, *seconds):
