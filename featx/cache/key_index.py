@@ -22,21 +22,21 @@ _ROW_MASK = np.uint64((1 << 32) - 1)
 class _Run:
     """Some rows, sorted by the beginning of their keys.
 
-    ``words`` are the keys, shape (n, 4). ``places`` are the first 32 bits of a key and the 32 bits
+    ``words`` are the keys, shape (n, 4). ``slots`` are the first 32 bits of a key and the 32 bits
     of its row, rising: numbers are sorted ten times faster than rows by their numbers.
     """
 
     words: NDArray[np.uint64]
-    places: NDArray[np.uint64]
+    slots: NDArray[np.uint64]
 
     @classmethod
     def of(cls, words: NDArray[np.uint64]) -> _Run:
-        places = np.arange(len(words), dtype=np.uint64)
+        slots = np.arange(len(words), dtype=np.uint64)
         for start in range(0, len(words), _BLOCK_ROWS):  # a copy of all would be a fifth more
             block = slice(start, start + _BLOCK_ROWS)
-            places[block] |= _prefix(words[block])
-        places.sort()
-        return cls(words, places)
+            slots[block] |= _prefix(words[block])
+        slots.sort()
+        return cls(words, slots)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -45,15 +45,15 @@ class _Run:
         """Return the row of each key, -1 where it is not here."""
         rows = np.full(len(words), -1, np.int64)
         prefix = _prefix(words)
-        at = np.searchsorted(self.places, prefix)
+        at = np.searchsorted(self.slots, prefix)
         left = np.arange(len(words))
         # More than one pass only where whole keys differ after equal beginnings.
         while left.size:
             inside = at < len(self)
             left, at = left[inside], at[inside]
-            place = self.places[at]
-            row = (place & _ROW_MASK).astype(np.int64)
-            alike = place & ~_ROW_MASK == prefix[left]
+            slot = self.slots[at]
+            row = (slot & _ROW_MASK).astype(np.int64)
+            alike = slot & ~_ROW_MASK == prefix[left]
             left, at, row = left[alike], at[alike], row[alike]
             equal = (self.words[row] == words[left]).all(axis=1)
             rows[left[equal]] = row[equal]
@@ -95,19 +95,19 @@ class KeyIndex:
 
     def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the part and the row of each key, -1 where it is not here."""
-        place = np.full(len(keys), -1, np.int64)
+        slot = np.full(len(keys), -1, np.int64)
         words = np.ascontiguousarray(keys).view(np.uint64)
         left = np.arange(len(keys))
         start = 0
         for run in self._runs:
             row = run.find(words[left])
             here = row >= 0
-            place[left[here]] = row[here] + start
+            slot[left[here]] = row[here] + start
             left = left[~here]
             start += len(run)
-        part = np.searchsorted(self._ends, place, side="right") - 1
-        row = place - self._ends[part]
-        missing = place < 0
+        part = np.searchsorted(self._ends, slot, side="right") - 1
+        row = slot - self._ends[part]
+        missing = slot < 0
         part[missing] = -1
         row[missing] = -1
         return part, row

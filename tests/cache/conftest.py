@@ -21,11 +21,13 @@ class Kit:
 
     @staticmethod
     def rows(n, seed=0, d=4):
+        """Keys of n images and their features."""
         generator = np.random.default_rng(seed)
         keys = generator.integers(0, 256, (n, 32), dtype=np.uint8)
         return keys, generator.normal(size=(n, d)).astype(np.float32)
 
     def dataset(self, name, keys, **columns):
+        """What is known of a dataset of images with these keys."""
         n = len(keys)
         unknown = np.full(n, -1, np.int64)
         content = {
@@ -79,9 +81,21 @@ class Kit:
         path.write_bytes(whole[:position] + changed + whole[position + 1 :])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit():
     return Kit()
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """Where a cache goes that is not there yet."""
+    return CacheLayout(tmp_path / "cache")
+
+
+@pytest.fixture
+def space(layout, kit):
+    """A space in which nothing is yet."""
+    return FeatureSpace(layout, kit.spec)
 
 
 @pytest.fixture

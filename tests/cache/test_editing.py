@@ -15,22 +15,14 @@ from featx.cache.editing import (
     remove_rows,
     stratified_splits,
 )
-from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     DUPLICATE,
     FAILED,
     OK,
     Block,
-    Manifest,
-    delete_dataset,
-    edit_dataset,
-    find_manifest,
-    manifest_names,
-    rename_dataset,
     same_manifest,
-    write_manifest,
 )
-from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError
+from featx.exceptions import DatasetError, UnknownNameError
 from featx.selection.splits import leak_groups
 
 
@@ -39,34 +31,19 @@ def random_keys(n, seed=0):
 
 
 @pytest.fixture
-def manifest():
+def manifest(kit):
     """Six files: ants/0 and bees/3 are equal, wasps/4 could not be read."""
     keys = random_keys(6)
     keys[3] = keys[0]
     keys[4] = 0
-    unknown = np.arange(6, dtype=np.int64)
-    return Manifest(
-        name="insects",
-        root="/insects",
-        classes=("ants", "bees", "wasps"),
+    return kit.dataset(
+        "insects", keys, root="/insects", classes=("ants", "bees", "wasps"), source="files",
         path=["ants/0.jpg", "ants/1.png", "bees/2.jpg", "bees/3.jpg", "wasps/4.jpg", "wasps/5.jpg"],
-        label=np.array([0, 0, 1, 1, 2, 2], np.int32),
-        group=["", "", "g", "", "", ""],
-        split=[""] * 6,
-        reason=["", "", "", "", "truncated", ""],
-        size=unknown,
-        mtime_ns=unknown,
-        inode=unknown,
-        key=keys,
+        label=np.array([0, 0, 1, 1, 2, 2], np.int32), group=["", "", "g", "", "", ""],
+        reason=["", "", "", "", "truncated", ""], inode=np.arange(6, dtype=np.int64),
         status=np.array([OK, OK, OK, DUPLICATE, FAILED, OK], np.uint8),
         blocks=(Block("tiny", "avg", "tiny-0123"), Block("tiny", "max", "tiny-0123")),
-        source="files",
-    )
-
-
-def labels(manifest):
-    names = [*(manifest.classes or ()), ""]
-    return [names[code] for code in manifest.label]
+    )  # fmt: skip
 
 
 # Splits
@@ -192,14 +169,14 @@ def test_fractions_that_are_none_are_refused(manifest, fractions):
 
 def test_classes_are_renamed_joined_swapped_and_dropped(manifest):
     renamed = relabel(manifest, classes={"ants": "Ameisen"})
-    assert labels(renamed) == ["Ameisen", "Ameisen", "bees", "bees", "wasps", "wasps"]
+    assert renamed.label_names == ["Ameisen", "Ameisen", "bees", "bees", "wasps", "wasps"]
     assert renamed.classes == ("bees", "wasps", "Ameisen")
     joined = relabel(manifest, classes={"wasps": "bees"})
     assert joined.classes == ("ants", "bees")
     swapped = relabel(manifest, classes={"ants": "bees", "bees": "ants"})
-    assert labels(swapped)[:4] == ["bees", "bees", "ants", "ants"]
+    assert swapped.label_names[:4] == ["bees", "bees", "ants", "ants"]
     dropped = relabel(manifest, classes={"wasps": ""})
-    assert labels(dropped)[4:] == ["", ""]
+    assert dropped.label_names[4:] == ["", ""]
     assert dropped.label[4:].tolist() == [-1, -1]
     assert relabel(manifest, classes=dict.fromkeys(manifest.classes, "")).classes is None
     with pytest.raises(UnknownNameError, match="unknown class 'ant': did you mean 'ants'"):
@@ -208,7 +185,7 @@ def test_classes_are_renamed_joined_swapped_and_dropped(manifest):
 
 def test_single_images_are_labelled_with_their_copies(manifest):
     after = relabel(manifest, paths={"ants/0.jpg": "flies", "wasps/5.jpg": ""})
-    assert labels(after) == ["flies", "ants", "bees", "flies", "wasps", ""]
+    assert after.label_names == ["flies", "ants", "bees", "flies", "wasps", ""]
     assert after.classes == ("ants", "bees", "wasps", "flies")
     with pytest.raises(UnknownNameError, match="unknown path 'ants/0.png': did you mean"):
         relabel(manifest, paths={"ants/0.png": "x"})
@@ -218,7 +195,7 @@ def test_single_images_are_labelled_with_their_copies(manifest):
 
 def test_unlabelled_data_get_labels(manifest):
     blank = replace(manifest, classes=None, label=np.full(6, -1, np.int32))
-    assert labels(relabel(blank, paths={"bees/2.jpg": "bees"})) == ["", "", "bees", "", "", ""]
+    assert relabel(blank, paths={"bees/2.jpg": "bees"}).label_names == ["", "", "bees", "", "", ""]
 
 
 # Rows
@@ -258,7 +235,7 @@ def test_datasets_are_joined_with_the_features_that_both_have(manifest):
     assert joined.path[0] == "/insects/ants/0.jpg"
     assert joined.path[6] == "/more/ants/0.jpg"
     assert joined.classes == ("ants", "bees", "wasps", "flies")
-    assert labels(joined)[6:] == ["bees", "bees", "flies", "flies", "", ""]
+    assert joined.label_names[6:] == ["bees", "bees", "flies", "flies", "", ""]
     assert joined.blocks == manifest.blocks[1:]
     assert joined.status.tolist() == [OK, OK, OK, DUPLICATE, FAILED, OK, 2, 2, 0, 0, 0, 0]
     assert same_manifest(add_rows(joined, manifest), joined)
@@ -269,44 +246,3 @@ def test_datasets_are_joined_with_the_features_that_both_have(manifest):
             replace(manifest, source="imported", blocks=manifest.blocks[:1]),
             replace(other, source="imported"),
         )
-
-
-# Files
-
-
-@pytest.fixture
-def layout(tmp_path, manifest):
-    layout = CacheLayout(tmp_path / "cache")
-    write_manifest(layout, manifest)
-    return layout
-
-
-def test_an_edit_is_written_under_its_name(layout, manifest):
-    before, after = edit_dataset(layout, "insects", lambda m: relabel(m, classes={"ants": "flies"}))
-    assert same_manifest(before, manifest)
-    assert same_manifest(find_manifest(layout, "insects"), after)
-    edit_dataset(layout, "insects", lambda m: add_rows(m, manifest, name="more"))
-    assert manifest_names(layout) == ["insects", "more"]
-    with pytest.raises(DatasetError, match="has a dataset 'more' already: delete it first"):
-        edit_dataset(layout, "insects", lambda m: add_rows(m, manifest, name="more"))
-
-
-def test_a_dataset_is_renamed_and_deleted(layout):
-    rename_dataset(layout, "insects", "käfer 1")
-    assert find_manifest(layout, "käfer 1").name == "käfer 1"
-    rename_dataset(layout, "käfer 1", "käfer-1")
-    assert manifest_names(layout) == ["käfer-1"]
-    with pytest.raises(DatasetError, match="without slashes, received 'a/b'"):
-        rename_dataset(layout, "käfer-1", "a/b")
-    delete_dataset(layout, "käfer-1")
-    assert manifest_names(layout) == []
-    with pytest.raises(DatasetError, match="no dataset 'käfer-1' in the cache"):
-        delete_dataset(layout, "käfer-1")
-
-
-def test_a_damaged_manifest_can_be_deleted_but_not_edited(layout):
-    layout.dataset("insects").write_bytes(b"damaged")
-    with pytest.raises(CacheFormatError, match="is damaged"):
-        edit_dataset(layout, "insects", lambda m: m)
-    delete_dataset(layout, "insects")
-    assert manifest_names(layout) == []

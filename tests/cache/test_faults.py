@@ -15,31 +15,11 @@ import pytest
 
 import featx
 from featx.cache import shard as shard_module
-from featx.cache.layout import CacheLayout
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheFormatError, CacheWriteError
 from featx.files import durable
-from featx.spec import FeatureSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def spec():
-    return FeatureSpec(
-        backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="tf"
-    )
-
-
-@pytest.fixture
-def space(tmp_path, spec):
-    return FeatureSpace(CacheLayout(tmp_path / "cache"), spec)
-
-
-def rows(n, seed=0):
-    generator = np.random.default_rng(seed)
-    keys = generator.integers(0, 256, (n, 32), dtype=np.uint8)
-    return keys, generator.normal(size=(n, 16)).astype(np.float32)
 
 
 def files(space):
@@ -82,9 +62,9 @@ except CacheWriteError as error:
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 @pytest.mark.parametrize("step", ["create", "flush", "replace"])
 def test_an_error_at_any_step_of_a_write_leaves_the_cache_as_it_was(
-    space, monkeypatch, number, step
+    space, kit, monkeypatch, number, step
 ):
-    keys, values = rows(20)
+    keys, values = kit.rows(20, d=16)
     space.add(keys[:5], {"avg": values[:5]}, {})
     before = files(space)
 
@@ -103,9 +83,9 @@ def test_an_error_at_any_step_of_a_write_leaves_the_cache_as_it_was(
     np.testing.assert_array_equal(space.gather("avg", keys), values)
 
 
-def test_a_failed_flush_of_the_folder_is_an_error_and_no_row_is_wrong(space, monkeypatch):
+def test_a_failed_flush_of_the_folder_is_an_error_and_no_row_is_wrong(space, kit, monkeypatch):
     # The shard has its name by then: it may be kept, but nothing was promised.
-    keys, values = rows(5)
+    keys, values = kit.rows(5, d=16)
 
     def fail(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -120,8 +100,8 @@ def test_a_failed_flush_of_the_folder_is_an_error_and_no_row_is_wrong(space, mon
         np.testing.assert_array_equal(again.gather("avg", keys[here]), values[here])
 
 
-def test_a_shard_cut_at_every_4_kib_is_left_out_and_the_rest_stays(space):
-    keys, values = rows(1000)
+def test_a_shard_cut_at_every_4_kib_is_left_out_and_the_rest_stays(space, kit):
+    keys, values = kit.rows(1000, d=16)
     space.add(keys[:500], {"avg": values[:500]}, {})
     path = space.add(keys[500:], {"avg": values[500:]}, {})
     whole = path.read_bytes()
@@ -134,9 +114,9 @@ def test_a_shard_cut_at_every_4_kib_is_left_out_and_the_rest_stays(space):
         assert again.has(["avg"], keys).tolist() == [True] * 500 + [False] * 500
 
 
-def test_a_flipped_bit_in_the_structure_of_a_shard_gives_no_wrong_row(space):
+def test_a_flipped_bit_in_the_structure_of_a_shard_gives_no_wrong_row(space, kit):
     # Bits of the features themselves are found by `verify`, which reads their digests.
-    keys, values = rows(64)
+    keys, values = kit.rows(64, d=16)
     path = space.add(keys, {"avg": values}, {})
     whole = path.read_bytes()
     shard = space.shards[0]

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from featx.cache import manifest as manifest_module
-from featx.cache.layout import CacheLayout
+from featx.cache.editing import add_rows, relabel
 from featx.cache.manifest import (
-    Block,
-    Manifest,
+    delete_dataset,
+    edit_dataset,
     find_manifest,
     manifest_names,
     read_manifest,
+    rename_dataset,
     same_manifest,
     write_manifest,
 )
@@ -20,29 +21,14 @@ from featx.exceptions import CacheFormatError, DatasetError
 
 
 @pytest.fixture
-def layout(tmp_path):
-    return CacheLayout(tmp_path / "cache")
-
-
-@pytest.fixture
-def manifest():
-    return Manifest(
-        name="photos",
-        root="/photos",
-        classes=("蟻", "пчела"),
-        path=["蟻/1.jpg", "пчела/2.jpg", "odd\udcff.jpg"],
-        label=np.array([0, 1, -1], np.int32),
-        group=["", "a", "a"],
-        split=["", "", ""],
-        reason=["", "", "truncated"],
-        size=np.array([5, 6, -1]),
-        mtime_ns=np.array([1 << 60, 2, -1]),
-        inode=np.array([7, 8, -1]),
-        key=np.arange(96, dtype=np.uint8).reshape(3, 32),
-        status=np.array([0, 2, 1], np.uint8),
-        strays=("notes.txt",),
-        blocks=(Block("tiny", "avg", "tiny-0123"),),
-    )
+def manifest(kit):
+    return kit.dataset(
+        "photos", np.arange(96, dtype=np.uint8).reshape(3, 32), classes=("蟻", "пчела"),
+        path=["蟻/1.jpg", "пчела/2.jpg", "odd\udcff.jpg"], label=np.array([0, 1, -1], np.int32),
+        group=["", "a", "a"], reason=["", "", "truncated"], size=np.array([5, 6, -1]),
+        mtime_ns=np.array([1 << 60, 2, -1]), inode=np.array([7, 8, -1]),
+        status=np.array([0, 2, 1], np.uint8), strays=("notes.txt",),
+    )  # fmt: skip
 
 
 def test_round_trip_with_names_of_any_script(layout, manifest):
@@ -66,13 +52,8 @@ def test_one_that_is_replaced_while_it_is_read_is_read_to_its_end(layout, manife
 
 
 def test_an_empty_one_is_read_back(layout, manifest):
-    none = np.empty(0, np.int64)
-    empty = replace(
-        manifest,
-        path=[], group=[], split=[], reason=[], size=none, mtime_ns=none, inode=none,
-        ctime_ns=none, birth_ns=none,
-        label=none.astype(np.int32), key=np.empty((0, 32), np.uint8), status=np.empty(0, np.uint8),
-    )  # fmt: skip
+    empty = manifest.take(np.empty(0, np.intp))
+    assert len(empty) == 0
     assert same_manifest(read_manifest(write_manifest(layout, empty)), empty)
 
 
@@ -111,3 +92,43 @@ def test_an_unknown_dataset_names_those_that_there_are(layout, manifest):
     write_manifest(layout, manifest)
     with pytest.raises(DatasetError, match="no dataset 'fotos' in the cache .* which has: photos"):
         find_manifest(layout, "fotos")
+
+
+# Changes
+
+
+def flies(manifest):
+    return relabel(manifest, classes={"蟻": "flies"})
+
+
+def test_an_edit_is_written_under_its_name(layout, manifest):
+    write_manifest(layout, manifest)
+    before, after = edit_dataset(layout, "photos", flies)
+    assert same_manifest(before, manifest)
+    assert same_manifest(find_manifest(layout, "photos"), after)
+    edit_dataset(layout, "photos", lambda m: add_rows(m, manifest, name="more"))
+    assert manifest_names(layout) == ["more", "photos"]
+    with pytest.raises(DatasetError, match="has a dataset 'more' already: delete it first"):
+        edit_dataset(layout, "photos", lambda m: add_rows(m, manifest, name="more"))
+
+
+def test_a_dataset_is_renamed_and_deleted(layout, manifest):
+    write_manifest(layout, manifest)
+    rename_dataset(layout, "photos", "käfer 1")
+    assert find_manifest(layout, "käfer 1").name == "käfer 1"
+    rename_dataset(layout, "käfer 1", "käfer-1")
+    assert manifest_names(layout) == ["käfer-1"]
+    with pytest.raises(DatasetError, match="without slashes, received 'a/b'"):
+        rename_dataset(layout, "käfer-1", "a/b")
+    delete_dataset(layout, "käfer-1")
+    assert manifest_names(layout) == []
+    with pytest.raises(DatasetError, match="no dataset 'käfer-1' in the cache"):
+        delete_dataset(layout, "käfer-1")
+
+
+def test_a_damaged_manifest_can_be_deleted_but_not_edited(layout, manifest):
+    write_manifest(layout, manifest).write_bytes(b"damaged")
+    with pytest.raises(CacheFormatError, match="is damaged"):
+        edit_dataset(layout, "photos", flies)
+    delete_dataset(layout, "photos")
+    assert manifest_names(layout) == []

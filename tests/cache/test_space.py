@@ -1,3 +1,5 @@
+"""Features of one specification are found by key, in the midst of damage and other writers."""
+
 from __future__ import annotations
 
 import json
@@ -7,52 +9,29 @@ import numpy as np
 import pytest
 
 from featx.cache.key_index import KeyIndex
-from featx.cache.layout import CacheLayout
 from featx.cache.space import FeatureSpace, ShardWriter, open_space, read_spec
 from featx.exceptions import CacheFormatError, FeaturesError
-from featx.spec import FeatureSpec
 
 
-@pytest.fixture
-def layout(tmp_path):
-    return CacheLayout(tmp_path / "cache")
-
-
-@pytest.fixture
-def spec():
-    return FeatureSpec(
-        backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="tf"
-    )
-
-
-def rows(n, seed=0, d=4):
-    generator = np.random.default_rng(seed)
-    keys = generator.integers(0, 256, (n, 32), dtype=np.uint8)
-    return keys, generator.normal(size=(n, d)).astype(np.float32)
-
-
-def test_rows_are_gathered_in_the_order_of_their_keys_over_shards(layout, spec):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(30)
+def test_rows_are_gathered_in_the_order_of_their_keys_over_shards(layout, kit, space):
+    keys, values = kit.rows(30)
     for start in (0, 10, 20):
         space.add(keys[start : start + 10], {"avg": values[start : start + 10]}, {})
     order = np.random.default_rng(1).permutation(30)
     np.testing.assert_array_equal(space.gather("avg", keys[order]), values[order])
-    again = FeatureSpace(layout, spec)
+    again = FeatureSpace(layout, kit.spec)
     np.testing.assert_array_equal(again.gather("avg", keys[order]), values[order])
 
 
-def test_rows_that_lie_together_are_mapped_not_copied(layout, spec):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(30)
+def test_rows_that_lie_together_are_mapped_not_copied(layout, kit, space):
+    keys, values = kit.rows(30)
     space.add(keys, {"avg": values}, {})
     assert isinstance(space.gather("avg", keys[5:20]), np.memmap)
     np.testing.assert_array_equal(space.gather("avg", keys[5:20]), values[5:20])
 
 
-def test_taps_may_lie_in_different_shards(layout, spec):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(6)
+def test_taps_may_lie_in_different_shards(layout, kit, space):
+    keys, values = kit.rows(6)
     space.add(keys, {"avg": values}, {})
     space.add(keys[:3], {"max": values[:3]}, {})
     assert space.has(["avg"], keys).all()
@@ -63,52 +42,49 @@ def test_taps_may_lie_in_different_shards(layout, spec):
         space.gather("gem", keys)
 
 
-def test_a_reader_sees_what_another_writer_added_after_a_refresh(layout, spec):
-    reader, writer = FeatureSpace(layout, spec), FeatureSpace(layout, spec)
-    keys, values = rows(4)
-    writer.add(keys, {"avg": values}, {})
+def test_a_reader_sees_what_another_writer_added_after_a_refresh(layout, kit, space):
+    reader = FeatureSpace(layout, kit.spec)
+    keys, values = kit.rows(4)
+    space.add(keys, {"avg": values}, {})
     assert not reader.has(["avg"], keys).any()
     reader.refresh()
     assert reader.has(["avg"], keys).all()
 
 
-def test_a_damaged_shard_is_named_and_the_rest_stays_usable(layout, spec, caplog):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(8)
+def test_a_damaged_shard_is_named_and_the_rest_stays_usable(layout, kit, space, caplog):
+    keys, values = kit.rows(8)
     bad = space.add(keys[:4], {"avg": values[:4]}, {})
     space.add(keys[4:], {"avg": values[4:]}, {})
     bad.write_bytes(bad.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING, "featx"):
-        again = FeatureSpace(layout, spec)
+        again = FeatureSpace(layout, kit.spec)
     assert list(again.damaged) == [bad]
     assert bad.name in caplog.text
     assert again.has(["avg"], keys).tolist() == [False] * 4 + [True] * 4
     np.testing.assert_array_equal(again.gather("avg", keys[4:]), values[4:])
 
 
-def test_a_specification_that_disagrees_with_its_folder_is_an_error(layout, spec):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(2)
+def test_a_specification_that_disagrees_with_its_folder_is_an_error(layout, kit, space):
+    keys, values = kit.rows(2)
     space.add(keys, {"avg": values}, {})
     path = space.folder / "spec.json"
     changed = json.loads(path.read_text()) | {"input_size_px": [96, 96]}
     path.write_text(json.dumps(changed))
     with pytest.raises(CacheFormatError, match="the folder was renamed or its specification"):
-        FeatureSpace(layout, spec)
+        FeatureSpace(layout, kit.spec)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"type": "featx-spec", "version": 9}'])
-def test_a_damaged_specification_is_an_error(layout, spec, text):
-    folder = layout.space(spec)
+def test_a_damaged_specification_is_an_error(layout, kit, text):
+    folder = layout.space(kit.spec)
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(text)
     with pytest.raises(CacheFormatError, match=r"spec\.json"):
         read_spec(folder)
 
 
-def test_the_writer_commits_by_size_and_by_time(layout, spec, monkeypatch):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(40)
+def test_the_writer_commits_by_size_and_by_time(layout, kit, space, monkeypatch):
+    keys, values = kit.rows(40)
     monkeypatch.setattr("featx.cache.space.SHARD_BYTES", 10 * 4 * 4)
     writer = ShardWriter(space, {})
     for row in range(25):
@@ -123,28 +99,26 @@ def test_the_writer_commits_by_size_and_by_time(layout, spec, monkeypatch):
     assert len(space.shards) == 4
 
 
-def test_a_reader_finds_rows_that_were_moved_to_another_shard(layout, spec):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(20)
+def test_a_reader_finds_rows_that_were_moved_to_another_shard(layout, kit, space):
+    keys, values = kit.rows(20)
     old = space.add(keys[:10], {"avg": values[:10]}, {})
     space.add(keys[10:], {"avg": values[10:]}, {})
-    reader = FeatureSpace(layout, spec)
+    reader = FeatureSpace(layout, kit.spec)
     space.add(keys, {"avg": values}, {})
     old.unlink()
     np.testing.assert_array_equal(reader.gather("avg", keys), values)
 
 
-def test_a_space_whose_specification_is_not_written_yet_can_be_opened(layout, spec):
-    (layout.space(spec) / "shards").mkdir(parents=True)
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(2)
+def test_a_space_whose_specification_is_not_written_yet_can_be_opened(layout, kit):
+    (layout.space(kit.spec) / "shards").mkdir(parents=True)
+    space = FeatureSpace(layout, kit.spec)
+    keys, values = kit.rows(2)
     space.add(keys, {"avg": values}, {})
-    assert read_spec(space.folder) == spec
+    assert read_spec(space.folder) == kit.spec
 
 
-def test_a_shard_that_goes_while_a_space_is_opened_is_left_out(layout, spec, monkeypatch):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(20)
+def test_a_shard_that_goes_while_a_space_is_opened_is_left_out(layout, kit, space, monkeypatch):
+    keys, values = kit.rows(20)
     old = space.add(keys[:10], {"avg": values[:10]}, {})
     space.add(keys[10:], {"avg": values[10:]}, {})
     real = KeyIndex.extended
@@ -154,13 +128,12 @@ def test_a_shard_that_goes_while_a_space_is_opened_is_left_out(layout, spec, mon
         return real(index, parts)
 
     monkeypatch.setattr(KeyIndex, "extended", collect_first)
-    again = FeatureSpace(layout, spec)
+    again = FeatureSpace(layout, kit.spec)
     assert again.has(["avg"], keys).tolist() == [False] * 10 + [True] * 10
 
 
-def test_a_shard_that_comes_to_a_space_does_not_cost_a_look_at_the_others(layout, spec):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(30)
+def test_a_shard_that_comes_to_a_space_does_not_cost_a_look_at_the_others(layout, kit, space):
+    keys, values = kit.rows(30)
     first = space.add(keys[:10], {"avg": values[:10], "max": values[:10]}, {})
     whole = first.read_bytes()
     first.write_bytes(b"")  # it would be an error to read it again
@@ -172,9 +145,8 @@ def test_a_shard_that_comes_to_a_space_does_not_cost_a_look_at_the_others(layout
     assert space.has(["max"], keys).tolist() == [True] * 10 + [False] * 10 + [True] * 10
 
 
-def test_a_process_that_may_open_few_files_can_open_many_shards(layout, spec, run_python):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(100)
+def test_a_process_that_may_open_few_files_can_open_many_shards(layout, kit, space, run_python):
+    keys, values = kit.rows(100)
     for start in range(0, 100, 2):
         space.add(keys[start : start + 2], {"avg": values[start : start + 2]}, {})
     code = f"""
@@ -183,26 +155,111 @@ from featx.cache.layout import CacheLayout
 from featx.cache.space import open_space
 import h5py
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-space = open_space(CacheLayout.at({str(layout.root)!r}), {spec.name!r})
+space = open_space(CacheLayout.at({str(layout.root)!r}), {kit.spec.name!r})
 keys = np.random.default_rng(0).integers(0, 256, (100, 32), dtype=np.uint8)
 print(space.has(["avg"], keys).sum(), space.gather("avg", keys).shape, len(space.damaged))
 """
     assert run_python(code).stdout == "100 (100, 4) 0\n"
 
 
-def test_a_specification_that_was_lost_is_written_again_where_that_is_possible(layout, spec):
-    space = FeatureSpace(layout, spec)
-    keys, values = rows(2)
+def test_a_specification_that_was_lost_is_written_again_where_that_is_possible(layout, kit, space):
+    keys, values = kit.rows(2)
     space.add(keys, {"avg": values}, {})
     path = space.folder / "spec.json"
     good = path.read_bytes()
     path.unlink()
     with pytest.raises(CacheFormatError, match=r"spec\.json is missing: extract again"):
-        open_space(layout, spec.name)
-    FeatureSpace(layout, spec)
+        open_space(layout, kit.spec.name)
+    FeatureSpace(layout, kit.spec)
     assert path.read_bytes() == good
     path.unlink()
     layout.tmp.rmdir()
     layout.tmp.write_text("in the way")
-    assert FeatureSpace(layout, spec).has(["avg"], keys).all()
+    assert FeatureSpace(layout, kit.spec).has(["avg"], keys).all()
     assert not path.exists()
+
+
+# The index of keys
+
+
+def random_keys(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 32), dtype=np.uint8)
+
+
+def test_every_key_is_found_where_it_is_and_no_other():
+    keys = random_keys(5000)
+    index = KeyIndex([keys[:1000], keys[1000:1000], keys[1000:]])
+    part, row = index.find(keys)
+    assert (part[:1000] == 0).all()
+    assert (part[1000:] == 2).all()
+    np.testing.assert_array_equal(row, [*range(1000), *range(4000)])
+    strangers = index.find(random_keys(500, seed=1))
+    assert (strangers[0] == -1).all()
+    assert (strangers[1] == -1).all()
+
+
+def test_keys_that_share_their_first_eight_bytes_are_kept_apart():
+    keys = np.zeros((50, 32), np.uint8)
+    keys[:, 31] = np.arange(50)
+    index = KeyIndex([keys])
+    order = np.random.default_rng(0).permutation(50)
+    np.testing.assert_array_equal(index.find(keys[order])[1], order)
+    stranger = np.full((1, 32), 0, np.uint8)
+    stranger[0, 30] = 1
+    assert index.find(stranger)[1][0] == -1
+
+
+def test_one_of_equal_keys_stands_for_them():
+    keys = random_keys(3)
+    parts = [keys, keys[::-1]]
+    part, row = KeyIndex(parts).find(keys)
+    found = np.stack([parts[p][r] for p, r in zip(part, row, strict=True)])
+    np.testing.assert_array_equal(found, keys)
+
+
+def test_an_empty_index_finds_nothing():
+    assert KeyIndex([]).find(random_keys(2))[0].tolist() == [-1, -1]
+    assert KeyIndex([random_keys(2)]).find(random_keys(0))[0].tolist() == []
+
+
+def test_an_index_that_grew_part_by_part_finds_what_one_made_at_once_finds():
+    generator = np.random.default_rng(0)
+    keys = random_keys(6000)
+    keys[4000:4100] = keys[:100]  # rows that came twice
+    keys[:, :8] %= 3  # many keys that begin alike
+    cuts = np.sort(generator.integers(0, 6000, 60))
+    parts = np.split(keys, cuts)
+    grown = KeyIndex()
+    for part in parts:
+        before = len(grown)
+        grown = grown.extended([part])
+        assert len(grown) == before + len(part)
+    asked = np.concatenate([keys, random_keys(500, seed=1)])[generator.permutation(6500)]
+    for index in (grown, KeyIndex(parts), KeyIndex(parts[:20]).extended(parts[20:])):
+        part, row = index.find(asked)
+        here = part >= 0
+        assert here.sum() == 6000
+        found = np.stack([parts[p][r] for p, r in zip(part[here], row[here], strict=True)])
+        np.testing.assert_array_equal(found, asked[here])
+
+
+def test_extending_leaves_the_index_as_it_was_for_those_who_use_it():
+    keys = random_keys(20)
+    index = KeyIndex([keys[:10]])
+    extended = index.extended([keys[10:]])
+    assert (index.find(keys)[1] >= 0).tolist() == [True] * 10 + [False] * 10
+    assert (extended.find(keys)[1] >= 0).all()
+    assert index.extended([]) is index
+
+
+def test_a_key_costs_40_bytes_and_growing_sorts_little():
+    parts = np.split(random_keys(200_000), 200)
+    index = KeyIndex()
+    sorted_rows = 0
+    for part in parts:
+        before = index._runs
+        index = index.extended([part])
+        sorted_rows += sum(len(run) for run in index._runs if run not in before)
+    assert sum(run.words.nbytes + run.slots.nbytes for run in index._runs) == 40 * 200_000
+    assert len(index._runs) <= 4
+    assert sorted_rows < 200_000 * 25  # all of them each time would be 100 times

@@ -1,4 +1,4 @@
-"""Features that a disk changed are found by whoever reads them, and never get a new digest."""
+"""Features come in batches within a budget; what a disk changed is found by whoever reads it."""
 
 from __future__ import annotations
 
@@ -204,3 +204,60 @@ def test_a_damaged_pack_is_not_imported(kit, cache, tmp_path, element):
     with pytest.raises(DatasetError, match=f"'{element}' of .*packed.h5' do not have the digest"):
         bring_in(path, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+# Batches
+
+
+@pytest.fixture
+def features(layout, space, kit):
+    """1000 rows that lie scattered in 7 shards; the first feature is the number of the row."""
+    keys, values = kit.rows(1000, d=8)
+    values[:, 0] = np.arange(1000)
+    for part in np.array_split(np.random.default_rng(0).permutation(1000), 7):
+        space.add(keys[part], {"avg": values[part]}, {})
+    return Features(kit.dataset("x", keys), [space])
+
+
+def read(features, **options):
+    batches = list(features.batches(**options))
+    return [len(rows) for _, rows in batches], *map(np.concatenate, zip(*batches, strict=True))
+
+
+def test_in_order_every_row_comes_with_its_number(features):
+    sizes, X, rows = read(features, batch_size=300)
+    assert sizes == [300, 300, 300, 100]
+    assert rows.tolist() == list(range(1000))
+    np.testing.assert_array_equal(X, features.X)
+
+
+def test_shuffled_every_row_comes_once_an_epoch_and_the_seed_decides(features):
+    options = {"batch_size": 16, "shuffle": True, "max_ram_bytes": 200 * 32}
+    sizes, X, rows = read(features, seed=1, **options)
+    assert sorted(rows.tolist()) == list(range(1000))
+    assert set(sizes[:-1]) == {16}
+    np.testing.assert_array_equal(X, features.X[rows])
+    np.testing.assert_array_equal(rows, read(features, seed=1, **options)[2])
+    assert not np.array_equal(rows, read(features, seed=2, **options)[2])
+    assert abs(np.corrcoef(rows, np.arange(1000))[0, 1]) < 0.2
+
+
+def test_no_read_is_larger_than_half_the_budget(features, monkeypatch):
+    largest = 0
+    gather = FeatureSpace.gather
+
+    def measure(self, tap, keys):
+        nonlocal largest
+        largest = max(largest, len(keys) * 32)
+        return gather(self, tap, keys)
+
+    monkeypatch.setattr(FeatureSpace, "gather", measure)
+    read(features, batch_size=8, shuffle=True, max_ram_bytes=6400)
+    assert largest <= 3200
+
+
+def test_a_budget_below_two_batches_is_refused(features):
+    with pytest.raises(FeaturesError, match="two batches of 100 rows need 6,400 bytes, more than"):
+        next(features.batches(batch_size=100, max_ram_bytes=6000))
+    with pytest.raises(FeaturesError, match="positive batch_size"):
+        next(features.batches(batch_size=0))

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from featx.cache.features import Features
-from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Block, Manifest, write_manifest
+from featx.cache.manifest import Block, write_manifest
 from featx.cache.pack import FORMATS, pack_dataset
 from featx.cache.space import FeatureSpace
 from featx.exceptions import (
@@ -28,52 +27,32 @@ from featx.spec import FeatureSpec
 PATHS = ["蟻/1.jpg", "蟻/2.jpg", "пчела/3.jpg", "odd\udcff.jpg", "пчела/broken.jpg"]
 
 
-def make_manifest(keys, blocks, **changes):
-    n = len(keys)
-    minus = np.full(n, -1, np.int64)
-    manifest = Manifest(
-        name="photos",
-        root="/photos",
-        classes=("蟻", "пчела"),
-        path=PATHS[:n],
-        label=np.array([0, 0, 1, -1, 1][:n], np.int32),
-        group=["", "a", "a", "", ""][:n],
-        split=["train", "test", "", "", ""][:n],
-        reason=[""] * n,
-        size=minus,
-        mtime_ns=minus,
-        inode=minus,
-        key=keys,
-        status=np.array([0, 0, 0, 2, 1][:n], np.uint8),
-        blocks=tuple(blocks),
-    )
-    return replace(manifest, **changes)
-
-
 @pytest.fixture
-def layout(tmp_path):
-    return CacheLayout(tmp_path / "cache")
+def fill(layout, kit):
+    """Make a dataset whose rows lie scattered in two shards; the last of 5 images failed."""
+
+    def run(*, dtype="float32", taps=("avg",), n=5, d=3, **columns):
+        spec = replace(kit.spec, dtype=dtype)
+        keys, _ = kit.rows(n)
+        values = {tap: kit.rows(n, seed, d)[1].astype(dtype) for seed, tap in enumerate(taps)}
+        space = FeatureSpace(layout, spec)
+        for rows in (np.arange(n - 1, -1, -2), np.arange(n - 2, -1, -2)):
+            space.add(keys[rows], {tap: values[tap][rows] for tap in taps}, {})
+        content = {
+            "classes": ("蟻", "пчела"), "path": PATHS,
+            "label": np.array([0, 0, 1, -1, 1], np.int32),
+            "group": ["", "a", "a", "", ""], "split": ["train", "test", "", "", ""],
+            "status": np.array([0, 0, 0, 2, 1], np.uint8),
+            "blocks": tuple(Block("tiny", tap, spec.name) for tap in taps),
+        }  # fmt: skip
+        write_manifest(layout, kit.dataset("photos", keys, **{**content, **columns}))
+        return Features.open("photos", cache=layout.root), keys, values
+
+    return run
 
 
-def fill(layout, *, dtype="float32", taps=("avg",), n=5, d=3, **changes):
-    """A dataset whose rows lie scattered in two shards; the last image failed."""
-    spec = FeatureSpec(
-        backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64), preprocessing="tf",
-        dtype=dtype,
-    )  # fmt: skip
-    generator = np.random.default_rng(0)
-    keys = generator.integers(0, 256, (n, 32), dtype=np.uint8)
-    values = {tap: generator.normal(size=(n, d)).astype(dtype) for tap in taps}
-    space = FeatureSpace(layout, spec)
-    for rows in (np.arange(n - 1, -1, -2), np.arange(n - 2, -1, -2)):
-        space.add(keys[rows], {tap: values[tap][rows] for tap in taps}, {})
-    blocks = [Block("tiny", tap, spec.name) for tap in taps]
-    write_manifest(layout, make_manifest(keys, blocks, **changes))
-    return Features.open("photos", cache=layout.root), keys, values
-
-
-def test_hdf5_is_read_by_plain_h5py(layout, tmp_path):
-    features, keys, values = fill(layout)
+def test_hdf5_is_read_by_plain_h5py(fill, tmp_path):
+    features, keys, values = fill()
     packed = pack_dataset(features, tmp_path / "photos.h5")
     assert (packed.format, packed.rows, packed.width) == ("h5", 4, 3)
     assert packed.size_bytes == (tmp_path / "photos.h5").stat().st_size
@@ -91,8 +70,8 @@ def test_hdf5_is_read_by_plain_h5py(layout, tmp_path):
         assert facts == ["photos", "tiny", "avg"]
 
 
-def test_every_element_of_hdf5_is_typed_contiguous_and_digested(layout, tmp_path):
-    features, _, _ = fill(layout)
+def test_every_element_of_hdf5_is_typed_contiguous_and_digested(fill, tmp_path):
+    features, _, _ = fill()
     pack_dataset(features, tmp_path / "photos.h5")
     with h5py.File(tmp_path / "photos.h5") as file:
         assert (file.attrs["type"], file.attrs["version"]) == (b"featx-pack", 1)
@@ -105,8 +84,8 @@ def test_every_element_of_hdf5_is_typed_contiguous_and_digested(layout, tmp_path
             assert dataset.attrs["sha256"] == digest.encode(), name
 
 
-def test_npz_is_read_without_pickle(layout, tmp_path):
-    features, keys, values = fill(layout)
+def test_npz_is_read_without_pickle(fill, tmp_path):
+    features, keys, values = fill()
     pack_dataset(features, tmp_path / "photos.npz")
     with np.load(tmp_path / "photos.npz", allow_pickle=False) as stored:
         np.testing.assert_array_equal(stored["X"], values["avg"][:4])
@@ -117,9 +96,9 @@ def test_npz_is_read_without_pickle(layout, tmp_path):
         assert FeatureSpec.from_dict(json.loads(stored["spec"].item())) == features.spec()
 
 
-def test_parquet_is_read_by_pyarrow(layout, tmp_path):
+def test_parquet_is_read_by_pyarrow(fill, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `parquet`")
-    features, keys, values = fill(layout)
+    features, keys, values = fill()
     pack_dataset(features, tmp_path / "photos.parquet")
     table = parquet.read_table(tmp_path / "photos.parquet")
     assert table["path"].to_pylist() == ["蟻/1.jpg", "蟻/2.jpg", "пчела/3.jpg", "odd\\xff.jpg"]
@@ -132,9 +111,9 @@ def test_parquet_is_read_by_pyarrow(layout, tmp_path):
     assert FeatureSpec.from_dict(spec) == features.spec()
 
 
-def test_safetensors_is_read_by_its_own_package(layout, tmp_path):
+def test_safetensors_is_read_by_its_own_package(fill, tmp_path):
     safetensors = pytest.importorskip("safetensors", reason="safetensors is not installed")
-    features, keys, values = fill(layout)
+    features, keys, values = fill()
     pack_dataset(features, tmp_path / "photos.safetensors")
     with safetensors.safe_open(tmp_path / "photos.safetensors", framework="numpy") as file:
         np.testing.assert_array_equal(file.get_tensor("X"), values["avg"][:4])
@@ -146,8 +125,8 @@ def test_safetensors_is_read_by_its_own_package(layout, tmp_path):
     assert FeatureSpec.from_dict(json.loads(metadata["spec"])) == features.spec()
 
 
-def test_safetensors_follows_the_written_format(layout, tmp_path):
-    features, _, values = fill(layout)
+def test_safetensors_follows_the_written_format(fill, tmp_path):
+    features, _, values = fill()
     pack_dataset(features, tmp_path / "photos.safetensors")
     data = (tmp_path / "photos.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -163,18 +142,18 @@ def test_safetensors_follows_the_written_format(layout, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors"])
-def test_half_precision_stays_half(layout, tmp_path, suffix):
-    features, _, values = fill(layout, dtype="float16")
+def test_half_precision_stays_half(fill, tmp_path, suffix):
+    features, _, values = fill(dtype="float16")
     pack_dataset(features, tmp_path / f"photos.{suffix}")
     data = (tmp_path / f"photos.{suffix}").read_bytes()
     assert values["avg"][:4].tobytes() in data
 
 
 @pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors"])
-def test_unlabelled_data_has_no_labels_in_the_file(layout, tmp_path, suffix):
+def test_unlabelled_data_has_no_labels_in_the_file(fill, tmp_path, suffix):
     nothing = [""] * 5
     features, _, _ = fill(
-        layout, classes=None, label=np.full(5, -1, np.int32), group=nothing, split=nothing
+        classes=None, label=np.full(5, -1, np.int32), group=nothing, split=nothing
     )
     path = tmp_path / f"photos.{suffix}"
     pack_dataset(features, path)
@@ -188,8 +167,8 @@ def test_unlabelled_data_has_no_labels_in_the_file(layout, tmp_path, suffix):
         assert b'"y"' not in path.read_bytes()
 
 
-def test_a_file_holds_one_matrix_that_has_to_be_named_among_several(layout, tmp_path):
-    features, _, values = fill(layout, taps=("avg", "max"))
+def test_a_file_holds_one_matrix_that_has_to_be_named_among_several(fill, tmp_path):
+    features, _, values = fill(taps=("avg", "max"))
     with pytest.raises(FeaturesError, match="there are: tiny/avg, tiny/max"):
         pack_dataset(features, tmp_path / "photos.h5")
     packed = pack_dataset(features, tmp_path / "photos.h5", tap="max")
@@ -200,14 +179,13 @@ def test_a_file_holds_one_matrix_that_has_to_be_named_among_several(layout, tmp_
 
 @pytest.mark.parametrize("suffix", sorted(FORMATS))
 def test_chunks_join_without_a_seam_and_the_set_is_never_whole_in_memory(
-    layout, tmp_path, suffix, monkeypatch
+    fill, tmp_path, suffix, monkeypatch
 ):
     if suffix == "parquet":
         pytest.importorskip("pyarrow", reason="needs the extra `parquet`")
     n, d = 3000, 256
     nothing = [""] * n
     features, _, values = fill(
-        layout,
         n=n,
         d=d,
         path=[f"{row}.jpg" for row in range(n)],
@@ -235,8 +213,8 @@ def test_chunks_join_without_a_seam_and_the_set_is_never_whole_in_memory(
         assert values["avg"].tobytes() in data
 
 
-def test_the_format_may_be_named_and_an_unknown_one_is_an_error(layout, tmp_path):
-    features, _, _ = fill(layout)
+def test_the_format_may_be_named_and_an_unknown_one_is_an_error(fill, tmp_path):
+    features, _, _ = fill()
     pack_dataset(features, tmp_path / "photos.bin", format="npz")
     assert np.load(tmp_path / "photos.bin")["X"].shape == (4, 3)
     assert pack_dataset(features, tmp_path / "photos.HDF5").format == "h5"
@@ -244,14 +222,14 @@ def test_the_format_may_be_named_and_an_unknown_one_is_an_error(layout, tmp_path
         pack_dataset(features, tmp_path / "photos.npy")
 
 
-def test_nothing_to_pack_is_an_error(layout, tmp_path):
-    features, _, _ = fill(layout, status=np.ones(5, np.uint8))
+def test_nothing_to_pack_is_an_error(fill, tmp_path):
+    features, _, _ = fill(status=np.ones(5, np.uint8))
     with pytest.raises(DatasetError, match="'photos' has no rows to pack"):
         pack_dataset(features, tmp_path / "photos.h5")
 
 
-def test_features_that_are_missing_leave_no_file(layout, tmp_path):
-    features, _, _ = fill(layout)
+def test_features_that_are_missing_leave_no_file(layout, fill, tmp_path):
+    features, _, _ = fill()
     for shard in layout.spaces.rglob("shards/*.h5"):
         shard.unlink()
         break
@@ -262,10 +240,8 @@ def test_features_that_are_missing_leave_no_file(layout, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors"])
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
-    layout, tmp_path, monkeypatch, suffix
-):
-    features, _, _ = fill(layout)
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(fill, tmp_path, monkeypatch, suffix):
+    features, _, _ = fill()
     target = tmp_path / f"photos.{suffix}"
     target.write_text("old")
 
@@ -280,14 +256,14 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("suffix", ["h5", "npz", "safetensors"])
-def test_a_folder_that_is_not_there_is_named(layout, tmp_path, suffix):
-    features, _, _ = fill(layout)
+def test_a_folder_that_is_not_there_is_named(fill, tmp_path, suffix):
+    features, _, _ = fill()
     with pytest.raises(CacheWriteError, match="in a folder that exists"):
         pack_dataset(features, tmp_path / "nowhere" / f"photos.{suffix}")
 
 
-def test_parquet_without_pyarrow_names_the_extra(layout, tmp_path, monkeypatch):
-    features, _, _ = fill(layout)
+def test_parquet_without_pyarrow_names_the_extra(fill, tmp_path, monkeypatch):
+    features, _, _ = fill()
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'featx\[parquet\]'"):
         pack_dataset(features, tmp_path / "photos.parquet")
