@@ -267,7 +267,7 @@ def test_threads_change_nothing_but_the_time(monkeypatch):
     folds = folds_of(X, y)
     monkeypatch.setattr(logistic_rows, "_threads", lambda: 1)
     alone = fit_logistic_path(X, y, folds, Cs=CS[:3])
-    monkeypatch.setattr(logistic_rows, "_threads", lambda: 4)
+    monkeypatch.setattr(logistic_rows, "_threads", lambda: 2)
     together = fit_logistic_path(X, y, folds, Cs=CS[:3])
     np.testing.assert_allclose(together.coef[-1], alone.coef[-1], atol=1e-3)
 
