@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from featx.extraction.run import extract
     from featx.finetuning.tuning import finetune
     from featx.images.dataset import ImageDataset
-    from featx.importing import import_features
+    from featx.importing.importer import import_features
     from featx.models.artefact import load_model as load
     from featx.models.classifier import ImageClassifier
     from featx.models.evaluation import compare_models, evaluate
@@ -104,7 +104,7 @@ _HOMES = {
     "export": "featx.exporting.exporter",
     "extract": "featx.extraction.run",
     "finetune": "featx.finetuning.tuning",
-    "import_features": "featx.importing",
+    "import_features": "featx.importing.importer",
     "load": "featx.models.artefact",
     "pack_dataset": "featx.cache.pack",
     "plan_extraction": "featx.extraction.plan",

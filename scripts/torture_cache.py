@@ -57,7 +57,7 @@ from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Manifest, edit_dataset, manifest_names
 from featx.cache.verification import verify_cache
 from featx.exceptions import FeatxError
-from featx.images.files import hash_file
+from featx.images.image_files import hash_file
 
 FOLDERS = ("a/photos", "b/photos", "c/more")
 ROLES = ("writer", "writer", "editor", "collector", "reader", "reader")

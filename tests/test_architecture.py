@@ -21,8 +21,7 @@ MAY_IMPORT = {
     "backbones": {"exceptions", "forks", "spec", "quiet", "terminal", "files"},
     "engines": {"exceptions", "forks", "spec", "quiet", "files", "backbones"},
     "cache": {"exceptions", "spec", "files"},
-    "feature_files": {"exceptions", "files", "images"},
-    "importing": {"exceptions", "spec", "images", "cache", "feature_files"},
+    "importing": {"exceptions", "files", "spec", "images", "cache"},
     "extraction": {
         "exceptions",
         "spec",

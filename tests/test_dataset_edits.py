@@ -21,7 +21,7 @@ from featx.cache.manifest import (
     write_manifest,
 )
 from featx.exceptions import BackboneError, CacheFormatError, DatasetError
-from featx.importing import import_features
+from featx.importing.importer import import_features
 
 
 @pytest.fixture

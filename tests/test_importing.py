@@ -15,8 +15,8 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.pack import pack_dataset
 from featx.exceptions import DatasetError, MissingExtraError, UnknownNameError
-from featx.feature_files.read import read_feature_file
-from featx.importing import import_features
+from featx.importing.feature_files import read_feature_file
+from featx.importing.importer import import_features
 
 
 @pytest.fixture
@@ -159,8 +159,8 @@ def test_equal_rows_are_duplicates_stored_once(cache, table):
 def test_shards_stay_within_their_size_and_memory_within_chunks(tmp_path, cache, monkeypatch):
     X = np.random.default_rng(0).normal(size=(12000, 256)).astype(np.float32)
     path = write(tmp_path / "f.npz", X)
-    monkeypatch.setattr("featx.importing.SHARD_BYTES", 300_000)
-    monkeypatch.setattr("featx.feature_files.npy.CHUNK_BYTES", 200_000)
+    monkeypatch.setattr("featx.importing.importer.SHARD_BYTES", 300_000)
+    monkeypatch.setattr("featx.importing.feature_files.CHUNK_BYTES", 200_000)
     load(write(tmp_path / "warm.npz", X[:100]), "warm", cache=cache)
     tracemalloc.start()
     features = load(path, cache=cache)
@@ -330,7 +330,7 @@ HOSTILE_NUMPY = {
     "pickle.npy": (PICKLE, "which need pickle: refused"),
     "pickle.npz": (npz_of({"X": PICKLE}), "which need pickle: refused"),
     "pickled labels.npz": (LABELS_PICKLED, "save numbers as float32 and text with"),
-    "shape.npy": (npy_bytes(SHAPE % (1 << 50)), "claims .* bytes, of which it holds 0"),
+    "shape.npy": (npy_bytes(SHAPE % (1 << 50)), "claims .* bytes, of which the file holds 0"),
     "shape.npz": (npz_of({"X": npy_bytes(SHAPE % (1 << 50))}), "of which the file holds 0"),
     "negative.npy": (npy_bytes(SHAPE % -5), "of shape .*: refused"),
     "code in header.npy": (npy_bytes("{'descr': __import__('os').system('x')}"), "without pickle"),
@@ -434,7 +434,7 @@ HOSTILE_HDF5 = {
     "linked labels": (
         lambda f: (f.create_dataset("X", data=np.zeros((2, 2))),
                    f.__setitem__("y", h5py.ExternalLink("/etc/passwd", "/x"))),
-        r"'y' .* is a link",
+        "'y' is a link",
     ),
     "no matrix": (lambda f: f.create_dataset("z", data=np.zeros(3)), "found: z"),
 }  # fmt: skip
@@ -475,9 +475,9 @@ def test_another_kind_of_file_is_an_unknown_name(tmp_path, cache):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected a header with the column 'label'"),
+        ("", "empty table"),
         ("class\na\n", "expected a header with the column 'label'"),
-        ("label,path\na\n", "row 2: 1 values under 2 columns"),
+        ("label,path\na\n", "line 2: 1 values under 2 columns"),
         ('label\n"a\n', "line 2"),
     ],
 )

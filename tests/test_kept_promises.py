@@ -15,7 +15,7 @@ from featx.cache.manifest import find_manifest, manifest_names
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheError, CacheWriteError, DatasetError, EngineError
 from featx.extraction.pipeline import Stage
-from featx.importing import import_features
+from featx.importing.importer import import_features
 
 TWO_DAYS_S = 2 * 86_400
 

@@ -254,9 +254,8 @@ def _edit(
 
 def _labels_by_path(file: Path) -> dict[str, str]:
     from featx.exceptions import DatasetError
-    from featx.feature_files.label_file import read_label_file
     from featx.images.labels import as_text
-    from featx.images.tables import check_one_label
+    from featx.images.tables import check_one_label, read_label_file
 
     found = read_label_file(file)
     if found.path is None:

@@ -25,8 +25,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @common_options
 def command(name: str, file: Path, labels: Path | None, cache: Path, as_json: bool) -> None:
     """Bring in features that were made elsewhere, of images, text, audio or anything."""
-    from featx.feature_files.read import read_feature_file
-    from featx.importing import import_features
+    from featx.importing.feature_files import read_feature_file
+    from featx.importing.importer import import_features
 
     table = read_feature_file(file, labels=labels)
     features = import_features(

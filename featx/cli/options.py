@@ -346,7 +346,7 @@ def multilabel_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _read_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
     from featx.exceptions import DatasetError
-    from featx.images.split_names import parse_names
+    from featx.images.labels import parse_names
 
     try:
         return parse_names(values)

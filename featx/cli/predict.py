@@ -77,7 +77,7 @@ def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Pre
 
 def _names(images: Iterable[str]) -> Iterator[str]:
     """Return names of files: patterns are expanded in arguments, and none in standard input."""
-    from featx.images.names import FileName, image_names
+    from featx.images.scan import FileName, image_names
 
     for item in images:
         if item == "-":

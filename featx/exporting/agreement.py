@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.heads.scores import LABEL_THRESHOLD
-from featx.images.label_sets import SEPARATOR, label_matrix, read_label_sets
+from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
 
 _NAMED = 20
 

@@ -15,8 +15,8 @@ from featx.cache.manifest import find_manifest
 from featx.exceptions import CacheFormatError, DatasetError
 from featx.extraction.job import find_named, images_of
 from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
 from featx.images.loader import load_images
-from featx.images.target import Target
 from featx.spec import FeatureSpec
 
 _CALIBRATED = 100

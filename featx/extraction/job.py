@@ -26,7 +26,7 @@ from featx.exceptions import (
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
 from featx.extraction.sources import BackboneChoice, known_weights
 from featx.images.dataset import ImageDataset
-from featx.images.split_names import SplitNames, read_splits
+from featx.images.labels import SplitNames, read_splits
 from featx.spec import (
     AUGMENTATIONS,
     FeatureSpec,

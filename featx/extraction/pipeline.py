@@ -30,9 +30,9 @@ from featx.engines.select import make_engine
 from featx.exceptions import DatasetError, FeaturesError, ImageError
 from featx.extraction.progress import Meter, Progress
 from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
+from featx.images.line import Loaded
 from featx.images.loader import load_images
-from featx.images.one_image import Loaded
-from featx.images.target import Target
 from featx.spec import FeatureSpec, Precision
 
 _LOG = logging.getLogger("featx")

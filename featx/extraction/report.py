@@ -14,9 +14,9 @@ from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, FAILED, OK, Manifest
 from featx.extraction.pipeline import Stage
 from featx.extraction.progress import Meter
-from featx.images.columns import ImageColumns, inner_folder
-from featx.images.files import nearest_path
-from featx.images.label_sets import SEPARATOR
+from featx.images.dataset import ImageDataset, inner_folder
+from featx.images.image_files import nearest_path
+from featx.images.labels import SEPARATOR
 
 _NO_FILE = "no such file"
 _SHOWN = 3
@@ -25,7 +25,7 @@ _SHOWN = 3
 def run_report(
     features: Features,
     seconds: float,
-    images: ImageColumns | None = None,
+    images: ImageDataset | None = None,
     stages: Sequence[Stage] = (),
     meter: Meter | None = None,
 ) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def engine_names(stages: Sequence[Stage]) -> str:
     return ",".join(dict.fromkeys(stage.engine.name for stage in stages if stage.engine))
 
 
-def data_report(manifest: Manifest, images: ImageColumns | None = None) -> dict[str, Any]:
+def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[str, Any]:
     """Return what is known of a dataset beside its features, as JSON types.
 
     The images as they were read, where they were, know why files were left out.

@@ -18,7 +18,7 @@ from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
 from featx.extraction.progress import Meter, Progress, terminal_progress
 from featx.extraction.record import DatasetRecord, FeaturesGone
 from featx.extraction.report import missing_files, run_report
-from featx.images.split_names import SplitNames
+from featx.images.labels import SplitNames
 from featx.spec import ImagePolicy, Precision, StorageDtype, ViewPolicy
 
 _ATTEMPTS = 5

@@ -25,7 +25,8 @@ def hdf5_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     for part in name.strip("/").split("/"):
         link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
         if link is None:
-            raise UnsafeFileError(f"{where} is missing")
+            names = ", ".join(list(group)[:20]) or "nothing"
+            raise UnsafeFileError(f"{where} is missing, found: {names}")
         # Looked at before it is followed: it could lead to any file on this machine.
         if not isinstance(link, h5py.HardLink):
             raise UnsafeFileError(
@@ -79,8 +80,11 @@ def contiguous_offset(dataset: h5py.Dataset) -> int:
     return int(offset)
 
 
-def check_stored(dataset: h5py.Dataset, *, most_chunk_bytes: int, most_ratio: int) -> None:
-    """Compare what an array claims with what its file holds, chunks and compression allowed."""
+def check_stored(dataset: h5py.Dataset, *, most_chunk_bytes: int, most_ratio: int | None) -> None:
+    """Compare what an array claims with what its file holds, chunks and compression allowed.
+
+    With a ratio of None a compressed array may be of any size, as long as it is read by chunks.
+    """
     import h5py
 
     size = math.prod(map(int, dataset.shape)) * dataset.dtype.itemsize
@@ -97,7 +101,7 @@ def check_stored(dataset: h5py.Dataset, *, most_chunk_bytes: int, most_ratio: in
                     f"{dataset.name} is compressed by {name.decode(errors='replace') or code}, "
                     "which is not installed: save it with gzip or uncompressed"
                 )
-        if size > most_unpacked(held, most_ratio):
+        if most_ratio is not None and size > most_unpacked(held, most_ratio):
             raise UnsafeFileError(
                 f"{dataset.name} claims {size:,} bytes, of which the file holds {held:,}: "
                 "refused; save it again without compression"

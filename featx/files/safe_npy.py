@@ -91,11 +91,11 @@ def read_npy(data: bytes, name: str) -> NDArray[np.generic]:
 def map_npy(path: Path) -> NDArray[np.generic]:
     """Return the array of a ``.npy`` file, mapped from it."""
     with path.open("rb") as file:
-        header = read_npy_header(file, repr(str(path)))
+        header = read_npy_header(file, "the array")
     held = path.stat().st_size - header.start
     if header.data_bytes > held:
         raise UnsafeFileError(
-            f"{str(path)!r} claims {header.data_bytes:,} bytes, of which it holds {held:,}: it "
+            f"the array claims {header.data_bytes:,} bytes, of which the file holds {held:,}: it "
             "was cut short"
         )
     if not header.data_bytes:
@@ -106,30 +106,28 @@ def map_npy(path: Path) -> NDArray[np.generic]:
 class NpzFile:
     """The arrays of an open ``.npz`` file by name; none may grow by more than `most_ratio`."""
 
-    def __init__(self, archive: zipfile.ZipFile, path: Path, most_ratio: int) -> None:
-        self._archive, self._path, self._most_ratio = archive, path, most_ratio
-        self._size = path.stat().st_size
+    def __init__(self, archive: zipfile.ZipFile, size: int, most_ratio: int) -> None:
+        self._archive, self._size, self._most_ratio = archive, size, most_ratio
         members = archive.infolist()
         self._members = {info.filename.removesuffix(".npy"): info for info in members}
         if len(self._members) != len(members):
-            raise UnsafeFileError(f"{str(path)!r} has two arrays of one name: refused")
+            raise UnsafeFileError("it has two arrays of one name: refused")
         self.names = list(self._members)
 
     def header(self, name: str) -> NpyHeader:
         """Return what an array is, after comparing what it claims with what the file holds."""
-        where = f"{name!r} of {str(self._path)!r}"
         info = self._members[name]
         with self._archive.open(info) as file:
-            header = read_npy_header(file, where)
+            header = read_npy_header(file, repr(name))
         if header.start + header.data_bytes != info.file_size:
             raise UnsafeFileError(
-                f"{where} claims {header.data_bytes:,} bytes, of which the file holds "
+                f"{name!r} claims {header.data_bytes:,} bytes, of which the file holds "
                 f"{info.file_size - header.start:,}: it was cut short or changed"
             )
         stored = min(info.compress_size, self._size)
         if info.file_size > most_unpacked(stored, self._most_ratio):
             raise UnsafeFileError(
-                f"{where} claims {info.file_size:,} bytes, of which the file holds {stored:,}: "
+                f"{name!r} claims {info.file_size:,} bytes, of which the file holds {stored:,}: "
                 "refused; save it again without compression"
             )
         return header
@@ -139,8 +137,8 @@ class NpzFile:
         header = self.header(name)
         if most_bytes is not None and header.data_bytes > most_bytes:
             raise UnsafeFileError(
-                f"{name!r} of {str(self._path)!r} claims {header.data_bytes:,} bytes, more than "
-                f"the {most_bytes:,} allowed for labels, paths and the like"
+                f"{name!r} claims {header.data_bytes:,} bytes, more than the {most_bytes:,} "
+                "allowed for labels, paths and the like"
             )
         with self._archive.open(self._members[name]) as file:
             file.read(header.start)
@@ -157,15 +155,22 @@ class NpzFile:
                 count = min(rows, length - start)
                 data = file.read(count * row_bytes)
                 if len(data) != count * row_bytes:
-                    raise UnsafeFileError(f"{name!r} of {str(self._path)!r} was cut short")
+                    raise UnsafeFileError(f"{name!r} was cut short")
                 yield np.frombuffer(data, header.dtype).reshape(count, *sides)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise UnsafeFileError("expected a .npz archive, received one array: name it .npy")
+    return path.open("rb")
 
 
 @contextmanager
 def open_npz(path: Path, *, most_ratio: int) -> Iterator[NpzFile]:
     """Open a ``.npz`` file of at most 10,000 arrays, compressed to no less than 1/most_ratio."""
     with (
-        path.open("rb") as file,
+        _opened(path) as file,
         open_plain_zip(file, most_members=_MOST_MEMBERS, most_ratio=None) as archive,
     ):
-        yield NpzFile(archive, path, most_ratio)
+        yield NpzFile(archive, path.stat().st_size, most_ratio)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
 from featx.images.loader import load_images
-from featx.images.target import Target
 from featx.spec import FeatureSpec
 
 

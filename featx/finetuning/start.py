@@ -17,7 +17,7 @@ from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.extraction.run import extract
 from featx.finetuning.options import FineTuneOptions
 from featx.heads.registry import make_head
-from featx.images.split_names import check_splits
+from featx.images.labels import check_splits
 from featx.models.artefact import load_model, read_details
 from featx.models.classifier import ImageClassifier
 from featx.models.training import describe_training, require_labels

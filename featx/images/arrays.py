@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images.files import MAX_FILE_BYTES, missing_path_error
-from featx.images.labels import as_text
+from featx.files.claims import UnsafeFileError, reading_data
+from featx.images.decode import check_float_range, is_known_format
+from featx.images.image_files import MAX_FILE_BYTES, AnyArray
+from featx.images.labels import as_text, split_of
 from featx.images.limits import MOST_PIXELS
-from featx.images.pixels import check_float_range
 from featx.images.sources import is_picture
-from featx.images.split_names import split_of
+
+if TYPE_CHECKING:
+    import h5py
+
+    from featx.files.safe_npy import NpzFile
 
 _IMAGES = ("x", "X", "images", "image", "data")
 _LABELS = ("y", "Y", "labels", "label", "targets")
 _SPLITS = ("split", "splits")
 _ORDER = ("train", "val", "test", "")
-_LEAST_RANK = 3
-_MAX_CHUNK_BYTES = 1 << 30
+_RANKS = (3, 4)
+_CHANNELS = (1, 3, 4)
+_MOST_CHUNK_BYTES = 1 << 30
+# Black pixels shrink to a thousandth, labels do not.
+_PIXELS_RATIO, _LABELS_RATIO = 1100, 200
 
 
 class ImageSource(Protocol):
@@ -48,34 +52,21 @@ class ArrayTable:
     """Images with the labels and splits that were stored beside them."""
 
     images: ImageSource
-    labels: Any = None
+    labels: Iterable[Any] | None = None
     splits: list[str] | None = None
 
 
 def check_images(images: Any) -> ImageSource:
-    """Check that images have a rank and a type that can be pixels.
+    """Return images that have a rank and a type that can be pixels: an array, or a list.
 
-    Parameters
-    ----------
-    images : ndarray of shape (n, h, w) or (n, h, w, c), or sequence
-        Pixels of uint8, bool, uint16, or floats in [0, 1]; c is 1, 3 or 4. A sequence may hold
-        arrays of different sizes, PIL images, contents of image files, and open files.
-
-    Returns
-    -------
-    ImageSource
-        The array itself, or a list of arrays, bytes of image files, and PIL images in memory.
-
-    Raises
-    ------
-    DatasetError
-        For another rank, number of channels, type or range, or no images at all.
+    They come as an array (n, h, w) or (n, h, w, c), or in a sequence of arrays of different sizes,
+    PIL images, contents of image files, and open files.
     """
     if is_picture(images):
         images = [images]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        listed = [_as_picture(image) for image in images]
-        for i, image in enumerate(listed):
+        items = [_as_picture(image) for image in images]
+        for i, image in enumerate(items):
             if not isinstance(image, np.ndarray):
                 continue
             if image.ndim not in (2, 3):
@@ -84,9 +75,9 @@ def check_images(images: Any) -> ImageSource:
                     f"expected images of shape (h, w) or (h, w, c), received {received} at {i}"
                 )
             _check_layout((1, *image.shape), image.dtype)
-        if not listed:
+        if not items:
             raise DatasetError("no images: expected at least one image, received an empty list")
-        return listed
+        return items
     array = np.asarray(images)
     _check_layout(array.shape, array.dtype)
     if array.dtype.kind == "f":
@@ -99,17 +90,11 @@ def check_images(images: Any) -> ImageSource:
 
 
 def as_stack(images: Any) -> Any:
-    """Return one array image (h, w, c) as (1, h, w, c), and anything else as it is.
-
-    Raises
-    ------
-    DatasetError
-        If an array may be one image with its channels first, or several grey ones.
-    """
+    """Return one array image (h, w, c) as (1, h, w, c), and anything else as it is."""
     if not isinstance(images, np.ndarray) or images.ndim != 3:
         return images
     n, height, width = images.shape
-    if width in (1, 3, 4):
+    if width in _CHANNELS:
         return images[np.newaxis]
     if n in (3, 4):
         raise DatasetError(
@@ -135,8 +120,6 @@ def _as_picture(image: Any) -> Any:
 
 def _original(image: Any) -> Any:
     """Return the bytes of the file from which a PIL image will be loaded, or the image itself."""
-    from featx.images.opening import is_known_format
-
     # Pillow lets go of the file when it loads the pixels, which may then be changed.
     if getattr(image, "fp", None) is None:
         if getattr(image, "tile", None):
@@ -177,241 +160,165 @@ def _read_open(file: Any, what: str) -> bytes:
     return content
 
 
-def read_npz(file: Path) -> ArrayTable:
-    """Read images and labels from a ``.npz`` file, without pickle.
+def read_npz(path: Path) -> ArrayTable:
+    """Return images and labels from a ``.npz`` file, without pickle.
 
-    Names that are understood: ``x`` or ``images`` with ``y`` or ``labels``; ``x_train``,
-    ``y_train``, ``x_val``, ``x_test``, ... ; ``train_images``, ``train_labels``, ...
-
-    Raises
-    ------
-    DatasetError
-        If the file is missing, damaged, holds objects, or none of those names.
+    They have the names ``x`` or ``images`` with ``y`` or ``labels``; ``x_train``, ``y_train``,
+    ``x_val`` ...; or ``train_images``, ``train_labels`` ...
     """
-    try:
-        # Opened here, as NumPy leaves a damaged archive open.
-        with file.open("rb") as opened:
-            stored = np.load(opened, allow_pickle=False)
-            if not isinstance(stored, Mapping):
-                raise DatasetError(f"expected a .npz archive, received one array: {str(file)!r}")
-            return _from_names(file, stored)
-    except FileNotFoundError as error:
-        raise missing_path_error(file, f"no such file: {str(file)!r}") from error
-    except MemoryError as error:
-        raise DatasetError(f"{str(file)!r} does not fit into memory: use HDF5") from error
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"cannot read {str(file)!r} as .npz without pickle: {error}") from error
+    from featx.files.safe_npy import open_npz
 
-
-def _from_names(file: Path, stored: Mapping[str, NDArray[Any]]) -> ArrayTable:
-    images = next((name for name in _IMAGES if name in stored), None)
-    if images is not None:
-        labels = next((name for name in _LABELS if name in stored), None)
-        split_at = next((name for name in _SPLITS if name in stored), None)
-        pixels = check_images(stored[images])
+    with reading_data(path, ".npz without pickle"), open_npz(path, most_ratio=_PIXELS_RATIO) as npz:
+        images, labels, splits = (_first(npz.names, names) for names in (_IMAGES, _LABELS, _SPLITS))
+        if images is None:
+            return _joined(npz)
         return ArrayTable(
-            images=pixels,
-            labels=None if labels is None else stored[labels],
-            splits=None if split_at is None else _split_column(stored[split_at]),
+            images=check_images(npz.read(images)),
+            labels=None if labels is None else npz.read(labels),
+            splits=None if splits is None else _split_column(npz.read(splits)),
         )
-    parts: list[NDArray[Any]] = []
-    labels_of: list[Any] = []
+
+
+def _first(names: Iterable[str], candidates: Iterable[str]) -> str | None:
+    present = set(names)
+    return next((name for name in candidates if name in present), None)
+
+
+def _joined(npz: NpzFile) -> ArrayTable:
+    """Return the images of all splits, whose arrays have names such as ``x_train``."""
+    parts: list[AnyArray] = []
+    labels: list[Any] = []
     splits: list[str] = []
-    for key, at in _split_arrays(stored):
-        part = stored[at]
+    for split, name in _split_arrays(npz):
+        part = npz.read(name)
         _check_layout(part.shape, part.dtype)
         parts.append(part)
-        splits += [key] * len(part)
-        label_at = _first(stored, _LABELS, key)
-        own = [None] * len(part) if label_at is None else np.ravel(stored[label_at]).tolist()
-        if len(own) != len(part):
-            raise DatasetError(
-                f"{str(file)!r}: {len(part)} images in {at!r}, {len(own)} labels in {label_at!r}"
-            )
-        labels_of += own
+        splits += [split] * len(part)
+        forms = (form for y in _LABELS for form in (f"{y}_{split}", f"{split}_{y}"))
+        y_name = _first(npz.names, forms)
+        y = [None] * len(part) if y_name is None else np.ravel(npz.read(y_name)).tolist()
+        if len(y) != len(part):
+            raise UnsafeFileError(f"{len(part)} images in {name!r}, {len(y)} labels in {y_name!r}")
+        labels += y
     if not parts:
-        raise DatasetError(
-            f"expected images under the name x, X or images (or x_train, x_test) in {str(file)!r}, "
-            f"found: {', '.join(stored) or 'nothing'}"
+        raise UnsafeFileError(
+            "expected images under the name x, X or images (or x_train, x_test), found: "
+            f"{', '.join(npz.names) or 'nothing'}"
         )
     same = len({(part.shape[1:], part.dtype) for part in parts}) == 1
     pixels = np.concatenate(parts) if same else [image for part in parts for image in part]
-    labelled = any(label is not None for label in labels_of)
+    labelled = any(label is not None for label in labels)
     return ArrayTable(
-        images=check_images(pixels), labels=labels_of if labelled else None, splits=splits
+        images=check_images(pixels), labels=labels if labelled else None, splits=splits
     )
 
 
-def _split_arrays(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _split_arrays(npz: NpzFile) -> list[tuple[str, str]]:
     """Return the name of each split and of its images: ``x_train``, ``test_images`` ..."""
-    found: dict[str, str] = {}
-    for name in stored:
+    arrays: dict[str, str] = {}
+    for name in npz.names:
         for images in _IMAGES:
-            for key in (name.removeprefix(f"{images}_"), name.removesuffix(f"_{images}")):
+            for split in (name.removeprefix(f"{images}_"), name.removesuffix(f"_{images}")):
                 # Such as data_mean lies beside images, and is none.
-                if key != name and (split_of(key) or stored[name].ndim >= _LEAST_RANK):
-                    found.setdefault(key, name)
-    return sorted(found.items(), key=lambda pair: (_ORDER.index(split_of(pair[0])), pair[0]))
+                if split != name and (split_of(split) or len(npz.header(name).shape) in _RANKS):
+                    arrays.setdefault(split, name)
+    return sorted(arrays.items(), key=lambda pair: (_ORDER.index(split_of(pair[0])), pair[0]))
 
 
-def _split_column(values: NDArray[Any]) -> list[str]:
+def _split_column(values: AnyArray) -> list[str]:
     return [as_text(v.decode() if isinstance(v, bytes) else v) for v in np.ravel(values).tolist()]
 
 
-def _first(stored: Mapping[str, Any], names: Sequence[str], split: str) -> str | None:
-    both = (form for name in names for form in (f"{name}_{split}", f"{split}_{name}"))
-    return next((form for form in both if form in stored), None)
+def read_hdf5(path: Path, *, images: str | None = None, labels: str | None = None) -> ArrayTable:
+    """Return images, which are read row by row when asked for, and labels of an HDF5 file.
 
-
-def read_hdf5(file: Path, *, images: str | None = None, labels: str | None = None) -> ArrayTable:
-    """Find images and labels in an HDF5 file; images are read row by row when asked for.
-
-    Parameters
-    ----------
-    file : Path
-        The file. Opened without a lock.
-    images, labels : str or None, default None
-        Names of the data sets; by default the usual names, or the only one of rank 3 or 4.
-
-    Raises
-    ------
-    DatasetError
-        If the file is missing, damaged, holds no images, or keeps data outside itself (external
-        links, external storage, virtual data sets), which could make it read other files.
+    Their data sets have the usual names unless they are named; images may be the only data set of
+    rank 3 or 4.
     """
     import h5py
 
-    if not file.exists():
-        raise missing_path_error(file, f"no such file: {str(file)!r}")
-    try:
-        with h5py.File(file, "r", locking=False) as opened:
-            names = list(opened)
-            if images is None:
-                images = next((name for name in _IMAGES if name in names), None)
-            if images is None:
-                ranks = {n: len(_dataset(opened, n, file).shape) for n in _datasets(opened)}
-                fitting = [name for name, rank in ranks.items() if rank in (3, 4)]
-                if len(fitting) != 1:
-                    raise DatasetError(
-                        f"expected images under the name x, X or images in {str(file)!r}, found: "
-                        f"{', '.join(names) or 'nothing'}; name the data set with images=..."
-                    )
-                images = fitting[0]
-            found = _dataset(opened, images, file)
-            _check_layout(found.shape, found.dtype)
-            chunk_bytes = math.prod(found.chunks or (1,)) * found.dtype.itemsize
-            if chunk_bytes > _MAX_CHUNK_BYTES:
-                raise DatasetError(f"{images!r} in {str(file)!r} has chunks of {chunk_bytes} bytes")
-            n = int(found.shape[0])
-            if labels is None:
-                labels = next((name for name in _LABELS if name in names), None)
-            values = None
-            if labels is not None:
-                stored = _dataset(opened, labels, file)
-                if stored.shape not in ((n,), (n, 1)):
-                    raise DatasetError(
-                        f"expected {n} labels in {labels!r} of {str(file)!r}, received shape "
-                        f"{stored.shape}"
-                    )
-                values = np.ravel(stored[()])
-            split_at = next((name for name in _SPLITS if name in names), None)
-            splits = None
-            if split_at is not None:
-                splits = _split_column(_dataset(opened, split_at, file)[()])
-    except OSError as error:
-        raise DatasetError(f"cannot read {str(file)!r} as HDF5: {error}") from error
-    return ArrayTable(images=Hdf5Images(file, images, n), labels=values, splits=splits)
+    from featx.files.safe_hdf5 import check_stored, hdf5_dataset, hdf5_datasets
+
+    def whole(name: str) -> AnyArray:
+        dataset = hdf5_dataset(file, name)
+        check_stored(dataset, most_chunk_bytes=_MOST_CHUNK_BYTES, most_ratio=_LABELS_RATIO)
+        values: AnyArray = dataset[()]
+        return values
+
+    with reading_data(path, "HDF5"), h5py.File(path, "r", locking=False) as file:
+        names = list(file)
+        images = images or _first(names, _IMAGES)
+        if images is None:
+            fitting = [name for name, rank in hdf5_datasets(file).items() if rank in _RANKS]
+            if len(fitting) != 1:
+                raise DatasetError(
+                    f"expected images under the name x, X or images in {str(path)!r}, found: "
+                    f"{', '.join(names) or 'nothing'}; name the data set with images=..."
+                )
+            images = fitting[0]
+        dataset = hdf5_dataset(file, images)
+        _check_layout(dataset.shape, dataset.dtype)
+        check_stored(dataset, most_chunk_bytes=_MOST_CHUNK_BYTES, most_ratio=None)
+        n = int(dataset.shape[0])
+        labels = labels or _first(names, _LABELS)
+        if labels is not None and hdf5_dataset(file, labels).shape not in ((n,), (n, 1)):
+            raise DatasetError(
+                f"expected {n} labels in {labels!r} of {str(path)!r}, received shape "
+                f"{hdf5_dataset(file, labels).shape}"
+            )
+        splits = _first(names, _SPLITS)
+        return ArrayTable(
+            images=Hdf5Images(path, images, n),
+            labels=None if labels is None else np.ravel(whole(labels)),
+            splits=None if splits is None else _split_column(whole(splits)),
+        )
 
 
 class Hdf5Images:
-    """Images of an HDF5 file, read one at a time; may be used from many threads.
-
-    Parameters
-    ----------
-    file : Path
-        The file, opened at the first read.
-    name : str
-        The data set, of shape (n, h, w) or (n, h, w, c).
-    n : int
-        Number of images.
-    """
+    """The `n` images of a data set in an HDF5 file, read one at a time, from any thread."""
 
     def __init__(self, file: Path, name: str, n: int) -> None:
         self.file, self.name, self.n = file.absolute(), name, n
         self._lock = threading.Lock()
-        self._opened: Any = None
+        self._dataset: h5py.Dataset | None = None
 
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> NDArray[Any]:
+    def __getitem__(self, index: int) -> AnyArray:
         import h5py
 
+        from featx.files.safe_hdf5 import hdf5_dataset
+
         with self._lock:
-            if self._opened is None:
-                opened = h5py.File(self.file, "r", locking=False)
-                self._opened = _dataset(opened, self.name, self.file)
-            image: NDArray[Any] = self._opened[index]
+            if self._dataset is None:
+                self._dataset = hdf5_dataset(h5py.File(self.file, "r", locking=False), self.name)
+            image: AnyArray = self._dataset[index]
         return image
 
     def __repr__(self) -> str:
         return f"Hdf5Images({str(self.file)!r}, {self.name!r}, {self.n})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[Hdf5Images], tuple[Path, str, int]]:
         return Hdf5Images, (self.file, self.name, self.n)
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
         with self._lock:
-            if self._opened is not None:
-                self._opened.file.close()
-                self._opened = None
+            if self._dataset is not None:
+                self._dataset.file.close()
+                self._dataset = None
 
 
-def _datasets(opened: Any) -> list[str]:
-    import h5py
-
-    hard = [name for name in opened if isinstance(opened.get(name, getlink=True), h5py.HardLink)]
-    return [name for name in hard if isinstance(opened[name], h5py.Dataset)]
-
-
-def _dataset(opened: Any, name: str, file: Path) -> Any:
-    """Return a data set whose bytes lie in this very file."""
-    import h5py
-
-    node = opened
-    for part in name.strip("/").split("/"):
-        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
-        if link is None:
-            raise DatasetError(
-                f"no {name!r} in {str(file)!r}, found: {', '.join(opened) or 'nothing'}"
-            )
-        if not isinstance(link, h5py.HardLink):
-            raise DatasetError(
-                f"{name!r} in {str(file)!r} is a link ({type(link).__name__}), which may lead out "
-                "of the file: copy the data into it"
-            )
-        node = node[part]
-    if not isinstance(node, h5py.Dataset):
-        raise DatasetError(f"{name!r} in {str(file)!r} is a group: expected a data set of images")
-    if node.is_virtual or node.external:
-        raise DatasetError(
-            f"{name!r} in {str(file)!r} keeps its data in other files: copy the data into it"
-        )
-    return node
-
-
-def _check_layout(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _check_layout(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
     if dtype.kind not in "f" and dtype not in (np.uint8, np.bool_, np.uint16):
         hint = "; convert 0 to 255 with .astype('uint8')" if dtype.kind in "iu" else ""
         raise DatasetError(
             f"expected pixels of uint8, bool, uint16 or floats in [0, 1], received {dtype}{hint}"
         )
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
+    if len(shape) not in _RANKS or (len(shape) == 4 and shape[3] not in _CHANNELS):
         hint = ""
-        if len(shape) == 4 and shape[1] in (1, 3, 4):
+        if len(shape) == 4 and shape[1] in _CHANNELS:
             hint = ": channels come last here, use .transpose(0, 2, 3, 1)"
         elif len(shape) == 2:
             hint = ": give one image as array[None]"

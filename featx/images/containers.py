@@ -12,6 +12,7 @@ import itertools
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
@@ -57,23 +58,10 @@ class Coded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """An image file that is whole as far as its container tells.
+    """An image file without its metadata, whole as far as its container tells.
 
-    Parameters
-    ----------
-    kind : str
-        ``"JPEG"``, ``"PNG"``, ``"GIF"``, ``"BMP"``, ``"PPM"``, ``"TIFF"``, ``"WEBP"``,
-        ``"JPEG2000"``, ``"AVIF"`` or ``"HEIF"``.
-    data : bytes
-        The file without its metadata.
-    orientation : int, default 1
-        EXIF orientation that remains to be applied, 1 to 8.
-    size_px : tuple of (height, width) or None, default None
-        Set where Pillow would allocate the canvas while it reads the header.
-    scans : int, default 1
-        How often a JPEG goes over the picture; 2 or more where it is kept from scan to scan.
-    coded : Coded or None, default None
-        What a JPEG 2000 is made of.
+    `size_px` (height, width) is set where Pillow would allocate the canvas while it reads the
+    header, `scans` is 2 or more where a JPEG is kept from scan to scan.
     """
 
     kind: str
@@ -85,15 +73,7 @@ class Container:
 
 
 def sniff(data: bytes) -> str:
-    """Return the format that the first bytes announce, ``""`` when it is no image format.
-
-    Examples
-    --------
-    >>> sniff(b"GIF89a...")
-    'GIF'
-    >>> sniff(b"<html>")
-    ''
-    """
+    """Return the format that the first bytes announce, ``""`` when it is no image format."""
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind
@@ -109,47 +89,13 @@ def sniff(data: bytes) -> str:
 
 
 def inspect(data: bytes) -> Container:
-    """Find the format, refuse what is cut short, and drop the metadata.
-
-    Parameters
-    ----------
-    data : bytes
-        A whole image file.
-
-    Returns
-    -------
-    Container
-        What Pillow may decode.
-
-    Raises
-    ------
-    ImageError
-        If the bytes are empty, no known image format, truncated or damaged.
-    """
+    """Return what Pillow may decode: refused where it is cut short, without its metadata."""
     if not data:
         raise ImageError("empty file (0 bytes)")
     kind = sniff(data)
-    if kind == "JPEG":
-        return _jpeg(data)
-    if kind == "PNG":
-        return _png(data)
-    if kind == "TIFF":
-        return _tiff(data)
-    if kind == "WEBP":
-        return _webp(data)
-    if kind == "GIF":
-        return _gif(data)
-    if kind in ("AVIF", "HEIF"):
-        # These formats turn the picture by item properties, so the EXIF item is of no use.
-        head = _EXIF_ITEM.sub(rb"\1free", data[:65536])
-        return Container(kind, data if head == data[:65536] else head + data[65536:])
-    if kind == "JPEG2000":
-        return _jpeg2000(data)
     if not kind:
         raise ImageError(f"not an image (starts with {data[:16]!r})")
-    if kind == "PPM":
-        return _ppm(data)
-    return Container(kind, data)
+    return _INSPECTORS[kind](data) if kind in _INSPECTORS else Container(kind, data)
 
 
 # Types of TIFF that Pillow reads as integers, and that lie in the entry itself.
@@ -157,21 +103,7 @@ _INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I"}
 
 
 def exif_orientation(exif: bytes) -> int:
-    r"""Return the orientation in a block of EXIF, 1 (upright) when there is none to be had.
-
-    Parameters
-    ----------
-    exif : bytes
-        A TIFF structure, with or without ``Exif\0\0`` before it; it may be damaged.
-
-    Examples
-    --------
-    >>> entry = bytes.fromhex("00000008 0001 0112 0003 00000001 0006")
-    >>> exif_orientation(b"Exif\0\0MM\0*" + entry)
-    6
-    >>> exif_orientation(b"garbage")
-    1
-    """
+    """Return the orientation in a block of EXIF, perhaps damaged; 1 (upright) for none."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 10:
@@ -450,3 +382,22 @@ def _tiff(data: bytes) -> Container:
     except struct.error as error:
         raise ImageError(f"truncated: TIFF directory ({error})") from error
     return Container("TIFF", bytes(out))
+
+
+def _avif_or_heif(data: bytes) -> Container:
+    """Drop EXIF: these formats turn the picture by item properties."""
+    head = _EXIF_ITEM.sub(rb"\1free", data[:65536])
+    return Container(sniff(data), data if head == data[:65536] else head + data[65536:])
+
+
+_INSPECTORS: dict[str, Callable[[bytes], Container]] = {
+    "AVIF": _avif_or_heif,
+    "GIF": _gif,
+    "HEIF": _avif_or_heif,
+    "JPEG": _jpeg,
+    "JPEG2000": _jpeg2000,
+    "PNG": _png,
+    "PPM": _ppm,
+    "TIFF": _tiff,
+    "WEBP": _webp,
+}

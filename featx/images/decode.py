@@ -1,45 +1,45 @@
-"""From the bytes of an image file to RGB pixels: one explicit policy for every kind of file.
+"""From the bytes of an image file, or an array, to RGB pixels: one policy for every kind of image.
 
 The rules, version 1 (`featx.spec.ImagePolicy.decoder`): EXIF orientation is applied; transparency
 (alpha channels, palettes, a transparent colour) lies over white; greyscale, 1-bit, palette, CMYK
 and YCbCr become RGB without their colour profile; 16-bit greyscale is divided by 257 and rounded;
 an animation gives its first frame, a multi-page TIFF its first page. 16-bit colour keeps the high
-byte. A JPEG of more than `MAX_PIXELS` is decoded at the largest fraction, 1/2, 1/4 or 1/8, that has
-no more. What is truncated, damaged, or takes too much memory or time (`featx.images.limits`) fails
-with a reason. All functions may be called from many threads; no warning of Pillow's reaches the
-caller.
+byte. A JPEG of more than `MOST_PIXELS` is decoded at the largest fraction, 1/2, 1/4 or 1/8, that
+has no more. Arrays are uint8, bool, uint16 or floats in [0, 1]. What is truncated, damaged, or
+takes too much memory or time (`featx.images.limits`) fails with a reason. All functions may be
+called from many threads; no warning of Pillow's reaches the caller.
 """
 
 from __future__ import annotations
 
+import importlib
+import io
 import math
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featx.exceptions import ImageError
+from featx.exceptions import ImageError, MissingExtraError
 from featx.images.containers import Container, exif_orientation, inspect
-from featx.images.keys import array_key, file_key
-from featx.images.limits import MOST_PIXELS as MAX_PIXELS
-from featx.images.limits import budget, check_array, check_pixels, check_work
-from featx.images.opening import (
-    open_image,
-    pixel_limit,
-    short_failures,
-)
-from featx.images.pixels import array_to_rgb, sixteen_to_eight
-from featx.images.target import AnyTarget, Target, as_targets
+from featx.images.image_files import AnyArray, ImageData, image_key, why_failed
+from featx.images.limits import MOST_PIXELS, budget, check_array, check_pixels, check_work
 from featx.images.views import Box, View, change_look, draw_view
-from featx.spec import ImagePolicy
+from featx.spec import ImagePolicy, ViewPolicy
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from PIL import Image
 
+Rgb: TypeAlias = NDArray[np.uint8]
 _VERSION = 1
 _BAND_PX = 1 << 22
+# Room for rounding in a float image; what lies within is clipped.
+_SLACK = 1e-3
 # Names of PIL.Image.Transpose by EXIF orientation.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -54,193 +54,155 @@ _TURNS = {
 _loading = threading.Lock()
 
 
-def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    r"""Decode an image file at its own size.
+class Target(NamedTuple):
+    """One array of pixels to be made of every image: (height, width), and how to get there."""
 
-    Parameters
-    ----------
-    data : bytes
-        A whole image file: JPEG, PNG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000, AVIF, or HEIF with
-        the extra ``heif``.
-    draft_px : tuple of (height, width) or None, default None
-        Let the JPEG decoder shrink by 2, 4 or 8, never below this size in either direction.
+    size_px: tuple[int, int]
+    image: ImagePolicy
+    view: ViewPolicy | None = None
 
-    Returns
-    -------
-    ndarray of shape (h, w, 3), uint8
 
-    Raises
-    ------
-    ImageError
-        With a short reason, if the bytes are no image, truncated, damaged, or too large.
+AnyTarget: TypeAlias = Target | tuple[tuple[int, int], ImagePolicy]
+"""A `Target`, or the pair of its first two parts."""
 
-    Examples
-    --------
-    >>> decode_rgb(b"P5 2 1 255 \x00\xff")
-    array([[[  0,   0,   0],
-            [255, 255, 255]]], dtype=uint8)
+
+def as_targets(targets: Iterable[AnyTarget]) -> list[Target]:
+    """Return targets in full."""
+    return [Target(*target) for target in targets]
+
+
+class Decoded(NamedTuple):
+    """Pixels, one array a target; none, and why, when it cannot be decoded."""
+
+    pixels: list[Rgb]
+    reason: str
+    decode_s: float
+
+
+def decode_one(data: ImageData, targets: Sequence[Target], key: bytes) -> Decoded:
+    """Return the pixels of an image for all targets, or why there are none."""
+    start = time.perf_counter()
+    try:
+        pixels = decode(data, targets, key=key)
+    except Exception as error:
+        return Decoded([], why_failed(error), time.perf_counter() - start)
+    return Decoded(pixels, "", time.perf_counter() - start)
+
+
+def decode(data: ImageData, targets: Sequence[AnyTarget], *, key: bytes | None = None) -> list[Rgb]:
+    """Return the pixels of an image, decoded once for all targets; equal ones share one array.
+
+    Every result equals that for its target alone; a file is decoded a second time only where
+    ``draft`` of the policy lets targets start from different scales. Views are drawn from the key
+    of the image, which is made where it is needed and not given.
     """
     with short_failures():
-        container = inspect(data)
-        image = _header(container)
-        scale = _scale(container, image, draft_px)
-        need = check_work(container, image, file_bytes=len(data), scales=[scale], widths=[])
-        with budget().hold(need):
-            return np.array(_pixels(container, image or open_image(container), scale))
-
-
-def decode_image(data: bytes, size_px: tuple[int, int], policy: ImagePolicy) -> NDArray[np.uint8]:
-    """Decode an image file and bring it to one size.
-
-    Parameters
-    ----------
-    data : bytes
-        A whole image file.
-    size_px : tuple of (height, width)
-        The size asked for.
-    policy : ImagePolicy
-        How to decode and resize.
-
-    Returns
-    -------
-    ndarray of shape (h, w, 3), uint8
-
-    Raises
-    ------
-    ImageError
-        As `decode_rgb` does.
-    """
-    return decode_sizes(data, [(size_px, policy)])[0]
-
-
-def decode_sizes(
-    data: bytes, targets: Sequence[AnyTarget], *, key: bytes | None = None
-) -> list[NDArray[np.uint8]]:
-    """Decode an image file once and bring it to several sizes and views.
-
-    Every result equals that for its target alone; the file is decoded a second time only where
-    ``draft`` of the policy lets targets start from different scales.
-
-    Parameters
-    ----------
-    data : bytes
-        A whole image file.
-    targets : sequence of Target, or of ((height, width), ImagePolicy)
-        The sizes asked for, in pixels.
-    key : bytes or None, default None
-        The key of the image, from which views are drawn; made from `data` where it is needed.
-
-    Returns
-    -------
-    list of ndarray of shape (h, w, 3), uint8
-        One a target; equal targets share one array.
-
-    Raises
-    ------
-    ImageError
-        As `decode_rgb` does.
-    """
-    with short_failures():
-        wanted = _drawn(as_targets(targets), key, lambda: file_key(data))
-        container = inspect(data)
-        header = _header(container)
-        opened = [] if header is None else [header]
-        scales = [
-            _scale(container, header, _least_px(target, view) if target.image.draft else None)
-            for target, view in wanted
-        ]
-        if not scales:
+        drawn = _drawn(data, as_targets(targets), key)
+        source: _File | _Array = _File(data) if isinstance(data, bytes) else _Array(data)
+        if not drawn:
             return []
-        need = check_work(
-            container,
-            header,
-            file_bytes=len(data),
-            scales=scales,
-            widths=[target.size_px[1] for target, _ in wanted],
-        )
-        # Nobody else may keep the picture: it is let go of as soon as its RGB is there.
-        del header
-        out: dict[tuple[Any, ...], NDArray[np.uint8]] = {}
+        scales = [
+            source.scale(_least_px(target, view) if target.image.draft else None)
+            for target, view in drawn
+        ]
+        need = source.check(scales, [target.size_px[1] for target, _ in drawn])
+        pixels: dict[tuple[Target, int], Rgb] = {}
         with budget().hold(need):
             for scale in dict.fromkeys(scales):
-                rgb = _pixels(container, opened.pop() if opened else open_image(container), scale)
-                for (target, view), own in zip(wanted, scales, strict=True):
-                    if own == scale and (target, scale) not in out:
-                        out[target, scale] = _finish(rgb, target, view)
+                rgb = source.rgb(scale)
+                for (target, view), its_scale in zip(drawn, scales, strict=True):
+                    if its_scale == scale and (target, scale) not in pixels:
+                        pixels[target, scale] = _finish(rgb, target, view)
                 del rgb
-        return [out[target, scale] for (target, _), scale in zip(wanted, scales, strict=True)]
+        return [pixels[target, scale] for (target, _), scale in zip(drawn, scales, strict=True)]
 
 
-def resize_rgb(
-    rgb: NDArray[np.uint8], size_px: tuple[int, int], policy: ImagePolicy
-) -> NDArray[np.uint8]:
-    """Bring RGB pixels to one size with Pillow.
+def decode_image(data: ImageData, size_px: tuple[int, int], policy: ImagePolicy) -> Rgb:
+    """Return the pixels of an image at one size (height, width)."""
+    return decode(data, [(size_px, policy)])[0]
 
-    ``stretch`` equals Keras's ``load_img(target_size=...)``, ``crop`` its
-    ``keep_aspect_ratio=True``, with the same interpolation.
 
-    Parameters
-    ----------
-    rgb : ndarray of shape (h0, w0, 3), uint8
-        Pixels.
-    size_px : tuple of (height, width)
-        The size asked for.
-    policy : ImagePolicy
-        How to resize.
-
-    Returns
-    -------
-    ndarray of shape (h, w, 3), uint8
-    """
-    from PIL import Image
-
+def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> Rgb:
+    """Return an image file at its own size; a JPEG may be smaller by 2, 4 or 8 to `draft_px`."""
     with short_failures():
-        return np.array(_resize(Image.fromarray(np.ascontiguousarray(rgb)), size_px, policy))
+        source = _File(data)
+        scale = source.scale(draft_px)
+        with budget().hold(source.check([scale], [])):
+            return np.array(source.rgb(scale))
 
 
-def fit_array(
-    array: NDArray[Any], size_px: tuple[int, int], policy: ImagePolicy
-) -> NDArray[np.uint8]:
-    """Turn an array image into RGB of one size: `array_to_rgb`, then `resize_rgb`.
+class _File:
+    """The bytes of an image file, of which Pillow has read no more than the header."""
 
-    Examples
-    --------
-    >>> fit_array(np.eye(8) > 0, (2, 2), ImagePolicy()).shape
-    (2, 2, 3)
-    """
-    return fit_sizes(array, [(size_px, policy)])[0]
+    def __init__(self, data: bytes) -> None:
+        self._bytes = len(data)
+        self._container = inspect(data)
+        self._header: Image.Image | None = None
+        if self._container.kind == "WEBP":
+            # To read its header would allocate the picture.
+            check_pixels("WEBP", self._container.size_px or (0, 0), pixel_limit())
+        else:
+            self._header = open_image(self._container)
+
+    def scale(self, least_px: tuple[int, int] | None) -> int:
+        """Return the factor by which a JPEG shrinks.
+
+        With `least_px` it is the largest that leaves it at least as large, without it 1; a picture
+        of too many pixels shrinks until it has no more.
+        """
+        if self._container.kind != "JPEG" or self._header is None:
+            return 1
+        width, height = self._header.size
+        room = 1
+        if least_px is not None:
+            down, across = least_px if self._container.orientation < 5 else least_px[::-1]
+            room = min(height // max(1, down), width // max(1, across))
+        too_large = (s for s in (2, 4, 8) if height * width > MOST_PIXELS * (s // 2) ** 2)
+        return max([1, *(s for s in (2, 4, 8) if room >= s), *too_large])
+
+    def check(self, scales: Sequence[int], widths: Sequence[int]) -> int:
+        """Return the bytes that decoding takes at most; refuse what takes too much."""
+        return check_work(
+            self._container, self._header, file_bytes=self._bytes, scales=scales, widths=widths
+        )
+
+    def rgb(self, scale: int) -> Image.Image:
+        """Return upright RGB at 1/scale."""
+        # Nobody else may keep the picture: it is let go of as soon as its RGB is there.
+        image, self._header = self._header or open_image(self._container), None
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        orientation = self._container.orientation
+        if self._container.kind == "AVIF":
+            # Pillow states the turn that the item properties ask for in terms of EXIF.
+            orientation = exif_orientation(image.info.get("exif", b""))
+        image.load()
+        return _upright(image, orientation)
 
 
-def fit_sizes(
-    array: NDArray[Any], targets: Sequence[AnyTarget], *, key: bytes | None = None
-) -> list[NDArray[np.uint8]]:
-    """Turn an array image into RGB of several sizes and views, as `decode_sizes` does a file."""
-    from PIL import Image
+class _Array:
+    """An array as an image."""
 
-    wanted = _drawn(as_targets(targets), key, lambda: array_key(array))
-    need = check_array(array, [target.size_px[1] for target, _ in wanted])
-    with short_failures(), budget().hold(need):
-        image = Image.fromarray(np.ascontiguousarray(array_to_rgb(array)))
-        return [_finish(image, target, view) for target, view in wanted]
+    def __init__(self, array: AnyArray) -> None:
+        self._array = array
+
+    def scale(self, least_px: tuple[int, int] | None) -> int:
+        """Return 1: an array does not shrink."""
+        return 1
+
+    def check(self, scales: Sequence[int], widths: Sequence[int]) -> int:
+        """Return the bytes that bringing it to these widths takes; refuse too many."""
+        return check_array(self._array, widths)
+
+    def rgb(self, scale: int) -> Image.Image:
+        """Return it as RGB."""
+        from PIL import Image
+
+        return Image.fromarray(np.ascontiguousarray(array_to_rgb(self._array)))
 
 
-def picture_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return upright RGB of a PIL image, by the rules for files.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        An image in memory, or one of the pages of a file.
-
-    Returns
-    -------
-    ndarray of shape (h, w, 3), uint8
-
-    Raises
-    ------
-    ImageError
-        With a short reason, if it is too large, damaged, or has pixels of no known range.
-    """
+def picture_to_rgb(image: Image.Image) -> Rgb:
+    """Return upright RGB of a PIL image, in memory or a page of a file, by the rules for files."""
     with short_failures():
         check_pixels("", (image.height, image.width), pixel_limit())
         with budget().hold(7 * image.width * image.height):
@@ -257,11 +219,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _drawn(
-    targets: list[Target], key: bytes | None, make_key: Callable[[], bytes]
+    data: ImageData, targets: list[Target], key: bytes | None
 ) -> list[tuple[Target, View | None]]:
     """Return the targets with what their views do to this image."""
     if key is None and any(target.view is not None for target in targets):
-        key = make_key()
+        key = image_key(data)
     return [
         (target, None if target.view is None or key is None else draw_view(target.view, key))
         for target in targets
@@ -269,56 +231,18 @@ def _drawn(
 
 
 def _least_px(target: Target, view: View | None) -> tuple[int, int]:
-    """Return the size that a draft must have: what is cut out keeps twice the size asked for."""
+    """Return the size that a draft must have: what is cut out keeps twice the size of a target."""
     height, width = target.size_px
     if view is None or view.box is None:
         return 2 * height, 2 * width
     return math.ceil(2 * height / view.box.height), math.ceil(2 * width / view.box.width)
 
 
-def _finish(image: Image.Image, target: Target, view: View | None) -> NDArray[np.uint8]:
+def _finish(image: Image.Image, target: Target, view: View | None) -> Rgb:
     if view is None:
         return np.array(_resize(image, target.size_px, target.image))
     small = _resize(image, target.size_px, target.image, view.box)
     return np.array(change_look(small, view))
-
-
-def _header(container: Container) -> Image.Image | None:
-    """Return the image with its header read; None where that would allocate the picture."""
-    if container.kind != "WEBP":
-        return open_image(container)
-    check_pixels("WEBP", container.size_px or (0, 0), pixel_limit())
-    return None
-
-
-def _scale(
-    container: Container, image: Image.Image | None, least_px: tuple[int, int] | None
-) -> int:
-    """Return the factor by which a JPEG shrinks.
-
-    With `least_px` it is the largest that leaves it at least as large, without it 1; a picture of
-    too many pixels shrinks until it has no more.
-    """
-    if container.kind != "JPEG" or image is None:
-        return 1
-    room = 1
-    if least_px is not None:
-        height, width = least_px if container.orientation < 5 else least_px[::-1]
-        room = min(image.height // max(1, height), image.width // max(1, width))
-    too_large = (s for s in (2, 4, 8) if image.height * image.width > MAX_PIXELS * (s // 2) ** 2)
-    return max([1, *(s for s in (2, 4, 8) if room >= s), *too_large])
-
-
-def _pixels(container: Container, image: Image.Image, scale: int) -> Image.Image:
-    """Decode at 1/scale; return upright RGB."""
-    if scale > 1:
-        image.draft(None, (image.width // scale, image.height // scale))
-    orientation = container.orientation
-    if container.kind == "AVIF":
-        # Pillow states the turn that the item properties ask for in terms of EXIF.
-        orientation = exif_orientation(image.info.get("exif", b""))
-    image.load()
-    return _upright(image, orientation)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -426,3 +350,176 @@ def _part_of(
         min(right, x + part.width * (right - left)),
         min(bottom, y + part.height * (bottom - top)),
     )
+
+
+# Arrays
+
+
+def array_to_rgb(array: AnyArray) -> Rgb:
+    """Return an array image (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) as RGB uint8 (h, w, 3).
+
+    A fourth channel is alpha, and lies over white.
+    """
+    array = np.asarray(array)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = ": channels come last here, use array.transpose(1, 2, 0)"
+        raise ImageError(
+            "expected an image of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), received "
+            f"{array.shape}{hint}"
+        )
+    if 0 in array.shape:
+        raise ImageError(f"an image without pixels: shape {array.shape}")
+    if array.dtype.kind == "f":
+        check_float_range(array)
+    rows = max(1, _BAND_PX // array.shape[1])
+    if rows >= len(array) or (array.dtype == np.uint8 and array.shape[2:] == (3,)):
+        return _array_band_to_rgb(array)
+    # Large ones a band of rows at a time, as the copies in between take many times their size.
+    rgb = np.empty((*array.shape[:2], 3), np.uint8)
+    for top in range(0, len(array), rows):
+        rgb[top : top + rows] = _array_band_to_rgb(array[top : top + rows])
+    return rgb
+
+
+def _array_band_to_rgb(array: AnyArray) -> Rgb:
+    values = _eight_bit(array)
+    if values.ndim == 2:
+        values = values[:, :, np.newaxis]
+    if values.shape[2] == 1:
+        return np.repeat(values, 3, axis=2)
+    if values.shape[2] == 4:
+        wide = values.astype(np.uint32)
+        alpha = wide[:, :, 3:]
+        return ((wide[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return values
+
+
+def sixteen_to_eight(values: AnyArray) -> Rgb:
+    """Return integers from 0 to 65535 divided by 257 and rounded to the nearest."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def check_float_range(values: AnyArray) -> None:
+    """Refuse float images that are not in [0, 1], naming the range and what to do."""
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError("float pixels must be finite, received NaN or infinity")
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        return
+    if low < 0:
+        todo = "map them to [0, 1] first, with the same offset and factor for all images"
+    else:
+        full = 255 if 16 < high <= 255 else f"{high:g}"
+        todo = f"divide all images by their largest possible value (perhaps {full})"
+    raise ImageError(
+        f"float pixels must lie in [0, 1], received {low:g} to {high:g} ({values.dtype}): {todo}"
+    )
+
+
+def _eight_bit(array: AnyArray) -> Rgb:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return sixteen_to_eight(array)
+    if array.dtype.kind == "f":
+        scaled: AnyArray = np.rint(np.clip(array.astype(np.float64), 0, 1) * 255)
+        return scaled.astype(np.uint8)
+    seen = ""
+    if array.dtype.kind in "iu":
+        low, high = int(array.min()), int(array.max())
+        todo = ".astype('uint8')" if 0 <= low <= high <= 255 else "map them to 0..255 first"
+        seen = f" with values {low} to {high}: {todo}"
+    raise ImageError(
+        f"expected pixels of uint8, bool, uint16 or floats in [0, 1], received {array.dtype}{seen}"
+    )
+
+
+# Files, opened by Pillow
+
+_PLUGINS = {
+    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+    "HEIF": ("pillow_heif", "HeifImageFile"),
+    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
+    "JPEG2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
+    "PPM": ("PIL.PpmImagePlugin", "PpmImageFile"),
+    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
+    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
+}
+
+
+@contextmanager
+def short_failures() -> Iterator[None]:
+    """Turn whatever Pillow raises into an `ImageError` with a short reason."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        if type(error).__name__.startswith("DecompressionBomb"):
+            raise ImageError(f"too large: {text}") from error
+        short = isinstance(error, EOFError) or isinstance(error.__cause__, EOFError)
+        if short or "truncated" in text.lower():
+            raise ImageError(f"truncated: {text}") from error
+        raise ImageError(f"damaged: {text}") from error
+
+
+@cache
+def _plugin(kind: str) -> Any:
+    """Return Pillow's class for a format; found by hand, as `Image.open` tries all and warns."""
+    module, name = _PLUGINS[kind]
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+    if kind == "HEIF":
+        missing = MissingExtraError("pillow-heif", extra="heif", purpose="reading HEIF images")
+        raise ImageError(str(missing))
+    raise ImageError(f"this Pillow cannot read {kind}: pip install --upgrade pillow")
+
+
+def open_image(container: Container) -> Image.Image:
+    """Read the header only; nothing of the picture's size is allocated but the canvas of a WebP."""
+    from PIL import features
+
+    check_truncation_setting()
+    kind = container.kind
+    plugin = _plugin(kind)
+    if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
+        raise ImageError(f"this Pillow was built without {kind}: pip install --upgrade pillow")
+    if container.size_px is not None:
+        check_pixels(kind, container.size_px, pixel_limit())
+    image: Image.Image = plugin(io.BytesIO(container.data))
+    check_pixels(kind, (image.height, image.width), pixel_limit())
+    return image
+
+
+def is_known_format(name: str | None) -> bool:
+    """Return whether featx decodes a format of Pillow's; an MPO is a JPEG with more behind it."""
+    return name in _PLUGINS or name == "MPO"
+
+
+def pixel_limit() -> int:
+    """Return the most pixels of an image; a stricter ``PIL.Image.MAX_IMAGE_PIXELS`` is heeded."""
+    from PIL import Image
+
+    return min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
+
+
+def check_truncation_setting() -> None:
+    """Refuse to decode while Pillow is told, for the whole process, to fill up truncated images."""
+    from PIL import ImageFile
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ImageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so truncated images would "
+            "pass for whole ones: set it to False"
+        )

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 89_478_485
 """Most pixels that are decoded; a JPEG of more is decoded at a fraction of its size."""
-
 MOST_DECODE_BYTES = 768 << 20
 """Most memory that decoding one image may take, its file included."""
 
@@ -67,17 +66,7 @@ _BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 
 
 def check_pixels(kind: str, size_px: tuple[int, int], limit: int) -> None:
-    """Refuse a picture of too many pixels.
-
-    Parameters
-    ----------
-    kind : str
-        Its format.
-    size_px : tuple of (height, width)
-        Its size.
-    limit : int
-        The user's own limit, or `MOST_PIXELS`.
-    """
+    """Refuse a picture (height, width) of a format with more pixels than the user's own limit."""
     height, width = size_px
     # A JPEG of any size can be decoded at an eighth of it.
     if height * width <= limit or (kind == "JPEG" and limit >= MOST_PIXELS):
@@ -98,24 +87,9 @@ def check_work(
 ) -> int:
     """Return the bytes that decoding takes at most; refuse what takes too much of them or of time.
 
-    Parameters
-    ----------
-    container : Container
-        The file.
-    image : Image or None
-        The picture, of which no more than the header has been read; None where reading that
-        allocates the picture, whose size the container then knows.
-    file_bytes : int
-        Size of the file as it was read.
-    scales : sequence of int
-        Fractions at which a JPEG is to be decoded, one after another.
-    widths : sequence of int
-        Widths that the picture is brought to.
-
-    Raises
-    ------
-    ImageError
-        Saying what it would take, and the limit.
+    `image` is the picture of which no more than the header has been read, None where reading that
+    would allocate it. `file_bytes` is the size of the file as it was read; it is decoded at each
+    of the `scales`, and brought to the `widths`.
     """
     kind = container.kind
     if image is None:
@@ -214,18 +188,7 @@ def _tiff_buffer(image: Image.Image) -> int:
 
 
 class Budget:
-    """Memory that all who decode at the same time share.
-
-    Parameters
-    ----------
-    total_bytes : int
-        What those together may take whose images take more than a little.
-
-    Examples
-    --------
-    >>> with Budget(1 << 30).hold(500 << 20):
-    ...     pass
-    """
+    """Memory that all who decode large images at the same time share."""
 
     def __init__(self, total_bytes: int = _MOST_SHARED_BYTES) -> None:
         self._total = total_bytes

@@ -9,14 +9,37 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from featx.images.one_image import Loaded
+from featx.images.dataset import ImageDataset
+from featx.images.decode import Rgb, Target, decode_one
+from featx.images.image_files import read_one
 
+Status = Literal["decoded", "known", "failed"]
 # A worker that idles for this long shows that an image is slow, not that threads take turns.
 _PATIENCE_S = 0.5
+# Results are handed over when this much time has gone by, as each hand-over costs a switch.
+_HAND_OVER_S = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Loaded:
+    """What became of one image of a dataset.
+
+    Its key is None when nothing could be read. It is ``known`` when the caller had the key already,
+    so that nothing was decoded. There are pixels for each target, none unless it was decoded.
+    """
+
+    index: int
+    key: bytes | None
+    status: Status
+    reason: str = ""
+    pixels: list[Rgb] = field(default_factory=list)
+    read_s: float = 0.0
+    decode_s: float = 0.0
 
 
 class Task(NamedTuple):
@@ -27,16 +50,10 @@ class Task(NamedTuple):
 
 
 class Line:
-    """Hands tasks to workers and their results to one consumer.
+    """Hands tasks, `chunk` at once, to workers, and their results to one consumer.
 
-    Parameters
-    ----------
-    indices : iterator of int
-        What is to be loaded; read by the consumer only, as far as needed.
-    ahead : int
-        Most images that are in work or wait to be taken.
-    chunk : int
-        Most tasks that are taken at once.
+    `indices` are read by the consumer only, as far as needed; at most `ahead` images are in work
+    or wait to be taken.
     """
 
     def __init__(self, indices: Iterator[int], *, ahead: int, chunk: int) -> None:
@@ -99,11 +116,11 @@ class Line:
         while True:
             self._fill()
             with self._results:
-                found = self._pop()
-            if not found:
+                loaded = self._pop()
+            if not loaded:
                 return
             # Handed out from a list that shrinks: what was given out is the caller's alone.
-            yield found.pop()
+            yield loaded.pop()
 
     def _note_idleness(self) -> None:
         if self._idlers and not self._chunks and self._idle_since is None:
@@ -150,3 +167,62 @@ class Line:
         if loaded is not None:
             self._head += 1
         return loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Images to be loaded: the line, the dataset, what is made of each, and who knows a key."""
+
+    line: Line
+    dataset: ImageDataset
+    targets: Sequence[Target]
+    known: Callable[[bytes], bool]
+
+    def load_one(self, index: int, counted: bytes | None = None) -> Loaded:
+        """Return an image that was read, hashed, asked for and decoded here.
+
+        A key that was `counted` before is not asked for again.
+        """
+        dataset = self.dataset
+        read = dataset.read if dataset.arrays is None else dataset.image
+        data, key, reason, read_s = read_one(lambda: read(index))
+        if key is None:
+            return Loaded(index=index, key=None, status="failed", reason=reason, read_s=read_s)
+        if key != counted and self.known(key):
+            return Loaded(index=index, key=key, status="known", read_s=read_s)
+        pixels, reason, decode_s = decode_one(data, self.targets, key)
+        return Loaded(
+            index=index,
+            key=key,
+            status="failed" if reason else "decoded",
+            reason=reason,
+            pixels=pixels,
+            read_s=read_s,
+            decode_s=decode_s,
+        )
+
+
+class ThreadWorker:
+    """Loads images in the thread that runs it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def run(self) -> None:
+        """Work off the line until it is closed."""
+        line = self._job.line
+        while chunk := line.take():
+            results: list[tuple[int, Loaded]] = []
+            handed_over = time.monotonic()
+            for place, index in chunk:
+                if line.closed:
+                    return
+                results.append((place, self._job.load_one(index)))
+                if time.monotonic() - handed_over > _HAND_OVER_S:
+                    line.give(results)
+                    results, handed_over = [], time.monotonic()
+            if results:
+                line.give(results)
+
+    def kill(self) -> None:
+        """Do nothing: a thread stops after the image in work."""

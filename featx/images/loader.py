@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
-from featx.images.line import Line
-from featx.images.messages import slot_bytes
-from featx.images.one_image import Loaded
-from featx.images.target import AnyTarget, Target, as_targets
-from featx.images.worker_processes import WorkerProcesses
-from featx.images.worker_threads import WorkerThreads
+from featx.images.decode import AnyTarget, as_targets, check_truncation_setting
+from featx.images.line import Job, Line, Loaded, ThreadWorker
+from featx.images.processes import ProcessWorker, StartFailures
+from featx.images.worker_main import slot_bytes
 
 # Images a worker is given at once: one would cost a hand-over each, many hold back the first.
 _CHUNK = 4
@@ -43,16 +42,14 @@ def load_images(
     ahead: int | None = None,
     isolate: bool | None = None,
 ) -> Iterator[Loaded]:
-    """Read and decode images in parallel, in order.
+    """Yield what became of each image, read and decoded in parallel, in order.
+
+    There is exactly one `Loaded` for each index, whatever happens. The order is that of `indices`
+    (which may be endless, and are read only as far as needed), except that an image that holds up
+    the rest is overtaken. Closing the iterator stops the workers.
 
     Parameters
     ----------
-    dataset : ImageDataset
-        Files or arrays.
-    indices : iterable of int
-        Positions in the dataset; may be endless, it is read only as far as needed.
-    targets : sequence of Target, or of ((height, width), ImagePolicy)
-        The sizes and views to decode to; a file is decoded once for all of them.
     known : callable, default `never`
         Asked for each key, from threads; where it returns True nothing is decoded. What it raises
         is raised here.
@@ -65,70 +62,65 @@ def load_images(
         Read and decode files in processes of their own: one that a decoder crashes is replaced,
         and its image is ``failed``. By default only for many files, as a process takes a moment to
         start. Arrays stay in threads.
-
-    Yields
-    ------
-    Loaded
-        Exactly one for each index, whatever happens: a missing or damaged file is ``failed`` with a
-        reason. The order is that of `indices`, except that an image that holds up the rest is
-        overtaken. Closing the iterator stops the workers.
-
-    Raises
-    ------
-    DatasetError
-        If `workers` or `ahead` is less than 1, or processes that are asked for cannot be started.
-    ImageError
-        If ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is set, which would pass damaged files.
     """
     if workers is None:
         workers = max(2, min(_MOST_WORKERS, _cpus()))
-    wanted = as_targets(targets)
     if ahead is None:
-        fitting = _MOST_HELD_BYTES // max(1, slot_bytes(wanted))
+        fitting = _MOST_HELD_BYTES // max(1, slot_bytes(as_targets(targets)))
         ahead = max(1, 2 * workers, min(fitting, max(64, 16 * workers)))
     if workers < 1 or ahead < 1:
         raise DatasetError(
             f"workers and ahead must be at least 1, received workers={workers}, ahead={ahead}"
         )
     if dataset.arrays is None:
-        from featx.images.opening import check_truncation_setting
-
         check_truncation_setting()
     few = not isinstance(indices, Sized) or len(indices) < _ENOUGH_FOR_PROCESSES
     if dataset.arrays is not None or (isolate is None and few):
         isolate = False
-    return _load(dataset, iter(indices), wanted, known, workers, ahead, isolate)
+    line = Line(iter(indices), ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
+    return _load(Job(line, dataset, as_targets(targets), known), workers, isolate)
 
 
-def _load(
-    dataset: ImageDataset,
-    indices: Iterator[int],
-    targets: list[Target],
-    known: Callable[[bytes], bool],
-    workers: int,
-    ahead: int,
-    isolate: bool | None,
-) -> Iterator[Loaded]:
+def _load(job: Job, workers: int, isolate: bool | None) -> Iterator[Loaded]:
     process = os.getpid()
-    line = Line(indices, ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
-    crew: WorkerThreads | WorkerProcesses
+    crew: list[ThreadWorker] | list[ProcessWorker]
     if isolate is False:
-        crew = WorkerThreads(line, dataset, targets, known, workers)
+        crew = [ThreadWorker(job) for _ in range(workers)]
     else:
-        crew = WorkerProcesses(line, dataset, targets, known, workers, insist=isolate is True)
-    # An iterator that nobody closed must not outlive the interpreter.
+        failures = StartFailures(insist=isolate is True)
+        crew = [ProcessWorker(job, failures) for _ in range(workers)]
+    # Daemons: the end of the interpreter is the end of processes too, and a thread that hangs in a
+    # file system must not hold it up.
+    threads = [
+        threading.Thread(target=_run, args=(worker, job), name=f"featx-images-{i}", daemon=True)
+        for i, worker in enumerate(crew)
+    ]
+    for thread in threads:
+        thread.start()
 
     def close() -> None:
         # A process that was forked off meanwhile has a copy of this, and none of the workers.
         if os.getpid() == process:
-            crew.close()
+            job.line.close()
+            for worker in crew:
+                worker.kill()
+            for thread in threads:
+                thread.join()
 
+    # An iterator that nobody closed must not outlive the interpreter.
     atexit.register(close)
     try:
-        yield from line
+        yield from job.line
     finally:
         close()
         atexit.unregister(close)
+
+
+def _run(worker: ThreadWorker | ProcessWorker, job: Job) -> None:
+    try:
+        worker.run()
+    except BaseException as error:
+        job.line.fail(error)
 
 
 def _cpus() -> int:

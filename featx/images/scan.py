@@ -1,17 +1,20 @@
-"""A folder of images, read once: classes, splits, images, and what else lay there."""
+"""Images in a folder, with classes, splits and what else lay there; and in what a user types."""
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from sys import intern
 
 from featx.exceptions import DatasetError
-from featx.images.files import is_image_name, missing_path_error
-from featx.images.split_names import (
+from featx.files.claims import missing_path_error
+from featx.images.image_files import is_image_name
+from featx.images.labels import (
     PLAIN_NAMES,
     SplitNames,
     check_names,
@@ -32,25 +35,7 @@ _CACHE_FOLDERS = frozenset(("spaces", "datasets", "searches", "engines", "tmp"))
 
 @dataclass(frozen=True, kw_only=True)
 class FolderScan:
-    """What a folder holds.
-
-    Parameters
-    ----------
-    paths : list of str
-        Images relative to the folder, with ``/``, sorted by class, then by path.
-    class_names : list of str or None
-        Class of each image, ``""`` for none; None where the folder has no classes.
-    splits : list of str or None
-        ``train``, ``val`` or ``test`` for each image; None where the folder is not split.
-    split_names : list of (name, split)
-        Which folders were taken for which split.
-    strays : list of (path, reason)
-        Files that are not used, sorted.
-    empty_classes : list of str
-        Folders in the place of a class without any image, sorted.
-    notes : list of str
-        What was decided that could have been decided otherwise.
-    """
+    """Images with their classes (``""`` for none) and splits, sorted; strays with reasons."""
 
     paths: list[str]
     class_names: list[str] | None
@@ -69,27 +54,7 @@ class _Found:
 
 
 def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> FolderScan:
-    """Find the images in a folder.
-
-    Parameters
-    ----------
-    root : Path
-        The folder.
-    labels : bool
-        Whether sub-folders are classes.
-    names : mapping of str to str, "none" or None, default None
-        What names of folders mean as splits; ``"none"``: no folder is a split.
-
-    Returns
-    -------
-    FolderScan
-
-    Raises
-    ------
-    DatasetError
-        If there is no such folder, it cannot be read, or holds no image; if folders may be splits
-        and nobody knows which.
-    """
+    """Return the images in a folder, whose sub-folders may be classes (`labels`) and splits."""
     if not root.is_dir():
         if root.exists():
             raise DatasetError(
@@ -156,10 +121,10 @@ def _tops(found: _Found) -> dict[str, _Top]:
     return dict(tops)
 
 
-def _layout(root: Path, tops: dict[str, _Top], given: dict[str, str]) -> _Layout:
+def _layout(root: Path, tops: dict[str, _Top], stated: dict[str, str]) -> _Layout:
     """Decide by names and by the classes that folders have in common which of them are splits."""
-    check_used(given, tops, repr(root.name))
-    splits = {top: kind for top in tops if (kind := given.get(top) or split_of(top))}
+    check_used(stated, tops, repr(root.name))
+    splits = {top: kind for top in tops if (kind := stated.get(top) or split_of(top))}
     if not splits:
         return _splits_below(tops)
     _find_wrappers({top: tops[top] for top in splits}, splits)
@@ -169,7 +134,7 @@ def _layout(root: Path, tops: dict[str, _Top], given: dict[str, str]) -> _Layout
     others = [top for top in tops if top not in splits]
     alike = [o for o in others if any(classes[o] & classes[top] - {""} for top in deep)]
     plain = all(top.lower() in PLAIN_NAMES for top in splits)
-    sure = bool(given) or common
+    sure = bool(stated) or common
     if alike and (sure or plain):
         raise unknown_error(
             sorted(alike),
@@ -179,7 +144,7 @@ def _layout(root: Path, tops: dict[str, _Top], given: dict[str, str]) -> _Layout
     if not others:
         flat = len(deep) < len(splits) and "train" in {splits[top] for top in deep}
         sure |= bool(deep) and (len(splits) == 1 or plain or flat)
-        sure &= len(splits) > 1 or bool(given) or set(splits.values()) == {"train"}
+        sure &= len(splits) > 1 or bool(stated) or set(splits.values()) == {"train"}
     if not (sure and deep):
         several = len(splits) > 1
         note = (
@@ -284,12 +249,12 @@ def _walk(root: Path) -> _Found:
                         caches.add(prefix)
                         continue
                     info = Path(entry.path).stat()
-                    own = (info.st_dev, info.st_ino)
-                    if own in above:
+                    identity = (info.st_dev, info.st_ino)
+                    if identity in above:
                         found.strays.append((path, "a link to a folder above it"))
                         continue
                     found.folders.append(path)
-                    stack.append((path + "/", above | {own}))
+                    stack.append((path + "/", above | {identity}))
                 elif not is_image_name(name):
                     found.strays.append((path, "no image extension"))
                 elif entry.is_file():
@@ -310,12 +275,12 @@ def _walk(root: Path) -> _Found:
 
 def is_cache(folder: str) -> bool:
     """Return whether a folder holds a cache of featx, by what lies in it, not by its name."""
-    place = Path(folder)
-    if any(place.glob("spaces/*/spec.json")) or any(place.glob("datasets/*.h5")):
+    path = Path(folder)
+    if any(path.glob("spaces/*/spec.json")) or any(path.glob("datasets/*.h5")):
         return True
-    names = {entry.name for entry in place.iterdir()} - {"README.md"}
+    names = {entry.name for entry in path.iterdir()} - {"README.md"}
     return names <= _CACHE_FOLDERS and not any(
-        is_image_name(file.name) for file in place.glob("*/*")
+        is_image_name(file.name) for file in path.glob("*/*")
     )
 
 
@@ -346,3 +311,72 @@ def _nothing_found(root: Path, found: _Found) -> str:
         f"no image in {str(root)!r}: {len(files)} files, none with an image extension: {kinds}; "
         "expected a sub-folder of images (.jpg, .png, ...) for each class"
     )
+
+
+class FileName(str):
+    """A name that is taken as it is: what looks like a pattern in it is part of the name."""
+
+
+def image_names(items: Iterable[str | os.PathLike[str]], *, strict: bool = False) -> Iterator[str]:
+    """Yield the images that files, folders and patterns stand for, in their order.
+
+    A file need not exist. A folder stands for all images below it, a pattern (``photos/*.jpg``,
+    ``photos/**/*.png``) for the images that it matches, both sorted. What exists under its own
+    name, or matches nothing, is no pattern, nor is a `FileName`. Items are taken one at a time, so
+    that they may come from a pipe.
+
+    With `strict` a pattern has to match and a folder has to hold images. Otherwise they are named
+    themselves, for the ledger to say that they cannot be read.
+    """
+    for item in items:
+        try:
+            name = os.fsdecode(item)
+        except TypeError as error:
+            raise DatasetError(
+                f"expected a path or pattern, received {type(item).__name__}: {str(item)[:80]!r}"
+            ) from error
+        # None of these raises, whatever the name: NUL, too long, or in a folder that is closed.
+        if os.path.isdir(name):
+            expanded = images_below(name)
+        elif isinstance(item, FileName) or not glob.has_magic(name) or os.path.lexists(name):
+            yield name
+            continue
+        else:
+            expanded = _matching(name)
+        try:
+            yield from expanded
+        except DatasetError:
+            if strict:
+                raise
+            yield name
+
+
+def images_below(folder: str) -> Iterator[str]:
+    """Yield the images at any depth below a folder, sorted."""
+    for path in scan_folder(Path(folder), labels=False).paths:
+        yield f"{folder.rstrip('/')}/{path}"
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    names = sorted(glob.glob(pattern, recursive=True))
+    if not names:
+        raise DatasetError(
+            f"nothing matches {pattern!r} in {str(Path.cwd())!r}: expected files, for example "
+            "'photos/*.jpg'; ** stands for folders at any depth"
+        )
+    images = False
+    for name in names:
+        if Path(name).is_dir():
+            # A pattern as photos/* names folders among the images; ** has what is in them too.
+            if "**" not in pattern:
+                with suppress(DatasetError):
+                    yield from images_below(name)
+                    images = True
+        elif is_image_name(name):
+            images = True
+            yield name
+    if not images:
+        raise DatasetError(
+            f"{pattern!r} matches {len(names)} names, none with an image extension: expected "
+            "images (.jpg, .png, ...)"
+        )

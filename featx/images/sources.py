@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from featx.exceptions import DatasetError
+from featx.files.claims import missing_path_error
 from featx.images.containers import sniff
-from featx.images.files import is_image_name, local_path, missing_path_error
-from featx.images.scan import scan_folder
+from featx.images.image_files import is_image_name, local_path
+from featx.images.scan import images_below
 
 Kind = Literal["folder", "table", "npz", "hdf5", "files", "arrays"]
 _SUFFIXES: dict[str, Kind] = {
@@ -37,24 +38,7 @@ class Source:
 
 
 def recognise(data: Any) -> Source:
-    """Tell what was given as data.
-
-    Parameters
-    ----------
-    data : str, bytes, path-like, list, tuple, ndarray or column of a table
-        One path; image files and folders, as `listed_paths` takes them; pictures, as
-        `listed_pictures` takes them; arrays, or one array of images.
-
-    Raises
-    ------
-    DatasetError
-        If it is nothing that images can be read from.
-
-    Examples
-    --------
-    >>> recognise(["a.jpg", "b.jpg"]).kind
-    'files'
-    """
+    """Return what was given as data: one path, or image files, folders, pictures or arrays."""
     pictures = listed_pictures(data)
     if pictures is not None:
         return Source(kind="arrays", items=pictures)
@@ -87,54 +71,21 @@ def recognise(data: Any) -> Source:
 
 
 def listed_paths(data: Any) -> list[Any] | None:
-    """Return the paths that a list, an array or a column of a table holds.
+    """Return the paths in a list, an array, or a column of pandas or polars; None for no path.
 
-    Parameters
-    ----------
-    data : object
-        A list or tuple; an array of shape (n,) or (n, 1) of text, bytes or objects; a column, an
-        index or a frame of one column of pandas or polars.
+    An array has the shape (n,) or (n, 1). The paths are not checked one by one.
 
-    Returns
-    -------
-    paths : list or None
-        Not checked one by one; None where there is no path among the items.
-
-    Raises
-    ------
-    DatasetError
-        If there are several columns of paths.
-
-    Examples
-    --------
     >>> listed_paths(np.array([[b"a.jpg"], [b"b.jpg"]]))
     [b'a.jpg', b'b.jpg']
-    >>> listed_paths([[0.5, 1.5]]) is None
-    True
     """
     items = _items(data)
     return items if items is not None and any(map(_is_path, items)) else None
 
 
 def listed_pictures(data: Any) -> list[Any] | None:
-    r"""Return PIL images, contents of image files and open files, also when only one is given.
+    """Return PIL images, contents of image files and open files, one or several; None for others.
 
-    Parameters
-    ----------
-    data : object
-        One of them, or several in any container that `listed_paths` knows.
-
-    Returns
-    -------
-    pictures : list or None
-        Not checked one by one; None where the first item is no such picture.
-
-    Examples
-    --------
-    >>> listed_pictures([b"GIF89a\0..."]) is None
-    False
-    >>> listed_pictures(["a.jpg"]) is None
-    True
+    They are not checked one by one.
     """
     if is_picture(data):
         return [data]
@@ -178,7 +129,7 @@ def _items(data: Any) -> list[Any] | None:
     return None
 
 
-def _is_row_of_one(row: Any) -> bool:
+def _is_row_of_one(row: object) -> bool:
     return (
         isinstance(row, list | tuple | np.ndarray)
         and getattr(row, "ndim", 1) == 1
@@ -186,24 +137,18 @@ def _is_row_of_one(row: Any) -> bool:
     )
 
 
-def _is_path(value: Any) -> bool:
+def _is_path(value: object) -> bool:
     return isinstance(value, str | bytes | os.PathLike) and not is_picture(value)
 
 
 def check_paths(paths: Iterable[Any]) -> list[str]:
-    """Return paths as text, with ``/`` on every system.
-
-    Raises
-    ------
-    DatasetError
-        If there are none, or one of them is no path.
-    """
+    """Return paths as text, with ``/`` on every system."""
     if isinstance(paths, str | bytes | os.PathLike):
         raise DatasetError(f"expected a list of paths, received one: {paths!r}; give [path]")
-    given = list(paths)
-    if not given:
+    items = list(paths)
+    if not items:
         raise DatasetError("expected at least one path, received none")
-    return [_text(item) for item in given]
+    return [_text(item) for item in items]
 
 
 def _text(item: Any) -> str:
@@ -222,9 +167,7 @@ def _text(item: Any) -> str:
 def _expand(item: Any) -> list[str]:
     """Return the images in a folder, or the path itself."""
     text = _text(item)
-    if not Path(text).is_dir():
-        return [text]
-    return [f"{text.rstrip('/')}/{name}" for name in scan_folder(Path(text), labels=False).paths]
+    return list(images_below(text)) if Path(text).is_dir() else [text]
 
 
 def _head(path: Path) -> bytes:

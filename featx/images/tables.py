@@ -1,4 +1,4 @@
-"""A CSV file that lists images: ``path,label[,split,group]``, in any order of columns.
+"""CSV files that list images, ``path,label[,split,group]`` in any order of columns, or labels.
 
 In the place of ``label`` there may be a column of 0 and 1 for each label: ``path,cat,dog``.
 """
@@ -9,16 +9,18 @@ import csv
 import difflib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from featx.exceptions import DatasetError
-from featx.images.files import is_image_name, local_path, missing_path_error
-from featx.images.label_sets import SEPARATOR
-from featx.images.labels import as_text, is_missing
-from featx.images.split_names import split_of
+from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
+from featx.images.image_files import AnyArray, is_image_name, local_path
+from featx.images.labels import SEPARATOR, as_text, is_missing, split_of
 
+MOST_COLUMN_BYTES = 1 << 30
+"""Largest column of labels, paths and the like of a file of arrays."""
 _COLUMNS = ("path", "label", "split", "group")
 # fmt: off
 _FOR_PATH = (
@@ -42,76 +44,57 @@ class ImageTable:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelFile:
+    """The columns of a file of labels, one value a row; None for one that is not there."""
+
+    label: Sequence[Any]
+    path: list[str] | None = None
+    split: list[str] | None = None
+    group: list[str] | None = None
+
+
 def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTable:
-    """Read a table of images.
+    """Return the columns of a table in UTF-8, with commas, semicolons or tabs between them.
 
-    Parameters
-    ----------
-    file : Path
-        UTF-8 with or without a byte order mark; commas, semicolons or tabs between the columns.
-    root : Path
-        Folder that relative paths start from.
-    multilabel : bool, default False
-        Whether, without a column ``label``, all columns but ``path``, ``split`` and ``group`` have
-        to be labels, of 0 and 1. By default they are where there are two or more and all is 0 or 1.
-
-    Returns
-    -------
-    ImageTable
-        Labels without outer white space, those of columns of 0 and 1 as ``ant|winged``; splits as
-        they are written.
-
-    Raises
-    ------
-    DatasetError
-        For a missing or empty file, another encoding, a header without ``path``, a damaged row, or
-        what is neither 0 nor 1 where labels have to be.
+    Relative paths start from `root`. Without a column ``label``, all columns but ``path``,
+    ``split`` and ``group`` are labels where there are two or more and all is 0 or 1; with
+    `multilabel` they have to be. They are returned as ``ant|winged``.
     """
-    lines = _text(file)
-    header_line = lines.readline()
-    if not header_line.strip():
-        raise DatasetError(f"empty table: {str(file)!r}; expected a header such as path,label")
-    delimiter = max(",;\t", key=header_line.count)
-    written = [name.strip().strip('"').strip() for name in header_line.split(delimiter)]
+    text = _text(file)
+    written, delimiter = _header(file, text.readline())
     header = [name.lower() for name in written]
-    _check_header(file, header, header_line)
+    _check_header(file, header, delimiter.join(written))
     columns: dict[str, list[str]] = {name: [] for name in _COLUMNS if name in header}
     where = {name: header.index(name) for name in columns}
     several = _LabelColumns.of(file, written, strict=multilabel)
-    lines_of: list[int] = []
+    lines: list[int] = []
     like_splits = {i: set[str]() for i, name in enumerate(header) if name in _FOR_SPLIT}
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
-    try:
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            line = reader.line_num + 1
-            if len(row) > len(header):
-                raise DatasetError(
-                    f"{str(file)!r}, line {line}: {len(row)} values under {len(header)} columns; "
-                    "put quotes around a value that contains the delimiter"
-                )
-            row += [""] * (len(header) - len(row))
-            for name, values in columns.items():
-                cell = row[where[name]]
-                values.append(_cell(file, line, name, cell if name == "path" else cell.strip()))
-            lines_of.append(line)
-            for place, values_seen in like_splits.items():
-                values_seen.add(row[place].strip())
-            if several is not None:
-                several.add(line, row)
-    except csv.Error as error:
-        raise DatasetError(f"{str(file)!r}, line {reader.line_num + 1}: {error}") from error
-    if not columns["path"]:
+    for line, row in _rows(file, text, delimiter):
+        if len(row) > len(header):
+            raise DatasetError(
+                f"{str(file)!r}, line {line}: {len(row)} values under {len(header)} columns; "
+                "put quotes around a value that contains the delimiter"
+            )
+        row += [""] * (len(header) - len(row))
+        for name, values in columns.items():
+            cell = row[where[name]]
+            values.append(_cell(file, line, name, cell if name == "path" else cell.strip()))
+        lines.append(line)
+        for number, names in like_splits.items():
+            names.add(row[number].strip())
+        if several is not None:
+            several.add(line, row)
+    if not lines:
         raise DatasetError(f"no rows below the header of {str(file)!r}")
     paths = [_posix(local_path(path, root), root) for path in columns["path"]]
     labels = columns.get("label") if several is None else several.labels
     if labels is not None:
-        check_one_label(file, paths, labels, lines_of)
+        check_one_label(file, paths, labels, lines)
     notes = [
-        f"the column {written[place]!r} looks like splits and is not used: rename it to 'split'"
-        for place, seen in like_splits.items()
-        if "split" not in header and len(seen) > 1 and all(map(split_of, seen))
+        f"the column {written[number]!r} looks like splits and is not used: rename it to 'split'"
+        for number, names in like_splits.items()
+        if "split" not in header and len(names) > 1 and all(map(split_of, names))
     ]
     return ImageTable(
         path=paths,
@@ -122,6 +105,70 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTabl
     )
 
 
+def read_label_file(file: Path) -> LabelFile:
+    """Return labels from a ``.npy``, or from a table with ``label`` and perhaps the other columns.
+
+    The values of a table have no outer white space.
+    """
+    if file.suffix.lower() == ".npy":
+        return LabelFile(label=_npy_column(file).tolist())
+    text = _text(file)
+    written, delimiter = _header(file, text.readline())
+    header = [name.lower() for name in written]
+    if "label" not in header:
+        raise DatasetError(
+            f"expected a header with the column 'label' in {str(file)!r}, received "
+            f"{delimiter.join(written)[:100]!r}"
+        )
+    columns: dict[str, list[str]] = {name: [] for name in _COLUMNS if name in header}
+    for line, row in _rows(file, text, delimiter):
+        if len(row) != len(header):
+            raise DatasetError(
+                f"{str(file)!r}, line {line}: {len(row)} values under {len(header)} columns"
+            )
+        for name, values in columns.items():
+            cell = row[header.index(name)].strip()
+            values.append(cell if name == "path" else _cell(file, line, name, cell))
+    return LabelFile(
+        label=columns["label"],
+        path=columns.get("path"),
+        split=columns.get("split"),
+        group=columns.get("group"),
+    )
+
+
+def _npy_column(file: Path) -> AnyArray:
+    from featx.files.safe_npy import map_npy
+
+    with reading_data(file, "an array of NumPy, without pickle"):
+        values = map_npy(file)
+        if values.nbytes > MOST_COLUMN_BYTES:
+            raise UnsafeFileError(
+                f"it claims {values.nbytes:,} bytes, more than the {MOST_COLUMN_BYTES:,} allowed "
+                "for labels"
+            )
+        return values.copy()
+
+
+def _header(file: Path, line: str) -> tuple[list[str], str]:
+    """Return the names in the first line, and what stands between them."""
+    if not line.strip():
+        raise DatasetError(f"empty table: {str(file)!r}; expected a header such as path,label")
+    delimiter = max(",;\t", key=line.count)
+    return [name.strip().strip('"').strip() for name in line.split(delimiter)], delimiter
+
+
+def _rows(file: Path, text: io.StringIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows below the header that are not blank, with their lines."""
+    reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num + 1, row
+    except csv.Error as error:
+        raise DatasetError(f"{str(file)!r}, line {reader.line_num + 1}: {error}") from error
+
+
 def _texts(column: list[str] | None) -> list[str] | None:
     return None if column is None else list(map(as_text, column))
 
@@ -129,13 +176,7 @@ def _texts(column: list[str] | None) -> list[str] | None:
 def check_one_label(
     file: Path, paths: Sequence[str], labels: Sequence[str], lines: Sequence[int]
 ) -> None:
-    """Refuse two labels for one file.
-
-    Raises
-    ------
-    DatasetError
-        Naming the lines of the table.
-    """
+    """Refuse two labels for one file, naming the lines of the table."""
     first: dict[str, int] = {}
     for row, (path, label) in enumerate(zip(paths, labels, strict=True)):
         if is_missing(label):
@@ -154,8 +195,8 @@ def check_one_label(
 class _LabelColumns:
     """Columns of 0 and 1, one a label; unless they have to be, anything else ends them."""
 
-    def __init__(self, file: Path, places: dict[int, str], *, strict: bool) -> None:
-        self._file, self._places, self._strict = file, places, strict
+    def __init__(self, file: Path, names: dict[int, str], *, strict: bool) -> None:
+        self._file, self._names, self._strict = file, names, strict
         self.labels: list[str] | None = []
 
     @classmethod
@@ -164,31 +205,32 @@ class _LabelColumns:
         lower = [name.lower() for name in header]
         if "label" in lower:
             return None
-        places = {i: name for i, name in enumerate(header) if lower[i] not in _COLUMNS}
+        names = {i: name for i, name in enumerate(header) if lower[i] not in _COLUMNS}
         if not strict:
-            plain = all(name and SEPARATOR not in name for name in places.values())
-            distinct = len(set(places.values())) == len(places) >= 2
-            return cls(file, places, strict=False) if plain and distinct else None
-        if not places:
+            plain = all(name and SEPARATOR not in name for name in names.values())
+            distinct = len(set(names.values())) == len(names) >= 2
+            return cls(file, names, strict=False) if plain and distinct else None
+        if not names:
             raise DatasetError(
                 f"{str(file)!r} has no labels, found columns: {', '.join(header)}; expected a "
                 f"column label with text such as ant{SEPARATOR}winged, or a column of 0 and 1 for "
                 "each label"
             )
-        for place, name in places.items():
+        for number, name in names.items():
             if not name or SEPARATOR in name or header.count(name) > 1:
                 raise DatasetError(
-                    f"{str(file)!r}: column {place + 1} is called {name!r}; expected the name of a "
-                    f"label, each once and without {SEPARATOR!r}: rename the column, or take it out"
+                    f"{str(file)!r}: column {number + 1} is called {name!r}; expected the "
+                    f"name of a label, each once and without {SEPARATOR!r}: rename the column, or "
+                    "take it out"
                 )
             _cell(file, 1, "label", name)
-        return cls(file, places, strict=True)
+        return cls(file, names, strict=True)
 
     def add(self, line: int, row: list[str]) -> None:
         """Take one row."""
         if self.labels is None:
             return
-        cells = {name: row[place].strip() for place, name in self._places.items()}
+        cells = {name: row[number].strip() for number, name in self._names.items()}
         if not any(cells.values()):
             self.labels.append("")
             return

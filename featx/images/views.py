@@ -33,17 +33,7 @@ class Box(NamedTuple):
 
 
 class View(NamedTuple):
-    """What was drawn for one image.
-
-    Parameters
-    ----------
-    box : Box or None
-        What is cut out, before resizing; None for everything.
-    flip : bool
-        Whether left and right are exchanged.
-    brightness, contrast, saturation : float
-        Factors; 1.0 leaves the colours as they are.
-    """
+    """What was drawn for one image: what is cut out (None for all), mirrored, factors of colour."""
 
     box: Box | None
     flip: bool
@@ -53,24 +43,13 @@ class View(NamedTuple):
 
 
 def draw_view(policy: ViewPolicy, key: bytes) -> View:
-    """Draw the augmentation of one image.
+    """Return the augmentation of the image with a key.
 
+    Notes
+    -----
     A part of the picture is cut out as in Inception's training (Szegedy et al. 2015, section 6):
     the area is uniform, the ratio of the sides as good as log-uniform, the place uniform.
 
-    Parameters
-    ----------
-    policy : ViewPolicy
-        What may be drawn, and which one of many.
-    key : bytes
-        Key of the image, 32 bytes.
-
-    Returns
-    -------
-    View
-
-    Examples
-    --------
     >>> draw_view(ViewPolicy(policy="flip-1"), bytes(32))
     View(box=None, flip=True, brightness=1.0, contrast=1.0, saturation=1.0)
     """
@@ -104,7 +83,7 @@ def _box(
 
 
 def change_look(image: Image.Image, view: View) -> Image.Image:
-    """Mirror an RGB image and change its colours, as drawn.
+    """Return an RGB image mirrored and with its colours changed, as drawn.
 
     Brightness multiplies, contrast moves away from the mean grey, saturation away from each
     pixel's own grey, in this order; all three are one affine map, rounded once.

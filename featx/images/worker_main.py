@@ -3,31 +3,37 @@
 Messages are lines of JSON. From the parent: ``images`` (what to read), ``decode`` (which of the
 images whose keys were sent are wanted), ``go`` (there is memory). To the parent: ``ready``,
 ``keys`` (what was read), ``take`` and ``give_back`` (memory that one image takes), and ``done``
-(what was decoded); pixels go into shared memory. Nothing is unpickled on either side.
+(what was decoded). Nothing is unpickled on either side.
+
+Pixels go into shared memory. It begins with the place of the image that the process is on
+(`HEADER_BYTES`, little-endian, `NO_IMAGE` for none); then come slots, each of one image's pixels
+for all targets.
 """
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import signal
 import struct
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from featx.images.files import read_file
-from featx.images.keys import file_key
+from featx.images.decode import Target, decode_one
+from featx.images.image_files import ImageData, read_file, read_one
 from featx.images.limits import Budget, set_budget
-from featx.images.messages import HEADER_BYTES, NO_IMAGE, receive, send, slot_bytes
-from featx.images.one_image import decode_one, read_one
-from featx.images.shared_block import attach_block
-from featx.images.target import Target
 from featx.spec import ImagePolicy, ViewPolicy
 
+Message: TypeAlias = dict[str, Any]
+HEADER_BYTES = 64
+NO_IMAGE = -1
 # Files that wait for their decoding are kept up to this size, and read one by one beyond.
 _MOST_WAITING_BYTES = 32 << 20
 # Results are sent when this much time has gone by, as each message wakes the parent.
@@ -37,25 +43,38 @@ _HAND_OVER_S = 0.005
 class _Waiting(NamedTuple):
     place: int
     slot: int
-    data: bytes
+    data: ImageData
     key: bytes
 
 
-def main(hello: dict[str, Any]) -> None:
-    """Serve until the parent closes the pipe, which its end does too.
+def slot_bytes(targets: Sequence[Target]) -> int:
+    """Return the size of one image's pixels for all targets."""
+    return sum(height * width * 3 for (height, width), _, _ in targets)
 
-    Parameters
-    ----------
-    hello : dict
-        The parent's first message: targets, and where the shared memory is.
-    """
+
+def send(pipe: IO[bytes], message: Message) -> None:
+    """Write a message."""
+    pipe.write(json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n")
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes]) -> Message | None:
+    """Return the next message, None at the end; one that is cut short raises ``ValueError``."""
+    while line := pipe.readline():
+        # Python's start-up files may print before the pipe is the worker's own.
+        if line.startswith(b'{"'):
+            message: Message = json.loads(line)
+            return message
+    return None
+
+
+def main(hello: Message) -> None:
+    """Serve until the parent closes the pipe, which its end does too; `hello` was sent first."""
     # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, sink = sys.stdin.buffer, _own_stdout()
     # Imported now: what is wrong with the installation is no fault of the first image.
     from PIL import Image
-
-    import featx.images.decode  # noqa: F401
 
     if "most_pixels" in hello:
         Image.MAX_IMAGE_PIXELS = hello["most_pixels"]
@@ -73,12 +92,21 @@ def main(hello: dict[str, Any]) -> None:
 
 def _own_stdout() -> IO[bytes]:
     """Return standard output, and lead whatever a library prints elsewhere."""
-    own = os.fdopen(os.dup(1), "wb")
+    sink = os.fdopen(os.dup(1), "wb")
     try:
         os.dup2(2, 1)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return own
+    return sink
+
+
+def _attach(handle: int | str, size_bytes: int) -> mmap.mmap:
+    """Return the memory of a block that the parent process made."""
+    if isinstance(handle, int):
+        return mmap.mmap(handle, size_bytes)
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size_bytes, tagname=handle)
+    raise ValueError(f"expected a file descriptor, received {handle!r}")
 
 
 class _ParentsBudget(Budget):
@@ -87,7 +115,7 @@ class _ParentsBudget(Budget):
     def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         super().__init__()
         self._source, self._sink = source, sink
-        self._later: deque[dict[str, Any]] = deque()
+        self._later: deque[Message] = deque()
 
     def take(self, need_bytes: int) -> None:
         send(self._sink, {"take": need_bytes})
@@ -100,22 +128,22 @@ class _ParentsBudget(Budget):
     def give_back(self, need_bytes: int) -> None:
         send(self._sink, {"give_back": need_bytes})
 
-    def next_message(self) -> dict[str, Any] | None:
+    def next_message(self) -> Message | None:
         """Return a message that came while another one was waited for, or the next one."""
         return self._later.popleft() if self._later else receive(self._source)
 
 
 class _Worker:
-    def __init__(self, hello: dict[str, Any], sink: IO[bytes]) -> None:
+    def __init__(self, hello: Message, sink: IO[bytes]) -> None:
         self._sink = sink
         self._targets = [_target(*parts) for parts in hello["targets"]]
-        self._block = attach_block(hello["block"], hello["block_bytes"])
+        self._block = _attach(hello["block"], hello["block_bytes"])
         self._slot_bytes = slot_bytes(self._targets)
         self._unread: deque[tuple[int, int, str]] = deque()
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
 
-    def handle(self, message: dict[str, Any]) -> None:
+    def handle(self, message: Message) -> None:
         self._unread.extend(message.get("images", ()))
         self._decode(message.get("decode", ()))
         self._read()
@@ -127,7 +155,7 @@ class _Worker:
             self._work_on(place)
             # The path came as Latin-1, one character a byte.
             read = partial(read_file, os.fsdecode(path.encode("latin-1")))
-            data, key, reason, read_s = read_one(read, file_key)
+            data, key, reason, read_s = read_one(read)
             self._work_on(NO_IMAGE)
             keys.append((place, None if key is None else key.hex(), reason, read_s))
             if key is not None:
@@ -164,7 +192,7 @@ class _Worker:
         struct.pack_into("<q", self._block, 0, place)
 
 
-def _target(size: list[int], image: dict[str, Any], view: dict[str, Any] | None) -> Target:
+def _target(size: list[int], image: Message, view: Message | None) -> Target:
     height, width = size
     drawn = None if view is None else ViewPolicy.from_dict(view)
     return Target((height, width), ImagePolicy(**image), drawn)

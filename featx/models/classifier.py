@@ -15,8 +15,7 @@ from featx.exceptions import HeadError
 from featx.heads.head_pipeline import fit_weighted
 from featx.heads.registry import make_head
 from featx.heads.validation import checked_weights
-from featx.images.label_sets import label_matrix, read_label_sets
-from featx.images.labels import check_complete
+from featx.images.labels import check_complete, label_matrix, read_label_sets
 from featx.models.image_features import ImageFeatures
 from featx.models.inputs import as_image_dataset
 from featx.models.training_keys import encode_keys
@@ -147,7 +146,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
             Files, pixels, or features of this backbone. Paths may also be bytes, an array (n,) or
             (n, 1), or a column of pandas or polars; one path is a folder or a file of images.
         y : array-like of shape (n,)
-            Labels. With ``multilabel``, as `featx.images.label_sets.read_label_sets` takes them:
+            Labels. With ``multilabel``, as `featx.images.labels.read_label_sets` takes them:
             a matrix of 0 and 1, one collection of labels an image, or text such as ``ant|winged``.
             Every row has to have one: None, NaN and the texts for these are refused.
         sample_weight : array-like of shape (n,), optional

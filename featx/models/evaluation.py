@@ -16,7 +16,7 @@ from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
 from featx.images.dataset import ImageDataset
-from featx.images.label_sets import label_matrix
+from featx.images.labels import label_matrix
 from featx.models.bootstrap import (
     bootstrap_difference,
     bootstrap_intervals,

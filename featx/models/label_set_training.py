@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.heads.registry import make_head
-from featx.images.label_sets import SEPARATOR, label_matrix, read_label_sets
+from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
 from featx.models.classifier import ImageClassifier
 from featx.models.memory_training import MemoryFit
 from featx.models.metrics import score_label_sets

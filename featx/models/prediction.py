@@ -14,7 +14,7 @@ from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import FeaturesError
 from featx.heads.scores import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
-from featx.images.names import image_names
+from featx.images.scan import image_names
 from featx.images.sources import listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures
 from featx.models.inputs import as_image_dataset
@@ -68,7 +68,7 @@ def predict(
     model : ImageClassifier or Predictor
         Fitted.
     images : str, path, iterable of these, ndarray, list of images, or ImageDataset
-        Files, folders and patterns, see `featx.images.names.image_names`, also as bytes, as an
+        Files, folders and patterns, see `featx.images.scan.image_names`, also as bytes, as an
         array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
         (n, h, w), (n, h, w, c) or, of one image, (h, w, 3); PIL images, bytes of image files and
         open files, one or a list. Labels are not looked at.

@@ -16,8 +16,7 @@ from featx.cache.layout import CacheLayout
 from featx.exceptions import HeadError
 from featx.extraction.sources import BackboneChoice
 from featx.heads.registry import make_head
-from featx.images.label_sets import read_label_sets
-from featx.images.split_names import check_splits, split_of
+from featx.images.labels import check_splits, read_label_sets, split_of
 from featx.memory import as_bytes
 from featx.models.backbone_costs import backbone_cost
 from featx.models.classifier import ImageClassifier

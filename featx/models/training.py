@@ -18,10 +18,8 @@ from featx.extraction.report import why_unreadable
 from featx.extraction.sources import BackboneChoice
 from featx.heads.registry import make_head
 from featx.heads.sweep import Fold
-from featx.images.columns import inner_folder
-from featx.images.label_sets import look_like_sets
-from featx.images.labels import look_like_measurements
-from featx.images.split_names import check_splits
+from featx.images.dataset import inner_folder
+from featx.images.labels import check_splits, look_like_measurements, look_like_sets
 from featx.models.classifier import ImageClassifier
 from featx.models.label_set_training import train_label_sets
 from featx.models.memory_training import MemoryFit

@@ -16,8 +16,8 @@ from featx.cache.pack import pack_dataset
 from featx.cache.shard import Shard, read_shard
 from featx.cache.space import FeatureSpace
 from featx.exceptions import DatasetError, FeaturesError
-from featx.feature_files.read import read_feature_file
-from featx.importing import import_features
+from featx.importing.feature_files import read_feature_file
+from featx.importing.importer import import_features
 
 
 @pytest.fixture

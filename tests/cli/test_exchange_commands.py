@@ -13,7 +13,7 @@ from featx.cli import dataset as dataset_command
 from featx.cli import import_ as import_command
 from featx.cli.cache_pack import pack
 from featx.exceptions import DatasetError
-from featx.importing import import_features
+from featx.importing.importer import import_features
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, features
 
 from featx.exceptions import ImageError
-from featx.images.decode import decode_image, decode_rgb, decode_sizes, fit_array, resize_rgb
+from featx.images.decode import decode, decode_image, decode_rgb
 from featx.images.limits import MOST_PIXELS as MAX_PIXELS
 from featx.spec import ImagePolicy
 
@@ -368,8 +368,7 @@ def test_sizes_and_one_way_for_bytes_and_pixels(resize, interpolation):
     for size in ((32, 20), (20, 32), (47, 61), (90, 90), (1, 1)):
         got = decode_image(FORMATS["png"], size, policy)
         assert got.shape == (*size, 3)
-        assert np.array_equal(got, resize_rgb(PIXELS, size, policy))
-        assert np.array_equal(got, fit_array(PIXELS, size, policy))
+        assert np.array_equal(got, decode_image(PIXELS, size, policy))
 
 
 def test_same_pixels_as_keras(tmp_path):
@@ -399,9 +398,9 @@ for name in ("jpeg", "png palette", "gif", "jpeg cmyk"):
 def test_crop_keeps_the_aspect_ratio_and_the_centre():
     wide = np.zeros((10, 40, 3), np.uint8)
     wide[:, 15:25] = 255
-    got = resize_rgb(wide, (10, 10), ImagePolicy(resize="crop"))
+    got = decode_image(wide, (10, 10), ImagePolicy(resize="crop"))
     assert (got == 255).all()
-    narrow = resize_rgb(np.zeros((1000, 1, 3), np.uint8), (1, 1000), ImagePolicy(resize="crop"))
+    narrow = decode_image(np.zeros((1000, 1, 3), np.uint8), (1, 1000), ImagePolicy(resize="crop"))
     assert narrow.shape == (1, 1000, 3)
 
 
@@ -434,11 +433,11 @@ def test_several_sizes_equal_each_size_alone():
             ((64, 64), ImagePolicy()),
             ((64, 64), ImagePolicy(draft=True)),
         ]
-        got = decode_sizes(data, targets)
+        got = decode(data, targets)
         assert len(got) == len(targets)
         for pixels, (size, policy) in zip(got, targets, strict=True):
             assert np.array_equal(pixels, decode_image(data, size, policy))
-    assert decode_sizes(FORMATS["png"], []) == []
+    assert decode(FORMATS["png"], []) == []
 
 
 def test_rules_of_another_version_are_refused():

@@ -5,8 +5,12 @@ import pytest
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
-from featx.images.label_sets import look_like_sets, read_label_sets
-from featx.images.labels import check_complete, look_like_measurements
+from featx.images.labels import (
+    check_complete,
+    look_like_measurements,
+    look_like_sets,
+    read_label_sets,
+)
 
 MISSING = [None, float("nan"), np.float32("nan"), "", "NaN", " NA ", "<NA>", "null", "N/A", b"nan"]
 try:

@@ -12,7 +12,7 @@ from PIL import Image, JpegImagePlugin
 
 from featx.exceptions import ImageError
 from featx.images.dataset import ImageDataset
-from featx.images.decode import decode_image, decode_rgb, fit_array
+from featx.images.decode import decode_image, decode_rgb
 from featx.images.limits import Budget, budget
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
@@ -128,7 +128,7 @@ def test_what_an_image_is_brought_to_counts_too():
         with pytest.raises(ImageError, match="too large: 2x60000 pixels of PNG take about"):
             decode_image(column, (8, 4000), policy)
     with pytest.raises(ImageError, match="too large: an array of 2x60000 pixels takes about"):
-        fit_array(np.zeros((60_000, 2), np.uint8), (8, 4000), PLAIN)
+        decode_image(np.zeros((60_000, 2), np.uint8), (8, 4000), PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +179,10 @@ def test_bands_of_rows_make_no_difference(monkeypatch):
     palette = PHOTO.quantize(8)
     files = [encode(grey, "PNG"), encode(clear, "PNG"), encode(palette, "PNG", transparency=2)]
     arrays = [np.asarray(grey), np.asarray(clear), np.asarray(clear) / 255, np.asarray(PHOTO)]
-    whole = [decode_rgb(data) for data in files], [fit_array(a, (48, 64), PLAIN) for a in arrays]
+    whole = [decode_rgb(data) for data in files], [decode_image(a, (48, 64), PLAIN) for a in arrays]
     monkeypatch.setattr("featx.images.decode._BAND_PX", 64 * 7)
-    monkeypatch.setattr("featx.images.pixels._BAND_PX", 64 * 7)
-    bands = [decode_rgb(data) for data in files], [fit_array(a, (48, 64), PLAIN) for a in arrays]
+    monkeypatch.setattr("featx.images.decode._BAND_PX", 64 * 7)
+    bands = [decode_rgb(data) for data in files], [decode_image(a, (48, 64), PLAIN) for a in arrays]
     for before, after in zip(whole[0] + whole[1], bands[0] + bands[1], strict=True):
         np.testing.assert_array_equal(after, before)
 

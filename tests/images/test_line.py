@@ -8,9 +8,8 @@ import pytest
 
 from featx.images import line as line_module
 from featx.images.dataset import ImageDataset
-from featx.images.line import Line
+from featx.images.line import Line, Loaded
 from featx.images.loader import load_images
-from featx.images.one_image import Loaded
 from featx.spec import ImagePolicy
 
 TARGETS = [((8, 8), ImagePolicy())]

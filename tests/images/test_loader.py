@@ -14,11 +14,11 @@ import pytest
 from PIL import Image, ImageFile
 
 from featx.exceptions import CacheError, DatasetError, ImageError
-from featx.images import files
+from featx.images import decode as decode_module
+from featx.images import image_files
 from featx.images.dataset import ImageDataset
-from featx.images.decode import decode_image, fit_array
-from featx.images.files import hash_file
-from featx.images.keys import array_key
+from featx.images.decode import decode_image
+from featx.images.image_files import array_key, hash_file
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 
@@ -75,7 +75,7 @@ def test_whatever_happens_to_a_file_is_a_row(folder, monkeypatch):
             raise PermissionError(13, "Permission denied", str(file))
         return open(file, *args, **kwargs)
 
-    monkeypatch.setattr(files, "open", guarded, raising=False)
+    monkeypatch.setattr(image_files, "open", guarded, raising=False)
     got = list(load_images(data, range(len(data)), TARGETS))
     assert [row.index for row in got] == list(range(16))
     reasons = [row.reason for row in got]
@@ -94,13 +94,11 @@ def test_whatever_happens_to_a_file_is_a_row(folder, monkeypatch):
 
 
 def test_lack_of_memory_and_foreign_errors_are_rows(folder, monkeypatch):
-    from featx.images import decode
-
     def fail(data, targets, *, key):
         raise next(errors)
 
     errors = iter([MemoryError(), RuntimeError("odd")])
-    monkeypatch.setattr(decode, "decode_sizes", fail)
+    monkeypatch.setattr(decode_module, "decode", fail)
     data = ImageDataset.from_folder(folder)
     got = list(load_images(data, [0, 1], TARGETS, workers=1))
     assert [row.reason for row in got] == ["not enough memory to decode it", "RuntimeError: odd"]
@@ -131,7 +129,7 @@ def test_arrays_and_their_keys():
     for row, source in zip(got, images[[8, 1, 2]], strict=True):
         assert row.key == array_key(source)
         for pixels, (size, policy) in zip(row.pixels, TARGETS, strict=True):
-            assert np.array_equal(pixels, fit_array(source, size, policy))
+            assert np.array_equal(pixels, decode_image(source, size, policy))
     assert len({row.key for row in got}) == 3
     odd = ImageDataset.from_arrays([np.full((2, 2), 0.5), np.full((2, 2), 7.0)])
     first, second = load_images(odd, range(2), TARGETS)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_rgb
-from featx.images.keys import file_key
+from featx.images.image_files import file_key
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featx.exceptions import ImageError
-from featx.images.pixels import array_to_rgb
+from featx.images.decode import array_to_rgb
 
 
 def test_every_shape_and_type():

@@ -7,7 +7,7 @@ import pytest
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
-from featx.images.split_names import parse_names, split_of
+from featx.images.labels import parse_names, split_of
 
 
 def folder(root, *names):

@@ -20,9 +20,9 @@ from PIL import Image
 from featx.exceptions import CacheError, DatasetError
 from featx.images import loader
 from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
 from featx.images.loader import load_images
-from featx.images.target import Target
-from featx.images.worker_process import WorkerProcess
+from featx.images.processes import ProcessWorker, WorkerProcess
 from featx.spec import ImagePolicy, ViewPolicy
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and /proc")
@@ -171,22 +171,21 @@ def test_a_process_that_is_killed_costs_the_image_it_was_on(folder, monkeypatch)
     large = [Path(path).name for path in data.paths].index("17.png")
     expected = {row.index: row for row in load_images(data, range(40), TARGETS, isolate=False)}
     killed = []
-    start = loader.WorkerProcesses.__init__
+    start = ProcessWorker.__init__
 
-    def watched(self, *args, **kwargs):
-        start(self, *args, **kwargs)
+    def watched(self, *args):
+        start(self, *args)
         threading.Thread(target=kill, args=(self,), daemon=True).start()
 
-    def kill(processes):
+    def kill(worker):
         while not killed:
             time.sleep(0.005)
-            for tender in processes._tenders:
-                item = tender._items.get(large)
-                if item and item.key and tender._block.memory[:8] == large.to_bytes(8, "little"):
-                    killed.append(large)
-                    tender.kill()
+            item = worker._items.get(large)
+            if item and item.key and worker._block.memory[:8] == large.to_bytes(8, "little"):
+                killed.append(large)
+                worker.kill()
 
-    monkeypatch.setattr(loader.WorkerProcesses, "__init__", watched)
+    monkeypatch.setattr(ProcessWorker, "__init__", watched)
     got = list(load_images(data, range(40), TARGETS, workers=2, isolate=True))
     assert killed == [large]
     assert sorted(row.index for row in got) == list(range(40))
@@ -294,12 +293,11 @@ def test_processes_use_the_very_packages_of_this_one(folder, tmp_path):
     (folder / "script.py").write_text(
         "from featx.images.dataset import ImageDataset\n"
         "from featx.images.loader import load_images\n"
-        "from featx.images.target import Target\n"
-        "from featx.images import worker_process\n"
+        "from featx.images import processes\n"
         "from featx.spec import ImagePolicy\n"
         "data = ImageDataset.from_folder('.', labels='none')\n"
         "rows = load_images(data, range(9), [((8, 8), ImagePolicy())], isolate=True)\n"
-        "print({row.status for row in rows}, worker_process._package_folders()['PIL'])\n"
+        "print({row.status for row in rows}, processes._package_folders()['PIL'])\n"
     )
     done = subprocess.run(
         [sys.executable, "script.py"],

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score, multilabel_confus
 
 import featx
 from featx.exceptions import DatasetError, HeadError
-from featx.images.label_sets import read_label_sets
+from featx.images.labels import read_label_sets
 from featx.models.bootstrap import bootstrap_label_sets
 from featx.models.metrics import score_label_sets
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +26,14 @@ from featx.cache.manifest import (
 from featx.cache.shard import SHARD_BYTES
 from featx.cache.space import FeatureSpace
 from featx.exceptions import DatasetError, reason
-from featx.feature_files.survey import RowSurvey, keyed_chunks, survey_rows
-from featx.feature_files.table import ArrayRows, RowSource, check_matrix
-from featx.images.labels import as_text, encode_labels
-from featx.images.split_names import read_splits
+from featx.images.image_files import AnyArray, array_key
+from featx.images.labels import as_text, encode_labels, read_splits
+from featx.importing.feature_files import RowSource, check_matrix, rows_of_array
 from featx.spec import FeatureSpec
 
 IMPORTED = "imported"
 """Tap of imported features, and source of their datasets."""
+_EXACT = 1 << 24  # beyond this, float32 does not hold every integer
 
 
 def import_features(
@@ -95,7 +96,7 @@ def import_features(
     rows = _rows(X)
     count, width = rows.shape
     columns = _columns(count, y=y, paths=paths, groups=groups, splits=splits)
-    survey = survey_rows(rows)
+    survey = _survey_rows(rows)
     spec = FeatureSpec(
         backbone=f"import:{name}",
         weights_sha256=survey.sha256,
@@ -138,13 +139,7 @@ def import_features(
 
 
 def _check_name(layout: CacheLayout, name: str) -> None:
-    """Refuse a name under which nothing can be imported.
-
-    Raises
-    ------
-    DatasetError
-        If the name cannot be one, or is that of a dataset of images.
-    """
+    """Refuse a name under which nothing can be imported, or one of a dataset of images."""
     if not name.strip() or any(mark in name for mark in "/\\"):
         raise DatasetError(f"expected a name for the dataset, without slashes, received {name!r}")
     if not layout.dataset(name).is_file():
@@ -165,18 +160,16 @@ def _check_replaceable(layout: CacheLayout, name: str, earlier: Manifest) -> Non
 def _rows(X: Any) -> RowSource:
     if hasattr(X, "chunks") and hasattr(X, "dtype"):
         rows: RowSource = X
-    else:
-        try:
-            values = np.asarray(X)
-        except ValueError as error:
-            raise DatasetError(
-                "expected features of shape (n, d), received rows of different lengths: "
-                f"{reason(error)}"
-            ) from error
-        check_matrix(values.shape, values.dtype, "X")
-        rows = ArrayRows(values)
-    check_matrix(rows.shape, rows.dtype, "X")
-    return rows
+        check_matrix(rows.shape, rows.dtype, "X")
+        return rows
+    try:
+        values = np.asarray(X)
+    except ValueError as error:
+        raise DatasetError(
+            "expected features of shape (n, d), received rows of different lengths: "
+            f"{reason(error)}"
+        ) from error
+    return rows_of_array(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +211,83 @@ def _texts(what: str, values: Any, count: int) -> list[str] | None:
     return texts
 
 
-def _store(space: FeatureSpace, rows: RowSource, survey: RowSurvey, source: str) -> int:
+@dataclass(frozen=True, slots=True)
+class _RowSurvey:
+    """What a pass over features tells: the key of each row (n, 32), a digest of all, their type."""
+
+    keys: NDArray[np.uint8]
+    sha256: str
+    dtype: np.dtype[Any]
+
+
+def _survey_rows(rows: RowSource) -> _RowSurvey:
+    """Return what all features are, read once, chunk by chunk; refuse those not to be stored."""
+    dtype = np.dtype("<f2" if rows.dtype == np.float16 else "<f4")
+    width = rows.shape[1]
+    digest = hashlib.sha256(f"featx-import-1 {dtype.str} {width}\n".encode("ascii"))
+    keys, wrong, first, start = [], 0, -1, 0
+    for values in rows.chunks():
+        finite = _finite(values)
+        if not finite.all():
+            first = start + int(finite.argmin()) if first < 0 else first
+            wrong += int((~finite).sum())
+        elif not wrong:
+            stored = _stored(values, dtype, start)
+            digest.update(stored.data)
+            keys.append(_keys(stored))
+        start += len(values)
+    if wrong:
+        raise DatasetError(
+            f"expected finite numbers, received NaN or infinity in {wrong:,} of {start:,} rows, "
+            f"the first is row {first}: leave these rows out, or fill them in"
+        )
+    return _RowSurvey(np.concatenate(keys), digest.hexdigest(), dtype)
+
+
+def _keyed_chunks(
+    rows: RowSource, survey: _RowSurvey
+) -> Iterator[tuple[NDArray[np.uint8], AnyArray]]:
+    """Yield keys and features, chunk by chunk, as stored; refuse rows that were changed since."""
+    start = 0
+    for values in rows.chunks():
+        stored = _stored(values, survey.dtype, start)
+        keys = survey.keys[start : start + len(stored)]
+        if not np.array_equal(_keys(stored), keys):
+            raise DatasetError("the features were changed while they were read: import them again")
+        yield keys, stored
+        start += len(stored)
+
+
+def _keys(stored: AnyArray) -> NDArray[np.uint8]:
+    joined = b"".join(array_key(row) for row in stored)
+    return np.frombuffer(joined, np.uint8).reshape(-1, 32)
+
+
+def _finite(values: AnyArray) -> NDArray[np.bool_]:
+    return _all(np.isfinite(values)) if values.dtype.kind == "f" else np.ones(len(values), np.bool_)
+
+
+def _all(values: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(values.all(axis=1))
+
+
+def _stored(values: AnyArray, dtype: np.dtype[Any], start: int) -> AnyArray:
+    if values.dtype.kind in "iu":
+        exact = _all(values <= _EXACT) & _all(values >= -_EXACT)
+        step = "these look like identifiers or codes rather than features"
+    else:
+        exact = np.ones(len(values), np.bool_)
+        if values.dtype.itemsize > dtype.itemsize:
+            exact = _all(np.abs(values) <= np.finfo(dtype).max)
+        step = "scale them"
+    if not exact.all():
+        raise DatasetError(
+            f"row {start + int(exact.argmin())} holds numbers that {dtype.name} cannot hold: {step}"
+        )
+    return np.ascontiguousarray(values, dtype)
+
+
+def _store(space: FeatureSpace, rows: RowSource, survey: _RowSurvey, source: str) -> int:
     """Write the rows that are not there yet, each key once, and return how many."""
     limit = max(1, SHARD_BYTES // (rows.shape[1] * survey.dtype.itemsize))
     provenance = {"engine": "import", "source": source}
@@ -228,7 +297,7 @@ def _store(space: FeatureSpace, rows: RowSource, survey: RowSurvey, source: str)
     if not fresh.any():
         return 0
     keys: list[NDArray[np.uint8]] = []
-    values: list[NDArray[Any]] = []
+    values: list[AnyArray] = []
     start = waiting = 0
 
     def flush() -> None:
@@ -238,7 +307,7 @@ def _store(space: FeatureSpace, rows: RowSource, survey: RowSurvey, source: str)
         values.clear()
         waiting = 0
 
-    for chunk_keys, chunk in keyed_chunks(rows, survey):
+    for chunk_keys, chunk in _keyed_chunks(rows, survey):
         chosen = np.flatnonzero(fresh[start : start + len(chunk)])
         start += len(chunk)
         while chosen.size:
@@ -258,7 +327,7 @@ def _first_of_equal(keys: NDArray[np.uint8]) -> NDArray[np.intp]:
     return np.unique(whole, return_index=True)[1]
 
 
-def _manifest(name: str, columns: _Columns, survey: RowSurvey, block: Block) -> Manifest:
+def _manifest(name: str, columns: _Columns, survey: _RowSurvey, block: Block) -> Manifest:
     count = len(survey.keys)
     status = np.full(count, DUPLICATE, np.uint8)
     status[_first_of_equal(survey.keys)] = OK

@@ -1,1 +1,0 @@
-"""Files of features that other tools made, read without trusting them."""

@@ -1,0 +1,165 @@
+"""Image files on disk: which names are images, how one is read, what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import FeatxError, ImageError
+from featx.files.claims import names_in
+
+AnyArray: TypeAlias = NDArray[Any]
+ImageData: TypeAlias = bytes | AnyArray
+"""An image before it is decoded: the bytes of its file, or an array."""
+
+# fmt: off
+IMAGE_EXTENSIONS = frozenset((
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
+    ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+))
+# fmt: on
+MAX_FILE_BYTES = 512 << 20
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file name has the extension of an image, in upper or lower case."""
+    return PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of an image file; `ImageError` says in short why not, without the path."""
+    try:
+        # A pipe or a device would block, so the kind is asked before anything is opened.
+        # Without `Path` and a buffer, which cost as much as reading a small file.
+        _check_regular(os.stat(path))
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError("no such file") from error
+    except PermissionError as error:
+        raise ImageError("permission denied") from error
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ImageError(f"not a path: {error}") from error
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+        raise ImageError(f"expected a file, found {what}")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(
+            f"too large: a file of {status.st_size:,} bytes, the limit is {MAX_FILE_BYTES:,}"
+        )
+
+
+# Keys: what identifies an image, whatever it is called.
+
+
+def file_key(data: bytes) -> bytes:
+    """Return the key of an image file's bytes: their SHA-256, 32 bytes."""
+    return hashlib.sha256(data).digest()
+
+
+def hash_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the key of an image file on disk."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def array_key(array: AnyArray) -> bytes:
+    """Return the key of an array: SHA-256 of shape, dtype and little-endian bytes in C order."""
+    array = np.asarray(array)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    head = f"featx-array-1 {array.dtype.str} {'x'.join(map(str, array.shape))}\n"
+    digest = hashlib.sha256(head.encode("ascii"))
+    digest.update(array.tobytes() if array.ndim == 0 else array.data)
+    return digest.digest()
+
+
+def image_key(image: ImageData) -> bytes:
+    """Return the key of an image file's bytes, or of an array."""
+    return file_key(image) if isinstance(image, bytes) else array_key(image)
+
+
+class Read(NamedTuple):
+    """An image before it is decoded; `key` is None and `reason` says why when it cannot be read."""
+
+    data: ImageData
+    key: bytes | None
+    reason: str
+    read_s: float
+
+
+def read_one(read: Callable[[], ImageData]) -> Read:
+    """Return an image, read once, with the key of these very bytes."""
+    start = time.perf_counter()
+    try:
+        data = read()
+        key = image_key(data)
+    except Exception as error:
+        return Read(b"", None, why_failed(error), time.perf_counter() - start)
+    return Read(data, key, "", time.perf_counter() - start)
+
+
+def why_failed(error: Exception) -> str:
+    """Return why an image could not be read or decoded, as the ledger says it."""
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    return str(error) if isinstance(error, FeatxError) else f"{type(error).__name__}: {error}"
+
+
+# Paths as people write them.
+
+
+def local_path(path: str, base: Path | None = None) -> str:
+    """Return the path that ``file://`` and ``~`` stand for, any other as it is."""
+    if path[:7].lower() == "file://":
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        return url2pathname(urlsplit(path).path)
+    if path.startswith("~/") and not os.path.lexists(Path(base or "", path)):
+        return os.path.expanduser(path)
+    return path
+
+
+def nearest_path(base: Path, path: str) -> str:
+    """Return the file whose path differs from `path` least, relative to `base`; "" for none.
+
+    It may differ in case, in spaces around a name, in the form of accents, and in the extension.
+    """
+    folder, parts = base, []
+    for part in Path(path.strip()).parts:
+        if part == folder.anchor:
+            continue
+        if not (folder / part).exists():
+            part = _alike(folder, part)
+            if not part:
+                return ""
+        folder /= part
+        parts.append(part)
+    return str(Path(base.anchor, *parts) if Path(path).is_absolute() else Path(*parts))
+
+
+def _alike(folder: Path, name: str) -> str:
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", text.strip()).casefold()
+
+    names = names_in(folder)
+    same = [other for other in names if plain(other) == plain(name)]
+    stem = plain(PurePath(name.strip()).stem)
+    same += [n for n in names if is_image_name(n) and plain(PurePath(n).stem) == stem]
+    return same[0] if same else ""

@@ -1,0 +1,1 @@
+"""Features made elsewhere, of images or anything, become datasets of the cache."""
