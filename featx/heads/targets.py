@@ -88,10 +88,10 @@ class Targets:
             return weights
         values = self.values[rows]
         if self.kind == "classes":
-            factors = self.factors[values.astype(np.intp)]
-            return factors if weights is None else weights * factors
-        factors = np.where(values > 0, self.factors[1], self.factors[0])
-        return factors if weights is None else weights[:, None] * factors
+            by_class: NDArray[np.float64] = self.factors[values.astype(np.intp)]
+            return by_class if weights is None else weights * by_class
+        by_label: NDArray[np.float64] = np.where(values > 0, self.factors[1], self.factors[0])
+        return by_label if weights is None else weights[:, None] * by_label
 
     def totals(self) -> NDArray[np.float64]:
         """Return how much counts for each class, or has each label, shape (k,)."""
@@ -99,10 +99,8 @@ class Targets:
             codes = self.values.astype(np.intp)
             counts = np.bincount(codes, self.weights, minlength=self.columns).astype(np.float64)
             return counts if self.factors is None else counts * self.factors
-        if self.weights is None:
-            counts = self.values.sum(axis=0, dtype=np.float64)
-        else:
-            counts = self.weights @ self.values
+        rows = np.ones(len(self)) if self.weights is None else self.weights
+        counts = rows @ self.values.astype(np.float64)
         return counts if self.factors is None else counts * self.factors[1]
 
     def with_class_weight(self, class_weight: ClassWeight) -> Targets:
