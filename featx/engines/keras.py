@@ -6,55 +6,46 @@ import itertools
 import logging
 import threading
 import time
-from concurrent.futures import Future, wait
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.build import HalfType, build_tap_model
 from featx.backbones.source import BackboneSource
-from featx.engines.backends.adapter import load_adapter
-from featx.engines.backends.batch_size import best_batch_size
-from featx.engines.backends.replica import Replica
+from featx.engines.backends import Adapter, Forward, load_adapter
+from featx.engines.engine import Engine, Pixels, Provenance, Vectors
 from featx.exceptions import EngineError, reason
 from featx.forks import require_threads
 from featx.quiet import quiet_import
 from featx.spec import Precision
+
+if TYPE_CHECKING:
+    import keras
+
+Outputs = list[NDArray[np.float32]]
+"""Vectors of shape (n, d), a tap each."""
 
 _LOG = logging.getLogger("featx")
 _CPU_BATCH = 32
 # A batch is in host memory several times: being filled, under way on each device, and padded.
 _MOST_IMAGES, _MOST_BYTES = 1024, 1 << 28
 _LEAST_GAIN_OF_JIT = 1.1
+_FIRST_SIZE, _LEAST_GAIN_OF_SIZE, _MOST_TRIAL_S = 32, 1.05, 20.0
 
 
-class KerasEngine:
+class KerasEngine(Engine):
     """Runs a network with Keras, on all GPUs that its backend sees, else on the processor.
 
+    A batch has 32 images on a processor; on a GPU sizes are doubled for as long as that makes it
+    faster, and whether compiling pays is tried as well. Where memory runs out, the batch is halved
+    and run again, and later ones are as small. With the precision ``mixed``, layers compute in
+    float16 on a GPU and in bfloat16 elsewhere, with weights and vectors in float32.
+
     Tested on processors, and with devices that stand in for GPUs; never on a GPU.
-
-    Where memory runs out, the batch is halved and run again, and later ones are as small.
-
-    Parameters
-    ----------
-    source : BackboneSource
-        The backbone.
-    taps : tuple of str
-        Canonical names of taps.
-    batch_size : int, optional
-        Number of images in a full batch. By default 32 on a processor; on a GPU sizes are doubled
-        for as long as that makes it faster, and whether compiling pays is tried as well.
-    precision : {"f32", "mixed"}, default "f32"
-        With ``mixed`` layers compute in float16 on a GPU and in bfloat16 elsewhere, with weights
-        and vectors in float32.
-
-    Raises
-    ------
-    WeightsError, BackboneError, UnknownNameError
-        If the network cannot be built, or has no such layer.
-    EngineError
-        If Keras is set to a backend that featx does not know, or a device fails.
     """
 
     name = "keras"
@@ -70,9 +61,8 @@ class KerasEngine:
         if batch_size is not None and batch_size < 1:
             raise EngineError(f"expected a batch of 1 image or more, received {batch_size}")
         require_threads("Keras")
-        self.taps = taps
+        super().__init__(source, taps)
         self._source_name = source.name
-        self._input_shape = (*source.input_size_px, 3)
         self._lock = threading.Lock()
         with quiet_import():  # asking for devices starts them
             self._adapter = load_adapter()
@@ -86,21 +76,13 @@ class KerasEngine:
             for device in devices
         ]
         self._turn = itertools.cycle(self._replicas)
-        self._batch_size = batch_size or _CPU_BATCH
+        # On each device one batch runs, and the pixels of another are copied.
+        self.in_flight = 2 * len(devices)
+        self.batch_size = batch_size or _CPU_BATCH
         if not self._replicas[0].on_cpu:
             self._fit(choose_size=batch_size is None)
 
-    @property
-    def batch_size(self) -> int:
-        """Number of images in a full batch; halved where memory runs out."""
-        return self._batch_size
-
-    @property
-    def in_flight(self) -> int:
-        """Two batches a device: one runs, the pixels of the other are copied."""
-        return 2 * len(self._replicas)
-
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """Return versions, precision, devices by name, and whether the network was compiled."""
         import keras
 
@@ -109,46 +91,32 @@ class KerasEngine:
             "keras": keras.__version__,
             "backend": keras.backend.backend(),
             "precision": f"mixed_{self._half}" if self._half else "f32",
-            "devices": {one.device: self._adapter.kind(one.device) for one in self._replicas},
+            "devices": {
+                replica.device: self._adapter.kind(replica.device) for replica in self._replicas
+            },
             "jit": self._replicas[0].jit,
         }
 
-    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Map pixels of shape (n, h, w, 3) to vectors of shape (n, d) by tap."""
-        return self.submit(pixels).result()
-
-    def submit(self, pixels: NDArray[np.uint8]) -> _Pending:
-        """Start on pixels of shape (n, h, w, 3), on the device whose turn it is.
-
-        The first batch of a shape on each device is waited for: it compiles.
-        """
+    def submit(self, pixels: Pixels) -> _Pending:
+        """Start on a batch on the device whose turn it is; the first of a shape compiles first."""
         require_threads("Keras")
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self._input_shape:
-            height, width, _ = self._input_shape
-            raise EngineError(
-                f"expected uint8 pixels of shape (n, {height}, {width}, 3), received "
-                f"{pixels.dtype} of shape {pixels.shape}"
-            )
+        self.require_pixels(pixels)
         return _Pending(self.taps, self._start(pixels))
 
-    def _start(
-        self, pixels: NDArray[np.uint8], *, halving: bool = True
-    ) -> Future[list[NDArray[np.float32]]]:
+    def _start(self, pixels: Pixels, *, halving: bool = True) -> Future[Outputs]:
         replica = next(self._turn)
-        size = self._batch_size
-        future = replica.start(self._forward, replica, pixels, halving)
+        size = self.batch_size
+        future = replica.pool.submit(self._forward, replica, pixels, halving)
         if replica.will_compile(min(len(pixels), size), size):
             wait([future])
         return future
 
-    def _forward(
-        self, replica: Replica, pixels: NDArray[np.uint8], halving: bool
-    ) -> list[NDArray[np.float32]]:
+    def _forward(self, replica: Replica, pixels: Pixels, halving: bool) -> Outputs:
         """Run pixels in pieces of the size of a batch, which may shrink from piece to piece."""
-        parts: list[list[NDArray[np.float32]]] = []
+        parts: list[Outputs] = []
         begin = 0
         while begin < len(pixels) or not parts:
-            size = self._batch_size
+            size = self.batch_size
             piece = pixels[begin : begin + size]
             try:
                 parts.append(replica.run(piece, size))
@@ -169,9 +137,9 @@ class KerasEngine:
 
     def _shrink(self, replica: Replica, size: int) -> None:
         with self._lock:
-            if size >= self._batch_size:  # another batch has met the same limit
+            if size >= self.batch_size:  # another batch has met the same limit
                 return
-            self._batch_size = size
+            self.batch_size = size
         _LOG.warning(
             "%s: no more memory on %s; going on with batches of %d images",
             self._source_name,
@@ -179,7 +147,7 @@ class KerasEngine:
             size,
         )
 
-    def _failed(self, replica: Replica, pixels: NDArray[np.uint8], error: Exception) -> EngineError:
+    def _failed(self, replica: Replica, pixels: Pixels, error: Exception) -> EngineError:
         where = "" if replica.on_cpu else f" on {replica.device}"
         mixed = "The network may not take mixed precision: try f32. " if self._half else ""
         return EngineError(
@@ -198,15 +166,15 @@ class KerasEngine:
     def _fit(self, *, choose_size: bool) -> None:
         """Find out by trial how many images fill the devices, and whether compiling pays."""
         if choose_size:
-            most = _MOST_BYTES // int(np.prod(self._input_shape))
-            self._batch_size = best_batch_size(self._rate, max(1, min(_MOST_IMAGES, most)))
+            most = _MOST_BYTES // int(np.prod(self.input_shape))
+            self.batch_size = best_batch_size(self._rate, max(1, min(_MOST_IMAGES, most)))
         plain, *compiled = self._adapter.jit_choices(self._replicas[0].device)
         if not compiled:
             return
-        plain_per_s = self._rate(self._batch_size) or np.inf
+        plain_per_s = self._rate(self.batch_size) or np.inf
         self._use(jit=compiled[0])
         try:
-            compiled_per_s = self._rate(self._batch_size) or 0.0
+            compiled_per_s = self._rate(self.batch_size) or 0.0
         except EngineError as error:  # XLA needs tools that a machine may not have
             _LOG.debug("%s cannot be compiled: %s", self._source_name, error)
             compiled_per_s = 0.0
@@ -219,35 +187,126 @@ class KerasEngine:
 
     def _rate(self, batch_size: int) -> float | None:
         """Return images a second with batches of a size, None where memory does not hold them."""
-        self._batch_size = batch_size
-        pixels = np.zeros((batch_size, *self._input_shape), np.uint8)
+        self.batch_size = batch_size
+        pixels = np.zeros((batch_size, *self.input_shape), np.uint8)
         count, times_s = 2 * self.in_flight, []
         for _ in range(3):
             begin = time.perf_counter()
-            if not self._all_fit([self._start(pixels, halving=False) for _ in range(count)]):
+            if not _all_fit([self._start(pixels, halving=False) for _ in range(count)]):
                 self._adapter.clean_up()
                 return None
             times_s.append(time.perf_counter() - begin)
         # The first time kernels are chosen or compiled; of the others, one may have been disturbed.
         return batch_size * count / min(times_s[1:])
 
-    @staticmethod
-    def _all_fit(batches: list[Future[list[NDArray[np.float32]]]]) -> bool:
-        wait(batches)
-        try:
-            for batch in batches:
-                batch.result()
-        except MemoryError:
-            return False
-        return True
+
+def _all_fit(batches: Sequence[Future[Outputs]]) -> bool:
+    wait(batches)
+    try:
+        for batch in batches:
+            batch.result()
+    except MemoryError:
+        return False
+    return True
 
 
 class _Pending:
     """A batch in a thread of a device."""
 
-    def __init__(self, taps: tuple[str, ...], future: Future[list[NDArray[np.float32]]]) -> None:
+    def __init__(self, taps: tuple[str, ...], future: Future[Outputs]) -> None:
         self._taps, self._future = taps, future
 
-    def result(self) -> dict[str, NDArray[np.float32]]:
-        """Wait for the batch, and return vectors of shape (n, d) by tap."""
+    def result(self) -> Vectors:
+        """Wait for the batch, and return its vectors."""
         return dict(zip(self._taps, self._future.result(), strict=True))
+
+
+def best_batch_size(
+    rate: Callable[[int], float | None],
+    most: int,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Return the last size, doubled from 32, that was 5 % faster than the one before.
+
+    `rate` runs batches of a size and returns images a second, or None where memory ran out. Where
+    memory does not even hold the first size, the result is the largest that it holds, and 1 where
+    it holds none. No further size is tried after 20 s: compiling for one may take long.
+    """
+    start, best, best_rate = clock(), 0, 0.0
+    size = min(_FIRST_SIZE, most)
+    while size <= most:
+        images_per_s = rate(size)
+        if images_per_s is None:
+            if best or size == 1:
+                return best or 1
+            size //= 2
+            most = size
+            continue
+        if images_per_s < best_rate * _LEAST_GAIN_OF_SIZE:
+            return best
+        best, best_rate = size, images_per_s
+        if clock() - start > _MOST_TRIAL_S:
+            return best
+        size *= 2
+    return best
+
+
+class Replica:
+    """A network on one device, with the threads that feed it.
+
+    A GPU has two threads: while the kernels of one batch run, the other's pixels are copied. A
+    processor has one, which leaves the caller free to decode and to write; kernels hold no lock of
+    Python's.
+    """
+
+    def __init__(self, adapter: Adapter, build: Callable[[], keras.Model], device: str) -> None:
+        import keras
+
+        self.device = device
+        self.on_cpu = device.startswith("cpu")
+        self._adapter = adapter
+        with keras.device(device):
+            self._model = build()
+        self.pool = ThreadPoolExecutor(1 if self.on_cpu else 2, f"featx-{device}")
+        self._forwards: dict[bool, Forward] = {}
+        self._seen: dict[bool, set[int]] = {False: set(), True: set()}
+        self.use(jit=adapter.jit_choices(device)[0])
+
+    def use(self, *, jit: bool) -> None:
+        """Go over to a compiled network, or back to the plain one; nothing may be under way."""
+        if jit not in self._forwards:
+            self._forwards[jit] = self._adapter.compile_model(self._model, self.device, jit=jit)
+        self.jit = jit
+
+    def will_compile(self, images: int, batch_size: int) -> bool:
+        """Tell whether a batch is the first of its shape, which takes long."""
+        return self._shape(images, batch_size) not in self._seen[self.jit]
+
+    def images_run(self, images: int, batch_size: int) -> int:
+        """Return the number of images that a batch is filled up to; kernels fail on none."""
+        return self._shape(images, batch_size) if self.jit else max(images, 1)
+
+    def run(self, pixels: Pixels, batch_size: int) -> Outputs:
+        """Run a batch of `batch_size` images or fewer; in a thread of this device."""
+        shape = self._shape(len(pixels), batch_size)
+        missing = self.images_run(len(pixels), batch_size) - len(pixels)
+        whole = np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else pixels
+        # Standard error is taken away for the whole process, progress bars of other threads
+        # included, so only where there is something to hide: in the first batch of a shape.
+        with quiet_import() if shape not in self._seen[self.jit] else nullcontext():
+            vectors = self._adapter.to_numpy(self._forwards[self.jit](whole))
+        self._seen[self.jit].add(shape)
+        return [values[: len(pixels)] for values in vectors]
+
+    def _shape(self, images: int, batch_size: int) -> int:
+        """Return the number of images to compile for; 0 where one network takes any number.
+
+        Compiling takes longer than running a batch that is partly empty, but a single image should
+        not cost a full batch for ever: so what was compiled is used, or else a power of two.
+        """
+        if not self.jit:
+            return 0
+        fitting = [size for size in tuple(self._seen[True]) if images <= size <= batch_size]
+        power = 1 << max(images - 1, 0).bit_length()
+        return min(fitting, default=min(power, batch_size))

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.backbones.source import BackboneSource
-from featx.engines.conversion import Conversion, convert, output_name
-from featx.engines.kept_conversion import KeptConversion
-from featx.engines.openvino_library import FALL_BACK, load_openvino, translated
+from featx.engines.engine import Engine, Pixels, Provenance, Vectors
+from featx.engines.openvino_conversion import (
+    FALL_BACK,
+    Conversion,
+    StoredConversion,
+    convert,
+    load_openvino,
+    output_name,
+    translated,
+)
 from featx.exceptions import EngineError
 from featx.forks import require_threads
 
@@ -36,30 +42,12 @@ _unkept: set[Path] = set()
 _in_use: weakref.WeakSet[OpenVinoEngine | _Part] = weakref.WeakSet()
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """Runs a network with OpenVINO on the CPU.
 
-    The conversion is compared with Keras before it is used for the first time.
-
-    Parameters
-    ----------
-    source : BackboneSource
-        The backbone.
-    taps : tuple of str
-        Canonical names of taps.
-    batch_size : int, optional
-        Number of images in a full batch; by default 4 images of 224 px, and more or fewer of other
-        sizes.
-    folder : Path, optional
-        Where conversions are kept, so that the next engine starts without TensorFlow; without it
-        every engine converts anew.
-
-    Raises
-    ------
-    WeightsError, BackboneError, UnknownNameError
-        If the network cannot be built, or has no such layer.
-    EngineError
-        If OpenVINO is not there, cannot run the network, or disagrees with Keras.
+    A full batch has 4 images of 224 px, and more or fewer of other sizes. The conversion is
+    compared with Keras before it is used for the first time. It is kept in `folder`, so that the
+    next engine starts without TensorFlow; without a folder every engine converts anew.
     """
 
     name = "openvino"
@@ -72,8 +60,7 @@ class OpenVinoEngine:
         batch_size: int | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.taps = taps
-        self._input_shape = (*source.input_size_px, 3)
+        super().__init__(source, taps)
         height, width = source.input_size_px
         self._most = max(1, _MOST_PX // (height * width))
         usual = min(max(1, _BATCH_PX // (height * width)), _MOST_IMAGES)
@@ -86,9 +73,9 @@ class OpenVinoEngine:
         self._core.set_property({"ENABLE_MMAP": False})
         self._free: list[Any] = []
         _in_use.add(self)
-        self._open(source, KeptConversion.place(folder, source, taps) if folder else None)
+        self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """Return the versions of OpenVINO and of the Keras converted from, and the precision."""
         return {
             "engine": self.name,
@@ -97,46 +84,36 @@ class OpenVinoEngine:
             "precision": self._precision,
         }
 
-    def submit(self, pixels: NDArray[np.uint8]) -> _Batch:
-        """Start on pixels of shape (n, h, w, 3), and return without waiting."""
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self._input_shape:
-            height, width, _ = self._input_shape
-            raise EngineError(
-                f"expected uint8 pixels of shape (n, {height}, {width}, 3), received "
-                f"{pixels.dtype} of shape {pixels.shape}"
-            )
+    def submit(self, pixels: Pixels) -> _Batch:
+        """Start on a batch, and return without waiting."""
+        self.require_pixels(pixels)
         require_threads("OpenVINO")
         return _Batch(self, pixels)
 
-    def run(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Map pixels of shape (n, h, w, 3) to vectors of shape (n, d) by tap."""
-        return self.submit(pixels).result()
-
-    def _open(self, source: BackboneSource, place: KeptConversion | None) -> None:
-        if place and place.find():
+    def _open(self, source: BackboneSource, stored: StoredConversion | None) -> None:
+        if stored and stored.is_whole():
             try:
-                self._load(place.model)
+                self._load(stored.model)
             except EngineError as error:
-                place.report(str(error))
+                stored.report(str(error))
             else:
                 return
         conversion = convert(source, self.taps)
         self._load(conversion.model)
         conversion.check(self.run)
-        if place:
-            self._keep(conversion, place)
+        if stored:
+            self._store(conversion, stored)
 
-    def _keep(self, conversion: Conversion, place: KeptConversion) -> None:
+    def _store(self, conversion: Conversion, stored: StoredConversion) -> None:
         """Write a conversion and go on with what was written, if it can be written."""
         try:
-            with place.writing() as path:
+            with stored.writing() as path:
                 self._openvino.save_model(conversion.model, path, compress_to_fp16=False)
                 # A full disk may cut a file short without an error.
                 self._load(path)
                 conversion.check(self.run)
-                place.keep(path)
         except (OSError, RuntimeError, EngineError) as error:
-            parent = place.folder.parent
+            parent = stored.folder.parent
             if parent not in _unkept:
                 _unkept.add(parent)
                 _LOGGER.warning(
@@ -175,12 +152,12 @@ class OpenVinoEngine:
 class _Batch:
     """A batch under way, in parts that fit into memory."""
 
-    def __init__(self, engine: OpenVinoEngine, pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, engine: OpenVinoEngine, pixels: Pixels) -> None:
         most = engine._most
         starts = range(0, max(len(pixels), 1), most)
         self._parts = [_Part(engine, pixels[start : start + most]) for start in starts]
 
-    def result(self) -> dict[str, NDArray[np.float32]]:
+    def result(self) -> Vectors:
         """Wait for the batch, and return vectors of shape (n, d) by tap."""
         parts = [part.result() for part in self._parts]
         if len(parts) == 1:
@@ -191,7 +168,7 @@ class _Batch:
 class _Part:
     """What one request of OpenVINO's computes."""
 
-    def __init__(self, engine: OpenVinoEngine, pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, engine: OpenVinoEngine, pixels: Pixels) -> None:
         self._engine = engine
         # Held until the result is there, since OpenVINO reads from this very memory.
         self._pixels = np.require(pixels, requirements=["C", "W"])
@@ -203,7 +180,7 @@ class _Part:
             self._request.set_input_tensor(self._tensor)
             self._request.start_async()
 
-    def result(self) -> dict[str, NDArray[np.float32]]:
+    def result(self) -> Vectors:
         """Wait for the part, and return vectors of shape (n, d) by tap."""
         engine, count = self._engine, len(self._pixels)
         require_threads("OpenVINO")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.engines.openvino_library import load_openvino
+from featx.engines.openvino_conversion import load_openvino
 from featx.exporting.conversion import Opened, conversion_errors
 from featx.exporting.graph import OUTPUT
 from featx.quiet import quiet_import

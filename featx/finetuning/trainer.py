@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.engines.backends.adapter import load_adapter
+from featx.engines.backends import load_adapter
 from featx.finetuning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from featx.finetuning.history import Epoch, Trained, hold_out_scores
 from featx.finetuning.inputs import Inputs

@@ -249,7 +249,7 @@ def load_model(
         The backbone's weights (or the network, for one of one's own), where they are not found
         where they were.
     engine : str, default "auto"
-        Key of `featx.engines.select.ENGINES`.
+        Key of `featx.engines.engine.ENGINES`.
     trust : bool, default False
         Needed for scikit-learn estimators that featx does not check, see `featx.heads.storage`, and
         for reading images with a ``savedmodel:`` backbone, whose graph may do anything.

@@ -13,7 +13,7 @@ from featx.backbones.weights import find_weights_file
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block
-from featx.engines.protocol import Engine
+from featx.engines.engine import Engine
 from featx.exceptions import FeatxError
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network

@@ -54,7 +54,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         A cache folder: what `fit` computes is kept there, and what is there is never computed
         again. By default nothing is written to disk.
     engine : str, default "auto"
-        Key of `featx.engines.select.ENGINES`.
+        Key of `featx.engines.engine.ENGINES`.
     batch_size : int or "auto", default "auto"
         Number of images in a batch of the backbone.
     multilabel : bool, default False

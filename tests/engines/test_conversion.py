@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from featx.backbones.source import resolve_backbone
-from featx.engines import kept_conversion
 from featx.engines import openvino as engine_module
-from featx.engines.kept_conversion import KeptConversion
+from featx.engines import openvino_conversion
 from featx.engines.openvino import OpenVinoEngine
+from featx.engines.openvino_conversion import StoredConversion
 from featx.exceptions import BackboneError, EngineError
 
 TAPS = ("avg", "stem:max")
@@ -191,16 +191,16 @@ def test_a_damaged_conversion_is_made_again(
 
 
 def test_any_changed_bit_is_seen(source, folder):
-    place = KeptConversion.place(folder, source, TAPS)
-    assert place.find()
+    place = StoredConversion.of(folder, source, TAPS)
+    assert place.is_whole()
     generator = np.random.default_rng(0)
     for name in ("conversion.json", "model.xml", "model.bin"):
         path = place.folder / name
         for position in generator.integers(0, path.stat().st_size, 20):
             flip(path, position)
-            assert not place.find(), (name, position)
+            assert not place.is_whole(), (name, position)
             flip(path, position)
-    assert place.find()
+    assert place.is_whole()
 
 
 def test_a_conversion_that_openvino_cannot_read_is_made_again(
@@ -224,7 +224,7 @@ def test_a_conversion_that_openvino_cannot_read_is_made_again(
 
 def test_everything_that_decides_the_graph_decides_the_place(source, monkeypatch, tmp_path):
     def name(source=source, taps=TAPS):
-        return KeptConversion.place(tmp_path, source, taps).folder.name
+        return StoredConversion.of(tmp_path, source, taps).folder.name
 
     usual = resolve_backbone("mobilenet_v2", weights="random:0", input_size=96)
     names = {
@@ -239,7 +239,7 @@ def test_everything_that_decides_the_graph_decides_the_place(source, monkeypatch
     }
     for package in ("keras", "openvino"):
         versions = {"keras": "1", "openvino": "1", package: "2"}
-        monkeypatch.setattr(kept_conversion, "version", versions.get)
+        monkeypatch.setattr(openvino_conversion, "version", versions.get)
         names.add(name())
     assert len(names) == 10
     assert name() == name()
@@ -278,15 +278,13 @@ def test_a_disk_that_is_full_costs_nothing_but_the_conversion(source, tmp_path, 
 
 
 def test_of_two_that_keep_the_same_at_once_one_stays(source, converted, tmp_path):
-    place = KeptConversion.place(tmp_path, source, TAPS)
+    place = StoredConversion.of(tmp_path, source, TAPS)
     whole = only(converted)
     with place.writing() as first, place.writing() as second:
         for model in (first, second):
             for name in ("model.xml", "model.bin"):
                 shutil.copy(whole / name, model.parent / name)
-        place.keep(first)
-        place.keep(second)
-    assert place.find()
+    assert place.is_whole()
     assert only(tmp_path) == place.folder
 
 

@@ -13,11 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from featx.engines import accelerators
-from featx.engines.backends.adapter import load_adapter
-from featx.engines.backends.batch_size import best_batch_size
-from featx.engines.backends.tensorflow import TensorFlowAdapter
-from featx.engines.keras import KerasEngine
+from featx.engines import engine as engine_module
+from featx.engines.backends import TensorFlowAdapter, load_adapter
+from featx.engines.keras import KerasEngine, best_batch_size
 from featx.exceptions import EngineError
 
 TAPS = ("avg", "stem:max")
@@ -347,8 +345,8 @@ def test_no_further_size_is_tried_after_a_while():
     ],
 )
 def test_a_driver_leaves_traces(trace, environment, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(accelerators, "_ROOT", tmp_path)
-    monkeypatch.setattr(accelerators.sys, "platform", "linux")
+    monkeypatch.setattr(engine_module, "_ROOT", tmp_path)
+    monkeypatch.setattr(engine_module.sys, "platform", "linux")
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -356,24 +354,24 @@ def test_a_driver_leaves_traces(trace, environment, expected, tmp_path, monkeypa
     if trace:
         (tmp_path / trace).parent.mkdir(parents=True)
         (tmp_path / trace).touch()
-    assert accelerators.may_have_gpu() is expected
-    monkeypatch.setattr(accelerators.sys, "platform", "darwin")
-    assert accelerators.may_have_gpu() is False
+    assert engine_module.may_have_gpu() is expected
+    monkeypatch.setattr(engine_module.sys, "platform", "darwin")
+    assert engine_module.may_have_gpu() is False
 
 
 def test_whether_there_could_be_a_gpu_is_known_without_a_backend(run_python):
     code = (
-        "import sys; from featx.engines.accelerators import may_have_gpu; may_have_gpu()\n"
-        "print({'keras', 'tensorflow', 'jax', 'torch', 'numpy'} & set(sys.modules))"
+        "import sys; from featx.engines.engine import may_have_gpu; may_have_gpu()\n"
+        "print({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules))"
     )
     assert run_python(code).stdout == "set()\n"
 
 
 def test_the_backend_is_asked_for_its_gpus(give_gpus):
     give_gpus(2)
-    assert accelerators.gpus() == ["gpu:0", "gpu:1"]
+    assert engine_module.gpus() == ["gpu:0", "gpu:1"]
     give_gpus(0)
-    assert accelerators.gpus() == []
+    assert engine_module.gpus() == []
 
 
 def test_single_precision_on_a_gpu_is_not_tensor_float(source, adapter, give_gpus, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from featx.backbones.build import build_network, build_tap_model
 from featx.backbones.source import resolve_backbone
-from featx.engines.backends.adapter import load_adapter
+from featx.engines.backends import load_adapter
 from featx.engines.keras import KerasEngine
 from featx.exceptions import BackboneError, EngineError, UnknownNameError
 

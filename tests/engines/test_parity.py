@@ -1,7 +1,7 @@
 """OpenVINO and Keras agree on every architecture of the catalogue, and on real photographs.
 
-Agreement is `featx.engines.conversion.disagreement` of at most 1e-4 for every tap: the largest
-difference relative to the largest value.
+Agreement is a `disagreement` of at most 1e-4 for every tap: the largest difference relative to the
+largest value.
 """
 
 import gc
@@ -12,9 +12,9 @@ import pytest
 from featx.backbones.build import draw_images
 from featx.backbones.catalog import CATALOG
 from featx.backbones.source import resolve_backbone
-from featx.engines.conversion import TOLERANCE, disagreement
 from featx.engines.keras import KerasEngine
 from featx.engines.openvino import OpenVinoEngine
+from featx.engines.openvino_conversion import TOLERANCE, disagreement
 
 # A block in the middle of the networks of each family.
 BLOCKS = {

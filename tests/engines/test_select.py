@@ -2,9 +2,8 @@ import logging
 
 import pytest
 
-from featx.engines import select
-from featx.engines.protocol import Engine
-from featx.engines.select import ENGINES, make_engine
+from featx.engines import engine as engine_module
+from featx.engines.engine import ENGINES, Engine, make_engine
 from featx.exceptions import EngineError, UnknownNameError
 
 
@@ -39,8 +38,8 @@ def test_keras_steps_in_for_openvino(backend, level, source, monkeypatch, caplog
     def refuse(*_args):
         raise EngineError("it does not convert")
 
-    monkeypatch.setattr(select, "_openvino", refuse)
-    monkeypatch.setattr(select, "_has_gpu", lambda: False)
+    monkeypatch.setattr(engine_module, "_openvino", refuse)
+    monkeypatch.setattr(engine_module, "_has_gpu", lambda: False)
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     if backend:
         monkeypatch.setenv("KERAS_BACKEND", backend)
@@ -49,4 +48,4 @@ def test_keras_steps_in_for_openvino(backend, level, source, monkeypatch, caplog
     (record,) = [one for one in caplog.records if "Keras steps in" in one.message]
     assert record.levelname == level
     assert "it does not convert" in record.message
-    select._built.cache_clear()
+    engine_module._built.cache_clear()

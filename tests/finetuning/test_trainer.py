@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from featx.engines.backends.adapter import load_adapter
+from featx.engines.backends import load_adapter
 from featx.finetuning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from featx.finetuning.material import prepare_material
 from featx.finetuning.options import FineTuneOptions

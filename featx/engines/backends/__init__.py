@@ -1,1 +1,0 @@
-"""The backends of Keras: one adapter each, and only there is a backend spoken to directly."""
