@@ -1,11 +1,14 @@
-"""Make `tests/data/frozen`, which featx 0.1.0 did once; it is never made again.
+"""Make `tests/data/frozen`, from the code of featx 0.1.0 at commit e2c99fb.
 
-A checkout of the tag 0.1.0 ran this script: `python make_archive.py FOLDER` beside a `conftest.py`
-that draws pictures from seeds. It leaves `archive.tar.xz` (two small networks, models and a cache
-made with them from the drawn pictures, and picture files of many kinds as Pillow 13 wrote them),
-and then runs the tests of this folder with `FEATX_FREEZE`, so that each writes what it found. To
-freeze something new, write its test and run this with the oldest version that has it, into a
-folder of its own; copy the new JSON file alone.
+`python make_archive.py FOLDER` leaves `archive.tar.xz` (two small networks, models and a cache made
+with them from pictures that `conftest.py` draws, and picture files of many kinds as Pillow 13 wrote
+them), and then runs the tests of this folder with `FEATX_FREEZE`, so that each writes what it
+found. What lies in `tests/data/frozen` did not come out of one such run. The answers of models,
+their evaluations, and the fine-tuning were recorded with an earlier archive, made by the same code
+with the same seeds; those of caches, exports, commands and leaderboards were recorded again, with
+`FEATX_FREEZE`. In the JSON of commands, digests of tuned networks and `weights_here` were replaced
+by placeholders by hand. To freeze something new, write its test, run it with the oldest version
+that has it, in a folder that has a copy of `archive.tar.xz`, and copy the new JSON file alone.
 """
 
 from __future__ import annotations
