@@ -55,13 +55,18 @@ class Rows:
     @classmethod
     def stream(cls, source: BatchSource, count: int, max_ram_bytes: int) -> Rows:
         """Return the rows of a source, each batch of which is checked when it comes."""
+        first = next(iter(source(None)), None)
+        if first is None:
+            raise HeadError(
+                "the stream gave no batch: expected pairs (X, rows) from every call of the source"
+            )
+        width = require_batch(*first, count)[0].shape[1]
 
         def checked(seed: int | None) -> Iterator[Batch]:
             for X, numbers in source(seed):
-                yield require_batch(X, numbers, count)
+                yield require_batch(X, numbers, count, width)
 
-        width = next(iter(checked(None)))[0].shape[1]
-        return cls(count, int(width), source=checked, max_ram_bytes=max_ram_bytes)
+        return cls(count, width, source=checked, max_ram_bytes=max_ram_bytes)
 
     def __len__(self) -> int:
         return self.count
