@@ -56,7 +56,7 @@ def test_forward_counts_the_clock_once_for_batches_that_overlap(clock):
 def test_what_is_waited_for_most_binds(clock, waits, work, binds):
     meter = Meter()
     for what, seconds in waits.items():
-        with meter.waiting(what):
+        with meter.timing(what):
             clock(seconds)
     for kind, seconds in work.items():
         meter.add(kind, seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,29 +24,6 @@ Batch: TypeAlias = tuple[Floats, NDArray[np.intp]]
 _CHUNKS_A_BUFFER = 16
 
 
-class FeatureStore(Protocol):
-    """Where features of one specification are kept and found."""
-
-    @property
-    def spec(self) -> FeatureSpec:
-        """The specification."""
-
-    def has(self, taps: Sequence[str], keys: Keys) -> NDArray[np.bool_]:
-        """Return whether all taps of each key of shape (m, 32) are here."""
-
-    def touch(self, taps: Sequence[str], keys: Keys) -> None:
-        """See to it that what is here of keys of shape (m, 32) is not taken for unused."""
-
-    def gather(self, tap: str, keys: Keys) -> Floats:
-        """Return the features of keys of shape (m, 32), in their order, shape (m, d)."""
-
-    def disk_order(self, tap: str, keys: Keys) -> NDArray[np.intp]:
-        """Return the order of keys of shape (m, 32) in which they are read fastest."""
-
-    def recheck(self, tap: str, keys: Keys) -> None:
-        """Compare what is on the disk of keys of shape (m, 32) with its digests once more."""
-
-
 class Features:
     """Features of a dataset, one row an image that could be read.
 
@@ -54,7 +31,7 @@ class Features:
     ----------
     manifest : Manifest
         What is known of the inputs.
-    stores : sequence of FeatureStore
+    stores : sequence of FeatureSpace
         Where the features of each block are, in the order of ``manifest.blocks``.
     report : dict, optional
         What the extraction counted.
@@ -88,7 +65,7 @@ class Features:
     def __init__(
         self,
         manifest: Manifest,
-        stores: Sequence[FeatureStore],
+        stores: Sequence[FeatureSpace],
         *,
         report: dict[str, Any] | None = None,
         origins: Mapping[Identity, Origin] | None = None,

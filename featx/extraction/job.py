@@ -18,11 +18,7 @@ from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names
 from featx.cache.records import Identity, Origin, remember_origin
 from featx.cache.space import FeatureSpace
-from featx.exceptions import (
-    BackboneError,
-    DatasetError,
-    UnknownNameError,
-)
+from featx.exceptions import BackboneError, DatasetError, UnknownNameError
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
 from featx.extraction.sources import BackboneChoice, known_weights
 from featx.images.dataset import ImageDataset
@@ -45,32 +41,15 @@ class Job:
 
     It is a value that pickles. `open` makes what it needs, so that another process can do a part of
     it: the same job with a part of the images.
-
-    Parameters
-    ----------
-    parts : tuple of (FeatureSpec, Network)
-        What is computed: each network with its plain specification and those of its views.
-    data : ImageDataset, path, list of paths, or str
-        The images, see `images`.
-    layout : CacheLayout or None
-        The cache whose features are used; None for none.
-    keep : bool, default True
-        Whether new features are written to that cache; else they stay in memory.
-    named : Manifest or None
-        The dataset, where `data` is the name of an extracted one.
-    reading : mapping
-        Arguments of `ImageDataset.from_any` with which the images are read.
-    origins : mapping
-        How each backbone was named, by its canonical name and the digest of its weights.
     """
 
+    # Each network with its plain specification and those of its views.
     parts: tuple[tuple[FeatureSpec, Network], ...] = ()
-    data: object
-    layout: CacheLayout | None
-    keep: bool = True
-    named: Manifest | None = None
-    reading: Mapping[str, Any] = field(default_factory=dict)
-    origins: Mapping[Identity, Origin] = field(default_factory=dict)
+    data: object  # images: whatever `ImageDataset.from_any` takes, or the name of a dataset
+    layout: CacheLayout | None  # the cache whose features are used
+    keep: bool = True  # whether new features are written to it; else they stay in memory
+    named: Manifest | None = None  # the dataset, where the data are the name of one
+    reading: Mapping[str, Any] = field(default_factory=dict)  # arguments of `from_any`
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -80,6 +59,17 @@ class Job:
             for spec, network in self.parts
             for tap in network.taps
         )
+
+    @property
+    def origins(self) -> dict[Identity, Origin]:
+        """How each backbone was named, by its canonical name and the digest of its weights."""
+        sources = [network.source for _, network in self.parts]
+        return {
+            (source.name, source.weights.sha256): Origin(
+                source.address, source.weights_choice, source.trust
+            )
+            for source in sources
+        }
 
     @property
     def imported(self) -> bool:
@@ -102,11 +92,8 @@ class Job:
 
     def features(self, manifest: Manifest, stages: Sequence[Stage]) -> Features:
         """Return the features of a dataset that stages have filled."""
-        return Features(
-            replace(manifest, blocks=self.blocks),
-            [stage.store for stage in stages for _ in stage.taps],
-            origins=self.origins,
-        )
+        spaces = [s.store for s in stages if isinstance(s.store, FeatureSpace) for _ in s.taps]
+        return Features(replace(manifest, blocks=self.blocks), spaces, origins=self.origins)
 
     def complete(self, stages: Sequence[Stage]) -> Features | None:
         """Return the features of a named dataset that has all that is asked for, else None."""
@@ -194,11 +181,7 @@ class Request:
             plain = source.spec(image=self.image, dtype=self.dtype, precision=self.precision)
             specs = with_views(plain, self.views, self.view_policy)
             parts += [(spec, network) for spec in specs]
-        origins = {
-            (s.name, s.weights.sha256): Origin(s.address, s.weights_choice, s.trust)
-            for s in sources
-        }
-        return replace(job, parts=tuple(parts), origins=origins)
+        return replace(job, parts=tuple(parts))
 
     def _choices(self, names: list[str], job: Job) -> list[BackboneChoice]:
         if not names:

@@ -15,13 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.source import BackboneSource
-from featx.cache.features import FeatureStore
 from featx.cache.key_index import KeyIndex
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING
 from featx.cache.space import FeatureSpace, ShardWriter
@@ -90,20 +88,10 @@ class Network:
         )
 
 
-class Sink(Protocol):
-    """Takes rows of features."""
-
-    def add(self, keys: NDArray[np.uint8], features: Mapping[str, _Rows]) -> None:
-        """Take rows of shape (n, 32) and (n, d) by tap."""
-
-    def flush(self) -> None:
-        """Make what was taken findable, and durable where the store is."""
-
-
 class MemoryStore:
     """Features in memory, over those of a store behind it, which is never written to."""
 
-    def __init__(self, spec: FeatureSpec, behind: FeatureStore | None = None) -> None:
+    def __init__(self, spec: FeatureSpec, behind: FeatureSpace | None = None) -> None:
         self.spec = spec
         self._behind = behind
         self._keys: list[NDArray[np.uint8]] = []
@@ -145,15 +133,6 @@ class MemoryStore:
             features[here] = held[row[here]]
         return features
 
-    def disk_order(self, tap: str, keys: NDArray[np.uint8]) -> NDArray[np.intp]:
-        """Return keys of shape (m, 32) as they come: memory knows no better order."""
-        return np.arange(len(keys))
-
-    def recheck(self, tap: str, keys: NDArray[np.uint8]) -> None:
-        """Compare what lies behind with its digests once more; see `FeatureStore`."""
-        if self._behind is not None:
-            self._behind.recheck(tap, keys)
-
 
 @dataclass(slots=True)
 class Stage:
@@ -165,7 +144,7 @@ class Stage:
     engine: Engine | None = None
     computed: int = 0
     bad_keys: dict[bytes, str] = field(default_factory=dict)
-    _sink: Sink | None = None
+    _sink: ShardWriter | MemoryStore | None = None
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -197,7 +176,7 @@ class Stage:
             self._sink = self._open_sink()
         self._sink.add(rows[finite], {tap: values[finite] for tap, values in stored.items()})
 
-    def _open_sink(self) -> Sink:
+    def _open_sink(self) -> ShardWriter | MemoryStore:
         if isinstance(self.store, MemoryStore):
             return self.store
         assert self.engine is not None
@@ -314,7 +293,7 @@ class Run:
             isolate=self._options.isolate,
         )
         while True:
-            with self.meter.waiting("images"):
+            with self.meter.timing("images"):
                 loaded = next(loading, None)
             if loaded is None:
                 return
@@ -442,11 +421,11 @@ class Pipeline:
     def _collect(self, under_way: deque[tuple[Stage, list[bytes], Pending]]) -> None:
         stage, keys, pending = under_way.popleft()
         try:
-            with self._meter.waiting("model"):
+            with self._meter.timing("model"):
                 vectors = pending.result()
         finally:
             self._meter.batch_ended()
-        with self._meter.waiting("writer"):
+        with self._meter.timing("writer"):
             self._writer.put(lambda: stage.keep(keys, vectors))
 
     def _collect_all(self) -> None:

@@ -27,49 +27,20 @@ _KEY_BYTES = 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractionPlan:
-    """What an extraction would cost.
-
-    Parameters
-    ----------
-    dataset : str
-        Name of the dataset.
-    images : int
-        Inputs in all.
-    cached : int
-        Of these, how many are known to be in the cache, without reading them.
-    to_extract : int
-        Of the others, how many are expected to be computed; the rest are expected to be found by
-        their content, or to fail.
-    measured : int
-        Number of images of the measurement.
-    start_s : float
-        Seconds that the engine took to start.
-    seconds : float
-        Expected seconds in all.
-    images_per_s : float
-        Images computed a second.
-    bytes : int
-        Expected bytes on the disk.
-    free_bytes : int
-        Bytes that are free where the cache is.
-    engine : str
-        What would compute.
-    binds : str or None
-        What the measurement waited for most: read, decode, model or disk.
-    """
+    """What an extraction would cost."""
 
     dataset: str
     images: int
-    cached: int
-    to_extract: int = 0
-    measured: int = 0
-    start_s: float = 0.0
-    seconds: float = 0.0
-    images_per_s: float = 0.0
-    bytes: int = 0
-    free_bytes: int = 0
+    cached: int  # known to be in the cache, without reading them
+    to_extract: int = 0  # expected to be computed; others are found by their content, or fail
+    measured: int = 0  # images of the measurement
+    start_s: float = 0.0  # that the engine took to start
+    seconds: float = 0.0  # expected in all
+    images_per_s: float = 0.0  # computed
+    bytes: int = 0  # expected on the disk
+    free_bytes: int = 0  # where the cache is
     engine: str = ""
-    binds: str | None = None
+    binds: str | None = None  # what was waited for most: read, decode, model or disk
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON types."""

@@ -36,28 +36,19 @@ class Meter:
         self._first: float | None = None
         self._last: float | None = None
 
-    def add(self, work: str, seconds: float) -> None:
-        """Count seconds of read, decode, start or write."""
+    def add(self, what: str, seconds: float) -> None:
+        """Count seconds of work (read, decode, start, write), or of waiting (see `_BINDS`)."""
         with self._lock:
-            self._work[work] += seconds
+            (self._waits if what in self._waits else self._work)[what] += seconds
 
     @contextmanager
-    def timing(self, work: str) -> Iterator[None]:
-        """Count the time of the body as work."""
+    def timing(self, what: str) -> Iterator[None]:
+        """Count the time of the body as work or as waiting."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.add(work, time.perf_counter() - started)
-
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Count the time of the body as waiting for images, model or writer."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waits[what] += time.perf_counter() - started
+            self.add(what, time.perf_counter() - started)
 
     def batch_started(self) -> None:
         """Count the clock as forward from now on, until as many batches have ended."""
