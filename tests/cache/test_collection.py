@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -343,45 +342,12 @@ def test_stopped_at_any_step_the_cache_is_whole_and_the_next_run_finishes(
     assert stopped == 9
 
 
-CODE = """
+COLLECT = """
 import sys
 from featx.cache.maintenance import FeatureCache
-print("ready", flush=True)
 sys.stdin.readline()
 FeatureCache(sys.argv[1]).gc(older_than_s=0, dry_run=False)
-print("done", flush=True)
 """
-
-
-def start(root):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(root)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def go(process):
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def test_killed_processes_leave_a_whole_cache(kit, tmp_path):
-    keys, values = kit.rows(300)
-    cache = kit.fill(tmp_path / "cache", keys, values, at_once=6)
-    write_manifest(cache.layout, kit.dataset("photos", keys[:200]))
-    generator = np.random.default_rng(0)
-    for _ in range(3):
-        process = start(cache.root)
-        go(process)
-        time.sleep(generator.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kit.check(cache, keys[:200], values[:200])
-        assert cache.verify().ok
-        kit.fill(cache.root, keys[:100], values[:100], at_once=10)
 
 
 def test_collections_at_once_lose_nothing(kit, tmp_path):
@@ -389,9 +355,13 @@ def test_collections_at_once_lose_nothing(kit, tmp_path):
     cache = kit.fill(tmp_path / "cache", keys, values, at_once=10)
     kit.fill(cache.root, keys[100:], values[100:], at_once=14)
     write_manifest(cache.layout, kit.dataset("photos", keys[:200]))
-    processes = [start(cache.root) for _ in range(3)]
+    command = [sys.executable, "-c", COLLECT, str(cache.root)]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    folder = Path(__file__).parents[2]
+    processes = [subprocess.Popen(command, cwd=folder, text=True, **pipes) for _ in range(3)]
     for process in processes:
-        go(process)
+        process.stdin.write("\n")
+        process.stdin.flush()
     for process in processes:
         _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
