@@ -37,7 +37,7 @@ _SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
-    from featx.heads.registry import head_names
+    from featx.heads.table import head_names
 
     return [name for name in head_names() if name.startswith(incomplete)]
 

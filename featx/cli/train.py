@@ -30,7 +30,7 @@ from featx.terminal import say, say_json
 
 
 def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
-    from featx.heads.registry import head_names
+    from featx.heads.table import head_names
 
     return [name for name in head_names() if name.startswith(incomplete)]
 
@@ -83,8 +83,8 @@ def command(
     """Train a head on features and save the model."""
     import featx
     from featx.files.outputs import is_model
-    from featx.heads.registry import make_head
     from featx.heads.streaming import require_streamable
+    from featx.heads.table import make_head
 
     # What cannot be trained is to be known before an hour of extraction.
     if max_ram is not None:

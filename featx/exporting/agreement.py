@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.scores import LABEL_THRESHOLD
+from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
 
 _NAMED = 20

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.exporting.description import description_path
-from featx.heads.scores import LABEL_THRESHOLD
+from featx.heads.targets import LABEL_THRESHOLD
 
 _DECODE = '''\
 import json

@@ -16,7 +16,7 @@ from featx.cache.features import Features
 from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.extraction.run import extract
 from featx.finetuning.options import FineTuneOptions
-from featx.heads.registry import make_head
+from featx.heads.table import make_head
 from featx.images.labels import check_splits
 from featx.models.artefact import load_model, read_details
 from featx.models.classifier import ImageClassifier

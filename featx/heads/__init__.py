@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from featx.heads.nearest_mean import NearestMean
     from featx.heads.neighbours import NearestNeighbours
     from featx.heads.rbf import ReducedRBF
-    from featx.heads.registry import head_names, make_head
-    from featx.heads.ridge import ridge_loo
     from featx.heads.storage import dump_head, load_head
-    from featx.heads.table import HEADS, HeadSpec
+    from featx.heads.table import HEADS, HeadSpec, head_names, make_head
     from featx.heads.trees import TreeEnsemble
-    from featx.heads.validation import check_folds, check_training
+    from featx.heads.validation import check_folds
 
 __all__ = [
     "HEADS",
@@ -36,12 +34,10 @@ __all__ = [
     "TemperatureCalibrated",
     "TreeEnsemble",
     "check_folds",
-    "check_training",
     "dump_head",
     "head_names",
     "load_head",
     "make_head",
-    "ridge_loo",
 ]
 
 _MODULES = {
@@ -58,12 +54,10 @@ _MODULES = {
     "TemperatureCalibrated": "calibrated",
     "TreeEnsemble": "trees",
     "check_folds": "validation",
-    "check_training": "validation",
     "dump_head": "storage",
-    "head_names": "registry",
+    "head_names": "table",
     "load_head": "storage",
-    "make_head": "registry",
-    "ridge_loo": "ridge",
+    "make_head": "table",
 }
 
 

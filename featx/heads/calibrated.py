@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.head_pipeline import fit_weighted
-from featx.heads.scores import LikeliestClass
+from featx.heads.targets import LikeliestClass
 from featx.heads.validation import checked_weights, few_images_allowed, validated_training
 
 # Margins looked at together: of thousands of classes all at once would be most of the memory.

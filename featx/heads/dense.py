@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.exceptions import HeadError
 from featx.heads.dense_many import fit_heads
 from featx.heads.network import logits, sigmoid, softmax
-from featx.heads.scores import LABEL_THRESHOLD, best_labels
+from featx.heads.targets import LABEL_THRESHOLD, best_labels
 
 _RANGES: dict[str, tuple[type, float, float, str]] = {
     "dropout": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),

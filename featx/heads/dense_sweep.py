@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.candidates import checked_data, core_estimators
 from featx.heads.dense_many import fit_heads
-from featx.heads.sweep import Fold, HeldOut
+from featx.heads.rows import Fold
+from featx.heads.sweep import HeldOut, checked_data, core_estimators
 
 _LOG = logging.getLogger("featx")
 

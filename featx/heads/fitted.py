@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from featx.exceptions import HeadError
 from featx.files.safe_hdf5 import read_hdf5_array
 from featx.files.safe_json import read_plain_json
-from featx.heads.scores import LABEL_THRESHOLD, best_labels
 from featx.heads.steps import (
     DiagonalGaussians,
     EachLabel,
@@ -31,6 +30,7 @@ from featx.heads.steps import (
     UnitLength,
     apply_steps,
 )
+from featx.heads.targets import LABEL_THRESHOLD, best_labels
 
 TYPE, VERSION = "featx.head", 1
 _MOST_JSON_BYTES = 64 << 20

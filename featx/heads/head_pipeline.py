@@ -10,7 +10,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from featx.exceptions import HeadError
-from featx.heads.scores import best_labels
+from featx.heads.targets import best_labels
 from featx.heads.validation import few_images_allowed, refuse_unlearnable
 
 
@@ -42,7 +42,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
 
     def predict(self, X: Any, **params: Any) -> Any:
         """Labels of the highest probability, where the last step gives probabilities of classes."""
-        from featx.heads.registry import learns_label_sets
+        from featx.heads.table import learns_label_sets
 
         if params or learns_label_sets(self) or not hasattr(self, "predict_proba"):
             return super().predict(X, **params)

@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from featx.exceptions import HeadError
 from featx.heads.logistic_path import SCORINGS, Fold, fit_logistic_path
-from featx.heads.scores import LikeliestClass
+from featx.heads.targets import LikeliestClass
 from featx.heads.validation import validated_training
 
 logger = logging.getLogger("featx")

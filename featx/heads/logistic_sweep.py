@@ -12,10 +12,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featx.exceptions import HeadError
-from featx.heads.candidates import checked_data, core_estimators
 from featx.heads.logistic_fit import ARRAYS, MACHINE_SHARE, unknown_setting
 from featx.heads.logistic_path import LogisticPath, fit_logistic_path
-from featx.heads.sweep import Fold, HeldOut
+from featx.heads.rows import Fold
+from featx.heads.sweep import HeldOut, checked_data, core_estimators
 from featx.memory import machine_bytes
 
 # Fewer values of C are fitted to their end: there is nothing to give up.

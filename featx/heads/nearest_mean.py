@@ -13,9 +13,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.calibrated import fit_temperature
+from featx.heads.rows import Fold
 from featx.heads.scatter import class_sums
-from featx.heads.scores import LikeliestClass, both_columns
-from featx.heads.sweep import Fold, HeldOut
+from featx.heads.sweep import HeldOut
+from featx.heads.targets import LikeliestClass, both_columns
 from featx.heads.validation import checked_weights, validated_training
 
 _METRICS = ("cosine", "euclidean")
@@ -169,8 +170,8 @@ def sweep_nearest_mean(
     sample_weight: NDArray[np.floating[Any]] | None = None,
 ) -> Iterator[HeldOut]:
     """Measure metrics of the head ``nearest-mean`` (see `Sweep`): one set of means a fold."""
-    from featx.heads.candidates import checked_data, core_estimators
     from featx.heads.scatter import fold_scatters
+    from featx.heads.sweep import checked_data, core_estimators
 
     X, y = checked_data(X, y, folds, sample_weight, weights_refused_by="nearest-mean")
     settings = core_estimators("nearest-mean", candidates, seed=seed)

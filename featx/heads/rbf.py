@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.scores import best_labels
+from featx.heads.targets import best_labels
 from featx.heads.validation import validated_training
 
 

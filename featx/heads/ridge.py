@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featx.exceptions import HeadError
-from featx.heads.candidates import checked_data, core_estimators
+from featx.heads.rows import Fold
 from featx.heads.scatter import Scale, Scatter, fold_scatters
 from featx.heads.shifted import ShiftedSystems
-from featx.heads.sweep import Fold, HeldOut
+from featx.heads.sweep import HeldOut, checked_data, core_estimators
 
 _COLUMNS = 1024
 
@@ -57,40 +57,6 @@ def sweep_ridge(
             found = _margins(tested, coef, constant)
             for number, margins in zip(numbers, found, strict=True):
                 yield HeldOut(number, fold, _columns(margins), probabilities=False)
-
-
-def ridge_loo(
-    X: NDArray[np.floating[Any]], y: NDArray[np.intp], alphas: Sequence[float]
-) -> NDArray[np.floating[Any]]:
-    """Margins of each row from the other rows, for every penalty, without a second fit.
-
-    Notes
-    -----
-    With H the matrix that maps targets to fitted values, intercept included, the residual of a
-    row that was left out is its residual over 1 - H_ii. Golub, Heath, Wahba: "Generalized
-    cross-validation as a method for choosing a good ridge parameter", Technometrics 21 (1979).
-    """
-    X, y = checked_data(X, y, ())
-    if not all(np.isfinite(alpha) and alpha > 0 for alpha in alphas):
-        raise HeadError(f"penalties must be greater than 0, received {list(alphas)}")
-    rows = len(X)
-    centred = np.asarray(X, dtype=np.float64) - X.mean(axis=0, dtype=np.float64)
-    target = _targets(y)
-    offset = target.mean(axis=0)
-    wide = centred.shape[1] > rows
-    systems = ShiftedSystems(centred @ centred.T if wide else centred.T @ centred)
-    rotated = systems.rotate(np.eye(rows) if wide else centred.T)
-    aim = rotated @ (target - offset)
-    margins = []
-    for alpha in alphas:
-        solved = systems.solve_rotated(rotated, alpha)
-        leverage, fitted = np.einsum("ij,ij->j", rotated, solved), solved.T @ aim
-        if wide:
-            # Here these are of (K + alpha I)^-1, and K (K + alpha I)^-1 = I - alpha times that.
-            leverage, fitted = 1 - alpha * leverage, (target - offset) - alpha * fitted
-        residual = target - offset - fitted
-        margins.append(_columns(target - residual / (1 - leverage - 1 / rows)[:, None]))
-    return np.stack(margins)
 
 
 def _grouped(estimators: Sequence[Any]) -> list[tuple[Any, bool, dict[int, float]]]:

@@ -14,6 +14,8 @@ from featx.exceptions import HeadError
 Floats: TypeAlias = NDArray[np.floating]
 Numbers: TypeAlias = NDArray[np.intp]
 Batch: TypeAlias = tuple[Floats, Numbers]
+Fold: TypeAlias = tuple[Numbers, Numbers]
+"""Rows for training and rows for testing."""
 BatchSource: TypeAlias = Callable[[int | None], Iterable[tuple[ArrayLike, ArrayLike]]]
 """Gives, for a seed, one pass: pairs of features (b, d) and their row numbers (b,).
 

@@ -1,11 +1,19 @@
-"""The table of heads that have names: data only."""
+"""The table of heads that have names, and the one function that makes heads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, Literal
+
+from featx.exceptions import HeadError, UnknownNameError, reason
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ _ROWS = (
         # The dual is 3 times as fast as the primal at 5,000 rows and even with it at few.
         {"C": 0.001, "dual": True, "tol": 1e-3, "max_iter": 20000},
         calibrated=True,
-        sweep="featx.heads.margin_sweep.sweep_svm",
+        sweep="featx.heads.sweep.sweep_svm",
         grid={"C": _decades(-5, -1, 1)},
         cost=2,
     ),
@@ -112,7 +120,7 @@ _ROWS = (
         "support vector machine with a Gaussian kernel on a basis of 500 images",
         "featx.heads.rbf.ReducedRBF",
         calibrated=True,
-        sweep="featx.heads.margin_sweep.sweep_rbf",
+        sweep="featx.heads.sweep.sweep_rbf",
         grid={"C": (0.1, 1.0, 10.0)},
         cost=4,
     ),
@@ -120,7 +128,7 @@ _ROWS = (
         "knn",
         "k nearest neighbours by cosine, the nearer counting more",
         "featx.heads.neighbours.NearestNeighbours",
-        sweep="featx.heads.neighbours_sweep.sweep_knn",
+        sweep="featx.heads.neighbours.sweep_knn",
         grid={
             "n_neighbors": (1, 2, 3, 5, 7, 10, 15, 20, 30, 50),
             "metric": ("cosine", "euclidean"),
@@ -147,7 +155,7 @@ _ROWS = (
         # Its own probabilities take the covariance for known: from 2 to 50 images a class they
         # cost 4 to 15 nats an image, where the labels' shares alone cost 2.3.
         calibrated=True,
-        sweep="featx.heads.discriminant_sweep.sweep_lda",
+        sweep="featx.heads.discriminant.sweep_lda",
         streamed="featx.heads.discriminant_streaming.fit_lda_streamed",
         grid={"shrinkage": ("auto", 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)},
         cost=2,
@@ -186,3 +194,340 @@ _ROWS = (
 
 HEADS: Mapping[str, HeadSpec] = MappingProxyType({row.name: row for row in _ROWS})
 """Every named head by its name."""
+
+_NAME = re.compile(r"[A-Za-z_][\w.\-]*")
+_KEY = re.compile(r"([A-Za-z_]\w*)\s*=(.*)", re.DOTALL)
+_OPEN, _CLOSE = "([{", ")]}"
+_LONGEST = 2_000
+
+
+def head_names() -> list[str]:
+    """Names of the heads, sorted.
+
+    Examples
+    --------
+    >>> head_names()[:4]
+    ['dense', 'extra-trees', 'forest', 'knn']
+    """
+    return sorted(HEADS)
+
+
+def read_head(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the parameters that a head's text stands for."""
+    parsed = parse_head(text)
+    row = _row(parsed.name)
+    return row.name, _named(row, parsed)
+
+
+def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: Any) -> Any:
+    """Make an untrained head.
+
+    Parameters
+    ----------
+    head : str or estimator
+        A name of `head_names`, with parameters if wanted (``"logistic:C=0.1"``,
+        ``"dense:256,dropout=0.3"``); the import path of a scikit-learn classifier
+        (``"sklearn.svm.SVC:C=10,kernel=rbf"``), which gets calibrated probabilities where it has
+        margins only; or an estimator, which is cloned and otherwise left as it is, with no
+        standardisation added.
+    seed : int, default=0
+        Becomes ``random_state`` where the head has one that is not given.
+    multilabel : bool, default=False
+        Whether an image has any number of labels: the head is then trained on a matrix of shape
+        (images, labels) of 0 and 1, and predicts one: by `MultiLabelHead`, but for dense heads,
+        which have an output a label.
+    **params
+        Parameters of the head; they win over those in the text.
+
+    Returns
+    -------
+    estimator : estimator
+        With ``fit`` and ``predict``. Named heads also have ``predict_proba`` and, when fitted,
+        ``classes_``; all are ``HeadPipeline([("scale", ...), ("head", ...)])``, trees and what
+        takes no negative numbers without the first step.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no head of this name; the nearest are suggested.
+    HeadError
+        An unknown parameter, a value that cannot be read or is out of range, ``class_weight`` for
+        a head that has none, an import path outside scikit-learn, or an object that is no
+        estimator.
+
+    Examples
+    --------
+    >>> make_head("knn:n_neighbors=3")
+    HeadPipeline(steps=[('scale', StandardScaler()),
+                        ('head', NearestNeighbours(n_neighbors=3))])
+    >>> make_head("ridge", class_weight="balanced").predict_proba  # doctest: +ELLIPSIS
+    <bound method Pipeline.predict_proba of ...>
+    >>> make_head("logistik")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    featx.exceptions.UnknownNameError: unknown head 'logistik': did you mean 'logistic'? ...
+    """
+    if not isinstance(head, str):
+        return _for_labels(_cloned(head, params), multilabel)
+    name, given = read_head(head)
+    row = _row(name)
+    estimator = _estimator(row, {**given, **params}, seed)
+    by_path = row.name not in HEADS
+    if row.calibrated or (by_path and _gives_margins_only(estimator)):
+        from featx.heads.calibrated import TemperatureCalibrated
+
+        estimator = TemperatureCalibrated(estimator)
+    from featx.heads.head_pipeline import HeadPipeline
+
+    steps = [("head", _for_labels(estimator, multilabel))]
+    if row.standardised and not (by_path and _takes_no_negatives(estimator)):
+        from sklearn.preprocessing import StandardScaler
+
+        steps.insert(0, ("scale", StandardScaler()))
+    return HeadPipeline(steps)
+
+
+def _for_labels(estimator: Any, multilabel: bool) -> Any:
+    if not multilabel or learns_label_sets(estimator):
+        return estimator
+    from featx.heads.multilabel import MultiLabelHead
+
+    return MultiLabelHead(estimator)
+
+
+def learns_label_sets(estimator: Any) -> bool:
+    """Tell whether an estimator, or the last step of a pipeline, takes several labels a row."""
+    from featx.heads.dense import DenseClassifier
+    from featx.heads.multilabel import MultiLabelHead
+
+    steps = getattr(estimator, "steps", None)
+    last = steps[-1][1] if steps else estimator
+    return isinstance(last, DenseClassifier | MultiLabelHead)
+
+
+def _gives_margins_only(estimator: Any) -> bool:
+    return hasattr(estimator, "decision_function") and not hasattr(estimator, "predict_proba")
+
+
+def _takes_no_negatives(estimator: Any) -> bool:
+    from sklearn.utils import get_tags
+
+    return bool(get_tags(estimator).input_tags.positive_only)
+
+
+def _row(name: str) -> HeadSpec:
+    if name in HEADS:
+        return HEADS[name]
+    if name.startswith("sklearn."):
+        return HeadSpec(name, "a scikit-learn classifier", name)
+    if "." in name:
+        raise HeadError(
+            f"expected a head's name or an import path below 'sklearn.', received {name!r}: "
+            "in Python, pass the estimator itself"
+        )
+    raise UnknownNameError("head", name, head_names())
+
+
+def _named(row: HeadSpec, parsed: HeadText) -> dict[str, Any]:
+    values = parsed.values
+    if not values:
+        return parsed.params
+    if not row.values:
+        raise HeadError(
+            f"{row.name!r} takes parameters by name, received {values[0]!r}: "
+            f"write '{row.name}:parameter={values[0]}'"
+        )
+    if row.values in parsed.params:
+        raise HeadError(f"{row.values!r} of {row.name!r} is given twice: leave one out")
+    given = values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
+    return {row.values: given, **parsed.params}
+
+
+def _estimator(row: HeadSpec, params: dict[str, Any], seed: int) -> Any:
+    cls = _imported(row.estimator)
+    known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind not in (2, 4)]
+    _require_known(row.name, params, known)
+    seeds = {"random_state": seed} if "random_state" in known else {}
+    try:
+        estimator = cls(**{**row.defaults, **seeds, **params})
+    except TypeError as error:
+        raise HeadError(
+            f"{row.name!r} cannot be made from its name alone: {reason(error)}: in Python, make "
+            "the estimator and pass it"
+        ) from error
+    _require_valid(row.name, estimator)
+    return estimator
+
+
+def _imported(path: str) -> Any:
+    """Import a class of the table, or a classifier of scikit-learn by the path a user typed."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise HeadError(
+            f"{path!r} cannot be imported ({reason(error)}): expected the path of a scikit-learn "
+            f"classifier, for example {_nearest_path(path) or 'sklearn.naive_bayes.GaussianNB'!r}"
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        known = _classifiers(module)
+        elsewhere = "" if difflib.get_close_matches(name, known) else _nearest_path(path)
+        hint = f"Did you mean {elsewhere!r}?" if elsewhere else f"In {module_name}"
+        raise UnknownNameError("estimator", name, known, hint=hint)
+    if not (isinstance(found, type) and hasattr(found, "fit") and hasattr(found, "predict")):
+        raise HeadError(
+            f"{path!r} is no classifier: expected a class with fit and predict, "
+            "for example 'sklearn.naive_bayes.GaussianNB'"
+        )
+    if path.startswith("sklearn.") and not _is_classifier(found):
+        raise HeadError(f"{path!r} is no classifier: choose one, a head predicts classes")
+    return found
+
+
+def _is_classifier(cls: Any) -> bool:
+    from sklearn.base import ClassifierMixin
+
+    return isinstance(cls, type) and issubclass(cls, ClassifierMixin)
+
+
+def _classifiers(module: Any) -> list[str]:
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return [
+        name for name, value in public.items() if _is_classifier(value) and hasattr(value, "fit")
+    ]
+
+
+def _nearest_path(path: str) -> str:
+    """Give the path of the classifier of scikit-learn that was most likely meant, or nothing."""
+    from sklearn.utils import all_estimators
+
+    by_name = {}
+    for name, cls in all_estimators(type_filter="classifier"):
+        public = takewhile(lambda part: not part.startswith("_"), cls.__module__.split("."))
+        by_name[name] = ".".join([*public, name])
+    near = difflib.get_close_matches(path.rpartition(".")[2], by_name, n=1)
+    return by_name[near[0]] if near else ""
+
+
+def _cloned(head: Any, params: dict[str, Any]) -> Any:
+    from sklearn.base import ClassifierMixin, clone
+
+    # Some classifiers have no predict before they are trained, as StackingClassifier.
+    predicts = hasattr(head, "predict") or isinstance(head, ClassifierMixin)
+    if isinstance(head, type) or not (hasattr(head, "fit") and predicts):
+        raise HeadError(
+            f"expected a head's name or an estimator with fit and predict, received {head!r}: "
+            f"names are {', '.join(head_names())}"
+        )
+    try:
+        estimator = clone(head)
+    except TypeError as error:
+        raise HeadError(
+            f"{type(head).__name__} cannot be cloned ({reason(error)}): expected an estimator with "
+            "get_params and set_params, as scikit-learn's BaseEstimator gives them"
+        ) from error
+    _require_known(type(head).__name__, params, estimator.get_params())
+    return estimator.set_params(**params)
+
+
+def _require_known(name: str, params: Iterable[str], known: Iterable[str]) -> None:
+    by_folded = {k.casefold(): k for k in known}
+    for param in params:
+        if param in by_folded.values():
+            continue
+        if param == "class_weight":
+            able = [row for row in HEADS.values() if row.name != name and _takes_class_weight(row)]
+            raise HeadError(
+                f"{name!r} takes no class_weight: leave it out, or use one of "
+                f"{', '.join(row.name for row in able)}"
+            )
+        near = difflib.get_close_matches(param.casefold(), by_folded, n=3, cutoff=0.5)
+        meant = " or ".join(repr(by_folded[n]) for n in near)
+        raise HeadError(
+            f"unknown parameter {param!r} of {name!r}"
+            + (f": did you mean {meant}?" if near else ".")
+            + f" Known: {', '.join(sorted(by_folded.values()))}"
+        )
+
+
+def _takes_class_weight(row: HeadSpec) -> bool:
+    return "class_weight" in inspect.signature(_imported(row.estimator)).parameters
+
+
+def _require_valid(name: str, estimator: Any) -> None:
+    """Ask the estimator now, by the hook that its own fit would ask, whether its values do."""
+    check = getattr(estimator, "_validate_params", None)
+    if check is None:
+        return
+    try:
+        check()
+    except HeadError:
+        raise
+    except ValueError as error:
+        raise HeadError(f"{name!r} cannot be made: {error}") from error
+
+
+@dataclass(frozen=True)
+class HeadText:
+    """A head's name, the values without a name, and the values with one."""
+
+    name: str
+    values: tuple[Any, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_head(text: str) -> HeadText:
+    """Take a head's text apart; whether such a head exists is not its business."""
+    if len(text) > _LONGEST:
+        raise HeadError(f"a head is at most {_LONGEST} characters, received {len(text)}")
+    name, colon, rest = text.partition(":")
+    name = name.strip()
+    if not _NAME.fullmatch(name):
+        raise HeadError(
+            f"expected a head such as 'logistic' or 'logistic:C=0.1', received {text!r}: "
+            "write the head's name first"
+        )
+    if colon and not rest.strip():
+        raise HeadError(
+            f"nothing after the colon in {text!r}: write {name!r}, or '{name}:parameter=value'"
+        )
+    values: list[Any] = []
+    params: dict[str, Any] = {}
+    for item in _items(rest, text) if colon else ():
+        match = _KEY.fullmatch(item)
+        if match is None:
+            values.append(_value(item, text))
+        elif match[1] in params:
+            raise HeadError(f"{match[1]!r} is given twice in {text!r}: leave one out")
+        else:
+            params[match[1]] = _value(match[2].strip(), text)
+    return HeadText(name, tuple(values), params)
+
+
+def _items(rest: str, text: str) -> list[str]:
+    items, depth, start = [], 0, 0
+    for place, letter in enumerate(rest):
+        if letter in _OPEN:
+            depth += 1
+        elif letter in _CLOSE:
+            depth -= 1
+        elif letter == "," and depth == 0:
+            items.append(rest[start:place].strip())
+            start = place + 1
+    items.append(rest[start:].strip())
+    if not all(items):
+        raise HeadError(f"nothing between two commas in {text!r}: leave the extra comma out")
+    return items
+
+
+def _value(item: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(item)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        if _NAME.fullmatch(item):
+            return item
+    raise HeadError(
+        f"cannot read {item!r} in {text!r}: expected a number, None, True, False, a word or a "
+        "tuple such as (256, 128)"
+    )

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.label_strata import label_strata
 from featx.heads.network import DenseWeights
+from featx.heads.targets import label_strata
 
 _FEW_IN_CLASS = 5
 _FEW_HELD_OUT = 10

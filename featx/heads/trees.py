@@ -12,7 +12,7 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.scores import LikeliestClass
+from featx.heads.targets import LikeliestClass
 from featx.heads.validation import validated_training
 
 _MOST = 200

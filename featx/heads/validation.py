@@ -16,25 +16,6 @@ from featx.exceptions import HeadError
 _LOGGER = logging.getLogger("featx")
 
 
-def check_training(X: Any, y: Any) -> None:
-    """Refuse arrays that no head can learn from, before any time is spent on them."""
-    features, labels = np.asarray(X), np.asarray(y)
-    if features.ndim != 2 or features.size == 0:
-        raise HeadError(
-            f"features must be a matrix of shape (images, width) with at least one entry, received "
-            f"shape {features.shape}: pass one row an image"
-        )
-    if labels.ndim != 1:
-        raise HeadError(
-            f"labels must be one a feature row, of shape ({len(features)},), received shape "
-            f"{labels.shape}: pass one label an image"
-        )
-    _require_same_length(features, labels)
-    require_finite(features)
-    _require_two_classes(np.unique(labels))
-    _require_variation(features)
-
-
 def check_folds(y: Any, folds: int) -> None:
     """Refuse more folds than the smallest class has images.
 
@@ -75,7 +56,7 @@ def check_folds(y: Any, folds: int) -> None:
 
 
 def refuse_unlearnable(X: Any, y: Any) -> None:
-    """Make those checks of `check_training` that apply to what was given."""
+    """Refuse arrays that no head can learn from, as far as what was given is arrays."""
     if not isinstance(X, np.ndarray | list | tuple) or y is None:
         return
     _require_same_length(X, y)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.head_pipeline import fit_weighted
-from featx.heads.registry import make_head
+from featx.heads.table import make_head
 from featx.heads.validation import checked_weights
 from featx.images.labels import check_complete, label_matrix, read_label_sets
 from featx.models.image_features import ImageFeatures
@@ -30,7 +30,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
     backbone : str, default "tiny"
         A name of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``.
     head : str or estimator, default "logistic"
-        A name of `featx.heads.registry`, such as ``"knn"`` or ``"dense:1024,1024"``, or any
+        A name of `featx.heads.table`, such as ``"knn"`` or ``"dense:1024,1024"``, or any
         scikit-learn classifier.
     weights : str or path, optional
         ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a file; see

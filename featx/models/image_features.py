@@ -17,7 +17,7 @@ from featx.exceptions import FeaturesError
 from featx.extraction.job import Job, as_batch_size, engines_folder, with_views
 from featx.extraction.pipeline import Ledger, Network
 from featx.extraction.sources import BackboneChoice
-from featx.heads.scores import LABEL_THRESHOLD, best_labels
+from featx.heads.targets import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
-from featx.heads.registry import make_head
+from featx.heads.table import make_head
 from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
 from featx.models.classifier import ImageClassifier
 from featx.models.memory_training import MemoryFit

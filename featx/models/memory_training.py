@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 from featx.exceptions import HeadError
-from featx.heads.registry import read_head
-from featx.heads.sweep import Fold
+from featx.heads.rows import Fold
+from featx.heads.table import read_head
 from featx.models.classifier import ImageClassifier
 from featx.models.metrics import ScoreSums
 from featx.selection.fold_data import FeatureBlock, FoldData, fold_data

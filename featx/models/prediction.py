@@ -12,7 +12,7 @@ import numpy as np
 
 from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import FeaturesError
-from featx.heads.scores import LABEL_THRESHOLD
+from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
 from featx.images.scan import image_names
 from featx.images.sources import listed_paths, listed_pictures

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 from featx.exceptions import HeadError
-from featx.heads.label_strata import label_strata
-from featx.heads.registry import make_head
 from featx.heads.streaming import require_streamable
+from featx.heads.table import make_head
+from featx.heads.targets import label_strata
 from featx.memory import shown_bytes
 from featx.models.feature_stream import block_bytes
 from featx.selection.space import DEFAULT_HEADS, SearchSpace

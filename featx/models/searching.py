@@ -15,7 +15,7 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import HeadError
 from featx.extraction.sources import BackboneChoice
-from featx.heads.registry import make_head
+from featx.heads.table import make_head
 from featx.images.labels import check_splits, read_label_sets, split_of
 from featx.memory import as_bytes
 from featx.models.backbone_costs import backbone_cost

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 from featx.exceptions import HeadError
-from featx.heads.registry import make_head
+from featx.heads.table import make_head
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
 from featx.models.feature_stream import FeatureStream, block_bytes

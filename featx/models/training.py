@@ -16,8 +16,8 @@ from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.report import why_unreadable
 from featx.extraction.sources import BackboneChoice
-from featx.heads.registry import make_head
-from featx.heads.sweep import Fold
+from featx.heads.rows import Fold
+from featx.heads.table import make_head
 from featx.images.dataset import inner_folder
 from featx.images.labels import check_splits, look_like_measurements, look_like_sets
 from featx.models.classifier import ImageClassifier
@@ -108,7 +108,7 @@ def train(
     features : Features
         From `featx.extract`.
     head : str or estimator, default "logistic"
-        See `featx.heads.registry.make_head`.
+        See `featx.heads.table.make_head`.
     backbone, tap : str, optional
         Which block of the features, where there are several.
     weights : str or path, optional

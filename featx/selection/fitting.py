@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, reason
-from featx.heads.scores import both_columns
 from featx.heads.table import HEADS
+from featx.heads.targets import both_columns
 from featx.selection.costs import learnt_bytes, milliseconds
 from featx.selection.fold_data import FoldData
 from featx.selection.scoring import Scorer

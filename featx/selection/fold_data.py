@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.sweep import Fold
+from featx.heads.rows import Fold
 from featx.selection.space import Place
 from featx.selection.transforms import Components, Prepared, Transform, fit_components
 

@@ -13,9 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from featx.exceptions import HeadError
-from featx.heads.parsing import parse_head
-from featx.heads.registry import make_head
-from featx.heads.table import HEADS
+from featx.heads.table import HEADS, make_head, parse_head
 
 _RANGE = re.compile(r"(?P<low>[^.\s].*?)\.\.(?P<high>.+)", re.DOTALL)
 _OPEN, _CLOSE = "([{", ")]}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, UnknownNameError
-from featx.heads.sweep import Fold
+from featx.heads.rows import Fold
 from featx.heads.table import HEADS
 from featx.selection.fitting import predicted_values
 from featx.selection.leaderboard import measure_costs

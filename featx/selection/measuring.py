@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
-from featx.heads.sweep import Fold
+from featx.heads.rows import Fold
 from featx.selection.costs import training_cost
 from featx.selection.fitting import fit_in_parallel
 from featx.selection.fold_data import FeatureBlock, FoldData, fold_data

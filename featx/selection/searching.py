@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, HeadError
-from featx.heads.sweep import Fold
+from featx.heads.rows import Fold
 from featx.selection.checks import check_block, check_classes, check_length
 from featx.selection.fold_data import FeatureBlock
 from featx.selection.honest import HonestScore, Rows, choose_protocol, score_winner

@@ -10,8 +10,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 from featx.exceptions import HeadError, UnknownNameError
-from featx.heads.registry import make_head
-from featx.heads.table import HEADS
+from featx.heads.table import HEADS, make_head
 from featx.selection.head_grids import HeadGrid, Range, head_grid
 from featx.selection.transforms import parse_transform
 
@@ -249,7 +248,7 @@ def _empty(why: str) -> HeadError:
 
 
 def _typed(value: Any) -> str:
-    """Write a value so that `featx.heads.parsing.parse_head` reads the same."""
+    """Write a value so that `featx.heads.table.parse_head` reads the same."""
     if isinstance(value, str) and value.isidentifier() and value not in ("None", "True", "False"):
         return value
     return repr(value)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featx.exceptions import DatasetError
-from featx.heads.label_strata import label_strata
+from featx.heads.targets import label_strata
 
 _TRIES = 20
 

@@ -31,10 +31,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from featx.heads.discriminant_sweep import sweep_lda
-from featx.heads.neighbours_sweep import sweep_knn
+from featx.heads.discriminant import sweep_lda
+from featx.heads.neighbours import sweep_knn
 from featx.heads.ridge import sweep_ridge
-from featx.heads.sweep import Fold, Sweep
+from featx.heads.rows import Fold
+from featx.heads.sweep import Sweep
 
 BAR = 1.5
 NEIGHBOURS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)

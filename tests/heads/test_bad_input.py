@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from featx.exceptions import HeadError
-from featx.heads.registry import head_names, make_head
-from featx.heads.validation import check_folds
+from featx.heads.table import head_names, make_head
+from featx.heads.validation import check_folds, refuse_unlearnable
 
 HEADS = [*head_names(), "sklearn.naive_bayes.GaussianNB", "sklearn.svm.SVC"]
 
@@ -84,3 +84,7 @@ def test_hundreds_of_classes_of_two_and_three_images(name):
     head = make_head(name, **quick).fit(X.astype(np.float32), y)
     assert head.predict_proba(new).shape == (200, 200)
     assert head.score(new, np.arange(200)) > (0.5 if quick else 0.95)
+
+
+def test_large_values_whose_sum_overflows_are_finite_all_the_same():
+    refuse_unlearnable(np.linspace(1e307, 1e308, 16).reshape(4, 4), [0, 1, 0, 1])

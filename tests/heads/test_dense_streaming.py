@@ -8,7 +8,7 @@ import pytest
 from featx.exceptions import HeadError
 from featx.heads.dense import DenseClassifier
 from featx.heads.dense_streaming import fit_streamed, fit_streamed_heads
-from featx.heads.registry import make_head
+from featx.heads.table import make_head
 
 
 def drawn(rows, width=32, classes=5, seed=0):

@@ -7,7 +7,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from featx.exceptions import HeadError
 from featx.heads.dense_sweep import sweep_dense
-from featx.heads.registry import make_head
+from featx.heads.table import make_head
 
 CANDIDATES = [
     {"hidden": (16,), "learning_rate": 1e-2, "max_epochs": 4},

@@ -13,8 +13,7 @@ from featx.heads.multilabel import MultiLabelHead
 from featx.heads.nearest_mean import NearestMean
 from featx.heads.neighbours import NearestNeighbours
 from featx.heads.rbf import ReducedRBF
-from featx.heads.registry import head_names, make_head
-from featx.heads.table import HEADS
+from featx.heads.table import HEADS, head_names, make_head
 from featx.heads.trees import TreeEnsemble
 
 # Settings for the checks' tiny data of 2 to 10 columns: the defaults are for a thousand, where

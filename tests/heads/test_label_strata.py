@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from featx.heads.label_strata import label_strata
+from featx.heads.targets import label_strata
 from featx.heads.training import hold_out
 
 

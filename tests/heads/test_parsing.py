@@ -1,7 +1,7 @@
 import pytest
 
 from featx.exceptions import HeadError
-from featx.heads.parsing import parse_head
+from featx.heads.table import parse_head
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from featx.exceptions import HeadError
-from featx.heads import neighbours_sweep
-from featx.heads.discriminant_sweep import sweep_lda
-from featx.heads.margin_sweep import sweep_rbf, sweep_svm
+from featx.heads import neighbours
+from featx.heads.discriminant import sweep_lda
 from featx.heads.nearest_mean import sweep_nearest_mean
-from featx.heads.neighbours_sweep import nearest_rows, sweep_knn
-from featx.heads.registry import make_head
+from featx.heads.neighbours import nearest_rows, sweep_knn
 from featx.heads.ridge import sweep_ridge
+from featx.heads.sweep import sweep_rbf, sweep_svm
+from featx.heads.table import make_head
 
 SHAPES = {"tall": (300, 40, 4), "two classes": (300, 40, 2), "wide": (60, 120, 3)}
 SWEEPS = {
@@ -195,8 +195,8 @@ def test_tiles_change_no_neighbour(metric, monkeypatch):
     X, y = features("tall")
     train, test = folds_of(X, y, holdout=True)[0]
     whole = nearest_rows(X, train, test, 20, metric)
-    monkeypatch.setattr(neighbours_sweep, "_TILE", 17)
-    monkeypatch.setattr(neighbours_sweep, "_TESTED", 13)
+    monkeypatch.setattr(neighbours, "_TILE", 17)
+    monkeypatch.setattr(neighbours, "_TESTED", 13)
     tiled = nearest_rows(X, train, test, 20, metric)
     np.testing.assert_array_equal(tiled[1], whole[1])
     np.testing.assert_allclose(tiled[0], whole[0], atol=1e-6)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import featx
-from featx.heads.registry import make_head
-from featx.heads.table import HEADS
+from featx.heads.table import HEADS, make_head
 
 QUICK = {
     "dense": {"hidden": (8,), "max_epochs": 3},

@@ -12,8 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC, NuSVC
 
 import featx
-from featx.heads.registry import make_head
-from featx.heads.table import HEADS
+from featx.heads.table import HEADS, make_head
 from featx.models.evaluation import compare_models, evaluate
 from featx.selection.fitting import predicted_values
 from featx.selection.scoring import SCORERS

@@ -7,8 +7,7 @@ from sklearn.naive_bayes import GaussianNB
 
 import featx
 from featx.exceptions import HeadError, MissingExtraError
-from featx.heads.registry import make_head
-from featx.heads.table import HEADS
+from featx.heads.table import HEADS, make_head
 from featx.selection.space import SearchSpace
 from featx.selection.space_files import read_space_file
 

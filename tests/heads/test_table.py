@@ -10,8 +10,7 @@ from sklearn.utils import all_estimators
 
 from featx.exceptions import HeadError, UnknownNameError
 from featx.heads.calibrated import TemperatureCalibrated
-from featx.heads.registry import head_names, make_head
-from featx.heads.table import HEADS
+from featx.heads.table import HEADS, head_names, make_head
 
 QUICK = {"dense": {"hidden": (16,), "learning_rate": 0.05, "max_epochs": 20}}
 
