@@ -12,15 +12,6 @@ from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
 
 
-@pytest.fixture
-def extract(small_network, tmp_path):
-    def run(data, **more):
-        backbone = f"file:{small_network}"
-        return featx.extract(data, backbone=backbone, cache=tmp_path / "cache", **more)
-
-    return run
-
-
 def table(folder, rows, header="path,label"):
     folder.mkdir(exist_ok=True)
     file = folder / "photos.csv"

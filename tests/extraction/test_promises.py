@@ -20,20 +20,6 @@ from featx.importing.importer import import_features
 TWO_DAYS_S = 2 * 86_400
 
 
-@pytest.fixture
-def extract(tmp_path, small_network):
-    def run(data, **options):
-        options = {"backbone": f"file:{small_network}", "cache": tmp_path / "cache", **options}
-        return featx.extract(data, workers=1, isolate=False, **options)
-
-    return run
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return FeatureCache(tmp_path / "cache")
-
-
 def make_old(cache):
     """Let the shards be those of a run two days ago."""
     for path in cache.layout.spaces.rglob("*.h5"):

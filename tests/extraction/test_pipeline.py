@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from featx.exceptions import CacheWriteError, EngineError
+from featx.extraction import progress
 from featx.extraction.pipeline import Ledger, MemoryStore, Run, Stage
 from featx.extraction.progress import Meter
 from featx.images.dataset import ImageDataset
@@ -197,33 +198,94 @@ def test_no_thread_outlives_a_run(data):
     assert not left
 
 
-def test_features_that_are_no_numbers_fail_their_image_alone(data):
-    class Broken(Engine):
+@pytest.mark.parametrize(
+    ("value", "dtype", "reason"),
+    [
+        (np.nan, "float32", "means gives features that are no finite numbers at the tap avg"),
+        (
+            70_000,
+            "float16",
+            "means gives 7e+04 at the tap avg, too large for float16: store float32 "
+            "(--dtype float32)",
+        ),
+        (70_000, "float32", ""),
+    ],
+)
+def test_features_that_cannot_be_stored_fail_their_image_alone(value, dtype, reason):
+    class Odd(Engine):
         def run(self, pixels):
             means = super().run(pixels)
-            means["avg"][pixels[:, 0, 0, 0] == 7] = np.nan
-            return means
-
-    pixels = np.stack([data.image(row) for row in range(len(data))])
-    pixels[:, 0, 0, 0] = 0
-    pixels[11, 0, 0, 0] = 7
-    ledger = extract(ImageDataset.from_arrays(pixels), stage(Broken()))
-    assert [row for row, reason in enumerate(ledger.reason) if reason] == [11]
-    assert ledger.reason[11] == "means gives features that are no finite numbers at the tap avg"
-
-
-def test_features_too_large_for_half_precision_are_named_with_the_way_out(data):
-    class Large(Engine):
-        def run(self, pixels):
-            means = super().run(pixels)
-            means["avg"][pixels[:, 0, 0, 0] == 7] = 70_000
+            means["avg"][pixels[:, 0, 0, 0] == 7] = value
             return means
 
     pixels = np.zeros((5, 8, 8, 3), np.uint8)
     pixels[:, 1, 1, 1] = range(5)
     pixels[3, 0, 0, 0] = 7
-    images = ImageDataset.from_arrays(pixels)
-    ledger = extract(images, stage(Large(), dtype="float16"))
-    reason = "means gives 7e+04 at the tap avg, too large for float16: store float32"
-    assert ledger.reason == ["", "", "", f"{reason} (--dtype float32)", ""]
-    assert not any(extract(images, stage(Large())).reason)
+    ledger = extract(ImageDataset.from_arrays(pixels), stage(Odd(), dtype=dtype))
+    assert ledger.reason == ["", "", "", reason, ""]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on only as this function is told."""
+    now = [100.0]
+
+    def pass_seconds(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    return pass_seconds
+
+
+def test_seconds_of_work_are_added_up_over_threads():
+    meter = Meter()
+    threads = [
+        threading.Thread(target=lambda: [meter.add("decode", 0.001) for _ in range(1000)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert meter.seconds["decode_s"] == pytest.approx(4.0)
+
+
+def test_forward_counts_the_clock_once_for_batches_that_overlap(clock):
+    meter = Meter()
+    meter.batch_started()
+    meter.batch_started()
+    clock(0.05)
+    meter.batch_ended()
+    meter.batch_ended()
+    assert meter.seconds["forward_s"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("waits", "work", "binds"),
+    [
+        ({"model": 0.02, "images": 0.001}, {}, "model"),
+        ({"images": 0.02}, {"decode": 2.0, "read": 1.0}, "decode"),
+        ({"images": 0.02}, {"decode": 1.0, "read": 2.0}, "read"),
+        ({"writer": 0.02, "model": 0.001}, {}, "disk"),
+        ({}, {}, None),
+    ],
+)
+def test_what_is_waited_for_most_binds(clock, waits, work, binds):
+    meter = Meter()
+    for what, seconds in waits.items():
+        with meter.timing(what):
+            clock(seconds)
+    for kind, seconds in work.items():
+        meter.add(kind, seconds)
+    assert meter.binds == binds
+
+
+def test_the_start_of_the_engine_is_not_in_the_span(clock):
+    meter = Meter()
+    meter.begin_images()
+    with meter.timing("start"):
+        clock(0.05)
+    clock(0.02)
+    meter.stop()
+    assert meter.span_s == pytest.approx(0.02)
+    assert meter.span_s == meter.span_s
