@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from featx.finetuning.tuning import finetune
     from featx.images.dataset import ImageDataset
     from featx.importing.importer import import_features
-    from featx.models.artefact import load_model as load
     from featx.models.classifier import ImageClassifier
     from featx.models.evaluation import compare_models, evaluate
     from featx.models.extractor import FeatureExtractor
+    from featx.models.model_file import load_model as load
     from featx.models.prediction import predict
-    from featx.models.searching import search
+    from featx.models.search import search
     from featx.models.training import train
     from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
@@ -105,11 +105,11 @@ _HOMES = {
     "extract": "featx.extraction.run",
     "finetune": "featx.finetuning.tuning",
     "import_features": "featx.importing.importer",
-    "load": "featx.models.artefact",
+    "load": "featx.models.model_file",
     "pack_dataset": "featx.cache.pack",
     "plan_extraction": "featx.extraction.plan",
     "predict": "featx.models.prediction",
-    "search": "featx.models.searching",
+    "search": "featx.models.search",
     "train": "featx.models.training",
     "verify_export": "featx.exporting.verification",
 }

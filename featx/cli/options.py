@@ -423,7 +423,7 @@ def next_prediction(model: Path, data: str, features: Features) -> str:
     """Return a command that tries a new model on images that are there."""
     from featx.exceptions import FeatxError
     from featx.heads.storage import load_head
-    from featx.models.artefact_file import read_artefact
+    from featx.models.model_file import read_artefact
 
     try:
         load_head(read_artefact(model)[1])

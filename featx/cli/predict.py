@@ -56,8 +56,8 @@ def command(
     cache: Path,
 ) -> int:
     """Predict images with a model."""
+    from featx.models.model_file import load_predictor
     from featx.models.prediction import predict
-    from featx.models.predictor import load_predictor
 
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}

@@ -29,7 +29,7 @@ from featx.cli.show import show_features, table
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from featx.models.search_result import SearchResult
+    from featx.models.search import SearchResult
 
 _SHOWN = 15
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
@@ -168,8 +168,7 @@ def command(
     """Find the best backbone, tap, head and parameters, and save the winner as a model."""
     import featx
     from featx.files.outputs import begins_with, is_model
-    from featx.models.search_sample import default_heads, require_streamable_space
-    from featx.models.searching import read_space
+    from featx.models.search import default_heads, read_space, require_streamable_space
     from featx.selection.searching import SearchOptions
 
     target = output or Path(f"{Path(data).resolve().stem}.featx")

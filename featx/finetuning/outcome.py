@@ -16,10 +16,10 @@ from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import Start
 from featx.heads.dense import DenseClassifier
-from featx.models.artefact import save_model
 from featx.models.classifier import ImageClassifier
-from featx.models.metrics import score_predictions
+from featx.models.model_file import save_model
 from featx.models.training import describe_training
+from featx.selection.metrics import score_predictions
 
 
 def score_outcome(

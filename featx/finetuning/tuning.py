@@ -21,8 +21,8 @@ from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.outcome import save_tuned, score_outcome
 from featx.finetuning.start import Start, class_weights, prepare_start
 from featx.finetuning.trainer import Training
-from featx.models.artefact import load_model, read_details, save_model
 from featx.models.classifier import ImageClassifier
+from featx.models.model_file import load_model, read_details, save_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,8 +16,7 @@ from featx.heads.head_pipeline import fit_weighted
 from featx.heads.table import make_head
 from featx.heads.validation import checked_weights
 from featx.images.labels import check_complete, label_matrix, read_label_sets
-from featx.models.image_features import ImageFeatures
-from featx.models.inputs import as_image_dataset
+from featx.models.image_features import ImageFeatures, as_image_dataset
 from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
@@ -267,7 +266,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         return [validate_data(self, X, reset=False, dtype=[np.float32, np.float64])]
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
-        """Write the model as a ``.featx`` file; see `featx.models.artefact.save_model`."""
-        from featx.models.artefact import save_model
+        """Write the model as a ``.featx`` file; see `featx.models.model_file.save_model`."""
+        from featx.models.model_file import save_model
 
         save_model(self, path, **details)

@@ -17,14 +17,16 @@ from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
-from featx.models.bootstrap import (
+from featx.models.classifier import ImageClassifier
+from featx.models.training_keys import count_training_images, overlap_note
+from featx.selection.metrics import (
+    CALIBRATION_BINS,
     bootstrap_difference,
     bootstrap_intervals,
     bootstrap_label_sets,
+    score_label_sets,
+    score_predictions,
 )
-from featx.models.classifier import ImageClassifier
-from featx.models.metrics import CALIBRATION_BINS, score_label_sets, score_predictions
-from featx.models.training_keys import count_training_images, overlap_note
 
 _LOG = logging.getLogger("featx")
 
@@ -53,14 +55,14 @@ def evaluate(
     Returns
     -------
     dict
-        As `featx.models.metrics.score_predictions`, with ``failed``: images that could not be
+        As `featx.selection.metrics.score_predictions`, with ``failed``: images that could not be
         read, and ``intervals``: ``[low, high]`` by score (see
-        `featx.models.bootstrap.bootstrap_intervals`; copies of an image are drawn together), with
+        `featx.selection.metrics.bootstrap_intervals`; copies of an image are drawn together), with
         what they rest on, and ``training_overlap``: how many of the ``images`` were
         ``in_training``, of those that could be ``compared`` (absent for models of which it is not
         known; a warning says so where there are any). Of a model that gives several labels, as
-        `featx.models.metrics.score_label_sets`, with ``failed`` and ``intervals`` too (see
-        `featx.models.bootstrap.bootstrap_label_sets`).
+        `featx.selection.metrics.score_label_sets`, with ``failed`` and ``intervals`` too (see
+        `featx.selection.metrics.bootstrap_label_sets`).
 
     Raises
     ------

@@ -18,8 +18,7 @@ from sklearn.utils.validation import (
 
 from featx.backbones.taps import parse_tap
 from featx.images.dataset import ImageDataset
-from featx.models.image_features import ImageReader
-from featx.models.inputs import as_image_dataset
+from featx.models.image_features import ImageReader, as_image_dataset
 from featx.spec import ImagePolicy
 
 

@@ -1,4 +1,4 @@
-"""The part of a trained model that knows images: read as in training, through the backbone."""
+"""What reading images into features asks of a classifier or an extractor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,24 @@ from featx.extraction.pipeline import Ledger, Network
 from featx.extraction.sources import BackboneChoice
 from featx.heads.targets import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
+from featx.images.sources import listed_paths, listed_pictures
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
+
+
+def as_image_dataset(X: Any) -> ImageDataset | None:
+    """Return the images that `X` stands for, or None when it holds features."""
+    if isinstance(X, ImageDataset):
+        return X
+    if isinstance(X, str | bytes | os.PathLike) or listed_pictures(X) is not None:
+        return ImageDataset.from_any(X)
+    paths = listed_paths(X)
+    if paths is not None:
+        return ImageDataset.from_paths(paths)
+    if isinstance(X, np.ndarray):
+        return ImageDataset.from_any(X) if X.ndim in (3, 4) else None
+    if isinstance(X, list | tuple) and X and np.ndim(X[0]) in (2, 3):
+        return ImageDataset.from_arrays(X)
+    return None
 
 
 class ImageReader:

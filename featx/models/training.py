@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +17,21 @@ from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.report import why_unreadable
 from featx.extraction.sources import BackboneChoice
-from featx.heads.rows import Fold
 from featx.heads.table import make_head
 from featx.images.dataset import inner_folder
-from featx.images.labels import check_splits, look_like_measurements, look_like_sets
+from featx.images.labels import (
+    SEPARATOR,
+    check_splits,
+    label_matrix,
+    look_like_measurements,
+    look_like_sets,
+    read_label_sets,
+)
 from featx.models.classifier import ImageClassifier
-from featx.models.label_set_training import train_label_sets
-from featx.models.memory_training import MemoryFit
-from featx.models.metrics import MOST_CONFUSED, ScoreSums
-from featx.models.streamed_training import StreamedFit, memory_bound
+from featx.models.fitting import Fitting, memory_bound
 from featx.models.training_keys import encode_keys
-from featx.models.unknown import learn_novelty
-from featx.selection.splits import leak_groups, repeated_folds
+from featx.selection.metrics import MOST_CONFUSED, ScoreSums, score_label_sets
+from featx.selection.splits import label_folds, leak_groups, repeated_folds
 
 _HELD_OUT = ("test", "val")
 
@@ -125,7 +129,7 @@ def train(
         Number of folds; 0 measures nothing.
     multilabel : bool, default False
         Whether a label such as ``ant|winged`` is several. Folds then have each label in equal
-        shares, and the metrics are those of `featx.models.metrics.score_label_sets`.
+        shares, and the metrics are those of `featx.selection.metrics.score_label_sets`.
     label_kind : {"auto", "class"}, default "auto"
         ``"auto"`` refuses labels that look like measurements, or like several labels an image
         without `multilabel`; ``"class"`` trains on them as classes.
@@ -151,9 +155,9 @@ def train(
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
     block = _find_block(features, backbone, tap)
-    place: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
-    spec = features.spec(**place)
-    views = features.views(**place)
+    block_name: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
+    spec = features.spec(**block_name)
+    views = features.views(**block_name)
     rows, held_out = _training_rows(features)
     y = require_labels(features)
     if not multilabel:
@@ -164,12 +168,12 @@ def train(
     )
     model = ImageClassifier(
         head=head,
-        **choice.completed(spec, features.origin(**place)).arguments(),
+        **choice.completed(spec, features.origin(**block_name)).arguments(),
         tap=block.tap,
         image=spec.image,
         views=len(views),
         average_views=average_views,
-        view_policy=features.spec(**place, view=views[0]).views if views else None,
+        view_policy=features.spec(**block_name, view=views[0]).views if views else None,
         cache=cache,
         multilabel=multilabel,
         random_state=seed,
@@ -178,31 +182,63 @@ def train(
         raise FeaturesError(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
-    bound = memory_bound(features, place, head, max_ram)
+    bound = memory_bound(features, block_name, head, max_ram)
     model.training_ = describe_training(features, y, rows)
+    names: NDArray[np.str_] | None = None
+    targets: NDArray[Any] = y
     if multilabel:
-        metrics = train_label_sets(model, features, place, y, rows, held_out, cv, bound)
-        return TrainingResult(model, metrics, model.training_)
-    fitting: MemoryFit | StreamedFit
-    if bound is None:
-        fitting = MemoryFit(features, place, y, views)
-    else:
-        fitting = StreamedFit(features, place, y, views, bound)
-    width = features.width(**place)
-    suspects: list[Suspect] = []
-    if held_out is not None:
+        names, targets = _label_targets(features, y, rows, held_out)
+    elif held_out is not None:
         _require_known(y[held_out], y[rows])
-        model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
-        metrics = _score_held_out(model, fitting, held_out)
-    else:
-        metrics, suspects = _cross_validate(model, fitting, y, features, rows, cv)
-        model.take_head(fitting.fit(_head(model), rows), spec, n_features=width)
-    model.novelty_ = learn_novelty(features, place, y, rows, seed=seed, max_ram_bytes=bound)
+    fitting = Fitting(features, **block_name, targets=targets, max_ram_bytes=bound)
+    metrics: dict[str, Any] = {"protocol": "not measured"}
+    suspects: list[Suspect] = []
+    if held_out is None and cv:
+        metrics, suspects = _cross_validate(model, fitting, names, rows, cv)
+    fitted = fitting.fit(_untrained(model), rows)
+    model.take_head(fitted, spec, n_features=features.width(**block_name), labels=names)
+    if held_out is not None:
+        answers = _Answers(fitting, names, rows, held_out)
+        answers.add(fitting.answers(fitted, held_out, model.views_averaged), fitted.classes_)
+        protocol = f"held-out split of {len(held_out)} images{_averaging(model)}"
+        metrics = {"protocol": protocol, **answers.metrics()}
+    if not multilabel:
+        model.novelty_ = fitting.novelty(rows, y, seed=seed)
     return TrainingResult(model, metrics, model.training_, suspects)
 
 
-def _head(model: ImageClassifier) -> Any:
-    return make_head(model.head, seed=model.random_state)
+def _untrained(model: ImageClassifier) -> Any:
+    return make_head(model.head, seed=model.random_state, multilabel=model.multilabel)
+
+
+def _label_targets(
+    features: Features,
+    y: NDArray[np.str_],
+    rows: NDArray[np.intp],
+    held_out: NDArray[np.intp] | None,
+) -> tuple[NDArray[np.str_], NDArray[np.uint8]]:
+    names, targets = label_targets(y, rows)
+    if len(names) < 2:
+        raise DatasetError(
+            f"{features.name!r} has {len(names)} label{'s' * (len(names) != 1)}: a classifier of "
+            f"several labels an image needs two or more, written as ant{SEPARATOR}winged in the "
+            "column label"
+        )
+    if held_out is not None:
+        what = f"the held-out part of {features.name!r}"
+        targets[held_out] = label_matrix(y[held_out].tolist(), names.tolist(), what=what)
+    return names, targets
+
+
+def label_targets(
+    y: NDArray[np.str_], rows: NDArray[np.intp]
+) -> tuple[NDArray[np.str_], NDArray[np.uint8]]:
+    """Return the labels that rows have, sorted, and of all rows (n, labels) which have them."""
+    texts, codes = np.unique(y[rows], return_inverse=True)
+    names, sets = read_label_sets(texts.tolist())
+    targets = np.zeros((len(y), len(names)), dtype=np.uint8)
+    targets[rows] = sets.astype(np.uint8)[codes]
+    return names, targets
 
 
 def require_labels(features: Features) -> NDArray[np.str_]:
@@ -275,8 +311,7 @@ def check_labels(
 
 def _find_block(features: Features, backbone: str | None, tap: str | None) -> Block:
     name = None if backbone is None else canonical_name(backbone)
-    place = None if tap is None else str(parse_tap(tap))
-    return features.block(backbone=name, tap=place)
+    return features.block(backbone=name, tap=None if tap is None else str(parse_tap(tap)))
 
 
 def _require_known(held_out: NDArray[np.str_], trained: NDArray[np.str_]) -> None:
@@ -288,13 +323,50 @@ def _require_known(held_out: NDArray[np.str_], trained: NDArray[np.str_]) -> Non
         )
 
 
-def _score_held_out(
-    model: ImageClassifier, fitting: MemoryFit | StreamedFit, rows: NDArray[np.intp]
-) -> dict[str, Any]:
-    sums = ScoreSums(model.classes_)
-    fitting.score(model, model.head_, rows, sums)
-    protocol = f"held-out split of {len(rows)} images{_averaging(model)}"
-    return {"protocol": protocol, **sums.scores(most_confused=MOST_CONFUSED)}
+class _Answers:
+    """What heads say of rows that they have not seen, beside what is right."""
+
+    def __init__(
+        self,
+        fitting: Fitting,
+        names: NDArray[np.str_] | None,
+        rows: NDArray[np.intp],
+        asked: NDArray[np.intp],
+    ) -> None:
+        self.truth: NDArray[Any] = fitting.targets[asked]
+        self._names = names
+        if names is None:
+            self._sums = ScoreSums(np.unique(fitting.targets[rows]))
+            self.predicted = np.empty(len(asked), self._sums.classes.dtype)
+            self.probability = np.empty(len(asked))
+        else:
+            dtype = np.float64 if fitting.max_ram_bytes is None else np.float32
+            self._proba = np.zeros((len(asked), len(names)), dtype)
+
+    def add(
+        self,
+        answers: Iterable[tuple[NDArray[np.floating], NDArray[np.intp]]],
+        classes: NDArray[np.generic],
+        places: NDArray[np.intp] | None = None,
+    ) -> None:
+        """Take probabilities of classes (b, k) and whose they are: places, or places of these."""
+        for proba, positions in answers:
+            own = positions if places is None else places[positions]
+            if self._names is not None:
+                self._proba[own] = proba
+                continue
+            every = np.zeros((len(own), len(self._sums.classes)))
+            every[:, np.searchsorted(self._sums.classes, classes)] = proba
+            self._sums.add(self.truth[own], every)
+            best = every.argmax(axis=1)
+            self.predicted[own] = self._sums.classes[best]
+            self.probability[own] = every[np.arange(len(best)), best]
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the scores of all that was said."""
+        if self._names is None:
+            return self._sums.scores(most_confused=MOST_CONFUSED)
+        return score_label_sets(self.truth, self._proba, self._names)
 
 
 def _averaging(model: ImageClassifier) -> str:
@@ -303,67 +375,55 @@ def _averaging(model: ImageClassifier) -> str:
 
 def _cross_validate(
     model: ImageClassifier,
-    fitting: MemoryFit | StreamedFit,
-    y: NDArray[np.str_],
-    features: Features,
+    fitting: Fitting,
+    names: NDArray[np.str_] | None,
     rows: NDArray[np.intp],
     cv: int,
 ) -> tuple[dict[str, Any], list[Suspect]]:
-    if not cv:
-        return {"protocol": "not measured"}, []
+    features, truth = fitting.features, fitting.targets[rows]
     groups = leak_groups(features.keys, features.groups, len(features))[rows]
+    # The folds of a search, so that a head has one score, whichever measures it.
+    split = repeated_folds if names is None else label_folds
     try:
-        # The folds of a search, so that a head has one score, whichever measures it.
-        folds = repeated_folds(y[rows], folds=cv, groups=groups, seed=model.random_state)
+        folds = split(truth, folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
         return {"protocol": f"not measured: {error}"}, []
-    found = None
-    if isinstance(fitting, MemoryFit):
-        found = fitting.score_together(model, rows, folds)
-    sums, predicted, probability = found or _score_each(model, fitting, y, rows, folds)
-    right = predicted == y[rows]
-    accuracies = [float(right[testing].mean()) for _, testing in folds]
+    answers = _Answers(fitting, names, rows, rows)
+    together = None
+    if names is None:
+        together = fitting.answers_together(
+            model.head, model.random_state, rows, folds, model.views_averaged
+        )
+    if together is not None:
+        answers.add(together, np.unique(truth))
+    else:
+        for training, testing in folds:
+            head = fitting.fit(_untrained(model), rows[training])
+            said = fitting.answers(head, rows[testing], model.views_averaged)
+            answers.add(said, head.classes_, testing)
     protocol = f"{len(folds)}-fold cross-validation"
-    if len(folds) < cv:
+    if len(folds) < cv and names is None:
         smallest = f"the smallest class has {len(folds)} distinct images or groups"
         protocol += f" (in place of {cv}: {smallest})"
     protocol += f", equal images on one side{_averaging(model)}"
-    metrics = {
-        "protocol": protocol,
-        **sums.scores(most_confused=MOST_CONFUSED),
-        "accuracy": float(np.mean(accuracies)),
-        "accuracy_by_fold": accuracies,
-    }
-    paths = features.paths
+    metrics = {"protocol": protocol, **answers.metrics()}
+    if names is not None:
+        return metrics, []
+    right = answers.predicted == truth
+    accuracies = [float(right[testing].mean()) for _, testing in folds]
+    metrics |= {"accuracy": float(np.mean(accuracies)), "accuracy_by_fold": accuracies}
     wrong = np.flatnonzero(~right)
-    wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
+    wrong = wrong[np.argsort(-answers.probability[wrong], kind="stable")]
+    paths = features.paths
     return metrics, [
         Suspect(
             paths[rows[place]],
-            str(y[rows[place]]),
-            str(predicted[place]),
-            float(probability[place]),
+            str(truth[place]),
+            str(answers.predicted[place]),
+            float(answers.probability[place]),
         )
         for place in wrong
     ]
-
-
-def _score_each(
-    model: ImageClassifier,
-    fitting: MemoryFit | StreamedFit,
-    y: NDArray[np.str_],
-    rows: NDArray[np.intp],
-    folds: list[Fold],
-) -> tuple[ScoreSums, NDArray[Any], NDArray[np.float64]]:
-    """As `MemoryFit.score_together`, by a fit a fold."""
-    sums = ScoreSums(np.unique(y[rows]))
-    predicted = np.empty(len(rows), dtype=sums.classes.dtype)
-    probability = np.empty(len(rows))
-    for training, testing in folds:
-        head = fitting.fit(_head(model), rows[training])
-        found = fitting.score(model, head, rows[testing], sums)
-        predicted[testing], probability[testing] = found
-    return sums, predicted, probability
 
 
 def describe_training(

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from featx.exceptions import DatasetError, UnknownNameError
 from featx.heads.rows import Fold
 from featx.heads.table import HEADS
-from featx.selection.fitting import predicted_values
-from featx.selection.leaderboard import measure_costs
-from featx.selection.measuring import Measuring
-from featx.selection.ranking import choose, ranked
-from featx.selection.scoring import Scorer, score_interval
+from featx.selection.leaderboard import choose, measure_costs, ranked
+from featx.selection.measuring import Measuring, predicted_values
+from featx.selection.metrics import Scorer, score_interval
 from featx.selection.space import Candidate, SearchSpace
 from featx.selection.splits import label_folds, repeated_folds
 from featx.selection.strategies import Plan, Strategy

@@ -1,4 +1,4 @@
-"""Which candidates of a space are tried, and in which order."""
+"""Ways through a space: everything, some drawn at random, by halving, by Optuna."""
 
 from __future__ import annotations
 
@@ -6,16 +6,52 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import HeadError, UnknownNameError
-from featx.selection.head_grids import Range
-from featx.selection.ranking import ranked
-from featx.selection.space import Candidate, Place, SearchSpace, build
+from featx.exceptions import HeadError, MissingExtraError, UnknownNameError
+from featx.selection.leaderboard import ranked
+from featx.selection.space import Axis, Candidate, Place, Range, SearchSpace, build
 from featx.selection.trials import Trial
+
+_TRIALS = 30
+
+
+def ask_optuna(plan: Plan, measure: Measure) -> None:
+    """Try what a seeded tree-structured Parzen estimator proposes, one candidate after another."""
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise MissingExtraError("optuna", extra="hpo", purpose="the strategy 'optuna'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed)
+    )
+    choices = plan.space.choices(plan.places)
+    for _ in range(plan.n_trials or _TRIALS):
+        asked = study.ask()
+        number = asked.suggest_categorical("choice", list(range(len(choices))))
+        place, transform, head = choices[number]
+        values = [_suggest(asked, f"{number} {name}", axis) for name, axis in head.grid]
+        trials = measure([build(place, transform, head, values)])
+        if not trials:  # no time is left
+            return
+        if trials[0].measured.scores:
+            study.tell(asked, trials[0].score)
+        else:
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+
+
+def _suggest(asked: Any, name: str, axis: Axis) -> Any:
+    if isinstance(axis, Range):
+        # A share of the way, so that the value is rounded as everywhere else.
+        return axis.at(asked.suggest_float(name, 0.0, 1.0))
+    return axis[asked.suggest_categorical(name, list(range(len(axis))))]
+
 
 _FACTOR = 3
 _FEWEST_ROWS = 100
@@ -107,7 +143,6 @@ def _halving(plan: Plan, measure: Measure) -> None:
 
 
 def _optuna(plan: Plan, measure: Measure) -> None:
-    from featx.selection.optuna_strategy import ask_optuna
 
     ask_optuna(plan, measure)
 

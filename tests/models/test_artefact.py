@@ -13,8 +13,7 @@ import pytest
 import featx
 from featx.exceptions import ArtefactError, FeaturesError, WeightsError
 from featx.heads.table import HEADS
-from featx.models.artefact import read_details
-from featx.models.predictor import load_predictor
+from featx.models.model_file import load_predictor, read_details
 
 
 def test_every_head_gives_the_same_answers_in_another_process(

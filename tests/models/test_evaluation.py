@@ -9,9 +9,8 @@ from sklearn import metrics
 
 import featx
 from featx.exceptions import DatasetError
-from featx.models.artefact import read_details
-from featx.models.bootstrap import bootstrap_difference, bootstrap_intervals
-from featx.models.metrics import score_predictions
+from featx.models.model_file import read_details
+from featx.selection.metrics import bootstrap_difference, bootstrap_intervals, score_predictions
 
 
 def drawn(n=400, k=7, seed=0):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import featx
 from featx.cli.main import cli
-from featx.models.predictor import load_predictor
+from featx.models.model_file import load_predictor
 
 SCRIPTS = ["سيارة", "🐜 ant", "line\nbreak", 'comma, "quote"', "caf\udce9", "蜂"]
 CASES = {

@@ -18,7 +18,7 @@ import pytest
 import featx
 from featx.exceptions import ArtefactError, BackboneError
 from featx.heads.novelty import fit_novelty
-from featx.models.predictor import load_predictor
+from featx.models.model_file import load_predictor
 
 LIMIT_BYTES = 64 << 20
 

@@ -212,7 +212,7 @@ def main(folder, count, seed):
     """Load every mutant of every model of the folder; the last lies in ``mutant.featx``."""
     import featx
     from featx.exceptions import FeatxError
-    from featx.models.predictor import load_predictor
+    from featx.models.model_file import load_predictor
 
     warnings.simplefilter("ignore")
     X = np.load(folder / "expected.npz")["X"]

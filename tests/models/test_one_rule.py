@@ -14,8 +14,8 @@ from sklearn.svm import SVC, NuSVC
 import featx
 from featx.heads.table import HEADS, make_head
 from featx.models.evaluation import compare_models, evaluate
-from featx.selection.fitting import predicted_values
-from featx.selection.scoring import SCORERS
+from featx.selection.measuring import predicted_values
+from featx.selection.metrics import SCORERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `probability` parameter:FutureWarning")
 

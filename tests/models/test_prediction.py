@@ -15,7 +15,7 @@ from PIL import Image
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError
-from featx.models.predictor import Predictor, load_predictor
+from featx.models.model_file import Predictor, load_predictor
 
 ROOT = Path(featx.__file__).parents[1]
 
@@ -167,7 +167,7 @@ def test_strangers_are_marked_by_a_threshold_of_held_out_images(model, folder, t
 
 
 def test_the_false_alarm_rate_is_in_the_file(result, folder):
-    from featx.models.artefact import read_details
+    from featx.models.model_file import read_details
 
     said = read_details(folder / "m.featx")["novelty"]
     assert said["images"] == 24

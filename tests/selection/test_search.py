@@ -374,7 +374,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(features, options, error, mes
 
 
 def test_features_and_labels_that_cannot_be_learned_from(draw_clusters):
-    from featx.selection.fold_data import FeatureBlock
+    from featx.selection.measuring import FeatureBlock
     from featx.selection.searching import search_arrays
     from featx.selection.space import SearchSpace
 

@@ -8,8 +8,7 @@ from sklearn.naive_bayes import GaussianNB
 import featx
 from featx.exceptions import HeadError, MissingExtraError
 from featx.heads.table import HEADS, make_head
-from featx.selection.space import SearchSpace
-from featx.selection.space_files import read_space_file
+from featx.selection.space import SearchSpace, read_space_file
 
 HERE = [("tiny", "avg")]
 

@@ -2,48 +2,397 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.backbones.catalog import CATALOG
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
+from featx.backbones.weights import find_weights_file
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.exceptions import HeadError
+from featx.cache.manifest import Block
+from featx.engines.engine import Engine
+from featx.exceptions import FeatxError, HeadError
+from featx.extraction.job import engines_folder
+from featx.extraction.pipeline import Network
 from featx.extraction.sources import BackboneChoice
+from featx.heads.streaming import require_streamable
 from featx.heads.table import make_head
+from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, read_label_sets, split_of
-from featx.memory import as_bytes
-from featx.models.backbone_costs import backbone_cost
+from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
-from featx.models.feature_blocks import feature_block
-from featx.models.label_set_training import label_targets
-from featx.models.live_leaderboard import live_leaderboard
-from featx.models.search_result import SearchResult
-from featx.models.search_sample import (
-    default_heads,
-    require_streamable_space,
-    sample_rows,
-)
-from featx.models.streamed_training import StreamedFit
+from featx.models.fitting import Fitting, block_bytes
 from featx.models.training import (
     check_labels,
     describe_training,
+    label_targets,
     require_classes,
     require_labels,
 )
-from featx.models.unknown import learn_novelty
-from featx.selection.checks import check_length
-from featx.selection.measuring import Watch
-from featx.selection.searching import SearchOptions, search_arrays
-from featx.selection.space import Candidate, SearchSpace
-from featx.selection.space_files import read_space_file
-from featx.selection.splits import leak_groups
+from featx.selection.honest import HonestScore
+from featx.selection.leaderboard import Row, ranked
+from featx.selection.measuring import FeatureBlock, Watch
+from featx.selection.searching import SearchOptions, SearchOutcome, check_length, search_arrays
+from featx.selection.space import DEFAULT_HEADS, Candidate, SearchSpace, read_space_file
+from featx.selection.splits import leak_groups, named_fold
 from featx.selection.transforms import parse_transform, pipeline
+from featx.selection.trials import Trial
+from featx.terminal import console, drawing, visible
+
+
+def feature_block(
+    features: Features,
+    backbone: str,
+    tap: str,
+    cost: tuple[float | None, int | None, float],
+    sample: SearchSample | None,
+) -> FeatureBlock:
+    """Return one block, or a sample of its rows, with its views and what its backbone costs."""
+    place: dict[str, Any] = {"backbone": backbone, "tap": tap}
+    views = features.views(**place)
+    made = [features.spec(**place), *(features.spec(**place, view=view) for view in views)]
+    parts = [None, *views]
+    if sample is None:
+        matrices = [features.matrix(**place, view=view) for view in parts]
+    else:
+        matrices = [features.take(sample.rows, **place, view=view) for view in parts]
+    drawn = [] if sample is None else [sample.digest]
+    return FeatureBlock(
+        backbone,
+        tap,
+        matrices[0],
+        digest=" ".join([tap, *(spec.digest for spec in made), *drawn]),
+        views=tuple(matrices[1:]),
+        ms=cost[0],
+        bytes=cost[1],
+        cost=cost[2],
+    )
+
+
+_BATCH = 32
+_MEASURE_S = 0.5
+
+
+def backbone_cost(
+    features: Features,
+    block: Block,
+    choice: BackboneChoice,
+    *,
+    engine: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+) -> tuple[float | None, int | None, float]:
+    """Measure the forward pass of a block's backbone on random pixels."""
+    spec = features.spec(backbone=block.backbone, tap=block.tap)
+    height, width = spec.input_size_px
+    row = CATALOG.get(block.backbone)
+    size = None if row is None else int(row.parameters * 4)
+    cost = 0.0 if size is None else size / 4 * height * width
+    if block.backbone.startswith("import:"):
+        return None, None, 0.0
+    if row is not None and choice.weights is None and find_weights_file(row) is None:
+        return None, size, cost  # a timing is not worth a download
+    try:
+        source = choice.find(spec.weights_sha256)
+        if size is None and source.weights.path is not None:
+            size = _bytes(source.weights.path)
+            cost = size / 4 * height * width
+        layout = None if cache is None else CacheLayout.at(cache)
+        folder = engines_folder(layout, writing=False)
+        network = Network(source, (block.tap,), engine, folder=folder).open()
+    except (FeatxError, OSError):
+        return None, size, cost
+    return _milliseconds(network, (height, width)), size, cost
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _milliseconds(engine: Engine, size_px: tuple[int, int]) -> float:
+    pixels = np.random.default_rng(0).integers(0, 256, (_BATCH, *size_px, 3), dtype=np.uint8)
+    engine.run(pixels)
+    timings: list[float] = []
+    begun = time.perf_counter()
+    while not timings or time.perf_counter() - begun < _MEASURE_S:
+        started = time.perf_counter()
+        engine.run(pixels)
+        timings.append(time.perf_counter() - started)
+    return min(timings) * 1000 / _BATCH
+
+
+_STREAMED_TRANSFORMS = ("standard", "none", "l2")
+# A search holds the rows, those of a fold, and both standardised.
+_COPIES = 5
+_LEAST_OF_CLASS = 10
+_LEAST_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchSample:
+    """The rows that candidates are measured on.
+
+    Parameters
+    ----------
+    rows : ndarray of int, ascending
+        Rows of the features.
+    training : ndarray of int, ascending
+        Rows that the winner is to be trained on.
+    """
+
+    rows: NDArray[np.intp]
+    training: NDArray[np.intp]
+
+    @property
+    def digest(self) -> str:
+        """What tells it from another sample of the same features."""
+        return hashlib.sha256(np.ascontiguousarray(self.rows).data).hexdigest()[:16]
+
+    @property
+    def note(self) -> str:
+        """What a user should know of it."""
+        seen = int(np.isin(self.rows, self.training).sum())
+        return (
+            f"candidates were measured on {seen:,} images, as many as --max-ram allows; "
+            f"the winner was trained on all {len(self.training):,}"
+        )
+
+
+def default_heads() -> list[str]:
+    """Names of the heads that a search tries within a bound when none are named."""
+    from featx.heads.table import HEADS
+
+    return [name for name in DEFAULT_HEADS if HEADS[name].streamed]
+
+
+def require_streamable_space(space: SearchSpace) -> None:
+    """Refuse a space whose winner might not train on batches."""
+    for part in space.parts:
+        for head in part.heads:
+            require_streamable(make_head(head.label if head.estimator is None else head.estimator))
+        for text in part.transforms:
+            if parse_transform(text).kind not in _STREAMED_TRANSFORMS:
+                raise HeadError(
+                    f"{text!r} has to see all rows at once, which --max-ram (max_ram=...) does not "
+                    f"allow: take {', '.join(_STREAMED_TRANSFORMS)}, or give it the memory"
+                )
+
+
+def sample_rows(
+    features: Features,
+    labels: NDArray[Any],
+    rows: NDArray[np.intp],
+    groups: NDArray[np.int64],
+    places: list[dict[str, Any]],
+    *,
+    bound: int,
+    seed: int,
+) -> SearchSample | None:
+    """Draw rows whose search stays within a bound."""
+    whole = _COPIES * sum(block_bytes(features, place) for place in places)
+    most = int(len(features) * bound / whole)
+    if most >= len(rows):
+        return None
+    if most < _LEAST_ROWS:
+        needed = shown_bytes(whole * _LEAST_ROWS // len(features))
+        raise HeadError(
+            f"a search on {_LEAST_ROWS} images of {features.name!r} needs {needed}, more than the "
+            f"{shown_bytes(bound)} of --max-ram (max_ram=...): raise it"
+        )
+    splits = features.splits
+    training = rows
+    if splits is not None and (splits[rows] == "test").any():
+        training = rows[named_fold(splits[rows], "test", groups[rows])[0]]
+    if labels.ndim == 2:
+        return SearchSample(
+            _share_of_labels(labels, rows, splits, most / len(rows), seed), training
+        )
+    strata = labels[rows].astype(str)
+    if splits is not None:
+        strata = np.char.add(np.char.add(splits[rows].astype(str), "\0"), strata)
+    _, codes, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    wanted = np.maximum(np.round(counts * most / len(rows)), _LEAST_OF_CLASS)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    order = order[np.argsort(codes[order], kind="stable")]
+    # The place of each row among those of its stratum.
+    turn = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = order[turn < wanted[codes[order]]]
+    return SearchSample(np.sort(rows[chosen]), training)
+
+
+def _share_of_labels(
+    labels: NDArray[Any],
+    rows: NDArray[np.intp],
+    splits: NDArray[np.str_] | None,
+    share: float,
+    seed: int,
+) -> NDArray[np.intp]:
+    """Return a share of the rows, of each split and of every label in it."""
+    names = np.zeros(len(rows)) if splits is None else splits[rows]
+    found = []
+    for name in np.unique(names):
+        part = rows[names == name]
+        found.append(part[label_strata(labels[part], [share, 1 - share], seed=seed) == 0])
+    return np.sort(np.concatenate(found))
+
+
+class SearchResult:
+    """What a search found.
+
+    Parameters
+    ----------
+    model : ImageClassifier
+        The winner, fitted.
+    outcome : SearchOutcome
+        How it was found.
+    training : dict
+        Name, number of images and digest of what it was fitted on.
+
+    Attributes
+    ----------
+    best : Row
+        The winner's line of the leaderboard. Its score is the one that it was selected by, which
+        is optimistic.
+    leaderboard : list of Row
+        Every trial, the best first.
+    score : HonestScore
+        How good the winner is on images that the selection has not seen, with the protocol and
+        the 95 % interval.
+    cv_results_ : dict
+        The trials in scikit-learn's form.
+    notes : list of str
+        What a user should know.
+    planned, untried, resumed : int
+        Number of candidates; of those that the budget left; of trials known from before.
+    seconds : float
+        How long the search took.
+    """
+
+    def __init__(
+        self, model: ImageClassifier, outcome: SearchOutcome, training: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self.training = training
+        self._outcome = outcome
+        self.leaderboard: list[Row] = outcome.leaderboard.rows
+        self.best = self.leaderboard[outcome.leaderboard.chosen]
+        self.score: HonestScore = outcome.honest
+        self.scoring = outcome.leaderboard.scorer.name
+        self.notes = list(outcome.notes)
+        self.planned, self.untried = outcome.planned, outcome.untried
+        self.resumed, self.seconds = outcome.resumed, outcome.seconds
+
+    def __repr__(self) -> str:
+        best = self.best
+        return (
+            f"<SearchResult: {best.head} on {best.backbone} {best.tap} ({best.transform}), best of "
+            f"{len(self.leaderboard)}, selected by {self.scoring} {best.score:.4f}>"
+        )
+
+    @property
+    def head(self) -> str:
+        """The winning head with its parameters, as `featx.train` takes it (not its transform)."""
+        return self.best.head
+
+    @property
+    def cv_results_(self) -> dict[str, Any]:
+        """The trials in the form of scikit-learn's ``cv_results_``, in leaderboard order."""
+        return self._outcome.leaderboard.cv_results()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What is kept with the saved model."""
+        found: dict[str, Any] = {
+            "protocol": self.score.protocol,
+            "selected_by": {
+                "scoring": self.scoring,
+                "score": self.best.score,
+                "candidates": len(self.leaderboard),
+                "note": "optimistic: the best of all candidates on the images they were chosen by",
+            },
+        }
+        if self.score.value is not None and self.score.interval is not None:
+            found[self.scoring] = self.score.value
+            found["interval_95"] = list(self.score.interval)
+            found["images"] = self.score.images
+        return found
+
+    def save(self, path: str | os.PathLike[str], **details: Any) -> None:
+        """Write the fitted winner as a ``.featx`` file, with how it was measured.
+
+        ``command`` and ``overwrite`` are those of `featx.models.model_file.save_model`.
+        """
+        self.model.save(path, metrics=self.metrics, training=self.training, **details)
+
+    def to_csv(self) -> str:
+        """Return the leaderboard as CSV."""
+        return self._outcome.leaderboard.to_csv()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the model as JSON types."""
+        return {
+            "best": self.best.to_dict(),
+            "score": self.score.to_dict(),
+            "scoring": self.scoring,
+            "candidates": self.planned,
+            "untried": self.untried,
+            "resumed": self.resumed,
+            "seconds": self.seconds,
+            "notes": self.notes,
+            "leaderboard": [row.to_dict() for row in self.leaderboard],
+        }
+
+
+_SHOWN = 8
+
+
+@contextmanager
+def live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None]:
+    """Yield what is called with the trials that are finished and how many are planned."""
+    if callable(choice):
+        yield choice
+        return
+    if not choice or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.live import Live
+    from rich.table import Table
+
+    live = Live(
+        console=console(),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with drawing(live):
+
+        def show(trials: list[Trial], planned: int) -> None:
+            table = Table(
+                title=f"{visible(title)}: {len(trials):,} of {max(planned, len(trials)):,}"
+            )
+            for name in ("backbone", "tap", "transform", "head"):
+                table.add_column(name)
+            table.add_column("score", justify="right")
+            for trial in ranked(trials)[:_SHOWN]:
+                one = trial.candidate
+                score = trial.measured.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
+                row = (one.backbone, one.tap, one.transform, one.text, score)
+                table.add_row(*map(visible, row))
+            live.update(table)
+
+        yield show
 
 
 def search(
@@ -251,19 +600,16 @@ def search(
     training = outcome.rows if sample is None else sample.training
     model = _untrained(features, outcome.winner, seed, multilabel)
     model.set_params(**chosen[outcome.winner.backbone].arguments(), cache=cache)
-    place = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
-    if sample is None or bound is None:
-        _fit(features, place, labels, training, model)
-    else:
+    block_name: dict[str, Any] = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
+    names, targets = label_targets(labels, training) if multilabel else (None, labels)
+    if sample is not None:
         outcome.notes.append(sample.note)
-        names, targets = label_targets(labels, training) if multilabel else (None, labels)
-        fitting = StreamedFit(features, place, targets, features.views(**place), bound)
-        head = fitting.fit(make_head(model.head, seed=seed, multilabel=multilabel), training)
-        spec, width = features.spec(**place), features.width(**place)
-        model.take_head(head, spec, n_features=width, labels=names)
-    model.novelty_ = learn_novelty(
-        features, place, labels, training, seed=seed, max_ram_bytes=bound
-    )
+    max_ram_bytes = None if sample is None else bound
+    fitting = Fitting(features, **block_name, targets=targets, max_ram_bytes=max_ram_bytes)
+    head = fitting.fit(make_head(model.head, seed=seed, multilabel=multilabel), training)
+    spec, width = features.spec(**block_name), features.width(**block_name)
+    model.take_head(head, spec, n_features=width, labels=names)
+    model.novelty_ = fitting.novelty(training, labels, seed=seed)
     model.training_ = describe_training(features, labels, training)
     return SearchResult(model, outcome, model.training_)
 
@@ -369,21 +715,6 @@ def _untrained(
         multilabel=multilabel,
         random_state=seed,
     )
-
-
-def _fit(
-    features: Features,
-    place: dict[str, Any],
-    labels: NDArray[Any],
-    rows: NDArray[np.intp],
-    model: ImageClassifier,
-) -> None:
-    views = features.views(**place)
-    parts = [features.matrix(**place), *(features.matrix(**place, view=v) for v in views)]
-    X = np.concatenate([part[rows] for part in parts]) if views else parts[0][rows]
-    model.fit_head(X, np.tile(labels[rows], len(parts)))
-    spec = features.spec(**place)
-    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
 
 
 def _whole_head(winner: Candidate, shape: tuple[int, int], seed: int, multilabel: bool) -> Any:

@@ -1,0 +1,544 @@
+"""The ``.featx`` file: everything that a prediction needs, and nothing that runs.
+
+A zip without compression. ``model.json`` (format version, specification, tap, classes, metrics,
+provenance) states the SHA-256 of every other member; the head lies beside it as
+`featx.heads.storage` writes it. ``docs/artefact.md`` states the format, ``docs/security.md`` what
+is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.networks import locate_network
+from featx.backbones.source import canonical_name
+from featx.backbones.taps import parse_tap
+from featx.backbones.weights import (
+    DESCRIPTION,
+    NETWORK,
+    OWN_NETWORK,
+    is_tuned_file,
+    member_bytes,
+    open_model_zip,
+    read_description,
+    read_tuned,
+)
+from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
+from featx.extraction.job import as_view_policy
+from featx.extraction.sources import BackboneChoice
+from featx.files.claims import shortened
+from featx.files.durable import written_whole
+from featx.files.outputs import is_model, refuse_replacing
+from featx.heads.novelty import dump_novelty, load_novelty
+from featx.heads.storage import DESCRIPTION as STEPS
+from featx.heads.storage import dump_head, load_head
+from featx.models.image_features import ImageFeatures
+from featx.selection.metrics import MOST_CONFUSED
+from featx.spec import FeatureSpec, ViewPolicy
+
+if TYPE_CHECKING:
+    from featx.models.classifier import ImageClassifier
+
+KIND = "featx-model"
+VERSION = 3
+"""The highest version that is read: 2 has a network of its own, 3 a head of steps."""
+NOVELTY = "novelty.h5"
+_MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, NETWORK, OWN_NETWORK)
+_MOST_BYTES = 4 << 30
+
+
+def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read what ``model.json`` says, and the bytes of every other member."""
+    if not path.is_file():
+        raise ArtefactError(
+            f"expected a model saved by featx, received {str(path)!r}, which is no file"
+        )
+    try:
+        return _read(path)
+    except FeatxError:
+        raise
+    # `zipfile` has no base of its errors: damage shows as any of ten types.
+    except Exception as error:
+        raise ArtefactError(
+            f"{path} is no model saved by featx, or was cut short or changed: {reason(error)}"
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ArtefactError(f"{path} has {size:,} bytes, more than any model of featx: refused")
+    with open_model_zip(path) as archive:
+        names = archive.namelist()
+        if DESCRIPTION not in names:
+            raise ArtefactError(
+                f"{path} is a zip, but no model saved by featx: it has no {DESCRIPTION}"
+            )
+        details = read_description(archive)
+        # Before the members: those of a later version may be others.
+        _require_version(path, details)
+        others = set(names) - {DESCRIPTION}
+        if others - set(_MEMBERS):
+            foreign = [shortened(name) for name in sorted(others - set(_MEMBERS))[:3]]
+            raise ArtefactError(f"{path} has members that no featx model has: {foreign}")
+        stated = details.get("files")
+        if not isinstance(stated, dict) or set(stated) != others:
+            raise ArtefactError(f"{path}: its members are not those that {DESCRIPTION} states")
+        files = {name: archive.read(name) for name in stated}
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != stated[name]:
+            raise ArtefactError(f"{path}: {name} does not have the digest stated with it")
+    return details, files
+
+
+def _require_version(path: Path, details: dict[str, Any]) -> None:
+    if details.get("type") != KIND:
+        raise ArtefactError(f"{path}: {DESCRIPTION} does not describe a featx model")
+    version = details.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtefactError(f"{path} states no format version, received {version!r}: refused")
+    if version > VERSION:
+        raise ArtefactError(
+            f"{path} is a model of format version {version}, this featx reads "
+            f"version {VERSION}: upgrade featx"
+        )
+
+
+_MOST_FEATURES = 1 << 24
+_MOST_PX = 1 << 14
+_MOST_VIEWS = 1000
+
+
+def read_classifier(
+    path: Path,
+    details: dict[str, Any],
+    make: Callable[..., Any],
+    *,
+    cache: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    engine: str,
+    trust: bool = False,
+) -> Any:
+    """Make the classifier that ``model.json`` describes, without its head."""
+    try:
+        described = _with_own_network(path, details)
+        model = _read_model(described, make, cache, weights, engine)
+    except CacheFormatError as error:
+        raise ArtefactError(f"{path}: {error}") from error
+    except FeatxError as error:
+        raise ArtefactError(f"{path} is damaged, or of another featx: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ArtefactError(f"{path} is damaged: model.json lacks or distorts {error}") from error
+    model.trust = trust
+    stated = details.get("training")
+    model.training_ = stated if isinstance(stated, dict) else {}
+    return model
+
+
+def _with_own_network(path: Path, details: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a model that takes its network, where it has one, from its file."""
+    own = [name for name in (NETWORK, OWN_NETWORK) if name in details["files"]]
+    if not own:
+        return details
+    stated, expected = details["files"][own[0]], details["spec"]["weights_sha256"]
+    if stated != expected:
+        raise ArtefactError("its network is not the one that its specification is of")
+    backbone = details["parameters"]["backbone"]
+    if locate_network(backbone) is None:
+        return {**details, "weights": str(path.resolve())}
+    parameters = {**details["parameters"], "backbone": f"file:{path.resolve()}"}
+    spec = {**details["spec"], "backbone": canonical_name(parameters["backbone"])}
+    return {**details, "parameters": parameters, "spec": spec}
+
+
+def _read_model(
+    details: dict[str, Any],
+    make: Callable[..., Any],
+    cache: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    engine: str,
+) -> Any:
+    spec = FeatureSpec.from_dict(details["spec"])
+    # Imported features have no images, and so a size of 0.
+    for side in spec.input_size_px:
+        _require_range("input_size_px", side, _MOST_PX, least=0)
+    parameters, tap = details["parameters"], _typed(details["tap"], str, "tap")
+    if tap != "imported":
+        parse_tap(tap)
+    backbone = _typed(parameters["backbone"], str, "backbone")
+    if canonical_name(backbone) != spec.backbone:
+        raise ArtefactError(
+            f"its specification is of {spec.backbone}, its parameters are of {backbone}"
+        )
+    kept = details["weights"]
+    if kept is not None:
+        _typed(kept, str, "weights")
+    prefix = backbone.partition(":")[0]
+    if weights is not None and locate_network(backbone) is not None:
+        backbone, weights = f"{prefix}:{os.fspath(weights)}", None
+    choice = BackboneChoice(
+        backbone,
+        weights if weights is not None else kept,
+        preprocessing=parameters["preprocessing"],
+    )
+    model = make(
+        head=parameters["head"],
+        **choice.completed(spec).arguments(),
+        tap=tap,
+        image=spec.image,
+        **_read_views(details),
+        cache=cache,
+        engine=engine,
+        multilabel=parameters.get("multilabel", False) is True,
+        random_state=parameters["random_state"],
+    )
+    model.n_features_in_ = _typed(details["n_features"], int, "n_features")
+    _require_range("n_features", model.n_features_in_, _MOST_FEATURES)
+    if not isinstance(details["classes"], list):
+        raise TypeError("classes")
+    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
+    return model
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name}: {type(value).__name__} in place of {kind.__name__}")
+    return value
+
+
+def _require_range(name: str, value: int, most: int, *, least: int = 1) -> None:
+    if not least <= value <= most:
+        raise ArtefactError(f"{name} is {value}, expected {least} to {most}")
+
+
+def _read_views(details: dict[str, Any]) -> dict[str, Any]:
+    kept = details.get("views")
+    if kept is None:
+        return {}
+    _require_range("number of views", _typed(kept["count"], int, "views"), _MOST_VIEWS)
+    return {
+        "views": kept["count"],
+        "average_views": bool(kept["average"]),
+        "view_policy": ViewPolicy.from_dict(kept["policy"]),
+    }
+
+
+def check_answers(
+    path: Path, model: Any, details: dict[str, Any], files: Mapping[str, bytes]
+) -> None:
+    """Compare the head with what the file says of it, have it answer once, and add the rest."""
+    try:
+        complaint = _complaint(model, details)
+    except Exception as error:
+        raise ArtefactError(
+            f"{path} has a head that does not work ({reason(error)}): its arrays "
+            "do not fit one another, or another version of scikit-learn made it; train again"
+        ) from error
+    if complaint:
+        raise ArtefactError(f"{path} {complaint}")
+    if NOVELTY in files:
+        said = details.get("novelty")
+        if not isinstance(said, dict):
+            raise ArtefactError(f"{path} does not describe its {NOVELTY}: it was changed")
+        try:
+            model.novelty_ = load_novelty(said, files[NOVELTY], model.n_features_in_)
+        except ArtefactError as error:
+            raise ArtefactError(f"{path}: {error}") from error
+
+
+def _complaint(model: Any, details: dict[str, Any]) -> str:
+    head, width = model.head_, model.n_features_in_
+    stated = details["classes"]
+    if head.classes_.tolist() != (list(range(len(stated))) if model.multilabel else stated):
+        return "states other classes than its head has: it was changed"
+    if int(getattr(head, "n_features_in_", width)) != width:
+        return "states another number of features than its head takes"
+    model.classes_ = np.array(stated) if model.multilabel else head.classes_
+    if hasattr(head, "predict_proba"):
+        # Asked once, so that a head whose arrays do not fit is refused here and not later.
+        rows = np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)])
+        proba = np.asarray(head.predict_proba(rows))
+        if proba.shape != (2, len(model.classes_)) or not _are_probabilities(proba):
+            return "has a head that gives no probabilities: refused"
+    return ""
+
+
+def _are_probabilities(values: np.ndarray[Any, Any]) -> bool:
+    return bool(np.isfinite(values).all() and (values >= -1e-6).all() and (values <= 1.001).all())
+
+
+_PACKAGES = (
+    "featx", "h5py", "keras", "numpy", "openvino", "pillow", "scikit-learn", "skops", "tensorflow"
+)  # fmt: skip
+_PARAMETERS = (
+    *("backbone", "head", "tap", "input_size", "preprocessing", "random_state", "multilabel"),
+)
+
+
+def save_model(
+    model: ImageClassifier,
+    path: str | os.PathLike[str],
+    *,
+    metrics: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    spec: FeatureSpec | None = None,
+    command: str | None = None,
+    network: bytes | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a fitted classifier as a ``.featx`` file, whole or not at all.
+
+    Parameters
+    ----------
+    model : ImageClassifier
+        Fitted.
+    path : path
+        Where to; the folder must exist. A model that is there is replaced.
+    metrics : dict, optional
+        Figures and how they were measured, kept with the model.
+    training : dict, optional
+        What it was trained on: digest, name, number of images; by default what the model knows.
+    spec : FeatureSpec, optional
+        Of the features it was trained on; found out from the model's parameters by default.
+    command : str, optional
+        The command line that made it.
+    network : bytes, optional
+        The backbone's own weights, kept in the file: as Keras writes them for a backbone of the
+        catalogue, else the network as ``.keras``. Those that come from a ``.featx`` file are kept
+        without being asked.
+    overwrite : bool, default False
+        Whether to replace a file that is no model made by featx.
+
+    Returns
+    -------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be written.
+    OutputError
+        If there is a file that is no model made by featx.
+    WeightsError
+        If the backbone's weights are not here, so that their digest cannot be stated.
+    """
+    target = Path(path)
+    refuse_replacing(target, is_model, "model", force=overwrite)
+    known = spec or model.spec_ or model.source().spec(image=model.image)
+    files = dump_head(model.head_)
+    novelty = {}
+    if model.novelty_ is not None:
+        novelty["novelty"], files[NOVELTY] = dump_novelty(model.novelty_)
+    carried, members = _network(model, known, network)
+    files |= members
+    details = {
+        "type": KIND,
+        "version": VERSION if STEPS in files else 2 if carried else 1,
+        "spec": known.to_dict(),
+        "tap": model.tap,
+        "classes": model.classes_.tolist(),
+        "n_features": int(model.n_features_in_),
+        "parameters": {
+            **{name: _plain(getattr(model, name)) for name in _PARAMETERS},
+            "backbone": _absolute_backbone(model.backbone),
+        },
+        **_views(model),
+        "weights": _absolute(model.weights),
+        **carried,
+        **novelty,
+        "metrics": _plain(_without_large_tables(metrics or {})),
+        "training": _plain(model.training_ if training is None else training),
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    _write(target, {DESCRIPTION: json.dumps(details, indent=2, allow_nan=False).encode(), **files})
+    return target
+
+
+def _network(
+    model: ImageClassifier, spec: FeatureSpec, network: bytes | None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the network that belongs into the file, nothing where others have it too."""
+    own = model.backbone.removeprefix("file:") if model.backbone.startswith("file:") else ""
+    carrier = own or model.weights
+    tuned = read_tuned(carrier) if is_tuned_file(carrier) else None
+    if network is None:
+        if tuned is None:
+            return {}, {}
+        network = member_bytes(tuned)
+    if tuned is not None:
+        architecture = tuned.architecture
+    else:
+        outside = locate_network(model.backbone) is not None
+        architecture = "" if outside else canonical_name(model.backbone)
+    if hashlib.sha256(network).hexdigest() != spec.weights_sha256:
+        raise ArtefactError(
+            "the network to be saved is not the one that the head was trained on: extract its "
+            "features again, and train on these"
+        )
+    member = NETWORK if architecture else OWN_NETWORK
+    return {"network": {"architecture": architecture}}, {member: network}
+
+
+def _write(target: Path, files: dict[str, bytes]) -> None:
+    try:
+        with (
+            written_whole(target) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            for name, data in files.items():
+                archive.writestr(name, data)
+    except OSError as error:
+        raise ArtefactError(
+            f"cannot write {target}: {error.strerror or error}. Name a file with -o, in a "
+            "folder that exists and can be written"
+        ) from error
+
+
+def _without_large_tables(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Leave out a confusion matrix of thousands of classes, which would be most of the file."""
+    if len(metrics.get("confusion", ())) <= MOST_CONFUSED:
+        return metrics
+    return {name: value for name, value in metrics.items() if name != "confusion"}
+
+
+def _views(model: ImageClassifier) -> dict[str, Any]:
+    """Return what a prediction has to know of views, nothing where there are none."""
+    if not model.views:
+        return {}
+    policy = replace(as_view_policy(model.view_policy), index=0)
+    kept = {"count": model.views, "average": model.average_views, "policy": policy.to_dict()}
+    return {"views": kept}
+
+
+def _absolute_backbone(backbone: str) -> str:
+    prefix, colon, path = backbone.partition(":")
+    if locate_network(backbone) is None:
+        return backbone
+    return f"{prefix}{colon}{_absolute(path)}"
+
+
+def _absolute(weights: str | os.PathLike[str] | None) -> str | None:
+    if weights is None:
+        return None
+    path = Path(weights).expanduser()
+    return str(path.resolve()) if path.exists() else os.fspath(weights)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; what JSON has no number for becomes null."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return repr(value)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    trust: bool = False,
+) -> ImageClassifier:
+    """Read a ``.featx`` file; `featx.load` is this function.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    cache : path, optional
+        A cache folder whose features are used.
+    weights : path, optional
+        The backbone's weights (or the network, for one of one's own), where they are not found
+        where they were.
+    engine : str, default "auto"
+        Key of `featx.engines.engine.ENGINES`.
+    trust : bool, default False
+        Needed for scikit-learn estimators that featx does not check, see `featx.heads.storage`, and
+        for reading images with a ``savedmodel:`` backbone, whose graph may do anything.
+
+    Raises
+    ------
+    ArtefactError
+        If the file is damaged, foreign, unsafe, or of a later version.
+    """
+    from featx.models.classifier import ImageClassifier
+
+    file = Path(path)
+    details, files = read_artefact(file)
+    model: ImageClassifier = read_classifier(
+        file, details, ImageClassifier, cache=cache, weights=weights, engine=engine, trust=trust
+    )
+    model.head_ = load_head(files, trust=trust)
+    check_answers(file, model, details, files)
+    return model
+
+
+def read_details(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what ``model.json`` says, without loading the head."""
+    return read_artefact(Path(path))[0]
+
+
+class Predictor(ImageFeatures):
+    """What `featx.load` gives, but for training: it imports neither scikit-learn nor TensorFlow."""
+
+    def __init__(self, backbone: str, head: Any, **parameters: Any) -> None:
+        self.backbone, self.head, self.batch_size = backbone, head, "auto"
+        self.views, self.average_views, self.view_policy = 0, False, None
+        self.multilabel, self.trust = False, False
+        self.__dict__.update(parameters)
+        self.novelty_: Any = None
+        self.classes_: NDArray[Any] = np.empty(0, np.str_)
+
+
+def load_predictor(
+    path: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    trust: bool = False,
+) -> Predictor:
+    """Read a ``.featx`` file for predicting; parameters and errors are those of `featx.load`."""
+    file = Path(path)
+    details, files = read_artefact(file)
+    model: Predictor = read_classifier(
+        file, details, Predictor, cache=cache, weights=weights, engine=engine, trust=trust
+    )
+    model.head_ = load_head(files, trust=trust)
+    check_answers(file, model, details, files)
+    return model
