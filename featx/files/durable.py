@@ -25,38 +25,12 @@ def written_whole(
     temporary: Path | None = None,
     move: Callable[[Path, Path], None] | None = None,
 ) -> Iterator[Path]:
-    """Give a path to write a file at; it takes the place of `target` when the body is done.
+    """Yield a path to write a file at; it takes the place of `target` when the body is done.
 
     The file is flushed to the disk, renamed, and the folder that now names it is flushed. At any
     instant `target` is absent, the old file, or the new one. When anything fails, the unfinished
-    file is removed and `target` stays.
-
-    Parameters
-    ----------
-    target : Path
-        Where the file goes; its folder exists.
-    temporary : Path, optional
-        Where it is written, on the same file system; by default beside `target`.
-    move : callable, optional
-        Moves the finished file from one path to another; by default it replaces what is there.
-
-    Yields
-    ------
-    temporary : Path
-
-    Raises
-    ------
-    OSError
-        If the system cannot do it.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-    >>> with written_whole(target) as path:
-    ...     _ = path.write_text("whole")
-    >>> target.read_text(), len(list(target.parent.iterdir()))
-    ('whole', 1)
+    file is removed and `target` stays. It is written beside `target`, or at `temporary` on the
+    same file system; `move` brings it to its name, by default in the place of what is there.
     """
     unfinished = beside(target) if temporary is None else temporary
     try:

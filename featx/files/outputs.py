@@ -26,22 +26,11 @@ def check_output(
     images: Callable[[], Iterable[Path]] = tuple,
     force: bool = False,
 ) -> None:
-    """Raise `OutputError` unless a file can be written, and replaces nothing that is needed.
+    """Refuse to write a file that cannot be written, or would replace what is needed.
 
-    Parameters
-    ----------
-    target : Path
-        Where the file is to go.
-    recognise : callable
-        Whether a file is of the kind that would replace it.
-    what : str
-        The kind in words, such as "model".
-    inputs : iterable of str, path or None
-        Files and folders that are read, as the user named them. These are not replaced by force.
-    images : callable
-        Gives further files that are read; called only where `force` is to replace a file.
-    force : bool, default False
-        Whether to replace a file that featx did not make.
+    `recognise` tells whether a file is of the kind, in words `what`, that may be replaced; `force`
+    replaces any other. `inputs`, files and folders that are read, as the user named them, are never
+    replaced; nor are `images`, which are listed only where a file is to be replaced.
     """
     if not target.parent.is_dir():
         raise OutputError(
@@ -64,7 +53,7 @@ def check_output(
 
 
 def refuse_replacing(target: Path, recognise: Recognise, what: str, *, force: bool) -> None:
-    """Raise `OutputError` if there is something at a path that featx did not make."""
+    """Refuse to replace what featx did not make."""
     if not os.path.lexists(target):
         return
     if target.exists() and not target.is_file():

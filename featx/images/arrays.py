@@ -5,16 +5,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featx.exceptions import DatasetError, ImageError
 from featx.files.claims import UnsafeFileError, reading_data
 from featx.images.decode import check_float_range, is_known_format
-from featx.images.image_files import MAX_FILE_BYTES, AnyArray
+from featx.images.image_files import MAX_FILE_BYTES, AnyArray, ImageSource, Listing
 from featx.images.labels import as_text, split_of
 from featx.images.limits import MOST_PIXELS
 from featx.images.sources import is_picture
@@ -33,27 +32,6 @@ _CHANNELS = (1, 3, 4)
 _MOST_CHUNK_BYTES = 1 << 30
 # Black pixels shrink to a thousandth, labels do not.
 _PIXELS_RATIO, _LABELS_RATIO = 1100, 200
-
-
-class ImageSource(Protocol):
-    """Anything that gives array images by position."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Return one image as an array."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayTable:
-    """Images with the labels and splits that were stored beside them."""
-
-    images: ImageSource
-    labels: Iterable[Any] | None = None
-    splits: list[str] | None = None
 
 
 def check_images(images: Any) -> ImageSource:
@@ -87,6 +65,14 @@ def check_images(images: Any) -> ImageSource:
         except ImageError as error:
             raise DatasetError(str(error)) from error
     return array
+
+
+def listed(
+    images: ImageSource, labels: Iterable[Any] | None = None, splits: list[str] | None = None
+) -> Listing:
+    """Return images that are arrays under the names ``array:000000`` and so on."""
+    paths = [f"array:{i:06d}" for i in range(len(images))]
+    return Listing(paths=paths, labels=labels, splits=splits, arrays=images)
 
 
 def as_stack(images: Any) -> Any:
@@ -160,7 +146,7 @@ def _read_open(file: Any, what: str) -> bytes:
     return content
 
 
-def read_npz(path: Path) -> ArrayTable:
+def read_npz(path: Path) -> Listing:
     """Return images and labels from a ``.npz`` file, without pickle.
 
     They have the names ``x`` or ``images`` with ``y`` or ``labels``; ``x_train``, ``y_train``,
@@ -172,8 +158,8 @@ def read_npz(path: Path) -> ArrayTable:
         images, labels, splits = (_first(npz.names, names) for names in (_IMAGES, _LABELS, _SPLITS))
         if images is None:
             return _joined(npz)
-        return ArrayTable(
-            images=check_images(npz.read(images)),
+        return listed(
+            check_images(npz.read(images)),
             labels=None if labels is None else npz.read(labels),
             splits=None if splits is None else _split_column(npz.read(splits)),
         )
@@ -184,7 +170,7 @@ def _first(names: Iterable[str], candidates: Iterable[str]) -> str | None:
     return next((name for name in candidates if name in present), None)
 
 
-def _joined(npz: NpzFile) -> ArrayTable:
+def _joined(npz: NpzFile) -> Listing:
     """Return the images of all splits, whose arrays have names such as ``x_train``."""
     parts: list[AnyArray] = []
     labels: list[Any] = []
@@ -208,9 +194,7 @@ def _joined(npz: NpzFile) -> ArrayTable:
     same = len({(part.shape[1:], part.dtype) for part in parts}) == 1
     pixels = np.concatenate(parts) if same else [image for part in parts for image in part]
     labelled = any(label is not None for label in labels)
-    return ArrayTable(
-        images=check_images(pixels), labels=labels if labelled else None, splits=splits
-    )
+    return listed(check_images(pixels), labels=labels if labelled else None, splits=splits)
 
 
 def _split_arrays(npz: NpzFile) -> list[tuple[str, str]]:
@@ -229,7 +213,7 @@ def _split_column(values: AnyArray) -> list[str]:
     return [as_text(v.decode() if isinstance(v, bytes) else v) for v in np.ravel(values).tolist()]
 
 
-def read_hdf5(path: Path, *, images: str | None = None, labels: str | None = None) -> ArrayTable:
+def read_hdf5(path: Path, *, images: str | None = None, labels: str | None = None) -> Listing:
     """Return images, which are read row by row when asked for, and labels of an HDF5 file.
 
     Their data sets have the usual names unless they are named; images may be the only data set of
@@ -267,8 +251,8 @@ def read_hdf5(path: Path, *, images: str | None = None, labels: str | None = Non
                 f"{hdf5_dataset(file, labels).shape}"
             )
         splits = _first(names, _SPLITS)
-        return ArrayTable(
-            images=Hdf5Images(path, images, n),
+        return listed(
+            Hdf5Images(path, images, n),
             labels=None if labels is None else np.ravel(whole(labels)),
             splits=None if splits is None else _split_column(whole(splits)),
         )

@@ -133,15 +133,15 @@ def _check_parts(count: int, what: str) -> None:
 
 def _jpeg(data: bytes) -> Container:
     """Drop EXIF, XMP (both APP1), colour profiles, MPO indices (APP2), Photoshop data (APP13)."""
-    kept: list[bytes] = []
+    pieces: list[bytes] = []
     orientation, pos, start = 1, 2, 0
     several, channels = False, 0
     for count in itertools.count():
         _check_parts(count, "JPEG segments")
-        found = _JPEG_MARKER.search(data, pos)
-        if found is None or found.start() + 4 > len(data):
+        match = _JPEG_MARKER.search(data, pos)
+        if match is None or match.start() + 4 > len(data):
             _truncated("JPEG header without pixel data")
-        mark = found.start()
+        mark = match.start()
         code = data[mark + 1]
         if code == 0xDA:
             break
@@ -156,14 +156,14 @@ def _jpeg(data: bytes) -> Container:
         elif code in (0xE1, 0xE2, 0xED):
             if code == 0xE1 and orientation == 1 and data[mark + 4 : mark + 10] == b"Exif\0\0":
                 orientation = exif_orientation(data[mark + 4 : end])
-            kept.append(data[start:mark])
+            pieces.append(data[start:mark])
             start = end
         pos = max(end, mark + 4)
     # A baseline picture whose first scan has all channels is done with it: nothing is kept.
     several = several or data[mark + 4 : mark + 5] != bytes([channels])
     scans = _jpeg_scans(data, mark) if several else 1
-    if kept:
-        data = b"".join([*kept, data[start:]])
+    if pieces:
+        data = b"".join([*pieces, data[start:]])
     return Container("JPEG", data, orientation, scans=scans)
 
 
@@ -173,16 +173,16 @@ def _jpeg_scans(data: bytes, pos: int) -> int:
     while True:
         count += 1
         _check_parts(count, "JPEG segments")
-        found = _AFTER_A_SCAN.search(data, pos)
-        if found is None or data[found.end() - 1] == 0xD9:
+        match = _AFTER_A_SCAN.search(data, pos)
+        if match is None or data[match.end() - 1] == 0xD9:
             return max(scans, 2)
-        scans += data[found.end() - 1] == 0xDA
-        pos = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        scans += data[match.end() - 1] == 0xDA
+        pos = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
 
 
 def _png(data: bytes) -> Container:
     """Keep the critical chunks and tRNS; every checksum must hold, IEND must be there."""
-    kept: list[bytes] = [data[:8]]
+    pieces: list[bytes] = [data[:8]]
     orientation, pos, name = 1, 8, b""
     for count in itertools.count():
         _check_parts(count, "PNG chunks")
@@ -200,9 +200,9 @@ def _png(data: bytes) -> Container:
             chunk = data[pos:end]
             if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
                 raise ImageError(f"damaged: the checksum of PNG chunk {name!r} does not match")
-            kept.append(_trns_of_8_bit(chunk, data) if name == b"tRNS" else chunk)
+            pieces.append(_trns_of_8_bit(chunk, data) if name == b"tRNS" else chunk)
         pos = end
-    return Container("PNG", b"".join(kept), orientation)
+    return Container("PNG", b"".join(pieces), orientation)
 
 
 def _trns_of_8_bit(chunk: bytes, data: bytes) -> bytes:

@@ -15,15 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images.arrays import (
-    ArrayTable,
-    ImageSource,
-    as_stack,
-    check_images,
-    read_hdf5,
-    read_npz,
-)
-from featx.images.image_files import ImageData, read_file
+from featx.images.arrays import as_stack, check_images, listed, read_hdf5, read_npz
+from featx.images.image_files import ImageData, ImageSource, Listing, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.scan import scan_folder
 from featx.images.sources import check_paths, recognise
@@ -322,24 +315,8 @@ class ImageDataset:
         if labels not in ("infer", "none"):
             raise DatasetError(f"labels must be 'infer' or 'none', received {labels!r}")
         root = Path(path).absolute()
-        scan = scan_folder(root, labels=labels == "infer", names=splits)
-        classes, indices = None, None
-        if scan.class_names is not None:
-            number = len(scan.paths)
-            classes, indices = encode_labels(scan.class_names, number, as_written=True)
-        return cls(
-            name=root.resolve().name or "dataset",
-            root=root,
-            paths=tuple(scan.paths),
-            classes=classes,
-            labels=indices,
-            splits=None if scan.splits is None else tuple(scan.splits),
-            split_names=tuple(scan.split_names),
-            notes=tuple(scan.notes),
-            strays=tuple(path for path, _ in scan.strays),
-            stray_reasons=tuple(reason for _, reason in scan.strays),
-            empty_classes=tuple(scan.empty_classes),
-        )
+        listing = scan_folder(root, labels=labels == "infer", names=splits)
+        return cls._of(listing, root.resolve().name or "dataset", root=root)
 
     @classmethod
     def from_csv(
@@ -379,18 +356,8 @@ class ImageDataset:
         """
         file = Path(path)
         base = Path(file.parent if root is None else root).absolute()
-        table = read_table(file, root=base, multilabel=multilabel)
-        read, names = _splits(table.split, splits, file.name)
-        data = cls(
-            name=file.stem,
-            root=base,
-            paths=tuple(table.path),
-            splits=read,
-            split_names=names,
-            notes=table.notes,
-            groups=None if table.group is None else tuple(table.group),
-        )
-        return data if table.label is None else data.with_labels(table.label)
+        listing = read_table(file, root=base, multilabel=multilabel)
+        return cls._of(listing, file.stem, splits, root=base, what=file.name)
 
     @classmethod
     def from_paths(
@@ -419,13 +386,13 @@ class ImageDataset:
         DatasetError
             If there are no paths, one is no path, or the lengths differ.
         """
-        data = cls(
-            name=name or "paths",
-            paths=tuple(check_paths(paths)),
-            groups=None if groups is None else tuple(map(as_text, groups)),
-            splits=None if splits is None else tuple(map(as_text, splits)),
+        listing = Listing(
+            paths=check_paths(paths),
+            labels=labels,
+            groups=None if groups is None else list(map(as_text, groups)),
+            splits=None if splits is None else list(map(as_text, splits)),
         )
-        return data if labels is None else data.with_labels(labels)
+        return cls._of(listing, name or "paths")
 
     @classmethod
     def from_arrays(
@@ -455,7 +422,7 @@ class ImageDataset:
         >>> ImageDataset.from_arrays(np.zeros((2, 8, 8), np.uint8), [7, 10])
         ImageDataset('arrays', 2 images, 2 classes: 7 1, 10 1)
         """
-        return cls._of(ArrayTable(images=check_images(images), labels=labels), name)
+        return cls._of(listed(check_images(images), labels), name)
 
     @classmethod
     def from_npz(cls, path: StrPath, *, splits: SplitNames = None) -> ImageDataset:
@@ -500,8 +467,8 @@ class ImageDataset:
         DatasetError
             If the file is damaged, holds no images, or keeps its data in other files.
         """
-        table = read_hdf5(Path(path), images=images, labels=labels)
-        return cls._of(table, Path(path).stem, splits)
+        listing = read_hdf5(Path(path), images=images, labels=labels)
+        return cls._of(listing, Path(path).stem, splits)
 
     @classmethod
     def from_any(
@@ -564,29 +531,45 @@ class ImageDataset:
         return cls.from_paths(source.items, name=source.path.stem or None)
 
     @classmethod
-    def _of(cls, table: ArrayTable, name: str, splits: SplitNames = None) -> ImageDataset:
-        read, names = _splits(table.splits, splits, name)
-        data = cls(
+    def _of(
+        cls,
+        listing: Listing,
+        name: str,
+        names: SplitNames = None,
+        *,
+        root: Path | None = None,
+        what: str = "",
+    ) -> ImageDataset:
+        """Return the images of a listing; `names` says what names of splits mean in it."""
+        check_names(names)
+        splits, meant = None, listing.split_names
+        if listing.splits is not None:
+            splits, understood = read_splits(listing.splits, names, what=repr(what or name))
+            meant = meant or understood
+        elif names not in (None, "none"):
+            raise DatasetError(
+                f"{what or name!r} has no column split: leave --splits (splits=...) out"
+            )
+        classes, labels = None, None
+        if listing.labels is not None:
+            classes, labels = encode_labels(
+                listing.labels, len(listing.paths), as_written=listing.as_written
+            )
+        return cls(
             name=name,
-            paths=tuple(f"array:{i:06d}" for i in range(len(table.images))),
-            splits=read,
-            split_names=names,
-            arrays=table.images,
+            root=root,
+            paths=tuple(listing.paths),
+            classes=classes,
+            labels=labels,
+            groups=None if listing.groups is None else tuple(listing.groups),
+            splits=None if splits is None else tuple(splits),
+            split_names=tuple(meant),
+            notes=tuple(listing.notes),
+            strays=tuple(path for path, _ in listing.strays),
+            stray_reasons=tuple(reason for _, reason in listing.strays),
+            empty_classes=tuple(listing.empty_classes),
+            arrays=listing.arrays,
         )
-        return data if table.labels is None else data.with_labels(table.labels)
-
-
-def _splits(
-    column: list[str] | None, names: SplitNames, what: str
-) -> tuple[tuple[str, ...] | None, tuple[tuple[str, str], ...]]:
-    """Return the column of splits in their own names, and what each name was taken for."""
-    check_names(names)
-    if column is None:
-        if names not in (None, "none"):
-            raise DatasetError(f"{what!r} has no column split: leave --splits (splits=...) out")
-        return None, ()
-    splits, meant = read_splits(column, names, what=repr(what))
-    return tuple(splits), meant
 
 
 def _too_few_classes(data: ImageDataset, counts: dict[str, int], minimum: int) -> str:

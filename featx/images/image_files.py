@@ -7,9 +7,10 @@ import os
 import stat
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,40 @@ from featx.files.claims import names_in
 AnyArray: TypeAlias = NDArray[Any]
 ImageData: TypeAlias = bytes | AnyArray
 """An image before it is decoded: the bytes of its file, or an array."""
+
+
+class ImageSource(Protocol):
+    """Anything that gives array images by position."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return one image as an array."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Images as a folder, a table or a file of arrays lists them; None for what it does not say.
+
+    Labels are `as_written` where any text is one, as the name of a folder is. `split_names` says
+    which names were taken for which split, `strays` what is not used and why, `notes` what could
+    have been decided otherwise.
+    """
+
+    paths: Sequence[str]
+    labels: Iterable[Any] | None = None
+    as_written: bool = False
+    splits: list[str] | None = None
+    split_names: Sequence[tuple[str, str]] = ()
+    groups: list[str] | None = None
+    strays: Sequence[tuple[str, str]] = ()
+    empty_classes: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    arrays: ImageSource | None = None
+
 
 # fmt: off
 IMAGE_EXTENSIONS = frozenset((

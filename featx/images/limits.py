@@ -105,9 +105,9 @@ def check_work(
     scaled = pixels // min(scales) ** 2
     rows = height // min(scales)
     copies = file_bytes + (len(container.data) if len(container.data) != file_bytes else 0)
-    own = scaled * _BYTES_A_PIXEL.get(mode, 4) + rows * _BYTES_A_ROW
+    picture = scaled * _BYTES_A_PIXEL.get(mode, 4) + rows * _BYTES_A_ROW
     rgb = scaled * 4 + rows * _BYTES_A_ROW
-    decoding = own + int(pixels * cost.bytes_a_pixel)
+    decoding = picture + int(pixels * cost.bytes_a_pixel)
     blocks = parts = 0
     if kind == "JPEG" and image is not None:
         pixels = scaled
@@ -122,11 +122,11 @@ def check_work(
         coded = container.coded
         assert coded is not None
         pixels = max(pixels, coded.pixels)
-        decoding = own + coded.progress_bytes + coded.parts * _BYTES_A_PART
+        decoding = picture + coded.progress_bytes + coded.parts * _BYTES_A_PART
         decoding += int(pixels * max(cost.bytes_a_pixel, 6 * coded.channels))
         parts = coded.tiles + coded.parts // _PARTS_A_TILE
     turned = container.orientation > 1 or kind in ("AVIF", "TIFF")
-    flattened = own + rgb if mode != "RGB" else 2 * rgb if turned else rgb
+    flattened = picture + rgb if mode != "RGB" else 2 * rgb if turned else rgb
     resized = rgb + max((4 * target * rows for target in widths), default=3 * scaled)
     need = copies + max(decoding, flattened, resized)
     size = f"{width}x{height} pixels of {kind}"

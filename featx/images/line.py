@@ -43,9 +43,9 @@ class Loaded:
 
 
 class Task(NamedTuple):
-    """An image to be loaded: its place in the line, and which of the dataset it is."""
+    """An image to be loaded: its position in the line, and which of the dataset it is."""
 
-    place: int
+    position: int
     image: int
 
 
@@ -93,11 +93,11 @@ class Line:
     def give(self, results: Iterable[tuple[int, Loaded]]) -> None:
         """Take results of a worker, by place in the line."""
         with self._results:
-            for place, loaded in results:
-                if place < self._head or place in self._overtaken:
+            for position, loaded in results:
+                if position < self._head or position in self._overtaken:
                     self._late.append(loaded)
                 else:
-                    self._ready[place] = loaded
+                    self._ready[position] = loaded
             self._results.notify()
 
     def fail(self, error: BaseException) -> None:
@@ -154,7 +154,9 @@ class Line:
                 patience = self._idle_since + _PATIENCE_S - time.monotonic()
                 if patience <= 0:
                     waiting = range(self._head, self._next)
-                    self._overtaken.update(place for place in waiting if place not in self._ready)
+                    self._overtaken.update(
+                        position for position in waiting if position not in self._ready
+                    )
                     continue
             self._results.wait(patience)
         return []
@@ -214,10 +216,10 @@ class ThreadWorker:
         while chunk := line.take():
             results: list[tuple[int, Loaded]] = []
             handed_over = time.monotonic()
-            for place, index in chunk:
+            for position, index in chunk:
                 if line.closed:
                     return
-                results.append((place, self._job.load_one(index)))
+                results.append((position, self._job.load_one(index)))
                 if time.monotonic() - handed_over > _HAND_OVER_S:
                     line.give(results)
                     results, handed_over = [], time.monotonic()

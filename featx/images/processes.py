@@ -68,7 +68,7 @@ _ENVIRONMENT = {
 class _Item:
     """An image that a process has."""
 
-    place: int
+    position: int
     index: int
     slot: int
     path: str
@@ -152,16 +152,16 @@ class ProcessWorker:
             if not tasks:
                 return
             items = []
-            for place, index in tasks:
+            for position, index in tasks:
                 try:
                     path = os.fsencode(self._job.dataset.file(index)).decode("latin-1")
                 except Exception:
                     # No way to a file: this says in the same words why.
                     loaded = self._job.load_one(index)
-                    self._line.give([(place, loaded)])
+                    self._line.give([(position, loaded)])
                     continue
-                items.append(_Item(place, index, self._free.pop(), path))
-            self._items.update((item.place, item) for item in items)
+                items.append(_Item(position, index, self._free.pop(), path))
+            self._items.update((item.position, item) for item in items)
             self._hand_over(items)
 
     def _hand_over(self, items: Sequence[_Item]) -> None:
@@ -169,7 +169,7 @@ class ProcessWorker:
             return
         process = self._process or self._start()
         if process is not None:
-            process.send({"images": [(item.place, item.slot, item.path) for item in items]})
+            process.send({"images": [(item.position, item.slot, item.path) for item in items]})
 
     def _start(self) -> WorkerProcess | None:
         try:
@@ -205,8 +205,8 @@ class ProcessWorker:
             self._process.send({"go": True})
         if "give_back" in message:
             self._give_back(message["give_back"])
-        for place, reason, decode_s in message.get("done", ()):
-            item = self._items[place]
+        for position, reason, decode_s in message.get("done", ()):
+            item = self._items[position]
             self._fruitless = 0
             pixels = [] if reason else self._pixels(item.slot)
             self._settle(item, "failed" if reason else "decoded", reason, pixels, decode_s)
@@ -218,20 +218,20 @@ class ProcessWorker:
             if answers:
                 self._process.send({"decode": answers})
 
-    def _answer(self, place: int, key: str | None, reason: str, read_s: float) -> list[bool]:
+    def _answer(self, position: int, key: str | None, reason: str, read_s: float) -> list[bool]:
         """Return whether an image that was read is wanted; nothing for one that could not be."""
-        item = self._items[place]
+        item = self._items[position]
         item.read_s = read_s
         if key is None:
             self._settle(item, "failed", reason)
             return []
         # Not asked twice, for a process in a dead one's place: the caller may count a key that it
         # was asked for as known from then on.
-        wanted = item.key == bytes.fromhex(key) or not self._job.known(bytes.fromhex(key))
+        is_new = item.key == bytes.fromhex(key) or not self._job.known(bytes.fromhex(key))
         item.key = bytes.fromhex(key)
-        if not wanted:
+        if not is_new:
             self._settle(item, "known")
-        return [wanted]
+        return [is_new]
 
     def _settle(
         self,
@@ -241,7 +241,7 @@ class ProcessWorker:
         pixels: Sequence[Rgb] = (),
         decode_s: float = 0.0,
     ) -> None:
-        del self._items[item.place]
+        del self._items[item.position]
         self._free.append(item.slot)
         loaded = Loaded(
             index=item.index,
@@ -252,7 +252,7 @@ class ProcessWorker:
             read_s=item.read_s,
             decode_s=decode_s,
         )
-        self._line.give([(item.place, loaded)])
+        self._line.give([(item.position, loaded)])
 
     def _pixels(self, slot: int) -> list[Rgb]:
         assert self._block is not None
@@ -281,8 +281,8 @@ class ProcessWorker:
             return
         if not self._ready:
             raise _StartError(f"it ended at its start ({how})")
-        (place,) = struct.unpack_from("<q", self._block.memory, 0)
-        item = self._items.get(place)
+        (position,) = struct.unpack_from("<q", self._block.memory, 0)
+        item = self._items.get(position)
         if item is None:
             self._fruitless += 1
             if self._fruitless > _MOST_FRUITLESS:
@@ -296,7 +296,7 @@ class ProcessWorker:
         self._failures.note(error)
         for item in list(self._items.values()):
             if not self._line.closed:
-                self._line.give([(item.place, self._job.load_one(item.index, item.key))])
+                self._line.give([(item.position, self._job.load_one(item.index, item.key))])
         ThreadWorker(self._job).run()
 
 

@@ -13,7 +13,7 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
-from featx.images.image_files import is_image_name
+from featx.images.image_files import Listing, is_image_name
 from featx.images.labels import (
     PLAIN_NAMES,
     SplitNames,
@@ -33,27 +33,14 @@ _IGNORED = frozenset((
 _CACHE_FOLDERS = frozenset(("spaces", "datasets", "searches", "engines", "tmp"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FolderScan:
-    """Images with their classes (``""`` for none) and splits, sorted; strays with reasons."""
-
-    paths: list[str]
-    class_names: list[str] | None
-    splits: list[str] | None
-    split_names: list[tuple[str, str]] = field(default_factory=list)
-    strays: list[tuple[str, str]]
-    empty_classes: list[str]
-    notes: list[str] = field(default_factory=list)
-
-
 @dataclass
-class _Found:
+class _Tree:
     images: list[str] = field(default_factory=list)
     strays: list[tuple[str, str]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
 
 
-def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> FolderScan:
+def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> Listing:
     """Return the images in a folder, whose sub-folders may be classes (`labels`) and splits."""
     if not root.is_dir():
         if root.exists():
@@ -63,21 +50,19 @@ def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> Folder
             )
         raise missing_path_error(root, f"no such folder: {str(root)!r}")
     check_names(names)
-    found = _walk(root)
-    if not found.images:
-        raise DatasetError(_nothing_found(root, found))
-    at_top = [path for path in found.images if "/" not in path]
-    if not labels or len(at_top) == len(found.images):
-        return FolderScan(
-            paths=sorted(found.images),
-            class_names=None,
-            splits=None,
-            strays=sorted(found.strays),
-            empty_classes=sorted(f for f in found.folders if "/" not in f) if labels else [],
+    tree = _walk(root)
+    if not tree.images:
+        raise DatasetError(_nothing_found(root, tree))
+    at_top = [path for path in tree.images if "/" not in path]
+    if not labels or len(at_top) == len(tree.images):
+        return Listing(
+            paths=sorted(tree.images),
+            strays=sorted(tree.strays),
+            empty_classes=sorted(f for f in tree.folders if "/" not in f) if labels else [],
         )
-    tops = _tops(found)
+    tops = _tops(tree)
     layout = _Layout() if names == "none" else _layout(root, tops, dict(names or {}))
-    return _classify(found, layout)
+    return _classify(tree, layout)
 
 
 @dataclass
@@ -105,10 +90,10 @@ class _Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def _tops(found: _Found) -> dict[str, _Top]:
+def _tops(tree: _Tree) -> dict[str, _Top]:
     """Return the folders at the top that hold images."""
     tops: defaultdict[str, _Top] = defaultdict(_Top)
-    for path in found.images:
+    for path in tree.images:
         parts = path.split("/", 3)
         if len(parts) == 1:
             continue
@@ -177,13 +162,13 @@ def _splits_below(tops: dict[str, _Top]) -> _Layout:
     return _Layout(splits, below=True)
 
 
-def _classify(found: _Found, layout: _Layout) -> FolderScan:
+def _classify(tree: _Tree, layout: _Layout) -> Listing:
     """Give each image its class and split."""
     rows: list[tuple[str, str, str]] = []
-    strays = list(found.strays)
+    strays = list(tree.strays)
     splits, wrappers = layout.splits, layout.wrappers
     level = 1 if splits and not layout.below else 0
-    for path in found.images:
+    for path in tree.images:
         parts = path.split("/")
         if not level:
             split = splits[parts[1]] if splits and len(parts) > 1 else ""
@@ -206,16 +191,17 @@ def _classify(found: _Found, layout: _Layout) -> FolderScan:
     rows.sort()
     full = {name for name, _, _ in rows}
     empty = set()
-    for folder in found.folders:
+    for folder in tree.folders:
         parts = folder.split("/")
         start = (2 if parts[0] in wrappers else 1) if level else 0
         if len(parts) == start + 1 and (not level or parts[0] in splits):
             empty |= {parts[start]} - full
         elif level and folder not in splits and len(parts) == 1 and split_of(folder):
             empty.add(folder)
-    return FolderScan(
+    return Listing(
         paths=[path for _, path, _ in rows],
-        class_names=[name for name, _, _ in rows],
+        labels=[name for name, _, _ in rows],
+        as_written=True,
         splits=[split for _, _, split in rows] if splits else None,
         split_names=sorted(splits.items()),
         strays=sorted(strays),
@@ -227,8 +213,8 @@ def _classify(found: _Found, layout: _Layout) -> FolderScan:
 _BESIDE = "an image beside the class folders"
 
 
-def _walk(root: Path) -> _Found:
-    found = _Found()
+def _walk(root: Path) -> _Tree:
+    tree = _Tree()
     caches: set[str] = set()
     top = root.stat()
     # Each folder with the identities of those above it: a link back to one of them is a loop.
@@ -238,7 +224,7 @@ def _walk(root: Path) -> _Found:
     while stack:
         prefix, above = stack.pop()
         # One entry at a time: a list of them takes 300 bytes each.
-        for entry in _entries(root, prefix, found):
+        for entry in _entries(root, prefix, tree):
             name = entry.name
             if name.startswith(".") or name.lower() in _IGNORED:
                 continue
@@ -251,26 +237,26 @@ def _walk(root: Path) -> _Found:
                     info = Path(entry.path).stat()
                     identity = (info.st_dev, info.st_ino)
                     if identity in above:
-                        found.strays.append((path, "a link to a folder above it"))
+                        tree.strays.append((path, "a link to a folder above it"))
                         continue
-                    found.folders.append(path)
+                    tree.folders.append(path)
                     stack.append((path + "/", above | {identity}))
                 elif not is_image_name(name):
-                    found.strays.append((path, "no image extension"))
+                    tree.strays.append((path, "no image extension"))
                 elif entry.is_file():
-                    found.images.append(path)
+                    tree.images.append(path)
                 else:
                     broken = entry.is_symlink()
                     reason = "a link to nothing" if broken else "neither a file nor a folder"
-                    found.strays.append((path, reason))
+                    tree.strays.append((path, reason))
             except OSError as error:
-                found.strays.append((path, f"cannot be read: {error.strerror}"))
+                tree.strays.append((path, f"cannot be read: {error.strerror}"))
     for cache in caches - {""}:
         # What lies in a cache of featx beside its own folders may be images all the same.
-        if not any(path.startswith(cache) for path in found.images):
-            found.folders = [f for f in found.folders if not f"{f}/".startswith(cache)]
-            found.strays = [stray for stray in found.strays if not stray[0].startswith(cache)]
-    return found
+        if not any(path.startswith(cache) for path in tree.images):
+            tree.folders = [f for f in tree.folders if not f"{f}/".startswith(cache)]
+            tree.strays = [stray for stray in tree.strays if not stray[0].startswith(cache)]
+    return tree
 
 
 def is_cache(folder: str) -> bool:
@@ -284,23 +270,23 @@ def is_cache(folder: str) -> bool:
     )
 
 
-def _entries(root: Path, prefix: str, found: _Found) -> Iterator[os.DirEntry[str]]:
+def _entries(root: Path, prefix: str, tree: _Tree) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(f"{root}/{prefix}") as entries:
             yield from entries
     except OSError as error:
         if not prefix:
             raise DatasetError(f"cannot read {str(root)!r}: {error.strerror}") from error
-        found.strays.append((prefix[:-1], f"a folder that cannot be read: {error.strerror}"))
+        tree.strays.append((prefix[:-1], f"a folder that cannot be read: {error.strerror}"))
 
 
-def _nothing_found(root: Path, found: _Found) -> str:
-    files = [path for path, reason in found.strays if reason == "no image extension"]
+def _nothing_found(root: Path, tree: _Tree) -> str:
+    files = [path for path, reason in tree.strays if reason == "no image extension"]
     if not files:
-        if found.strays:
-            path, reason = sorted(found.strays)[0]
+        if tree.strays:
+            path, reason = sorted(tree.strays)[0]
             return f"no image in {str(root)!r}: {path!r} is {reason}"
-        within = f" and {len(found.folders)} empty folders" if found.folders else ""
+        within = f" and {len(tree.folders)} empty folders" if tree.folders else ""
         return (
             f"no image in {str(root)!r}: expected a sub-folder of images for each class, found no "
             f"files{within}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from featx.exceptions import DatasetError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
-from featx.images.image_files import AnyArray, is_image_name, local_path
+from featx.images.image_files import AnyArray, Listing, is_image_name, local_path
 from featx.images.labels import SEPARATOR, as_text, is_missing, split_of
 
 MOST_COLUMN_BYTES = 1 << 30
@@ -33,17 +33,6 @@ _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 # fmt: on
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageTable:
-    """The columns of a table, None for one that is not there; and what a user should know."""
-
-    path: list[str]
-    label: list[str] | None
-    split: list[str] | None
-    group: list[str] | None
-    notes: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelFile:
     """The columns of a file of labels, one value a row; None for one that is not there."""
@@ -54,7 +43,7 @@ class LabelFile:
     group: list[str] | None = None
 
 
-def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTable:
+def read_table(file: Path, *, root: Path, multilabel: bool = False) -> Listing:
     """Return the columns of a table in UTF-8, with commas, semicolons or tabs between them.
 
     Relative paths start from `root`. Without a column ``label``, all columns but ``path``,
@@ -96,12 +85,12 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> ImageTabl
         for number, names in like_splits.items()
         if "split" not in header and len(names) > 1 and all(map(split_of, names))
     ]
-    return ImageTable(
-        path=paths,
-        label=labels,
-        notes=tuple(notes),
-        split=_texts(columns.get("split")),
-        group=_texts(columns.get("group")),
+    return Listing(
+        paths=paths,
+        labels=labels,
+        notes=notes,
+        splits=_texts(columns.get("split")),
+        groups=_texts(columns.get("group")),
     )
 
 

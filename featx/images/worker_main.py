@@ -5,7 +5,7 @@ images whose keys were sent are wanted), ``go`` (there is memory). To the parent
 ``keys`` (what was read), ``take`` and ``give_back`` (memory that one image takes), and ``done``
 (what was decoded). Nothing is unpickled on either side.
 
-Pixels go into shared memory. It begins with the place of the image that the process is on
+Pixels go into shared memory. It begins with the position of the image that the process is on
 (`HEADER_BYTES`, little-endian, `NO_IMAGE` for none); then come slots, each of one image's pixels
 for all targets.
 """
@@ -41,7 +41,7 @@ _HAND_OVER_S = 0.005
 
 
 class _Waiting(NamedTuple):
-    place: int
+    position: int
     slot: int
     data: ImageData
     key: bytes
@@ -151,28 +151,28 @@ class _Worker:
     def _read(self) -> None:
         keys = []
         while self._unread and self._waiting_bytes < _MOST_WAITING_BYTES:
-            place, slot, path = self._unread.popleft()
-            self._work_on(place)
+            position, slot, path = self._unread.popleft()
+            self._work_on(position)
             # The path came as Latin-1, one character a byte.
             read = partial(read_file, os.fsdecode(path.encode("latin-1")))
             data, key, reason, read_s = read_one(read)
             self._work_on(NO_IMAGE)
-            keys.append((place, None if key is None else key.hex(), reason, read_s))
+            keys.append((position, None if key is None else key.hex(), reason, read_s))
             if key is not None:
-                self._waiting.append(_Waiting(place, slot, data, key))
+                self._waiting.append(_Waiting(position, slot, data, key))
                 self._waiting_bytes += len(data)
         if keys:
             send(self._sink, {"keys": keys})
 
-    def _decode(self, wanted: list[bool]) -> None:
+    def _decode(self, answers: list[bool]) -> None:
         done: list[tuple[int, str, float]] = []
         handed_over = time.monotonic()
-        for is_wanted in wanted:
-            place, slot, data, key = self._waiting.popleft()
+        for is_wanted in answers:
+            position, slot, data, key = self._waiting.popleft()
             self._waiting_bytes -= len(data)
             if not is_wanted:
                 continue
-            self._work_on(place)
+            self._work_on(position)
             pixels, reason, decode_s = decode_one(data, self._targets, key)
             at = HEADER_BYTES + slot * self._slot_bytes
             for array in pixels:
@@ -180,16 +180,16 @@ class _Worker:
                 into.reshape(array.shape)[...] = array
                 at += array.size
             self._work_on(NO_IMAGE)
-            done.append((place, reason, decode_s))
+            done.append((position, reason, decode_s))
             if time.monotonic() - handed_over > _HAND_OVER_S:
                 send(self._sink, {"done": done})
                 done, handed_over = [], time.monotonic()
         if done:
             send(self._sink, {"done": done})
 
-    def _work_on(self, place: int) -> None:
+    def _work_on(self, position: int) -> None:
         """Leave word of the image in work where it outlasts this process."""
-        struct.pack_into("<q", self._block, 0, place)
+        struct.pack_into("<q", self._block, 0, position)
 
 
 def _target(size: list[int], image: Message, view: Message | None) -> Target:

@@ -250,8 +250,8 @@ def _read_npz(path: Path) -> FeatureTable:
         header, where = npz.header(name), f"{name!r} of {str(path)!r}"
         check_matrix(header.shape, header.dtype, where)
         columns = {
-            column: npz.read(own, most_bytes=MOST_COLUMN_BYTES)
-            for column, own in names.items()
+            column: npz.read(stored_name, most_bytes=MOST_COLUMN_BYTES)
+            for column, stored_name in names.items()
             if column != "X"
         }
         for column in columns.keys() & _TEXTS:
@@ -300,8 +300,8 @@ def _read_hdf5(path: Path) -> FeatureTable:
         check_matrix(item.shape, item.dtype, f"{name!r} of {str(path)!r}")
         check_stored(item, most_chunk_bytes=_MOST_CHUNK_BYTES, most_ratio=_MOST_RATIO)
         columns = {
-            column: _hdf5_column(file, own, path.stat().st_size)
-            for column, own in names.items()
+            column: _hdf5_column(file, stored_name, path.stat().st_size)
+            for column, stored_name in names.items()
             if column != "X"
         }
         shape: tuple[int, int] = tuple(item.shape)
@@ -402,7 +402,7 @@ def _read_parquet(path: Path) -> FeatureTable:
                 f"{chosen[0]!r} claims {claimed:,} bytes, of which the file holds {stored:,}: "
                 "refused; save the features again without compression"
             )
-    others = {c: own for c, own in names.items() if c not in ("X", "classes")}
+    others = {c: stored_name for c, stored_name in names.items() if c not in ("X", "classes")}
     rows = RowSource(shape, dtype, partial(_parquet_rows, path, chosen, shape, dtype))
     return _table(rows, _parquet_columns(path, others))
 
@@ -463,9 +463,9 @@ def _parquet_columns(path: Path, names: Mapping[str, str]) -> dict[str, list[Any
     columns: dict[str, list[Any]] = {column: [] for column in names}
     if not names:
         return columns
-    own = list(names.values())
-    with _open_parquet(path, own) as file:
-        for batch in file.iter_batches(batch_size=_TEXT_ROWS, columns=own):
+    stored_names = list(names.values())
+    with _open_parquet(path, stored_names) as file:
+        for batch in file.iter_batches(batch_size=_TEXT_ROWS, columns=stored_names):
             for column, name in names.items():
                 values = batch.column(name)
                 _check_column(values.nbytes, name)
