@@ -55,7 +55,7 @@ from featx.cache.editing import assign_splits, relabel
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Manifest, edit_dataset, manifest_names
-from featx.cache.verification import verify_cache
+from featx.cache.repair import verify_cache
 from featx.exceptions import FeatxError
 from featx.images.image_files import hash_file
 

@@ -26,9 +26,9 @@ from featx.cache.key_index import KeyIndex, whole_keys
 from featx.cache.layout import CacheLayout, list_folder, list_shards, publish_bytes, writing
 from featx.cache.manifest import read_manifest
 from featx.cache.records import damage_of
+from featx.cache.repair import check_is_cache, spec_digits
 from featx.cache.replacing import locked
 from featx.cache.shard import SHARD_BYTES, Keys, Part, Shard, read_shard, write_parts
-from featx.cache.verification import check_is_cache, spec_digits
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.stamps import stamp_of
 

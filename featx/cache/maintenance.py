@@ -12,8 +12,8 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout, list_folder
 from featx.cache.manifest import FAILED, manifest_names, read_manifest
 from featx.cache.merging import Merge, merge_cache
+from featx.cache.repair import Progress, Repair, Verification, repair_cache, verify_cache
 from featx.cache.space import FeatureSpace, read_spec
-from featx.cache.verification import Progress, Repair, Verification, repair_cache, verify_cache
 from featx.exceptions import CacheFormatError
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from featx.cache.layout import CacheLayout, list_shards, publish, reading
 from featx.cache.manifest import read_manifest, same_manifest, write_manifest
+from featx.cache.repair import Finding, check_is_cache, error_kind
 from featx.cache.replacing import FileVersion, Replaced
 from featx.cache.shard import Part, new_shard, read_shard, write_parts
 from featx.cache.space import FeatureSpace, read_spec
-from featx.cache.verification import Finding, check_is_cache, error_kind
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.stamps import STAMP
 

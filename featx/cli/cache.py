@@ -15,7 +15,7 @@ from featx.extraction.progress import terminal_progress
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from featx.cache.verification import Finding
+    from featx.cache.repair import Finding
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 

@@ -15,6 +15,7 @@ import pytest
 
 import featx
 from featx.cache import shard as shard_module
+from featx.cache.manifest import write_manifest
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheFormatError, CacheWriteError
 from featx.files import durable
@@ -26,37 +27,49 @@ def files(space):
     return sorted(path for path in space.layout.root.rglob("*") if path.is_file())
 
 
-def test_a_disk_that_fills_up_keeps_what_was_finished(tmp_path):
-    # A limit on the size of a file stands for the end of the disk: write() fails in the middle.
-    code = f"""
-import resource, json, numpy as np
-from featx.cache.layout import CacheLayout
-from featx.cache.space import FeatureSpace
+FULL_DISK = """
+import json, resource, sys
+import numpy as np
+from featx.cache.features import Features
+from featx.cache.pack import pack_dataset
 from featx.exceptions import CacheWriteError
-from featx.spec import FeatureSpec
-spec = FeatureSpec(backbone="tiny", weights_sha256="0" * 64, input_size_px=(64, 64),
-                   preprocessing="tf")
-space = FeatureSpace(CacheLayout.at({str(tmp_path / "cache")!r}), spec)
-keys = np.random.default_rng(0).integers(0, 256, (2000, 32), dtype=np.uint8)
-values = np.ones((2000, 64), np.float32)
-space.add(keys[:10], {{"avg": values[:10]}}, {{}})
+features = Features.open("photos", cache=sys.argv[1])
+space = features._stores[0]
+keys = np.random.default_rng(1).integers(0, 256, (2000, 32), dtype=np.uint8)
+# A limit on the size of a file stands for the end of the disk: write() fails in the middle.
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-try:
-    space.add(keys, {{"avg": values}}, {{}})
-except CacheWriteError as error:
-    print(json.dumps([str(error), bool(space.has(["avg"], keys[:10]).all())]))
+messages = []
+for write in (
+    lambda: space.add(keys, {"avg": np.ones((2000, 64), np.float32)}, {}),
+    lambda: pack_dataset(features, sys.argv[1] + "/photos.h5"),
+):
+    try:
+        write()
+    except CacheWriteError as error:
+        messages.append(str(error))
+print(json.dumps([*messages, bool(space.has(["avg"], features.keys).all())]))
 """
+
+
+def test_a_disk_that_fills_up_keeps_what_was_finished(layout, kit):
+    keys, values = kit.rows(300, d=64)
+    cache = kit.fill(layout.root, keys, values, at_once=100)
+    write_manifest(layout, kit.dataset("photos", keys))
+    before = kit.state(cache)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+        [sys.executable, "-c", FULL_DISK, str(cache.root)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    message, kept = json.loads(done.stdout)
-    assert "cannot write" in message
-    assert "What was finished before is kept" in message
-    assert kept
-    left = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    assert len(left) == 2
-    assert "spec.json" in left
+    shard, pack, still_there = json.loads(done.stdout)
+    assert "cannot write" in shard
+    assert "What was finished before is kept" in shard
+    assert pack.startswith(f"cannot write {cache.root / 'photos.h5'}: File too large")
+    assert still_there
+    assert kit.state(cache) == before
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
@@ -98,20 +111,6 @@ def test_a_failed_flush_of_the_folder_is_an_error_and_no_row_is_wrong(space, kit
     here = again.has(["avg"], keys) if again.shards else np.zeros(5, bool)
     if here.any():
         np.testing.assert_array_equal(again.gather("avg", keys[here]), values[here])
-
-
-def test_a_shard_cut_at_every_4_kib_is_left_out_and_the_rest_stays(space, kit):
-    keys, values = kit.rows(1000, d=16)
-    space.add(keys[:500], {"avg": values[:500]}, {})
-    path = space.add(keys[500:], {"avg": values[500:]}, {})
-    whole = path.read_bytes()
-    cuts = range(0, len(whole), 4096)
-    assert len(cuts) > 10
-    for size in cuts:
-        path.write_bytes(whole[:size])
-        again = FeatureSpace(space.layout, space.spec)
-        assert list(again.damaged) == [path]
-        assert again.has(["avg"], keys).tolist() == [True] * 500 + [False] * 500
 
 
 def test_a_flipped_bit_in_the_structure_of_a_shard_gives_no_wrong_row(space, kit):

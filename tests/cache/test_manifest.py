@@ -63,22 +63,6 @@ def test_every_difference_counts(manifest):
     assert not same_manifest(manifest, replace(manifest, label=np.array([0, 0, -1], np.int32)))
 
 
-def test_a_flipped_byte_anywhere_is_an_error_or_harmless(layout, manifest):
-    path = write_manifest(layout, manifest)
-    whole = path.read_bytes()
-    refused = 0
-    for position in range(0, len(whole), 61):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
-        try:
-            found = read_manifest(path)
-        except CacheFormatError as error:
-            assert str(path) in str(error)
-            refused += 1
-        else:
-            assert same_manifest(found, manifest), position
-    assert refused > 5
-
-
 def test_a_cut_one_is_an_error(layout, manifest):
     path = write_manifest(layout, manifest)
     whole = path.read_bytes()

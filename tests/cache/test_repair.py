@@ -291,31 +291,31 @@ def test_a_manifest_written_anew_meanwhile_is_not_removed(cache, monkeypatch):
     path = cache.layout.dataset("photos")
     whole = path.read_bytes()
     path.write_bytes(b"")
-    from featx.cache import verification
+    from featx.cache import repair
 
-    real = verification.verify_cache
+    real = repair.verify_cache
 
     def verify_and_then_extract(*args, **kwargs):
         report = real(*args, **kwargs)
         path.write_bytes(whole)
         return report
 
-    monkeypatch.setattr(verification, "verify_cache", verify_and_then_extract)
+    monkeypatch.setattr(repair, "verify_cache", verify_and_then_extract)
     assert cache.repair().removed == ()
     assert path.read_bytes() == whole
 
 
 def test_a_shard_that_moves_to_another_while_it_is_verified_is_not_missing(kit, cache, monkeypatch):
-    from featx.cache import verification
+    from featx.cache import repair
 
-    real, path = verification.read_shard, kit.shards(cache)[0]
+    real, path = repair.read_shard, kit.shards(cache)[0]
 
     def replace_it(opened, digest):
         if opened == path and path.exists():
             path.rename(path.with_name(f"{'f' * 32}.h5"))
         return real(opened, digest)
 
-    monkeypatch.setattr(verification, "read_shard", replace_it)
+    monkeypatch.setattr(repair, "read_shard", replace_it)
     report = cache.verify(workers=1)
     assert report.ok
     assert report.rows == 12
