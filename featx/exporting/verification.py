@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, ExportError, FeatxError, reason
 from featx.exporting.agreement import Agreement
 from featx.exporting.conversion import Opened
@@ -90,7 +89,7 @@ def verify_export(
     for start in range(0, len(images), _CHUNK):
         chunk = images.subset(list(range(start, min(start + _CHUNK, len(images)))))
         parts, ledger = model.transform_images(chunk, on_error="skip")
-        readable = np.flatnonzero(np.isin(ledger.status, (OK, DUPLICATE)))
+        readable = ledger.usable
         known = [short_key(ledger.key[row].tobytes()) in calibrated for row in readable]
         left_out += sum(known)
         pixels = decode_rows(chunk, readable[~np.array(known, bool)].tolist(), spec)

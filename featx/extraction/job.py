@@ -115,7 +115,7 @@ class Job:
         images, stages = self.images(), self.open()
         ledger = Ledger.blank(len(images))
         Run(images, stages, ledger, RunOptions(on_error=on_error)).work()
-        keys = ledger.key[ledger.readable]
+        keys = ledger.key[ledger.usable]
         if not len(keys):
             return [np.empty((0, 0), np.float32) for _ in self.blocks], ledger
         return [stage.store.gather(tap, keys) for stage in stages for tap in stage.taps], ledger

@@ -60,9 +60,9 @@ class Ledger:
         self.reason[row] = reason
 
     @property
-    def readable(self) -> NDArray[np.bool_]:
-        """Which inputs have features."""
-        return np.isin(self.status, (OK, DUPLICATE))
+    def usable(self) -> NDArray[np.intp]:
+        """Rows that have features."""
+        return np.flatnonzero(np.isin(self.status, (OK, DUPLICATE)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,8 +109,7 @@ class DatasetRecord:
 
         def make_unless_worse(now: Manifest | None) -> Manifest:
             manifest = make(now)
-            nothing = not np.isin(manifest.status, (OK, DUPLICATE)).any()
-            if (nothing or not complete) and _loses(manifest, now):
+            if (not complete or not len(manifest.usable)) and _loses(manifest, now):
                 raise _Worse(manifest)
             return manifest
 
@@ -161,7 +160,7 @@ class DatasetRecord:
 
     def _promised(self, made: Manifest, stages: Sequence[Stage], complete: bool) -> Manifest:
         """Return what was made with only those rows as done whose features are there by now."""
-        rows = np.flatnonzero(np.isin(made.status, (OK, DUPLICATE)))
+        rows = made.usable
         present = []
         for stage in stages:
             if isinstance(stage.store, FeatureSpace):
@@ -172,7 +171,7 @@ class DatasetRecord:
             return _with_reasons(made)
         if complete:
             self.ledger.status[lost] = PENDING
-            self.trusted = self.ledger.readable
+            self.trusted = np.isin(self.ledger.status, (OK, DUPLICATE))
             raise FeaturesGone
         # A backbone without any features is left out, so that those of another are a dataset.
         begun = [number for number, here in enumerate(present) if here.any()]
@@ -225,7 +224,7 @@ class DatasetRecord:
     ) -> list[Block]:
         """Return the blocks asked for, and those of earlier runs that have all the images."""
         blocks = list(made.blocks)
-        keys = made.key[np.isin(made.status, (OK, DUPLICATE))]
+        keys = made.key[made.usable]
         for block in earlier.blocks if earlier else ():
             if block in blocks:
                 continue
@@ -264,8 +263,7 @@ def _loses(manifest: Manifest, now: Manifest | None) -> bool:
 
 
 def _done(manifest: Manifest) -> set[str]:
-    rows = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
-    return {manifest.path[row] for row in rows}
+    return {manifest.path[row] for row in manifest.usable}
 
 
 def _share(*manifests: Manifest) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featx.cache.features import Features
-from featx.cache.manifest import DUPLICATE, FAILED, OK, Manifest
+from featx.cache.manifest import DUPLICATE, FAILED, Manifest
 from featx.extraction.pipeline import Stage
 from featx.extraction.progress import Meter
 from featx.images.dataset import ImageDataset, inner_folder
@@ -71,8 +71,8 @@ def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[
 
     The images as they were read, where they were, know why files were left out.
     """
-    readable = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)))
-    splits = Counter(manifest.split[row] for row in readable) if any(manifest.split) else Counter()
+    rows = manifest.usable
+    splits = Counter(manifest.split[row] for row in rows) if any(manifest.split) else Counter()
     edited = any(edit["edit"] == "split" for edit in manifest.edits)
     names = {} if images is None or edited else dict(images.split_names)
     reasons = dict.fromkeys(manifest.strays, "")
@@ -81,7 +81,7 @@ def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[
     notes = [] if images is None else list(images.notes)
     if hint := inner_folder(manifest.root, manifest.path, manifest.classes):
         notes.append(hint)
-    labelled = manifest.label[readable] >= 0
+    labelled = manifest.label[rows] >= 0
     return {
         "splits": {name: splits[name] for name in ("train", "val", "test", "") if splits[name]},
         "split_names": names,
@@ -99,7 +99,8 @@ def contradictions(manifest: Manifest) -> list[list[dict[str, str]]]:
     names = manifest.classes
     if names is None or not (manifest.status == DUPLICATE).any():
         return []
-    rows = np.flatnonzero(np.isin(manifest.status, (OK, DUPLICATE)) & (manifest.label >= 0))
+    rows = manifest.usable
+    rows = rows[manifest.label[rows] >= 0]
     whole = np.ascontiguousarray(manifest.key[rows]).view("V32").ravel()
     _, group = np.unique(whole, return_inverse=True)
     order = np.argsort(group, kind="stable")

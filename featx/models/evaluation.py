@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
-from featx.cache.manifest import DUPLICATE, OK
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
 from featx.images.dataset import ImageDataset
@@ -233,7 +232,7 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
         parts, ledger = model.transform_images(
             data, views=model.views_averaged, on_error="skip", keep=True
         )
-        kept = np.flatnonzero(np.isin(ledger.status, (OK, DUPLICATE)))
+        kept = ledger.usable
         y = None if data.y is None else data.y[kept]
         splits = None if data.splits is None else np.asarray(data.splits)[kept]
         failed, name = len(data) - len(kept), data.name

@@ -69,22 +69,24 @@ class ImageReader:
         parts = tuple((spec, network) for spec in specs)
         return Job(parts=parts, data=images, layout=layout, keep=keep)
 
+    def _named(self) -> BackboneChoice:
+        return BackboneChoice(
+            self.backbone, self.weights, self.input_size, self.preprocessing, self.trust
+        )
+
     @property
     def choice(self) -> BackboneChoice:
         """The backbone of the parameters, with its weights of training where they are now."""
-        choice = BackboneChoice(
-            self.backbone, self.weights, self.input_size, self.preprocessing, self.trust
-        )
-        return choice.located(getattr(self, "weights_sha256_", ""))
+        return self._named().located(getattr(self, "weights_sha256_", ""))
 
     def source(self) -> BackboneSource:
         """Settle the backbone, and check that its weights are those of training."""
-        trained_weights = getattr(self, "weights_sha256_", "")
-        source = self.choice.find(trained_weights) if trained_weights else self.choice.resolve()
+        digest = getattr(self, "weights_sha256_", "")
+        source = self._named().find(digest) if digest else self._named().resolve()
         trained = getattr(self, "spec_", None)
         if trained is None:
             log_preprocessing(source)
-        elif trained_weights:
+        elif digest:
             _require_same_pixels(trained, source.spec(image=self.image))
         return source
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.cache.manifest import DUPLICATE, OK
+from featx.cache.manifest import FAILED
 from featx.exceptions import FeaturesError
 from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
@@ -109,16 +109,16 @@ def _rows(
     several = model.multilabel and top_k is None
     for chunk in _chunks(images):
         parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
-        readable = np.isin(ledger.status, (OK, DUPLICATE))
-        proba = model.average_proba(parts) if readable.any() else np.empty((0, 0))
+        any_usable = len(ledger.usable) > 0
+        proba = model.average_proba(parts) if any_usable else np.empty((0, 0))
         shown = proba.shape[1] if several else max(1, top_k or 1)
         best = np.argsort(-proba, axis=1, kind="stable")[:, :shown]
-        distances = model.novelty_.distance(parts[0]) if unknown and readable.any() else None
+        distances = model.novelty_.distance(parts[0]) if unknown and any_usable else None
         labels = model.classes_.tolist()
         position = 0
         for number, path in enumerate(chunk.paths):
             name = path if chunk.root is None else str(chunk.file(number))
-            if not readable[number]:
+            if ledger.status[number] == FAILED:
                 yield Prediction(name, (), "failed", ledger.reason[number])
                 continue
             top = tuple(
