@@ -55,7 +55,7 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(layout, kit):
     keys, values = kit.rows(300, d=64)
     cache = kit.fill(layout.root, keys, values, at_once=100)
     write_manifest(layout, kit.dataset("photos", keys))
-    before = kit.state(cache)
+    before = set(kit.state(cache))
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(cache.root)],
         capture_output=True,
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(layout, kit):
     assert "What was finished before is kept" in shard
     assert pack.startswith(f"cannot write {cache.root / 'photos.h5'}: File too large")
     assert still_there
-    assert kit.state(cache) == before
+    assert {path for path in kit.state(cache) if path.parts[0] != "checked"} == before
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
