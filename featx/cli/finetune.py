@@ -24,9 +24,8 @@ from featx.cli.options import (
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from featx.finetuning.history import Epoch
-    from featx.finetuning.rehearsal import Rehearsal
-    from featx.finetuning.tuning import FineTuned
+    from featx.finetuning.trainer import Epoch
+    from featx.finetuning.tuning import FineTuned, Rehearsal
 
 
 @click.command("finetune", cls=Command, short_help="Train the top of a model's backbone too.")
@@ -161,7 +160,7 @@ def command(
         "view_policy": view_policy,
     }  # fmt: skip
     if dry_run:
-        from featx.finetuning.rehearsal import rehearse
+        from featx.finetuning.tuning import rehearse
 
         found = rehearse(model, source, **shared, **options)
         if as_json:
@@ -170,8 +169,7 @@ def command(
             _show_rehearsal(found, options["epochs"])
         return
     from featx.extraction.progress import terminal_progress
-    from featx.finetuning.curves import tensorboard_writer
-    from featx.finetuning.tuning import training_folder
+    from featx.finetuning.tuning import tensorboard_writer, training_folder
 
     curves = tensorboard_writer(training_folder(target)) if tensorboard else None
 

@@ -1,14 +1,18 @@
-"""What lies beside an exported file: class names, input and output, as JSON."""
+"""What lies beside an exported file, and how both come to their places: whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from featx.exceptions import ExportError, reason
 from featx.exporting.graph import INPUT, OUTPUT
+from featx.files.durable import beside, flush, flush_names
 from featx.spec import FeatureSpec
 
 _TYPE, _VERSION = "featx-export", 1
@@ -94,3 +98,45 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{_VERSION}, as this featx writes it; export the model again"
         )
     return dict(found)
+
+
+def refuse_existing(paths: Sequence[Path]) -> None:
+    """Raise `ExportError` if something is there already, or the folder is not."""
+    folder = paths[0].parent
+    if not folder.is_dir():
+        raise ExportError(f"expected -o PATH in a folder that exists, received {paths[0]}")
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise ExportError(
+                f"{path} exists already: name another path with -o, or replace it with "
+                "--force (overwrite=True)"
+            )
+
+
+@contextmanager
+def placed_whole(paths: Sequence[Path]) -> Iterator[Path]:
+    """Make a folder whose files go to their places together when the block ends without error."""
+    parent = paths[0].parent
+    folder = beside(paths[-1])
+    try:
+        folder.mkdir()
+        try:
+            yield folder
+            for path in paths:
+                _move(folder / path.name, path, folder)
+            flush_names(parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {paths[-1]}: {error.strerror or error}. Name a path with -o, in a "
+            "folder that can be written"
+        ) from error
+
+
+def _move(made: Path, target: Path, folder: Path) -> None:
+    flush(made)
+    # A folder cannot be renamed over another one; the old one goes with the temporary folder.
+    if target.is_dir() and not target.is_symlink():
+        target.rename(folder / f"{target.name}.old")
+    made.replace(target)

@@ -13,10 +13,16 @@ from sklearn.utils.validation import check_is_fitted
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
-from featx.exporting.description import as_json, describe, description_path, report_path
+from featx.exporting.description import (
+    as_json,
+    describe,
+    description_path,
+    placed_whole,
+    refuse_existing,
+    report_path,
+)
 from featx.exporting.formats import FORMATS, Format, choose_format
 from featx.exporting.graph import build_graph, head_steps
-from featx.exporting.placing import placed_whole, refuse_existing
 from featx.exporting.samples import Calibration, calibration_images, find_images, training_images
 from featx.exporting.serving import serving_code
 from featx.exporting.verification import TOLERANCE, require_one_view, verify_export
@@ -136,7 +142,7 @@ def export(
         raise ExportError(f"the format {row.name} has no int8 here: use tflite, or leave int8 out")
     target = _target(model, path, row)
     if row.name == "onnx":
-        from featx.exporting.onnx_format import require_onnx
+        from featx.exporting.formats import require_onnx
 
         require_onnx()
     outcome = [*row.files(target), description_path(target)]

@@ -1,4 +1,4 @@
-"""The training itself: epochs, the best of them, checkpoints, and the ways it may end early."""
+"""Train the top of a network: batches, learning rates, checkpoints, early stopping."""
 
 from __future__ import annotations
 
@@ -6,26 +6,383 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.features import Features
 from featx.engines.backends import load_adapter
-from featx.finetuning.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from featx.finetuning.history import Epoch, Trained, hold_out_scores
-from featx.finetuning.inputs import Inputs
-from featx.finetuning.mixing import mix
+from featx.exceptions import DatasetError, FineTuningError
+from featx.files.durable import written_whole
 from featx.finetuning.network import TunedNetwork
-from featx.finetuning.optimizer import learning_rate_at, make_optimizer, read_state, write_state
-from featx.finetuning.options import FineTuneOptions
+from featx.finetuning.options import FineTuneOptions, Mixing
+from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
+from featx.images.loader import load_images
+from featx.spec import FeatureSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What an epoch came to; numbers of the hold-out are without augmentation.
+
+    Parameters
+    ----------
+    epoch : int
+        From 1; 0 is the start.
+    loss : float
+        Mean over the training images, with smoothing and mixing.
+    val_loss, val_accuracy : float
+        Of the hold-out: log loss, and share that is right.
+    learning_rate : float
+        Of the head, at the end of the epoch.
+    seconds : float
+        For training and hold-out.
+    """
+
+    epoch: int
+    loss: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a line of the history."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class Trained:
+    """How a training ended.
+
+    Parameters
+    ----------
+    history : list of dict
+        The start, and one entry an epoch, see `Epoch`.
+    best_epoch : int
+        0 where no epoch was better than the start.
+    stopped : str
+        Why it ended before its last epoch; empty where it did not.
+    interrupted : bool
+        Whether the user ended it.
+    probabilities : ndarray of shape (n, k)
+        Of the hold-out, after the best epoch.
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    stopped: str = ""
+    interrupted: bool = False
+    probabilities: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), "f4"))
+
+
+def hold_out_scores(
+    probabilities: NDArray[np.floating[Any]], codes: NDArray[np.intp]
+) -> tuple[float, float]:
+    """Return accuracy and log loss."""
+    right = float((probabilities.argmax(axis=1) == codes).mean())
+    likely = probabilities[np.arange(len(codes)), codes].astype(np.float64)
+    return right, float(-np.log(np.maximum(likely, 1e-12)).mean())
+
+
+def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) -> float:
+    """Return the rate of a step: rising linearly, then falling along half a cosine to 0."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return highest * (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def make_optimizer(shares: Sequence[float], *, weight_decay: float, accumulate: int = 1) -> Any:
+    """Make AdamW with a share of the learning rate for every variable."""
+    import keras
+
+    class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc, name-defined, unused-ignore]
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            # Of a variable that is not trained yet the moments are kept all the same, so that its
+            # first step is not a leap.
+            share = shares[self._get_variable_index(variable)]
+            rate = keras.ops.cast(learning_rate, variable.dtype) * share
+            if weight_decay and len(variable.shape) > 1:
+                self.assign_sub(variable, variable * (rate * weight_decay))
+            super().update_step(gradient, variable, rate)
+
+    return LayerwiseAdamW(gradient_accumulation_steps=accumulate if accumulate > 1 else None)
+
+
+def read_state(optimizer: Any) -> list[NDArray[Any]]:
+    """Return steps taken and moments, between two steps; `write_state` takes them back."""
+    parts = optimizer.gradient_accumulation_steps or 1
+    kept = _lasting(optimizer)
+    return [np.array(v) // parts if _counts_batches(v) else np.array(v) for v in kept]
+
+
+def write_state(optimizer: Any, state: Sequence[NDArray[Any]]) -> None:
+    """Take over what `read_state` gave of an optimizer for the same variables."""
+    parts = optimizer.gradient_accumulation_steps or 1
+    for variable, value in zip(_lasting(optimizer), state, strict=True):
+        variable.assign(value * parts if _counts_batches(variable) else value)
+
+
+def _lasting(optimizer: Any) -> list[Any]:
+    return [v for v in optimizer.variables if "gradient_accumulator" not in v.path]
+
+
+def _counts_batches(variable: Any) -> bool:
+    return bool(variable.path.endswith("iteration"))
+
+
+def mix(
+    inputs: list[NDArray[Any]],
+    targets: NDArray[np.float32],
+    how: Mixing,
+    alpha: float,
+    rng: np.random.Generator,
+) -> tuple[list[NDArray[Any]], NDArray[np.float32]]:
+    """Mix every image of a batch with another one of it."""
+    if how == "none" or len(targets) < 2:
+        return inputs, targets
+    share = float(rng.beta(alpha, alpha))
+    partner = rng.permutation(len(targets))
+    if how == "mixup":
+        inputs = [_blend(x, x[partner], share) for x in inputs]
+    else:
+        box = _box(share, rng)
+        inputs = [_paste(x, x[partner], box) for x in inputs]
+        share = _left(inputs[0].shape, box)
+    blended: NDArray[np.float32] = share * targets + (1 - share) * targets[partner]
+    return inputs, blended.astype(np.float32)
+
+
+def _blend(a: NDArray[Any], b: NDArray[Any], share: float) -> NDArray[Any]:
+    mixed = share * a.astype(np.float32) + (1 - share) * b.astype(np.float32)
+    return np.rint(mixed).astype(np.uint8) if a.dtype == np.uint8 else mixed.astype(a.dtype)
+
+
+def _box(share: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """Draw top, bottom, left and right, as fractions; what lies inside the image counts."""
+    side = math.sqrt(1 - share)
+    y, x = rng.random(), rng.random()
+    return (
+        max(0.0, y - side / 2),
+        min(1.0, y + side / 2),
+        max(0.0, x - side / 2),
+        min(1.0, x + side / 2),
+    )
+
+
+def _sides(shape: tuple[int, ...], box: tuple[float, float, float, float]) -> tuple[int, ...]:
+    (height, width), (top, bottom, left, right) = shape[1:3], box
+    return round(top * height), round(bottom * height), round(left * width), round(right * width)
+
+
+def _paste(
+    a: NDArray[Any], b: NDArray[Any], box: tuple[float, float, float, float]
+) -> NDArray[Any]:
+    if a.ndim != 4:
+        return a
+    top, bottom, left, right = _sides(a.shape, box)
+    pasted = a.copy()
+    pasted[:, top:bottom, left:right] = b[:, top:bottom, left:right]
+    return pasted
+
+
+def _left(shape: tuple[int, ...], box: tuple[float, float, float, float]) -> float:
+    """Return the share of an image that is its own, counted in its positions."""
+    if len(shape) != 4:
+        return 1.0
+    top, bottom, left, right = _sides(shape, box)
+    return 1 - (bottom - top) * (right - left) / (shape[1] * shape[2])
+
+
+_LOG = logging.getLogger("featx")
+_DESCRIPTION = "description"
+_GROUPS = ("weights", "optimizer", "best")
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What is needed to go on.
+
+    Parameters
+    ----------
+    job : str
+        Digest of everything that decides the course of the training.
+    epochs : int
+        Epochs done.
+    batches_a_step : int
+        In how many parts a batch is computed, as memory allows.
+    history : list of dict
+        One entry an epoch.
+    weights, optimizer : list of ndarray
+        Variables of the network and of the optimizer.
+    best : list of ndarray
+        Variables of the network after the best epoch; none if no epoch was better than the start.
+    best_epoch : int
+        0 for the start.
+    """
+
+    job: str
+    epochs: int = 0
+    batches_a_step: int = 1
+    history: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[NDArray[Any]] = field(default_factory=list)
+    optimizer: list[NDArray[Any]] = field(default_factory=list)
+    best: list[NDArray[Any]] = field(default_factory=list)
+    best_epoch: int = 0
+
+
+def write_checkpoint(path: Path, state: Checkpoint) -> None:
+    """Write a checkpoint by rename, so that a kill leaves the earlier one."""
+    arrays: dict[str, Any] = {}
+    for group in _GROUPS:
+        arrays |= _numbered(group, getattr(state, group))
+    said = {
+        "job": state.job,
+        "epochs": state.epochs,
+        "batches_a_step": state.batches_a_step,
+        "history": state.history,
+        "best_epoch": state.best_epoch,
+        "counts": {group: len(getattr(state, group)) for group in _GROUPS},
+    }
+    arrays[_DESCRIPTION] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    # Always by the same name, so that kills leave one unfinished file and not many.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path, temporary=temporary), temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise FineTuningError(
+            f"cannot write {path}: {error.strerror or error}. Free some space, or name another "
+            "place with -o"
+        ) from error
+
+
+def _numbered(group: str, arrays: Sequence[NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    return {f"{group}_{number}": array for number, array in enumerate(arrays)}
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """Return the checkpoint at a path, None where there is none; a damaged one is named."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            said = json.loads(found[_DESCRIPTION].tobytes())
+            arrays = {
+                group: [found[f"{group}_{number}"] for number in range(said["counts"][group])]
+                for group in _GROUPS
+            }
+            return Checkpoint(
+                said["job"],
+                said["epochs"],
+                said["batches_a_step"],
+                said["history"],
+                best_epoch=said["best_epoch"],
+                **arrays,
+            )
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # `zipfile` and `numpy` have no base of their errors
+        _LOG.warning("%s is damaged, so training starts anew: %s", path, str(error)[:200])
+        return None
+
+
+class Inputs(Protocol):
+    """Gives batches of what a model takes."""
+
+    @property
+    def views(self) -> int:
+        """Number of views beside the image itself."""
+
+    def batches(
+        self, rows: NDArray[np.intp], size: int, view: int | None = None
+    ) -> Iterator[list[NDArray[Any]]]:
+        """Give rows in their order, `size` at a time, as they are or in one of the views."""
+
+
+class CachedActivations:
+    """Activations at the cut, mapped from the cache."""
+
+    def __init__(
+        self,
+        features: Features,
+        backbone: str,
+        taps: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+    ) -> None:
+        place = {"backbone": backbone, "tap": taps[0]}
+        self._views = features.views(**place)
+        self._shapes = [tuple(shape) for shape in shapes]
+        self._matrices = {
+            view: [features.matrix(backbone=backbone, tap=tap, view=view) for tap in taps]
+            for view in [None, *self._views]
+        }
+
+    @property
+    def views(self) -> int:
+        """Number of views beside the image itself."""
+        return len(self._views)
+
+    def batches(
+        self, rows: NDArray[np.intp], size: int, view: int | None = None
+    ) -> Iterator[list[NDArray[Any]]]:
+        """Give rows in their order, `size` at a time."""
+        matrices = self._matrices[None if view is None else self._views[view]]
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            yield [
+                np.asarray(matrix[some], np.float32).reshape(len(some), *shape)
+                for matrix, shape in zip(matrices, self._shapes, strict=True)
+            ]
+
+
+class Pixels:
+    """Pixels, decoded whenever they are needed."""
+
+    def __init__(self, images: ImageDataset, specs: Sequence[FeatureSpec]) -> None:
+        self._images = images
+        self._targets = [Target(s.input_size_px, s.image, s.views) for s in specs]
+
+    @property
+    def views(self) -> int:
+        """Number of views beside the image itself."""
+        return len(self._targets) - 1
+
+    def batches(
+        self, rows: NDArray[np.intp], size: int, view: int | None = None
+    ) -> Iterator[list[NDArray[Any]]]:
+        """Give rows in their order, `size` at a time."""
+        target = self._targets[0 if view is None else 1 + view]
+        waiting: dict[int, NDArray[np.uint8]] = {}
+        places = {int(row): place for place, row in enumerate(rows)}
+        begin = 0
+        for loaded in load_images(self._images, rows.tolist(), [target]):
+            if loaded.status != "decoded":
+                raise DatasetError(
+                    f"{self._images.paths[loaded.index]} was read before and cannot be read now: "
+                    f"{loaded.reason}. Restore it, or extract the data again"
+                )
+            waiting[places[loaded.index]] = loaded.pixels[0]
+            # Images come nearly in their order; a batch waits for all of its own.
+            end = min(begin + size, len(rows))
+            if all(place in waiting for place in range(begin, end)):
+                yield [np.stack([waiting.pop(place) for place in range(begin, end)])]
+                begin = end
+        while begin < len(rows):
+            end = min(begin + size, len(rows))
+            yield [np.stack([waiting.pop(place) for place in range(begin, end)])]
+            begin = end
+
 
 HISTORY = "history.jsonl"
 """Name of the file with one line an epoch."""
 
-_LOG = logging.getLogger("featx")
 _HOLD_OUT_BATCH = 64
 # A loss of so many times that of guessing, or of the start, is no noise of a batch.
 _DIVERGED = 5.0

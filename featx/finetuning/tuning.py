@@ -1,28 +1,284 @@
-"""`finetune`: from a model with a head on cached features to one whose backbone is its own."""
+"""`finetune`: from a model and images to a fine-tuned model, or a rehearsal of that."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import statistics
+import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featx.exceptions import FineTuningError
+from featx.exceptions import FineTuningError, MissingExtraError
+from featx.extraction.plan import plan_extraction
 from featx.files.outputs import is_model, refuse_replacing
-from featx.finetuning.history import Epoch
-from featx.finetuning.material import prepare_material
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.outcome import save_tuned, score_outcome
-from featx.finetuning.start import Start, class_weights, prepare_start
-from featx.finetuning.trainer import Training
+from featx.finetuning.start import (
+    Start,
+    activation_bytes,
+    class_weights,
+    network_for,
+    prepare_material,
+    prepare_start,
+)
+from featx.finetuning.trainer import Epoch, Trained, Training, hold_out_scores, make_optimizer
+from featx.heads.dense import DenseClassifier
+from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier
 from featx.models.model_file import load_model, read_details, save_model
+from featx.models.training import describe_training
+from featx.selection.metrics import score_predictions
+
+_CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
+
+
+def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
+    """Return what writes an epoch for TensorBoard, into ``FOLDER/tensorboard``."""
+    try:
+        from tensorboard.summary import Writer
+    except ImportError as error:
+        raise MissingExtraError(
+            "tensorboard", extra="tensorboard", purpose="writing curves"
+        ) from error
+    writer = Writer(str(folder / "tensorboard"))
+
+    def write(epoch: Epoch) -> None:
+        for name in _CURVES:
+            if epoch.epoch or name.startswith("val"):
+                writer.add_scalar(name, getattr(epoch, name), epoch.epoch)
+        writer.flush()
+
+    return write
+
+
+def score_outcome(
+    start: Start,
+    trained: Trained,
+    tested: NDArray[np.float32] | None,
+    options: FineTuneOptions,
+) -> dict[str, Any]:
+    """Return the scores of what is to be kept, with the comparison under ``finetuning``."""
+    codes = start.codes[start.held_out]
+    before = start.probabilities(start.held_out)
+    probe = hold_out_scores(before, codes)
+    kept = "finetuned" if trained.best_epoch else "head"
+    epochs = len(trained.history) - 1
+    where = f"split {start.named}" if start.named else "hold-out"
+    comparison: dict[str, Any] = {
+        "kept": kept,
+        "hold_out": f"{where} of {len(codes)} images",
+        "best_epoch": trained.best_epoch,
+        "epochs": epochs,
+        "stopped": trained.stopped,
+        "head": {"accuracy": probe[0], "log_loss": probe[1]},
+        "options": options.to_dict(),
+    }
+    proba = trained.probabilities if trained.best_epoch else before
+    after = hold_out_scores(proba, codes)
+    comparison["finetuned"] = (
+        {"accuracy": after[0], "log_loss": after[1]} if trained.best_epoch else None
+    )
+    rows = start.held_out
+    protocol = f"{where} of {len(codes)} images, best of {epochs} epochs by it: optimistic"
+    if tested is not None:
+        rows, unseen = start.test, start.probabilities(start.test)
+        comparison["test"] = {
+            "images": len(rows),
+            "head": hold_out_scores(unseen, start.codes[rows])[0],
+            "finetuned": hold_out_scores(tested, start.codes[rows])[0],
+        }
+        proba = tested if trained.best_epoch else unseen
+        protocol = f"split test: {len(rows)} images that had no say in the training"
+    scores = score_predictions(start.y[rows], proba, np.asarray(start.model.classes_).astype(str))
+    return {"protocol": protocol, **scores, "finetuning": comparison}
+
+
+def save_tuned(
+    start: Start,
+    network: TunedNetwork,
+    trained: Trained,
+    metrics: dict[str, Any],
+    target: Path,
+    command: str | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write the fine-tuned network with its head as a ``.featx`` file."""
+    own = start.source.row is None
+    with tempfile.TemporaryDirectory(prefix="featx-") as folder:
+        path = Path(folder) / ("network.keras" if own else "network.weights.h5")
+        network.backbone.save(path) if own else network.backbone.save_weights(path)
+        data = path.read_bytes()
+    spec = start.source.spec(image=start.model.image)
+    spec = replace(spec, weights_sha256=hashlib.sha256(data).hexdigest())
+    head = _as_head(network, start)
+    made = ImageClassifier(
+        start.model.backbone,
+        f"dense:hidden={head.hidden}",
+        tap=start.tap,
+        input_size=start.source.input_size_px,
+        preprocessing=start.model.preprocessing,
+        image=spec.image,
+        random_state=start.model.random_state,
+    )
+    made.take_head(head, spec, n_features=head.n_features_in_)
+    made.training_ = describe_training(start.features, start.y, start.rows)
+    save_model(
+        made,
+        target,
+        metrics=metrics,
+        spec=spec,
+        command=command,
+        network=data,
+        overwrite=overwrite,
+    )
+
+
+def _as_head(network: TunedNetwork, start: Start) -> DenseClassifier:
+    """Return the trained layers as the dense head that predicts and is saved."""
+    layers = network.head_weights()
+    hidden = tuple(kernel.shape[1] for kernel, _ in layers[:-1])
+    head = DenseClassifier(hidden, random_state=start.model.random_state)
+    head.weights_, head.classes_ = layers, np.asarray(start.model.classes_)
+    head.multilabel_, head.n_features_in_ = False, layers[0][0].shape[0]
+    head.n_iter_ = head.best_epoch_ = 1
+    head.history_ = {"loss": []}
+    return head
+
+
+_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rehearsal:
+    """What a fine-tuning would take.
+
+    Parameters
+    ----------
+    images, held_out : int
+        Images that are trained on, and that choose the epoch.
+    cut : list of str
+        Layers whose activations are cached; none where training starts from pixels.
+    trained_layers, trained_parameters, frozen_parameters : int
+        Of the backbone up to the tap.
+    activation_bytes : int
+        Of the cache for all images and views.
+    extraction_s : float
+        Seconds for those that the cache does not have.
+    epoch_s, seconds : float
+        Seconds of an epoch, and of all with the extraction.
+    memory_bytes : int, optional
+        Peak of the process, with batches as asked for; None where it cannot be told.
+    """
+
+    images: int
+    held_out: int
+    cut: list[str]
+    trained_layers: int
+    trained_parameters: int
+    frozen_parameters: int
+    activation_bytes: int
+    extraction_s: float
+    epoch_s: float
+    seconds: float
+    memory_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return asdict(self)
+
+
+def rehearse(
+    model: ImageClassifier | str | os.PathLike[str],
+    data: Any,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    view_policy: Any = None,
+    trust: bool = False,
+    **options: Any,
+) -> Rehearsal:
+    """Say what `featx.finetune` would take: a few steps are run on noise, and nothing is kept."""
+    asked = FineTuneOptions.read(options)
+    start = prepare_start(
+        model, data, asked, cache=cache, weights=weights, engine=engine, trust=trust
+    )
+    network = network_for(start, asked, cache=cache)
+    stored, waiting = 0, 0.0
+    if not network.from_pixels:
+        stored = activation_bytes(network, start, asked)
+        plan = plan_extraction(
+            data,
+            **start.model.choice.arguments(),
+            image=start.model.image,
+            taps=[f"{layer}:flatten" for layer in network.cut.layers],
+            views=asked.views,
+            view_policy=view_policy,
+            cache=cache,
+            engine=engine,
+        )
+        waiting = plan.seconds
+    step_s, held_out_s = _measured(network, asked, len(start.model.classes_))
+    steps = math.ceil(len(start.rows) / asked.batch_size)
+    epoch_s = steps * step_s + len(start.held_out) * held_out_s
+    variables = [v for group in network.cut.groups for layer in group for v in layer.weights]
+    frozen = [v for layer in network.cut.frozen for v in layer.weights]
+    return Rehearsal(
+        images=len(start.rows),
+        held_out=len(start.held_out),
+        cut=[] if network.from_pixels else list(network.cut.layers),
+        trained_layers=sum(len(group) for group in network.cut.groups),
+        trained_parameters=_numbers(variables),
+        frozen_parameters=_numbers(frozen),
+        activation_bytes=stored,
+        extraction_s=waiting,
+        epoch_s=epoch_s,
+        seconds=waiting + asked.epochs * epoch_s,
+        memory_bytes=peak_bytes(),
+    )
+
+
+def _numbers(variables: list[Any]) -> int:
+    return sum(math.prod(v.shape) for v in variables)
+
+
+def _measured(network: TunedNetwork, asked: FineTuneOptions, classes: int) -> tuple[float, float]:
+    """Return the seconds of a step, and of an image of the hold-out."""
+    import keras
+
+    rng = np.random.default_rng(0)
+    shapes = [tuple(t.shape[1:]) for t in network.model.features.inputs]
+    kind = np.uint8 if network.from_pixels else np.float32
+    inputs = [(rng.random((asked.batch_size, *shape)) * 6).astype(kind) for shape in shapes]
+    targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, asked.batch_size)]
+    optimizer = make_optimizer(
+        network.rate_shares(asked.depth_decay), weight_decay=asked.weight_decay
+    )
+    network.model.compile(
+        optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(from_logits=True)
+    )
+    training = [
+        _timed(lambda: network.model.train_on_batch(inputs, targets)) for _ in range(_STEPS)
+    ]
+    holding = [_timed(lambda: network.probabilities(inputs)) for _ in range(_STEPS)]
+    # The first call traces or compiles.
+    return statistics.median(training[1:]), statistics.median(holding[1:]) / asked.batch_size
+
+
+def _timed(call: Any) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +369,7 @@ def finetune(
     progress : bool or callable, default False
         True draws a bar for the extraction; a callable gets epoch, images done, images in all.
     on_epoch : callable, optional
-        Called with every `featx.finetuning.history.Epoch`, the start first.
+        Called with every `featx.finetuning.trainer.Epoch`, the start first.
     **options
         Of `featx.finetuning.options.FineTuneOptions`: ``unfreeze``, ``epochs``, ``learning_rate``,
         ``views``, ...

@@ -30,9 +30,8 @@ from typing import Any
 import numpy as np
 
 import featx
-from featx.finetuning.material import prepare_material
 from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.start import prepare_start
+from featx.finetuning.start import prepare_material, prepare_start
 from featx.finetuning.trainer import Training
 
 STEPS = 50

@@ -9,7 +9,7 @@ import pytest
 from featx.backbones.build import build_network
 from featx.backbones.source import resolve_backbone
 from featx.exceptions import FineTuningError, UnknownNameError
-from featx.finetuning.cut import find_cut
+from featx.finetuning.network import find_cut
 from featx.quiet import quiet_import
 
 

@@ -19,8 +19,7 @@ from featx.exceptions import (
     UnknownNameError,
     WeightsError,
 )
-from featx.finetuning.rehearsal import rehearse
-from featx.finetuning.tuning import finetune
+from featx.finetuning.tuning import finetune, rehearse
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +140,7 @@ def test_class_weights_change_the_course(tune):
 def test_without_room_for_activations_it_trains_from_pixels(
     tune, trained, pictures, cache, monkeypatch, caplog
 ):
-    import featx.finetuning.material as material
+    import featx.finetuning.start as material
 
     options = {"unfreeze": "second", "batch_size": 8, "epochs": 1}
     assert rehearse(trained(), pictures, cache=cache, **options).cut == ["first"]
