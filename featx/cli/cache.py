@@ -8,14 +8,66 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.cache_pack import pack
-from featx.cli.options import Group, cache_option, common_options, json_option
+from featx.cli.options import (
+    Command,
+    Group,
+    cache_option,
+    check_output,
+    common_options,
+    file_path,
+    flag,
+    force_option,
+    json_option,
+    whole,
+)
 from featx.cli.show import table
 from featx.extraction.progress import terminal_progress
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.cache.repair import Finding
+
+
+@click.command(
+    "pack", cls=Command, short_help="Write one self-contained file of a dataset's features."
+)
+@click.argument("name", metavar="NAME")
+@file_path(
+    "-o", "--output", help="File to write: .h5, .npz, .parquet or .safetensors.  [default: NAME.h5]"
+)
+@click.option("-b", "--backbone", help="Which features, where there are several.")
+@click.option("--tap", help="Which features, where there are several.")
+@force_option()
+@cache_option
+@json_option
+@common_options
+def pack(
+    name: str,
+    output: Path | None,
+    force: bool,
+    backbone: str | None,
+    tap: str | None,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Write one self-contained file of a dataset's features, for any other tool."""
+    from featx.cache.features import Features
+    from featx.cache.pack import pack_dataset
+    from featx.files.outputs import is_pack
+    from featx.spec import folder_name
+
+    target = output or Path(f"{folder_name(name)}.h5")
+    check_output(target, is_pack, "packed file", force=force, data=name)
+    features = Features.open(name, cache=cache)
+    packed = pack_dataset(features, target, backbone=backbone, tap=tap, overwrite=force)
+    if as_json:
+        say_json({**asdict(packed), "path": str(packed.path)})
+        return
+    say(
+        f"{packed.path}: {packed.rows:,} x {packed.width:,} of {packed.backbone} {packed.tap}, "
+        f"{packed.size_bytes / 1e6:,.1f} MB"
+    )
+
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -78,7 +130,7 @@ def info(cache: Path, as_json: bool) -> None:
 
 @command.command("verify", short_help="Read every byte again and name what is damaged.")
 @cache_option
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that read.")
+@whole("--workers", least=1, help="Threads that read.")
 @json_option
 @common_options
 def verify(cache: Path, workers: int | None, as_json: bool) -> int:
@@ -103,8 +155,8 @@ def verify(cache: Path, workers: int | None, as_json: bool) -> int:
 
 @command.command("repair", short_help="Remove what is damaged, so that it is computed again.")
 @cache_option
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that read.")
+@flag("--dry-run", help="Only say what would be removed.")
+@whole("--workers", least=1, help="Threads that read.")
 @json_option
 @common_options
 def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> int:
@@ -140,7 +192,7 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
 
 @command.command("gc", short_help="Remove features that no dataset uses; join small shards.")
 @cache_option
-@click.option("--yes", is_flag=True, help="Do it.  [default: only say what would go]")
+@flag("--yes", help="Do it.  [default: only say what would go]")
 @click.option(
     "--older-than",
     metavar="AGE",

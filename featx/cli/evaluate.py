@@ -14,11 +14,14 @@ from featx.cli.options import (
     check_output,
     common_options,
     data_argument,
+    file_path,
     force_option,
     json_option,
+    loading_options,
     model_argument,
     reading_options,
     seed_option,
+    whole,
 )
 from featx.cli.show import notes, show_scores
 from featx.terminal import say, say_json
@@ -35,24 +38,12 @@ _COUNTS = ("true positives", "false positives", "false negatives", "true negativ
     type=click.Path(path_type=Path),
     help="A second model: McNemar's test on the same images.",
 )
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Samples behind the intervals; 0 for none.",
-)
-@click.option(
+@whole("--bootstrap", default=1000, least=0, help="Samples behind the intervals; 0 for none.")
+@file_path(
     "--confusion",
-    type=click.Path(dir_okay=False, path_type=Path),
     help="Write the confusion matrix as CSV; of several labels an image, four counts a label.",
 )
-@click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="Load any scikit-learn head; run a savedmodel: backbone.",
-)
+@loading_options
 @force_option()
 @reading_options
 @cache_option

@@ -13,8 +13,10 @@ from featx.cli.options import (
     cache_option,
     check_output,
     common_options,
+    flag,
     force_option,
     json_option,
+    loading_options,
     model_argument,
 )
 from featx.terminal import say, say_json
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     show_default="MODEL with the end of the format",
     help="Where to.",
 )
-@click.option("--int8", is_flag=True, help="Quantise to 8 bits (tflite).")
+@flag("--int8", help="Quantise to 8 bits (tflite).")
 @click.option(
     "--calibrate",
     metavar="DATA",
@@ -56,12 +58,7 @@ if TYPE_CHECKING:
     help="Largest difference of a probability.",
 )
 @force_option("--overwrite")
-@click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="Load any scikit-learn head; run a savedmodel: backbone.",
-)
+@loading_options
 @cache_option
 @json_option
 @common_options

@@ -11,11 +11,14 @@ from featx.cli.options import (
     Command,
     backbone_options,
     cache_option,
+    choice,
     common_options,
     data_argument,
     extraction_arguments,
+    flag,
     json_option,
     next_command,
+    whole,
 )
 from featx.cli.show import show_extraction
 from featx.terminal import say, say_json
@@ -26,25 +29,21 @@ from featx.terminal import say, say_json
 @backbone_options(several=True)
 @cache_option
 @click.option("--name", help="Name of the dataset in the cache.  [default: that of DATA]")
-@click.option(
+@choice(
     "--dtype",
-    type=click.Choice(["float32", "float16"]),
+    values=["float32", "float16"],
     default="float32",
-    show_default=True,
     help="Type in which features are stored.",
 )
-@click.option(
+@choice(
     "--on-error",
-    type=click.Choice(["skip", "raise"]),
+    values=["skip", "raise"],
     default="skip",
-    show_default=True,
     help="Go on after an image that cannot be read, or stop.",
 )
-@click.option("--max-failures", type=click.IntRange(min=0), help="Stop after more failures.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Threads or processes that read and decode.  [default: one a core]",
+@whole("--max-failures", least=0, help="Stop after more failures.")
+@whole(
+    "--workers", least=1, help="Threads or processes that read and decode.  [default: one a core]"
 )
 @click.option(
     "--isolate/--no-isolate",
@@ -52,9 +51,7 @@ from featx.terminal import say, say_json
     help="Decode in processes of their own, which survives a decoder that crashes.  "
     "[default: where there are many images]",
 )
-@click.option(
-    "--plan", "planned", is_flag=True, help="Say what it would cost, from a short measurement."
-)
+@flag("--plan", "planned", help="Say what it would cost, from a short measurement.")
 @json_option
 @common_options
 def command(

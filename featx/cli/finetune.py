@@ -11,15 +11,20 @@ from featx.cli.options import (
     Command,
     cache_option,
     check_output,
+    choice,
     command_line,
     common_options,
     data_argument,
+    file_path,
+    flag,
     force_option,
     json_option,
     model_argument,
     next_command,
     reading_options,
+    real,
     seed_option,
+    whole,
 )
 from featx.terminal import say, say_json
 
@@ -31,13 +36,12 @@ if TYPE_CHECKING:
 @click.command("finetune", cls=Command, short_help="Train the top of a model's backbone too.")
 @model_argument
 @data_argument
-@click.option(
+@file_path(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the model goes.",
     metavar="PATH",
     show_default="MODEL-finetuned.featx",
-    help="Where the model goes.",
 )
 @click.option(
     "--unfreeze",
@@ -47,80 +51,56 @@ if TYPE_CHECKING:
     help="From where on layers are trained: a block (block_15) or layer, the last share of the "
     "layers (30%), after:15 for all but the first 15, or all.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option(
-    "--learning-rate",
-    type=float,
-    default=1e-3,
-    show_default=True,
-    help="Of the head; it rises, and falls along a cosine.",
-)
-@click.option(
+@whole("--epochs", default=10, least=1, help="")
+@whole("--batch-size", default=32, least=1, help="")
+@real("--learning-rate", default=0.001, help="Of the head; it rises, and falls along a cosine.")
+@real(
     "--depth-decay",
-    type=float,
     default=0.7,
-    show_default=True,
     help="What the rate is multiplied by from block to block downwards.",
 )
-@click.option("--warmup", type=float, default=0.1, show_default=True, help="Share of the steps.")
-@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
-@click.option("--label-smoothing", type=float, default=0.0, show_default=True)
-@click.option(
+@real("--warmup", default=0.1, help="Share of the steps.")
+@real("--weight-decay", default=0.0001, help="")
+@real("--label-smoothing", default=0.0, help="")
+@choice(
     "--mixing",
-    type=click.Choice(["none", "mixup", "cutmix"]),
+    values=["none", "mixup", "cutmix"],
     default="none",
-    show_default=True,
     help="Mix images of a batch in pairs.",
 )
-@click.option("--mixing-alpha", type=float, default=0.2, show_default=True)
-@click.option(
-    "--views",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Augmented views of each image; epochs take them in turn.",
+@real("--mixing-alpha", default=0.2, help="")
+@whole(
+    "--views", default=0, least=0, help="Augmented views of each image; epochs take them in turn."
 )
 @click.option(
     "--view-policy",
     show_default="flip-crop-colour-1",
     help="How views are drawn: flip-1, flip-crop-1 or flip-crop-colour-1.",
 )
-@click.option("--gradual", is_flag=True, help="The head first, then one block more an epoch.")
-@click.option(
-    "--train-batchnorm", is_flag=True, help="Let batch normalisation learn new statistics."
+@flag("--gradual", help="The head first, then one block more an epoch.")
+@flag("--train-batchnorm", help="Let batch normalisation learn new statistics.")
+@whole(
+    "--patience", default=5, least=1, help="Epochs without a better hold-out score before it stops."
 )
-@click.option(
-    "--patience",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Epochs without a better hold-out score before it stops.",
-)
-@click.option(
+@real(
     "--holdout",
-    type=float,
     default=0.2,
-    show_default=True,
     help="Share of every class held out, where DATA has no split named val.",
 )
-@click.option("--balanced", is_flag=True, help="Let every class count the same.")
-@click.option(
+@flag("--balanced", help="Let every class count the same.")
+@choice(
     "--cut",
-    type=click.Choice(["auto", "cached", "pixels"]),
+    values=["auto", "cached", "pixels"],
     default="auto",
-    show_default=True,
     help="Cache what the frozen part gives, or run it in every step.",
 )
-@click.option("--mixed", is_flag=True, help="Compute in bfloat16; for GPUs, tested on a CPU only.")
-@click.option(
-    "--restart", is_flag=True, help="Start anew, though a checkpoint could be gone on from."
-)
-@click.option("--dry-run", is_flag=True, help="Say what it would take, and train nothing.")
-@click.option("--tensorboard", is_flag=True, help="Write curves for TensorBoard, if installed.")
+@flag("--mixed", help="Compute in bfloat16; for GPUs, tested on a CPU only.")
+@flag("--restart", help="Start anew, though a checkpoint could be gone on from.")
+@flag("--dry-run", help="Say what it would take, and train nothing.")
+@flag("--tensorboard", help="Write curves for TensorBoard, if installed.")
 @click.option("--engine", default="auto", show_default=True, help="What computes the frozen part.")
 @click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option("--trust", is_flag=True, help="Load any scikit-learn head.")
+@flag("--trust", help="Load any scikit-learn head.")
 @force_option()
 @reading_options
 @cache_option

@@ -65,6 +65,42 @@ def _require_once(context: click.Context, param: click.Parameter, count: int) ->
     )
 
 
+def flag(*names: str, help: str, **more: Any) -> Decorator:
+    """Return an option that is there or not."""
+    return click.option(*names, is_flag=True, help=help, **more)
+
+
+def whole(
+    *names: str,
+    help: str = "",
+    default: int | None = None,
+    least: int | None = None,
+    **more: Any,
+) -> Decorator:
+    """Return an option that is a whole number."""
+    if default is not None:
+        more |= {"default": default, "show_default": True}
+    kind = click.INT if least is None else click.IntRange(min=least)
+    return click.option(*names, type=kind, help=help or None, **more)
+
+
+def real(*names: str, default: float, help: str = "", **more: Any) -> Decorator:
+    """Return an option that is a number."""
+    more |= {"default": default, "show_default": True}
+    return click.option(*names, type=float, help=help or None, **more)
+
+
+def choice(*names: str, values: list[str], default: str, help: str, **more: Any) -> Decorator:
+    """Return an option that is one of some words."""
+    more |= {"default": default, "show_default": True}
+    return click.option(*names, type=click.Choice(values), help=help, **more)
+
+
+def file_path(*names: str, help: str, **more: Any) -> Decorator:
+    """Return an option that is the path of a file."""
+    return click.option(*names, type=click.Path(dir_okay=False, path_type=Path), help=help, **more)
+
+
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--debug``."""
     return click.option(
@@ -124,16 +160,15 @@ def backbone_options(*, several: bool) -> Decorator:
             show_default="avg",
             help="Where in the network: avg, max, gem, flatten, grid:2, block_12:max, ..." + more,
         ),
-        click.option(
+        whole(
             "--input-size",
-            type=click.IntRange(min=1),
+            least=1,
             help="Height and width of the network's input in pixels.  [default: the backbone's]",
         ),
-        click.option(
+        choice(
             "--resize",
-            type=click.Choice(["stretch", "crop"]),
+            values=["stretch", "crop"],
             default="stretch",
-            show_default=True,
             help="Stretch to the input size, or scale and cut the centre.",
         ),
         click.option(
@@ -149,33 +184,25 @@ def backbone_options(*, several: bool) -> Decorator:
             "[default: none for file:, the preset's for hub:, for savedmodel: unit, or none where "
             "it rescales pixels itself]",
         ),
-        click.option(
-            "--trust", is_flag=True, help="Run a savedmodel: backbone, which may do anything."
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            help="Images in a batch.  [default: the engine's choice]",
-        ),
+        flag("--trust", help="Run a savedmodel: backbone, which may do anything."),
+        whole("--batch-size", least=1, help="Images in a batch.  [default: the engine's choice]"),
         click.option(
             "--engine",
             default="auto",
             show_default=True,
             help="auto (keras on a GPU, else openvino), keras or openvino.",
         ),
-        click.option(
+        choice(
             "--precision",
-            type=click.Choice(["f32", "mixed"]),
+            values=["f32", "mixed"],
             default="f32",
-            show_default=True,
             help="Arithmetic; mixed is half precision with Keras and has features of its own. It "
             "is meant for GPUs and was tested on a CPU only.",
         ),
-        click.option(
+        whole(
             "--views",
-            type=click.IntRange(min=0),
             default=0,
-            show_default=True,
+            least=0,
             help="Augmented views of each image beside the image itself.",
         ),
         click.option(
@@ -183,13 +210,7 @@ def backbone_options(*, several: bool) -> Decorator:
             show_default="flip-crop-colour-1",
             help="How views are drawn: flip-1, flip-crop-1 or flip-crop-colour-1.",
         ),
-        click.option(
-            "--view-seed",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Seed of the views.",
-        ),
+        whole("--view-seed", default=0, least=0, help="Seed of the views."),
     )
 
 
@@ -465,6 +486,22 @@ def _complete_dataset(ctx: click.Context, _: Any, incomplete: str) -> list[Compl
 def data_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add DATA: a folder, a file, or the name of an extracted dataset."""
     return click.argument("data", metavar="DATA", shell_complete=_complete_dataset)(function)
+
+
+_WEIGHTS_HELP = "The backbone's weights, when they are not where they were."
+_TRUST_HELP = "Load any scikit-learn head; run a savedmodel: backbone."
+
+
+def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--weights`` and ``--trust``, which a saved model may need."""
+    return _stacked(
+        click.option("--weights", help=_WEIGHTS_HELP), flag("--trust", help=_TRUST_HELP)
+    )(function)
+
+
+def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--output`` for a model, and ``--force``."""
+    return _stacked(file_path("-o", "--output", help="Where to save it."), force_option())(function)
 
 
 def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featx.cli.options import Command, cache_option, common_options, model_argument
+from featx.cli.options import (
+    Command,
+    cache_option,
+    choice,
+    common_options,
+    flag,
+    loading_options,
+    model_argument,
+    whole,
+)
 from featx.terminal import row_writer, say, say_json, visible
 
 if TYPE_CHECKING:
@@ -23,26 +32,18 @@ _MEASURED_ROWS = 200
 @click.command("predict", cls=Command, short_help="Predict images with a model.")
 @model_argument
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=1),
-    help="Classes an image.  [default: 1; of several labels, those above 0.5]",
+@whole(
+    "--top-k", least=1, help="Classes an image.  [default: 1; of several labels, those above 0.5]"
 )
-@click.option(
+@choice(
     "--format",
     "style",
-    type=click.Choice(["table", "csv", "jsonl"]),
+    values=["table", "csv", "jsonl"],
     default="table",
-    show_default=True,
     help="How to print them.",
 )
-@click.option("--unknown", is_flag=True, help="Mark images that are unlike those of training.")
-@click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="Load any scikit-learn head; run a savedmodel: backbone.",
-)
+@flag("--unknown", help="Mark images that are unlike those of training.")
+@loading_options
 @cache_option
 @common_options
 def command(

@@ -17,13 +17,16 @@ from featx.cli.options import (
     common_options,
     data_argument,
     extraction_arguments,
-    force_option,
+    file_path,
+    flag,
     json_option,
     label_kind_option,
     max_ram_option,
     multilabel_option,
     next_prediction,
+    output_option,
     seed_option,
+    whole,
 )
 from featx.cli.show import show_features, table
 from featx.terminal import say, say_json
@@ -70,9 +73,8 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
     help="standard (the head as it is), none, l2, pca:64, pca:0.95 or whiten:64. Repeat it for "
     "several.  [default: standard]",
 )
-@click.option(
+@file_path(
     "--space",
-    type=click.Path(dir_okay=False, path_type=Path),
     help="Heads, transforms, backbones and taps in a JSON, TOML or YAML file, in place of --head "
     "and --transform.",
 )
@@ -82,22 +84,10 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
     show_default=True,
     help="grid, random, halving (all on few rows, the better third on more) or optuna.",
 )
-@click.option("--trials", type=click.IntRange(min=1), help="How many to draw; not for grid.")
-@click.option(
-    "--cv",
-    type=click.IntRange(min=2),
-    default=5,
-    show_default=True,
-    help="Folds.",
-)
+@whole("--trials", least=1, help="How many to draw; not for grid.")
+@whole("--cv", default=5, least=2, help="Folds.")
 @click.option("--on-split", help="Measure on this split of DATA, such as val, instead of on folds.")
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="How many times the folds are drawn.",
-)
+@whole("--repeats", default=1, least=1, help="How many times the folds are drawn.")
 @click.option(
     "--scoring",
     help="accuracy, balanced_accuracy, macro_f1, log_loss or top5; with --multilabel "
@@ -109,28 +99,17 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
     show_default="test where there is such a split, else nested where cheap, else holdout",
     help="How the winner is scored: test, holdout, nested or none.",
 )
-@click.option(
+@flag(
     "--one-standard-error",
-    is_flag=True,
     help="Take the cheapest of all that are within one standard error of the best.",
 )
 @click.option(
     "--budget", callback=_seconds, help="Time after which no trial is started: 60s, 10m, 1h."
 )
-@click.option(
-    "--jobs", "n_jobs", type=int, default=-1, show_default=True, help="Fits at a time; -1: cores."
-)
-@click.option("--fresh", is_flag=True, help="Forget finished trials of the same search.")
-@click.option(
-    "--csv",
-    "csv_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the whole leaderboard there.",
-)
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to save it."
-)
-@force_option()
+@whole("--jobs", "n_jobs", default=-1, help="Fits at a time; -1: cores.")
+@flag("--fresh", help="Forget finished trials of the same search.")
+@file_path("--csv", "csv_file", help="Write the whole leaderboard there.")
+@output_option
 @cache_option
 @seed_option
 @multilabel_option

@@ -17,13 +17,15 @@ from featx.cli.options import (
     common_options,
     data_argument,
     extraction_arguments,
-    force_option,
+    flag,
     json_option,
     label_kind_option,
     max_ram_option,
     multilabel_option,
     next_prediction,
+    output_option,
     seed_option,
+    whole,
 )
 from featx.cli.show import label_scores, show_features
 from featx.terminal import say, say_json
@@ -46,20 +48,11 @@ def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
     help="logistic, svm, knn, ridge, lda, forest or dense:1024,1024, with parameters as in "
     "logistic:C=0.1",
 )
-@click.option(
-    "--cv", type=click.IntRange(min=0), default=5, show_default=True, help="Folds; 0 for none."
-)
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to save it."
-)
-@force_option()
+@whole("--cv", default=5, least=0, help="Folds; 0 for none.")
+@output_option
 @cache_option
 @seed_option
-@click.option(
-    "--average-views",
-    is_flag=True,
-    help="Predict by the mean over an image and its --views, at their price.",
-)
+@flag("--average-views", help="Predict by the mean over an image and its --views, at their price.")
 @multilabel_option
 @label_kind_option
 @max_ram_option

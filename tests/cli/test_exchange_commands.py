@@ -11,7 +11,7 @@ import featx
 from featx.cache.manifest import Block
 from featx.cli import dataset as dataset_command
 from featx.cli import import_ as import_command
-from featx.cli.cache_pack import pack
+from featx.cli.cache import pack
 from featx.exceptions import DatasetError
 from featx.importing.importer import import_features
 
