@@ -108,27 +108,6 @@ def test_names_that_are_not_utf8_survive(tmp_path):
     assert data.y.tolist() == ["caf\udce9"]
 
 
-@pytest.mark.parametrize(
-    ("folders", "splits"),
-    [
-        (("train", "val", "test"), ["test", "train", "val"]),
-        (("Training", "Validation"), ["train", "val"]),
-        (("train",), ["train"]),
-        (("valid", "testing"), ["test", "val"]),
-    ],
-)
-def test_splits(tmp_path, folders, splits):
-    for folder in folders:
-        for name in ("cat", "dog"):
-            touch(tmp_path / folder / name / "a.png")
-    data = ImageDataset.from_folder(tmp_path)
-    assert data.classes == ("cat", "dog")
-    assert sorted(set(data.splits)) == splits
-    for path, split, label in zip(data.paths, data.splits, data.y, strict=True):
-        assert path.split("/")[0][:2].lower() == split[:2]
-        assert path.split("/")[1] == label
-
-
 def test_a_split_without_classes_is_unlabelled(tmp_path):
     for name in ("train/cat/a.png", "train/dog/a.png", "train/x.png", "test/1.png"):
         touch(tmp_path / name)
@@ -139,14 +118,6 @@ def test_a_split_without_classes_is_unlabelled(tmp_path):
     assert data.y.tolist() == ["", "cat", "dog"]
     assert data.strays == ("train/x.png",)
     assert "1 without a label" in repr(data)
-
-
-def test_folders_named_like_splits_may_be_classes(tmp_path):
-    touch(tmp_path / "train/a.png")
-    touch(tmp_path / "test/a.png")
-    data = ImageDataset.from_folder(tmp_path)
-    assert data.classes == ("test", "train")
-    assert data.splits is None
 
 
 def test_without_labels(tmp_path):

@@ -1,4 +1,4 @@
-"""The loader: order, the ledger's facts, and threads that end."""
+"""The loader: order, the line, the facts of each image, and threads that end."""
 
 import hashlib
 import itertools
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from PIL import Image, ImageFile
 from featx.exceptions import CacheError, DatasetError, ImageError
 from featx.images import decode as decode_module
 from featx.images import image_files
+from featx.images import line as line_module
 from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_image
 from featx.images.image_files import array_key, hash_file
+from featx.images.line import Line, Loaded
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 
@@ -143,6 +146,8 @@ def test_keys_of_arrays_tell_shape_and_type():
     assert len({array_key(x) for x in [a, *others]}) == 6
     assert len(array_key(a)) == 32
     assert array_key(a[::2, ::2]) == array_key(np.zeros((2, 2), np.uint8))
+    b = np.arange(6, dtype="<u2").reshape(2, 3)
+    assert array_key(b) == array_key(b.astype(">u2")) == array_key(np.asfortranarray(b))
 
 
 def test_look_ahead_is_bounded(folder):
@@ -232,22 +237,151 @@ def test_wrong_settings(folder):
     assert (row.index, row.status) == (99, "failed")
 
 
-def test_importing_the_package_loads_no_image_library():
-    code = (
-        "import sys, featx.images\n"
-        "print([m for m in ('PIL', 'h5py', 'tensorflow', 'keras', 'sklearn') if m in sys.modules])"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
-    assert out.stdout.strip() == b"[]"
+def test_importing_loads_no_more_than_is_needed(run_python):
+    code = "import sys, {}; print([m for m in {} if m in sys.modules])"
+    libraries = ["PIL", "h5py", "tensorflow", "keras", "sklearn"]
+    assert run_python(code.format("featx.images", libraries)).stdout == "[]\n"
+    # What a process that decodes has no use for.
+    others = [*libraries[1:], "scipy", "csv", "zipfile", "multiprocessing", "concurrent"]
+    worker = code.format("featx.images.worker_main, PIL.Image", [*others, "featx.images.dataset"])
+    assert run_python(worker).stdout == "[]\n"
 
 
-def test_a_process_that_decodes_imports_what_decoding_needs():
-    code = (
-        "import sys, featx.images.worker_main, featx.images.decode, PIL.Image\n"
-        "print([m for m in ('h5py', 'tensorflow', 'keras', 'sklearn', 'scipy', 'csv', 'zipfile',"
-        " 'featx.images.dataset', 'multiprocessing', 'concurrent') if m in sys.modules])"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
-    assert out.stdout.strip() == b"[]"
+SMALL = [((8, 8), ImagePolicy())]
+
+
+@pytest.fixture
+def images(tmp_path, draw_photo):
+    for i in range(12):
+        draw_photo(tmp_path, f"{i:02d}.jpg", seed=i, colour=(90, 120, 60))
+    return ImageDataset.from_folder(tmp_path, labels="none")
+
+
+def failed(index):
+    return Loaded(index=index, key=None, status="failed")
+
+
+def serve(line, held_up=(), gate=None):
+    """Do what the line asks for; wait at some images for the gate."""
+
+    def work():
+        while tasks := line.take():
+            for place, image in tasks:
+                if image in held_up:
+                    gate.wait(120)
+                line.give([(place, failed(image))])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(line_module, "_PATIENCE_S", 0.05)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("ahead", "chunk"), [(1, 4), (4, 4), (10, 4), (64, 1)])
+def test_everything_comes_once_and_in_order(workers, ahead, chunk):
+    line = Line(iter(range(200)), ahead=ahead, chunk=chunk)
+    threads = [serve(line) for _ in range(workers)]
+    assert [row.index for row in line] == list(range(200))
+    line.close()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+def test_an_image_that_holds_up_the_rest_is_overtaken(impatient):
+    gate = threading.Event()
+    line = Line(iter(range(200)), ahead=16, chunk=4)
+    threads = [serve(line, {5}, gate) for _ in range(2)]
+    got = []
+    for row in line:
+        got.append(row.index)
+        if len(got) == 150:
+            gate.set()
+    assert sorted(got) == list(range(200))
+    late = [5, 6, 7]
+    assert [i for i in got if i not in late] == [i for i in range(200) if i not in late]
+    assert min(got.index(i) for i in late) >= 150
+    line.close()
+    for thread in threads:
+        thread.join(120)
+
+
+def test_the_window_stays_bounded_while_images_are_overtaken(impatient):
+    gate = threading.Event()
+    asked = itertools.count()
+    seen = []
+
+    def endless():
+        for n in asked:
+            seen.append(n)
+            yield n
+
+    line = Line(endless(), ahead=16, chunk=4)
+    threads = [serve(line, {0, 9}, gate) for _ in range(3)]
+    for taken, _ in enumerate(itertools.islice(line, 100), 1):
+        assert len(seen) <= taken + 16
+    gate.set()
+    line.close()
+    for thread in threads:
+        thread.join(120)
+
+
+def test_the_last_images_do_not_wait_for_a_slow_one_either(impatient):
+    gate = threading.Event()
+    line = Line(iter(range(8)), ahead=64, chunk=1)
+    threads = [serve(line, {2}, gate) for _ in range(2)]
+    stream = iter(line)
+    assert [next(stream).index for _ in range(7)] == [0, 1, 3, 4, 5, 6, 7]
+    gate.set()
+    assert [row.index for row in stream] == [2]
+    line.close()
+    for thread in threads:
+        thread.join(120)
+
+
+def test_a_slow_consumer_gets_everything_in_order(impatient):
+    line = Line(iter(range(40)), ahead=8, chunk=2)
+    threads = [serve(line) for _ in range(3)]
+    got = []
+    for row in line:
+        got.append(row.index)
+        if row.index % 10 == 0:
+            time.sleep(0.12)
+    assert got == list(range(40))
+    line.close()
+    for thread in threads:
+        thread.join(120)
+
+
+def test_an_error_ends_the_line():
+    line = Line(iter(range(8)), ahead=8, chunk=1)
+    line.fail(RuntimeError("gone"))
+    line.fail(RuntimeError("later"))
+    with pytest.raises(RuntimeError, match="gone"):
+        list(line)
+    line.close()
+    assert line.take() is None
+
+
+def test_one_slow_file_does_not_stall_the_others(images, monkeypatch):
+    # As a file on a network drive that does not answer.
+    gate, read = threading.Event(), ImageDataset.read
+
+    def slow(self, index):
+        if index == 1:
+            gate.wait(120)
+        return read(self, index)
+
+    monkeypatch.setattr(ImageDataset, "read", slow)
+    order = [*range(12), *[2, 3, 4, 5, 6] * 6]
+    stream = load_images(images, order, SMALL, workers=2, ahead=8)
+    got = [next(stream).index for _ in range(len(order) - 2)]
+    assert 1 not in got
+    gate.set()
+    got += [row.index for row in stream]
+    assert sorted(got) == sorted(order)

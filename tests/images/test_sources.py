@@ -1,13 +1,22 @@
-from __future__ import annotations
+"""The same data through every door: paths in any container, pictures in any form."""
 
+import io
+import struct
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageOps
 
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
+from featx.images.decode import decode_rgb
+from featx.images.image_files import file_key
+from featx.images.loader import load_images
 from featx.images.sources import listed_paths
+from featx.spec import ImagePolicy
 
 NAMES = ["a.jpg", "b/ü.jpg"]
 BYTES = [name.encode() for name in NAMES]
@@ -91,3 +100,237 @@ def test_features_are_no_paths(features):
 def test_what_is_no_path_has_its_message(given, message):
     with pytest.raises(DatasetError, match=message):
         ImageDataset.from_any(given)
+
+
+RNG = np.random.default_rng(3)
+PHOTO = Image.fromarray(RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize((52, 36), 2)
+DEEP = RNG.integers(0, 65536, (36, 52)).astype(np.uint16)
+
+
+def turned(orientation):
+    block = Image.Exif()
+    block[0x0112] = orientation
+    return block
+
+
+def with_alpha(mode):
+    image = PHOTO.convert(mode)
+    image.putalpha(Image.fromarray((DEEP >> 8).astype(np.uint8)))
+    return image
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+FILES = {
+    "photo.jpg": encode(PHOTO, "JPEG", quality=95),
+    "turned.jpg": encode(PHOTO, "JPEG", exif=turned(8)),
+    "turned.png": encode(PHOTO, "PNG", exif=turned(5)),
+    "turned.webp": encode(PHOTO, "WEBP", exif=turned(3), lossless=True),
+    "turned.tiff": encode(PHOTO, "TIFF", exif=turned(6)),
+    "cmyk.jpg": encode(PHOTO.convert("CMYK"), "JPEG"),
+    "grey.bmp": encode(PHOTO.convert("L"), "BMP"),
+    "lines.pbm": encode(PHOTO.convert("1"), "PPM"),
+    "lines.png": encode(PHOTO.convert("1"), "PNG"),
+    "alpha.png": encode(with_alpha("RGB"), "PNG"),
+    "alpha.webp": encode(with_alpha("RGB"), "WEBP", lossless=True),
+    "grey-alpha.png": encode(with_alpha("L"), "PNG", exif=turned(7)),
+    "clear-colour.png": encode(PHOTO, "PNG", transparency=PHOTO.getpixel((0, 0))),
+    "clear-grey.png": encode(
+        PHOTO.convert("L"), "PNG", transparency=PHOTO.convert("L").getpixel((5, 5))
+    ),
+    "palette.png": encode(PHOTO.quantize(8), "PNG", transparency=bytes([0, 90, 200])),
+    "palette.gif": encode(PHOTO.quantize(8), "GIF", transparency=2),
+    "animation.gif": encode(PHOTO, "GIF", save_all=True, append_images=[ImageOps.mirror(PHOTO)]),
+    "pages.tiff": encode(PHOTO, "TIFF", save_all=True, append_images=[ImageOps.mirror(PHOTO)]),
+    "deep.png": encode(Image.fromarray(DEEP), "PNG"),
+    "deep.tiff": encode(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
+    "text.ppm": b"P3\n2 1\n255\n10 20 30 40 50 60\n",
+}
+
+
+def read(images, size=(24, 20)):
+    """Return the key and the pixels of the only image."""
+    data = ImageDataset.from_any(images)
+    (loaded,) = load_images(data, range(len(data)), [(size, ImagePolicy())], workers=1)
+    assert loaded.status == "decoded", loaded.reason
+    return loaded.key, loaded.pixels[0]
+
+
+def reason(images):
+    """Return why the only image cannot be read."""
+    data = ImageDataset.from_any(images)
+    (row,) = load_images(data, [0], [((8, 8), ImagePolicy())], workers=1)
+    assert (row.status, row.key) == ("failed", None)
+    return row.reason
+
+
+def loaded(content):
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_is_the_same_through_every_door(name, tmp_path):
+    content = FILES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    key, pixels = read([path])
+    assert key == file_key(content)
+    with path.open("rb") as file, Image.open(path) as lazy, tempfile.TemporaryFile() as written:
+        written.write(content)
+        doors = [
+            [content],
+            content,
+            bytearray(content),
+            np.array([content, None], dtype=object)[:1],
+            io.BytesIO(content),
+            [file],
+            written,
+            lazy,
+            [Image.open(io.BytesIO(content))],
+            path,
+        ]
+        for door in doors:
+            same_key, same = read(door)
+            assert same_key == key
+            assert np.array_equal(same, pixels)
+    in_memory = loaded(content)
+    before = in_memory.tobytes()
+    for image in (in_memory, in_memory.copy(), ImageOps.exif_transpose(in_memory)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(read([image])[1], pixels)
+    assert in_memory.tobytes() == before
+    assert np.array_equal(read(decode_rgb(content))[1], pixels)
+
+
+def test_an_open_file_stays_where_it_stands_and_can_be_read_again():
+    file = io.BytesIO(FILES["photo.jpg"])
+    file.seek(7)
+    assert np.array_equal(read(file)[1], read([file])[1])
+    assert file.tell() == 7
+    image = Image.open(file)
+    read(image)
+    image.load()
+    assert image.convert("RGB").size == PHOTO.size
+
+
+def test_a_pil_image_is_what_it_shows_and_not_what_its_file_has(tmp_path):
+    path = tmp_path / "a.gif"
+    path.write_bytes(FILES["animation.gif"])
+    with Image.open(path) as image:
+        image.seek(1)
+        second = read(image)[1]
+        assert not np.array_equal(second, read(path)[1])
+        assert np.array_equal(second, read(np.asarray(image.convert("RGB")))[1])
+    drawn = loaded(FILES["photo.jpg"])
+    ImageDraw.Draw(drawn).rectangle((0, 0, 30, 30), "red")
+    assert np.array_equal(read(drawn)[1], read(np.asarray(drawn))[1])
+    small = Image.open(io.BytesIO(encode(PHOTO.resize((400, 300)), "JPEG")))
+    small.draft("RGB", (100, 75))
+    assert np.array_equal(read(small)[1], read(np.asarray(small))[1])
+
+
+def test_exif_that_was_set_in_memory_counts_and_xmp_does_not():
+    image = PHOTO.copy()
+    image.getexif()[0x0112] = 6
+    assert np.array_equal(read(image)[1], read(np.asarray(ImageOps.exif_transpose(image)))[1])
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    content = encode(PHOTO, "JPEG", xmp=xmp)
+    assert np.array_equal(read(loaded(content))[1], read(content)[1])
+
+
+# Types of EXIF values: BYTE, ASCII, SHORT, LONG, SBYTE, UNDEFINED, SSHORT, SLONG, IFD.
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(1, "B"), (2, "B"), (3, "H"), (4, "I"), (6, "b"), (7, "B"), (8, "h"), (9, "i"), (13, "I")],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9])
+def test_an_orientation_of_any_type_is_applied_as_pillow_does(kind, value, order, orientation):
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(f"{order}IHHHI", 8, 1, 0x0112, kind, 1)
+    block = mark + entry + struct.pack(order + value, orientation).ljust(4, b"\0") + bytes(4)
+    content = encode(PHOTO, "PNG", exif=b"Exif\0\0" + block)
+    expected = np.asarray(ImageOps.exif_transpose(loaded(content)))
+    assert np.array_equal(decode_rgb(content), expected)
+    image = loaded(content)
+    assert np.array_equal(read(image, image.size)[1], read(content, image.size)[1])
+
+
+def test_a_format_that_featx_does_not_decode_is_refused_before_a_decoder_runs(monkeypatch):
+    drawing = io.BytesIO()
+    PHOTO.save(drawing, "EPS")
+    image = Image.open(drawing)
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript ran")
+    )
+    assert reason([image]).startswith("a PIL image of format EPS is not loaded yet")
+    tga = Image.open(io.BytesIO(encode(PHOTO, "TGA")))
+    assert "format TGA is not loaded yet" in reason(tga)
+    assert np.array_equal(read(loaded(encode(PHOTO, "TGA")))[1], read(PHOTO)[1])
+
+
+def test_what_cannot_be_read_has_its_reason(tmp_path, monkeypatch):
+    text = tmp_path / "a.txt"
+    text.write_text("words")
+    with text.open(encoding="utf-8") as file:
+        assert reason(file) == "the file is open as text: open it with mode 'rb'"
+    closed = io.BytesIO(FILES["photo.jpg"])
+    closed.close()
+    assert reason([closed]).endswith("closed file.): give its content, as bytes")
+    with Image.open(io.BytesIO(FILES["photo.jpg"])) as image:
+        pass
+    assert reason([image]).startswith("a PIL image was closed before it was loaded")
+    with pytest.raises(DatasetError, match="for the paths of a table, received list: leave it out"):
+        ImageDataset.from_any([FILES["photo.jpg"]], root=tmp_path)
+    with pytest.raises(DatasetError, match="content of a file: give a list of paths only"):
+        ImageDataset.from_any(["a.jpg", FILES["photo.jpg"]])
+    with pytest.raises(DatasetError, match="received str at 1"):
+        ImageDataset.from_any([PHOTO, "a.jpg"])
+    monkeypatch.setattr("featx.images.arrays.MAX_FILE_BYTES", 100)
+    assert reason(io.BytesIO(FILES["photo.jpg"])) == "the file is too large: the limit is 100 bytes"
+
+
+def test_one_bad_picture_fails_alone(monkeypatch):
+    floats = Image.fromarray(np.zeros((4, 4), np.float32))
+    damaged = FILES["photo.jpg"][:-300]
+    data = ImageDataset.from_any([PHOTO, floats, damaged, b"no image\0", FILES["text.ppm"]])
+    rows = {row.index: row for row in load_images(data, range(5), [((8, 8), ImagePolicy())])}
+    assert [rows[i].status for i in range(5)] == [
+        "decoded",
+        "failed",
+        "failed",
+        "failed",
+        "decoded",
+    ]
+    assert "mode 'F' (32-bit floating point) have no known range" in rows[1].reason
+    assert rows[2].reason.startswith("truncated")
+    assert rows[3].reason.startswith("not an image")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="too large: 52x36 pixels, the limit is 1000 pixels"):
+        data.image(0)
+
+
+@pytest.mark.parametrize("shape", [(36, 52, 3), (36, 52, 4), (36, 52, 1)])
+def test_an_array_with_channels_is_one_picture(shape):
+    array = RNG.integers(0, 256, shape, dtype=np.uint8)
+    assert len(ImageDataset.from_any(array)) == 1
+    assert np.array_equal(read(array)[1], read([array])[1])
+    assert len(ImageDataset.from_arrays(array, ["a"] * 36)) == 36
+
+
+def test_an_array_that_can_be_read_in_two_ways_is_refused():
+    array = np.zeros((3, 48, 64), np.uint8)
+    both = "3 grey pictures of 48x64 or one channels-first picture"
+    with pytest.raises(DatasetError, match=both):
+        ImageDataset.from_any(array)
+    assert len(ImageDataset.from_any(array[..., None])) == 3
+    assert len(ImageDataset.from_any(array.transpose(1, 2, 0))) == 1
+    assert len(ImageDataset.from_arrays(array, list("abc"))) == 3
+    assert len(ImageDataset.from_any(np.zeros((5, 48, 64), np.uint8))) == 5
