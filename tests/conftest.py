@@ -166,8 +166,9 @@ def featx_command(tmp_path):
         words = list(map(str, args))
         with pytest.MonkeyPatch.context() as patch, process_state(patch, stdin) as output:
             patch.chdir(tmp_path)
+            patch.setattr(sys, "argv", ["featx", *words])
             try:
-                main(words)
+                main()
             except SystemExit as error:
                 status = error.code
             except Exception:
