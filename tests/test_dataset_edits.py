@@ -67,7 +67,7 @@ def test_edits_are_kept_in_the_manifest(photos, extract, edit, layout):
         (({"edit": "paint"},), "the edit 'paint' of 'photos' is not known .*: upgrade featx"),
         (({"edit": "split"},), "damaged edits of 'photos'"),
         (({"edit": "relabel", "classes": {}, "keys": {"x": "a"}},), "damaged edits of 'photos'"),
-        (("split",), r"photos\.h5.* the edits are none"),
+        (("split",), r"photos\.h5.* the edits are not a list of objects"),
     ],
 )
 def test_damaged_edits_are_named(photos, extract, layout, edits, message):

@@ -193,7 +193,7 @@ def _carry_out(
 
 
 def _reused(paths: Sequence[Path], older_than_s: float) -> bool:
-    """Return whether an extraction has begun to count on one of some shards."""
+    """Return whether an extraction now counts on one of these shards."""
     for path in paths:
         with suppress(FileNotFoundError):
             if _is_young(path, older_than_s):
@@ -221,7 +221,7 @@ def _report(
 
 
 def _may_go(folder: Path, older_than_s: float, *, but: _Plan | None = None) -> bool:
-    """Return whether nothing is left in a space, or would be once a plan was carried out."""
+    """Return whether a space is empty, or would be after a plan was carried out."""
     going = {shard.path for group in but.groups for shard in group.old} if but else set()
     names = {path.name for path in list_folder(folder)}
     try:
@@ -247,7 +247,7 @@ def _remove_folder(layout: CacheLayout, folder: Path) -> bool:
         except FileNotFoundError:
             return True
         except OSError:
-            # Not empty any more: a shard came in, which needs its specification.
+            # A shard came in meanwhile, and needs its specification.
             if spec is not None and list_shards(folder) and not path.exists():
                 publish_bytes(layout, path, spec)
             return False

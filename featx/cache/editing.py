@@ -29,9 +29,9 @@ _FIRST, _LAST = ("test", "val"), "train"
 def remove_rows(
     manifest: Manifest, globs: Iterable[str] = (), *, status: Iterable[str] = ()
 ) -> Manifest:
-    """Leave out rows by patterns such as ``red/*.gif`` (``*`` crosses slashes) and by status.
+    """Remove rows by patterns such as ``red/*.gif`` (``*`` crosses slashes) or by status.
 
-    The status ``duplicate`` leaves the first of equal images.
+    The status ``duplicate`` keeps the first of equal images.
     """
     edit: dict[str, Any] = {"edit": "remove", "globs": sorted(globs), "status": sorted(status)}
     for name in edit["status"]:
@@ -124,7 +124,7 @@ def _split(manifest: Manifest, edit: Edit, earlier: Manifest | None = None) -> M
         known = None if earlier is None else _known_splits(manifest, rows, earlier)
         labels = manifest.label[rows]
         new = stratified_splits(keys, groups, labels, fractions, seed=seed, earlier=known)
-    # What could not be read this time, or was not reached, keeps what it had.
+    # Images that were not read this time keep their split.
     old = {} if earlier is None else dict(zip(earlier.path, earlier.split, strict=True))
     splits = [old.get(path, "") for path in manifest.path]
     for row, split in zip(rows.tolist(), new, strict=True):
@@ -135,7 +135,7 @@ def _split(manifest: Manifest, edit: Edit, earlier: Manifest | None = None) -> M
 def _known_splits(
     manifest: Manifest, rows: NDArray[np.intp], earlier: Manifest
 ) -> dict[bytes, str]:
-    """Return the earlier splits by key; of rows whose key was not known then, by path."""
+    """Return the earlier split of each key; rows that had no key then are matched by path."""
     known, unread = {}, {}
     for path, key, split in zip(earlier.path, earlier.key, earlier.split, strict=True):
         if split and key.any():
@@ -194,7 +194,7 @@ def _take(manifest: Manifest, rows: NDArray[np.intp]) -> Manifest:
 
 
 def restated(manifest: Manifest) -> Manifest:
-    """Let the first of equal images be ``ok`` and the others ``duplicate``."""
+    """Return a manifest in which the first of equal images is ``ok``, the others ``duplicate``."""
     rows = manifest.usable
     status = manifest.status.copy()
     status[rows] = DUPLICATE
@@ -228,7 +228,7 @@ def _edited(manifest: Manifest, edit: dict[str, object]) -> Manifest:
 
 
 def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
-    """Do to a manifest that was made anew what was done to it before.
+    """Return a new manifest of the same data with the edits of the earlier one.
 
     Images that came since are treated like the others.
     """
@@ -246,14 +246,14 @@ def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
 
 
 def later_edits(earlier: Manifest | None, current: Manifest) -> Manifest:
-    """Return a dataset with those of its edits only that it did not have before."""
+    """Return a dataset with only the edits that came after an earlier state of it."""
     before = () if earlier is None else earlier.edits
     begins_alike = current.edits[: len(before)] == before
     return replace(current, edits=current.edits[len(before) :] if begins_alike else ())
 
 
 def kept_rows(earlier: Manifest, paths: Sequence[str]) -> list[int]:
-    """Return the rows of a folder whose paths were not left out: the others need not be read."""
+    """Return the rows of a folder whose paths no edit removed: the others need not be read."""
     globs = [glob for edit in earlier.edits for glob in edit.get("globs", ())]
     return [
         row for row, path in enumerate(paths) if not any(fnmatchcase(path, glob) for glob in globs)
@@ -292,7 +292,7 @@ def related_rows(keys: Keys, groups: Sequence[str]) -> NDArray[np.int64]:
             least = np.full(int(part.max()) + 1, len(rows))
             np.minimum.at(least, part, heads)
             heads = least[part]
-        # Each number is that of a row of the same kind, so its own is one too: chains halve.
+        # The head of a related row is related too, so that chains halve.
         heads = heads[heads]
         if np.array_equal(heads, before):
             return heads
@@ -324,7 +324,7 @@ def _positions(
     """Return a number in [0, 1) for each row, the same for related rows."""
     named = np.array([bool(group) for group in groups], np.bool_)
     positions = np.full(len(keys), np.inf)
-    # The key counts only where no group is near, so that a copy without a group moves nothing.
+    # The key counts only where no related row has a group: a copy without a group moves nothing.
     grouped = np.zeros(len(keys), np.bool_)
     grouped[together[named]] = True
     known: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Read and write the elements of featx's HDF5 files, trusting nothing that is read.
+"""Read and write the elements of featx's HDF5 files; nothing that is read is trusted.
 
 Every element carries a ``type`` and a ``version``. What is read is checked against them, and
 against the size of the file, before any of its data is touched: links out of the file, external
@@ -58,8 +58,8 @@ class Array:
 
     def check(self) -> None:
         """Compare the bytes with their digest, and refuse NaN and infinity, in bounded memory."""
-        # They are read, not mapped: a sector that cannot be read is then an error, where touching
-        # a map would end the process.
+        # Read, not mapped: a bad sector is then an error, where touching a map would end the
+        # process.
         left = math.prod(self.shape) * self.dtype.itemsize
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(min(left, _CHUNK_BYTES)))
@@ -162,13 +162,13 @@ def write_chunks(
     chunks: Iterable[Values],
     kind: str,
 ) -> None:
-    """Write an array as `write_array` does, of which one chunk of rows after the other comes."""
+    """Write an array as `write_array` does, one chunk of rows after the other."""
     dataset = group.create_dataset(name, shape, dtype, track_times=False)
     digest, start = hashlib.sha256(), 0
     for values in chunks:
         if values.size:
             dataset[start : start + len(values)] = values
-            # As bytes: buffers of NumPy's text type are not given out.
+            # As bytes: NumPy's text type has no buffer.
             digest.update(np.ascontiguousarray(values).view(np.uint8).data)
         start += len(values)
     tag(dataset, kind)
@@ -220,7 +220,7 @@ def attribute(item: h5py.HLObject, name: str) -> str | int:
         raise CacheFormatError(f"attribute {name!r} is missing at {item.name}") from error
     dtype = stored.dtype
     if stored.shape != () or dtype.kind not in "Si" or dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
-        raise CacheFormatError(f"attribute {name!r} at {item.name} is no text and no number")
+        raise CacheFormatError(f"attribute {name!r} at {item.name} is neither text nor a number")
     value = np.empty((), dtype)
     stored.read(value)
     plain = value.item()
@@ -260,7 +260,7 @@ def find_array(
 def read_array(group: h5py.Group, name: str, *, dtype: str, ndim: int = 1) -> Values:
     """Read a small array and check its digest."""
     array = find_array(group, name, "featx-array", ndim=ndim, dtypes=(dtype,))
-    # Through the open file: another one may have taken its place in the folder meanwhile.
+    # Through the open file: its name may stand for another one by now.
     values: Values = group[name][...]
     if hashlib.sha256(values.data).hexdigest() != array.sha256:
         raise CacheFormatError(f"the bytes of {array.name} do not have the digest stated with them")
@@ -275,7 +275,9 @@ def read_strings(group: h5py.Group, name: str) -> list[str]:
     bounds = np.concatenate([[0], ends])
     if (bounds[1:] < bounds[:-1]).any() or bounds[-1] != len(text):
         raise CacheFormatError(f"the strings of {column.name} do not fit their ends")
-    return [
-        text[start:stop].decode("utf-8", "surrogateescape")
-        for start, stop in pairwise(bounds.data)  # one number at a time, unlike tolist
-    ]
+    spans = pairwise(bounds.data)  # one number at a time, unlike tolist
+    if text.isascii():  # one piece of text is cut more than twice as fast as bytes
+        whole = text.decode("ascii")
+        del text
+        return [whole[start:stop] for start, stop in spans]
+    return [text[start:stop].decode("utf-8", "surrogateescape") for start, stop in spans]

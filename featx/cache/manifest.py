@@ -43,7 +43,7 @@ OK, FAILED, DUPLICATE, PENDING = range(4)
 _KIND = "featx-manifest"
 _STRINGS = ("path", "group", "split", "reason")
 _NUMBERS = {**dict.fromkeys(STAMP, "<i8"), "label": "<i4", "key": "|u1", "status": "|u1"}
-# Not there in manifests of featx 0.1, which knew neither.
+# Absent in manifests of featx 0.1.
 _OPTIONAL = ("ctime_ns", "birth_ns")
 _ATTEMPTS = 100
 
@@ -204,7 +204,7 @@ def read_manifest(path: Path) -> Manifest:
             raise CacheFormatError("the columns differ in length")
         edits = header.get("edits", [])
         if not all(isinstance(edit, dict) and isinstance(edit.get("edit"), str) for edit in edits):
-            raise CacheFormatError("the edits are none")
+            raise CacheFormatError("the edits are not a list of objects")
         return Manifest(
             name=header["name"],
             root=header["root"],
@@ -244,7 +244,7 @@ _OWN_NETWORKS = {
 def extract_command(data: str, block: Block) -> str:
     """Return the command that computes a block of a dataset again, or brings it in again."""
     if block.backbone.startswith("import:"):
-        # Under the name of the first import, which the space of a renamed dataset keeps.
+        # The space keeps the name of the first import when the dataset is renamed.
         return f"featx import {_quoted(block.backbone.removeprefix('import:'))} FILE"
     tap = "" if block.tap == "avg" else f" --tap {block.tap}"
     backbone = _OWN_NETWORKS.get(block.backbone.partition(":")[0], block.backbone)
@@ -333,7 +333,7 @@ def rewrite_dataset(
     seen: tuple[FileVersion, Manifest | None] | None = None,
     still: Callable[[], bool] = lambda: True,
 ) -> Manifest:
-    """Write a dataset whose columns were made anew, keeping what others did to it meanwhile.
+    """Write new columns of a dataset, and keep what others did to it meanwhile.
 
     `make` returns what to write, given what is there by now (None where there is nothing, or
     nothing that can be read), and may be called several times. `seen` is what was read before.

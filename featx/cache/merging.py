@@ -59,7 +59,7 @@ class _Copied:
 
 
 def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
-    """Copy what another cache has and this one, which is made if it is not there, has not.
+    """Copy what another cache has and this one lacks; this one is made if it is not there.
 
     Stopped at any instant, it can be run again: what was copied before is kept.
     """
@@ -144,14 +144,14 @@ def _copy_shard(space: FeatureSpace, path: Path) -> None:
         with temporary.open("xb") as file:
             for chunk in _read_chunks(path):
                 file.write(chunk)
-        # What went wrong on the way is found, too.
+        # This finds errors of the copy, too.
         read_shard(temporary, space.spec.digest).check()
 
     publish(space.layout, new_shard(space.folder), copy)
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:
-    # Only what fails in here is the source's fault; what fails while writing is the target's.
+    # Errors in here are the source's; errors of writing are the target's.
     with reading(path), path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
@@ -187,7 +187,7 @@ def _merge_dataset(
                 return MergedDataset(incoming.name, name, "copied")
             except CacheFormatError as error:
                 return _skip(here, "manifest", error)
-            # The same, wherever the images lie.
+            # The folders of the images may differ.
             if same_manifest(present, renamed, but=_LOCAL):
                 more = tuple(block for block in incoming.blocks if block not in present.blocks)
                 if more:

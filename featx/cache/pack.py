@@ -194,7 +194,7 @@ def _write_npy(archive: zipfile.ZipFile, name: str, array: _Array) -> None:
         "fortran_order": False,
         "shape": array.shape,
     }
-    # Its size is not known to be small beforehand, so the long form of the entry is needed.
+    # The entry may be larger than 4 GiB, which needs its long form.
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_2_0(member, header)
         for values in array.chunks():
@@ -256,7 +256,7 @@ def _write_safetensors(path: Path, content: _Content) -> None:
     # Wider elements first, so that each tensor begins at a multiple of its element.
     tensors = {name: arrays[name] for name in ("y", "X", "keys") if name in arrays}
     metadata = {"type": "featx-pack", "version": "1", **content.facts()}
-    # Readers refuse text that is not valid, as names of files may be.
+    # Readers refuse invalid UTF-8, which names of files may contain.
     for name, column in content.texts().items():
         metadata[name] = json.dumps([_valid_text(value) for value in column])
     entries: dict[str, Any] = {"__metadata__": metadata}

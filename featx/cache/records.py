@@ -1,8 +1,8 @@
 """Small files of JSON with a checksum that only save work: anybody may remove them.
 
 ``checked/<space>.json`` says which shards were compared with their digests, ``origins/`` how a
-backbone was named in an extraction. Both are hints: nothing is believed of a file that has changed
-since, and the weights that an origin names are compared with their digest.
+backbone was named in an extraction. Both are hints: a file that changed since
+is checked again, and the weights that an origin names are compared with their digest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _write_record(layout: CacheLayout, path: Path, kind: str, content: dict[str,
 
 
 def _read_record(path: Path, kind: str) -> dict[str, Any]:
-    """Return a record, an empty one where nothing sound is kept."""
+    """Return a record, an empty one where there is none or it is damaged."""
     with suppress(OSError, ValueError, KeyError):
         record = read_json_with_checksum(path.read_bytes())
         if (record["type"], record["version"]) == (kind, _VERSION):
@@ -137,7 +137,7 @@ def remember_origin(layout: CacheLayout, identity: Identity, origin: Origin) -> 
 
 
 def recall_origin(layout: CacheLayout, identity: Identity) -> Origin | None:
-    """Return how a backbone was named, None where nothing sound is kept."""
+    """Return how a backbone was named, None where that is not known."""
     record = _read_record(_origin_path(layout, identity), "featx-origin")
     backbone, weights = record.get("backbone"), record.get("weights", "")
     if isinstance(backbone, str) and isinstance(weights, str | None) and "weights" in record:

@@ -94,7 +94,7 @@ def error_kind(error: BaseException, damaged: str) -> str:
 
 
 def check_is_cache(layout: CacheLayout) -> None:
-    """Refuse a folder that holds no cache, so that a mistyped name is not found to be in order."""
+    """Refuse a folder that holds no cache: a mistyped name must not pass as a sound cache."""
     if not (layout.spaces.is_dir() or layout.datasets.is_dir()):
         raise CacheError(
             f"no cache at {layout.root}: expected a folder with spaces/ and datasets/ in it; name "
@@ -231,7 +231,7 @@ def _look_at(folder: Path) -> _Space:
     try:
         spec = read_spec(folder)
     except FileNotFoundError:
-        # Without shards, a writer was stopped before it wrote anything, which is in order.
+        # Without shards nothing is wrong: a writer was stopped before its first shard.
         trouble = ("no_spec", "the shards have no specification beside them") if shards else None
         return _Space(folder, shards, spec_digits(folder), trouble=trouble)
     except CacheFormatError as error:
@@ -406,7 +406,7 @@ def _made_by_others(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except CacheFormatError as error:
-        # Refused by featx, not by HDF5: what it says can be read, and is nothing that featx writes.
+        # Refused by featx, not by HDF5: the file is sound, and featx does not write such types.
         origin: BaseException = error
         while origin.__cause__ is not None:
             origin = origin.__cause__

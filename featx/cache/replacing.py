@@ -16,18 +16,18 @@ from featx.cache.layout import writing
 from featx.exceptions import CacheWriteError
 
 _LOG = logging.getLogger("featx")
-# The lock is held for a comparison and a rename. Who holds it for longer has a slow disk, or was
-# stopped in the middle.
+# The lock is held for a comparison and a rename. A process that holds it for longer has a slow
+# disk, or was stopped in the middle.
 _PATIENCE_S = 30.0
 _NOTICE_S = 5.0
 _PAUSE_S = 0.002
-# What file systems say that have no locks.
+# Errors of file systems that have no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _HOLDER = re.compile(rb"([0-9]{1,10}) ([\w.-]{1,64})\n", re.ASCII)
 
 
 class Replaced(Exception):  # noqa: N818
-    """The file is not the one that was read any more: read it again."""
+    """The file was replaced since it was read: read it again."""
 
 
 class FileVersion:
@@ -85,7 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, release = _take(path)
-        # Says who it is to those that wait; what is left of it in the end says nothing.
+        # Names the holder to those that wait; what remains of it afterwards means nothing.
         with suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)

@@ -212,6 +212,6 @@ def _provenance(paths: Sequence[Path]) -> dict[str, Any]:
         with open_checked(path, _KIND) as file:
             stated = json.loads(str(attribute(file, "provenance")))
             if not isinstance(stated, dict):
-                raise CacheFormatError("the provenance is no JSON object")
+                raise CacheFormatError("the provenance is not a JSON object")
         makers += [maker for maker in stated.get("several", [stated]) if maker not in makers]
     return makers[0] if len(makers) == 1 else {"several": makers}

@@ -82,8 +82,8 @@ def test_a_shard_cut_anywhere_is_refused_and_named(layout):
         ),
         (lambda f: f.__delitem__("key"), "'key' is missing"),
         (lambda f: f.attrs.__delitem__("spec"), "attribute 'spec' is missing"),
-        (lambda f: f.attrs.create("spec", np.zeros(9)), "'spec' .* is no text and no number"),
-        (lambda f: f.attrs.create("spec", "x" * 70000), "is no text and no number"),
+        (lambda f: f.attrs.create("spec", np.zeros(9)), "'spec' .* is neither text nor a number"),
+        (lambda f: f.attrs.create("spec", "x" * 70000), "is neither text nor a number"),
     ],
 )
 def test_foreign_elements_are_refused(layout, change, message):
