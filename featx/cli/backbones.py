@@ -16,7 +16,12 @@ from featx.terminal import say, say_json
 @json_option
 @common_options
 def command(name: str | None, as_json: bool) -> None:
-    """List the backbones, or describe one with its blocks."""
+    """List the backbones, or describe one with its blocks.
+
+    \b
+    featx backbones
+    featx backbones mobilenet_v2
+    """
     from featx.backbones.catalog import CATALOG, find_backbone
 
     if name is None:

@@ -50,7 +50,15 @@ def pack(
     cache: Path,
     as_json: bool,
 ) -> None:
-    """Write one self-contained file of a dataset's features, for any other tool."""
+    """Write one self-contained file of a dataset's features, for any other tool.
+
+    NAME is a dataset of the cache. The file holds X, y, classes, paths, keys, groups, splits and
+    the specification of the features.
+
+    \b
+    featx cache pack photos -o photos.h5
+    featx cache pack photos -b mobilenet_v2 --tap avg -o photos.parquet
+    """
     from featx.cache.features import Features
     from featx.cache.pack import pack_dataset
     from featx.files.outputs import is_pack
@@ -86,7 +94,16 @@ def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
 
 @click.group("cache", cls=Group, short_help="Look after the cache.")
 def command() -> None:
-    """Look after the cache: see what it holds, find and mend damage, make it smaller, join two."""
+    """Look after the cache: see what it holds, find and mend damage, make it smaller, join two.
+
+    \b
+    featx cache info
+    featx cache verify && echo sound
+    featx cache repair --dry-run
+    featx cache gc --yes
+    featx cache merge /mnt/laptop/cache
+    featx cache pack photos -o photos.h5
+    """
 
 
 command.add_command(pack)
@@ -97,7 +114,12 @@ command.add_command(pack)
 @json_option
 @common_options
 def info(cache: Path, as_json: bool) -> None:
-    """Say what the cache holds: spaces of features, and datasets."""
+    """Say what the cache holds: spaces of features, and datasets.
+
+    \b
+    featx cache info
+    featx cache info --cache /data/cache --json
+    """
     from featx.cache.maintenance import FeatureCache
 
     found = FeatureCache(cache).info()
@@ -134,7 +156,14 @@ def info(cache: Path, as_json: bool) -> None:
 @json_option
 @common_options
 def verify(cache: Path, workers: int | None, as_json: bool) -> int:
-    """Read every byte again, compare it with its digest, and name what is wrong, one a line."""
+    """Read every byte again, compare it with its digest, and name what is wrong, one a line.
+
+    Changes nothing. The exit status is 0 when all is well, and 1 when something was found.
+
+    \b
+    featx cache verify
+    featx cache verify --cache /data/cache --json
+    """
     from featx.cache.maintenance import FeatureCache
 
     with terminal_progress(True, "files") as show:
@@ -160,7 +189,15 @@ def verify(cache: Path, workers: int | None, as_json: bool) -> int:
 @json_option
 @common_options
 def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> int:
-    """Verify, then remove damaged files and leftovers, and say what to make again."""
+    """Verify, then remove damaged files and leftovers, and say what to make again.
+
+    Nothing else is touched: files that featx did not write stay, and are named. The exit status is
+    1 when such a file needs a decision.
+
+    \b
+    featx cache repair --dry-run
+    featx cache repair
+    """
     from featx.cache.maintenance import FeatureCache
 
     with terminal_progress(True, "files") as show:
@@ -204,7 +241,16 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
 @json_option
 @common_options
 def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
-    """Remove features that no dataset uses, and put small shards together."""
+    """Remove features that no dataset uses, and put small shards together.
+
+    Features of models that were trained with --cache and without a dataset count as unused. Rows
+    that stay keep every byte. Without --yes, nothing is changed.
+
+    \b
+    featx cache gc
+    featx cache gc --yes
+    featx cache gc --older-than 12h --yes
+    """
     from featx.cache.maintenance import FeatureCache
 
     report = FeatureCache(cache).gc(older_than_s=older_than, dry_run=not yes)
@@ -244,7 +290,15 @@ def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
 @json_option
 @common_options
 def merge(others: tuple[str, ...], cache: Path, as_json: bool) -> int:
-    """Copy into the cache what OTHER caches have and it has not; they are only read."""
+    """Copy into the cache what OTHER caches have and it has not; they are only read.
+
+    Rows that are here are not copied again. A dataset whose name is taken by other images comes as
+    NAME-2. Damaged files are left out and named, with exit status 1.
+
+    \b
+    featx cache merge /mnt/laptop/cache
+    featx cache merge host1/cache host2/cache --cache all/
+    """
     from featx.cache.maintenance import FeatureCache
 
     reports = FeatureCache(cache).merge(*others)

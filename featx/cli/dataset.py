@@ -95,7 +95,11 @@ _name = click.argument("name", metavar="NAME", shell_complete=_complete)
 
 @click.group("dataset", cls=Group, short_help="Look at datasets, split and edit them.")
 def command() -> None:
-    """Look at the datasets of a cache, split and edit them; features stay as they are."""
+    """Look at the datasets of a cache, split and edit them; features stay as they are.
+
+    \b
+    featx dataset split photos --test 0.2
+    """
 
 
 @command.command("list", short_help="The datasets of the cache.")
@@ -103,7 +107,11 @@ def command() -> None:
 @json_option
 @common_options
 def list_(cache: Path, as_json: bool) -> None:
-    """List the datasets of the cache."""
+    """List the datasets of the cache.
+
+    \b
+    featx dataset list
+    """
     from featx.cache.layout import CacheLayout
     from featx.cache.manifest import manifest_names, read_manifest
     from featx.exceptions import CacheFormatError
@@ -143,7 +151,11 @@ def list_(cache: Path, as_json: bool) -> None:
 @json_option
 @common_options
 def show(name: str, cache: Path, as_json: bool) -> None:
-    """Say what is known of a dataset: classes, splits, features, edits."""
+    """Say what is known of a dataset: classes, splits, features, edits.
+
+    \b
+    featx dataset show photos
+    """
     from featx.cache.layout import CacheLayout
     from featx.cache.manifest import find_manifest
 
@@ -183,7 +195,14 @@ def show(name: str, cache: Path, as_json: bool) -> None:
 def split(
     name: str, test: float, val: float, method: Any, seed: int, cache: Path, as_json: bool
 ) -> None:
-    """Split a dataset; images of one group and equal images are on one side."""
+    """Split a dataset; images of one group and equal images are on one side.
+
+    The split is kept when the folder is extracted again, and images that come later get theirs.
+
+    \b
+    featx dataset split photos --test 0.2
+    featx dataset split photos --test 0.2 --val 0.1 --method stratified --seed 1
+    """
     from featx.cache.editing import assign_splits
 
     if test + val >= 1 or test + val <= 0:
@@ -207,7 +226,14 @@ def split(
 def relabel_(
     name: str, changes: tuple[str, ...], labels: Path | None, cache: Path, as_json: bool
 ) -> None:
-    """Rename, join or drop classes, or label single images."""
+    """Rename, join or drop classes, or label single images.
+
+    OLD= takes the label away. The labels are kept when the folder is extracted again.
+
+    \b
+    featx dataset relabel photos ant=ants wasp=bees
+    featx dataset relabel photos --labels corrected.csv
+    """
     from featx.cache.editing import relabel
 
     pairs = [change.partition("=") for change in changes]
@@ -240,7 +266,15 @@ def relabel_(
 def remove(
     name: str, globs: tuple[str, ...], status: tuple[str, ...], cache: Path, as_json: bool
 ) -> None:
-    """Leave rows out of a dataset; neither images nor features are deleted."""
+    """Leave rows out of a dataset; neither images nor features are deleted.
+
+    GLOB is a pattern of paths below the folder; * also stands for slashes. What is left out stays
+    left out when the folder is extracted again.
+
+    \b
+    featx dataset remove photos 'red/*.gif' '*/thumb_*'
+    featx dataset remove photos --status failed
+    """
     from featx.cache.editing import remove_rows
 
     if not globs and not status:
@@ -257,7 +291,14 @@ def remove(
 @json_option
 @common_options
 def add(name: str, others: tuple[str, ...], new: str | None, cache: Path, as_json: bool) -> None:
-    """Add the rows of other datasets."""
+    """Add the rows of other datasets.
+
+    The result has the features that all of them have, and is no folder's any more: extract more
+    of its features by its name.
+
+    \b
+    featx dataset add photos more-photos --as all-photos
+    """
     from featx.cache.editing import add_rows
     from featx.cache.layout import CacheLayout
     from featx.cache.manifest import find_manifest
@@ -280,7 +321,11 @@ def add(name: str, others: tuple[str, ...], new: str | None, cache: Path, as_jso
 @cache_option
 @common_options
 def rename(name: str, new: str, cache: Path) -> None:
-    """Give a dataset another name; its features stay where they are."""
+    """Give a dataset another name; its features stay where they are.
+
+    \b
+    featx dataset rename photos photos-2024
+    """
     from featx.cache.layout import CacheLayout
     from featx.cache.manifest import rename_dataset
 
@@ -293,7 +338,11 @@ def rename(name: str, new: str, cache: Path) -> None:
 @cache_option
 @common_options
 def delete(name: str, cache: Path) -> None:
-    """Forget a dataset, its splits and edits; images and features stay."""
+    """Forget a dataset, its splits and edits; images and features stay.
+
+    \b
+    featx dataset delete photos
+    """
     from featx.cache.layout import CacheLayout
     from featx.cache.manifest import delete_dataset
 

@@ -32,7 +32,13 @@ _FEW_BYTES = 1 << 30
 @json_option
 @common_options
 def command(cache: Path, as_json: bool) -> int:
-    """Say what works on this machine and what does not."""
+    """Say what works on this machine and what does not.
+
+    Ends with 1 when something that every command needs does not work.
+
+    \b
+    featx doctor
+    """
     checks = [*_packages(), _backend(), _weights(), _writing(cache)]
     broken = [check for check in checks if check["state"] == "broken"]
     if as_json:

@@ -76,7 +76,16 @@ def command(
     cache: Path,
     as_json: bool,
 ) -> None:
-    """Write a model as one network from uint8 RGB pixels to probabilities."""
+    """Write a model as one network from uint8 RGB pixels to probabilities.
+
+    It needs no featx: preprocessing, backbone, scaler and head are in it, the names of the classes
+    lie beside it. With --verify the written file is run in its own runtime on images from disk, and
+    has to say what the model says (exit 1 if not); the result is written beside it.
+
+    \b
+    featx export photos.featx --format onnx --verify photos/
+    featx export photos.featx -o photos.tflite --int8 --verify photos-held-out/
+    """
     import featx
     from featx.exceptions import OutputError
     from featx.exporting.exporter import planned_files

@@ -67,7 +67,17 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Fill the cache with features of images."""
+    """Fill the cache with features of images.
+
+    DATA is a folder with one sub-folder a class, a CSV (path,label[,split,group]), an .npz or .h5
+    of images, or the name of an extracted dataset. What the cache has is not computed again.
+
+    \b
+    featx extract photos/
+    featx extract photos/ -b mobilenet_v2 -b resnet50 --tap avg --tap max
+    featx extract photos.csv -b mobilenet_v2 --weights mobilenet_v2.weights.h5
+    featx extract photos/ -b resnet50 --plan
+    """
     import featx
 
     asked: dict[str, Any] = {

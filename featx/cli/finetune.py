@@ -124,7 +124,16 @@ def command(
     view_policy: str | None,
     **options: Any,
 ) -> None:
-    """Train the top of a model's backbone too, from the head that it has."""
+    """Train the top of a model's backbone too, from the head that it has.
+
+    What stays frozen is run once over every image and comes from the cache. The best epoch on a
+    hold-out is kept; where none beats the head, the model stays as it was. Ctrl-C keeps the best so
+    far, and the same command goes on.
+
+    \b
+    featx finetune photos.featx photos/ --unfreeze block_15 --views 4
+    featx finetune photos.featx photos/ --unfreeze all --dry-run
+    """
     import featx
     from featx.files.outputs import is_model
 

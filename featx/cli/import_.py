@@ -24,7 +24,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @json_option
 @common_options
 def command(name: str, file: Path, labels: Path | None, cache: Path, as_json: bool) -> None:
-    """Bring in features that were made elsewhere, of images, text, audio or anything."""
+    """Bring in features that were made elsewhere, of images, text, audio or anything.
+
+    FILE is an .npz, .npy, .h5 or .parquet with the features under X, features or embeddings, and
+    perhaps labels, paths, groups and splits. They become the dataset NAME of the cache, on which
+    heads are trained like on any other.
+
+    \b
+    featx import reviews embeddings.npz
+    featx import birdsong audio.npy --labels labels.csv
+    """
     from featx.importing.feature_files import read_feature_file
     from featx.importing.importer import import_features
 

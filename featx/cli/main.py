@@ -70,7 +70,16 @@ class LazyGroup(click.Group):
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="featx")
 def cli() -> None:
-    """Turn a folder of images into a classifier."""
+    """Turn a folder of images into a classifier.
+
+    A frozen pretrained network looks at every image once; its features are kept in a cache, and
+    everything after that takes seconds.
+
+    \b
+    featx demo                                   see the whole job on embedded data
+    featx train photos/ -o photos.featx          a folder with one sub-folder a class
+    featx predict photos.featx new/*.jpg
+    """
 
 
 def main(args: list[str] | None = None) -> None:

@@ -56,7 +56,17 @@ def command(
     trust: bool,
     cache: Path,
 ) -> int:
-    """Predict images with a model."""
+    """Predict images with a model.
+
+    IMAGES are files, folders (all images below them), patterns in quotes, or - for one path a line
+    on standard input. Every image is a row; one that cannot be read has the status failed and a
+    reason. The exit code is 0 when an image could be read, 1 when none could.
+
+    \b
+    featx predict photos.featx new/*.jpg
+    featx predict photos.featx 'new/**/*.jpg' --format csv > new.csv
+    find . -name '*.jpg' | featx predict photos.featx - --format jsonl
+    """
     from featx.models.model_file import load_predictor
     from featx.models.prediction import predict
 

@@ -144,7 +144,16 @@ def command(
     seed: int,
     **options: Any,
 ) -> None:
-    """Find the best backbone, tap, head and parameters, and save the winner as a model."""
+    """Find the best backbone, tap, head and parameters, and save the winner as a model.
+
+    Features that are missing are extracted first. What is finished is kept: the same command goes
+    on from there after Ctrl-C or a kill.
+
+    \b
+    featx search photos/ -o photos.featx
+    featx search photos/ -b tiny -b mobilenet_v2 --head logistic --head 'dense:256|512' -o m.featx
+    featx search photos/ --head 'logistic:C=0.0001..10' --strategy random --trials 30 --budget 2m
+    """
     import featx
     from featx.files.outputs import begins_with, is_model
     from featx.models.search import default_heads, read_space, require_streamable_space

@@ -73,7 +73,16 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a head on features and save the model."""
+    """Train a head on features and save the model.
+
+    Features that are missing are extracted first. The accuracy is measured on images that the head
+    has not seen: a split of DATA named test or val, else by cross-validation.
+
+    \b
+    featx train photos/ -o photos.featx
+    featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
+    featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
+    """
     import featx
     from featx.files.outputs import is_model
     from featx.heads.streaming import require_streamable
