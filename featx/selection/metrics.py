@@ -53,18 +53,12 @@ class ScoreSums:
         """Return what `score_predictions` does; no ``confusion`` of more classes than these."""
         k, images = len(self.classes), int(self._counts.sum())
         truth, predicted = np.divmod(self._pairs, k)
-        same = truth == predicted
-        own, guesses = np.zeros((2, k), dtype=np.intp)
-        right = np.zeros(k, dtype=np.intp)
-        np.add.at(own, truth, self._counts)
-        np.add.at(guesses, predicted, self._counts)
-        right[truth[same]] = self._counts[same]
-        present = own > 0
+        balanced, f1 = _by_class(self._counts, truth, predicted, k)
         scores: dict[str, Any] = {
             "images": images,
-            "accuracy": float(right.sum() / images),
-            "balanced_accuracy": float((right[present] / own[present]).mean()),
-            "macro_f1": float((2 * right / (own + guesses).clip(1))[present].mean()),
+            "accuracy": float(self._counts[truth == predicted].sum() / images),
+            "balanced_accuracy": balanced,
+            "macro_f1": f1,
             "log_loss": self._log_loss / images,
             "top5_accuracy": self._top5 / images,
             "calibration_error": float(np.abs(self._gaps).sum() / images),
@@ -108,17 +102,12 @@ def score_label_sets(
     threshold: float = 0.5,
 ) -> dict[str, Any]:
     """Return the scores of predicted probabilities where an image has any number of labels."""
-    from sklearn.metrics import average_precision_score
-
     given = proba > threshold
     positives, found = truth.sum(axis=0, dtype=np.intp), given.sum(axis=0)
     right = (truth * given).sum(axis=0, dtype=np.intp)
     present = np.flatnonzero(positives)
     f1 = 2 * right / np.maximum(positives + found, 1)
-    precision = {
-        label: float(average_precision_score(truth[:, label], proba[:, label]))
-        for label in present.tolist()
-    }
+    precision = _average_precision(truth, proba)
     decided = int(positives.sum() + found.sum())
     return {
         "images": len(truth),
@@ -171,23 +160,12 @@ def _accuracy(truth: Codes, values: Values) -> float:
     return float((values.argmax(axis=1) == truth).mean())
 
 
-def _counts(truth: Codes, values: Values) -> tuple[Codes, Codes, Codes]:
-    """Return of each class that has rows how many were right, how many there are and were said."""
-    k, predicted = values.shape[1], values.argmax(axis=1)
-    own, said = (np.bincount(codes, minlength=k) for codes in (truth, predicted))
-    right = np.bincount(truth[truth == predicted], minlength=k)
-    present = own > 0
-    return right[present], own[present], said[present]
-
-
 def _balanced_accuracy(truth: Codes, values: Values) -> float:
-    right, own, _ = _counts(truth, values)
-    return float((right / own).mean())
+    return _by_class(np.ones(len(truth)), truth, values.argmax(axis=1), values.shape[1])[0]
 
 
 def _macro_f1(truth: Codes, values: Values) -> float:
-    right, own, said = _counts(truth, values)
-    return float((2 * right / (own + said)).mean())
+    return _by_class(np.ones(len(truth)), truth, values.argmax(axis=1), values.shape[1])[1]
 
 
 def _negative_log_loss(truth: Codes, values: Values) -> float:
@@ -196,16 +174,20 @@ def _negative_log_loss(truth: Codes, values: Values) -> float:
 
 
 def _top5(truth: Codes, values: Values) -> float:
-    own = values[np.arange(len(truth)), truth]
-    return float(((values > own[:, None]).sum(axis=1) < 5).mean())
+    return float(hits_top5(truth, values).mean())
 
 
 def _mean_average_precision(truth: Codes, values: Values) -> float:
+    precision = _average_precision(truth, values)
+    return float(np.mean(list(precision.values()))) if precision else 0.0
+
+
+def _average_precision(truth: NDArray[np.integer[Any]], values: Values) -> dict[int, float]:
+    """Return the average precision of each label that some image has."""
     from sklearn.metrics import average_precision_score
 
-    present = np.flatnonzero(truth.any(axis=0))
-    found = [average_precision_score(truth[:, label], values[:, label]) for label in present]
-    return float(np.mean(found)) if found else 0.0
+    present = np.flatnonzero(truth.any(axis=0)).tolist()
+    return {n: float(average_precision_score(truth[:, n], values[:, n])) for n in present}
 
 
 def _micro_f1(truth: Codes, values: Values) -> float:
