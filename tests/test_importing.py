@@ -477,7 +477,7 @@ def test_another_kind_of_file_is_an_unknown_name(tmp_path, cache):
     [
         ("", "empty table"),
         ("class\na\n", "expected a header with the column 'label'"),
-        ("label,path\na\n", "line 2: 1 values under 2 columns"),
+        ("label,path\na\n", "line 2: expected a path, received"),
         ('label\n"a\n', "line 2"),
     ],
 )

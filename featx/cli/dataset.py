@@ -364,8 +364,9 @@ def _labels_by_path(file: Path) -> dict[str, str]:
     from featx.images.labels import as_text
     from featx.images.tables import check_one_label, read_label_file
 
-    found = read_label_file(file)
-    if found.path is None:
+    listing = read_label_file(file)
+    paths, labels = listing.paths, list(listing.labels or ())
+    if len(paths) != len(labels):
         raise DatasetError(f"expected the columns path and label in {str(file)!r}")
-    check_one_label(file, found.path, found.label, range(2, len(found.path) + 2))
-    return dict(zip(found.path, map(as_text, found.label), strict=True))
+    check_one_label(file, paths, labels, range(2, len(paths) + 2))
+    return dict(zip(paths, map(as_text, labels), strict=True))

@@ -20,6 +20,7 @@ from featx.files.safe_zip import open_plain_zip
 
 _MOST_HEADER_BYTES = 10_000
 _MOST_MEMBERS = 10_000
+_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,14 @@ class NpzFile:
                 f"{name!r} claims {header.data_bytes:,} bytes, more than the {most_bytes:,} "
                 "allowed for labels, paths and the like"
             )
+        # Piece by piece into memory of its own: the array can be written to, and is there once.
+        buffer, end = bytearray(header.data_bytes), 0
         with self._archive.open(self._members[name]) as file:
             file.read(header.start)
-            values = np.frombuffer(file.read(header.data_bytes), header.dtype)
-        return values.reshape(header.shape, order=header.order)
+            while piece := file.read(_PIECE_BYTES):
+                buffer[end : end + len(piece)] = piece
+                end += len(piece)
+        return np.frombuffer(buffer, header.dtype).reshape(header.shape, order=header.order)
 
     def chunks(self, name: str, header: NpyHeader, rows: int) -> Iterator[NDArray[np.generic]]:
         """Yield about as many rows of a matrix at a time, unpacked as they are read."""

@@ -9,10 +9,8 @@ import csv
 import difflib
 import io
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from featx.exceptions import DatasetError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
@@ -33,16 +31,6 @@ _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 # fmt: on
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelFile:
-    """The columns of a file of labels, one value a row; None for one that is not there."""
-
-    label: Sequence[Any]
-    path: list[str] | None = None
-    split: list[str] | None = None
-    group: list[str] | None = None
-
-
 def read_table(file: Path, *, root: Path, multilabel: bool = False) -> Listing:
     """Return the columns of a table in UTF-8, with commas, semicolons or tabs between them.
 
@@ -51,29 +39,21 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> Listing:
     `multilabel` they have to be. They are returned as ``ant|winged``.
     """
     text = _text(file)
-    written, delimiter = _header(file, text.readline())
+    written, delimiter = _header(file, text)
     header = [name.lower() for name in written]
     _check_header(file, header, delimiter.join(written))
-    columns: dict[str, list[str]] = {name: [] for name in _COLUMNS if name in header}
-    where = {name: header.index(name) for name in columns}
     several = _LabelColumns.of(file, written, strict=multilabel)
-    lines: list[int] = []
     like_splits = {i: set[str]() for i, name in enumerate(header) if name in _FOR_SPLIT}
-    for line, row in _rows(file, text, delimiter):
-        if len(row) > len(header):
-            raise DatasetError(
-                f"{str(file)!r}, line {line}: {len(row)} values under {len(header)} columns; "
-                "put quotes around a value that contains the delimiter"
-            )
-        row += [""] * (len(header) - len(row))
-        for name, values in columns.items():
-            cell = row[where[name]]
-            values.append(_cell(file, line, name, cell if name == "path" else cell.strip()))
-        lines.append(line)
+
+    def each(line: int, row: list[str]) -> None:
         for number, names in like_splits.items():
             names.add(row[number].strip())
         if several is not None:
             several.add(line, row)
+
+    columns, lines = _columns(
+        file, text, header, delimiter, each if like_splits or several else None
+    )
     if not lines:
         raise DatasetError(f"no rows below the header of {str(file)!r}")
     paths = [_posix(local_path(path, root), root) for path in columns["path"]]
@@ -94,35 +74,27 @@ def read_table(file: Path, *, root: Path, multilabel: bool = False) -> Listing:
     )
 
 
-def read_label_file(file: Path) -> LabelFile:
+def read_label_file(file: Path) -> Listing:
     """Return labels from a ``.npy``, or from a table with ``label`` and perhaps the other columns.
 
-    The values of a table have no outer white space.
+    There are no paths where the file has none.
     """
     if file.suffix.lower() == ".npy":
-        return LabelFile(label=_npy_column(file).tolist())
+        return Listing(paths=(), labels=_npy_column(file).tolist())
     text = _text(file)
-    written, delimiter = _header(file, text.readline())
+    written, delimiter = _header(file, text)
     header = [name.lower() for name in written]
     if "label" not in header:
         raise DatasetError(
             f"expected a header with the column 'label' in {str(file)!r}, received "
             f"{delimiter.join(written)[:100]!r}"
         )
-    columns: dict[str, list[str]] = {name: [] for name in _COLUMNS if name in header}
-    for line, row in _rows(file, text, delimiter):
-        if len(row) != len(header):
-            raise DatasetError(
-                f"{str(file)!r}, line {line}: {len(row)} values under {len(header)} columns"
-            )
-        for name, values in columns.items():
-            cell = row[header.index(name)].strip()
-            values.append(cell if name == "path" else _cell(file, line, name, cell))
-    return LabelFile(
-        label=columns["label"],
-        path=columns.get("path"),
-        split=columns.get("split"),
-        group=columns.get("group"),
+    columns, _ = _columns(file, text, header, delimiter)
+    return Listing(
+        paths=[path.strip() for path in columns.get("path", ())],
+        labels=columns["label"],
+        splits=columns.get("split"),
+        groups=columns.get("group"),
     )
 
 
@@ -139,23 +111,47 @@ def _npy_column(file: Path) -> AnyArray:
         return values.copy()
 
 
-def _header(file: Path, line: str) -> tuple[list[str], str]:
+def _header(file: Path, text: io.StringIO) -> tuple[list[str], str]:
     """Return the names in the first line, and what stands between them."""
+    line = text.readline()
     if not line.strip():
         raise DatasetError(f"empty table: {str(file)!r}; expected a header such as path,label")
     delimiter = max(",;\t", key=line.count)
     return [name.strip().strip('"').strip() for name in line.split(delimiter)], delimiter
 
 
-def _rows(file: Path, text: io.StringIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows below the header that are not blank, with their lines."""
+def _columns(
+    file: Path,
+    text: io.StringIO,
+    header: Sequence[str],
+    delimiter: str,
+    each: Callable[[int, list[str]], None] | None = None,
+) -> tuple[dict[str, list[str]], list[int]]:
+    """Return the columns that featx knows and the lines of their values; show `each` row."""
+    columns: dict[str, list[str]] = {name: [] for name in _COLUMNS if name in header}
+    where = {name: header.index(name) for name in columns}
+    lines: list[int] = []
     reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
-                yield reader.line_num + 1, row
+            if not any(cell.strip() for cell in row):
+                continue
+            line = reader.line_num + 1
+            if len(row) > len(header):
+                raise DatasetError(
+                    f"{str(file)!r}, line {line}: {len(row)} values under {len(header)} columns; "
+                    "put quotes around a value that contains the delimiter"
+                )
+            row += [""] * (len(header) - len(row))
+            for name, values in columns.items():
+                cell = row[where[name]]
+                values.append(_cell(file, line, name, cell if name == "path" else cell.strip()))
+            lines.append(line)
+            if each is not None:
+                each(line, row)
     except csv.Error as error:
         raise DatasetError(f"{str(file)!r}, line {reader.line_num + 1}: {error}") from error
+    return columns, lines
 
 
 def _texts(column: list[str] | None) -> list[str] | None:

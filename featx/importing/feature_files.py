@@ -21,8 +21,8 @@ from featx.exceptions import DatasetError, MissingExtraError, UnknownNameError
 from featx.files.claims import UnsafeFileError, most_unpacked, reading_data
 from featx.files.safe_hdf5 import check_stored, hdf5_dataset, hdf5_datasets
 from featx.files.safe_npy import NpyHeader, map_npy, open_npz
-from featx.images.image_files import AnyArray
-from featx.images.tables import MOST_COLUMN_BYTES, LabelFile, read_label_file
+from featx.images.image_files import AnyArray, Listing
+from featx.images.tables import MOST_COLUMN_BYTES, read_label_file
 
 if TYPE_CHECKING:
     import h5py
@@ -130,31 +130,31 @@ def _named_classes(table: FeatureTable, path: Path) -> FeatureTable:
     return replace(table, y=[names[code] for code in codes.tolist()])
 
 
-def _with_labels(table: FeatureTable, labels: LabelFile, name: str) -> FeatureTable:
-    rows = table.rows.shape[0]
+def _with_labels(table: FeatureTable, listing: Listing, name: str) -> FeatureTable:
+    labels, rows = list(listing.labels or ()), table.rows.shape[0]
     order: Sequence[int] = range(rows)
-    if labels.path is not None and table.paths is not None:
-        order = _matched(table.paths, labels.path, name)
-    elif len(labels.label) != rows:
+    if listing.paths and table.paths is not None:
+        order = _matched(table.paths, listing.paths, name)
+    elif len(labels) != rows:
         raise DatasetError(
-            f"expected {rows:,} labels, one a row of the features, received {len(labels.label):,} "
-            f"in {name!r}"
+            f"expected {rows:,} labels, one a row of the features, received {len(labels):,} in "
+            f"{name!r}"
         )
 
-    def pick(values: list[str] | None, default: list[str] | None) -> list[str] | None:
-        return default if values is None else [values[row] for row in order]
+    def pick(values: Sequence[str] | None, default: list[str] | None) -> list[str] | None:
+        return [values[row] for row in order] if values else default
 
     return replace(
         table,
-        y=[labels.label[row] for row in order],
+        y=[labels[row] for row in order],
         classes=None,
-        paths=table.paths if table.paths is not None else labels.path,
-        groups=pick(labels.group, table.groups),
-        splits=pick(labels.split, table.splits),
+        paths=pick(listing.paths, None) if table.paths is None else table.paths,
+        groups=pick(listing.groups, table.groups),
+        splits=pick(listing.splits, table.splits),
     )
 
 
-def _matched(paths: list[str], labelled: list[str], name: str) -> list[int]:
+def _matched(paths: list[str], labelled: Sequence[str], name: str) -> list[int]:
     at = {path: row for row, path in enumerate(labelled)}
     missing = [path for path in paths if path not in at]
     if missing:

@@ -75,6 +75,7 @@ def test_npz_with_splits(tmp_path, form):
     }
     for i in range(5):
         assert np.array_equal(data.image(i), IMAGES[i])
+        assert data.image(i).flags.writeable
 
 
 def test_wrong_npz(tmp_path):
