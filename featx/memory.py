@@ -19,30 +19,9 @@ _CGROUPS = (
 
 
 def as_bytes(size: str | int, *, name: str = "max_ram") -> int:
-    """Read a size of memory.
+    """Return the bytes of a size such as 4096, ``"512MiB"``, ``"1.5GB"`` or ``"2G"``.
 
-    Parameters
-    ----------
-    size : str or int
-        A number of bytes, or a text such as ``"512MiB"``, ``"1.5GB"`` or ``"2G"``: GB is
-        10^9 bytes, GiB and G are 2^30.
-    name : str, default "max_ram"
-        What an error is to call it.
-
-    Returns
-    -------
-    int
-        Bytes, at least 1.
-
-    Raises
-    ------
-    HeadError
-        If it is none.
-
-    Examples
-    --------
-    >>> as_bytes("1GiB"), as_bytes("1.5 GB"), as_bytes(4096)
-    (1073741824, 1500000000, 4096)
+    GB is 10^9 bytes, GiB and G are 2^30. `name` is what a `HeadError` calls it.
     """
     count = 0
     if isinstance(size, int) and not isinstance(size, bool):
@@ -57,13 +36,7 @@ def as_bytes(size: str | int, *, name: str = "max_ram") -> int:
 
 
 def shown_bytes(count: int) -> str:
-    """Write a size for people.
-
-    Examples
-    --------
-    >>> shown_bytes(3 << 29), shown_bytes(100)
-    ('1.5 GiB', '100 B')
-    """
+    """Return a size as people write it, such as ``"1.5 GiB"``."""
     value, units = float(count), iter(("B", "KiB", "MiB", "GiB", "TiB"))
     unit = next(units)
     while value >= 1024 and unit != "TiB":
@@ -72,17 +45,14 @@ def shown_bytes(count: int) -> str:
 
 
 def machine_bytes() -> int | None:
-    """Return how much memory there is for this process, None where nobody can tell.
-
-    That of the machine, or what a container was allowed.
-    """
-    found = []
+    """Return the memory of the machine or of this container, None where nobody can tell."""
+    limits = []
     with suppress(AttributeError, ValueError, OSError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for file in _CGROUPS:
         with suppress(OSError, ValueError):
-            found.append(int(file.read_text()))
-    return min(found) if found else None
+            limits.append(int(file.read_text()))
+    return min(limits, default=None)
 
 
 def peak_bytes() -> int | None:

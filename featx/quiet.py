@@ -27,18 +27,9 @@ def quiet_import(*, shown_on_error: bool = True) -> Iterator[None]:
 
     TensorFlow writes lines from C++ before any log level applies, so that nothing but taking file
     descriptor 2 away keeps them from the screen. What was written is shown after all when the
-    body fails, and everything is shown when the environment has ``FEATX_DEBUG``. The root logger
-    is left as it was: OpenVINO raises its level, and leaves it raised when a conversion fails.
-
-    Parameters
-    ----------
-    shown_on_error : bool, default True
-        False where the caller's own error says all.
-
-    Examples
-    --------
-    >>> with quiet_import():
-    ...     import json
+    body fails, unless the caller's own error says all, and everything is shown when the environment
+    has ``FEATX_DEBUG``. The root logger is left as it was: OpenVINO raises its level, and leaves it
+    raised when a conversion fails.
     """
     if os.environ.get("FEATX_DEBUG"):
         with _root_logger_kept():
@@ -49,7 +40,7 @@ def quiet_import(*, shown_on_error: bool = True) -> Iterator[None]:
     with _LOCK, _root_logger_kept(), tempfile.TemporaryFile() as caught:
         _flush()
         try:
-            kept = os.dup(2)
+            original = os.dup(2)
         except OSError:  # a process without standard error has nothing to keep quiet
             yield
             return
@@ -57,12 +48,12 @@ def quiet_import(*, shown_on_error: bool = True) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            _restore(kept)
+            _restore(original)
             caught.seek(0)
             if shown_on_error:
                 os.write(2, caught.read())
             raise
-        _restore(kept)
+        _restore(original)
     for name in ("tensorflow", "absl", "h5py"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -80,8 +71,8 @@ def quiet_loading() -> Iterator[None]:
         warnings.simplefilter("always")
         with quiet_import(shown_on_error=False):
             yield
-    for one in caught:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @contextmanager
@@ -95,10 +86,10 @@ def _root_logger_kept() -> Iterator[None]:
         root.filters[:], root.handlers[:] = filters, handlers
 
 
-def _restore(kept: int) -> None:
+def _restore(original: int) -> None:
     _flush()
-    os.dup2(kept, 2)
-    os.close(kept)
+    os.dup2(original, 2)
+    os.close(original)
 
 
 def _flush() -> None:

@@ -101,33 +101,18 @@ def resolve_backbone(
 ) -> BackboneSource:
     """Settle a backbone, its weights, its input size and its preprocessing.
 
-    Parameters
-    ----------
-    name : str
-        A name of the catalogue, or a network of one's own: ``file:PATH.keras``, ``file:PATH.featx``
-        (one that was fine-tuned), ``savedmodel:FOLDER`` (TensorFlow) or ``hub:FOLDER`` (a preset
-        of KerasHub).
-    weights : str or path, optional
-        See `featx.backbones.weights.resolve_weights`.
-    input_size : int or tuple of two int, optional
-        Height and width in pixels; by default the backbone's own.
-    preprocessing : str, optional
-        Only for networks of one's own: ``none`` (pixels 0 to 255), ``unit``, ``tf``, ``torch`` or
-        ``caffe``. By default ``none`` for ``file:``, what the preset states for ``hub:``, and for
-        ``savedmodel:`` ``none`` where its graph rescales pixels itself or takes uint8, else
-        ``unit``, TensorFlow Hub's convention. `log_preprocessing` says what was chosen.
-    trust : bool, default False
-        Needed for ``savedmodel:``, whose graph may do anything, such as read and write files.
-        Without it nothing in the folder is read.
+    `name` is of the catalogue, or a network of one's own: ``file:PATH.keras``, ``file:PATH.featx``
+    (one that was fine-tuned), ``savedmodel:FOLDER`` (TensorFlow) or ``hub:FOLDER`` (a preset of
+    KerasHub). `weights` are as `featx.backbones.weights.resolve_weights` takes them. The input size
+    is in pixels, by default the backbone's own.
 
-    Raises
-    ------
-    UnknownNameError
-        If there is no such backbone or preprocessing.
-    WeightsError
-        If the weights cannot be found.
-    BackboneError
-        If the input is smaller than the network can take, or a file is no Keras model.
+    A `preprocessing` is only for networks of one's own: ``none`` (pixels 0 to 255), ``unit``,
+    ``tf``, ``torch`` or ``caffe``. By default it is ``none`` for ``file:``, what the preset states
+    for ``hub:``, and for ``savedmodel:`` ``none`` where its graph rescales pixels itself or takes
+    uint8, else ``unit``, TensorFlow Hub's convention. `log_preprocessing` says what was chosen.
+
+    `trust` is needed for ``savedmodel:``, whose graph may do anything, such as read and write
+    files. Without it nothing in the folder is read.
     """
     if name.startswith("import:"):
         raise BackboneError(
@@ -156,13 +141,7 @@ def resolve_backbone(
 
 
 def canonical_name(name: str) -> str:
-    """Return the name under which features of a backbone are kept.
-
-    Examples
-    --------
-    >>> canonical_name("MobileNetV2"), canonical_name("file:/models/mine.keras")
-    ('mobilenet_v2', 'file:mine')
-    """
+    """Return the name under which features of a backbone are kept, such as ``file:mine``."""
     if name.startswith("import:"):
         return name
     located = locate_network(name)
