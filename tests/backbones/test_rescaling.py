@@ -10,67 +10,42 @@ from featx.backbones.build import build_tap_model
 from featx.backbones.rescaling import range_of_graph, range_of_keras_config
 from featx.backbones.source import log_preprocessing, resolve_backbone
 
-
-def divide(keras):
-    return lambda x: x / 255.0 - 0.5
-
-
-def caffe(keras):
-    return keras.applications.resnet.preprocess_input
-
-
-def torch_mode(keras):
-    return keras.applications.densenet.preprocess_input
-
-
-def behind_padding(keras):
-    return lambda x: keras.layers.Rescaling(1 / 127.5, -1)(keras.layers.ZeroPadding2D(1)(x))
-
-
-def nested(keras):
-    return keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Rescaling(1 / 255)])
-
-
-def of_pixels(keras):
-    return keras.layers.Normalization(mean=[124.0, 116.0, 104.0], variance=[3400.0] * 3)
-
-
-def lambda_layer(keras):
-    return keras.layers.Lambda(lambda x: x / 255)
-
-
-def of_unit(keras):
-    return lambda x: x * 2 - 1
-
-
-def unit_normalised(keras):
-    return keras.layers.Normalization(mean=[0.48, 0.46, 0.41], variance=[0.05] * 3)
-
-
-def back_to_bytes(keras):
-    return lambda x: keras.layers.Rescaling(1 / 127.5, -1)(x * 255)
-
-
-def batch_norm(keras):
-    return keras.layers.BatchNormalization()
-
-
-def nothing(keras):
-    return keras.layers.Identity()
-
-
-RAW = [divide, caffe, torch_mode, behind_padding, nested, of_pixels, lambda_layer]
-UNIT = [of_unit, unit_normalised, back_to_bytes]
-UNKNOWN = [batch_norm, nothing]
+RAW = {
+    "divide": lambda keras: lambda x: x / 255.0 - 0.5,
+    "caffe": lambda keras: keras.applications.resnet.preprocess_input,
+    "torch": lambda keras: keras.applications.densenet.preprocess_input,
+    "behind padding": lambda keras: (
+        lambda x: keras.layers.Rescaling(1 / 127.5, -1)(keras.layers.ZeroPadding2D(1)(x))
+    ),
+    "nested": lambda keras: keras.Sequential(
+        [keras.Input((16, 16, 3)), keras.layers.Rescaling(1 / 255)]
+    ),
+    "of pixels": lambda keras: keras.layers.Normalization(
+        mean=[124.0, 116.0, 104.0], variance=[3400.0] * 3
+    ),
+    "lambda": lambda keras: keras.layers.Lambda(lambda x: x / 255),
+}
+UNIT = {
+    "of unit": lambda keras: lambda x: x * 2 - 1,
+    "unit normalised": lambda keras: keras.layers.Normalization(
+        mean=[0.48, 0.46, 0.41], variance=[0.05] * 3
+    ),
+    "back to bytes": lambda keras: lambda x: keras.layers.Rescaling(1 / 127.5, -1)(x * 255),
+}
+UNKNOWN = {
+    "batch norm": lambda keras: keras.layers.BatchNormalization(),
+    "nothing": lambda keras: keras.layers.Identity(),
+}
+FIRST = RAW | UNIT | UNKNOWN
 
 
 def network(keras, first):
     keras.utils.set_random_seed(3)
     images = keras.Input((16, 16, 3))
-    return keras.Model(images, keras.layers.Conv2D(4, 3)(first(keras)(images)))
+    return keras.Model(images, keras.layers.Conv2D(4, 3)(FIRST[first](keras)(images)))
 
 
-@pytest.mark.parametrize("first", [*RAW, *UNIT, *UNKNOWN])
+@pytest.mark.parametrize("first", FIRST)
 def test_an_exported_network_gives_its_own_features(
     keras, tmp_path, first, pixels, vectors_of, caplog, monkeypatch
 ):
@@ -92,24 +67,24 @@ def test_an_exported_network_gives_its_own_features(
     assert source.doubtful == (first in UNKNOWN)
 
 
-@pytest.mark.parametrize("first", [divide, nested, of_unit, nothing])
+@pytest.mark.parametrize("first", ["divide", "nested", "of unit", "nothing"])
 def test_a_keras_file_takes_bytes_and_doubt_is_said(keras, tmp_path, first):
     network(keras, first).save(tmp_path / "net.keras")
     source = resolve_backbone(f"file:{tmp_path / 'net.keras'}")
     assert source.preprocessing == "none"
     said = {
-        divide: "because the network rescales pixels itself",
-        nested: "because the network rescales pixels itself",
-        of_unit: "seems to take pixels from 0 to 1: give --preprocessing",
-        nothing: "by default. If the network was trained on others, give --preprocessing",
+        "divide": "because the network rescales pixels itself",
+        "nested": "because the network rescales pixels itself",
+        "of unit": "seems to take pixels from 0 to 1: give --preprocessing",
+        "nothing": "by default. If the network was trained on others, give --preprocessing",
     }
     assert said[first] in source.note
-    assert source.doubtful == (first in (of_unit, nothing))
+    assert source.doubtful == (first in ("of unit", "nothing"))
 
 
 def test_rescaling_twice_is_said_where_it_was_asked_for(keras, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(source_module, "_logged", set())
-    network(keras, nested).save(tmp_path / "net.keras")
+    network(keras, "nested").save(tmp_path / "net.keras")
     for _ in range(2):
         source = resolve_backbone(f"file:{tmp_path / 'net.keras'}", preprocessing="tf")
         log_preprocessing(source)

@@ -114,39 +114,8 @@ def test_what_is_kept_says_what_it_is(source, folder, keras):
     assert 'element_type="f16"' not in (place / "model.xml").read_text("utf-8")
 
 
-def damage_weights(place):
-    flip(place / "model.bin", 100)
-
-
-def damage_graph(place):
-    path = place / "model.xml"
-    path.write_text(path.read_text("utf-8").replace('strides="2, 2"', 'strides="1, 1"'), "utf-8")
-
-
-def cut_weights(place):
-    path = place / "model.bin"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def lose_weights(place):
-    (place / "model.bin").unlink()
-
-
-def lose_description(place):
-    (place / "conversion.json").unlink()
-
-
-def no_json(place):
-    (place / "conversion.json").write_text("{" * 100_000, "utf-8")
-
-
-def binary(place):
-    (place / "conversion.json").write_bytes(b"\xff\xfe\x00")
-
-
-def of_other_taps(place):
-    path = place / "conversion.json"
-    path.write_text(path.read_text("utf-8").replace("stem:max", "stem:avg"), "utf-8")
+def edit(path, old, new):
+    path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
 
 
 def a_folder_in_its_place(place):
@@ -159,25 +128,25 @@ def empty(place):
     place.mkdir()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        damage_weights,
-        damage_graph,
-        cut_weights,
-        lose_weights,
-        lose_description,
-        no_json,
-        binary,
-        of_other_taps,
-        a_folder_in_its_place,
-        empty,
-    ],
-)
+DAMAGE = {
+    "weights": lambda place: flip(place / "model.bin", 100),
+    "graph": lambda place: edit(place / "model.xml", 'strides="2, 2"', 'strides="1, 1"'),
+    "cut weights": lambda place: os.truncate(place / "model.bin", 100),
+    "lost weights": lambda place: (place / "model.bin").unlink(),
+    "lost description": lambda place: (place / "conversion.json").unlink(),
+    "no json": lambda place: (place / "conversion.json").write_text("{" * 100_000, "utf-8"),
+    "binary": lambda place: (place / "conversion.json").write_bytes(b"\xff\xfe\x00"),
+    "of other taps": lambda place: edit(place / "conversion.json", "stem:max", "stem:avg"),
+    "a folder in its place": a_folder_in_its_place,
+    "empty": empty,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_conversion_is_made_again(
     damage, source, folder, expected, pixels, conversions, caplog
 ):
-    damage(only(folder))
+    DAMAGE[damage](only(folder))
     with caplog.at_level(logging.WARNING, "featx"):
         out = OpenVinoEngine(source, TAPS, folder=folder).run(pixels(4))
     for tap, values in expected.items():

@@ -1,13 +1,11 @@
 import dataclasses
 import logging
-import threading
 
 import numpy as np
 import pytest
 
 from featx.backbones.source import resolve_backbone
 from featx.engines import openvino as engine_module
-from featx.engines.engine import Engine
 from featx.engines.keras import KerasEngine
 from featx.engines.openvino import OpenVinoEngine
 from featx.engines.openvino_conversion import (
@@ -17,7 +15,7 @@ from featx.engines.openvino_conversion import (
     load_openvino,
     translated,
 )
-from featx.exceptions import BackboneError, EngineError, UnknownNameError
+from featx.exceptions import EngineError, UnknownNameError
 
 TAPS = ("stem:max", "avg", "flatten", "stem:grid:2")
 
@@ -59,31 +57,6 @@ def assert_same(ours, theirs):
         assert disagreement(ours[tap], values) <= TOLERANCE, tap
 
 
-def test_it_is_an_engine(engine):
-    checked: Engine = engine
-    assert (checked.name, checked.taps) == ("openvino", TAPS)
-    assert checked.in_flight >= 2
-
-
-@pytest.mark.parametrize("count", [1, 5, 32])
-def test_vectors_are_those_of_keras(count, engine, reference, pixels):
-    images = pixels(count)
-    out = engine.run(images)
-    assert_same(out, reference.run(images))
-    assert {values.dtype for values in out.values()} == {np.dtype(np.float32)}
-
-
-def test_no_images_give_no_vectors(engine, pixels):
-    out = engine.run(pixels(0))
-    assert [values.shape for values in out.values()] == [(0, 8), (0, 6), (0, 9 * 13 * 6), (0, 32)]
-
-
-def test_runs_repeat_exactly(engine, pixels):
-    first, second = engine.run(pixels(3)), engine.run(pixels(3))
-    for tap in TAPS:
-        np.testing.assert_array_equal(first[tap], second[tap])
-
-
 def test_without_a_folder_it_converts_in_memory(source, reference, pixels):
     engine = OpenVinoEngine(source, TAPS)
     assert_same(engine.run(pixels(4)), reference.run(pixels(4)))
@@ -98,15 +71,6 @@ def test_a_network_whose_taps_are_one_tensor(keras, tmp_path, pixels):
     out = OpenVinoEngine(source, ("avg", "max", "mean:avg")).run(pixels(3))
     np.testing.assert_array_equal(out["avg"], out["max"])
     np.testing.assert_array_equal(out["avg"], out["mean:avg"])
-
-
-def test_batches_under_way_do_not_disturb_each_other(engine, pixels):
-    batches = [pixels(4, seed=seed) for seed in range(3 * engine.in_flight)]
-    expected = [engine.run(batch) for batch in batches]
-    pending = [engine.submit(batch) for batch in batches]
-    results = [batch.result() for batch in reversed(pending)][::-1]
-    for ours, theirs in zip(results, expected, strict=True):
-        assert_same(ours, theirs)
 
 
 def test_vectors_outlive_the_batches_that_follow(engine, pixels):
@@ -124,66 +88,6 @@ def test_a_batch_that_nobody_waits_for_disturbs_nothing(engine, reference, pixel
     for seed in range(5):
         engine.submit(pixels(16, seed=seed))
     assert_same(engine.run(pixels(4)), reference.run(pixels(4)))
-
-
-def test_several_threads_may_run_one_engine(engine, pixels):
-    expected = {seed: engine.run(pixels(3, seed=seed))["avg"] for seed in range(4)}
-    wrong = []
-
-    def repeat(seed):
-        for _ in range(20):
-            if not np.array_equal(engine.run(pixels(3, seed=seed))["avg"], expected[seed]):
-                wrong.append(seed)
-
-    threads = [threading.Thread(target=repeat, args=(seed,)) for seed in expected]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-@pytest.mark.parametrize("kind", ["read-only", "strided", "backwards"])
-def test_pixels_may_lie_in_memory_in_any_way(kind, engine, pixels):
-    images = pixels(6)
-    if kind == "read-only":
-        given = images.copy()
-        given.flags.writeable = False
-    elif kind == "strided":
-        given = np.repeat(images, 2, axis=0)[::2]
-    else:
-        given = np.asfortranarray(images)
-    expected = engine.run(images)
-    before = given.copy()
-    assert_same(engine.run(given), expected)
-    np.testing.assert_array_equal(given, before)
-
-
-@pytest.mark.parametrize(
-    "shape", [(2, 32, 24, 3), (2, 24, 32), (24, 32, 3), (2, 24, 32, 4), (2, 48, 64, 3)]
-)
-def test_a_batch_of_another_shape_is_an_error(shape, engine):
-    with pytest.raises(
-        EngineError, match=r"uint8 pixels of shape \(n, 24, 32, 3\), received uint8"
-    ):
-        engine.submit(np.zeros(shape, np.uint8))
-
-
-def test_pixels_that_are_scaled_already_are_an_error(engine, pixels):
-    with pytest.raises(EngineError, match=r"expected uint8 pixels .* received float32 of shape"):
-        engine.run(pixels(2).astype(np.float32) / 255)
-
-
-def test_provenance_names_versions_and_precision(engine, keras):
-    openvino = load_openvino()
-    provenance = engine.provenance()
-    assert provenance["openvino"] in openvino.__version__
-    assert provenance | {"openvino": ""} == {
-        "engine": "openvino",
-        "openvino": "",
-        "keras": keras.__version__,
-        "precision": "f32",
-    }
 
 
 def test_a_processor_that_computes_in_bfloat16_is_not_trusted(source, folder, engine, monkeypatch):
@@ -251,20 +155,6 @@ def test_a_failure_in_the_network_names_the_batch_and_a_way_out(source, folder, 
     ):
         engine.run(pixels(2))
     assert engine.run(pixels(2))["avg"].shape == (2, 6)
-
-
-def test_an_unknown_layer_is_an_error_before_anything_runs(source):
-    with pytest.raises(
-        UnknownNameError, match="unknown layer or block of file:small 'stm'.*'stem'"
-    ):
-        OpenVinoEngine(source, ("stm:avg",))
-
-
-def test_a_network_that_cannot_be_built_is_an_error(tmp_path, keras):
-    path = tmp_path / "grey.keras"
-    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()]).save(path)
-    with pytest.raises(BackboneError, match="expected RGB pixels"):
-        OpenVinoEngine(resolve_backbone(f"file:{path}", input_size=8), ("avg",))
 
 
 def test_a_network_that_does_not_convert_is_an_error(tmp_path, keras):
