@@ -8,11 +8,13 @@ import importlib.util
 import json
 import logging
 import threading
-import time
+import types
+from functools import partial
 
 import numpy as np
 import pytest
 
+from featx.engines import keras as keras_engine
 from featx.engines.backends import TensorFlowAdapter, load_adapter
 from featx.engines.engine import gpus
 from featx.engines.keras import KerasEngine, best_batch_size
@@ -110,6 +112,22 @@ def around_forward(adapter, monkeypatch):
     return put
 
 
+@pytest.fixture
+def pass_seconds(monkeypatch):
+    """A function that moves the clock by which engines try batches; it stands still otherwise."""
+    now = [0.0]
+
+    def pass_seconds(seconds):
+        now[0] += seconds
+
+    def clock():
+        return now[0]
+
+    monkeypatch.setattr(keras_engine, "time", types.SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(keras_engine, "best_batch_size", partial(best_batch_size, clock=clock))
+    return pass_seconds
+
+
 def holds(most):
     def look(batch, device, jit):
         if len(batch) > most:
@@ -194,12 +212,12 @@ def test_a_device_that_dies_is_named(source, pixels, give_gpus, around_forward):
         engine.submit(pixels(4)).result()
 
 
-def test_a_gpu_is_filled_by_trial(source, give_gpus, around_forward, caplog):
+def test_a_gpu_is_filled_by_trial(source, give_gpus, around_forward, pass_seconds, caplog):
     give_gpus(1)
 
     def look(batch, device, jit):
         holds(200)(batch, device, jit)
-        time.sleep(0.05)  # the same for every size: the larger the faster
+        pass_seconds(0.05)  # the same for every size: the larger the faster
 
     around_forward(look)
     with caplog.at_level(logging.WARNING, "featx"):
@@ -210,14 +228,14 @@ def test_a_gpu_is_filled_by_trial(source, give_gpus, around_forward, caplog):
 
 @pytest.mark.parametrize(("faster", "expected"), [(True, True), (False, False), (None, False)])
 def test_compiling_is_kept_where_it_pays(
-    faster, expected, source, pixels, give_gpus, around_forward
+    faster, expected, source, pixels, give_gpus, around_forward, pass_seconds
 ):
     give_gpus(1, jit=(False, True))
 
     def look(batch, device, jit):
         if jit and faster is None:
             raise RuntimeError("libdevice not found at ./libdevice.10.bc")
-        time.sleep(0.1 if not jit else 0.03 if faster else 0.2)
+        pass_seconds(0.1 if not jit else 0.03 if faster else 0.2)
 
     around_forward(look)
     engine = KerasEngine(source, ("avg",), batch_size=2)
