@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import featx
 from featx.cli.main import COMMANDS, cli
 from featx.cli.options import Command
 
@@ -89,6 +90,8 @@ def test_the_next_command_works_when_it_is_pasted(pasted, photos, small_network,
     folder = tmp_path / "my photos\x1b[31m"
     photos.rename(folder)
     options = ["--cache", "my cache"]
+    # Converted here, where Keras is imported anyway, so that no process has to start it.
+    featx.extract(folder, backbone=f"file:{small_network}", taps="max", cache=tmp_path / "other")
     command = pasted("extract", folder, "-b", f"file:{small_network}", "--tap", "max", *options)
     assert "--tap max --cache 'my cache'" in command
     for head, trust in (("forest", False), ("sklearn.svm.SVC:kernel=rbf", True)):
