@@ -454,6 +454,25 @@ def test_hostile_files_of_hdf5_are_refused(tmp_path, cache, kind):
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(
+    "kind", ["external link", "soft link", "external storage", "virtual", "group"]
+)
+def test_images_in_hostile_files_of_hdf5_are_refused_alike(tmp_path, kind):
+    make, message = HOSTILE_HDF5[kind]
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        make(file)
+    with pytest.raises(DatasetError, match=message):
+        featx.ImageDataset.from_hdf5(tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize("kind", ["pickle.npz", "shape.npz", "long header.npz", "no zip.npz"])
+def test_images_in_hostile_files_of_numpy_are_refused_alike(tmp_path, kind):
+    data, _ = HOSTILE_NUMPY[kind]
+    (tmp_path / kind).write_bytes(data)
+    with pytest.raises(DatasetError, match=kind):
+        featx.ImageDataset.from_npz(tmp_path / kind)
+
+
 @pytest.mark.parametrize("content", [b"", b"no file", b"\x89HDF\r\n\x1a\n" + bytes(3000)])
 @pytest.mark.parametrize("suffix", [".h5", ".npz", ".npy", ".parquet"])
 def test_damaged_files_are_named(tmp_path, cache, content, suffix):

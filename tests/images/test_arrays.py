@@ -141,42 +141,6 @@ def test_hdf5_with_one_image_set_of_another_name(tmp_path):
     assert len(ImageDataset.from_hdf5(tmp_path / "a.h5", images="masks")) == 5
 
 
-def test_hdf5_that_leads_to_other_files_is_refused(tmp_path):
-    secret, file = tmp_path / "secret.h5", tmp_path / "a.h5"
-    with h5py.File(secret, "w") as out:
-        out["images"] = IMAGES
-    raw = tmp_path / "raw.bin"
-    raw.write_bytes(IMAGES.tobytes())
-
-    def external_link(out):
-        out["images"] = h5py.ExternalLink(str(secret), "/images")
-
-    def soft_link(out):
-        out["real"] = IMAGES
-        out["images"] = h5py.SoftLink("/real")
-
-    def virtual(out):
-        layout = h5py.VirtualLayout(IMAGES.shape, IMAGES.dtype)
-        layout[:] = h5py.VirtualSource(str(secret), "images", IMAGES.shape)
-        out.create_virtual_dataset("images", layout)
-
-    def external_storage(out):
-        out.create_dataset(
-            "images", IMAGES.shape, "u1", external=[(str(raw), 0, h5py.h5f.UNLIMITED)]
-        )
-
-    for write, reason in (
-        (external_link, r"is a link \(ExternalLink\)"),
-        (soft_link, r"is a link \(SoftLink\)"),
-        (virtual, "keeps its data in other files"),
-        (external_storage, "keeps its data in other files"),
-    ):
-        with h5py.File(file, "w") as out:
-            write(out)
-        with pytest.raises(DatasetError, match=reason):
-            ImageDataset.from_hdf5(file)
-
-
 def test_wrong_hdf5(tmp_path):
     file = tmp_path / "a.h5"
     file.write_bytes(b"not hdf5")
