@@ -1,28 +1,42 @@
-"""Logistic regression that finds its own C, by featx's path solver."""
+"""Logistic regression that finds its own C: by featx's path solver, alone or in a search."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import StratifiedKFold, check_cv
-from sklearn.utils.class_weight import compute_class_weight
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.logistic_path import SCORINGS, Fold, fit_logistic_path
-from featx.heads.targets import LikeliestClass
+from featx.heads.logistic_fit import ARRAYS, MACHINE_SHARE, unknown_setting
+from featx.heads.logistic_path import SCORINGS, LogisticPath, PathOptions, fit_logistic_path
+from featx.heads.rows import Fold
+from featx.heads.sweep import HeldOut, checked_data, core_estimators
+from featx.heads.targets import LikeliestClass, Targets, both_columns
 from featx.heads.validation import validated_training
+from featx.memory import machine_bytes
 
 logger = logging.getLogger("featx")
+
+Floats: TypeAlias = NDArray[np.floating]
 
 # On the features as a StandardScaler leaves them, the best C is within these for 2 to 5,000
 # images a class; scikit-learn's own 1e-4 to 1e4 spends half of its time beyond them.
 _RANGE = (-6.0, 0.0)
+# Fewer values of C are fitted to their end by a search: there is nothing to give up.
+_RACE_FROM = 4
+# Up to so many rows a fold costs little by itself; beyond, the scaling of all folds together moves
+# no score by more than 0.001.
+_FEW_ROWS = 100
 
 
 class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -110,64 +124,48 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         """Choose C on the folds, and fit all rows at the best."""
         self._validate_params()
         X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
-        own = None
+        weights = None
         if sample_weight is not None:
-            own = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            weights = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
         self.Cs_ = self._grid()
-        folds = self._folds(X, y, codes)
-        everything = [(np.arange(len(X)), np.arange(0))]
-        every = self._weights(y, own, everything)
-        path = fit_logistic_path(
-            X,
-            codes,
-            folds,
-            Cs=self.Cs_,
-            weights=self._weights(y, own, folds),
-            sample_weight=own,
+        options = PathOptions(
             tol=float(self.tol),
             max_iter=int(self.max_iter),
+            class_weight=self.class_weight,
             scoring=self.scoring,
             racing=bool(self.racing),
-            keep_coef=False,
-            refit=np.ones(len(X)) if every is None else every[0],
+            refit=True,
         )
+        targets = Targets("classes", self.classes_, codes, weights)
+        path = fit_logistic_path(X, targets, self._folds(X, y, codes), self.Cs_, options)
+        refit = path.refit
+        assert refit is not None
         self.scores_, self.stopped_ = path.scores, path.stopped
         self.C_ = float(self.Cs_[path.best])
-        last = path.refit
-        if last is None or last.coef[0] is None or last.intercept[0] is None:
-            raise HeadError("no fold holds out a row: expected folds as (train, test) row numbers")
-        self.coef_ = last.coef[0][0].astype(X.dtype)
-        self.intercept_ = last.intercept[0][0].astype(X.dtype)
-        self.n_iter_ = int(last.n_iter[0, 0])
-        self.gradient_norm_ = float(last.gradient_norm[0, 0])
-        self.converged_ = bool(last.converged.all() and path.converged[:, ~path.stopped].all())
+        coef, intercept = refit.solution(0)
+        self.coef_, self.intercept_ = coef[0].astype(X.dtype), intercept[0].astype(X.dtype)
+        self.n_iter_ = int(refit.n_iter[0, 0])
+        self.gradient_norm_ = float(refit.gradient_norm[0, 0])
+        self.converged_ = bool(refit.converged.all() and path.converged[:, ~path.stopped].all())
         return self
 
-    def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
+    def decision_function(self, X: ArrayLike) -> Floats:
         """Linear scores."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        scores: NDArray[Any] = X @ self.coef_.T + self.intercept_
+        scores: Floats = X @ self.coef_.T + self.intercept_
         return scores.ravel() if scores.shape[1] == 1 else scores
 
-    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """Return probabilities of shape (n, k), columns in the order of ``classes_``."""
-        from scipy.special import expit, softmax
-
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            return np.stack([expit(-scores), expit(scores)], axis=1)
-        shares: NDArray[Any] = softmax(scores, axis=1)
+        shares: Floats = softmax(both_columns(self.decision_function(X)), axis=1)
         return shares
 
-    def predict_log_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+    def predict_log_proba(self, X: ArrayLike) -> Floats:
         """Return logarithms of `predict_proba`."""
-        from scipy.special import log_expit, log_softmax
-
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            return np.stack([log_expit(-scores), log_expit(scores)], axis=1)
-        logs: NDArray[Any] = log_softmax(scores, axis=1)
+        logs: Floats = log_softmax(both_columns(self.decision_function(X)), axis=1)
         return logs
 
     def _validate_params(self) -> None:
@@ -222,27 +220,98 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         splitter = StratifiedKFold(number, shuffle=True, random_state=self.random_state)
         return list(splitter.split(codes, codes))
 
-    def _weights(
-        self, y: NDArray[Any], own: NDArray[np.float64] | None, folds: list[Fold]
-    ) -> NDArray[np.float64] | None:
-        """Weights (f, n) in the loss; None where all are 1."""
-        if own is None and self.class_weight is None:
-            return None
-        weights = np.tile(np.ones(len(y)) if own is None else own, (len(folds), 1))
-        if self.class_weight is not None:
-            for fold, (train, _) in enumerate(folds):
-                present = np.unique(y[train])
-                by_class = compute_class_weight(
-                    self.class_weight,
-                    classes=present,
-                    y=y[train],
-                    sample_weight=None if own is None else own[train],
-                )
-                weights[fold, train] *= by_class[np.searchsorted(present, y[train])]
-        return weights
-
 
 def _require(value: Any, name: str, kind: Any, *, above: float) -> None:
     if isinstance(value, bool) or not isinstance(value, kind) or not value > above:
         number = "a whole number" if kind is Integral else "a number"
         raise HeadError(f"{name} must be {number} above {above:g}, received {value!r}")
+
+
+def sweep_logistic(
+    X: Floats,
+    y: NDArray[np.intp],
+    folds: Sequence[Fold],
+    candidates: Sequence[Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    sample_weight: Floats | None = None,
+) -> Iterator[HeldOut]:
+    """Measure values of C of the head ``logistic`` (see `Sweep`).
+
+    Notes
+    -----
+    Beyond 100 rows all folds are standardised alike, by the rows of all of them and without their
+    labels, since they share one eigenbasis; a head that is fitted by itself is standardised by its
+    own rows, and so is each fold of fewer.
+    """
+    X, y = checked_data(X, y, folds, sample_weight)
+    settings = core_estimators("logistic", candidates, seed=seed)
+    _require_known(settings)
+    weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+    targets = Targets.of_classes(y, weights)
+    groups: dict[str, list[int]] = {}
+    for number, setting in enumerate(settings):
+        alike = {**setting.get_params(), "C": None}
+        groups.setdefault(repr(sorted(alike.items(), key=str)), []).append(number)
+    for members in groups.values():
+        first = settings[members[0]]
+        # Scores at this tolerance are those of the solution to 0.002.
+        tol = max(float(first.tol), 1e-5)
+        Cs = np.unique([float(settings[number].C) for number in members])
+        racing = len(Cs) >= _RACE_FROM and len(X) > _FEW_ROWS
+        options = PathOptions(
+            tol=tol,
+            # Probabilities move longer than scores do.
+            gap_tol=0.1 * tol,
+            max_iter=int(first.max_iter),
+            class_weight=first.class_weight,
+            racing=racing,
+        )
+        for numbers, scaled in _parts(X, y, folds, apart=not racing):
+            some = [folds[number] for number in numbers]
+            path = fit_logistic_path(scaled, targets, some, Cs, options)
+            for held in _held_out(path, scaled, some, {n: settings[n].C for n in members}):
+                yield replace(held, fold=numbers[held.fold])
+
+
+def _parts(
+    X: Floats, y: NDArray[np.intp], folds: Sequence[Fold], *, apart: bool
+) -> Iterator[tuple[range, Floats]]:
+    """Yield numbers of folds that are solved together, and the features standardised for them."""
+    if len(X) <= _FEW_ROWS:
+        for number, (train, _) in enumerate(folds):
+            yield range(number, number + 1), StandardScaler().fit(X[train]).transform(X)
+        return
+    scaled = StandardScaler().fit_transform(X)
+    step, memory = len(folds), machine_bytes()
+    if apart and memory is not None:
+        each = ARRAYS * len(X) * (int(y.max()) + 1) * scaled.itemsize
+        step = max(1, min(step, memory // MACHINE_SHARE // each))
+    for start in range(0, len(folds), step):
+        yield range(start, min(start + step, len(folds))), scaled
+
+
+def _require_known(settings: Sequence[Any]) -> None:
+    for setting in settings:
+        unknown = unknown_setting(setting)
+        if unknown is not None:
+            name, value, usual = unknown
+            raise HeadError(
+                f"logistic with {name}={value!r} has no shortcut: leave {name} at {usual!r}"
+            )
+
+
+def _held_out(
+    path: LogisticPath, X: Floats, folds: Sequence[Fold], chosen: Mapping[int, float]
+) -> Iterator[HeldOut]:
+    """Yield what each chosen C says of the rows held out; a stopped one says what the last does."""
+    last_fitted = int(np.flatnonzero(~path.stopped).max())
+    for candidate, C in chosen.items():
+        number = int(np.searchsorted(path.Cs, float(C)))
+        stopped = bool(path.stopped[number])
+        coef, intercept = path.solution(last_fitted if stopped else number)
+        for fold, (_, test) in enumerate(folds):
+            scores = X[test] @ coef[fold].T.astype(X.dtype) + intercept[fold].astype(X.dtype)
+            scores = scores.ravel() if scores.shape[1] == 1 else scores
+            shares = softmax(both_columns(scores), axis=1)
+            yield HeldOut(candidate, fold, shares, stopped=stopped)

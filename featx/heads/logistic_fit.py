@@ -1,25 +1,96 @@
-"""scikit-learn's logistic regression on rows in memory, fitted by the path solver."""
+"""scikit-learn's logistic regression fitted by featx: in memory by the path, else a pass a step."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 
-from featx.heads.logistic_path import closest_gap, fit_logistic_path
+from featx.exceptions import HeadError
+from featx.heads.logistic_blocks import (
+    Basis,
+    eigenvectors,
+    given_coefficients,
+    given_gradient,
+    inner,
+    log_odds,
+    loss,
+    one_hot,
+    spread,
+)
+from featx.heads.logistic_lbfgs import Aim, minimise_in_lockstep
+from featx.heads.logistic_path import PathOptions, closest_gap, fit_logistic_path
+from featx.heads.rows import Batch, BatchSource, Floats, Numbers, Rows
+from featx.heads.targets import ClassWeight, Targets
 from featx.heads.validation import validated_training
 from featx.memory import machine_bytes
+
+logger = logging.getLogger("featx")
 
 # Parameters that the path solver knows, and those that do not move the solution.
 _KNOWN = {"C", "class_weight", "max_iter", "tol"}
 _NEUTRAL = {"n_jobs", "random_state", "verbose", "warm_start"}
 _USUAL = LogisticRegression().get_params()
-# Arrays of a number a row and class that the solver needs for a problem, and the share of the
+# Arrays of a number a row and class that the path solver needs for a problem, and the share of the
 # memory for them; while it turns the rows, it holds them twice more as well.
 ARRAYS, MACHINE_SHARE = 6, 4
+
+# Shares of the bound for the sample, and of an entry of the Gram matrix while it is turned.
+_SAMPLE_SHARE = 3
+_SQUARES = 16
+_SAMPLE_ROWS = 2048
+# A pass ends the descent when the objective is within this share of its tolerance of the minimum.
+_GAP = 0.01
+# Below this, sums of products in single precision are what ends it.
+_SINGLE_TOL = 1e-5
+_SINGLE_NOISE, _DOUBLE_NOISE = 1e-7, 1e-13
+_LEAST_SPREAD = 0.1
+# A share below this is taken for it, so that its logarithm is a number.
+_LEAST_SHARE = 1e-6
+
+
+def fit_rows(model: LogisticRegression, rows: Rows, targets: Targets) -> list[LogisticRegression]:
+    """Return the model fitted on rows; of label sets, a fitted copy for each label."""
+    if rows.matrix is None:
+        return _fit_passes(model, rows, targets)
+    if targets.kind == "labels":
+        labels = range(targets.columns)
+        return [fit_rows(clone(model), rows, targets.label(label))[0] for label in labels]
+    y = targets.names[targets.values.astype(np.intp)]
+    if is_solved_by_path(model, rows.matrix, y):
+        return [fit_logistic(model, rows.matrix, y, targets.weights)]
+    return [model.fit(rows.matrix, y, sample_weight=targets.weights)]
+
+
+def fit_logistic_streamed(
+    head: LogisticRegression, source: BatchSource, y: NDArray[np.generic], *, max_ram_bytes: int
+) -> LogisticRegression:
+    """Return a head fitted on a stream of batches with a class a row."""
+    return fit_rows(head, _streamed(source, len(y), max_ram_bytes), Targets.of_classes(y))[0]
+
+
+def fit_logistic_labels(
+    estimator: LogisticRegression,
+    source: BatchSource,
+    labels: NDArray[np.uint8],
+    *,
+    max_ram_bytes: int,
+) -> tuple[list[LogisticRegression], NDArray[np.float64]]:
+    """Return a copy fitted for each label of a stream, and no temperatures."""
+    rows = _streamed(source, len(labels), max_ram_bytes)
+    return fit_rows(estimator, rows, Targets.of_labels(labels)), np.empty(0)
+
+
+def _streamed(source: Any, count: int, max_ram_bytes: int) -> Rows:
+    width = int(next(iter(source(None)))[0].shape[1])
+    return Rows(count, width, source=source, max_ram_bytes=max_ram_bytes)
 
 
 def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
@@ -30,8 +101,8 @@ def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
     return None
 
 
-def is_solved_by_path(model: Any, X: Any, y: Any) -> bool:
-    """Tell whether `fit_logistic` can fit an estimator on features."""
+def is_solved_by_path(model: Any, X: object, y: ArrayLike) -> bool:
+    """Return whether `fit_logistic` can fit an estimator on features."""
     if type(model) is not LogisticRegression or unknown_setting(model) or model.warm_start:
         return False
     if not isinstance(X, np.ndarray) or X.dtype not in (np.float32, np.float64):
@@ -45,8 +116,8 @@ def is_solved_by_path(model: Any, X: Any, y: Any) -> bool:
 
 def fit_logistic(
     model: LogisticRegression,
-    X: Any,
-    y: Any,
+    X: ArrayLike,
+    y: ArrayLike,
     sample_weight: NDArray[np.float64] | None = None,
 ) -> LogisticRegression:
     """Fit ``LogisticRegression`` as its own ``fit`` would, closer to the minimum and sooner.
@@ -59,26 +130,287 @@ def fit_logistic(
     """
     model._validate_params()
     X, y, classes, codes = validated_training(model, X, y, dtype=[np.float32, np.float64])
-    weights = sample_weight
-    if model.class_weight is not None:
-        by_class = compute_class_weight(
-            model.class_weight, classes=classes, y=y, sample_weight=sample_weight
-        )
-        weights = by_class[codes] * (1.0 if sample_weight is None else sample_weight)
-    path = fit_logistic_path(
-        X,
-        codes,
-        [(np.arange(len(codes)), np.arange(0))],
-        Cs=np.array([model.C], np.float64),
-        weights=None if weights is None else weights[None],
-        tol=float(model.tol),
-        gap_tol=min(closest_gap(X, len(classes)), float(model.tol)),
+    tol = float(model.tol)
+    options = PathOptions(
+        tol=tol,
+        gap_tol=min(closest_gap(X, len(classes)), tol),
         max_iter=int(model.max_iter),
+        class_weight=model.class_weight,
     )
-    coef, intercept = path.coef[0], path.intercept[0]
-    assert coef is not None
-    assert intercept is not None
+    targets = Targets("classes", classes, codes, sample_weight)
+    everything = [(np.arange(len(codes)), np.arange(0))]
+    path = fit_logistic_path(X, targets, everything, np.array([model.C], np.float64), options)
+    coef, intercept = path.solution(0)
     model.classes_ = classes
     model.coef_, model.intercept_ = coef[0].astype(X.dtype), intercept[0].astype(X.dtype)
     model.n_iter_ = path.n_iter[0].astype(np.int32)
     return model
+
+
+def _fit_passes(
+    model: LogisticRegression, rows: Rows, targets: Targets
+) -> list[LogisticRegression]:
+    """Return what `fit_rows` does, from passes over batches, all labels in the same.
+
+    Notes
+    -----
+    A random sample of the rows that fits into memory is solved first. Its solution is the start,
+    and its Gram matrix with the mean of ``p (1 - p)`` of each class is the stand-in for the
+    curvature whose inverse root the variables are scaled by; both save passes over all rows. It
+    ends where scikit-learn's ``lbfgs`` does (the largest entry of the gradient over the sum of
+    weights is at most ``tol``), and the estimated distance of the objective from its minimum is at
+    most ``tol / 100`` of it.
+
+    Böhning: "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44 (1992).
+    """
+    _require_l2(model)
+    W, mean, passes = _minimum(model, rows, _class_weighted(targets, model.class_weight))
+    coef, intercept = given_coefficients(W, mean)
+    if targets.kind == "labels":
+        heads, names = [clone(model) for _ in W], targets.label(0).names
+        solutions = zip(heads, coef[:, None], intercept[:, None], strict=True)
+    else:
+        heads, names = [model], targets.names
+        if len(W) > 1 and model.fit_intercept:
+            intercept = intercept - intercept.mean()
+        solutions = zip(heads, [coef], [intercept], strict=True)
+    for head, lines, constants in solutions:
+        head.classes_, head.n_features_in_ = names, rows.width
+        head.coef_, head.intercept_ = lines.astype(np.float32), constants.astype(np.float32)
+        head.n_iter_ = np.array([passes], dtype=np.int32)
+    return heads
+
+
+def _minimum(
+    model: LogisticRegression, rows: Rows, targets: Targets
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Return coefficients of features less a mean, that mean, and the number of passes."""
+    assert rows.max_ram_bytes is not None
+    most = max(1, rows.max_ram_bytes // _SAMPLE_SHARE // (4 * rows.width))
+    drawn = np.arange(rows.count)
+    if most < rows.count:
+        drawn = np.sort(np.random.default_rng(0).choice(drawn, most, replace=False))
+    sample = rows.take(drawn).gather()
+    mean = np.zeros(rows.width)
+    if model.fit_intercept:
+        mean = sample.mean(axis=0, dtype=np.float64)
+    squares = np.einsum("ij,ij->j", sample, sample, dtype=np.float64)
+    scale = float(np.sqrt(squares.max(initial=0.0) / len(sample)))
+    basis = _basis(sample, mean, rows.max_ram_bytes)
+    outputs = _Outputs(targets)
+    start = np.zeros((len(outputs.spread), rows.width + 1))
+    if model.fit_intercept:
+        start[:, -1] = log_odds(outputs.shares).ravel()
+    penalty = np.zeros_like(outputs.totals)
+    if np.isfinite(model.C):
+        penalty = 1 / (model.C * outputs.totals)
+    part = outputs if len(drawn) == rows.count else _Outputs(targets.take(drawn))
+    objective = _Objective(_pieces(sample), part, basis, penalty, model, scale=scale)
+    W, passes = objective.descend(start)
+    if part is not outputs:
+        # A sample without a row of a class, or of a label, has no minimum for its intercept.
+        absent = part.spread <= _LEAST_SHARE
+        W[absent] = start[absent]
+        # What varies in one of so many rows may well be constant in the sample.
+        more = basis.curvature[:-1].mean() / len(drawn)
+        basis = replace(basis, curvature=np.append(basis.curvature[:-1] + more, 1.0))
+        objective = _Objective(rows, outputs, basis, penalty, model, scale=scale)
+        del sample
+        W, further = objective.descend(W)
+        passes += further
+    if not objective.converged:
+        logger.warning(
+            "logistic regression did not converge in %d passes to tol=%.1e: its largest gradient "
+            "entry is %.1e; raise max_iter, or lower C",
+            passes,
+            model.tol,
+            objective.norm,
+        )
+    return W, mean, passes
+
+
+class _Outputs:
+    """What a row's scores should be: of its class, one problem, or of each label, one a label."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        if targets.kind == "classes":
+            counts = targets.totals()[None]
+        else:
+            rows = np.ones(len(targets)) if targets.weights is None else targets.weights
+            present = rows @ targets.values
+            counts = np.stack([rows.sum() - present, present])
+            counts = (counts if targets.factors is None else counts * targets.factors).T
+        self.totals: NDArray[np.float64] = counts.sum(axis=1)
+        self.shares = np.maximum(counts / self.totals[:, None], _LEAST_SHARE)
+        # The means of ``p (1 - p)`` where the shares are all that is known, (lines,).
+        spreads = np.maximum(self.shares * (1 - self.shares), _LEAST_SHARE)
+        self.spread = (spreads[:, 1:] if spreads.shape[1] == 2 else spreads).ravel()
+
+    def of(self, rows: Numbers) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return the classes of rows (1, k, b) or their labels (p, 1, b), and what they count."""
+        counted = self._targets.counted(rows)
+        weights = np.ones((1, len(rows))) if counted is None else np.atleast_2d(counted.T)
+        values = self._targets.values[rows]
+        if self._targets.kind == "classes":
+            return one_hot(values.astype(np.intp), self._targets.columns)[None], weights
+        return np.ascontiguousarray(values.T).view(np.bool_)[:, None], weights
+
+    def take(self, problems: Numbers) -> _Outputs:
+        """Return some of the labels."""
+        targets = self._targets
+        factors = None if targets.factors is None else targets.factors[:, problems]
+        values = np.ascontiguousarray(targets.values[:, problems])
+        return _Outputs(
+            Targets("labels", targets.names[problems], values, targets.weights, factors)
+        )
+
+
+class _Objective:
+    """The objectives over rows in batches, and the descent on all of them."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        outputs: _Outputs,
+        basis: Basis,
+        penalty: NDArray[np.float64],
+        model: LogisticRegression,
+        *,
+        scale: float,
+    ) -> None:
+        self._rows, self._outputs, self._penalty = rows, outputs, penalty
+        self._intercept = bool(model.fit_intercept)
+        self._aim = Aim(model.tol, _GAP * model.tol, int(model.max_iter))
+        self._kind = np.dtype(np.float32 if model.tol >= _SINGLE_TOL * scale else np.float64)
+        if basis.coordinates is not None:
+            basis = replace(basis, coordinates=basis.coordinates.astype(self._kind, copy=False))
+        self._basis = basis
+        # The labels whose descent goes on, which only become fewer.
+        self._left: tuple[int, _Outputs] = len(outputs.totals), outputs
+        # Factors of the variables in which second derivatives are at most about 1.
+        self._scale: NDArray[np.float64] | None = None
+        self.norm, self.converged = np.inf, False
+
+    def value(
+        self, W: NDArray[np.float64], which: Numbers
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the values at W, lines of the problems numbered ``which``, and the derivatives.
+
+        It takes one pass; the first tells the scale of the variables.
+        """
+        if self._left[0] != len(which):
+            self._left = len(which), self._outputs.take(which)
+        outputs, penalty = self._left[1], self._penalty[which]
+        coef, centre = W[:, :-1].astype(self._kind), self._basis.mean.astype(np.float32)
+        gradient, losses, spreads = np.zeros_like(W), np.zeros(len(which)), np.zeros(len(W))
+        for X, numbers in self._rows.batches():
+            near: Floats = (X - centre).astype(self._kind, copy=False)
+            Z = (coef @ near.T).astype(np.float64) + W[:, -1:]
+            onehot, weights = outputs.of(numbers)
+            P, residual, part = loss(Z.reshape(len(which), -1, len(X)), onehot, weights)
+            losses += part
+            if self._scale is None:
+                spreads += spread(P, weights).ravel()
+            residual = residual.reshape(len(W), -1)
+            gradient[:, :-1] += residual.astype(self._kind) @ near
+            gradient[:, -1] += residual.sum(axis=1)
+        if self._scale is None:
+            self._scale = self._scaled(spreads / outputs.totals)
+        gradient /= outputs.totals[:, None]
+        gradient[:, :-1] += penalty[:, None] * W[:, :-1]
+        if not self._intercept:
+            gradient[:, -1] = 0
+        lengths = (W[:, :-1] ** 2).sum(axis=1).reshape(len(which), -1).sum(axis=1)
+        return losses / outputs.totals + 0.5 * penalty * lengths, gradient
+
+    def _scaled(self, spreads: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return inverse roots of bounds of second derivatives, (lines, d + 1)."""
+        # What is rare has hardly a row in a sample, which says little of it.
+        spreads = np.maximum(spreads, _LEAST_SPREAD * self._outputs.spread)
+        bound = spreads[:, None] * self._basis.curvature
+        bound[:, :-1] += self._penalty[:, None]
+        scale: NDArray[np.float64] = 1 / np.sqrt(np.maximum(bound, 1e-12))
+        return scale
+
+    def descend(self, W: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+        """Return the minima from W, and the number of passes to them."""
+        p, width = len(self._penalty), W.shape[1]
+        norms = np.full(p, np.inf)
+
+        def moved(points: NDArray[np.float64], lines: Any = slice(None)) -> NDArray[np.float64]:
+            if self._scale is None:
+                return W
+            move = self._scale[lines] * points.reshape(-1, width)
+            return np.asarray(W[lines] + self._basis.features(move))
+
+        def function(
+            points: NDArray[np.float64], which: Numbers
+        ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+            lines = which if p > 1 else slice(None)
+            values, gradient = self.value(moved(points, lines), which)
+            assert self._scale is not None
+            scaled = (self._scale[lines] * self._basis.turned(gradient)).reshape(points.shape)
+            given = np.abs(given_gradient(gradient, self._basis.mean))
+            norms[which] = given.reshape(len(which), -1).max(axis=1)
+            # Where rows can be told apart perfectly, the value goes to nothing, and no distance
+            # from the minimum is a small share of it.
+            gaps = 0.5 * inner(scaled, scaled).ravel() / np.maximum(values, self._aim.tol)
+            return values, scaled, self._aim.reached(norms[which], gaps)
+
+        minima = minimise_in_lockstep(
+            function,
+            (p, len(W) // p, width),
+            most=2 * self._aim.max_iter,
+            noise=_SINGLE_NOISE if self._kind == np.float32 else _DOUBLE_NOISE,
+        )
+        self.norm = float(norms.max())
+        self.converged = bool((minima.finished | (norms <= self._aim.tol)).all())
+        return moved(minima.points), minima.passes
+
+
+def _class_weighted(targets: Targets, class_weight: ClassWeight) -> Targets:
+    """Return targets that count by the classes of each problem, which are 0 and 1 for a label."""
+    if targets.kind == "classes" or not isinstance(class_weight, Mapping):
+        return targets.with_class_weight(class_weight)
+    both = np.arange(2)
+    factors = np.asarray(compute_class_weight(class_weight, classes=both, y=both), np.float64)
+    return replace(targets, factors=np.tile(factors[:, None], targets.columns))
+
+
+def _basis(sample: Floats, mean: NDArray[np.float64], max_ram_bytes: int) -> Basis:
+    """Return the eigenbasis of a sample's covariance, or its diagonal where that is too large."""
+    width = sample.shape[1]
+    if _SQUARES * width**2 > max_ram_bytes // 2:
+        squares = np.einsum("ij,ij->j", sample, sample, dtype=np.float64) / len(sample)
+        return Basis(mean, None, np.append(np.maximum(squares - mean**2, 0), 1.0))
+    centre = mean.astype(np.float32)
+    gram = np.zeros((width, width), dtype=np.float32)
+    for part in np.array_split(sample, -(-len(sample) // _SAMPLE_ROWS)):
+        near = part - centre
+        gram += near.T @ near
+    gram /= len(sample)
+    values, vectors = eigenvectors(gram)
+    return Basis(mean, vectors, np.append(np.maximum(values.astype(np.float64), 0), 1.0))
+
+
+def _pieces(X: Floats) -> Rows:
+    """Return a matrix as rows in batches so small that their scores take little memory."""
+
+    def source(_: int | None) -> Iterator[Batch]:
+        for start in range(0, len(X), _SAMPLE_ROWS):
+            part = X[start : start + _SAMPLE_ROWS]
+            yield part, np.arange(start, start + len(part))
+
+    return Rows(len(X), X.shape[1], source=source)
+
+
+def _require_l2(model: LogisticRegression) -> None:
+    penalty, ratio = getattr(model, "penalty", "l2"), getattr(model, "l1_ratio", None)
+    if penalty not in ("l2", "deprecated", None) or ratio not in (None, 0, 0.0):
+        raise HeadError(
+            f"logistic regression with penalty={penalty!r}, l1_ratio={ratio!r} has to see all rows "
+            "at once: leave both out, for L2"
+        )
+    if penalty is None:
+        raise HeadError("logistic regression without a penalty has to see all rows at once: set C")

@@ -5,15 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
-from featx.heads.logistic_lbfgs import Solved, minimise
-from featx.heads.logistic_race import Race
-from featx.heads.logistic_rows import RowBlock, Rows, has_double, host
+from featx.heads.logistic_blocks import (
+    Array,
+    Block,
+    Blocks,
+    has_double,
+    host,
+    log_odds,
+    probabilities,
+)
+from featx.heads.logistic_lbfgs import Aim, minimise
+from featx.heads.rows import Fold
+from featx.heads.targets import ClassWeight, Targets
 
 logger = logging.getLogger("featx")
 
@@ -30,8 +39,43 @@ _RACE_TOL = 5.0
 _POINTS = 3
 # The refit is one problem, and its objective is to be exact to 1e-5.
 _REFIT_GAP = 1e-6
+# A value of C has lost when it trails the best by so many standard errors of the difference.
+_LOST_ERRORS = 2.0
+_LOST_RATIO = 10**0.5
 
-Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+Floats: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """How a path is walked.
+
+    ``gap_tol`` is half of ``tol`` where it is None; see `Aim` for both. ``class_weight`` counts in
+    each fold's training rows. ``refit`` asks for all rows at the best C, whose coefficients alone
+    are kept.
+    """
+
+    tol: float = 1e-4
+    gap_tol: float | None = None
+    max_iter: int = 1000
+    class_weight: ClassWeight = None
+    scoring: str = "accuracy"
+    racing: bool = False
+    refit: bool = False
+
+    def aim(self) -> Aim:
+        """Return where the problems of folds end."""
+        if self.racing:
+            return Aim(_RACE_TOL * self.tol, _RACE_TOL * self.tol, self.max_iter)
+        return Aim(self.tol, self._gap_tol, self.max_iter)
+
+    def aim_of_refit(self) -> Aim:
+        """Return where the problem of all rows ends."""
+        return Aim(self.tol, min(_REFIT_GAP, self._gap_tol), self.max_iter)
+
+    @property
+    def _gap_tol(self) -> float:
+        return 0.5 * self.tol if self.gap_tol is None else self.gap_tol
 
 
 @dataclass(frozen=True)
@@ -41,9 +85,6 @@ class LogisticPath:
     Parameters
     ----------
     Cs : ndarray of shape (c,)
-    coef : list of c (ndarray of shape (f, k, d), float64, or None)
-        ``k`` is 1 for two classes; None where stopped or not kept.
-    intercept : list of c (ndarray of shape (f, k), float64, or None)
     scores : ndarray of shape (f, c)
         On the rows held out; NaN for a value that was stopped, and where nothing is held out.
     gradient_norm : ndarray of shape (f, c)
@@ -54,43 +95,59 @@ class LogisticPath:
         Whether it got there without scikit-learn.
     stopped : ndarray of shape (c,), bool
         Values of C that could no longer win, and were not fitted.
+    coef : list of c (ndarray of shape (f, k, d), float64, or None)
+        ``k`` is 1 for two classes; None where stopped or not kept.
+    intercept : list of c (ndarray of shape (f, k), float64, or None)
     refit : LogisticPath or None
         One C, one fold, all rows.
     """
 
-    Cs: NDArray[np.float64]
-    coef: list[NDArray[np.float64] | None]
-    intercept: list[NDArray[np.float64] | None]
-    scores: NDArray[np.float64]
-    gradient_norm: NDArray[np.float64]
+    Cs: Floats
+    scores: Floats
+    gradient_norm: Floats
     n_iter: NDArray[np.intp]
     converged: NDArray[np.bool_]
     stopped: NDArray[np.bool_]
+    coef: list[Floats | None]
+    intercept: list[Floats | None]
     refit: LogisticPath | None = None
+
+    @classmethod
+    def unfitted(cls, Cs: Floats, folds: int) -> LogisticPath:
+        """Return a path on which nothing has been solved."""
+        shape = folds, len(Cs)
+        return cls(
+            Cs,
+            scores=np.full(shape, np.nan),
+            gradient_norm=np.full(shape, np.nan),
+            n_iter=np.zeros(shape, np.intp),
+            converged=np.zeros(shape, bool),
+            stopped=np.ones(len(Cs), bool),
+            coef=[None] * len(Cs),
+            intercept=[None] * len(Cs),
+        )
 
     @property
     def best(self) -> int:
-        """Place of the C with the highest mean score; of equals, the smallest."""
+        """Number of the C with the highest mean score; of equals, the smallest."""
         means = np.where(self.stopped, -np.inf, self.scores.mean(axis=0))
         # Rounded, since equal shares of right answers may differ in their last digit.
         return int(np.nanargmax(np.round(means, 12)))
 
+    def solution(self, number: int) -> tuple[Floats, Floats]:
+        """Return coefficients (f, k, d) and intercepts (f, k) at a C that was fitted and kept."""
+        coef, intercept = self.coef[number], self.intercept[number]
+        assert coef is not None
+        assert intercept is not None
+        return coef, intercept
+
 
 def fit_logistic_path(
-    X: Any,
-    codes: NDArray[np.intp],
+    X: Array,
+    targets: Targets,
     folds: Sequence[Fold],
-    *,
-    Cs: NDArray[np.float64],
-    weights: NDArray[np.float64] | None = None,
-    sample_weight: NDArray[np.float64] | None = None,
-    tol: float = 1e-4,
-    gap_tol: float | None = None,
-    max_iter: int = 1000,
-    scoring: str = "accuracy",
-    racing: bool = False,
-    keep_coef: bool = True,
-    refit: NDArray[np.float64] | None = None,
+    Cs: Floats,
+    options: PathOptions = PathOptions(),
 ) -> LogisticPath:
     """Fit scikit-learn's multinomial logistic regression for every C and every fold.
 
@@ -107,67 +164,58 @@ def fit_logistic_path(
     Cs = np.asarray(Cs, np.float64)
     if Cs.ndim != 1 or not len(Cs) or not (Cs[0] > 0 and np.all(np.diff(Cs) > 0)):
         raise HeadError(f"values of C must ascend from above 0, received {Cs}: sort them")
-    if scoring not in SCORINGS:
-        raise HeadError(f"scoring must be one of {', '.join(SCORINGS)}, received {scoring!r}")
-    wanted = 0.5 * tol if gap_tol is None else gap_tol
-    aim = (
-        _Aim(_RACE_TOL * tol, _RACE_TOL * tol, max_iter) if racing else _Aim(tol, wanted, max_iter)
-    )
-    run = _Run(X, codes, folds, weights, sample_weight, scoring)
-    with run.rows.at_work():
-        path = run.walk(Cs, aim, racing=racing, keep_coef=keep_coef)
-        if refit is None:
+    if options.scoring not in SCORINGS:
+        raise HeadError(
+            f"scoring must be one of {', '.join(SCORINGS)}, received {options.scoring!r}"
+        )
+    walk = _Walk(X, targets, folds, options)
+    if options.refit and np.isnan(walk.shares).any():
+        raise HeadError("a fold holds out no row: expected folds as (train, test) row numbers")
+    with walk.rows.at_work():
+        path = walk.along(Cs, options.aim())
+        if not options.refit:
             return path
-        coef, intercept = path.coef[path.best], path.intercept[path.best]
-        if coef is None or intercept is None:
-            raise HeadError("a refit needs held-out rows to tell the best C: pass folds with them")
-        everything = [(np.arange(len(codes)), np.arange(0))]
-        last = _Run(X, codes, everything, refit[None], None, scoring, beside=run)
-        start = coef.mean(axis=0, keepdims=True), intercept.mean(axis=0, keepdims=True)
-        aim = _Aim(tol, min(_REFIT_GAP, wanted), max_iter)
-        return replace(path, refit=last.walk(Cs[[path.best]], aim, start=start))
+        everything = [(np.arange(len(targets)), np.arange(0))]
+        whole = replace(options, racing=False, refit=False)
+        last = _Walk(X, targets, everything, whole, beside=walk)
+        start = path.solution(path.best)
+        refit = last.along(Cs[[path.best]], options.aim_of_refit(), start=start)
+        return replace(path, refit=refit)
 
 
-def closest_gap(X: Any, classes: int) -> float:
+def closest_gap(X: Array, classes: int) -> float:
     """Return the smallest ``gap_tol`` of one problem on X (n, d) without a second round."""
     return _SINGLE_GAP if _is_large(X, classes) else _DOUBLE_GAP
 
 
-def _is_large(X: Any, columns: int) -> bool:
+def _is_large(X: Array, columns: int) -> bool:
     return int(X.shape[0] * max(X.shape[1], columns)) > _SMALL
 
 
-@dataclass(frozen=True)
-class _Aim:
-    tol: float
-    gap_tol: float
-    max_iter: int
-
-    def reached(self, solved: Solved) -> NDArray[np.bool_]:
-        return (solved.gradient_norm <= self.tol) & (solved.gap <= self.gap_tol)
-
-
-class _Run:
+class _Walk:
     """The rows, what is held out of each fold, and the walk along C."""
 
     def __init__(
         self,
-        X: Any,
-        codes: NDArray[np.intp],
+        X: Array,
+        targets: Targets,
         folds: Sequence[Fold],
-        weights: NDArray[np.float64] | None,
-        sample_weight: NDArray[np.float64] | None,
-        scoring: str,
+        options: PathOptions,
         *,
-        beside: _Run | None = None,
+        beside: _Walk | None = None,
     ) -> None:
-        self.X, self.codes, self.scoring = X, codes, scoring
-        self.classes = int(codes.max()) + 1
-        self.masks = np.zeros((len(folds), len(codes)))
+        self.X, self.options = X, options
+        self.codes, self.classes = targets.values.astype(np.intp), targets.columns
+        weights = np.ones(len(targets)) if targets.weights is None else targets.weights
+        self.masks = np.zeros((len(folds), len(targets)))
         held = np.zeros_like(self.masks)
         for fold, (train, test) in enumerate(folds):
-            self.masks[fold, train] = 1.0 if weights is None else weights[fold, train]
-            held[fold, test] = 1.0 if sample_weight is None else sample_weight[test]
+            counting = train[weights[train] > 0]
+            present, codes = np.unique(self.codes[counting], return_inverse=True)
+            part = Targets("classes", targets.names[present], codes, weights[counting])
+            part = part.with_class_weight(options.class_weight)
+            self.masks[fold, counting] = part.counted(np.arange(len(counting)))
+            held[fold, test] = weights[test]
         self.totals = self.masks.sum(axis=1)
         with np.errstate(invalid="ignore"):
             self.shares = held / held.sum(axis=1, keepdims=True)
@@ -177,126 +225,85 @@ class _Run:
             self.rows = self._make("float32" if self.single else "float64")
         else:
             self.rows = beside.rows.reweighted(self.masks)
-        self._exact: Rows | None = None
+        self._exact: Blocks | None = None
 
-    def _make(self, dtype: str, beside: Rows | None = None) -> Rows:
-        return Rows.make(self.X, self.codes, self.classes, self.masks, dtype=dtype, beside=beside)
+    def _make(self, dtype: str, beside: Blocks | None = None) -> Blocks:
+        return Blocks.make(self.X, self.codes, self.classes, self.masks, dtype=dtype, beside=beside)
 
-    def walk(
-        self,
-        Cs: NDArray[np.float64],
-        aim: _Aim,
-        *,
-        racing: bool = False,
-        keep_coef: bool = True,
-        start: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    def along(
+        self, Cs: Floats, aim: Aim, *, start: tuple[Floats, Floats] | None = None
     ) -> LogisticPath:
-        """Solve for one C after the other, all folds at once."""
-        f, c = self.masks.shape[0], len(Cs)
-        path = LogisticPath(
-            Cs=Cs,
-            coef=[None] * c,
-            intercept=[None] * c,
-            scores=np.full((f, c), np.nan),
-            gradient_norm=np.full((f, c), np.nan),
-            n_iter=np.zeros((f, c), np.intp),
-            converged=np.zeros((f, c), bool),
-            stopped=np.ones(c, bool),
-        )
+        """Return the solutions for one C after the other, all folds at once."""
+        path = LogisticPath.unfitted(Cs, len(self.masks))
         rows = self.rows
-        W = self._encode(rows, *(start or self._priors()))
+        if start is None:
+            W = rows.encoded(*self._priors())
+        else:
+            W = rows.encoded(*(part.mean(axis=0, keepdims=True) for part in start))
         # Coefficients and their scores at the last values of C, the latest first.
-        past: list[tuple[Any, list[Any]]] = []
-        race = Race(Cs, self.shares)
-        for place in range(c):
-            shares = _extrapolation(np.log(Cs[: place + 1]), len(past))
+        past: list[tuple[Array, list[Array]]] = []
+        race = _Race(Cs, self.shares)
+        for number in range(len(Cs)):
+            scores = rows.scores(W) if not past else []
             if past:
-                W = _combined(shares, [each[0] for each in past])
-                known = [
-                    _combined(shares, blocks)
-                    for blocks in zip(*(each[1] for each in past), strict=True)
-                ]
-            else:
-                known = rows.map(lambda block, W=W: block.scores(W))
-            W, coef, intercept = self._solve(W, known, place, aim, path)
-            known = rows.map(lambda block, W=W: block.scores(W))
-            past = [(W, known), *past][:_POINTS]
-            path.stopped[place] = False
-            each = np.concatenate(rows.map(self._score, known), axis=1)
-            path.scores[:, place] = (each * self.shares).sum(axis=1)
-            path.coef[place], path.intercept[place] = coef, intercept
-            if not keep_coef:
-                for other in range(place + 1):
+                shares = _extrapolation(np.log(Cs[: number + 1]), len(past))
+                W = _combined(shares, [solution for solution, _ in past])
+                blocks = zip(*(solved for _, solved in past), strict=True)
+                scores = [_combined(shares, block) for block in blocks]
+            W = self._solve(W, scores, number, aim, path)
+            scores = rows.scores(W)
+            past = [(W, scores), *past][:_POINTS]
+            path.stopped[number] = False
+            each = np.concatenate(rows.map(self._score, scores), axis=1)
+            path.scores[:, number] = (each * self.shares).sum(axis=1)
+            if self.options.refit:
+                for other in range(number + 1):
                     if other != path.best:
                         path.coef[other] = path.intercept[other] = None
-            if racing and race.lost(place, each):
+            if self.options.racing and race.lost(number, each):
                 break
         return path
 
-    def _priors(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        f, k, _ = self.rows.shape
-        shares = np.stack([np.bincount(self.codes, m, self.classes) for m in self.masks])
-        logs = np.log(np.maximum(shares, 1e-2))
-        own = logs[:, 1:] - logs[:, :1] if k == 1 else logs - logs.mean(axis=1, keepdims=True)
-        return np.zeros((f, k, self.X.shape[1])), own
-
-    def _encode(self, rows: Rows, coef: NDArray[Any], intercept: NDArray[Any]) -> Any:
-        """Bring coefficients on the features as given into the basis of the rows."""
-        basis = rows.basis
-        last = intercept + coef @ host(basis.mean)
-        inner = coef if basis.coordinates is None else coef @ host(basis.coordinates)
-        return rows.array(np.concatenate([inner, last[..., None]], axis=-1))
-
-    def _decode(self, rows: Rows, W: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        coef, intercept = rows.basis.coefficients(rows.xp, W)
-        return host(coef).astype(np.float64), host(intercept).astype(np.float64)
+    def _priors(self) -> tuple[Floats, Floats]:
+        """Return coefficients that say what the classes' shares in each fold say."""
+        shares = np.stack([np.bincount(self.codes, mask, self.classes) for mask in self.masks])
+        odds = log_odds(np.maximum(shares, 1e-2))
+        return np.zeros((*odds.shape, self.X.shape[1])), odds
 
     def _solve(
-        self, W: Any, scores: list[Any], place: int, aim: _Aim, path: LogisticPath
-    ) -> tuple[Any, Any, Any]:
+        self, W: Array, scores: list[Array], number: int, aim: Aim, path: LogisticPath
+    ) -> Array:
         """Solve in single precision, then what is left in double, then with scikit-learn."""
-        C = np.full(len(self.totals), path.Cs[place])
-        solved = minimise(
-            self.rows,
-            W,
-            scores,
-            C,
-            self.totals,
-            tol=max(aim.tol, _SINGLE_TOL) if self.single else aim.tol,
-            gap_tol=max(aim.gap_tol, _SINGLE_GAP) if self.single else aim.gap_tol,
-            max_iter=aim.max_iter,
-        )
-        W, reached, iterations = solved.W, aim.reached(solved), solved.n_iter
-        norms = solved.gradient_norm
-        coef, intercept = self._decode(self.rows, W)
+        C = np.full(len(self.totals), path.Cs[number])
+        first = aim.at_least(_SINGLE_TOL, _SINGLE_GAP) if self.single else aim
+        solved = minimise(self.rows, W, scores, C, self.totals, first)
+        W, iterations, norms = solved.W, solved.n_iter, solved.gradient_norm
+        reached = aim.reached(norms, solved.gap)
+        coef, intercept = self.rows.decoded(W)
         if self.single and self.double and not reached.all():
             left = np.flatnonzero(~reached)
             if self._exact is None:
                 self._exact = self._make("float64", beside=self.rows)
             rows = self._exact.take(left)
-            W = self._encode(rows, coef[left], intercept[left])
-            again = minimise(
-                rows,
-                W,
-                rows.map(lambda block, W=W: block.scores(W)),
-                C[left],
-                self.totals[left],
-                tol=aim.tol,
-                gap_tol=aim.gap_tol,
-                max_iter=aim.max_iter,
+            W = rows.encoded(coef[left], intercept[left])
+            again = minimise(rows, W, rows.scores(W), C[left], self.totals[left], aim)
+            coef[left], intercept[left] = rows.decoded(again.W)
+            norms[left], reached[left] = (
+                again.gradient_norm,
+                aim.reached(again.gradient_norm, again.gap),
             )
-            coef[left], intercept[left] = self._decode(rows, again.W)
-            norms[left], reached[left] = again.gradient_norm, aim.reached(again)
             iterations[left] += again.n_iter
-        path.gradient_norm[:, place], path.n_iter[:, place] = norms, iterations
-        path.converged[:, place] = reached
+        path.gradient_norm[:, number], path.n_iter[:, number] = norms, iterations
+        path.converged[:, number] = reached
         for fold in np.flatnonzero(~reached):
-            coef[fold], intercept[fold] = self._fall_back(int(fold), path.Cs[place], aim)
-        if not (reached.all() and self._exact is None):
-            W = self._encode(self.rows, coef, intercept)
-        return W, coef, intercept
+            coef[fold], intercept[fold] = self._fall_back(int(fold), path.Cs[number], aim)
+        path.coef[number], path.intercept[number] = coef, intercept
+        if reached.all() and self._exact is None:
+            return W
+        return self.rows.encoded(coef, intercept)
 
-    def _fall_back(self, fold: int, C: float, aim: _Aim) -> tuple[Any, Any]:
+    def _fall_back(self, fold: int, C: float, aim: Aim) -> tuple[Floats, Floats]:
+        """Return the coefficients of one problem by scikit-learn."""
         from sklearn.linear_model import LogisticRegression
 
         logger.warning(
@@ -322,18 +329,40 @@ class _Run:
         intercept[model.classes_] = both * model.intercept_ if two else model.intercept_
         return coef, intercept
 
-    def _score(self, block: RowBlock, Z: Any) -> NDArray[Any]:
+    def _score(self, block: Block, Z: Array) -> Floats:
+        """Return the score of each row (f, b)."""
         xp = self.rows.xp
-        if self.scoring == "neg_log_loss":
-            _, logs = self.rows.probabilities(Z)
-            return host(xp.sum(Z * block.onehot, axis=1) - logs)
+        if self.options.scoring == "neg_log_loss":
+            return -host(probabilities(Z, block.onehot)[1]).astype(np.float64)
         if Z.shape[1] == 1:
             return host(((Z > 0) == (block.onehot > 0))[:, 0, :]).astype(np.float64)
         return host(xp.argmax(Z, axis=1) == xp.argmax(block.onehot, axis=0)).astype(np.float64)
 
 
-def _extrapolation(steps: NDArray[np.float64], points: int) -> list[float]:
-    """Shares of the last values, the latest first, in the polynomial through them at the next."""
+class _Race:
+    """Tells when no larger C can win any more."""
+
+    def __init__(self, Cs: Floats, shares: Floats) -> None:
+        self.Cs, self.shares = Cs, shares / len(shares)
+        self.best: Floats | None = None
+        self.best_mean, self.bound, self.behind = -np.inf, np.inf, 0
+
+    def lost(self, number: int, each: Floats) -> bool:
+        """Enter the scores (f, n) of the rows at the next C."""
+        mean = float((each * self.shares).sum())
+        if self.best is None or mean > self.best_mean:
+            self.best, self.best_mean, self.behind = each, mean, 0
+            self.bound = self.Cs[number] * _LOST_RATIO * (1 - 1e-9)
+            return False
+        lead = self.best_mean - mean
+        error = float(np.sqrt(((self.best - each - lead) ** 2 * self.shares**2).sum()))
+        trails = self.Cs[number] >= self.bound and lead > _LOST_ERRORS * error
+        self.behind = self.behind + 1 if trails else 0
+        return self.behind >= 2
+
+
+def _extrapolation(steps: Floats, points: int) -> list[float]:
+    """Return shares of the last values, the latest first, in the polynomial through them."""
     known = steps[:-1][::-1][:points]
     ratios = [
         np.prod([(steps[-1] - other) / (here - other) for other in known if other != here])
@@ -343,8 +372,9 @@ def _extrapolation(steps: NDArray[np.float64], points: int) -> list[float]:
     return [float(share) for share in ratios]
 
 
-def _combined(shares: list[float], arrays: Any) -> Any:
-    total = None
-    for share, array in zip(shares, arrays, strict=True):
-        total = share * array if total is None else total + share * array
+def _combined(shares: list[float], arrays: Sequence[Array]) -> Array:
+    """Return the sum of arrays times their shares."""
+    total = shares[0] * arrays[0]
+    for share, array in zip(shares[1:], arrays[1:], strict=True):
+        total = total + share * array
     return total

@@ -39,7 +39,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from featx.heads.logistic import LogisticPathCV
-from featx.heads.logistic_path import fit_logistic_path
+from featx.heads.logistic_path import PathOptions, fit_logistic_path
+from featx.heads.targets import Targets
 
 JOBS = ("grid", "large", "holdout", "classes")
 
@@ -136,7 +137,8 @@ def grid(
         "converged": ours.converged_ and raced.converged_,
     }
     if exact:
-        goal = fit_logistic_path(X, y, cv, Cs=Cs, tol=1e-6, keep_coef=False).scores.mean(axis=0)
+        targets = Targets.of_classes(y)
+        goal = fit_logistic_path(X, targets, cv, Cs, PathOptions(tol=1e-6)).scores.mean(axis=0)
         for name, side in (("path", ours.scores_), ("sklearn", scores)):
             distance = float(np.abs(side.mean(axis=0) - goal).max())
             row[f"{name}_from_converged_scores"] = round(distance, 5)

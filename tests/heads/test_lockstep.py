@@ -7,8 +7,8 @@ import pytest
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from featx.heads.lockstep import minimise_in_lockstep
-from featx.heads.logistic_streaming import fit_logistic_labels, fit_logistic_streamed
+from featx.heads.logistic_fit import fit_logistic_labels, fit_logistic_streamed
+from featx.heads.logistic_lbfgs import minimise_in_lockstep
 
 MIB = 1 << 20
 ROWS, WIDTH = 500, 6

@@ -10,9 +10,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featx.exceptions import HeadError
-from featx.heads import logistic_path, logistic_rows
+from featx.heads import logistic_blocks, logistic_path
 from featx.heads.logistic import LogisticPathCV
-from featx.heads.logistic_path import fit_logistic_path
+from featx.heads.logistic_path import PathOptions, fit_logistic_path
+from featx.heads.targets import Targets
 
 CS = np.logspace(-3, 1, 5)
 
@@ -41,6 +42,12 @@ def folds_of(X, y, number=3):
     return list(StratifiedKFold(number, shuffle=True, random_state=0).split(X, y))
 
 
+def walk(X, y, folds, Cs, **options):
+    return fit_logistic_path(
+        X, Targets.of_classes(y), folds, np.asarray(Cs), PathOptions(**options)
+    )
+
+
 def objective(X, y, C, coef, intercept):
     Z = X.astype(np.float64) @ np.asarray(coef, np.float64).T + intercept
     if Z.shape[1] == 1:
@@ -64,7 +71,7 @@ def test_every_solution_is_scikit_learns(classes):
     folds = folds_of(X, y)
     # scikit-learn takes its time for many classes.
     Cs = CS if classes < 10 else CS[1:4]
-    path = fit_logistic_path(X, y, folds, Cs=Cs, tol=1e-7)
+    path = walk(X, y, folds, Cs, tol=1e-7)
     for place, C in enumerate(Cs):
         for fold, (train, test) in enumerate(folds):
             theirs = optimum(X[train], y[train], C)
@@ -94,7 +101,7 @@ def test_single_precision_reaches_the_same_objective(shape):
 
 def test_a_tolerance_beyond_single_precision_is_reached_in_double():
     X, y = wide(classes=3)
-    path = fit_logistic_path(X, y, folds_of(X, y), Cs=np.array([1e-3, 1e-2]), tol=1e-9)
+    path = walk(X, y, folds_of(X, y), [1e-3, 1e-2], tol=1e-9)
     assert path.converged.all()
     assert (path.gradient_norm <= 1e-9).all()
 
@@ -103,7 +110,7 @@ def test_the_reported_gradient_is_the_gradient():
     X, y = digits(3)
     X = X + 5.0
     everything = [(np.arange(len(y)), np.arange(0))]
-    path = fit_logistic_path(X, y, everything, Cs=np.array([0.1]), tol=1e-3)
+    path = walk(X, y, everything, [0.1], tol=1e-3)
     coef, intercept = path.coef[0][0], path.intercept[0][0]
     Z = X @ coef.T + intercept
     residual = np.exp(Z - Z.max(axis=1, keepdims=True))
@@ -237,7 +244,7 @@ def test_what_does_not_converge_is_left_to_scikit_learn(caplog):
 
 
 def test_a_diagonal_serves_where_the_eigenproblem_is_too_large(monkeypatch):
-    monkeypatch.setattr(logistic_rows, "_MOST_DIRECTIONS", 16)
+    monkeypatch.setattr(logistic_blocks, "_MOST_DIRECTIONS", 16)
     X, y = digits(3)
     head = LogisticPathCV(Cs=[0.1], cv=2, tol=1e-6).fit(X, y)
     np.testing.assert_allclose(head.coef_, optimum(X, y, 0.1).coef_, atol=1e-3)
@@ -248,15 +255,15 @@ def test_arrays_of_other_libraries_give_the_same(library):
     pytest.importorskip(library)
     X, y = wide(2000, 600)
     folds = folds_of(X, y)
-    ours = fit_logistic_path(X, y, folds, Cs=CS[:4])
+    ours = walk(X, y, folds, CS[:4])
     if library == "torch":
         import torch
 
-        theirs = fit_logistic_path(torch.from_numpy(X), y, folds, Cs=CS[:4])
+        theirs = walk(torch.from_numpy(X), y, folds, CS[:4])
     else:
         import jax.numpy as jnp
 
-        theirs = fit_logistic_path(jnp.asarray(X), y, folds, Cs=CS[:4])
+        theirs = walk(jnp.asarray(X), y, folds, CS[:4])
     np.testing.assert_allclose(theirs.scores, ours.scores, atol=0.004)
     np.testing.assert_allclose(theirs.coef[-1], ours.coef[-1], atol=0.01)
     assert theirs.converged.all()
@@ -265,10 +272,10 @@ def test_arrays_of_other_libraries_give_the_same(library):
 def test_threads_change_nothing_but_the_time(monkeypatch):
     X, y = wide()
     folds = folds_of(X, y)
-    monkeypatch.setattr(logistic_rows, "_threads", lambda: 1)
-    alone = fit_logistic_path(X, y, folds, Cs=CS[:3])
-    monkeypatch.setattr(logistic_rows, "_threads", lambda: 2)
-    together = fit_logistic_path(X, y, folds, Cs=CS[:3])
+    monkeypatch.setattr(logistic_blocks, "_threads", lambda: 1)
+    alone = walk(X, y, folds, CS[:3])
+    monkeypatch.setattr(logistic_blocks, "_threads", lambda: 2)
+    together = walk(X, y, folds, CS[:3])
     np.testing.assert_allclose(together.coef[-1], alone.coef[-1], atol=1e-3)
 
 
@@ -305,9 +312,9 @@ def test_bad_data_is_refused():
     with pytest.raises(HeadError, match="NaN or inf in 1 of .* row 4"):
         LogisticPathCV().fit(X, y)
     with pytest.raises(HeadError, match="values of C must ascend"):
-        fit_logistic_path(X, y, [], Cs=np.array([1.0, 0.1]))
+        walk(X, y, [], [1.0, 0.1])
     with pytest.raises(HeadError, match="scoring must be one of"):
-        fit_logistic_path(X, y, [], Cs=np.array([1.0]), scoring="f1")
+        walk(X, y, [], [1.0], scoring="f1")
 
 
 def test_a_smaller_class_means_fewer_folds(caplog):

@@ -8,8 +8,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from featx.exceptions import HeadError
+from featx.heads.logistic import sweep_logistic
 from featx.heads.logistic_path import fit_logistic_path
-from featx.heads.logistic_sweep import sweep_logistic
 from featx.heads.table import make_head
 
 
@@ -85,14 +85,14 @@ def test_folds_too_large_for_the_memory_are_solved_in_turn(digits, monkeypatch):
     together = list(sweep_logistic(*digits, [{}]))
     # Room for one fold and a half: 6 arrays of 1,797 rows and 10 classes in float32.
     room = 4 * (6 * 1797 * 10 * 4 * 3 // 2)
-    monkeypatch.setattr("featx.heads.logistic_sweep.machine_bytes", lambda: room)
+    monkeypatch.setattr("featx.heads.logistic.machine_bytes", lambda: room)
     solved = []
 
-    def counting(X, y, folds, **options):
+    def counting(X, targets, folds, *settings):
         solved.append(len(folds))
-        return fit_logistic_path(X, y, folds, **options)
+        return fit_logistic_path(X, targets, folds, *settings)
 
-    monkeypatch.setattr("featx.heads.logistic_sweep.fit_logistic_path", counting)
+    monkeypatch.setattr("featx.heads.logistic.fit_logistic_path", counting)
     in_turn = list(sweep_logistic(*digits, [{}]))
     assert solved == [1, 1, 1]
     assert [held.fold for held in in_turn] == [0, 1, 2]
