@@ -68,48 +68,6 @@ class Collection:
 Stamp = tuple[tuple[str | int, ...], ...]
 
 
-@dataclass(slots=True)
-class _Usage:
-    """Which keys the datasets of a cache use, by space."""
-
-    layout: CacheLayout
-    stamp: Stamp = ()
-    keys: dict[str, list[Keys]] = field(default_factory=dict)
-
-    def read(self) -> None:
-        """Read every manifest; `CacheError` if one cannot be read."""
-        self.stamp, self.keys = _stamp(self.layout), {}
-        for name, *_ in self.stamp:
-            try:
-                manifest = read_manifest(self.layout.datasets / str(name))
-            except FileNotFoundError:
-                continue
-            except CacheFormatError as error:
-                raise CacheError(
-                    f"{error}. Nobody can tell which features it uses, so nothing is removed: "
-                    "run `featx cache verify`, which says what to do about it"
-                ) from error
-            known = manifest.key[manifest.key.any(axis=1)]
-            for space in {block.space for block in manifest.blocks}:
-                self.keys.setdefault(space, []).append(known)
-
-    def changed(self) -> bool:
-        """Return whether a dataset was written or removed since they were read."""
-        return _stamp(self.layout) != self.stamp
-
-    def of(self, space: str) -> Keys:
-        """Return the keys that are used of a space, shape (m, 32)."""
-        return np.concatenate([np.empty((0, 32), np.uint8), *self.keys.get(space, ())])
-
-
-def _stamp(layout: CacheLayout) -> Stamp:
-    stamp = []
-    for path in layout.manifests():
-        with suppress(FileNotFoundError):
-            stamp.append((path.name, *stamp_of(path.stat())))
-    return tuple(stamp)
-
-
 def collect_garbage(
     layout: CacheLayout, *, older_than_s: float = DAY_S, dry_run: bool = True
 ) -> Collection:
@@ -122,136 +80,196 @@ def collect_garbage(
     run only says what would go.
     """
     check_is_cache(layout)
-    usage = _Usage(layout)
-    usage.read()
-    spaces = []
-    for folder in layout.space_folders():
-        if dry_run:
-            plan = _plan_space(folder, usage.of(folder.name), older_than_s)
-            used = folder.name in usage.keys
-            goes = not used and _may_go(folder, older_than_s, but=plan)
-            spaces.append(_report(folder, plan, plan.groups, used=used, removed=goes))
-        else:
-            spaces.append(_collect_space(layout, folder, usage, older_than_s))
-    return Collection(layout.root, dry_run, older_than_s, tuple(spaces))
+    collector = _Collector(layout, older_than_s)
+    collector.read()
+    work = collector.look_at if dry_run else collector.clean
+    spaces = tuple(work(folder) for folder in layout.space_folders())
+    return Collection(layout.root, dry_run, older_than_s, spaces)
 
 
-def _collect_space(
-    layout: CacheLayout, folder: Path, usage: _Usage, older_than_s: float
-) -> SpaceCollection:
-    """Carry out the plan of a space; make another one when something came in between."""
-    done: list[_Group] = []
-    damaged: dict[str, str] = {}
-    for _ in range(_ATTEMPTS):
-        if usage.changed():
-            usage.read()
-        plan = _plan_space(folder, usage.of(folder.name), older_than_s, damaged)
-        again = False
-        for group in plan.groups:
+@dataclass(slots=True)
+class _Collector:
+    """A collection at work: the keys that datasets use, by space, and the files that say so."""
+
+    layout: CacheLayout
+    older_than_s: float
+    stamp: Stamp = ()
+    used: dict[str, list[Keys]] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """Read every manifest; `CacheError` if one cannot be read."""
+        self.stamp, self.used = self.current_stamp(), {}
+        for name, *_ in self.stamp:
             try:
-                carried_out = _carry_out(layout, folder, group, usage, older_than_s)
+                manifest = read_manifest(self.layout.datasets / str(name))
             except FileNotFoundError:
-                continue  # another collection was faster with these shards
-            except CacheFormatError:
-                for shard in group.old:
-                    with suppress(FileNotFoundError):
-                        if reason := damage_of(shard):
-                            damaged[shard.path.name] = reason
-                again = True
                 continue
-            if not carried_out:
-                again = True
-                break
-            done.append(group)
-        if not again:
-            break
-    used = folder.name in usage.keys
-    removed = False
-    if not used:
-        with locked(layout.datasets):
-            removed = (
-                not usage.changed()
-                and _may_go(folder, older_than_s)
-                and _remove_folder(layout, folder)
-            )
-    plan.damaged.update(damaged)
-    return _report(folder, plan, done, used=used, removed=removed)
+            except CacheFormatError as error:
+                raise CacheError(
+                    f"{error}. Nobody can tell which features it uses, so nothing is removed: "
+                    "run `featx cache verify`, which says what to do about it"
+                ) from error
+            keys = manifest.key[manifest.key.any(axis=1)]
+            for space in {block.space for block in manifest.blocks}:
+                self.used.setdefault(space, []).append(keys)
 
-
-def _carry_out(
-    layout: CacheLayout, folder: Path, group: _Group, usage: _Usage, older_than_s: float
-) -> bool:
-    """Publish what stays of a group, remove the rest; False when datasets changed meanwhile."""
-    written = write_parts(layout, folder, group.parts)
-    old = [shard.path for shard in group.old]
-    with locked(layout.datasets):
-        changed = usage.changed() or _reused(old, older_than_s)
-        for path in written if changed else old:
-            with writing(path):
-                path.unlink(missing_ok=True)
-    return not changed
-
-
-def _reused(paths: Sequence[Path], older_than_s: float) -> bool:
-    """Return whether an extraction now counts on one of these shards."""
-    for path in paths:
-        with suppress(FileNotFoundError):
-            if _is_young(path, older_than_s):
-                return True
-    return False
-
-
-def _report(
-    folder: Path, plan: _Plan, groups: Sequence[_Group], *, used: bool, removed: bool
-) -> SpaceCollection:
-    repeated = sum(group.rows_repeated for group in groups)
-    return SpaceCollection(
-        space=folder.name,
-        used=used,
-        removed=removed,
-        rows=plan.rows,
-        rows_unused=sum(group.rows_gone for group in groups) - repeated,
-        rows_repeated=repeated,
-        size_bytes=sum(group.size_bytes for group in groups),
-        shards_removed=sum(len(group.old) for group in groups),
-        shards_written=sum(group.shards_written for group in groups),
-        shards_young=plan.young,
-        damaged=plan.damaged,
-    )
-
-
-def _may_go(folder: Path, older_than_s: float, *, but: _Plan | None = None) -> bool:
-    """Return whether a space is empty, or would be after a plan was carried out."""
-    going = {shard.path for group in but.groups for shard in group.old} if but else set()
-    names = {path.name for path in list_folder(folder)}
-    try:
-        young = "spec.json" in names and _is_young(folder / "spec.json", older_than_s)
-    except FileNotFoundError:
-        return False
-    shards = set(list_folder(folder / "shards"))
-    return not young and not shards - going and names <= {"spec.json", "shards"}
-
-
-def _remove_folder(layout: CacheLayout, folder: Path) -> bool:
-    """Remove an empty space, unless somebody begins to write into it."""
-    path = folder / "spec.json"
-    with writing(folder):
-        spec = path.read_bytes() if path.exists() else None
-        try:
+    def current_stamp(self) -> Stamp:
+        stamp = []
+        for path in self.layout.manifests():
             with suppress(FileNotFoundError):
-                (folder / "shards").rmdir()
-            path.unlink(missing_ok=True)
-            folder.rmdir()
-            if (known := layout.checked / f"{folder.name}.json").exists():
-                known.unlink(missing_ok=True)
+                stamp.append((path.name, *stamp_of(path.stat())))
+        return tuple(stamp)
+
+    def changed(self) -> bool:
+        """Return whether a dataset was written or removed since they were read."""
+        return self.current_stamp() != self.stamp
+
+    def is_young(self, path: Path) -> bool:
+        """Return whether a file is younger than what may go."""
+        return self.older_than_s > 0 and time.time() - path.stat().st_mtime < self.older_than_s
+
+    def look_at(self, folder: Path) -> SpaceCollection:
+        """Return what would go from a space."""
+        plan = self.plan(folder)
+        removed = folder.name not in self.used and self.is_empty(folder, but=plan)
+        return self.report(folder, plan, plan.groups, removed)
+
+    def clean(self, folder: Path) -> SpaceCollection:
+        """Carry out the plan of a space; make another one when something came in between."""
+        done: list[_Group] = []
+        damaged: dict[str, str] = {}
+        for _ in range(_ATTEMPTS):
+            if self.changed():
+                self.read()
+            plan = self.plan(folder, damaged)
+            again = False
+            for group in plan.groups:
+                try:
+                    carried_out = self.carry_out(folder, group)
+                except FileNotFoundError:
+                    continue  # another collection was faster with these shards
+                except CacheFormatError:
+                    for shard in group.old:
+                        with suppress(FileNotFoundError):
+                            if reason := damage_of(shard):
+                                damaged[shard.path.name] = reason
+                    again = True
+                    continue
+                if not carried_out:
+                    again = True
+                    break
+                done.append(group)
+            if not again:
+                break
+        removed = False
+        if folder.name not in self.used:
+            with locked(self.layout.datasets):
+                removed = not self.changed() and self.is_empty(folder) and self.remove(folder)
+        plan.damaged.update(damaged)
+        return self.report(folder, plan, done, removed)
+
+    def report(
+        self, folder: Path, plan: _Plan, groups: Sequence[_Group], removed: bool
+    ) -> SpaceCollection:
+        repeated = sum(group.rows_repeated for group in groups)
+        return SpaceCollection(
+            space=folder.name,
+            used=folder.name in self.used,
+            removed=removed,
+            rows=plan.rows,
+            rows_unused=sum(group.rows_gone for group in groups) - repeated,
+            rows_repeated=repeated,
+            size_bytes=sum(group.size_bytes for group in groups),
+            shards_removed=sum(len(group.old) for group in groups),
+            shards_written=sum(group.shards_written for group in groups),
+            shards_young=plan.young,
+            damaged=plan.damaged,
+        )
+
+    def carry_out(self, folder: Path, group: _Group) -> bool:
+        """Publish what stays of a group, remove the rest; False when datasets changed meanwhile."""
+        written = write_parts(self.layout, folder, group.parts)
+        old = [shard.path for shard in group.old]
+        with locked(self.layout.datasets):
+            changed = self.changed() or any(map(self.is_reused, old))
+            for path in written if changed else old:
+                with writing(path):
+                    path.unlink(missing_ok=True)
+        return not changed
+
+    def is_reused(self, path: Path) -> bool:
+        """Return whether an extraction now counts on a shard."""
+        with suppress(FileNotFoundError):
+            return self.is_young(path)
+        return False
+
+    def is_empty(self, folder: Path, *, but: _Plan | None = None) -> bool:
+        """Return whether nothing is in a space, or would be after a plan was carried out."""
+        going = {shard.path for group in but.groups for shard in group.old} if but else set()
+        names = {path.name for path in list_folder(folder)}
+        try:
+            young = "spec.json" in names and self.is_young(folder / "spec.json")
         except FileNotFoundError:
-            return True
-        except OSError:
-            # A shard came in meanwhile, and needs its specification.
-            if spec is not None and list_shards(folder) and not path.exists():
-                publish_bytes(layout, path, spec)
             return False
-    return True
+        shards = set(list_folder(folder / "shards"))
+        return not young and not shards - going and names <= {"spec.json", "shards"}
+
+    def remove(self, folder: Path) -> bool:
+        """Remove an empty space, unless somebody begins to write into it."""
+        path = folder / "spec.json"
+        with writing(folder):
+            spec = path.read_bytes() if path.exists() else None
+            try:
+                with suppress(FileNotFoundError):
+                    (folder / "shards").rmdir()
+                path.unlink(missing_ok=True)
+                folder.rmdir()
+                checked = self.layout.checked / f"{folder.name}.json"
+                if checked.exists():
+                    checked.unlink(missing_ok=True)
+            except FileNotFoundError:
+                return True
+            except OSError:
+                # A shard came in meanwhile, and needs its specification.
+                if spec is not None and list_shards(folder) and not path.exists():
+                    publish_bytes(self.layout, path, spec)
+                return False
+        return True
+
+    def plan(self, folder: Path, leave: Container[str] = ()) -> _Plan:
+        """Decide what goes from a space, in which some shards are left alone."""
+        index = KeyIndex([np.empty((0, 32), np.uint8), *self.used.get(folder.name, ())])
+        entries: list[_Entry] = []
+        damaged: dict[str, str] = {}
+        young = 0
+        for path in list_shards(folder):
+            if path.name in leave:
+                continue
+            try:
+                if self.is_young(path):
+                    young += 1
+                    continue
+                shard = read_shard(path, spec_digits(folder))
+                shard.keys.check()  # else damaged keys would look unused
+                keys = shard.keys.map()
+                rows = np.flatnonzero(index.find(keys)[1] >= 0)
+            except FileNotFoundError:
+                continue
+            except CacheFormatError as error:
+                damaged[path.name] = str(error)
+                continue
+            entries.append(_Entry(Part(shard, rows), keys[rows]))
+        alike: dict[tuple[object, ...], list[_Entry]] = {}
+        groups = []
+        for entry in entries:
+            if len(entry.part.rows):
+                alike.setdefault(entry.like, []).append(entry)
+            else:
+                groups.append(_Group((entry.part.shard,)))
+        for same in alike.values():
+            groups += _group(same)
+        rows_kept = sum(len(entry.part.rows) for entry in entries)
+        return _Plan(tuple(groups), rows_kept, young, damaged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,47 +328,6 @@ class _Entry:
         """What shards have in common that can be put together."""
         taps = self.part.shard.taps.items()
         return (self.part.shard.spec_digest, *sorted((t, a.dtype.str, a.shape[1]) for t, a in taps))
-
-
-def _is_young(path: Path, older_than_s: float) -> bool:
-    """Return whether a file was written less than `older_than_s` ago."""
-    return older_than_s > 0 and time.time() - path.stat().st_mtime < older_than_s
-
-
-def _plan_space(folder: Path, used: Keys, older_than_s: float, leave: Container[str] = ()) -> _Plan:
-    """Decide what goes from a space, given the keys that datasets use and shards to leave alone."""
-    index = KeyIndex([used])
-    entries: list[_Entry] = []
-    damaged: dict[str, str] = {}
-    young = 0
-    for path in list_shards(folder):
-        if path.name in leave:
-            continue
-        try:
-            if _is_young(path, older_than_s):
-                young += 1
-                continue
-            shard = read_shard(path, spec_digits(folder))
-            shard.keys.check()  # else damaged keys would look unused
-            keys = shard.keys.map()
-            rows = np.flatnonzero(index.find(keys)[1] >= 0)
-        except FileNotFoundError:
-            continue
-        except CacheFormatError as error:
-            damaged[path.name] = str(error)
-            continue
-        entries.append(_Entry(Part(shard, rows), keys[rows]))
-    alike: dict[tuple[object, ...], list[_Entry]] = {}
-    groups = []
-    for entry in entries:
-        if len(entry.part.rows):
-            alike.setdefault(entry.like, []).append(entry)
-        else:
-            groups.append(_Group((entry.part.shard,)))
-    for same in alike.values():
-        groups += _group(same)
-    rows_kept = sum(len(entry.part.rows) for entry in entries)
-    return _Plan(tuple(groups), rows_kept, young, damaged)
 
 
 def _group(entries: Sequence[_Entry]) -> Iterator[_Group]:

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -144,25 +145,6 @@ class _Checked:
     gone: bool = False
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Keeps what was checked, and tells how far it is."""
-
-    total: int
-    progress: Progress | None
-    checked: list[_Checked] = field(default_factory=list)
-    bad: int = 0
-
-    def take(self, results: Iterable[_Checked]) -> list[_Checked]:
-        start = len(self.checked)
-        for result in results:
-            self.checked.append(result)
-            self.bad += bool(result.findings)
-            if self.progress:
-                self.progress(len(self.checked), self.total, self.bad)
-        return self.checked[start:]
-
-
 def verify_cache(
     layout: CacheLayout, *, workers: int | None = None, progress: Progress | None = None
 ) -> Verification:
@@ -186,20 +168,33 @@ def _verify(
     """Return what was found, and whether a file went while this was at work."""
     spaces = [_look_at(folder) for folder in layout.space_folders()]
     manifests = layout.manifests()
-    tally = _Tally(sum(len(space.shards) for space in spaces) + len(manifests), progress)
+    total = sum(len(space.shards) for space in spaces) + len(manifests)
+    checked: list[_Checked] = []
+    bad = 0
+
+    def watched(results: Iterable[_Checked]) -> Iterator[_Checked]:
+        nonlocal bad
+        for result in results:
+            checked.append(result)
+            bad += bool(result.findings)
+            if progress:
+                progress(len(checked), total, bad)
+            yield result
+
     sound: dict[str, list[Shard]] = {}
     odd: list[Finding] = []
     with ThreadPoolExecutor(threads) as pool:
         for space in spaces:
-            results = tally.take(pool.map(_check_shard, space.shards, [space] * len(space.shards)))
+            results = watched(pool.map(partial(_check_shard, space), space.shards))
             shards = [result.shard for result in results if result.shard is not None]
             sound[space.folder.name], misfits = _agreeing(shards)
             odd += misfits
-        tally.take(pool.map(lambda path: _check_manifest(layout, path, sound), manifests))
+        for _ in watched(pool.map(partial(_check_manifest, layout, sound), manifests)):
+            pass
         searches = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
         odd += [finding for finding in pool.map(_check_journal, searches) if finding is not None]
     commands: dict[str, list[str]] = {}
-    for result in tally.checked:
+    for result in checked:
         for space_name, command in result.commands:
             commands.setdefault(space_name, []).append(command)
     rows = {name: sum(len(shard) for shard in shards) for name, shards in sound.items()}
@@ -207,17 +202,17 @@ def _verify(
         *(finding for space in spaces for finding in _spec_finding(space, rows, commands)),
         *_find_strays(layout),
         *odd,
-        *(finding for result in tally.checked for finding in result.findings),
+        *(finding for result in checked for finding in result.findings),
     ]
     report = Verification(
         cache=layout.root,
-        files=sum(not result.gone for result in tally.checked)
+        files=sum(not result.gone for result in checked)
         + sum((space.folder / "spec.json").exists() for space in spaces),
         rows=sum(rows.values()),
-        size_bytes=sum(result.size_bytes for result in tally.checked),
+        size_bytes=sum(result.size_bytes for result in checked),
         findings=tuple(sorted(findings, key=lambda finding: finding.kind == "missing")),
     )
-    return report, any(result.gone for result in tally.checked)
+    return report, any(result.gone for result in checked)
 
 
 def spec_digits(folder: Path) -> str:
@@ -316,7 +311,7 @@ def _find_strays(layout: CacheLayout) -> Iterator[Finding]:
             yield Finding(path, "leftover", reason, _NEXT_STEPS["leftover"], 0)
 
 
-def _check_shard(path: Path, space: _Space) -> _Checked:
+def _check_shard(space: _Space, path: Path) -> _Checked:
     size, rows = 0, None
     try:
         size = path.stat().st_size
@@ -370,7 +365,7 @@ def _agreeing(shards: Sequence[Shard]) -> tuple[list[Shard], list[Finding]]:
 
 
 def _check_manifest(
-    layout: CacheLayout, path: Path, sound: Mapping[str, Sequence[Shard]]
+    layout: CacheLayout, sound: Mapping[str, Sequence[Shard]], path: Path
 ) -> _Checked:
     size = 0
     try:

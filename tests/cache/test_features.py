@@ -201,7 +201,7 @@ def test_a_damaged_pack_is_not_imported(kit, cache, tmp_path, element):
         offset = file[element].id.get_offset()
     whole = path.read_bytes()
     kit.flip(path, offset + 5, whole)
-    with pytest.raises(DatasetError, match=f"'{element}' of .*packed.h5' do not have the digest"):
+    with pytest.raises(DatasetError, match=f"packed.h5': .*'{element}' do not have the digest"):
         bring_in(path, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -5,14 +5,12 @@ import os
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 
 import featx
 from featx.cache.editing import add_rows, assign_splits, relabel, remove_rows, replay_edits
-from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     edit_dataset,
     find_manifest,
@@ -25,17 +23,8 @@ from featx.importing.importer import import_features
 
 
 @pytest.fixture
-def layout(tmp_path):
-    return CacheLayout(tmp_path / "cache")
-
-
-@pytest.fixture
-def extract(layout, small_network):
-    def run(data, **options):
-        options = {"backbone": f"file:{small_network}", "cache": layout.root, **options}
-        return featx.extract(data, **options)
-
-    return run
+def layout(cache):
+    return cache.layout
 
 
 @pytest.fixture
@@ -55,10 +44,10 @@ def test_edits_are_kept_in_the_manifest(photos, extract, edit, layout):
     edit(assign_splits, {"train": 0.9, "test": 0.1})
     edit(relabel, classes={"red": "rot"})
     edit(assign_splits, {"train": 0.5, "test": 0.5}, seed=1)
-    kept = find_manifest(layout, "photos")
-    assert [one["edit"] for one in kept.edits] == ["relabel", "split"]
-    assert kept.edits[1]["seed"] == 1
-    assert same_manifest(read_manifest(write_manifest(layout, kept)), kept)
+    stored = find_manifest(layout, "photos")
+    assert [edit["edit"] for edit in stored.edits] == ["relabel", "split"]
+    assert stored.edits[1]["seed"] == 1
+    assert same_manifest(read_manifest(write_manifest(layout, stored)), stored)
 
 
 @pytest.mark.parametrize(
@@ -216,32 +205,26 @@ def test_imported_features_keep_their_edits(texts, edit, layout):
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_an_edit_during_an_extraction_is_kept(photos, tmp_path, small_network, by_name):
-    options = {"backbone": f"file:{small_network}", "cache": tmp_path / "cache"}
-    featx.extract(photos, **options)
-    layout = CacheLayout.at(tmp_path / "cache")
+def test_an_edit_during_an_extraction_is_kept(photos, extract, edit, cache, by_name):
+    extract(photos)
     edited = []
 
-    def edit(done, total, failed):
+    def remove_one(done, *_):
         if done == 6 and not edited:
-            edited.append(edit_dataset(layout, "photos", partial(remove_rows, globs=["red/0.jpg"])))
+            edited.append(edit(remove_rows, ["red/0.jpg"]))
 
-    data = "photos" if by_name else photos
-    again = featx.extract(data, **options, taps="max", progress=edit)
+    again = extract("photos" if by_name else photos, taps="max", progress=remove_one)
     assert edited
     assert "red/0.jpg" not in again.paths
-    kept = featx.Features.open("photos", cache=tmp_path / "cache")
-    assert len(kept) == 11
-    assert {block.tap for block in kept.blocks} == {"avg", "max"}
+    features = cache.features("photos")
+    assert len(features) == 11
+    assert {block.tap for block in features.blocks} == {"avg", "max"}
 
 
-def test_two_extractions_of_one_dataset_keep_the_blocks_of_both(photos, tmp_path, small_network):
-    options = {"backbone": f"file:{small_network}", "cache": tmp_path / "cache"}
-
-    def other(done, total, failed):
+def test_two_extractions_of_one_dataset_keep_the_blocks_of_both(photos, extract, cache):
+    def other(done, *_):
         if done == 6:
-            featx.extract(photos, **options, taps="max")
+            extract(photos, taps="max")
 
-    featx.extract(photos, **options, progress=other)
-    kept = featx.Features.open("photos", cache=tmp_path / "cache")
-    assert {block.tap for block in kept.blocks} == {"avg", "max"}
+    extract(photos, progress=other)
+    assert {block.tap for block in cache.features("photos").blocks} == {"avg", "max"}
