@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from featx.images.dataset import ImageDataset
     from featx.importing.importer import import_features
     from featx.models.classifier import ImageClassifier
+    from featx.models.classifier import load_model as load
     from featx.models.evaluation import compare_models, evaluate
     from featx.models.extractor import FeatureExtractor
-    from featx.models.model_file import load_model as load
     from featx.models.prediction import predict
     from featx.models.search import search
     from featx.models.training import train
@@ -105,7 +105,7 @@ _HOMES = {
     "extract": "featx.extraction.run",
     "finetune": "featx.finetuning.tuning",
     "import_features": "featx.importing.importer",
-    "load": "featx.models.model_file",
+    "load": "featx.models.classifier",
     "pack_dataset": "featx.cache.pack",
     "plan_extraction": "featx.extraction.plan",
     "predict": "featx.models.prediction",

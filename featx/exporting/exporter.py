@@ -27,8 +27,8 @@ from featx.exporting.samples import Calibration, calibration_images, find_images
 from featx.exporting.serving import serving_code
 from featx.exporting.verification import TOLERANCE, require_one_view, verify_export
 from featx.images.dataset import ImageDataset
-from featx.models.classifier import ImageClassifier
-from featx.models.model_file import load_model, read_details
+from featx.models.classifier import ImageClassifier, load_model
+from featx.models.model_file import read_details
 from featx.quiet import quiet_import
 from featx.spec import FeatureSpec
 

@@ -25,8 +25,8 @@ from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.trainer import CachedActivations, Inputs, Pixels
 from featx.heads.table import make_head
 from featx.images.labels import check_splits
-from featx.models.classifier import ImageClassifier
-from featx.models.model_file import load_model, read_details
+from featx.models.classifier import ImageClassifier, load_model
+from featx.models.model_file import read_details
 from featx.models.training import describe_training, require_labels
 from featx.selection.splits import hold_out, leak_groups
 

@@ -33,8 +33,8 @@ from featx.finetuning.start import (
 from featx.finetuning.trainer import Epoch, Trained, Training, hold_out_scores, make_optimizer
 from featx.heads.dense import DenseClassifier
 from featx.memory import peak_bytes
-from featx.models.classifier import ImageClassifier
-from featx.models.model_file import load_model, read_details, save_model
+from featx.models.classifier import ImageClassifier, load_model
+from featx.models.model_file import read_details, save_model
 from featx.models.training import describe_training
 from featx.selection.metrics import score_predictions
 

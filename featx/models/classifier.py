@@ -17,6 +17,7 @@ from featx.heads.table import make_head
 from featx.heads.validation import checked_weights
 from featx.images.labels import check_complete, label_matrix, read_label_sets
 from featx.models.image_features import ImageFeatures, as_image_dataset
+from featx.models.model_file import read_model, save_model
 from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
@@ -267,6 +268,40 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
         """Write the model as a ``.featx`` file; see `featx.models.model_file.save_model`."""
-        from featx.models.model_file import save_model
-
         save_model(self, path, **details)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    engine: str = "auto",
+    trust: bool = False,
+) -> ImageClassifier:
+    """Read a ``.featx`` file; `featx.load` is this function.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    cache : path, optional
+        A cache folder whose features are used.
+    weights : path, optional
+        The backbone's weights (or the network, for one of one's own), where they are not found
+        where they were.
+    engine : str, default "auto"
+        Key of `featx.engines.engine.ENGINES`.
+    trust : bool, default False
+        Needed for scikit-learn estimators that featx does not check, see `featx.heads.storage`, and
+        for reading images with a ``savedmodel:`` backbone, whose graph may do anything.
+
+    Raises
+    ------
+    ArtefactError
+        If the file is damaged, foreign, unsafe, or of a later version.
+    """
+    model: ImageClassifier = read_model(
+        ImageClassifier, path, cache=cache, weights=weights, engine=engine, trust=trust
+    )
+    return model

@@ -94,9 +94,12 @@ class ImageReader:
 class ImageFeatures(ImageReader):
     """The part of a classifier that knows images; it imports no scikit-learn."""
 
+    head: Any
     views: int
     average_views: bool
+    random_state: int
     head_: Any
+    spec_: FeatureSpec | None
     classes_: NDArray[Any]
     multilabel: bool
     novelty_: Any = None

@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +50,6 @@ from featx.heads.storage import dump_head, load_head
 from featx.models.image_features import ImageFeatures
 from featx.selection.metrics import MOST_CONFUSED
 from featx.spec import FeatureSpec, ViewPolicy
-
-if TYPE_CHECKING:
-    from featx.models.classifier import ImageClassifier
 
 KIND = "featx-model"
 VERSION = 3
@@ -291,7 +288,7 @@ _PARAMETERS = (
 
 
 def save_model(
-    model: ImageClassifier,
+    model: ImageFeatures,
     path: str | os.PathLike[str],
     *,
     metrics: dict[str, Any] | None = None,
@@ -374,7 +371,7 @@ def save_model(
 
 
 def _network(
-    model: ImageClassifier, spec: FeatureSpec, network: bytes | None
+    model: ImageFeatures, spec: FeatureSpec, network: bytes | None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the network that belongs into the file, nothing where others have it too."""
     own = model.backbone.removeprefix("file:") if model.backbone.startswith("file:") else ""
@@ -420,7 +417,7 @@ def _without_large_tables(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name != "confusion"}
 
 
-def _views(model: ImageClassifier) -> dict[str, Any]:
+def _views(model: ImageFeatures) -> dict[str, Any]:
     """Return what a prediction has to know of views, nothing where there are none."""
     if not model.views:
         return {}
@@ -466,48 +463,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def load_model(
-    path: str | os.PathLike[str],
-    *,
-    cache: str | os.PathLike[str] | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    engine: str = "auto",
-    trust: bool = False,
-) -> ImageClassifier:
-    """Read a ``.featx`` file; `featx.load` is this function.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    cache : path, optional
-        A cache folder whose features are used.
-    weights : path, optional
-        The backbone's weights (or the network, for one of one's own), where they are not found
-        where they were.
-    engine : str, default "auto"
-        Key of `featx.engines.engine.ENGINES`.
-    trust : bool, default False
-        Needed for scikit-learn estimators that featx does not check, see `featx.heads.storage`, and
-        for reading images with a ``savedmodel:`` backbone, whose graph may do anything.
-
-    Raises
-    ------
-    ArtefactError
-        If the file is damaged, foreign, unsafe, or of a later version.
-    """
-    from featx.models.classifier import ImageClassifier
-
-    file = Path(path)
-    details, files = read_artefact(file)
-    model: ImageClassifier = read_classifier(
-        file, details, ImageClassifier, cache=cache, weights=weights, engine=engine, trust=trust
-    )
-    model.head_ = load_head(files, trust=trust)
-    check_answers(file, model, details, files)
-    return model
-
-
 def read_details(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what ``model.json`` says, without loading the head."""
     return read_artefact(Path(path))[0]
@@ -525,6 +480,26 @@ class Predictor(ImageFeatures):
         self.classes_: NDArray[Any] = np.empty(0, np.str_)
 
 
+def read_model(
+    kind: Callable[..., Any],
+    path: str | os.PathLike[str],
+    *,
+    cache: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    engine: str,
+    trust: bool,
+) -> Any:
+    """Return the model of a file, made by what takes its parameters; see `featx.load`."""
+    file = Path(path)
+    details, files = read_artefact(file)
+    model = read_classifier(
+        file, details, kind, cache=cache, weights=weights, engine=engine, trust=trust
+    )
+    model.head_ = load_head(files, trust=trust)
+    check_answers(file, model, details, files)
+    return model
+
+
 def load_predictor(
     path: str | os.PathLike[str],
     *,
@@ -534,11 +509,7 @@ def load_predictor(
     trust: bool = False,
 ) -> Predictor:
     """Read a ``.featx`` file for predicting; parameters and errors are those of `featx.load`."""
-    file = Path(path)
-    details, files = read_artefact(file)
-    model: Predictor = read_classifier(
-        file, details, Predictor, cache=cache, weights=weights, engine=engine, trust=trust
+    model: Predictor = read_model(
+        Predictor, path, cache=cache, weights=weights, engine=engine, trust=trust
     )
-    model.head_ = load_head(files, trust=trust)
-    check_answers(file, model, details, files)
     return model
