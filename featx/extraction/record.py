@@ -98,18 +98,18 @@ class DatasetRecord:
                     self._closed = False
 
     def _write(self, stages: Sequence[Stage], complete: bool) -> Manifest:
-        made = self._made()
+        fresh = self._fresh()
         spaces = [stage.store for stage in stages if isinstance(stage.store, FeatureSpace)]
         used: list[FeatureSpace] = []
 
-        def make(now: Manifest | None) -> Manifest:
-            self._check_name(made, now)
+        def make(current: Manifest | None) -> Manifest:
+            self._check_name(fresh, current)
             used[:] = spaces
-            return self._caught_up(self._promised(made, stages, complete), now, used)
+            return self._caught_up(self._promised(fresh, stages, complete), current, used)
 
-        def make_unless_worse(now: Manifest | None) -> Manifest:
-            manifest = make(now)
-            if (not complete or not len(manifest.usable)) and _loses(manifest, now):
+        def make_unless_worse(current: Manifest | None) -> Manifest:
+            manifest = make(current)
+            if (not complete or not len(manifest.usable)) and _loses(manifest, current):
                 raise _Worse(manifest)
             return manifest
 
@@ -133,7 +133,7 @@ class DatasetRecord:
                 raise
             return same
 
-    def _made(self) -> Manifest:
+    def _fresh(self) -> Manifest:
         """Return what the images and the ledger say."""
         images, ledger = self.images, self.ledger
         stats = self._stats
@@ -158,41 +158,45 @@ class DatasetRecord:
             **dict(zip(STAMP, stats.T, strict=True)),
         )
 
-    def _promised(self, made: Manifest, stages: Sequence[Stage], complete: bool) -> Manifest:
-        """Return what was made with only those rows as done whose features are there by now."""
-        rows = made.usable
+    def _promised(self, fresh: Manifest, stages: Sequence[Stage], complete: bool) -> Manifest:
+        """Return a fresh manifest with only those rows as done whose features are there by now."""
+        rows = fresh.usable
         present = []
         for stage in stages:
             if isinstance(stage.store, FeatureSpace):
                 stage.store.refresh()
-            present.append(~stage.missing(made.key[rows]))
+            present.append(~stage.missing(fresh.key[rows]))
         lost = rows[~np.all(present, axis=0)]
         if not lost.size:
-            return _with_reasons(made)
+            return _with_reasons(fresh)
         if complete:
             self.ledger.status[lost] = PENDING
             self.trusted = np.isin(self.ledger.status, (OK, DUPLICATE))
             raise FeaturesGone
         # A backbone without any features is left out, so that those of another are a dataset.
         begun = [number for number, here in enumerate(present) if here.any()]
-        status = made.status.copy()
+        status = fresh.status.copy()
         if begun:
             lost = rows[~np.all([present[number] for number in begun], axis=0)]
         status[lost] = PENDING
         spaces = {stages[number].spec.name for number in begun}
-        blocks = tuple(block for block in made.blocks if block.space in spaces)
-        return restated(_with_reasons(replace(made, status=status, blocks=blocks)))
+        blocks = tuple(block for block in fresh.blocks if block.space in spaces)
+        return restated(_with_reasons(replace(fresh, status=status, blocks=blocks)))
 
-    def _check_name(self, made: Manifest, now: Manifest | None) -> None:
+    def _check_name(self, fresh: Manifest, current: Manifest | None) -> None:
         """Refuse to replace a dataset of other images that came in under this name meanwhile."""
         before = self._earlier
-        if now is None or (now.root == made.root and (made.root or not self._replay)):
+        if current is None or (current.root == fresh.root and (fresh.root or not self._replay)):
             return
-        if before is not None and before.root == now.root and (now.root or _share(now, before)):
+        if (
+            before is not None
+            and before.root == current.root
+            and (current.root or _share(current, before))
+        ):
             return  # it was there, and the name was chosen all the same
-        if now.root == made.root and _share(now, made):
+        if current.root == fresh.root and _share(current, fresh):
             return
-        if self._automatic and made.root:
+        if self._automatic and fresh.root:
             raise _NameTaken
         raise DatasetError(
             f"another run wrote a dataset {self.name!r} of other images while this one was at "
@@ -206,12 +210,12 @@ class DatasetRecord:
         self._version.close()
 
     def _caught_up(
-        self, made: Manifest, current: Manifest | None, used: list[FeatureSpace]
+        self, fresh: Manifest, current: Manifest | None, used: list[FeatureSpace]
     ) -> Manifest:
-        """Return what was made with what others did to the dataset since this run began."""
-        if current is None or current.root != made.root:
+        """Return a fresh manifest with what others did to the dataset since this run began."""
+        if current is None or current.root != fresh.root:
             current = self._earlier
-        manifest = replace(made, blocks=tuple(self._all_blocks(made, current, used)))
+        manifest = replace(fresh, blocks=tuple(self._all_blocks(fresh, current, used)))
         if current is None:
             return manifest
         if self._replay:
@@ -220,11 +224,11 @@ class DatasetRecord:
         return replace(edited, edits=(*manifest.edits, *edited.edits))
 
     def _all_blocks(
-        self, made: Manifest, earlier: Manifest | None, used: list[FeatureSpace]
+        self, fresh: Manifest, earlier: Manifest | None, used: list[FeatureSpace]
     ) -> list[Block]:
         """Return the blocks asked for, and those of earlier runs that have all the images."""
-        blocks = list(made.blocks)
-        keys = made.key[made.usable]
+        blocks = list(fresh.blocks)
+        keys = fresh.key[fresh.usable]
         for block in earlier.blocks if earlier else ():
             if block in blocks:
                 continue
@@ -247,19 +251,19 @@ class _NameTaken(Exception):  # noqa: N818
 
 
 class _Worse(Exception):  # noqa: N818
-    """What was made would lose rows or features of the manifest that is there."""
+    """A fresh manifest would lose rows or features of the manifest that is there."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest.name)
         self.manifest = manifest
 
 
-def _loses(manifest: Manifest, now: Manifest | None) -> bool:
+def _loses(manifest: Manifest, current: Manifest | None) -> bool:
     """Return whether a manifest lacks something that another has, or has nothing at all."""
     done = _done(manifest)
-    if now is None:
+    if current is None:
         return not done
-    return not set(now.blocks) <= set(manifest.blocks) or not _done(now) <= done
+    return not set(current.blocks) <= set(manifest.blocks) or not _done(current) <= done
 
 
 def _done(manifest: Manifest) -> set[str]:
