@@ -14,7 +14,6 @@ from featx.backbones.source import BackboneSource
 from featx.backbones.taps import block_outputs, layer_outputs, parse_tap, pool, tap_tensor
 from featx.exceptions import ExportError, FineTuningError, UnknownNameError
 from featx.exporting.graph import head_steps
-from featx.heads.network import DenseWeights, softmax
 from featx.heads.steps import Linear, Rectify, Softmax, Step
 from featx.quiet import quiet_import
 
@@ -214,9 +213,9 @@ class TunedNetwork:
     def probabilities(self, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
         """Return the probability of each class for one batch, shape (n, k)."""
         logits = np.asarray(self.model.predict_on_batch(inputs), np.float32)
-        return softmax(logits)
+        return Softmax().apply(logits).astype(np.float32, copy=False)
 
-    def head_weights(self) -> DenseWeights:
+    def head_weights(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Return kernel and bias of every layer of the head."""
         return [tuple(layer.get_weights()) for layer in self.head]
 

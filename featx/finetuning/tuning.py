@@ -31,7 +31,8 @@ from featx.finetuning.start import (
     prepare_start,
 )
 from featx.finetuning.trainer import Epoch, Trained, Training, hold_out_scores, make_optimizer
-from featx.heads.dense import DenseClassifier
+from featx.heads.fitted import fitted_head
+from featx.heads.steps import Softmax, dense_steps
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details, save_model
@@ -120,17 +121,20 @@ def save_tuned(
         data = path.read_bytes()
     spec = start.source.spec(image=start.model.image)
     spec = replace(spec, weights_sha256=hashlib.sha256(data).hexdigest())
-    head = _as_head(network, start)
+    layers = network.head_weights()
+    width = len(layers[0][0])
     made = ImageClassifier(
         start.model.backbone,
-        f"dense:hidden={head.hidden}",
+        f"dense:hidden={tuple(len(bias) for _, bias in layers[:-1])}",
         tap=start.tap,
         input_size=start.source.input_size_px,
         preprocessing=start.model.preprocessing,
         image=spec.image,
         random_state=start.model.random_state,
     )
-    made.take_head(head, spec, n_features=head.n_features_in_)
+    steps = dense_steps(layers, Softmax())
+    head = fitted_head(np.asarray(start.model.classes_), width, steps)
+    made.take_head(head, spec, n_features=width)
     made.training_ = describe_training(start.features, start.y, start.rows)
     save_model(
         made,
@@ -141,18 +145,6 @@ def save_tuned(
         network=data,
         overwrite=overwrite,
     )
-
-
-def _as_head(network: TunedNetwork, start: Start) -> DenseClassifier:
-    """Return the trained layers as the dense head that predicts and is saved."""
-    layers = network.head_weights()
-    hidden = tuple(kernel.shape[1] for kernel, _ in layers[:-1])
-    head = DenseClassifier(hidden, random_state=start.model.random_state)
-    head.weights_, head.classes_ = layers, np.asarray(start.model.classes_)
-    head.multilabel_, head.n_features_in_ = False, layers[0][0].shape[0]
-    head.n_iter_ = head.best_epoch_ = 1
-    head.history_ = {"loss": []}
-    return head
 
 
 _STEPS = 4

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.dense_many import fit_heads
-from featx.heads.network import logits, sigmoid, softmax
-from featx.heads.targets import LABEL_THRESHOLD, best_labels
+from featx.heads.dense_training import DenseData, DenseSettings, DenseTraining, Models, train_heads
+from featx.heads.rows import BatchSource, Floats, Fold, Rows
+from featx.heads.steps import Sigmoid, Softmax, Step, apply_steps, dense_steps
+from featx.heads.sweep import HeldOut, checked_data, core_estimators
+from featx.heads.targets import LABEL_THRESHOLD, Targets, best_labels
+from featx.heads.validation import checked_weights, require_finite, validated_training
 
-_RANGES: dict[str, tuple[type, float, float, str]] = {
+_LOG = logging.getLogger("featx")
+_RANGES: Mapping[str, tuple[type, float, float, str]] = {
     "dropout": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),
     "label_smoothing": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),
     "learning_rate": (Real, 1e-300, np.inf, "a number greater than 0"),
@@ -85,11 +92,6 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ``loss`` and, where rows were held out, ``val_loss`` and ``val_accuracy`` (of rows, or of
         single labels), one an epoch.
 
-    See Also
-    --------
-    featx.heads.dense_many.fit_heads : Fit many at once.
-    featx.heads.dense_streaming.fit_streamed : Fit on more rows than memory holds.
-
     Notes
     -----
     AdamW: Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
@@ -115,8 +117,8 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         max_epochs: int = 100,
         patience: int = 10,
         validation_fraction: float = 0.1,
-        class_weight: str | Mapping[Any, float] | None = None,
-        random_state: Any = None,
+        class_weight: str | Mapping[object, float] | None = None,
+        random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
         self.hidden = hidden
@@ -132,40 +134,84 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> DenseClassifier:
-        """Train from a fresh start."""
-        (failure,) = fit_heads([self], X, y, sample_weight)
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> DenseClassifier:
+        """Train from a fresh start.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, d)
+            Features, finite.
+        y : array-like of shape (n,), or of shape (n, k) of 0 and 1, dense or sparse
+            One class a row, or a column for each label.
+        sample_weight : array-like of shape (n,), optional
+            What each row counts.
+
+        Raises
+        ------
+        HeadError
+            A parameter is out of range, nothing can be learnt from the rows, or training diverged.
+        """
+        labels = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
+        if labels.ndim == 2 and labels.shape[1] > 1:
+            from featx.heads.multilabel import check_labels
+
+            features = validate_data(self, X, dtype=np.float32, ensure_all_finite=False)
+            require_finite(features)
+            targets = Targets.of_labels(check_labels(labels, len(features)))
+        else:
+            features, _, classes, codes = validated_training(self, X, y, dtype=np.float32)
+            targets = Targets("classes", classes, codes)
+        if sample_weight is not None:
+            targets = replace(targets, weights=checked_weights(sample_weight, len(features)))
+        return self.fit_rows(Rows.of(features), targets)
+
+    def fit_rows(self, rows: Rows, targets: Targets) -> DenseClassifier:
+        """Train on rows in memory or in batches, of classes or labels; see `fit`."""
+        (failure,) = fit_heads([self], rows, targets)
         if failure:
             raise HeadError(failure)
         return self
 
-    def decision_function(self, X: Any) -> NDArray[np.float32]:
-        """Logits of the classes."""
-        scores = self._logits(X)
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return logits: (n,) of two classes, otherwise (n, k)."""
+        scores = self._scores(X, self._steps()[:-1])
         two = scores.shape[1] == 2 and not self.multilabel_
         return scores[:, 1] - scores[:, 0] if two else scores
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Classes of the highest probability, or every label that is more probable than not."""
-        proba = self.predict_proba(X)
+    def predict(self, X: ArrayLike) -> NDArray[np.generic]:
+        """Return the likeliest class of each row, or every label that is more probable than not."""
+        probabilities = self.predict_proba(X)
         if self.multilabel_:
-            return (proba > LABEL_THRESHOLD).astype(np.int64)
-        return best_labels(proba, self.classes_)
+            return (probabilities > LABEL_THRESHOLD).astype(np.int64)
+        return best_labels(probabilities, self.classes_)
 
-    def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Probabilities by the softmax of the logits, or of each label by its sigmoid."""
-        scores = self._logits(X)
-        return sigmoid(scores) if self.multilabel_ else softmax(scores)
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return probabilities (n, k): the softmax of the logits, or of each label its sigmoid."""
+        return self._scores(X, self._steps())
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _logits(self, X: Any) -> NDArray[np.float32]:
+    def _steps(self) -> list[Step]:
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float32)
-        return logits(X, self.weights_)
+        return dense_steps(self.weights_, Sigmoid() if self.multilabel_ else Softmax())
+
+    def _scores(self, X: ArrayLike, steps: Sequence[Step]) -> NDArray[np.float32]:
+        rows = validate_data(self, X, reset=False, dtype=np.float32)
+        return apply_steps(rows, steps).astype(np.float32, copy=False)
+
+    def _take(self, trained: DenseTraining, targets: Targets, width: int) -> str:
+        """Take what training gave; return why there is nothing where it diverged."""
+        if not trained.failure:
+            self.classes_, self.multilabel_ = targets.names, targets.kind == "labels"
+            self.n_features_in_, self.weights_ = width, trained.layers
+            self.n_iter_, self.best_epoch_ = trained.epochs, trained.best_epoch
+            self.history_ = trained.history
+        return trained.failure
 
     def _validate_params(self) -> None:
         """Check values; scikit-learn's own hook of this name, which `make_head` calls too."""
@@ -189,3 +235,87 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f'class_weight must be None, "balanced" or a dict of label to weight, '
                 f"received {self.class_weight!r}: leave it out for equal weights"
             )
+
+
+def fit_heads(
+    heads: Sequence[DenseClassifier],
+    rows: Rows,
+    targets: Targets,
+    *,
+    models: Models | None = None,
+) -> list[str]:
+    """Fit heads in place, those that see the same batches together; return why each diverged."""
+    failures = [""] * len(heads)
+    alike: dict[tuple[int, int, float, str], list[int]] = {}
+    for number, head in enumerate(heads):
+        head._validate_params()
+        seed = int(check_random_state(head.random_state).randint(2**31 - 1))
+        share = float(head.validation_fraction)
+        key = (seed, int(head.batch_size), share, repr(head.class_weight))
+        alike.setdefault(key, []).append(number)
+    for (seed, batch_size, held_share, _), numbers in alike.items():
+        # Classes are balanced by their rows, whatever each of these counts.
+        unweighted = replace(targets, weights=None)
+        balanced = unweighted.with_class_weight(heads[numbers[0]].class_weight)
+        data = DenseData(
+            rows,
+            replace(balanced, weights=targets.weights),
+            seed=seed,
+            batch_size=batch_size,
+            held_share=held_share,
+        )
+        trained = train_heads([_settings(heads[number]) for number in numbers], data, models)
+        for number, result in zip(numbers, trained, strict=True):
+            failures[number] = heads[number]._take(result, targets, rows.width)
+    return failures
+
+
+def _settings(head: DenseClassifier) -> DenseSettings:
+    values = {field.name: getattr(head, field.name) for field in fields(DenseSettings)}
+    return DenseSettings(**{**values, "hidden": tuple(int(size) for size in head.hidden)})
+
+
+def fit_streamed(
+    head: DenseClassifier, source: BatchSource, y: NDArray[np.generic], *, max_ram_bytes: int
+) -> DenseClassifier:
+    """Fit a head on a stream of batches."""
+    from featx.heads.multilabel import check_labels
+
+    several = y.ndim == 2
+    targets = Targets.of_labels(check_labels(y, len(y))) if several else Targets.of_classes(y)
+    return head.fit_rows(Rows.stream(source, len(y), max_ram_bytes), targets)
+
+
+def sweep_dense(
+    X: Floats,
+    y: NDArray[np.intp],
+    folds: Sequence[Fold],
+    candidates: Sequence[Mapping[str, object]],
+    *,
+    seed: int = 0,
+    sample_weight: NDArray[np.floating] | None = None,
+) -> Iterator[HeldOut]:
+    """Measure settings of the head ``dense``, of which each fold's are trained together."""
+    # Unknown names and values out of range are said before any fold is trained.
+    core_estimators("dense", candidates, seed=seed)
+    if y.ndim == 1:
+        X, y = checked_data(X, y, folds, sample_weight)
+    # Stacks of the same shapes recur from fold to fold: they are compiled once.
+    models: Models = {}
+    for fold, (train, test) in enumerate(folds):
+        heads = core_estimators("dense", candidates, seed=seed)
+        targets = Targets.of_labels(y[train]) if y.ndim == 2 else Targets.of_classes(y[train])
+        if sample_weight is not None:
+            targets = replace(targets, weights=np.asarray(sample_weight[train], np.float64))
+        scaler = StandardScaler()
+        rows = Rows.of(scaler.fit_transform(np.asarray(X[train], dtype=np.float32)))
+        failures = fit_heads(heads, rows, targets, models=models)
+        tested = scaler.transform(np.asarray(X[test], dtype=np.float32))
+        for candidate, (head, failure) in enumerate(zip(heads, failures, strict=True)):
+            if failure:
+                _LOG.warning("candidate %d, fold %d: %s", candidate, fold, failure)
+                share = 0.5 if targets.kind == "labels" else 1 / targets.columns
+                values = np.full((len(test), targets.columns), share, dtype=np.float32)
+                yield HeldOut(candidate, fold, values, stopped=True)
+            else:
+                yield HeldOut(candidate, fold, head.predict_proba(tested))

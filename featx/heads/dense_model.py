@@ -3,57 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import keras
 from keras import ops
 
+Tensor: TypeAlias = Any
+Mode: TypeAlias = Literal["eager", "graph", "jit"]
+Shape: TypeAlias = tuple[tuple[int, ...], int]
+"""Sizes of the hidden layers, and how many heads of one group have them."""
+
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 
 
-@dataclass(frozen=True)
-class GroupShape:
-    """Heads of one architecture, trained as arrays with an axis of heads.
+class HeadGroup(keras.layers.Layer):  # type: ignore[misc]
+    """The layers of heads of one architecture: kernels (g, out, in) and biases (g, out, 1)."""
 
-    Parameters
-    ----------
-    hidden : tuple of int
-        Sizes of the hidden layers.
-    heads : int
-        How many.
-    """
-
-    hidden: tuple[int, ...]
-    heads: int
-
-
-class _Group(keras.layers.Layer):  # type: ignore[misc]
-    """The layers of one group: kernels (g, out, in) and biases (g, out, 1)."""
-
-    def __init__(self, shape: GroupShape, width: int, outputs: int, name: str) -> None:
+    def __init__(self, shape: Shape, width: int, outputs: int, name: str) -> None:
         # float32 and zeros by name: neither the caller's global dtype policy nor the seeds that
         # Keras would draw from Python's global generator may matter.
         super().__init__(dtype="float32", name=name)
-        self.kernels: list[Any] = []
-        self.biases: list[Any] = []
-        for depth, (inputs, outs) in enumerate(pairwise([width, *shape.hidden, outputs])):
-            for kind, size, kept in (("kernel", inputs, self.kernels), ("bias", 1, self.biases)):
-                kept.append(
-                    self.add_weight(
-                        shape=(shape.heads, outs, size),
-                        initializer="zeros",
-                        name=f"{kind}_{depth}",
-                    )
+        hidden, heads = shape
+        self.kernels: list[Tensor] = []
+        self.biases: list[Tensor] = []
+        for depth, (inputs, outs) in enumerate(pairwise([width, *hidden, outputs])):
+            for kind, size, variables in (
+                ("kernel", inputs, self.kernels),
+                ("bias", 1, self.biases),
+            ):
+                variable = self.add_weight(
+                    shape=(heads, outs, size), initializer="zeros", name=f"{kind}_{depth}"
                 )
+                variables.append(variable)
         self.dropout = self.add_weight(
-            shape=(shape.heads, 1, 1), initializer="zeros", trainable=False, name="dropout"
+            shape=(heads, 1, 1), initializer="zeros", trainable=False, name="dropout"
         )
         self.built = True
 
-    def call(self, x: Any, draws: Sequence[Any] | None) -> Any:
-        """Logits (g, k, b) of features (b, d)."""
+    def call(self, x: Tensor, draws: Sequence[Tensor] | None) -> Tensor:
+        """Return logits (g, k, b) of features (b, d)."""
         heads, outs, inputs = self.kernels[0].shape
         # One product for all heads: the features are read once.
         values = ops.matmul(ops.reshape(self.kernels[0], (heads * outs, inputs)), ops.transpose(x))
@@ -61,8 +50,8 @@ class _Group(keras.layers.Layer):  # type: ignore[misc]
         for depth, kernel in enumerate(self.kernels[1:]):
             values = ops.relu(values)
             if draws:
-                kept = ops.expand_dims(draws[depth], 0) >= self.dropout
-                values = values * (ops.cast(kept, "float32") / (1.0 - self.dropout))
+                passed = ops.expand_dims(draws[depth], 0) >= self.dropout
+                values = values * (ops.cast(passed, "float32") / (1.0 - self.dropout))
             values = ops.matmul(kernel, values) + self.biases[depth + 1]
         return values
 
@@ -71,14 +60,15 @@ class StackedHeads(keras.Model):  # type: ignore[misc]
     """Groups of heads over the same batches; its loss is the sum of the heads' losses."""
 
     def __init__(
-        self, shapes: Sequence[GroupShape], width: int, outputs: int, *, multilabel: bool
+        self, shapes: Sequence[Shape], width: int, outputs: int, *, several_labels: bool
     ) -> None:
         super().__init__(dtype="float32", name="stacked_heads")
-        self.outputs_of_head, self.multilabel = outputs, multilabel
+        self.outputs_of_head, self.several_labels = outputs, several_labels
         self.groups = [
-            _Group(shape, width, outputs, f"group_{number}") for number, shape in enumerate(shapes)
+            HeadGroup(shape, width, outputs, f"group_{number}")
+            for number, shape in enumerate(shapes)
         ]
-        heads = sum(shape.heads for shape in shapes)
+        heads = sum(count for _, count in shapes)
         self.smoothing = self.add_weight(
             shape=(heads, 1, 1), initializer="zeros", trainable=False, name="smoothing"
         )
@@ -87,68 +77,68 @@ class StackedHeads(keras.Model):  # type: ignore[misc]
         )
         self.built = True
 
-    def call(self, batch: Any) -> Any:
-        """Losses (heads,) of a batch (x, targets, weights, one list of draws a group)."""
+    def call(self, batch: Tensor) -> Tensor:
+        """Return losses (heads,) of a batch (x, targets, weights, one list of draws a group)."""
         x, targets, weights, draws = batch
         scores = [group(x, drawn) for group, drawn in zip(self.groups, draws, strict=True)]
         logits = ops.concatenate(scores, axis=0) if len(scores) > 1 else scores[0]
-        if self.multilabel:
+        if self.several_labels:
             present, counted = (ops.expand_dims(ops.transpose(a), 0) for a in (targets, weights))
-            wanted = present * (1.0 - self.smoothing) + self.smoothing / 2.0
-            losses = ops.mean((ops.softplus(logits) - wanted * logits) * counted, axis=(1, 2))
+            expected = present * (1.0 - self.smoothing) + self.smoothing / 2.0
+            losses = ops.mean((ops.softplus(logits) - expected * logits) * counted, axis=(1, 2))
         else:
             right = ops.one_hot(targets, self.outputs_of_head, axis=0, dtype="float32")
-            wanted = ops.expand_dims(right, 0) * (1.0 - self.smoothing)
-            wanted = wanted + self.smoothing / self.outputs_of_head
-            entropy = ops.logsumexp(logits, axis=1) - ops.sum(wanted * logits, axis=1)
+            expected = ops.expand_dims(right, 0) * (1.0 - self.smoothing)
+            expected = expected + self.smoothing / self.outputs_of_head
+            entropy = ops.logsumexp(logits, axis=1) - ops.sum(expected * logits, axis=1)
             losses = ops.mean(entropy * ops.expand_dims(weights, 0), axis=1)
         self.summed_losses.assign(self.summed_losses + losses)
         return losses
 
     def compute_loss(
         self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
+        x: Tensor = None,
+        y: Tensor = None,
+        y_pred: Tensor = None,
+        sample_weight: Tensor = None,
         training: bool = True,
-    ) -> Any:
-        """Sum of the heads' losses, which `call` returns."""
+    ) -> Tensor:
+        """Return the sum of the heads' losses, which `call` returns."""
         return ops.sum(y_pred)
 
 
 class StackedAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """AdamW with a learning rate and a weight decay of its own for every head."""
+    """AdamW with a learning rate and a weight decay for every head."""
 
     def __init__(self) -> None:
         super().__init__(learning_rate=1.0, name="stacked_adamw")
 
-    def build(self, variables: Sequence[Any]) -> None:
+    def build(self, variables: Sequence[Tensor]) -> None:
         """Add first and second moments, and rates that broadcast over each variable."""
         if self.built:
             return
         super().build(variables)
-        self.moments: list[Any] = []
-        self.squares: list[Any] = []
-        self.rates: list[Any] = []
-        self.decays: list[Any] = []
+        self.moments: list[Tensor] = []
+        self.squares: list[Tensor] = []
+        self.rates: list[Tensor] = []
+        self.decays: list[Tensor] = []
         for variable in variables:
-            dims = (variable.shape[0], 1, 1)
-            for kept, name, shape in (
+            of_heads = (variable.shape[0], 1, 1)
+            for added, name, shape in (
                 (self.moments, "moment", variable.shape),
                 (self.squares, "square", variable.shape),
-                (self.rates, "rate", dims),
-                (self.decays, "decay", dims),
+                (self.rates, "rate", of_heads),
+                (self.decays, "decay", of_heads),
             ):
-                kept.append(
+                added.append(
                     self.add_variable(shape=shape, initializer="zeros", dtype="float32", name=name)
                 )
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    def update_step(self, gradient: Tensor, variable: Tensor, learning_rate: Tensor) -> None:
         """Move one variable."""
-        place = self._get_variable_index(variable)
-        moment, square = self.moments[place], self.squares[place]
-        rate, decay = self.rates[place], self.decays[place]
+        number = self._get_variable_index(variable)
+        moment, square = self.moments[number], self.squares[number]
+        rate, decay = self.rates[number], self.decays[number]
         step = ops.cast(self.iterations + 1, "float32")
         correction = ops.sqrt(1.0 - ops.power(_BETA_2, step)) / (1.0 - ops.power(_BETA_1, step))
         new_moment = moment + (gradient - moment) * (1.0 - _BETA_1)
@@ -157,3 +147,21 @@ class StackedAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.assign(moment, new_moment)
         self.assign(square, new_square)
         self.assign(variable, variable * (1.0 - rate * decay) - change)
+
+
+def compiled_stack(
+    shapes: Sequence[Shape], width: int, outputs: int, *, several_labels: bool, mode: Mode
+) -> StackedHeads:
+    """Return a model of heads of zeros with its optimizer."""
+    model = StackedHeads(shapes, width, outputs, several_labels=several_labels)
+    optimizer = StackedAdamW()
+    optimizer.build(model.trainable_variables)
+    backend = keras.backend.backend()
+    model.compile(
+        optimizer=optimizer,
+        run_eagerly=mode == "eager",
+        # JAX is slow without its compiler; torch's asks for a C++ compiler on the machine.
+        jit_compile=(mode != "eager" and backend == "jax")
+        or (mode == "jit" and backend == "tensorflow"),
+    )
+    return model

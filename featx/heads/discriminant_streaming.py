@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.dense_batches import BatchSource
 from featx.heads.discriminant import ShrinkageLDA, class_shares, covariance_groups, row_shares
 from featx.heads.ridge_streaming import require_square
+from featx.heads.rows import BatchSource
 from featx.heads.scatter import class_sums
 
 _COPIES = 4

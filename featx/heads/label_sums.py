@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
-from featx.heads.dense_batches import BatchSource
+from featx.heads.rows import BatchSource
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from featx.heads.dense_batches import BatchSource
 from featx.heads.multilabel import MultiLabelHead, check_labels
+from featx.heads.rows import BatchSource
 from featx.heads.streaming import fit_core, labels_fitter
 
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from featx.heads.calibrated import fit_temperature
-from featx.heads.dense_batches import BatchSource
 from featx.heads.label_sums import streamed_label_sums
 from featx.heads.nearest_mean import NearestMean
+from featx.heads.rows import BatchSource
 from featx.heads.scatter import streamed_scatter
 from featx.heads.streaming import ChosenRows, judged_rows
 

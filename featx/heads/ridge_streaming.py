@@ -14,8 +14,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from featx.exceptions import HeadError
 from featx.heads.calibrated import TemperatureCalibrated, fit_temperature
-from featx.heads.dense_batches import BatchSource
 from featx.heads.label_sums import streamed_label_sums
+from featx.heads.rows import BatchSource
 from featx.heads.scatter import streamed_scatter
 from featx.heads.streaming import ChosenRows, judged_rows
 from featx.memory import shown_bytes

@@ -16,7 +16,7 @@ Numbers: TypeAlias = NDArray[np.intp]
 Batch: TypeAlias = tuple[Floats, Numbers]
 Fold: TypeAlias = tuple[Numbers, Numbers]
 """Rows for training and rows for testing."""
-BatchSource: TypeAlias = Callable[[int | None], Iterable[tuple[ArrayLike, ArrayLike]]]
+BatchSource: TypeAlias = Callable[[int | None], Iterable[Batch]]
 """Gives, for a seed, one pass: pairs of features (b, d) and their row numbers (b,).
 
 Every row comes once a pass, in an order that the seed draws, or in any order for None.

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
-from featx.heads.dense_batches import BatchSource
-from featx.heads.rows import Fold
+from featx.heads.rows import BatchSource, Fold
 
 _BLOCK_BYTES = 16 * 2**20
 _LEAST_LEFT = 1e-4

@@ -320,6 +320,14 @@ def apply_steps(X: Floats, steps: Iterable[Step]) -> Floats:
     return X
 
 
+def dense_steps(layers: Iterable[tuple[Floats, Floats]], last: Step) -> list[Step]:
+    """Return layers of (kernel, bias), rectified but for the last, as steps with one behind."""
+    steps: list[Step] = []
+    for kernel, bias in layers:
+        steps += [Linear(kernel, bias), Rectify()]
+    return [*steps[:-1], last]
+
+
 def joined(steps: Sequence[Step]) -> list[Step]:
     """Make one step of neighbours that are affine maps, in double precision."""
     out: list[Step] = []

@@ -15,7 +15,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from featx.exceptions import HeadError
 from featx.heads.calibrated import TemperatureCalibrated, calibration_splits, fit_temperature
 from featx.heads.dense import DenseClassifier
-from featx.heads.dense_batches import BatchSource, require_batch
+from featx.heads.rows import BatchSource, require_batch
 from featx.heads.table import HEADS
 from featx.heads.validation import few_images_allowed
 

@@ -18,7 +18,6 @@ from featx.heads.steps import (
     Gaussian,
     Linear,
     Neighbours,
-    Rectify,
     Scale,
     Sigmoid,
     Softmax,
@@ -26,6 +25,7 @@ from featx.heads.steps import (
     Trees,
     UnitLength,
     apply_steps,
+    dense_steps,
     joined,
 )
 
@@ -169,11 +169,7 @@ def _margins(head: Any) -> list[Step]:
 
 
 def _dense(head: Any) -> list[Step]:
-    steps: list[Step] = []
-    for kernel, bias in head.weights_:
-        steps += [Linear(kernel, bias), Rectify()]
-    steps[-1] = Sigmoid() if head.multilabel_ else Softmax()
-    return steps
+    return dense_steps(head.weights_, Sigmoid() if head.multilabel_ else Softmax())
 
 
 def _neighbours(head: Any) -> list[Step]:

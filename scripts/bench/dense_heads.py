@@ -36,10 +36,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.heads.dense import DenseClassifier
-from featx.heads.dense_many import fit_heads, split_rows
-from featx.heads.dense_targets import read_targets
-from featx.heads.training import Streams
+from featx.heads.dense import DenseClassifier, fit_heads
+from featx.heads.dense_training import hold_out
+from featx.heads.rows import Rows
+from featx.heads.targets import Targets
 from featx.quiet import quiet_import
 
 RATES, DROPOUTS, DECAYS = (3e-4, 1e-3, 3e-3, 1e-2), (0.2, 0.5), (1e-4, 1e-2)
@@ -80,8 +80,8 @@ def fit_keras(train: Data, params: dict[str, Any]) -> tuple[Any, int]:
 
     X, y = train
     head = DenseClassifier(**params)
-    problem = read_targets(y, len(y), class_weight=None, sample_weight=None)
-    rows, held = split_rows(problem, head.validation_fraction, Streams.of(SEED))
+    generator = np.random.default_rng(SEED)
+    rows, held = hold_out(Targets.of_classes(y), head.validation_fraction, generator)
     keras.utils.set_random_seed(SEED)
     layers: list[Any] = [keras.Input((X.shape[1],))]
     for size in head.hidden:
@@ -150,7 +150,7 @@ def main() -> None:
 
     def stack(**more: Any) -> list[DenseClassifier]:
         heads = [DenseClassifier(**params, **more) for params in grid]
-        failures = fit_heads(heads, *train)
+        failures = fit_heads(heads, Rows.of(train[0]), Targets.of_classes(train[1]))
         return [head for head, failure in zip(heads, failures, strict=True) if not failure]
 
     sides: dict[str, Callable[[], Any]] = {

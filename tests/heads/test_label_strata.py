@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from featx.heads.targets import label_strata
-from featx.heads.training import hold_out
+from featx.heads.dense_training import hold_out
+from featx.heads.targets import Targets, label_strata
 
 
 def drawn(rows=2000, seed=0):
@@ -43,7 +43,7 @@ def test_groups_stay_in_one_part():
 
 def test_the_rows_that_say_when_to_stop_have_every_label_that_is_not_rare():
     labels = drawn()
-    train, held = hold_out(labels.astype("f4"), 0.1, np.random.default_rng(0))
+    train, held = hold_out(Targets.of_labels(labels), 0.1, np.random.default_rng(0))
     assert len(train) + len(held) == len(labels)
     assert len(held) == pytest.approx(200, abs=3)
     assert labels[held].sum(axis=0)[:3].max() == 0  # so few are better trained on
