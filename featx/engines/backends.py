@@ -1,9 +1,9 @@
 """The backends of Keras; only here are TensorFlow, JAX and PyTorch spoken to directly.
 
-Keras's own `predict_on_batch` computes as fast, and no more is needed on one processor. It is not
-used since it traces a network again for the second size of a batch (TensorFlow: 2 to 18 s), keeps
-state that threads share (JAX), and feeds a GPU by one stream from pageable memory (PyTorch).
-`keras.distribution` spreads a model over devices with JAX only.
+Keras's own `predict_on_batch` computes as fast with TensorFlow on a processor. It is not used since
+it traces a network again for the second size of a batch, which takes as long as the first time
+(TensorFlow), keeps state that threads share (JAX), and feeds a GPU by one stream from pageable
+memory (PyTorch). `keras.distribution` spreads a model over devices with JAX only.
 """
 
 from __future__ import annotations
@@ -267,9 +267,9 @@ def _index(device: str) -> int:
 
 # By the names that Keras has for its backends.
 _ADAPTERS: dict[str, Callable[[], Adapter]] = {
-    "tensorflow": TensorFlowAdapter,
-    "jax": JaxAdapter,
-    "torch": TorchAdapter,
+    "tensorflow": cache(TensorFlowAdapter),
+    "jax": cache(JaxAdapter),
+    "torch": cache(TorchAdapter),
 }
 
 
@@ -283,9 +283,4 @@ def load_adapter() -> Adapter:
             f"expected Keras on one of {', '.join(_ADAPTERS)}, received {backend!r}: set "
             "KERAS_BACKEND, or use another engine"
         )
-    return _made(backend)
-
-
-@cache
-def _made(backend: str) -> Adapter:
     return _ADAPTERS[backend]()

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -97,13 +97,13 @@ class KerasEngine(Engine):
             "jit": self._replicas[0].jit,
         }
 
-    def submit(self, pixels: Pixels) -> _Pending:
+    def submit(self, pixels: Pixels) -> Future[Vectors]:
         """Start on a batch on the device whose turn it is; the first of a shape compiles first."""
         require_threads("Keras")
         self.require_pixels(pixels)
-        return _Pending(self.taps, self._start(pixels))
+        return self._start(pixels)
 
-    def _start(self, pixels: Pixels, *, halving: bool = True) -> Future[Outputs]:
+    def _start(self, pixels: Pixels, *, halving: bool = True) -> Future[Vectors]:
         replica = next(self._turn)
         size = self.batch_size
         future = replica.pool.submit(self._forward, replica, pixels, halving)
@@ -111,7 +111,7 @@ class KerasEngine(Engine):
             wait([future])
         return future
 
-    def _forward(self, replica: Replica, pixels: Pixels, halving: bool) -> Outputs:
+    def _forward(self, replica: Replica, pixels: Pixels, halving: bool) -> Vectors:
         """Run pixels in pieces of the size of a batch, which may shrink from piece to piece."""
         parts: list[Outputs] = []
         begin = 0
@@ -133,7 +133,8 @@ class KerasEngine(Engine):
                 begin += len(piece)
                 continue
             self._adapter.clean_up()  # the error, which holds what it reached, is gone by now
-        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+        vectors = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return dict(zip(self.taps, vectors, strict=True))
 
     def _shrink(self, replica: Replica, size: int) -> None:
         with self._lock:
@@ -192,33 +193,18 @@ class KerasEngine(Engine):
         count, times_s = 2 * self.in_flight, []
         for _ in range(3):
             begin = time.perf_counter()
-            if not _all_fit([self._start(pixels, halving=False) for _ in range(count)]):
+            batches = [self._start(pixels, halving=False) for _ in range(count)]
+            errors = [batch.exception() for batch in batches]
+            del batches  # their vectors take memory, and errors hold what their batches reached
+            if any(isinstance(error, MemoryError) for error in errors):
+                del errors
                 self._adapter.clean_up()
                 return None
+            for error in filter(None, errors):
+                raise error
             times_s.append(time.perf_counter() - begin)
         # The first time kernels are chosen or compiled; of the others, one may have been disturbed.
         return batch_size * count / min(times_s[1:])
-
-
-def _all_fit(batches: Sequence[Future[Outputs]]) -> bool:
-    wait(batches)
-    try:
-        for batch in batches:
-            batch.result()
-    except MemoryError:
-        return False
-    return True
-
-
-class _Pending:
-    """A batch in a thread of a device."""
-
-    def __init__(self, taps: tuple[str, ...], future: Future[Outputs]) -> None:
-        self._taps, self._future = taps, future
-
-    def result(self) -> Vectors:
-        """Wait for the batch, and return its vectors."""
-        return dict(zip(self._taps, self._future.result(), strict=True))
 
 
 def best_batch_size(
