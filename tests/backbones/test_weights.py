@@ -23,7 +23,7 @@ from featx.backbones.weights import (
 )
 from featx.exceptions import BackboneError, WeightsError
 
-ROW = find_backbone("mobilenet_v3_small")
+ROW = find_backbone("mobilenet")
 TINY = find_backbone(BUNDLED)
 TINY_FILE = bundled_folder() / TINY.weights_file
 
@@ -45,14 +45,14 @@ def put(path, content=b"weights"):
 
 @pytest.fixture(scope="module")
 def network(built):
-    return built("mobilenet_v3_small")[1]
+    return built("mobilenet")[1]
 
 
 def test_the_published_name_is_found_before_the_plain_one_and_keras_last(places):
     ours, home = places
     expected = [
         ours / ROW.weights_file,
-        ours / "mobilenet_v3_small.weights.h5",
+        ours / "mobilenet.weights.h5",
         home / "models" / ROW.weights_file,
     ]
     assert weights_places(ROW) == expected
@@ -106,7 +106,7 @@ def test_missing_offline_says_what_is_missing_where_to_put_it_and_what_else_ther
         resolve_weights(ROW)
     message = str(raised.value)
     for part in (
-        "the ImageNet weights of mobilenet_v3_small are not here",
+        "the ImageNet weights of mobilenet are not here",
         ROW.weights_file,
         ROW.weights_url,
         *map(str, weights_places(ROW)),
@@ -189,7 +189,7 @@ def test_a_file_whose_name_begins_with_random_is_a_file(tmp_path, monkeypatch):
 
 
 def test_no_other_backbone_brings_weights():
-    with pytest.raises(WeightsError, match=r"no weights of mobilenet_v3_small come with featx"):
+    with pytest.raises(WeightsError, match=r"no weights of mobilenet come with featx"):
         resolve_weights(ROW, "bundled")
 
 
@@ -198,7 +198,7 @@ def test_what_is_no_file_is_an_error(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     with pytest.raises(
-        WeightsError, match=rf"weights file for mobilenet_v3_small, received '{text}', which is no"
+        WeightsError, match=rf"weights file for mobilenet, received '{text}', which is no"
     ):
         resolve_weights(ROW, text)
 
@@ -256,7 +256,7 @@ def small_network(keras):
 
 def test_weights_of_another_network_are_refused(keras, tmp_path, write_legacy_weights, capfd):
     other = small_network(keras)
-    counts = r"does not fit mobilenet_v3_small: expected 939,120 parameters.*received 112\."
+    counts = r"does not fit mobilenet: expected 3,228,864 parameters.*received 112\."
     other.save_weights(tmp_path / "other.weights.h5")
     check_refused(tmp_path / "other.weights.h5", counts, capfd)
     other.save(tmp_path / "other.keras")
@@ -264,10 +264,9 @@ def test_weights_of_another_network_are_refused(keras, tmp_path, write_legacy_we
     check_refused(write_legacy_weights(other, tmp_path / "other.h5"), counts, capfd)
 
 
-def test_the_network_that_weights_are_of_is_named(built, network, tmp_path, capfd, keras):
-    built("mobilenet")[1].save_weights(tmp_path / "a.weights.h5")
-    named = r"received 3,228,864, as many as mobilenet: use that backbone \(-b mobilenet\)"
-    check_refused(tmp_path / "a.weights.h5", named, capfd)
+def test_the_network_that_weights_are_of_is_named(network, tmp_path, capfd, keras):
+    named = r"received 1,382,064, as many as tiny: use that backbone \(-b tiny\)"
+    check_refused(TINY_FILE, named, capfd)
     features = keras.layers.GlobalAveragePooling2D()(network.output)
     whole = keras.Model(network.input, keras.layers.Dense(1000)(features))
     whole.save_weights(tmp_path / "top.weights.h5")
