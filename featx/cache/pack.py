@@ -64,7 +64,7 @@ class _Array:
     kind: str  # its type in HDF5
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
-    chunks: Callable[[], Iterable[Values]]
+    chunks: Iterable[Values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class _Content:
                 yield np.ascontiguousarray(values, dtype)
 
         arrays = {
-            "X": _Array("featx-features", (len(self), self.width), dtype, chunks),
+            "X": _Array("featx-features", (len(self), self.width), dtype, chunks()),
             "keys": _whole("featx-keys", self.features.keys),
         }
         if self.features.classes is not None:
@@ -123,12 +123,16 @@ class _Content:
 
 
 def _whole(kind: str, values: Values) -> _Array:
-    return _Array(kind, values.shape, values.dtype, lambda: [np.ascontiguousarray(values)])
+    return _Array(kind, values.shape, values.dtype, [np.ascontiguousarray(values)])
 
 
-def _text_chunks(values: Sequence[Any], dtype: np.dtype[np.generic]) -> Iterator[Values]:
-    for start in range(0, len(values), _TEXT_ROWS):
-        yield np.array(values[start : start + _TEXT_ROWS], dtype)
+def _parts(column: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(column), _TEXT_ROWS):
+        yield column[start : start + _TEXT_ROWS]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _valid_text(text: str) -> str:
@@ -163,12 +167,12 @@ def _write_hdf5(path: Path, content: _Content) -> None:
             data = text.encode("utf-8")
             file.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
         for name, array in content.arrays().items():
-            write_chunks(file, name, array.shape, array.dtype, array.chunks(), array.kind)
+            write_chunks(file, name, array.shape, array.dtype, array.chunks, array.kind)
         for name, column in content.texts().items():
-            encoded = [value.encode("utf-8", "surrogateescape") for value in column]
-            dtype = h5py.string_dtype("utf-8", max(map(len, encoded), default=0) or 1)
-            chunks = _text_chunks(encoded, dtype)
-            write_chunks(file, name, (len(encoded),), dtype, chunks, "featx-text")
+            length = max(map(len, map(_encoded, column)), default=0) or 1
+            dtype = h5py.string_dtype("utf-8", length)
+            chunks = (np.array(list(map(_encoded, part)), dtype) for part in _parts(column))
+            write_chunks(file, name, (len(column),), dtype, chunks, "featx-text")
 
 
 def _write_npz(path: Path, content: _Content) -> None:
@@ -178,14 +182,11 @@ def _write_npz(path: Path, content: _Content) -> None:
             _write_npy(archive, name, array)
         for name, column in content.texts().items():
             dtype = np.dtype(f"<U{max(map(len, column), default=0) or 1}")
-            _write_npy(archive, name, _text_array(column, dtype))
+            chunks = (np.array(part, dtype) for part in _parts(column))
+            _write_npy(archive, name, _Array("featx-text", (len(column),), dtype, chunks))
         for name, text in {"type": "featx-pack", **content.facts()}.items():
             _write_npy(archive, name, _whole("", np.array(text)))
         _write_npy(archive, "version", _whole("", np.array(1, "<i8")))
-
-
-def _text_array(column: Sequence[str], dtype: np.dtype[np.generic]) -> _Array:
-    return _Array("featx-text", (len(column),), dtype, lambda: _text_chunks(column, dtype))
 
 
 def _write_npy(archive: zipfile.ZipFile, name: str, array: _Array) -> None:
@@ -197,7 +198,7 @@ def _write_npy(archive: zipfile.ZipFile, name: str, array: _Array) -> None:
     # The entry may be larger than 4 GiB, which needs its long form.
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_2_0(member, header)
-        for values in array.chunks():
+        for values in array.chunks:
             member.write(values.tobytes())
 
 
@@ -229,7 +230,7 @@ def _write_parquet(path: Path, content: _Content) -> None:
     # Features hardly compress, and readers map what is not compressed.
     with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         end = 0
-        for values in arrays["X"].chunks():
+        for values in arrays["X"].chunks:
             rows = slice(end, end + len(values))
             end += len(values)
             columns: list[list[str | None]] = [
@@ -280,7 +281,7 @@ def _write_safetensors(path: Path, content: _Content) -> None:
         file.write(struct.pack("<Q", len(header)))
         file.write(header)
         for tensor in tensors.values():
-            for values in tensor.chunks():
+            for values in tensor.chunks:
                 file.write(values.data)
 
 
