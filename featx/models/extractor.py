@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +70,7 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
         self.batch_size = batch_size
         self.trust = trust
 
-    def fit(self, X: Any, y: Any = None) -> FeatureExtractor:
+    def fit(self, X: object, y: object = None) -> FeatureExtractor:
         """Check the input; nothing is learnt.
 
         Parameters
@@ -87,7 +86,7 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
         self.fitted_ = True
         return self
 
-    def transform(self, X: Any) -> NDArray[np.floating[Any]]:
+    def transform(self, X: object) -> NDArray[np.floating]:
         """Return the features, shape (n, d).
 
         Raises
@@ -98,7 +97,7 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
         check_is_fitted(self, "fitted_")
         images = as_image_dataset(X)
         if images is None:
-            rows: NDArray[np.floating[Any]] = validate_data(
+            rows: NDArray[np.floating] = validate_data(
                 self, X, reset=not hasattr(self, "n_features_in_"), dtype=[np.float32, np.float64]
             )
             return rows
@@ -106,7 +105,7 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
         self._width = features.shape[1]
         return features
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return the names of the features, such as ``tiny_avg_0``, shape (d,).
 
         Parameters

@@ -23,7 +23,7 @@ from featx.images.sources import listed_paths, listed_pictures
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 
-def as_image_dataset(X: Any) -> ImageDataset | None:
+def as_image_dataset(X: object) -> ImageDataset | None:
     """Return the images that `X` stands for, or None when it holds features."""
     if isinstance(X, ImageDataset):
         return X
@@ -100,21 +100,21 @@ class ImageFeatures(ImageReader):
     random_state: int
     head_: Any
     spec_: FeatureSpec | None
-    classes_: NDArray[Any]
+    classes_: NDArray[np.generic]
     multilabel: bool
     novelty_: Any = None
     training_: Mapping[str, Any] = MappingProxyType({})
     n_features_in_: int
 
-    def average_proba(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.floating[Any]]:
+    def average_proba(self, parts: Sequence[NDArray[np.generic]]) -> NDArray[np.floating]:
         """Return the mean of the head's probabilities over matrices of shape (n, d)."""
         total = self.head_.predict_proba(parts[0])
         for part in parts[1:]:
             total = total + self.head_.predict_proba(part)
-        averaged: NDArray[np.floating[Any]] = total / len(parts) if len(parts) > 1 else total
+        averaged: NDArray[np.floating] = total / len(parts) if len(parts) > 1 else total
         return averaged
 
-    def decide(self, proba: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    def decide(self, proba: NDArray[np.floating]) -> NDArray[np.generic]:
         """Return the labels (n,) of probabilities (n, k), or 0 and 1 of several (n, k)."""
         if self.multilabel:
             return (proba > LABEL_THRESHOLD).astype(np.intp)
