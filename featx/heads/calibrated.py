@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.head_pipeline import fit_weighted
-from featx.heads.targets import LikeliestClass
-from featx.heads.validation import checked_weights, few_images_allowed, validated_training
+from featx.heads.learning import fit_rows, fits_labels_at_once
+from featx.heads.rows import Floats, Fold, Numbers, Rows
+from featx.heads.targets import LikeliestClass, Targets
+from featx.heads.validation import few_images_allowed, training_targets
 
 # Margins looked at together: of thousands of classes all at once would be most of the memory.
 _CELLS = 1 << 20
@@ -75,74 +76,87 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TemperatureCalibrated:
         """Fit the estimator on all rows, then the temperature on cross-validated margins."""
-        X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
+        X, targets = training_targets(self, X, y, sample_weight)
         with few_images_allowed():
-            weights = None if sample_weight is None else checked_weights(sample_weight, len(X))
-            return self._fit(X, y, codes, weights)
+            return self.fit_rows(Rows.of(X), targets)
 
-    def _fit(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        codes: NDArray[np.intp],
-        weights: NDArray[np.float64] | None,
-    ) -> TemperatureCalibrated:
-        self.estimator_ = self._fitted_copy(X, y, weights)
-        margins = np.empty((len(X), len(self.classes_)))
-        judged: list[NDArray[np.intp]] = []
-        for train, test in calibration_splits(codes, self.folds):
-            # The labels, not their codes: class weights may be a dict keyed by label.
-            fold = self._fitted_copy(
-                X[train], y[train], None if weights is None else weights[train]
-            )
-            found = _as_columns(fold.decision_function(X[test]))
-            if found.shape[1] != len(self.classes_):
-                raise HeadError(
-                    f"{type(fold).__name__} gives {found.shape[1]} margins for "
-                    f"{len(self.classes_)} classes, expected one a class: with an SVC, leave "
-                    "decision_function_shape at 'ovr'"
-                )
-            margins[test] = found
-            judged.append(test)
-        self.n_folds_ = len(judged)
-        rows = np.concatenate(judged) if judged else np.empty(0, dtype=np.intp)
-        judged_weights = None if weights is None else weights[rows]
-        self.temperature_ = (
-            fit_temperature(margins[rows], codes[rows], judged_weights) if judged else 1.0
-        )
+    def fit_rows(self, rows: Rows, targets: Targets) -> TemperatureCalibrated:
+        """Fit on rows in memory or in batches, of which one fold has to do for the temperature."""
+        self.classes_, self.n_features_in_ = targets.names, rows.width
+        self.estimator_ = fit_rows(clone(self.estimator), rows, targets)
+        splits = calibration_splits(targets.values.astype(np.intp), self.folds)
+        margins, judged, self.n_folds_ = self._held_out(rows, targets, splits)
+        codes = targets.values[judged].astype(np.intp)
+        weights = None if targets.weights is None else targets.weights[judged]
+        self.temperature_ = fit_temperature(margins, codes, weights) if self.n_folds_ else 1.0
         return self
 
-    def _fitted_copy(self, X: Any, y: Any, weights: NDArray[np.float64] | None) -> Any:
-        copy = clone(self.estimator)
-        if weights is None:
-            return copy.fit(X, y)
-        fit_weighted(copy, X, y, weights)
-        return copy
+    def fit_labels(
+        self, rows: Rows, targets: Targets
+    ) -> tuple[list[Any], NDArray[np.float64]] | None:
+        """Return one estimator fitted for all labels and a temperature of each, where it can."""
+        if not fits_labels_at_once(self.estimator):
+            return None
+        shared = fit_rows(clone(self.estimator), rows, targets)
+        splits = KFold(min(self.folds, len(rows)), shuffle=True, random_state=0)
+        margins, judged, _ = self._held_out(rows, targets, splits.split(np.arange(len(rows))))
+        present = targets.values[judged].astype(np.intp)
+        temperatures = [
+            fit_temperature(np.column_stack([-label, label]), codes)
+            for label, codes in zip(margins.T, present.T, strict=True)
+        ]
+        return [shared], np.array(temperatures)
 
-    def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
+    def _held_out(
+        self, rows: Rows, targets: Targets, splits: Iterable[Fold]
+    ) -> tuple[Floats, Numbers, int]:
+        """Return margins of rows that a copy has not seen, their numbers, and how many folds."""
+        margins: list[Floats] = [np.empty((0, targets.columns))]
+        judged = [np.empty(0, dtype=np.intp)]
+        for train, test in splits:
+            held = rows.drawn(test, targets.columns)
+            fold = fit_rows(clone(self.estimator), rows.take(train), targets.take(train))
+
+            def score(X: Floats, fold: Any = fold) -> Floats:
+                columns = _as_columns(fold.decision_function(X))
+                if columns.shape[1] != targets.columns:
+                    raise HeadError(
+                        f"{type(fold).__name__} gives {columns.shape[1]} margins for "
+                        f"{targets.columns} classes, expected one a class: with an SVC, leave "
+                        "decision_function_shape at 'ovr'"
+                    )
+                return columns
+
+            margins.append(rows.take(held).scores(score, targets.columns))
+            judged.append(held)
+            if rows.max_ram_bytes is not None:
+                break
+        return np.concatenate(margins), np.concatenate(judged), len(judged) - 1
+
+    def decision_function(self, X: Any) -> Floats:
         """Margins of the wrapped estimator."""
-        margins: NDArray[Any] = self._fitted().decision_function(self._validated(X))
+        margins: Floats = self._fitted().decision_function(self._validated(X))
         return margins
 
-    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+    def predict_proba(self, X: Any) -> Floats:
         """Probabilities: the softmax of the margins over the temperature."""
         margins = _as_columns(self.decision_function(X))
-        probabilities: NDArray[Any] = softmax(margins / self.temperature_, axis=1)
+        probabilities: Floats = softmax(margins / self.temperature_, axis=1)
         return probabilities
 
     def _fitted(self) -> Any:
         check_is_fitted(self)
         return self.estimator_
 
-    def _validated(self, X: Any) -> NDArray[Any]:
+    def _validated(self, X: Any) -> Floats:
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         return np.asarray(X)
 
 
 def fit_temperature(
-    margins: NDArray[Any], codes: NDArray[np.intp], weights: NDArray[np.float64] | None = None
+    margins: Floats, codes: Numbers, weights: NDArray[np.float64] | None = None
 ) -> float:
-    """Give the temperature under which margins explain the labels best.
+    """Return the temperature under which margins explain the labels best.
 
     Notes
     -----
@@ -188,10 +202,8 @@ def _row_blocks(rows: int, columns: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def calibration_splits(
-    codes: NDArray[np.intp], folds: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Give the folds that margins for a temperature come from."""
+def calibration_splits(codes: Numbers, folds: int) -> Iterator[Fold]:
+    """Return the folds that margins for a temperature come from."""
     counts = np.bincount(codes)
     repeated = counts[codes] >= 2
     if np.count_nonzero(counts >= 2) < 2:
@@ -202,6 +214,6 @@ def calibration_splits(
         yield np.sort(np.concatenate([rows[train], single])), rows[test]
 
 
-def _as_columns(margins: NDArray[Any]) -> NDArray[Any]:
-    """Give two classes' single margin as the pair that one-against-the-rest would have."""
+def _as_columns(margins: Floats) -> Floats:
+    """Return two classes' single margin as the pair that one-against-the-rest would have."""
     return np.column_stack([-margins, margins]) if margins.ndim == 1 else margins

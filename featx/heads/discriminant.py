@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
-from typing import Any
 
 import numpy as np
-import scipy.linalg
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.covariance import ledoit_wolf
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.rows import Fold
-from featx.heads.scatter import Scale, Scatter, fold_scatters
-from featx.heads.shifted import ShiftedSystems
-from featx.heads.sweep import HeldOut, checked_data, core_estimators
-from featx.heads.targets import LikeliestClass, both_columns
-from featx.heads.validation import validated_training
+from featx.heads.moments import Moments, class_sums, fold_moments, require_square, standardise
+from featx.heads.rows import Batch, Floats, Numbers, Rows
+from featx.heads.shifted import ShiftedSystems, solve_shifted
+from featx.heads.sweep import HeldOut, SweepData, swept
+from featx.heads.targets import ClassWeight, LikeliestClass, Targets, both_columns
+from featx.heads.validation import training_targets
 
+_COPIES = 4
+_PENDING_ROWS = 512
 _FEW = 5
 
 
@@ -67,94 +67,63 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
     """
 
     # Models saved before it existed have none of their own.
-    class_weight: Any = None
+    class_weight: ClassWeight = None
 
-    def __init__(self, *, shrinkage: str | float = "auto", class_weight: Any = None) -> None:
+    def __init__(
+        self, *, shrinkage: str | float = "auto", class_weight: ClassWeight = None
+    ) -> None:
         self.shrinkage = shrinkage
         self.class_weight = class_weight
 
-    def fit(self, X: Any, y: Any) -> ShrinkageLDA:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> ShrinkageLDA:
         """Estimate means and covariance, and solve for the coefficients."""
+        X, targets = training_targets(self, X, y)
+        return self.fit_rows(Rows.of(X), targets)
+
+    def fit_rows(self, rows: Rows, targets: Targets) -> ShrinkageLDA:
+        """Fit on rows in memory or in batches: a pass for means, and more for covariances."""
         self._validate_params()
-        X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
+        require_square(rows, _COPIES)
+        codes = targets.values.astype(np.intp)
         counts = np.bincount(codes)
-        means = np.stack([X[codes == k].mean(axis=0, dtype=np.float64) for k in range(len(counts))])
-        shares = class_shares(self.class_weight, counts, self.classes_)
-        covariance = self._covariance(X, codes, counts, shares, means)
-        self.solve(means, covariance, shares, X.dtype)
+        shares = class_shares(self.class_weight, counts, targets.names)
+        dtype = np.float32 if rows.matrix is None else rows.matrix.dtype
+        if self.shrinkage == "auto":
+            means, covariance = _estimated(rows, codes, counts, row_shares(counts, shares))
+            coef = solve_shifted(covariance, means.T, [0.0], np.float64)[0]
+        else:
+            means = Moments.of(rows, replace(targets, weights=None), gram=False).means()
+            within = replace(targets, factors=row_shares(counts, shares))
+            (coef,) = _shrunk(rows, within, means, np.array([float(self.shrinkage)]))
+        self._take(coef, means, shares, dtype)
+        self.classes_, self.n_features_in_ = targets.names, rows.width
         return self
 
-    def solve(
+    def _take(
         self,
+        columns: Floats,
         means: NDArray[np.float64],
-        covariance: NDArray[np.float64],
         shares: NDArray[np.float64],
-        dtype: Any,
+        dtype: DTypeLike,
     ) -> None:
-        """Solve for the coefficients.
-
-        Parameters
-        ----------
-        means : ndarray of shape (k, d), float64
-        covariance : ndarray of shape (d, d), float64
-            Within classes, shrunk.
-        shares : ndarray of shape (k,), float64
-            See `class_shares`.
-        dtype : dtype
-            Of the coefficients.
-        """
-        try:
-            factor = scipy.linalg.cho_factor(covariance, check_finite=False)
-            coef = scipy.linalg.cho_solve(factor, means.T, check_finite=False).T
-        except scipy.linalg.LinAlgError:
-            coef = scipy.linalg.lstsq(covariance, means.T)[0].T
-        intercept = -0.5 * np.sum(coef * means, axis=1) + np.log(shares)
+        coef, intercept = columns.T, _constants(columns, means, shares)
         if len(means) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        self.coef_ = coef.astype(dtype)
+        self.coef_ = np.ascontiguousarray(coef, dtype)
         self.intercept_ = intercept.astype(dtype)
 
-    def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
+    def decision_function(self, X: ArrayLike) -> Floats:
         """Logarithms of the classes' likelihoods times their shares, up to a constant a row."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        scores: NDArray[Any] = X @ self.coef_.T + self.intercept_
+        scores: Floats = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """Probabilities of the classes under equal Gaussian covariances."""
         scores = both_columns(self.decision_function(X))
-        probabilities: NDArray[Any] = softmax(scores, axis=1)
+        probabilities: Floats = softmax(scores, axis=1)
         return probabilities
-
-    def _covariance(
-        self,
-        X: NDArray[Any],
-        codes: NDArray[np.intp],
-        counts: NDArray[np.intp],
-        shares: NDArray[np.float64],
-        means: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        width, of_row = X.shape[1], row_shares(counts, shares)
-        covariance = np.zeros((width, width))
-        for group in covariance_groups(counts):
-            rows = np.flatnonzero(np.isin(codes, group))
-            deviations = X[rows] - means[codes[rows]]
-            if deviations.any():
-                covariance += len(rows) * of_row[group[0]] * self._shrunk(deviations)
-        return covariance if covariance.any() else np.eye(width)
-
-    def _shrunk(self, deviations: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.shrinkage == "auto":
-            spread = np.sqrt(np.mean(deviations**2, axis=0))
-            spread[spread == 0] = 1.0
-            scaled: NDArray[np.float64] = ledoit_wolf(deviations / spread, assume_centered=True)[0]
-            rescaled: NDArray[np.float64] = spread[:, None] * scaled * spread
-            return rescaled
-        part = float(self.shrinkage)
-        covariance: NDArray[np.float64] = (1 - part) * (deviations.T @ deviations) / len(deviations)
-        covariance.flat[:: len(covariance) + 1] += part * np.mean(deviations**2)
-        return covariance
 
     def _validate_params(self) -> None:
         weight = self.class_weight
@@ -174,9 +143,9 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
 
 
 def class_shares(
-    class_weight: Any, counts: NDArray[np.intp], classes: NDArray[Any]
+    class_weight: ClassWeight, counts: Numbers, classes: NDArray[np.generic]
 ) -> NDArray[np.float64]:
-    """Give how often each class is expected."""
+    """Return how often each class is expected."""
     weighted = counts.astype(np.float64)
     if class_weight is not None:
         labels = np.repeat(classes, counts)
@@ -185,8 +154,8 @@ def class_shares(
     return shares
 
 
-def row_shares(counts: NDArray[np.intp], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give what one image of each class weighs in the covariance within classes."""
+def row_shares(counts: Numbers, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what one image of each class weighs in the covariance within classes."""
     weights = np.zeros(len(counts))
     for group in covariance_groups(counts):
         weights[group] = shares[group].sum() / counts[group].sum()
@@ -194,85 +163,56 @@ def row_shares(counts: NDArray[np.intp], shares: NDArray[np.float64]) -> NDArray
     return weights / total if total else weights
 
 
-def covariance_groups(counts: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+def covariance_groups(counts: Numbers) -> list[Numbers]:
     """Put the classes that are too small for an estimate of their own together."""
     groups = [np.array([k]) for k in np.flatnonzero(counts >= _FEW)]
     few = np.flatnonzero((counts >= 2) & (counts < _FEW))
     return [*groups, few] if few.size else groups
 
 
-def sweep_lda(
-    X: NDArray[np.floating[Any]],
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    sample_weight: NDArray[np.floating[Any]] | None = None,
-) -> Iterator[HeldOut]:
-    """Measure shrinkages of the head ``lda`` (see `Sweep`).
+def _constants(
+    columns: Floats, means: NDArray[np.float64], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the intercept of each class."""
+    intercept: NDArray[np.float64] = -0.5 * np.einsum("ij,ji->i", means, columns) + np.log(shares)
+    return intercept
+
+
+def _shrunk(
+    rows: Rows, targets: Targets, means: NDArray[np.float64], shrinkages: NDArray[np.float64]
+) -> Iterator[Floats]:
+    """Yield the coefficients (d, k) of each shrinkage, rows weighing what ``targets`` say.
 
     Notes
     -----
     With S the covariance within classes and m the mean of its diagonal, the shrunk one is
-    ``(1 - s) S + s m I``, which is ``1 - s`` times S plus a multiple of the identity: the systems
-    of all shrinkages are `ShiftedSystems`. With fewer rows than columns they are solved among the
-    rows, by Woodbury's identity. Without class weights the sums of a fold are those of all rows
-    less those of its testing rows.
+    ``(1 - s) S + s m I``, which is ``1 - s`` times S plus a multiple of the identity: one reduction
+    solves for all shrinkages. With fewer rows than columns they are solved among the rows, by
+    Woodbury's identity.
     """
-    X, y = checked_data(X, y, folds, sample_weight, weights_refused_by="lda")
-    settings = core_estimators("lda", candidates, seed=seed)
-    groups: dict[str, tuple[Any, dict[int, float]]] = {}
-    for number, setting in enumerate(settings):
-        if setting.shrinkage != "auto":
-            weight = setting.class_weight
-            groups.setdefault(repr(weight), (weight, {}))[1][number] = float(setting.shrinkage)
-    tall = min(len(train) for train, _ in folds) >= X.shape[1]
-    scatters = fold_scatters(X, y, folds, gram=tall and repr(None) in groups)
-    for fold, ((train, test), scatter) in enumerate(zip(folds, scatters, strict=True)):
-        scale = scatter.scale()
-        tested = scale.apply(X[test])
-        for number, setting in enumerate(settings):
-            if setting.shrinkage == "auto":
-                fitted = setting.fit(scale.apply(X[train]), y[train])
-                scores = both_columns(fitted.decision_function(tested))
-                yield HeldOut(number, fold, scores, probabilities=False)
-        means, counts = scatter.means(scale), scatter.counts.astype(np.intp)
-        for weight, shrinkages in groups.values():
-            shares = class_shares(weight, counts, np.arange(len(counts)))
-            values = np.array(list(shrinkages.values()))
-            if weight is None and scatter.gram is not None:
-                coefs = _from_scatter(scatter, scale, means, values)
-            else:
-                rows = np.sqrt(row_shares(counts, shares)[y[train]])[:, None]
-                deviations = scale.apply(X[train]) - means[y[train]]
-                coefs = _from_rows(deviations * rows, means, values)
-            for number, coef in zip(shrinkages, coefs, strict=True):
-                intercept = -0.5 * np.einsum("ij,ji->i", means, coef) + np.log(shares)
-                scores = tested @ coef.astype(X.dtype) + intercept.astype(X.dtype)
-                yield HeldOut(number, fold, scores, probabilities=False)
+    codes = targets.values.astype(np.intp)
+
+    def deviations() -> Iterator[Batch]:
+        for X, numbers in rows.batches():
+            yield X - means[codes[numbers]].astype(X.dtype), numbers
+
+    if rows.matrix is not None and rows.count < rows.width and shrinkages.min() > 0:
+        weights = targets.counted(np.arange(rows.count))
+        assert weights is not None
+        matrix = rows.matrix - means[codes]
+        yield from _among_rows(matrix * np.sqrt(weights)[:, None], means, shrinkages)
+        return
+    moments = Moments.over(deviations(), targets, gram=True, shift=np.zeros(rows.width))
+    assert moments.gram is not None
+    yield from _solved(moments.gram, means, shrinkages, moments.dtype, least=0.0)
 
 
-def _from_scatter(
-    scatter: Scatter, scale: Scale, means: NDArray[np.float64], shrinkages: NDArray[np.float64]
-) -> Iterator[NDArray[np.floating[Any]]]:
-    assert scatter.gram is not None
-    dtype = scatter.gram.dtype
-    # The sums of a class are of shifted rows; its mean takes out the same shift.
-    between = (scatter.sums / np.sqrt(scatter.counts)[:, None]).astype(dtype)
-    within = scatter.gram - between.T @ between
-    within /= np.outer(scale.deviation, scale.deviation).astype(dtype)
-    within /= dtype.type(scatter.counts[scatter.counts > 1].sum() or 1)
-    yield from _solved(within, means.T, shrinkages, least=float(np.finfo(dtype).eps))
-
-
-def _from_rows(
+def _among_rows(
     deviations: NDArray[np.float64], means: NDArray[np.float64], shrinkages: NDArray[np.float64]
-) -> Iterator[NDArray[np.floating[Any]]]:
-    rows, width = deviations.shape
-    spread = float(np.sum(deviations**2)) / width
-    if rows >= width or spread == 0 or shrinkages.min() == 0:
-        yield from _solved(deviations.T @ deviations, means.T, shrinkages, least=0.0)
+) -> Iterator[Floats]:
+    spread = float(np.sum(deviations**2)) / deviations.shape[1]
+    if spread == 0:
+        yield from (means.T for _ in shrinkages)
         return
     systems = ShiftedSystems(deviations @ deviations.T)
     inner = systems.rotate(deviations @ means.T)
@@ -286,19 +226,189 @@ def _from_rows(
 
 
 def _solved(
-    covariance: NDArray[np.floating[Any]],
+    covariance: NDArray[np.float64],
     means: NDArray[np.float64],
     shrinkages: NDArray[np.float64],
+    dtype: DTypeLike,
     *,
     least: float,
-) -> Iterator[NDArray[np.floating[Any]]]:
+) -> Iterator[Floats]:
     spread = float(np.trace(covariance)) / len(covariance)
     if spread <= least:
-        # No class varies: every direction counts alike, as in the estimator.
-        yield from (means for _ in shrinkages)
+        # No class varies: every direction counts alike.
+        yield from (means.T for _ in shrinkages)
         return
     partial = shrinkages < 1
     shifts = shrinkages[partial] / (1 - shrinkages[partial]) * spread
-    found = iter(ShiftedSystems(covariance).solve(means, shifts) if partial.any() else ())
+    solutions = iter(solve_shifted(covariance, means.T, shifts, dtype) if partial.any() else ())
     for part in shrinkages:
-        yield next(found) / (1 - part) if part < 1 else means / spread
+        yield next(solutions) / (1 - part) if part < 1 else means.T / spread
+
+
+def _estimated(
+    rows: Rows, codes: Numbers, counts: Numbers, of_row: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the means (k, d) of classes, and the Ledoit-Wolf estimate of their covariance."""
+    width = rows.width
+    means, squares = _means_and_squares(rows, codes, counts)
+    groups = covariance_groups(counts)
+    covariance = np.zeros((width, width))
+    at_once = 1
+    if rows.max_ram_bytes is not None:
+        each = 8 * width**2 + 4 * width * 2 * _PENDING_ROWS
+        at_once = max(1, (rows.max_ram_bytes // 2 - 8 * width**2) // each)
+    for start in range(0, len(groups), at_once):
+        some = groups[start : start + at_once]
+        spreads = [_spread(group, counts, squares) for group in some]
+        parts = _products(rows, codes, some, means, spreads)
+        for group, spread, part in zip(some, spreads, parts, strict=True):
+            if part.gram.any():
+                part.shrink()
+                part.gram *= counts[group].sum() * of_row[group[0]] * spread
+                part.gram *= spread[:, None]
+                covariance += part.gram
+    return means, covariance if covariance.any() else np.eye(width)
+
+
+def _means_and_squares(
+    rows: Rows, codes: Numbers, counts: Numbers
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean (k, d) of each class, and its sum of squared deviations (k, d)."""
+    sums, squares = np.zeros((2, len(counts), rows.width))
+    shift: Floats | None = None
+    for X, numbers in rows.batches():
+        if shift is None:
+            shift = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+        near = X - shift
+        sums += class_sums(near, codes[numbers], len(counts))
+        near *= near
+        squares += class_sums(near, codes[numbers], len(counts))
+    assert shift is not None
+    centres = sums / counts[:, None]
+    return centres + shift, np.maximum(squares - counts[:, None] * centres**2, 0)
+
+
+def _spread(group: Numbers, counts: Numbers, squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what the deviations of a group are divided by before they are shrunk."""
+    spread: NDArray[np.float64] = np.sqrt(squares[group].sum(axis=0) / counts[group].sum())
+    # What rounding leaves of a column that does not vary is no spread.
+    spread[spread <= 1e-6 * spread.max(initial=0.0)] = 1.0
+    return spread
+
+
+def _products(
+    rows: Rows,
+    codes: Numbers,
+    groups: Sequence[Numbers],
+    means: NDArray[np.float64],
+    spreads: Sequence[NDArray[np.float64]],
+) -> list[_Part]:
+    parts = [_Part(rows.width) for _ in groups]
+    of_class = np.full(len(means), -1)
+    for number, group in enumerate(groups):
+        of_class[group] = number
+    where = of_class[codes]
+    chosen = np.flatnonzero(where >= 0)
+    for X, numbers in rows.take(chosen).batches():
+        classes = codes[chosen[numbers]]
+        for number, part in enumerate(parts):
+            own = np.flatnonzero(where[chosen[numbers]] == number)
+            if len(own):
+                deviations = X[own] - means[classes[own]].astype(X.dtype)
+                part.add(deviations / spreads[number].astype(X.dtype))
+    for part in parts:
+        part.flush()
+    return parts
+
+
+class _Part:
+    """Sum of the outer products of the deviations of some classes, and of their lengths ** 4."""
+
+    def __init__(self, width: int) -> None:
+        self.gram = np.zeros((width, width))
+        self.fourth, self.rows = 0.0, 0
+        self._pending: list[Floats] = []
+        self._waiting = 0
+
+    def add(self, deviations: Floats) -> None:
+        """Take rows; few are put together, since a product costs a whole matrix."""
+        self.rows += len(deviations)
+        self._pending.append(deviations)
+        self._waiting += len(deviations)
+        if self._waiting >= _PENDING_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Multiply what is waiting."""
+        if self._pending:
+            rows = np.concatenate(self._pending)
+            self.gram += rows.T @ rows
+            lengths = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+            self.fourth += float(lengths @ lengths)
+            self._pending, self._waiting = [], 0
+
+    def shrink(self) -> None:
+        """Turn sums into the shrunk covariance, in place.
+
+        Notes
+        -----
+        Ledoit, Wolf (2004), as scikit-learn's ``ledoit_wolf(assume_centered=True)`` has it.
+        """
+        width = len(self.gram)
+        self.gram /= self.rows
+        diagonal = self.gram.flat[:: width + 1]
+        level = float(np.sum(diagonal)) / width
+        norm = float(np.einsum("ij,ij->", self.gram, self.gram))
+        noise = (self.fourth / self.rows - norm) / (width * self.rows)
+        distance = norm / width - level**2
+        noise = min(noise, distance)
+        share = noise / distance if width > 1 and noise > 0 else 0.0
+        self.gram *= 1 - share
+        self.gram.flat[:: width + 1] += share * level
+
+
+@swept("lda")
+def sweep_lda(data: SweepData) -> Iterator[HeldOut]:
+    """Measure shrinkages of the head ``lda`` (see `Sweep`).
+
+    Without class weights the sums of a fold are those of all rows less those of its testing rows.
+    """
+    groups: dict[str, tuple[ClassWeight, dict[int, float]]] = {}
+    for number, setting in enumerate(data.settings):
+        if setting.shrinkage != "auto":
+            weight = setting.class_weight
+            groups.setdefault(repr(weight), (weight, {}))[1][number] = float(setting.shrinkage)
+    gram = data.least_trained >= data.X.shape[1] and repr(None) in groups
+    parts = fold_moments(data.X, data.targets, data.folds, gram=gram)
+    for fold, ((train, test), raw) in enumerate(zip(data.folds, parts, strict=True)):
+        scale = raw.scale()
+        moments, tested = raw.standardised(scale), standardise(data.X[test], scale)
+        means, counts, own = moments.means(), raw.counts.astype(np.intp), data.targets.take(train)
+        for number, setting in enumerate(data.settings):
+            if setting.shrinkage == "auto":
+                trained = Rows.of(standardise(data.X[train], scale))
+                scores = setting.fit_rows(trained, own).decision_function(tested)
+                yield HeldOut(number, fold, both_columns(scores), probabilities=False)
+        for weight, shrinkages in groups.values():
+            shares = class_shares(weight, counts, data.targets.names)
+            values = np.array(list(shrinkages.values()))
+            if weight is None and gram:
+                coefs = _from_moments(moments, values)
+            else:
+                trained = Rows.of(standardise(data.X[train], scale))
+                within = replace(own, factors=row_shares(counts, shares))
+                coefs = _shrunk(trained, within, means, values)
+            for number, coef in zip(shrinkages, coefs, strict=True):
+                intercept = _constants(coef, means, shares).astype(tested.dtype)
+                scores = tested @ coef.astype(tested.dtype) + intercept
+                yield HeldOut(number, fold, scores, probabilities=False)
+
+
+def _from_moments(moments: Moments, shrinkages: NDArray[np.float64]) -> Iterator[Floats]:
+    assert moments.gram is not None
+    # The sums of a class are of shifted rows; its mean takes out the same shift.
+    between = moments.sums / np.sqrt(moments.counts)[:, None]
+    within = moments.gram - between.T @ between
+    within /= moments.counts[moments.counts > 1].sum() or 1
+    least = float(np.finfo(np.dtype(moments.dtype)).eps)
+    yield from _solved(within, moments.means(), shrinkages, moments.dtype, least=least)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import has_fit_parameter
 
-from featx.exceptions import HeadError
 from featx.heads.targets import best_labels
 from featx.heads.validation import few_images_allowed, refuse_unlearnable
 
@@ -58,34 +54,6 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
             fit_logistic(last, given, y)
         else:
             last.fit(given, y)
-
-
-def fit_weighted(head: Any, X: Any, y: Any, weights: NDArray[np.float64]) -> None:
-    """Fit a head on weighted rows: a weight of 2 counts like the row twice."""
-    if isinstance(head, Pipeline):
-        refuse_unlearnable(X, y)
-        for _, step in head.steps[:-1]:
-            if step not in (None, "passthrough"):
-                known = {"sample_weight": weights} if _takes_weights(step) else {}
-                X = step.fit(X, y, **known).transform(X)
-        fit_weighted(head.steps[-1][1], X, y, weights)
-        return
-    from featx.heads.logistic_fit import fit_logistic, is_solved_by_path
-
-    with few_images_allowed():
-        if is_solved_by_path(head, X, y):
-            fit_logistic(head, X, y, weights)
-        elif _takes_weights(head):
-            head.fit(X, y, sample_weight=weights)
-        else:
-            raise HeadError(
-                f"{type(head).__name__} takes no sample weights: leave sample_weight out, or take "
-                "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
-            )
-
-
-def _takes_weights(estimator: Any) -> bool:
-    return bool(has_fit_parameter(estimator, "sample_weight"))
 
 
 def _may_be_logistic(step: Any) -> bool:

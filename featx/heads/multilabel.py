@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
-from sklearn.linear_model import RidgeClassifier
-from sklearn.model_selection import KFold
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.calibrated import TemperatureCalibrated, fit_temperature
-from featx.heads.neighbours import NearestNeighbours
-from featx.heads.validation import few_images_allowed, require_finite
+from featx.heads.learning import fit_labels
+from featx.heads.rows import Floats, Rows
+from featx.heads.targets import Targets
+from featx.heads.validation import check_labels, few_images_allowed, require_finite
 
 
 class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -64,7 +63,6 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
 
     def fit(self, X: Any, y: Any) -> MultiLabelHead:
         """Fit a copy of the estimator for each label, or one for all."""
-        self._validate_params()
         if y is None:
             raise HeadError(
                 "MultiLabelHead requires y to be passed, but the target y is None: pass a matrix "
@@ -72,21 +70,23 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
             )
         X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
         require_finite(X)
-        given = check_labels(y, len(X)).astype(np.intp)
-        self.classes_ = np.arange(given.shape[1])
-        self.shares_ = given.mean(axis=0)
-        self.varying_ = np.flatnonzero((self.shares_ > 0) & (self.shares_ < 1))
-        self.temperatures_ = np.empty(0)
-        targets = given[:, self.varying_]
-        self.estimators_ = []
         with few_images_allowed():
-            if targets.shape[1] >= 2 and self._is_shared():
-                self._fit_shared(X, targets)
-            else:
-                self.estimators_ = [clone(self.estimator).fit(X, t) for t in targets.T]
+            return self.fit_rows(Rows.of(X), Targets.of_labels(check_labels(y, len(X))))
+
+    def fit_rows(self, rows: Rows, targets: Targets) -> MultiLabelHead:
+        """Fit on rows in memory or in batches."""
+        self._validate_params()
+        self.classes_, self.n_features_in_ = targets.names, rows.width
+        counts = targets.values.sum(axis=0, dtype=np.intp)
+        self.shares_ = counts / len(targets)
+        self.varying_ = np.flatnonzero((counts > 0) & (counts < len(targets)))
+        varying = targets
+        if len(self.varying_) < targets.columns:
+            varying = Targets.of_labels(targets.values[:, self.varying_])
+        self.estimators_, self.temperatures_ = fit_labels(self.estimator, rows, varying)
         return self
 
-    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+    def predict_proba(self, X: Any) -> Floats:
         """Probability of each label."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
@@ -101,40 +101,11 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         else:
             columns = [p[:, 1] for p in self.estimators_[0].predict_proba(X)]
             probabilities[:, self.varying_] = np.column_stack(columns)
-        found: NDArray[Any] = probabilities
-        return found
+        return probabilities
 
     def predict(self, X: Any) -> NDArray[np.intp]:
         """Labels of each image."""
         return (self.predict_proba(X) > self.threshold).astype(np.intp)
-
-    def _is_shared(self) -> bool:
-        if isinstance(self.estimator, NearestNeighbours):
-            return True
-        inner = getattr(self.estimator, "estimator", None)
-        # Class weights are one number an image there, and would have to be one a label.
-        return (
-            isinstance(self.estimator, TemperatureCalibrated)
-            and isinstance(inner, RidgeClassifier)
-            and inner.class_weight is None
-        )
-
-    def _fit_shared(self, X: NDArray[Any], targets: NDArray[np.intp]) -> None:
-        if isinstance(self.estimator, NearestNeighbours):
-            self.estimators_ = [clone(self.estimator).neighbours_model(len(X)).fit(X, targets)]
-            return
-        ridge = self.estimator.estimator
-        self.estimators_ = [clone(ridge).fit(X, targets)]
-        margins = np.zeros(targets.shape)
-        splits = KFold(min(self.estimator.folds, len(X)), shuffle=True, random_state=0)
-        for train, test in splits.split(X):
-            margins[test] = clone(ridge).fit(X[train], targets[train]).decision_function(X[test])
-        self.temperatures_ = np.array(
-            [
-                fit_temperature(np.column_stack([-m, m]), t)
-                for m, t in zip(margins.T, targets.T, strict=True)
-            ]
-        )
 
     def _validate_params(self) -> None:
         value = self.threshold
@@ -151,24 +122,3 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         tags.target_tags.single_output = False
         tags.target_tags.multi_output = True
         return tags
-
-
-def check_labels(y: Any, rows: int) -> NDArray[Any]:
-    """Return a matrix of 0 and 1 with so many rows, (n, labels), of whatever type it has."""
-    labels = np.asarray(y)
-    if labels.ndim != 2 or labels.shape[1] == 0:
-        raise HeadError(
-            f"several labels an image are a matrix of shape (images, labels), received shape "
-            f"{labels.shape}: pass 1 where an image has a label and 0 where not"
-        )
-    if len(labels) != rows:
-        raise HeadError(
-            f"expected one row of labels a feature row, received {rows} rows and {len(labels)} "
-            "rows of labels: take both from the same dataset, in the same order"
-        )
-    if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
-        raise HeadError(
-            f"labels must be 0 or 1, received {np.unique(labels)[:5].tolist()}: pass 1 where an "
-            "image has a label and 0 where not"
-        )
-    return labels

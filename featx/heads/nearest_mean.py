@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.calibrated import fit_temperature
-from featx.heads.rows import Fold
-from featx.heads.scatter import class_sums
-from featx.heads.sweep import HeldOut
-from featx.heads.targets import LikeliestClass, both_columns
-from featx.heads.validation import checked_weights, validated_training
+from featx.heads.moments import Moments, fold_moments, standardise
+from featx.heads.rows import Floats, Numbers, Rows
+from featx.heads.steps import row_lengths
+from featx.heads.sweep import HeldOut, SweepData, swept
+from featx.heads.targets import LikeliestClass, Targets, both_columns
+from featx.heads.validation import training_targets
 
 _METRICS = ("cosine", "euclidean")
 _ROUNDING = 1e-12
@@ -60,96 +61,100 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
     def __init__(self, *, metric: str = "cosine") -> None:
         self.metric = metric
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> NearestMean:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> NearestMean:
         """Take the means, and fit the temperature."""
+        X, targets = training_targets(self, X, y, sample_weight)
+        return self.fit_rows(Rows.of(X), targets)
+
+    def fit_rows(self, rows: Rows, targets: Targets) -> NearestMean:
+        """Fit on rows in memory or in batches, in two passes: means, then the temperature."""
         self._validate_params()
-        X, _, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
-        weights = np.ones(len(X))
-        if sample_weight is None:
-            means, counts = class_means(X, codes)
-        else:
-            weights = checked_weights(sample_weight, len(X))
-            counts = np.bincount(codes, weights)
-            if not counts.all():
-                raise HeadError("a class has only rows of sample weight 0: leave these rows out")
-            means = class_sums(X * weights[:, None], codes, len(counts)) / counts[:, None]
-        self.take_means(means, X.dtype)
-        self.temperature_ = 1.0
-        # Of a row that counts twice, one of the two is taken away.
-        left_out = np.minimum(weights, 1)
-        rows = np.flatnonzero(counts[codes] - left_out > _ROUNDING * counts[codes])
-        if rows.size:
-            scores = self.scores_without(X[rows], codes[rows], means, counts, left_out[rows])
-            self.temperature_ = fit_temperature(
-                scores, codes[rows], None if sample_weight is None else weights[rows]
-            )
+        moments = Moments.of(rows, targets, gram=False)
+        if not moments.counts.all():
+            raise HeadError("a class has only rows of sample weight 0: leave these rows out")
+        self._take(moments.means(), targets.names, moments.dtype)
+        codes = targets.values.astype(np.intp)
+        _fit_temperatures(rows, [_Judged(self, codes, moments.means(), moments.counts)], targets)
         return self
+
+    def fit_labels(
+        self, rows: Rows, targets: Targets
+    ) -> tuple[list[NearestMean], NDArray[np.float64]]:
+        """Return a fitted copy for each label, all from the same two passes."""
+        self._validate_params()
+        moments = Moments.of(rows, targets, gram=False)
+        counts = np.stack([moments.weight - moments.counts, moments.counts], axis=1)
+        sums = np.stack([moments.whole - moments.sums, moments.sums], axis=1)
+        means = sums / counts[:, :, None] + moments.shift
+        judged = []
+        for label, pair in enumerate(means):
+            head = NearestMean(metric=self.metric)._take(pair, np.arange(2), moments.dtype)
+            judged.append(
+                _Judged(head, targets.values[:, label].astype(np.uint8), pair, counts[label])
+            )
+        _fit_temperatures(rows, judged, targets)
+        return [part.head for part in judged], np.empty(0)
 
     def scores_without(
         self,
-        X: NDArray[Any],
-        codes: NDArray[np.intp],
+        X: Floats,
+        codes: Numbers,
         means: NDArray[np.float64],
-        counts: NDArray[Any],
-        left_out: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.floating[Any]]:
-        """Scores of training rows, each with the mean of its class taken without it.
+        counts: NDArray[np.float64],
+        left_out: NDArray[np.float64],
+    ) -> Floats:
+        """Return scores (n, k) of training rows, each with the mean of its class without it.
 
-        Parameters
-        ----------
-        X : ndarray of shape (n, d)
-        codes : ndarray of shape (n,)
-            Their classes, of two rows or more.
-        means : ndarray of shape (k, d), float64
-        counts : ndarray of shape (k,), int
-            Of all training rows, or the sums of their weights.
-        left_out : ndarray of shape (n,), optional
-            How much of each row is taken away; 1 by default.
-
-        Returns
-        -------
-        scores : ndarray of shape (n, k)
+        A row counts as much as ``left_out`` says, of the ``counts`` (k,) of the classes' means.
         """
         scores = self._scores(X)
-        size = counts[codes, None]
-        part = 1 if left_out is None else left_out[:, None]
+        size, part = counts[codes, None], left_out[:, None]
         without = (size * means[codes] - part * X) / (size - part)
         scores[np.arange(len(X)), codes] = self._paired(X, without)
         return scores
 
-    def take_means(self, means: NDArray[np.float64], dtype: Any) -> None:
+    def _take(
+        self, means: NDArray[np.float64], classes: NDArray[np.generic], dtype: DTypeLike
+    ) -> NearestMean:
+        self.classes_, self.n_features_in_ = classes, means.shape[1]
+        self.take_means(means, dtype)
+        self.temperature_ = 1.0
+        return self
+
+    def take_means(self, means: NDArray[np.float64], dtype: DTypeLike) -> None:
         """Take the class means (k, d) for what `decision_function` compares with."""
         self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(dtype)
 
-    def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
+    def decision_function(self, X: ArrayLike) -> Floats:
         """Cosines with the means, or halves of the squared distances below zero."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        scores = self._scores(X)
+        scores = self._scores(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
-    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """Probabilities: the softmax of the scores over the temperature."""
         scores = both_columns(self.decision_function(X))
-        probabilities: NDArray[Any] = softmax(scores / self.temperature_, axis=1)
+        probabilities: Floats = softmax(scores / self.temperature_, axis=1)
         return probabilities
 
-    def _scores(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    def _scores(self, X: Floats) -> Floats:
         products = X @ self.means_.T
         if self.metric == "cosine":
-            products /= _lengths(X)[:, None]
+            products /= row_lengths(X)[:, None]
         else:
             products -= 0.5 * np.einsum("ij,ij->i", self.means_, self.means_)
-        scores: NDArray[Any] = products
+        scores: Floats = products
         return scores
 
-    def _paired(self, X: NDArray[Any], means: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    def _paired(self, X: Floats, means: Floats) -> Floats:
         """Give the score of each row with the mean in the same row."""
         products = np.einsum("ij,ij->i", X, means)
         if self.metric == "cosine":
-            cosines: NDArray[Any] = products / _lengths(X) / _lengths(means)
+            cosines: Floats = products / row_lengths(X) / row_lengths(means)
             return cosines
-        halves: NDArray[Any] = products - 0.5 * np.einsum("ij,ij->i", means, means)
+        halves: Floats = products - 0.5 * np.einsum("ij,ij->i", means, means)
         return halves
 
     def _validate_params(self) -> None:
@@ -160,44 +165,61 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
             )
 
 
-def sweep_nearest_mean(
-    X: NDArray[np.floating[Any]],
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    sample_weight: NDArray[np.floating[Any]] | None = None,
-) -> Iterator[HeldOut]:
-    """Measure metrics of the head ``nearest-mean`` (see `Sweep`): one set of means a fold."""
-    from featx.heads.scatter import fold_scatters
-    from featx.heads.sweep import checked_data, core_estimators
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judged:
+    """A head, the codes (n,) of all rows, and the means (k, d) and counts (k,) of its classes."""
 
-    X, y = checked_data(X, y, folds, sample_weight, weights_refused_by="nearest-mean")
-    settings = core_estimators("nearest-mean", candidates, seed=seed)
-    scatters = fold_scatters(X, y, folds, gram=False)
-    for fold, ((_, test), scatter) in enumerate(zip(folds, scatters, strict=True)):
-        scale = scatter.scale()
-        means, tested = scatter.means(scale), scale.apply(X[test])
-        for number, setting in enumerate(settings):
-            setting.take_means(means, X.dtype)
+    head: NearestMean
+    codes: NDArray[np.integer]
+    means: NDArray[np.float64]
+    counts: NDArray[np.float64]
+
+
+def _fit_temperatures(rows: Rows, parts: Sequence[_Judged], targets: Targets) -> None:
+    """Fit the temperature of each head on scores that rows get from the others, in one pass."""
+    weights = np.ones(len(targets)) if targets.weights is None else targets.weights
+    # Of a row that counts twice, one of the two is taken away.
+    left_out = np.minimum(weights, 1)
+    repeated = np.zeros(len(targets), dtype=bool)
+    for part in parts:
+        size = part.counts[part.codes]
+        repeated |= size - left_out > _ROUNDING * size
+    columns = sum(len(part.counts) for part in parts)
+    judged = rows.drawn(np.flatnonzero(repeated), columns)
+    scores = [np.empty((len(judged), len(part.counts))) for part in parts]
+    codes = [part.codes[judged].astype(np.intp) for part in parts]
+    # Of the only row of a class nothing can be taken away.
+    able = [
+        part.counts[own] - left_out[judged] > _ROUNDING * part.counts[own]
+        for part, own in zip(parts, codes, strict=True)
+    ]
+    for X, numbers in rows.take(judged).batches():
+        for part, own, some, values in zip(parts, codes, able, scores, strict=True):
+            inside = some[numbers]
+            chosen = numbers[inside]
+            values[chosen] = part.head.scores_without(
+                X[inside], own[chosen], part.means, part.counts, left_out[judged[chosen]]
+            )
+    of_rows = None if targets.weights is None else weights[judged]
+    for part, own, some, values in zip(parts, codes, able, scores, strict=True):
+        if some.any():
+            part.head.temperature_ = fit_temperature(
+                values[some], own[some], None if of_rows is None else of_rows[some]
+            )
+
+
+@swept("nearest-mean")
+def sweep_nearest_mean(data: SweepData) -> Iterator[HeldOut]:
+    """Measure metrics of the head ``nearest-mean`` (see `Sweep`): one set of means a fold."""
+    parts = fold_moments(data.X, data.targets, data.folds, gram=False)
+    for fold, ((_, test), moments) in enumerate(zip(data.folds, parts, strict=True)):
+        scale = moments.scale()
+        means, tested = moments.standardised(scale).means(), standardise(data.X[test], scale)
+        for number, setting in enumerate(data.settings):
+            setting.take_means(means, data.X.dtype)
             yield HeldOut(number, fold, setting._scores(tested), probabilities=False)
 
 
-def class_means(
-    X: NDArray[Any], codes: NDArray[np.intp]
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Give the mean of each class and how many rows it has."""
-    counts = np.bincount(codes)
-    return class_sums(X, codes, len(counts)) / counts[:, None], counts
-
-
-def _lengths(rows: NDArray[Any]) -> NDArray[np.floating[Any]]:
-    lengths: NDArray[Any] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    lengths[lengths == 0] = 1
-    return lengths
-
-
-def _unit(rows: NDArray[Any]) -> NDArray[np.floating[Any]]:
-    unit: NDArray[Any] = rows / _lengths(rows)[:, None]
+def _unit(rows: Floats) -> Floats:
+    unit: Floats = rows / row_lengths(rows)[:, None]
     return unit

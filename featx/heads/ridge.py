@@ -1,67 +1,170 @@
-"""Ridge regression on the classes: every penalty from one reduction of the Gram matrix."""
+"""Ridge regression on classes, labels or values: every penalty from one set of sums."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.class_weight import compute_sample_weight
 
 from featx.exceptions import HeadError
-from featx.heads.rows import Fold
-from featx.heads.scatter import Scale, Scatter, fold_scatters
-from featx.heads.shifted import ShiftedSystems
-from featx.heads.sweep import HeldOut, checked_data, core_estimators
+from featx.heads.moments import Moments, fold_moments, require_square, standardise
+from featx.heads.rows import Floats, Rows
+from featx.heads.shifted import solve_shifted
+from featx.heads.sweep import HeldOut, SweepData, swept
+from featx.heads.targets import ClassWeight, Targets
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import RidgeClassifier
 
 _COLUMNS = 1024
+_COPIES = 3
 
 
-def sweep_ridge(
-    X: NDArray[np.floating[Any]],
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    sample_weight: NDArray[np.floating[Any]] | None = None,
-) -> Iterator[HeldOut]:
+def is_solved(head: RidgeClassifier, *, streamed: bool = False) -> bool:
+    """Tell whether `fit_ridge` comes to the answer of a classifier's own ``fit``."""
+    exact = streamed or head.solver in ("auto", "cholesky", "svd")
+    return exact and not head.positive and isinstance(head.alpha, Real)
+
+
+def fit_ridge(head: RidgeClassifier, rows: Rows, targets: Targets) -> list[RidgeClassifier] | None:
+    """Fit ``RidgeClassifier`` on classes or label sets by its normal equations."""
+    from sklearn.preprocessing import LabelBinarizer
+
+    if rows.matrix is None and not is_solved(head, streamed=True):
+        raise HeadError("ridge with positive=True has to see all rows at once: leave it at False")
+    if not is_solved(head, streamed=rows.matrix is None):
+        return None
+    head._validate_params()
+    weighted = _weighted(targets, head.class_weight)
+    coef, intercept = solve_ridge(rows, weighted, [float(head.alpha)], bool(head.fit_intercept))
+    names = targets.names if targets.kind == "classes" else np.eye(targets.columns, dtype=int)
+    head._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(names)
+    with suppress(AttributeError):  # a property of that up to scikit-learn 1.8
+        head.classes_ = head._label_binarizer.classes_
+    dtype = np.float32 if rows.matrix is None else rows.matrix.dtype
+    head.coef_ = np.ascontiguousarray(coef[0].T, dtype)
+    head.intercept_ = intercept[0].astype(dtype) if head.fit_intercept else np.float64(0.0)
+    head.n_features_in_ = rows.width
+    head.n_iter_, head.solver_ = None, "cholesky"
+    return head
+
+
+def _weighted(targets: Targets, class_weight: ClassWeight) -> Targets:
+    """Return targets with class weights, which as scikit-learn's do not see those of rows."""
+    weighted = replace(targets, weights=None).with_class_weight(class_weight)
+    return replace(weighted, weights=targets.weights)
+
+
+def solve_ridge(
+    rows: Rows, targets: Targets, alphas: Sequence[float], intercept: bool
+) -> tuple[Floats, Floats]:
+    """Return coefficients (a, d, k) and intercepts (a, k) of each penalty.
+
+    Notes
+    -----
+    With X and T less their means, the coefficients are ``(X'X + alpha I)^-1 X'T``, or, for more
+    columns than rows, ``X' (XX' + alpha I)^-1 T``. T is 1 for the class or labels of a row and -1
+    else, one column alone for two classes.
+    """
+    if rows.matrix is not None and rows.width > rows.count:
+        return _from_rows(rows.matrix, targets, alphas, intercept)
+    require_square(rows, _COPIES)
+    return _from_moments(Moments.of(rows, targets, gram=True), targets, alphas, intercept)
+
+
+def _from_moments(
+    moments: Moments, targets: Targets, alphas: Sequence[float], intercept: bool
+) -> tuple[Floats, Floats]:
+    assert moments.gram is not None
+    shift, whole, weight = moments.shift, moments.whole, moments.weight
+    product, share = moments.sums, moments.counts
+    if targets.kind != "values":
+        # Of targets 1 and -1: what each class adds twice, less everything.
+        product, share = 2 * product - whole, 2 * share - weight
+    if targets.kind == "classes" and targets.columns == 2:
+        product, share = product[1:], share[1:]
+    mean = whole / weight
+    if intercept:
+        gram = moments.gram - np.outer(mean, whole)
+        product = product - np.outer(share, mean)
+    else:
+        gram = moments.gram + np.outer(whole, shift) + np.outer(shift, whole)
+        gram += weight * np.outer(shift, shift)
+        product = product + np.outer(share, shift)
+    coef = solve_shifted(gram, product.T, alphas, moments.dtype)
+    constant = share / weight - (mean + shift) @ coef if intercept else np.zeros(len(share))
+    return coef, np.broadcast_to(constant, (len(alphas), len(share)))
+
+
+def _from_rows(
+    X: Floats, targets: Targets, alphas: Sequence[float], intercept: bool
+) -> tuple[Floats, Floats]:
+    """Return the same from a matrix with more columns than rows."""
+    weights = targets.counted(np.arange(len(X)))
+    target = _signs(targets)
+    wide = X.astype(np.float64)
+    mean, offset = np.zeros(X.shape[1]), np.zeros(target.shape[1])
+    if intercept:
+        mean = np.average(wide, axis=0, weights=weights)
+        offset = np.average(target, axis=0, weights=weights)
+    wide, target = wide - mean, target - offset
+    if weights is not None:
+        root = np.sqrt(weights)[:, None]
+        wide, target = wide * root, target * root
+    coef = wide.T @ solve_shifted(wide @ wide.T, target, alphas, np.float64)
+    return coef, offset - mean @ coef
+
+
+def _signs(targets: Targets) -> NDArray[np.float64]:
+    """Return what is regressed on, a column a class, label or value."""
+    if targets.kind == "values":
+        return targets.values.astype(np.float64)
+    if targets.kind == "labels":
+        return np.where(targets.values > 0, 1.0, -1.0)
+    signs = np.where(targets.values[:, None] == np.arange(targets.columns), 1.0, -1.0)
+    return signs[:, 1:] if targets.columns == 2 else signs
+
+
+@swept("ridge", weighted=True)
+def sweep_ridge(data: SweepData) -> Iterator[HeldOut]:
     """Measure penalties of the head ``ridge`` (see `Sweep`).
 
     Notes
     -----
-    With X standardised and centred, the coefficients are ``(X'X + alpha I)^-1 X'Y``, or, for
-    more columns than rows, ``X' (XX' + alpha I)^-1 Y``: `ShiftedSystems` solves for all penalties.
-    Without weights the Gram matrix of a fold is that of all rows less that of its testing rows.
+    Without weights the sums of a fold are those of all rows less those of its testing rows.
     Weights are of the regression alone: the scaler before the head does not know them.
     """
-    X, y = checked_data(X, y, folds, sample_weight)
-    groups = _grouped(core_estimators("ridge", candidates, seed=seed))
-    least = min(len(train) for train, _ in folds)
-    plain = sample_weight is None and least >= X.shape[1]
-    shared = plain and any(weight is None and fit for weight, fit, _ in groups)
-    scatters = fold_scatters(X, y, folds, gram=shared)
-    for fold, ((train, test), scatter) in enumerate(zip(folds, scatters, strict=True)):
-        scale = scatter.scale()
-        tested = scale.apply(X[test])
+    groups = _grouped(data.settings)
+    plain = data.targets.weights is None and data.least_trained >= data.X.shape[1]
+    shared = plain and any(weight is None for weight, _, _ in groups)
+    unweighted = replace(data.targets, weights=None)
+    parts = fold_moments(data.X, unweighted, data.folds, gram=shared)
+    for fold, ((train, test), moments) in enumerate(zip(data.folds, parts, strict=True)):
+        scale = moments.scale()
+        tested = standardise(data.X[test], scale)
+        own = data.targets.take(train)
+        scaled = moments.standardised(scale) if shared else None
         for weight, intercept, alphas in groups:
-            numbers, values = list(alphas), list(alphas.values())
-            if shared and weight is None and intercept:
-                coef, constant = _from_scatter(scatter, scale, values)
+            values = list(alphas.values())
+            if scaled is not None and weight is None:
+                coef, constant = _from_moments(scaled, own, values, intercept)
             else:
-                rows = _row_weights(weight, y[train], sample_weight, train)
-                coef, constant = _from_rows(
-                    scale.apply(X[train]), y[train], rows, values, intercept
-                )
-            found = _margins(tested, coef, constant)
-            for number, margins in zip(numbers, found, strict=True):
-                yield HeldOut(number, fold, _columns(margins), probabilities=False)
+                trained = Rows.of(standardise(data.X[train], scale))
+                coef, constant = solve_ridge(trained, _weighted(own, weight), values, intercept)
+            for number, margins in zip(alphas, _margins(tested, coef, constant), strict=True):
+                yield HeldOut(number, fold, margins, probabilities=False)
 
 
-def _grouped(estimators: Sequence[Any]) -> list[tuple[Any, bool, dict[int, float]]]:
-    """Put together the settings that differ in the penalty alone."""
-    groups: dict[Hashable, tuple[Any, bool, dict[int, float]]] = {}
+def _grouped(
+    estimators: Sequence[RidgeClassifier],
+) -> list[tuple[ClassWeight, bool, dict[int, float]]]:
+    """Return class weight, intercept and penalties of settings that differ in the penalty alone."""
+    groups: dict[Hashable, tuple[ClassWeight, bool, dict[int, float]]] = {}
     for number, estimator in enumerate(estimators):
         if estimator.positive:
             raise HeadError("ridge with positive=True has no shortcut: leave it at False")
@@ -71,82 +174,13 @@ def _grouped(estimators: Sequence[Any]) -> list[tuple[Any, bool, dict[int, float
     return list(groups.values())
 
 
-def _row_weights(
-    class_weight: Any,
-    codes: NDArray[np.intp],
-    sample_weight: NDArray[Any] | None,
-    train: NDArray[np.intp],
-) -> NDArray[np.float64] | None:
-    if class_weight is None and sample_weight is None:
-        return None
-    weights = np.ones(len(codes)) if sample_weight is None else sample_weight[train]
-    if class_weight is not None:
-        weights = weights * compute_sample_weight(class_weight, codes)
-    found: NDArray[np.float64] = weights.astype(np.float64)
-    return found
-
-
-def _from_scatter(
-    scatter: Scatter, scale: Scale, alphas: Sequence[float]
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    assert scatter.gram is not None
-    mean = scatter.sums.sum(axis=0) / scatter.rows
-    deviation = scale.deviation.astype(scatter.gram.dtype)
-    gram = scatter.gram / deviation
-    gram /= deviation[:, None]
-    reduced = (mean / scale.deviation * np.sqrt(scatter.rows)).astype(gram.dtype)
-    gram -= np.outer(reduced, reduced)
-    # Of targets 1 and -1: twice the sums of the class, since standardised columns sum to zero.
-    product = 2 * scatter.counts[:, None] * scatter.means(scale)
-    share = 2 * scatter.counts / scatter.rows - 1
-    if len(share) == 2:
-        product, share = product[1:], share[1:]
-    coef = ShiftedSystems(gram).solve(product.T, alphas)
-    return coef, np.tile(share.astype(coef.dtype), (len(alphas), 1))
-
-
-def _from_rows(
-    X: NDArray[Any],
-    codes: NDArray[np.intp],
-    weights: NDArray[np.float64] | None,
-    alphas: Sequence[float],
-    intercept: bool,
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    target = _targets(codes)
-    mean, offset = np.zeros(X.shape[1]), np.zeros(target.shape[1])
-    if intercept:
-        mean = np.average(X, axis=0, weights=weights)
-        offset = np.average(target, axis=0, weights=weights)
-    X, target = X - mean.astype(X.dtype), target - offset
-    if weights is not None:
-        root = np.sqrt(weights)[:, None]
-        X, target = X * root.astype(X.dtype), target * root
-    target = target.astype(X.dtype)
-    if X.shape[1] > X.shape[0]:
-        dual = ShiftedSystems((wide := X.astype(np.float64)) @ wide.T).solve(target, alphas)
-        coef = wide.T @ dual
-    else:
-        coef = ShiftedSystems(X.T @ X).solve(X.T @ target, alphas)
-    return coef.astype(X.dtype), (offset - mean @ coef).astype(X.dtype)
-
-
-def _margins(
-    X: NDArray[Any], coef: NDArray[Any], intercept: NDArray[Any]
-) -> Iterator[NDArray[np.floating[Any]]]:
-    """Give the margins of each penalty, from products of many columns at once."""
-    penalties, width, targets = coef.shape
-    step = max(1, _COLUMNS // targets)
+def _margins(X: Floats, coef: Floats, intercept: Floats) -> Iterator[Floats]:
+    """Yield the margins of each penalty, from products of many columns at once."""
+    penalties, width, columns = coef.shape
+    coef, intercept = coef.astype(X.dtype), intercept.astype(X.dtype)
+    step = max(1, _COLUMNS // columns)
     for start in range(0, penalties, step):
         some = coef[start : start + step].swapaxes(0, 1).reshape(width, -1)
-        margins = (X @ some).reshape(len(X), -1, targets)
-        yield from margins.swapaxes(0, 1) + intercept[start : start + step, None]
-
-
-def _targets(codes: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Give 1 for the class of a row and -1 else, a column a class, or one for two classes."""
-    target = np.where(codes[:, None] == np.arange(codes.max() + 1), 1.0, -1.0)
-    return target[:, 1:] if target.shape[1] == 2 else target
-
-
-def _columns(margins: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    return np.hstack([-margins, margins]) if margins.shape[1] == 1 else margins
+        products = (X @ some).reshape(len(X), -1, columns).swapaxes(0, 1)
+        for margins in products + intercept[start : start + step, None]:
+            yield np.hstack([-margins, margins]) if columns == 1 else margins

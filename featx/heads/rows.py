@@ -86,6 +86,8 @@ class Rows:
 
     def take(self, chosen: Numbers) -> Rows:
         """Return some rows, ascending, numbered anew from 0."""
+        if len(chosen) == self.count:
+            return self
         if self.matrix is not None:
             return Rows(len(chosen), self.width, self.matrix[chosen], None, self.max_ram_bytes)
         position = np.full(self.count, -1)

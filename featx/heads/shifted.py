@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+from scipy.linalg import LinAlgError, eigh_tridiagonal, lstsq, solve
 from scipy.linalg.lapack import get_lapack_funcs
 from threadpoolctl import threadpool_limits
 
@@ -106,6 +106,20 @@ class ShiftedSystems:
                     lwork=_BLOCK * max(rotated.shape),
                 )[0]
         return rotated
+
+
+def solve_shifted(
+    matrix: NDArray[np.float64], rhs: NDArray[np.float64], shifts: ArrayLike, dtype: DTypeLike
+) -> NDArray[np.floating]:
+    """Return ``(A + shift * I)^-1 B`` for each shift: many in this precision, one in double."""
+    values = np.asarray(shifts, np.float64)
+    if len(values) > 1:
+        return ShiftedSystems(matrix.astype(dtype)).solve(rhs.astype(dtype), values)
+    raised = matrix + values * np.eye(len(matrix))
+    try:
+        return np.asarray(solve(raised, rhs, assume_a="pos", check_finite=False))[None]
+    except LinAlgError:
+        return np.asarray(lstsq(raised, rhs)[0])[None]
 
 
 def _one_thread() -> Any:

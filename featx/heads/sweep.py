@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
-from featx.heads.rows import Fold
-from featx.heads.scatter import fold_scales
+from featx.heads.moments import fold_scales, standardise
+from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.table import make_head
+from featx.heads.targets import Targets
 from featx.heads.validation import few_images_allowed, require_finite
 
 
@@ -38,7 +40,7 @@ class HeldOut:
 
     candidate: int
     fold: int
-    values: NDArray[np.floating[Any]]
+    values: Floats
     probabilities: bool = True
     stopped: bool = False
 
@@ -48,21 +50,65 @@ class Sweep(Protocol):
 
     def __call__(
         self,
-        X: NDArray[np.floating[Any]],
-        y: NDArray[np.intp],
+        X: Floats,
+        y: Numbers,
         folds: Sequence[Fold],
         candidates: Sequence[Mapping[str, Any]],
         *,
         seed: int = 0,
-        sample_weight: NDArray[np.floating[Any]] | None = None,
+        sample_weight: Floats | None = None,
     ) -> Iterator[HeldOut]:
         """Yield one `HeldOut` for each candidate and fold, in any order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SweepData:
+    """Checked features (n, d), what is learnt of them, folds, and an estimator a setting."""
+
+    X: Floats
+    targets: Targets
+    folds: Sequence[Fold]
+    settings: Sequence[Any]
+
+    @property
+    def least_trained(self) -> int:
+        """The number of training rows of the smallest fold."""
+        return min(len(train) for train, _ in self.folds)
+
+
+def swept(
+    name: str, *, weighted: bool = False
+) -> Callable[[Callable[[SweepData], Iterator[HeldOut]]], Sweep]:
+    """Make a `Sweep` of what measures `SweepData`; ``weighted`` where it knows weights of rows."""
+
+    def decorate(measure: Callable[[SweepData], Iterator[HeldOut]]) -> Sweep:
+        @wraps(measure)
+        def sweep(
+            X: Floats,
+            y: Numbers,
+            folds: Sequence[Fold],
+            candidates: Sequence[Mapping[str, Any]],
+            *,
+            seed: int = 0,
+            sample_weight: Floats | None = None,
+        ) -> Iterator[HeldOut]:
+            refused = "" if weighted else name
+            features, codes = checked_data(X, y, folds, sample_weight, weights_refused_by=refused)
+            weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+            names = np.arange(int(codes.max()) + 1)
+            targets = Targets("classes", names, codes.astype(np.intp), weights)
+            settings = core_estimators(name, candidates, seed=seed)
+            yield from measure(SweepData(features, targets, folds, settings))
+
+        return sweep
+
+    return decorate
 
 
 def core_estimators(
     name: str, candidates: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> list[Any]:
-    """Make each setting's estimator, without the scaler before it and the calibration around it."""
+    """Return each setting's estimator, without the scaler before it and the calibration around."""
     from featx.heads.calibrated import TemperatureCalibrated
 
     heads = [make_head(name, seed=seed, **candidate) for candidate in candidates]
@@ -71,14 +117,14 @@ def core_estimators(
 
 
 def checked_data(
-    X: NDArray[Any],
-    y: NDArray[np.intp],
+    X: NDArray[np.generic],
+    y: Numbers,
     folds: Sequence[Fold],
-    sample_weight: NDArray[Any] | None = None,
+    sample_weight: Floats | None = None,
     *,
     weights_refused_by: str = "",
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.intp]]:
-    """Give features in float32 or float64, and codes, that a sweep can work on."""
+) -> tuple[Floats, Numbers]:
+    """Return features in float32 or float64, and codes, that a sweep can work on."""
     features, codes = np.asarray(X), np.asarray(y)
     if features.dtype not in (np.float32, np.float64):
         features = features.astype(np.float32)
@@ -104,51 +150,20 @@ def checked_data(
     return features, codes
 
 
-def sweep_svm(
-    X: NDArray[np.floating[Any]],
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    sample_weight: NDArray[np.floating[Any]] | None = None,
-) -> Iterator[HeldOut]:
-    """Measure settings of the head ``svm`` (see `Sweep`)."""
-    return _margins("svm", X, y, folds, candidates, seed, sample_weight)
-
-
-def sweep_rbf(
-    X: NDArray[np.floating[Any]],
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    sample_weight: NDArray[np.floating[Any]] | None = None,
-) -> Iterator[HeldOut]:
-    """Measure settings of the head ``rbf`` (see `Sweep`)."""
-    checked_data(X, y, folds, sample_weight, weights_refused_by="rbf")
-    return _margins("rbf", X, y, folds, candidates, seed, None)
-
-
-def _margins(
-    name: str,
-    X: NDArray[Any],
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, Any]],
-    seed: int,
-    sample_weight: NDArray[np.floating[Any]] | None,
-) -> Iterator[HeldOut]:
-    X, y = checked_data(X, y, folds)
-    settings = core_estimators(name, candidates, seed=seed)
-    for fold, ((train, test), scale) in enumerate(zip(folds, fold_scales(X, folds), strict=True)):
-        trained, tested = scale.apply(X[train]), scale.apply(X[test])
-        weights = {} if sample_weight is None else {"sample_weight": sample_weight[train]}
-        for number, setting in enumerate(settings):
+def _margins(data: SweepData) -> Iterator[HeldOut]:
+    """Fit one setting after another, without the calibration of what is not chosen."""
+    y, weights = data.targets.values, data.targets.weights
+    scales = fold_scales(data.X, data.folds)
+    for fold, ((train, test), scale) in enumerate(zip(data.folds, scales, strict=True)):
+        trained, tested = (standardise(data.X[rows], scale) for rows in (train, test))
+        known = {} if weights is None else {"sample_weight": weights[train]}
+        for number, setting in enumerate(data.settings):
             with few_images_allowed():
-                fitted = setting.fit(trained, y[train], **weights)
-            margins = fitted.decision_function(tested)
+                margins = setting.fit(trained, y[train], **known).decision_function(tested)
             if margins.ndim == 1:
                 margins = np.column_stack([-margins, margins])
             yield HeldOut(number, fold, margins, probabilities=False)
+
+
+sweep_svm = swept("svm", weighted=True)(_margins)
+sweep_rbf = swept("rbf")(_margins)

@@ -42,12 +42,12 @@ class HeadSpec:
         Whether training imports Keras. Predicting never does.
     sweep : str, default=""
         Import path of its `Sweep`; without one, each setting is fitted by itself.
-    streamed : str, default=""
-        Import path of the function that fits the estimator on a stream of batches; without one,
-        it has to see all rows at once.
-    streamed_labels : str, default=""
-        Import path of the function that does so for several labels an image in the same passes;
-        without one, `streamed` is called once a label.
+    streamed : bool, default=False
+        Whether it can be trained on batches; else it has to see all rows at once.
+    fit : str, default=""
+        Import path of the function that fits an estimator without a ``fit_rows`` of its own on
+        `Rows` and `Targets`. It gives a list of the fitted, one a label where those are label sets
+        and one does not serve all, or None where it cannot.
     grid : mapping of str to tuple
         Values that a search tries of each parameter, the default among them.
     cost : int, default=9
@@ -65,8 +65,8 @@ class HeadSpec:
     storage: Literal["skops", "arrays"] = "skops"
     needs_keras: bool = False
     sweep: str = ""
-    streamed: str = ""
-    streamed_labels: str = ""
+    streamed: bool = False
+    fit: str = ""
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     cost: int = 9
 
@@ -88,8 +88,7 @@ _ROWS = (
         "nearest class mean by cosine",
         "featx.heads.nearest_mean.NearestMean",
         sweep="featx.heads.nearest_mean.sweep_nearest_mean",
-        streamed="featx.heads.nearest_mean_streaming.fit_nearest_mean_streamed",
-        streamed_labels="featx.heads.nearest_mean_streaming.fit_nearest_mean_labels",
+        streamed=True,
         grid={"metric": ("cosine", "euclidean")},
         cost=1,
     ),
@@ -99,8 +98,8 @@ _ROWS = (
         "sklearn.linear_model.LogisticRegression",
         {"C": 0.01, "max_iter": 5000},
         sweep="featx.heads.logistic.sweep_logistic",
-        streamed="featx.heads.logistic_fit.fit_logistic_streamed",
-        streamed_labels="featx.heads.logistic_fit.fit_logistic_labels",
+        streamed=True,
+        fit="featx.heads.logistic_fit.fit_rows",
         grid={"C": _decades(-5, 1, 2)},
         cost=2,
     ),
@@ -143,8 +142,8 @@ _ROWS = (
         {"alpha": 1000.0},
         calibrated=True,
         sweep="featx.heads.ridge.sweep_ridge",
-        streamed="featx.heads.ridge_streaming.fit_ridge_streamed",
-        streamed_labels="featx.heads.ridge_streaming.fit_ridge_labels",
+        streamed=True,
+        fit="featx.heads.ridge.fit_ridge",
         grid={"alpha": _decades(0, 6, 3)},
         cost=2,
     ),
@@ -156,7 +155,7 @@ _ROWS = (
         # cost 4 to 15 nats an image, where the labels' shares alone cost 2.3.
         calibrated=True,
         sweep="featx.heads.discriminant.sweep_lda",
-        streamed="featx.heads.discriminant_streaming.fit_lda_streamed",
+        streamed=True,
         grid={"shrinkage": ("auto", 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)},
         cost=2,
     ),
@@ -186,7 +185,7 @@ _ROWS = (
         storage="arrays",
         needs_keras=True,
         sweep="featx.heads.dense.sweep_dense",
-        streamed="featx.heads.dense.fit_streamed",
+        streamed=True,
         grid={"hidden": ((), (256,), (1024,))},
         cost=3,
     ),

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
+from featx.heads.rows import Floats
+from featx.heads.targets import Targets
 
 _LOGGER = logging.getLogger("featx")
 
@@ -73,7 +75,7 @@ def refuse_unlearnable(X: Any, y: Any) -> None:
         classes = np.unique(labels)
     except TypeError:
         return
-    _require_two_classes(classes)
+    require_two_classes(classes)
     _require_variation(features)
 
 
@@ -117,8 +119,38 @@ def validated_training(
         check_classification_targets(y)
     require_finite(X)
     classes, codes = np.unique(y, return_inverse=True)
-    _require_two_classes(classes)
+    require_two_classes(classes)
     return X, y, classes, codes
+
+
+def training_targets(
+    estimator: Any, X: Any, y: Any, sample_weight: Any = None
+) -> tuple[Floats, Targets]:
+    """Return (X, y) as a matrix and classes, and record the width on the estimator."""
+    X, _, classes, codes = validated_training(estimator, X, y, dtype=[np.float64, np.float32])
+    weights = None if sample_weight is None else checked_weights(sample_weight, len(X))
+    return X, Targets("classes", classes, codes.astype(np.intp), weights)
+
+
+def check_labels(y: Any, rows: int) -> NDArray[np.number]:
+    """Return a matrix of 0 and 1 with so many rows, (n, labels), of whatever type it has."""
+    labels = np.asarray(y)
+    if labels.ndim != 2 or labels.shape[1] == 0:
+        raise HeadError(
+            f"several labels an image are a matrix of shape (images, labels), received shape "
+            f"{labels.shape}: pass 1 where an image has a label and 0 where not"
+        )
+    if len(labels) != rows:
+        raise HeadError(
+            f"expected one row of labels a feature row, received {rows} rows and {len(labels)} "
+            "rows of labels: take both from the same dataset, in the same order"
+        )
+    if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+        raise HeadError(
+            f"labels must be 0 or 1, received {np.unique(labels)[:5].tolist()}: pass 1 where an "
+            "image has a label and 0 where not"
+        )
+    return labels
 
 
 def _require_same_length(X: Any, y: Any) -> None:
@@ -153,7 +185,8 @@ def require_finite(X: NDArray[Any]) -> None:
         )
 
 
-def _require_two_classes(classes: NDArray[Any]) -> None:
+def require_two_classes(classes: NDArray[Any]) -> None:
+    """Refuse a single class."""
     if len(classes) < 2:
         raise HeadError(
             f"one class only: {classes.tolist()[0]!r}; a classifier needs at least two: "

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.head_pipeline import fit_weighted
+from featx.heads.learning import fit_weighted
 from featx.heads.table import make_head
 from featx.heads.validation import checked_weights
 from featx.images.labels import check_complete, label_matrix, read_label_sets

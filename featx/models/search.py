@@ -27,7 +27,7 @@ from featx.exceptions import FeatxError, HeadError
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
 from featx.extraction.sources import BackboneChoice
-from featx.heads.streaming import require_streamable
+from featx.heads.learning import require_streamable
 from featx.heads.table import make_head
 from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, read_label_sets, split_of

@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from featx.exceptions import HeadError
+from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.storage import dump_head, load_head
-from featx.heads.streaming import fit_head_streamed, require_streamable
 from featx.heads.table import make_head
 
 MIB = 1 << 20

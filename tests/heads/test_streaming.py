@@ -5,8 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featx.exceptions import HeadError
+from featx.heads.learning import fit_head_streamed, require_streamable, streamed_heads
 from featx.heads.storage import dump_head, load_head
-from featx.heads.streaming import fit_head_streamed, require_streamable, streamed_heads
 from featx.heads.table import HEADS, make_head
 
 MIB = 1 << 20

@@ -10,10 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from featx.exceptions import HeadError
-from featx.heads import neighbours
 from featx.heads.discriminant import sweep_lda
 from featx.heads.nearest_mean import sweep_nearest_mean
-from featx.heads.neighbours import nearest_rows, sweep_knn
+from featx.heads.neighbours import sweep_knn
 from featx.heads.ridge import sweep_ridge
 from featx.heads.sweep import sweep_rbf, sweep_svm
 from featx.heads.table import make_head
@@ -188,19 +187,6 @@ def test_knn(shape, holdout):
         for weights in ("uniform", "distance")
     ]
     compare("knn", candidates, reference, holdout=holdout, shape=shape, tolerance=1e-5)
-
-
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_tiles_change_no_neighbour(metric, monkeypatch):
-    X, y = features("tall")
-    train, test = folds_of(X, y, holdout=True)[0]
-    whole = nearest_rows(X, train, test, 20, metric)
-    monkeypatch.setattr(neighbours, "_TILE", 17)
-    monkeypatch.setattr(neighbours, "_TESTED", 13)
-    tiled = nearest_rows(X, train, test, 20, metric)
-    np.testing.assert_array_equal(tiled[1], whole[1])
-    np.testing.assert_allclose(tiled[0], whole[0], atol=1e-6)
-    assert (np.diff(tiled[0], axis=1) >= 0).all()
 
 
 def test_an_identical_image_decides_alone_by_distance():

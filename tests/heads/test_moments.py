@@ -3,8 +3,9 @@ import pytest
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
-from featx.heads import scatter
-from featx.heads.scatter import fold_scales, fold_scatters
+from featx.heads import moments
+from featx.heads.moments import fold_moments, fold_scales, standardise
+from featx.heads.targets import Targets
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(90, 12)) * 10.0 ** np.arange(-6, 6) + 100).astype(np.float64)
@@ -12,6 +13,7 @@ X[:, 3] = 7.3
 X[:, 5] = 0
 X[0, 5] = 4.0
 Y = np.arange(90) % 4
+CLASSES = Targets.of_classes(Y)
 FOLDS = list(KFold(5).split(X))
 
 
@@ -21,29 +23,29 @@ def test_scales_are_the_scalers(folds, dtype):
     features = X.astype(dtype)
     for (train, test), scale in zip(folds, fold_scales(features, folds), strict=True):
         scaler = StandardScaler().fit(features[train].astype(np.float64))
-        assert (np.abs(scale.mean - scaler.mean_) <= 1e-6 * scaler.scale_).all()
-        np.testing.assert_allclose(scale.deviation, scaler.scale_, rtol=1e-6)
-        assert scale.apply(features[test]).dtype == dtype
+        assert (np.abs(scale.center - scaler.mean_) <= 1e-6 * scaler.scale_).all()
+        np.testing.assert_allclose(scale.scale, scaler.scale_, rtol=1e-6)
+        assert standardise(features[test], scale).dtype == dtype
 
 
 def test_a_column_that_varies_only_in_the_testing_rows_is_constant():
     scale = next(fold_scales(X.astype(np.float32), FOLDS))
-    assert scale.deviation[5] == 1
-    assert scale.mean[5] == pytest.approx(0, abs=1e-9)
+    assert scale.scale[5] == 1
+    assert scale.center[5] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("folds", [FOLDS, FOLDS[:1]])
 def test_sums_are_those_of_the_training_rows(folds, monkeypatch):
-    monkeypatch.setattr(scatter, "_BLOCK_BYTES", 7 * X.shape[1] * 8)
+    monkeypatch.setattr(moments, "_BLOCK_BYTES", 7 * X.shape[1] * 8)
     near = RNG.normal(size=(90, 12)) + Y[:, None]
-    for (train, _), found in zip(folds, fold_scatters(near, Y, folds, gram=True), strict=True):
+    for (train, _), found in zip(folds, fold_moments(near, CLASSES, folds, gram=True), strict=True):
         rows, codes = near[train] - found.shift, Y[train]
-        assert found.rows == len(train)
+        assert found.weight == len(train)
         np.testing.assert_allclose(found.gram, rows.T @ rows, atol=1e-9)
         np.testing.assert_allclose(found.squares, (rows**2).sum(axis=0), atol=1e-9)
         scaled = StandardScaler().fit_transform(near[train])
         means = np.stack([scaled[codes == k].mean(axis=0) for k in range(4)])
-        np.testing.assert_allclose(found.means(found.scale()), means, atol=1e-9)
+        np.testing.assert_allclose(found.standardised(found.scale()).means(), means, atol=1e-9)
 
 
 @pytest.mark.parametrize("folds", [FOLDS, FOLDS[:1]])
@@ -51,8 +53,8 @@ def test_an_outlier_among_the_testing_rows_leaves_no_trace(folds):
     rows = RNG.normal(size=(90, 4)).astype(np.float32)
     rows[0, 2] = 1e7
     train = folds[0][0]
-    found = next(fold_scatters(rows, Y, folds, gram=True))
+    found = next(fold_moments(rows, CLASSES, folds, gram=True))
     near = rows[train].astype(np.float64) - found.shift
     np.testing.assert_allclose(found.gram, near.T @ near, rtol=1e-4, atol=1e-4)
     scaler = StandardScaler().fit(rows[train].astype(np.float64))
-    np.testing.assert_allclose(found.scale().deviation, scaler.scale_, rtol=1e-6)
+    np.testing.assert_allclose(found.scale().scale, scaler.scale_, rtol=1e-6)

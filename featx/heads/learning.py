@@ -1,0 +1,217 @@
+"""One way to fit every head: on rows in memory or in batches, for classes or label sets."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.utils.validation import has_fit_parameter
+
+from featx.exceptions import HeadError
+from featx.heads.rows import BatchSource, Rows
+from featx.heads.table import HEADS, HeadSpec, learns_label_sets
+from featx.heads.targets import Targets
+from featx.heads.validation import (
+    check_labels,
+    few_images_allowed,
+    refuse_unlearnable,
+    require_two_classes,
+)
+
+
+def fit_rows(estimator: Any, rows: Rows, targets: Targets) -> Any:
+    """Fit an estimator and return it: by its ``fit_rows``, the table's function, or its ``fit``."""
+    if isinstance(estimator, Pipeline):
+        for _, step in estimator.steps[:-1]:
+            rows = _through(step, rows, targets)
+        fit_rows(estimator.steps[-1][1], rows, targets)
+        return estimator
+    row = _row_of(estimator)
+    if targets.weights is not None and not has_fit_parameter(estimator, "sample_weight"):
+        raise HeadError(
+            f"{type(estimator).__name__} takes no sample weights: leave sample_weight out, or take "
+            "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
+        )
+    if hasattr(estimator, "fit_rows"):
+        return estimator.fit_rows(rows, targets)
+    if row is not None and row.fit:
+        fitted = _imported(row.fit)(estimator, rows, targets)
+        if fitted is not None:
+            return fitted[0]
+    known = {} if targets.weights is None else {"sample_weight": targets.weights}
+    return estimator.fit(rows.gather(), shown_targets(targets), **known)
+
+
+def fit_labels(
+    estimator: Any, rows: Rows, targets: Targets
+) -> tuple[list[Any], NDArray[np.float64]]:
+    """Return fitted copies, one a label or one for all, and what its margins are divided by."""
+    together = None
+    if targets.columns >= 2:
+        if hasattr(estimator, "fit_labels"):
+            together = estimator.fit_labels(rows, targets)
+        elif (row := _row_of(estimator)) is not None and row.fit:
+            fitted = _imported(row.fit)(estimator, rows, targets)
+            together = None if fitted is None else (fitted, np.empty(0))
+    if together is not None:
+        estimators, temperatures = together
+        return estimators, temperatures
+    columns = range(targets.columns)
+    copies = [fit_rows(clone(estimator), rows, targets.label(column)) for column in columns]
+    return copies, np.empty(0)
+
+
+def fits_labels_at_once(estimator: Any) -> bool:
+    """Tell whether one fit of a margin classifier serves all labels."""
+    from sklearn.linear_model import RidgeClassifier
+
+    # Class weights are one number a row there, and would have to be one a label.
+    return isinstance(estimator, RidgeClassifier) and estimator.class_weight is None
+
+
+def shown_targets(targets: Targets) -> NDArray[np.generic]:
+    """Return what is learnt as scikit-learn takes it: labels (n,), or a matrix of 0 and 1."""
+    if targets.kind == "classes":
+        return targets.names[targets.values.astype(np.intp)]
+    return targets.values
+
+
+def fit_head_streamed(head: Any, source: BatchSource, y: ArrayLike, *, max_ram_bytes: int) -> Any:
+    """Fit a head on a stream of batches, and return it."""
+    require_streamable(head)
+    labels = np.asarray(y)
+    if learns_label_sets(head) and (labels.ndim == 2 or not _is_dense(head)):
+        targets = Targets.of_labels(check_labels(labels, len(labels)))
+    else:
+        if labels.ndim != 1:
+            raise HeadError(
+                f"expected one label a row, shape (n,), received labels of shape {labels.shape}: "
+                "for several labels an image, make the head with multilabel=True"
+            )
+        require_two_classes(np.unique(labels))
+        targets = Targets.of_classes(labels)
+    with few_images_allowed():
+        return fit_rows(head, Rows.stream(source, len(labels), max_ram_bytes), targets)
+
+
+def fit_weighted(head: Any, X: Any, y: Any, weights: NDArray[np.float64]) -> None:
+    """Fit a head on weighted rows: a weight of 2 counts like the row twice."""
+    if isinstance(head, Pipeline):
+        refuse_unlearnable(X, y)
+        for _, step in head.steps[:-1]:
+            if step not in (None, "passthrough"):
+                known = {"sample_weight": weights} if _takes_weights(step) else {}
+                X = step.fit(X, y, **known).transform(X)
+        fit_weighted(head.steps[-1][1], X, y, weights)
+        return
+    from featx.heads.logistic_fit import fit_logistic, is_solved_by_path
+
+    with few_images_allowed():
+        if is_solved_by_path(head, X, y):
+            fit_logistic(head, X, y, weights)
+        elif _takes_weights(head):
+            head.fit(X, y, sample_weight=weights)
+        else:
+            raise HeadError(
+                f"{type(head).__name__} takes no sample weights: leave sample_weight out, or take "
+                "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
+            )
+
+
+def streamed_heads() -> list[str]:
+    """Return the names of the heads that can be fitted on batches, sorted."""
+    return sorted(name for name, row in HEADS.items() if row.streamed)
+
+
+def require_streamable(head: Any) -> None:
+    """Refuse a head that has to see all rows at once."""
+    *before, last = _steps(head)
+    core = last
+    while hasattr(core, "estimator"):
+        core = core.estimator
+    for step in before:
+        if not isinstance(step, StandardScaler | Normalizer):
+            core = step
+    row = _row_of(core)
+    if row is None or not row.streamed:
+        raise HeadError(
+            f"{type(core).__name__} has to see all rows at once, which --max-ram (max_ram=...) "
+            f"does not allow: take one of {', '.join(streamed_heads())}, or give it the memory"
+        )
+
+
+def _steps(head: Any) -> list[Any]:
+    if not isinstance(head, Pipeline):
+        return [head]
+    return [part for _, step in head.steps for part in _steps(step)]
+
+
+def _is_dense(head: Any) -> bool:
+    row = _row_of(_steps(head)[-1])
+    return row is not None and row.name == "dense"
+
+
+def _row_of(estimator: Any) -> HeadSpec | None:
+    """Return the row of the table for an estimator's very class."""
+    for row in HEADS.values():
+        if type(estimator).__name__ == row.estimator.rpartition(".")[2] and type(
+            estimator
+        ) is _imported(row.estimator):
+            return row
+    return None
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _takes_weights(estimator: Any) -> bool:
+    return bool(has_fit_parameter(estimator, "sample_weight"))
+
+
+def _through(step: Any, rows: Rows, targets: Targets) -> Rows:
+    """Fit a transformer on rows, and return the rows behind it."""
+    if step is None or step == "passthrough":
+        return rows
+    if rows.matrix is not None:
+        step.fit(rows.matrix, shown_targets(targets))
+        return Rows.of(step.transform(rows.matrix))
+    if isinstance(step, Normalizer):
+        step.fit(next(iter(rows.batches()))[0])
+        return rows.through(step.transform)
+    if isinstance(step, Pipeline):
+        for _, part in step.steps:
+            rows = _through(part, rows, targets)
+        return rows
+    step._reset()
+    seen = np.zeros(len(rows), dtype=bool)
+    for X, numbers in rows.batches():
+        seen[numbers] = True
+        step.partial_fit(X)
+    if not seen.all():
+        raise HeadError(
+            f"expected each of {len(rows)} labelled rows in a pass, received {int(seen.sum())}: "
+            "number the rows as the labels are"
+        )
+    if not step.var_.any():
+        raise HeadError(
+            f"every column of the features is constant: all {len(rows)} rows are the same, so that "
+            "nothing tells the classes apart; look at the images, or take another layer"
+        )
+    return rows.through(step.transform)
+
+
+def fit_dense_rows(head: Any, rows: Rows, targets: Targets) -> Any:
+    """Fit `DenseClassifier` in memory, or on batches."""
+    from featx.heads.dense_streaming import fit_streamed
+
+    if rows.matrix is not None:
+        return None
+    bound = rows.max_ram_bytes or 0
+    return [fit_streamed(head, rows.batches, shown_targets(targets), max_ram_bytes=bound)]
