@@ -14,7 +14,8 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.learning import fit_rows, fits_labels_at_once
+from featx.heads.learning import fit_rows
+from featx.heads.ridge import fit_ridge_left_out, fits_labels_at_once
 from featx.heads.rows import Floats, Fold, Numbers, Rows
 from featx.heads.targets import LikeliestClass, Targets
 from featx.heads.validation import few_images_allowed, training_targets
@@ -97,9 +98,13 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
         """Return one estimator fitted for all labels and a temperature of each, where it can."""
         if not fits_labels_at_once(self.estimator):
             return None
-        shared = fit_rows(clone(self.estimator), rows, targets)
-        splits = KFold(min(self.folds, len(rows)), shuffle=True, random_state=0)
-        margins, judged, _ = self._held_out(rows, targets, splits.split(np.arange(len(rows))))
+        shared = clone(self.estimator)
+        if rows.matrix is None:
+            margins, judged = fit_ridge_left_out(shared, rows, targets)
+        else:
+            fit_rows(shared, rows, targets)
+            splits = KFold(min(self.folds, len(rows)), shuffle=True, random_state=0)
+            margins, judged, _ = self._held_out(rows, targets, splits.split(np.arange(len(rows))))
         present = targets.values[judged].astype(np.intp)
         temperatures = [
             fit_temperature(np.column_stack([-label, label]), codes)

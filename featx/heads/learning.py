@@ -66,14 +66,6 @@ def fit_labels(
     return copies, np.empty(0)
 
 
-def fits_labels_at_once(estimator: Any) -> bool:
-    """Tell whether one fit of a margin classifier serves all labels."""
-    from sklearn.linear_model import RidgeClassifier
-
-    # Class weights are one number a row there, and would have to be one a label.
-    return isinstance(estimator, RidgeClassifier) and estimator.class_weight is None
-
-
 def shown_targets(targets: Targets) -> NDArray[np.generic]:
     """Return what is learnt as scikit-learn takes it: labels (n,), or a matrix of 0 and 1."""
     if targets.kind == "classes":

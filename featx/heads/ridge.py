@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
 from featx.heads.moments import Moments, fold_moments, require_square, standardise
-from featx.heads.rows import Floats, Rows
+from featx.heads.rows import Floats, Numbers, Rows
 from featx.heads.shifted import solve_shifted
 from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import ClassWeight, Targets
@@ -31,10 +31,16 @@ def is_solved(head: RidgeClassifier, *, streamed: bool = False) -> bool:
     return exact and not head.positive and isinstance(head.alpha, Real)
 
 
+def fits_labels_at_once(estimator: object) -> bool:
+    """Tell whether one fit of a margin classifier serves all labels."""
+    from sklearn.linear_model import RidgeClassifier
+
+    # Class weights are one number a row there, and would have to be one a label.
+    return isinstance(estimator, RidgeClassifier) and estimator.class_weight is None
+
+
 def fit_ridge(head: RidgeClassifier, rows: Rows, targets: Targets) -> list[RidgeClassifier] | None:
     """Fit ``RidgeClassifier`` on classes or label sets by its normal equations."""
-    from sklearn.preprocessing import LabelBinarizer
-
     if rows.matrix is None and not is_solved(head, streamed=True):
         raise HeadError("ridge with positive=True has to see all rows at once: leave it at False")
     if not is_solved(head, streamed=rows.matrix is None):
@@ -42,13 +48,53 @@ def fit_ridge(head: RidgeClassifier, rows: Rows, targets: Targets) -> list[Ridge
     head._validate_params()
     weighted = _weighted(targets, head.class_weight)
     coef, intercept = solve_ridge(rows, weighted, [float(head.alpha)], bool(head.fit_intercept))
+    return [_take(head, coef[0], intercept[0], rows, targets)]
+
+
+def fit_ridge_left_out(
+    head: RidgeClassifier, rows: Rows, targets: Targets
+) -> tuple[Floats, Numbers]:
+    """Fit on label sets in batches; return margins of rows from fits without each, and which rows.
+
+    Notes
+    -----
+    With H the matrix that maps targets to fitted values, intercept included, the residual of a
+    row that was left out is its residual over 1 - H_ii: Golub, Heath, Wahba: "Generalized
+    cross-validation as a method for choosing a good ridge parameter", Technometrics 21 (1979).
+    """
+    require_square(rows, _COPIES)
+    moments = Moments.of(rows, targets, gram=True)
+    alpha, fits = float(head.alpha), bool(head.fit_intercept)
+    coef, constant = _from_moments(moments, targets, [alpha], fits)
+    _take(head, coef[0], constant[0], rows, targets)
+    inverse = solve_shifted(
+        _centred_gram(moments, fits), np.eye(rows.width), [alpha], moments.dtype
+    )[0]
+    centre = moments.shift + moments.whole / moments.weight if fits else np.zeros(rows.width)
+    judged = rows.drawn(np.arange(len(rows)), targets.columns)
+    signs = _signs(targets.take(judged))
+    margins = np.empty(signs.shape)
+    for X, numbers in rows.take(judged).batches():
+        near = X - centre
+        leverage = np.einsum("ij,ij->i", near @ inverse, near) + fits / len(rows)
+        residual = signs[numbers] - head.decision_function(X)
+        margins[numbers] = signs[numbers] - residual / np.maximum(1 - leverage, 1e-6)[:, None]
+    return margins, judged
+
+
+def _take(
+    head: RidgeClassifier, coef: Floats, intercept: Floats, rows: Rows, targets: Targets
+) -> RidgeClassifier:
+    """Give a classifier what its own ``fit`` would have learnt."""
+    from sklearn.preprocessing import LabelBinarizer
+
     names = targets.names if targets.kind == "classes" else np.eye(targets.columns, dtype=int)
     head._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(names)
     with suppress(AttributeError):  # a property of that up to scikit-learn 1.8
         head.classes_ = head._label_binarizer.classes_
     dtype = np.float32 if rows.matrix is None else rows.matrix.dtype
-    head.coef_ = np.ascontiguousarray(coef[0].T, dtype)
-    head.intercept_ = intercept[0].astype(dtype) if head.fit_intercept else np.float64(0.0)
+    head.coef_ = np.ascontiguousarray(coef.T, dtype)
+    head.intercept_ = intercept.astype(dtype) if head.fit_intercept else np.float64(0.0)
     head.n_features_in_ = rows.width
     head.n_iter_, head.solver_ = None, "cholesky"
     return head
@@ -80,7 +126,6 @@ def solve_ridge(
 def _from_moments(
     moments: Moments, targets: Targets, alphas: Sequence[float], intercept: bool
 ) -> tuple[Floats, Floats]:
-    assert moments.gram is not None
     shift, whole, weight = moments.shift, moments.whole, moments.weight
     product, share = moments.sums, moments.counts
     if targets.kind != "values":
@@ -89,16 +134,22 @@ def _from_moments(
     if targets.kind == "classes" and targets.columns == 2:
         product, share = product[1:], share[1:]
     mean = whole / weight
-    if intercept:
-        gram = moments.gram - np.outer(mean, whole)
-        product = product - np.outer(share, mean)
-    else:
-        gram = moments.gram + np.outer(whole, shift) + np.outer(shift, whole)
-        gram += weight * np.outer(shift, shift)
-        product = product + np.outer(share, shift)
+    gram = _centred_gram(moments, intercept)
+    product = product - np.outer(share, mean) if intercept else product + np.outer(share, shift)
     coef = solve_shifted(gram, product.T, alphas, moments.dtype)
     constant = share / weight - (mean + shift) @ coef if intercept else np.zeros(len(share))
     return coef, np.broadcast_to(constant, (len(alphas), len(share)))
+
+
+def _centred_gram(moments: Moments, intercept: bool) -> NDArray[np.float64]:
+    """Return the Gram matrix of the rows less their mean, or of the rows without their shift."""
+    assert moments.gram is not None
+    shift, whole, weight = moments.shift, moments.whole, moments.weight
+    if intercept:
+        return moments.gram - np.outer(whole / weight, whole)
+    gram = moments.gram + np.outer(whole, shift) + np.outer(shift, whole)
+    gram += weight * np.outer(shift, shift)
+    return gram
 
 
 def _from_rows(
