@@ -16,11 +16,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.dense_training import DenseData, DenseSettings, DenseTraining, Models, train_heads
-from featx.heads.rows import BatchSource, Floats, Fold, Rows
+from featx.heads.rows import Floats, Fold, Rows
 from featx.heads.steps import Sigmoid, Softmax, Step, apply_steps, dense_steps
 from featx.heads.sweep import HeldOut, checked_data, core_estimators
 from featx.heads.targets import LABEL_THRESHOLD, Targets, best_labels
-from featx.heads.validation import checked_weights, require_finite, validated_training
+from featx.heads.validation import check_labels, checked_weights, require_finite, validated_training
 
 _LOG = logging.getLogger("featx")
 _RANGES: Mapping[str, tuple[type, float, float, str]] = {
@@ -155,8 +155,6 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         labels = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
         if labels.ndim == 2 and labels.shape[1] > 1:
-            from featx.heads.multilabel import check_labels
-
             features = validate_data(self, X, dtype=np.float32, ensure_all_finite=False)
             require_finite(features)
             targets = Targets.of_labels(check_labels(labels, len(features)))
@@ -273,17 +271,6 @@ def fit_heads(
 def _settings(head: DenseClassifier) -> DenseSettings:
     values = {field.name: getattr(head, field.name) for field in fields(DenseSettings)}
     return DenseSettings(**{**values, "hidden": tuple(int(size) for size in head.hidden)})
-
-
-def fit_streamed(
-    head: DenseClassifier, source: BatchSource, y: NDArray[np.generic], *, max_ram_bytes: int
-) -> DenseClassifier:
-    """Fit a head on a stream of batches."""
-    from featx.heads.multilabel import check_labels
-
-    several = y.ndim == 2
-    targets = Targets.of_labels(check_labels(y, len(y))) if several else Targets.of_classes(y)
-    return head.fit_rows(Rows.stream(source, len(y), max_ram_bytes), targets)
 
 
 def sweep_dense(

@@ -32,11 +32,8 @@ def fit_rows(estimator: Any, rows: Rows, targets: Targets) -> Any:
         fit_rows(estimator.steps[-1][1], rows, targets)
         return estimator
     row = _row_of(estimator)
-    if targets.weights is not None and not has_fit_parameter(estimator, "sample_weight"):
-        raise HeadError(
-            f"{type(estimator).__name__} takes no sample weights: leave sample_weight out, or take "
-            "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
-        )
+    if targets.weights is not None:
+        _require_weights(estimator)
     if hasattr(estimator, "fit_rows"):
         return estimator.fit_rows(rows, targets)
     if row is not None and row.fit:
@@ -106,13 +103,9 @@ def fit_weighted(head: Any, X: Any, y: Any, weights: NDArray[np.float64]) -> Non
     with few_images_allowed():
         if is_solved_by_path(head, X, y):
             fit_logistic(head, X, y, weights)
-        elif _takes_weights(head):
-            head.fit(X, y, sample_weight=weights)
         else:
-            raise HeadError(
-                f"{type(head).__name__} takes no sample weights: leave sample_weight out, or take "
-                "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
-            )
+            _require_weights(head)
+            head.fit(X, y, sample_weight=weights)
 
 
 def streamed_heads() -> list[str]:
@@ -163,6 +156,14 @@ def _imported(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def _require_weights(estimator: Any) -> None:
+    if not _takes_weights(estimator):
+        raise HeadError(
+            f"{type(estimator).__name__} takes no sample weights: leave sample_weight out, or take "
+            "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
+        )
+
+
 def _takes_weights(estimator: Any) -> bool:
     return bool(has_fit_parameter(estimator, "sample_weight"))
 
@@ -197,13 +198,3 @@ def _through(step: Any, rows: Rows, targets: Targets) -> Rows:
             "nothing tells the classes apart; look at the images, or take another layer"
         )
     return rows.through(step.transform)
-
-
-def fit_dense_rows(head: Any, rows: Rows, targets: Targets) -> Any:
-    """Fit `DenseClassifier` in memory, or on batches."""
-    from featx.heads.dense_streaming import fit_streamed
-
-    if rows.matrix is not None:
-        return None
-    bound = rows.max_ram_bytes or 0
-    return [fit_streamed(head, rows.batches, shown_targets(targets), max_ram_bytes=bound)]
