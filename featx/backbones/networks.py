@@ -174,8 +174,8 @@ def _unknown_layers(path: Path) -> BackboneError | None:
     custom = {}
     for layer in layers:
         module, registered = layer.get("module"), layer.get("registered_name")
-        own = isinstance(module, str) and module.split(".")[0] in ("keras", "builtins")
-        if registered and not own and keras.saving.get_registered_object(registered) is None:
+        of_keras = isinstance(module, str) and module.split(".")[0] in ("keras", "builtins")
+        if registered and not of_keras and keras.saving.get_registered_object(registered) is None:
             name = _shown(layer["class_name"])
             same = registered == layer["class_name"]
             custom[registered] = name if same else f"{name} (registered as {_shown(registered)})"

@@ -271,8 +271,8 @@ class _Graph:
             return self.follow(inner, names[position], depth + 1)
         if node.op in _ARITHMETIC and len(inputs) == 2:
             left, right = (
-                None if place == position else self.value(scope, tensor)
-                for place, tensor in enumerate(inputs)
+                None if index == position else self.value(scope, tensor)
+                for index, tensor in enumerate(inputs)
             )
             return self.arithmetic.operate(_ARITHMETIC[node.op], left, right)
         return node.op in _PASSING

@@ -181,16 +181,16 @@ def _tuned(
 ) -> BackboneSource:
     """Settle a network that was fine-tuned: read as in its training, unless asked otherwise."""
     tuned = read_tuned(path)
-    own = tuned.spec.preprocessing
-    if preprocessing not in (None, own):
+    trained = tuned.spec.preprocessing
+    if preprocessing not in (None, trained):
         raise BackboneError(
-            f"{path} was fine-tuned with the preprocessing {own!r}, received {preprocessing!r}: "
-            "leave --preprocessing out"
+            f"{path} was fine-tuned with the preprocessing {trained!r}, received "
+            f"{preprocessing!r}: leave --preprocessing out"
         )
     row = find_backbone(tuned.architecture) if tuned.member == NETWORK else None
     weights = Weights(f"file:{path}", tuned.sha256, path)
     return BackboneSource(
-        network_name(kind, path), row, weights, size or tuned.spec.input_size_px, own
+        network_name(kind, path), row, weights, size or tuned.spec.input_size_px, trained
     )
 
 

@@ -328,11 +328,8 @@ def readable(path: Path) -> Iterator[Path]:
 @contextmanager
 def open_keras_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a network that anybody saved, perhaps compressed, within its bounds."""
-    with (
-        path.open("rb") as file,
-        open_plain_zip(file, most_members=MOST_MEMBERS, most_ratio=MOST_RATIO) as archive,
-    ):
-        yield archive
+    with path.open("rb") as file:
+        yield open_plain_zip(file, most_members=MOST_MEMBERS, most_ratio=MOST_RATIO)
 
 
 def _contents(path: Path) -> tuple[int, bool]:
@@ -434,8 +431,8 @@ def is_tuned_file(path: WeightsPath | None) -> TypeGuard[WeightsPath]:
 @contextmanager
 def open_model_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a ``.featx`` file; damage shows as any of the ten types of errors `zipfile` raises."""
-    with path.open("rb") as file, open_plain_zip(file, most_members=_MOST_MEMBERS) as archive:
-        yield archive
+    with path.open("rb") as file:
+        yield open_plain_zip(file, most_members=_MOST_MEMBERS)
 
 
 def read_description(archive: zipfile.ZipFile) -> dict[str, Any]:
