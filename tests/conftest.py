@@ -13,6 +13,10 @@ import types
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+# Threads of BLAS that wait in a loop for a core cost more than all else where tests share cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,13 +40,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the longer checks")
-
-
-def pytest_configure(config):
-    if getattr(config.option, "numprocesses", None):
-        # Threads of several processes that wait for each other in a loop cost most of the time.
-        # Workers of pytest-xdist start after this.
-        os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 
 def shared_folder():
