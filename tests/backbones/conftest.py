@@ -26,11 +26,11 @@ def built(keras):
     """Build a backbone with ``random:0`` weights, once: its source and its network."""
 
     @functools.cache
-    def build(name, size=64):
+    def build(name, size):
         source = resolve_backbone(name, weights="random:0", input_size=size)
         return source, build_network(source)
 
-    return build
+    return lambda name, size=64: build(name, size)
 
 
 @pytest.fixture(scope="session")
