@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.backbones.rescaling import PixelRange, range_of_graph
-from featx.backbones.taps import DEFAULT_OUTPUT
 from featx.exceptions import BackboneError, reason
 from featx.quiet import quiet_import, quiet_loading
 
 if TYPE_CHECKING:
     import keras
 
+DEFAULT_OUTPUT = "default"
+"""The output that stands for the network where there are several, as in TensorFlow Hub."""
 CALL = "__call__"
 """The function of a module that is called by itself, as those of TensorFlow Hub are."""
 

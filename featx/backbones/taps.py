@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from featx.backbones.saved_model import DEFAULT_OUTPUT
 from featx.exceptions import BackboneError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ POOLINGS: dict[str, str] = {
 }
 """Poolings by name, with what they do."""
 
-DEFAULT_OUTPUT = "default"
-"""The output that stands for the network where there are several, as in TensorFlow Hub."""
 
 _GEM_POWER = 3
 _GEM_FLOOR = 1e-6

@@ -157,7 +157,7 @@ def command(
     import featx
     from featx.files.outputs import begins_with, is_model
     from featx.models.search import default_heads, read_space, require_streamable_space
-    from featx.selection.searching import SearchOptions
+    from featx.selection.strategies import SearchOptions
 
     target = output or Path(f"{Path(data).resolve().stem}.featx")
     check_output(target, is_model, "model", force=force, data=data)

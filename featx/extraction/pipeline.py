@@ -23,7 +23,8 @@ from featx.backbones.source import BackboneSource
 from featx.cache.key_index import KeyIndex
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING
 from featx.cache.space import FeatureSpace, ShardWriter
-from featx.engines.engine import Engine, Pending, make_engine
+from featx.engines.choice import make_engine
+from featx.engines.engine import Engine, Pending
 from featx.exceptions import DatasetError, FeaturesError, ImageError
 from featx.extraction.progress import Meter, Progress
 from featx.images.dataset import ImageDataset

@@ -44,9 +44,10 @@ from featx.models.training import (
 from featx.selection.honest import HonestScore
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, Watch
-from featx.selection.searching import SearchOptions, SearchOutcome, check_length, search_arrays
+from featx.selection.searching import SearchOutcome, check_length, search_arrays
 from featx.selection.space import DEFAULT_HEADS, Candidate, SearchSpace, read_space_file
 from featx.selection.splits import leak_groups, named_fold
+from featx.selection.strategies import SearchOptions
 from featx.selection.transforms import parse_transform, pipeline
 from featx.selection.trials import Trial
 from featx.terminal import console, drawing, visible

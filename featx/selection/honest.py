@@ -8,7 +8,7 @@ performance evaluation", JMLR 11 (2010).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,8 @@ from featx.selection.measuring import Measuring, predicted_values
 from featx.selection.metrics import Scorer, score_interval
 from featx.selection.space import Candidate, SearchSpace
 from featx.selection.splits import label_folds, repeated_folds
-from featx.selection.strategies import Plan, Strategy
+from featx.selection.strategies import Plan, SearchOptions, Strategy
 from featx.selection.transforms import parse_transform, pipeline
-
-if TYPE_CHECKING:
-    from featx.selection.searching import SearchOptions
 
 _PROTOCOLS = ("auto", "holdout", "nested", "none", "test")
 _OUTER = 5

@@ -22,7 +22,7 @@ from featx.selection.measuring import FeatureBlock, Measuring, Watch
 from featx.selection.metrics import find_scorer
 from featx.selection.space import Candidate, Place, SearchSpace
 from featx.selection.splits import named_fold
-from featx.selection.strategies import Plan, find_strategy
+from featx.selection.strategies import Plan, SearchOptions, find_strategy
 from featx.selection.transforms import parse_transform
 from featx.selection.trials import Journal
 
@@ -80,41 +80,6 @@ def check_block(X: NDArray[Any], what: str) -> str:
 
 
 _PACKAGES = ("featx", "numpy", "scikit-learn", "scipy", "optuna")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchOptions:
-    """How a search is done; see `featx.search` for what each means."""
-
-    strategy: str = "grid"
-    n_trials: int | None = None
-    cv: int | str = 5
-    repeats: int = 1
-    scoring: str = "accuracy"
-    score: str = "auto"
-    budget_s: float | None = None
-    n_jobs: int = -1
-    seed: int = 0
-    one_standard_error: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.cv, int) and self.cv < 2:
-            raise HeadError(
-                f"expected 2 folds or more, or the name of a split, received cv={self.cv}: a "
-                "candidate is measured on rows that it was not trained on"
-            )
-        if self.repeats < 1:
-            raise HeadError(f"expected 1 repeat or more, received repeats={self.repeats}")
-        if self.budget_s is not None and not self.budget_s > 0:
-            raise HeadError(
-                f"expected a budget of more than 0 seconds, received budget_s={self.budget_s}: "
-                "leave it out for none"
-            )
-        if self.budget_s is not None and self.score == "nested":
-            raise HeadError(
-                "a budget bounds one search and score='nested' repeats it: take "
-                "score='holdout' with a budget, or leave the budget out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,42 @@ from featx.selection.leaderboard import ranked
 from featx.selection.space import Axis, Candidate, Place, Range, SearchSpace, build
 from featx.selection.trials import Trial
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchOptions:
+    """How a search is done; see `featx.search` for what each means."""
+
+    strategy: str = "grid"
+    n_trials: int | None = None
+    cv: int | str = 5
+    repeats: int = 1
+    scoring: str = "accuracy"
+    score: str = "auto"
+    budget_s: float | None = None
+    n_jobs: int = -1
+    seed: int = 0
+    one_standard_error: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cv, int) and self.cv < 2:
+            raise HeadError(
+                f"expected 2 folds or more, or the name of a split, received cv={self.cv}: a "
+                "candidate is measured on rows that it was not trained on"
+            )
+        if self.repeats < 1:
+            raise HeadError(f"expected 1 repeat or more, received repeats={self.repeats}")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise HeadError(
+                f"expected a budget of more than 0 seconds, received budget_s={self.budget_s}: "
+                "leave it out for none"
+            )
+        if self.budget_s is not None and self.score == "nested":
+            raise HeadError(
+                "a budget bounds one search and score='nested' repeats it: take "
+                "score='holdout' with a budget, or leave the budget out"
+            )
+
+
 _TRIALS = 30
 
 
