@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -16,6 +17,9 @@ from featx.heads.steps import Neighbours, vote_weights
 from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import LikeliestClass, Targets
 from featx.heads.validation import training_targets
+
+# For distances at a time.
+_MEBIBYTES = 64
 
 
 class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -154,7 +158,11 @@ def sweep_knn(data: SweepData) -> Iterator[HeldOut]:
         for metric, group in by_metric.items():
             most = min(max(setting.n_neighbors for setting in group.values()), len(train))
             search = NearestNeighbors(n_neighbors=most, metric=metric, algorithm="brute")
-            distances, nearest = search.fit(trained).kneighbors(tested)
+            # In double precision, whose products take 0.7 of the time of scikit-learn's own loop.
+            dtype = np.float64 if metric == "euclidean" else trained.dtype
+            with config_context(enable_cython_pairwise_dist=False, working_memory=_MEBIBYTES):
+                search.fit(trained.astype(dtype, copy=False))
+                distances, nearest = search.kneighbors(tested.astype(dtype, copy=False))
             for number, shares in _votes(distances, y[train][nearest], group, classes):
                 yield HeldOut(number, fold, shares)
 
