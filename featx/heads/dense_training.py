@@ -88,7 +88,8 @@ class DenseData:
         self, rows: Rows, targets: Targets, *, seed: int, batch_size: int, held_share: float
     ) -> None:
         # Each is independent of how much the others are used.
-        held_seed, self._start, self._order, self._dropout = np.random.SeedSequence(seed).spawn(4)
+        seeds = np.random.SeedSequence(seed).spawn(4)
+        held_seed, self._start_seed, self.order_seed, self.dropout_seed = seeds
         counting, mean = counting_rows(targets)
         most = None
         if rows.max_ram_bytes is not None:
@@ -112,21 +113,13 @@ class DenseData:
 
     def start(self, hidden: Sequence[int]) -> Layers:
         """Return the layers that heads of an architecture start from."""
-        generator = np.random.default_rng(self._start)
+        generator = np.random.default_rng(self._start_seed)
         layers: Layers = []
         for inputs, outputs in pairwise([self.width, *hidden, self.outputs]):
             limit = np.sqrt(6.0 / (inputs + outputs))
             kernel = generator.uniform(-limit, limit, size=(inputs, outputs)).astype(np.float32)
             layers.append((kernel, np.zeros(outputs, dtype=np.float32)))
         return layers
-
-    def dropout(self) -> np.random.Generator:
-        """Return what an architecture draws dropout from."""
-        return np.random.default_rng(self._dropout)
-
-    def order(self) -> np.random.Generator:
-        """Return what the order of the rows is drawn from, one epoch after the other."""
-        return np.random.default_rng(self._order)
 
     def epoch(self, order: np.random.Generator) -> Iterator[Examples]:
         """Yield every row to train on once, in batches; the last is filled from the first."""
@@ -135,8 +128,8 @@ class DenseData:
                 yield self._examples(X, rows)
             return
         # One shape of batch, one trace: the last is filled from the head of the order.
-        permuted = np.resize(order.permutation(self.count), (self.steps, self.batch_size))
-        for chosen in permuted:
+        places = np.resize(order.permutation(self.count), (self.steps, self.batch_size))
+        for chosen in places:
             rows = self._train[chosen]
             yield self._examples(self._rows.matrix[rows], rows)
 
@@ -260,12 +253,12 @@ class DenseTraining:
     done: bool = False
     _lowest: float = np.inf
 
-    def earliest_end(self) -> int:
-        """Return the epoch at which it ends if it never improves again."""
-        settings = self.settings
-        if "val_loss" not in self.history:
-            return settings.max_epochs
-        return min(settings.max_epochs, self.best_epoch + settings.patience)
+    def epochs_left(self) -> int:
+        """Return for how many epochs it goes on if it never improves again."""
+        last = self.settings.max_epochs
+        if "val_loss" in self.history:
+            last = min(last, self.best_epoch + self.settings.patience)
+        return last - self.epochs
 
     def note(self, loss: float, judged: tuple[float, float] | None) -> bool:
         """Add an epoch with its loss, and loss and accuracy on other rows; return if it is best."""
@@ -334,9 +327,7 @@ def train_heads(
 def _train_stack(heads: Sequence[DenseTraining], data: DenseData, models: Models | None) -> None:
     """Train heads by AdamW in shuffled batches, as one model while it pays."""
     stack = _Stack(heads, data, models)
-    epoch = 0
     while stack.live:
-        epoch += 1
         losses, layers = stack.run_epoch(), cache(stack.layers)
         logits = stack.logits(data.held.X) if len(data.held.X) else None
         for number, head in enumerate(stack.heads):
@@ -345,7 +336,7 @@ def _train_stack(heads: Sequence[DenseTraining], data: DenseData, models: Models
                 if head.note(float(losses[number]), judged):
                     head.keep(layers()[number])
         if stack.live:
-            left = max(head.earliest_end() for head in stack.live) - epoch
+            left = max(head.epochs_left() for head in stack.live)
             idle = sum(
                 head.settings.parameters(data.width, data.outputs)
                 for head in stack.heads
@@ -370,7 +361,8 @@ class _Stack:
     def __init__(
         self, heads: Sequence[DenseTraining], data: DenseData, models: Models | None
     ) -> None:
-        self._data, self._models, self._order = data, models, data.order()
+        self._data, self._models = data, models
+        self._order = np.random.default_rng(data.order_seed)
         self._epochs = max(head.settings.max_epochs for head in heads)
         self._steps = 0
         by_shape: dict[tuple[int, ...], list[DenseTraining]] = {}
@@ -380,8 +372,9 @@ class _Stack:
         start: list[Array] = []
         for hidden, alike in by_shape.items():
             # Every architecture draws what a single head of it would draw.
+            generator = np.random.default_rng(data.dropout_seed)
             dropped = any(head.settings.dropout for head in alike)
-            self._groups.append(_Group(hidden, alike, data.dropout() if dropped else None))
+            self._groups.append(_Group(hidden, alike, generator if dropped else None))
             for kernel, bias in data.start(hidden):
                 start += [np.repeat(a[None], len(alike), axis=0) for a in (kernel.T, bias[:, None])]
         zeros = [np.zeros_like(array) for array in start]
@@ -405,7 +398,7 @@ class _Stack:
             size = len(batch.X)
             draws = [
                 [group.generator.random((units, size), np.float32) for units in group.hidden]
-                if group.generator
+                if group.generator is not None
                 else []
                 for group in self._groups
             ]

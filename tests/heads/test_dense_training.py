@@ -221,14 +221,10 @@ def data():
 def test_a_stream_is_as_accurate_as_memory(data):
     X, y = data[0][:1000], data[1][:1000]
     X_test, y_test = drawn(2000, seed=1)
-    params = {"hidden": (32,), "learning_rate": 1e-3, "max_epochs": 15}
-    scores = {"memory": [], "stream": []}
-    for seed in range(2):
-        whole, streamed = heads_of([{}, {}], random_state=seed, **params)
-        scores["memory"].append(whole.fit(X, y).score(X_test, y_test))
-        streamed.fit_rows(stream_of(X), Targets.of_classes(y))
-        scores["stream"].append(streamed.score(X_test, y_test))
-    assert abs(np.mean(scores["memory"]) - np.mean(scores["stream"])) < 0.02
+    whole, streamed = heads_of([{}, {}], hidden=(32,), max_epochs=10)
+    whole.fit(X, y)
+    streamed.fit_rows(stream_of(X), Targets.of_classes(y))
+    assert abs(whole.score(X_test, y_test) - streamed.score(X_test, y_test)) < 0.02
     assert streamed.n_features_in_ == 32
     assert set(streamed.history_) == {"loss", "val_loss", "val_accuracy"}
 
