@@ -283,7 +283,8 @@ def impatient(monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(("ahead", "chunk"), [(1, 4), (4, 4), (10, 4), (64, 1)])
-def test_everything_comes_once_and_in_order(workers, ahead, chunk):
+def test_everything_comes_once_and_in_order(workers, ahead, chunk, monkeypatch):
+    monkeypatch.setattr(line_module, "_PATIENCE_S", 600)
     line = Line(iter(range(200)), ahead=ahead, chunk=chunk)
     threads = [serve(line) for _ in range(workers)]
     assert [row.index for row in line] == list(range(200))
