@@ -86,7 +86,7 @@ def command(
     import featx
     from featx.files.outputs import is_model
     from featx.heads.learning import require_streamable
-    from featx.heads.table import make_head
+    from featx.heads.making import make_head
 
     # What cannot be trained is to be known before an hour of extraction.
     if max_ram is not None:

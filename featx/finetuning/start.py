@@ -23,7 +23,7 @@ from featx.extraction.run import extract
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.trainer import CachedActivations, Inputs, Pixels
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 from featx.images.labels import check_splits
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details

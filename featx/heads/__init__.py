@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from featx.heads.discriminant import ShrinkageLDA
     from featx.heads.head_pipeline import HeadPipeline
     from featx.heads.logistic import LogisticPathCV
+    from featx.heads.making import make_head
     from featx.heads.multilabel import MultiLabelHead
     from featx.heads.nearest_mean import NearestMean
     from featx.heads.neighbours import NearestNeighbours
     from featx.heads.rbf import ReducedRBF
     from featx.heads.storage import dump_head, load_head
-    from featx.heads.table import HEADS, HeadSpec, head_names, make_head
+    from featx.heads.table import HEADS, HeadSpec, head_names
     from featx.heads.trees import TreeEnsemble
     from featx.heads.validation import check_folds
 
@@ -57,7 +58,7 @@ _MODULES = {
     "dump_head": "storage",
     "head_names": "table",
     "load_head": "storage",
-    "make_head": "table",
+    "make_head": "making",
 }
 
 

@@ -105,6 +105,8 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     True
     """
 
+    learns_label_sets = True
+
     def __init__(
         self,
         hidden: tuple[int, ...] = (1024,),

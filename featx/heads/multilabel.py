@@ -57,6 +57,8 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
     [[1, 0]]
     """
 
+    learns_label_sets = True
+
     def __init__(self, estimator: Any, *, threshold: float = 0.5) -> None:
         self.estimator = estimator
         self.threshold = threshold

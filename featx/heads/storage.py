@@ -59,7 +59,7 @@ def dump_head(head: Any) -> dict[str, bytes]:
 
     Examples
     --------
-    >>> from featx.heads.table import make_head
+    >>> from featx.heads.making import make_head
     >>> head = make_head("logistic").fit([[0.0], [1.0]], ["ants", "bees"])
     >>> files = dump_head(head)
     >>> sorted(files)

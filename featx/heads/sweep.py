@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featx.exceptions import HeadError
 from featx.heads.moments import fold_scales, standardise
 from featx.heads.rows import Floats, Fold, Numbers
-from featx.heads.table import make_head
+from featx.heads.table import find_row, make_estimator
 from featx.heads.targets import Targets
 from featx.heads.validation import few_images_allowed, require_finite
 
@@ -109,11 +109,8 @@ def core_estimators(
     name: str, candidates: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> list[Any]:
     """Return each setting's estimator, without the scaler before it and the calibration around."""
-    from featx.heads.calibrated import TemperatureCalibrated
-
-    heads = [make_head(name, seed=seed, **candidate) for candidate in candidates]
-    cores = [head.steps[-1][1] for head in heads]
-    return [c.estimator if isinstance(c, TemperatureCalibrated) else c for c in cores]
+    row = find_row(name)
+    return [make_estimator(row, dict(candidate), seed) for candidate in candidates]
 
 
 def checked_data(

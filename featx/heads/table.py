@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from featx.exceptions import HeadError, UnknownNameError, reason
 
@@ -36,8 +36,6 @@ class HeadSpec:
         Whether it gives margins only, so that `TemperatureCalibrated` wraps it.
     values : str, default=""
         The parameter that takes values without a name, as in ``dense:1024,1024``.
-    storage : {"skops", "arrays"}, default="skops"
-        How an artefact keeps it (see `dump_head`).
     needs_keras : bool, default=False
         Whether training imports Keras. Predicting never does.
     sweep : str, default=""
@@ -62,7 +60,6 @@ class HeadSpec:
     standardised: bool = True
     calibrated: bool = False
     values: str = ""
-    storage: Literal["skops", "arrays"] = "skops"
     needs_keras: bool = False
     sweep: str = ""
     streamed: bool = False
@@ -182,7 +179,6 @@ _ROWS = (
         "dense layers trained with Keras, for example dense:1024,1024",
         "featx.heads.dense.DenseClassifier",
         values="hidden",
-        storage="arrays",
         needs_keras=True,
         sweep="featx.heads.dense.sweep_dense",
         streamed=True,
@@ -214,107 +210,18 @@ def head_names() -> list[str]:
 def read_head(text: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the parameters that a head's text stands for."""
     parsed = parse_head(text)
-    row = _row(parsed.name)
+    row = find_row(parsed.name)
     return row.name, _named(row, parsed)
-
-
-def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: Any) -> Any:
-    """Make an untrained head.
-
-    Parameters
-    ----------
-    head : str or estimator
-        A name of `head_names`, with parameters if wanted (``"logistic:C=0.1"``,
-        ``"dense:256,dropout=0.3"``); the import path of a scikit-learn classifier
-        (``"sklearn.svm.SVC:C=10,kernel=rbf"``), which gets calibrated probabilities where it has
-        margins only; or an estimator, which is cloned and otherwise left as it is, with no
-        standardisation added.
-    seed : int, default=0
-        Becomes ``random_state`` where the head has one that is not given.
-    multilabel : bool, default=False
-        Whether an image has any number of labels: the head is then trained on a matrix of shape
-        (images, labels) of 0 and 1, and predicts one: by `MultiLabelHead`, but for dense heads,
-        which have an output a label.
-    **params
-        Parameters of the head; they win over those in the text.
-
-    Returns
-    -------
-    estimator : estimator
-        With ``fit`` and ``predict``. Named heads also have ``predict_proba`` and, when fitted,
-        ``classes_``; all are ``HeadPipeline([("scale", ...), ("head", ...)])``, trees and what
-        takes no negative numbers without the first step.
-
-    Raises
-    ------
-    UnknownNameError
-        There is no head of this name; the nearest are suggested.
-    HeadError
-        An unknown parameter, a value that cannot be read or is out of range, ``class_weight`` for
-        a head that has none, an import path outside scikit-learn, or an object that is no
-        estimator.
-
-    Examples
-    --------
-    >>> make_head("knn:n_neighbors=3")
-    HeadPipeline(steps=[('scale', StandardScaler()),
-                        ('head', NearestNeighbours(n_neighbors=3))])
-    >>> make_head("ridge", class_weight="balanced").predict_proba  # doctest: +ELLIPSIS
-    <bound method Pipeline.predict_proba of ...>
-    >>> make_head("logistik")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    featx.exceptions.UnknownNameError: unknown head 'logistik': did you mean 'logistic'? ...
-    """
-    if not isinstance(head, str):
-        return _for_labels(_cloned(head, params), multilabel)
-    name, given = read_head(head)
-    row = _row(name)
-    estimator = _estimator(row, {**given, **params}, seed)
-    by_path = row.name not in HEADS
-    if row.calibrated or (by_path and _gives_margins_only(estimator)):
-        from featx.heads.calibrated import TemperatureCalibrated
-
-        estimator = TemperatureCalibrated(estimator)
-    from featx.heads.head_pipeline import HeadPipeline
-
-    steps = [("head", _for_labels(estimator, multilabel))]
-    if row.standardised and not (by_path and _takes_no_negatives(estimator)):
-        from sklearn.preprocessing import StandardScaler
-
-        steps.insert(0, ("scale", StandardScaler()))
-    return HeadPipeline(steps)
-
-
-def _for_labels(estimator: Any, multilabel: bool) -> Any:
-    if not multilabel or learns_label_sets(estimator):
-        return estimator
-    from featx.heads.multilabel import MultiLabelHead
-
-    return MultiLabelHead(estimator)
 
 
 def learns_label_sets(estimator: Any) -> bool:
     """Tell whether an estimator, or the last step of a pipeline, takes several labels a row."""
-    from featx.heads.dense import DenseClassifier
-    from featx.heads.multilabel import MultiLabelHead
-
     steps = getattr(estimator, "steps", None)
-    last = steps[-1][1] if steps else estimator
-    return isinstance(last, DenseClassifier | MultiLabelHead)
+    return bool(getattr(steps[-1][1] if steps else estimator, "learns_label_sets", False))
 
 
-def _gives_margins_only(estimator: Any) -> bool:
-    return hasattr(estimator, "decision_function") and not hasattr(estimator, "predict_proba")
-
-
-def _takes_no_negatives(estimator: Any) -> bool:
-    from sklearn.utils import get_tags
-
-    return bool(get_tags(estimator).input_tags.positive_only)
-
-
-def _row(name: str) -> HeadSpec:
+def find_row(name: str) -> HeadSpec:
+    """Return the row of a named head, or one for a classifier of scikit-learn by its path."""
     if name in HEADS:
         return HEADS[name]
     if name.startswith("sklearn."):
@@ -342,10 +249,11 @@ def _named(row: HeadSpec, parsed: HeadText) -> dict[str, Any]:
     return {row.values: given, **parsed.params}
 
 
-def _estimator(row: HeadSpec, params: dict[str, Any], seed: int) -> Any:
+def make_estimator(row: HeadSpec, params: dict[str, Any], seed: int) -> Any:
+    """Make the untrained estimator of a row, without what stands before and around it."""
     cls = _imported(row.estimator)
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind not in (2, 4)]
-    _require_known(row.name, params, known)
+    require_known(row.name, params, known)
     seeds = {"random_state": seed} if "random_state" in known else {}
     try:
         estimator = cls(**{**row.defaults, **seeds, **params})
@@ -409,28 +317,8 @@ def _nearest_path(path: str) -> str:
     return by_name[near[0]] if near else ""
 
 
-def _cloned(head: Any, params: dict[str, Any]) -> Any:
-    from sklearn.base import ClassifierMixin, clone
-
-    # Some classifiers have no predict before they are trained, as StackingClassifier.
-    predicts = hasattr(head, "predict") or isinstance(head, ClassifierMixin)
-    if isinstance(head, type) or not (hasattr(head, "fit") and predicts):
-        raise HeadError(
-            f"expected a head's name or an estimator with fit and predict, received {head!r}: "
-            f"names are {', '.join(head_names())}"
-        )
-    try:
-        estimator = clone(head)
-    except TypeError as error:
-        raise HeadError(
-            f"{type(head).__name__} cannot be cloned ({reason(error)}): expected an estimator with "
-            "get_params and set_params, as scikit-learn's BaseEstimator gives them"
-        ) from error
-    _require_known(type(head).__name__, params, estimator.get_params())
-    return estimator.set_params(**params)
-
-
-def _require_known(name: str, params: Iterable[str], known: Iterable[str]) -> None:
+def require_known(name: str, params: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `HeadError` for a parameter that is not known, with the nearest that are."""
     by_folded = {k.casefold(): k for k in known}
     for param in params:
         if param in by_folded.values():

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.learning import fit_weighted
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 from featx.heads.validation import checked_weights
 from featx.images.labels import check_complete, label_matrix, read_label_sets
 from featx.models.image_features import ImageFeatures, as_image_dataset

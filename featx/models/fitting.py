@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from featx.cache.features import Features
 from featx.exceptions import HeadError
 from featx.heads.learning import fit_head_streamed, require_streamable
+from featx.heads.making import make_head
 from featx.heads.novelty import Novelty, fit_novelty
 from featx.heads.rows import Fold
-from featx.heads.table import make_head
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.selection.measuring import FeatureBlock, find_sweep, fold_data, held_out_together
 from featx.selection.space import Candidate

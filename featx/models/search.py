@@ -28,7 +28,7 @@ from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
 from featx.extraction.sources import BackboneChoice
 from featx.heads.learning import require_streamable
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, read_label_sets, split_of
 from featx.memory import as_bytes, shown_bytes

@@ -17,7 +17,7 @@ from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.report import why_unreadable
 from featx.extraction.sources import BackboneChoice
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 from featx.images.dataset import inner_folder
 from featx.images.labels import (
     SEPARATOR,
@@ -112,7 +112,7 @@ def train(
     features : Features
         From `featx.extract`.
     head : str or estimator, default "logistic"
-        See `featx.heads.table.make_head`.
+        See `featx.heads.making.make_head`.
     backbone, tap : str, optional
         Which block of the features, where there are several.
     weights : str or path, optional

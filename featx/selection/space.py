@@ -19,7 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from featx.exceptions import HeadError, MissingExtraError, UnknownNameError, reason
-from featx.heads.table import HEADS, make_head, parse_head
+from featx.heads.making import make_head
+from featx.heads.table import HEADS, parse_head
 from featx.selection.transforms import parse_transform
 
 _RANGE = re.compile(r"(?P<low>[^.\s].*?)\.\.(?P<high>.+)", re.DOTALL)

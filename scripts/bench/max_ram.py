@@ -83,7 +83,7 @@ class Peak:
 
 def train(cache: str, name: str, head: str, max_ram: str | None) -> None:
     import featx
-    from featx.heads.table import make_head
+    from featx.heads.making import make_head
 
     make_head(head)
     if head.startswith("dense"):

@@ -11,9 +11,9 @@ from featx.exceptions import ExportError
 from featx.exporting.graph import EXPORTABLE_HEADS, head_steps
 from featx.heads.dense import DenseClassifier
 from featx.heads.logistic import LogisticPathCV
+from featx.heads.making import make_head
 from featx.heads.multilabel import MultiLabelHead
 from featx.heads.steps import Linear, Sigmoid, Softmax, apply_steps
-from featx.heads.table import make_head
 from featx.selection.transforms import parse_transform, pipeline
 
 WIDTH = 24

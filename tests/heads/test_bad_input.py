@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from featx.exceptions import HeadError
-from featx.heads.table import head_names, make_head
+from featx.heads.making import make_head
+from featx.heads.table import head_names
 from featx.heads.validation import check_folds, refuse_unlearnable
 
 HEADS = [*head_names(), "sklearn.naive_bayes.GaussianNB", "sklearn.svm.SVC"]

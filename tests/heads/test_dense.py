@@ -211,7 +211,7 @@ def weights_digest():
 
     import numpy as np
 
-    from featx.heads.table import make_head
+    from featx.heads.making import make_head
 
     rng = np.random.default_rng(5)
     X, y = rng.normal(size=(300, 40)).astype("f4"), rng.integers(0, 3, 300)

@@ -10,9 +10,9 @@ from sklearn.model_selection import StratifiedKFold
 from featx.exceptions import HeadError
 from featx.heads.dense import DenseClassifier, fit_heads, sweep_dense
 from featx.heads.dense_training import hold_out
+from featx.heads.making import make_head
 from featx.heads.rows import Rows
 from featx.heads.storage import dump_head, load_head
-from featx.heads.table import make_head
 from featx.heads.targets import Targets
 
 

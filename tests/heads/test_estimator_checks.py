@@ -9,11 +9,12 @@ from featx.heads.calibrated import TemperatureCalibrated
 from featx.heads.dense import DenseClassifier
 from featx.heads.discriminant import ShrinkageLDA
 from featx.heads.head_pipeline import HeadPipeline
+from featx.heads.making import make_head
 from featx.heads.multilabel import MultiLabelHead
 from featx.heads.nearest_mean import NearestMean
 from featx.heads.neighbours import NearestNeighbours
 from featx.heads.rbf import ReducedRBF
-from featx.heads.table import HEADS, head_names, make_head
+from featx.heads.table import HEADS, head_names
 from featx.heads.trees import TreeEnsemble
 
 # Settings for the checks' tiny data of 2 to 10 columns: the defaults are for a thousand, where

@@ -42,7 +42,7 @@ def test_training_a_scikit_learn_head_imports_no_keras():
     code = f"""
 import sys
 import numpy as np
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 from featx.heads.storage import dump_head, load_head
 X, y = np.random.default_rng(0).normal(size=(40, 6)), np.arange(40) % 2
 for name in sys.argv[1:]:
@@ -56,7 +56,7 @@ for name in sys.argv[1:]:
 
 def test_a_dense_head_predicts_without_keras(tmp_path):
     np = pytest.importorskip("numpy")
-    from featx.heads.table import make_head
+    from featx.heads.making import make_head
 
     X, y = np.random.default_rng(0).normal(size=(40, 6)), np.arange(40) % 2
     head = make_head("dense:8", max_epochs=2).fit(X, y)

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.heads import logistic_fit
 from featx.heads.logistic_fit import fit_logistic, is_solved_by_path
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 
 
 def drawn(classes=4, dtype="f4", n=400, d=30):

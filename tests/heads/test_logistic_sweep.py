@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from featx.exceptions import HeadError
 from featx.heads.logistic import sweep_logistic
 from featx.heads.logistic_path import fit_logistic_path
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from featx.exceptions import HeadError
+from featx.heads.making import make_head
 from featx.heads.multilabel import MultiLabelHead
 from featx.heads.storage import dump_head, load_head
-from featx.heads.table import head_names, make_head
+from featx.heads.table import head_names
 
 QUICK = {
     "dense": {"hidden": (16,), "max_epochs": 5},

@@ -7,8 +7,8 @@ from sklearn.metrics import average_precision_score
 
 from featx.exceptions import HeadError
 from featx.heads.learning import fit_head_streamed, require_streamable
+from featx.heads.making import make_head
 from featx.heads.storage import dump_head, load_head
-from featx.heads.table import make_head
 
 MIB = 1 << 20
 

@@ -19,8 +19,9 @@ from sklearn.svm import SVC
 
 from featx.exceptions import ArtefactError, HeadError
 from featx.heads.dense import DenseClassifier
+from featx.heads.making import make_head
 from featx.heads.storage import dump_head, load_head
-from featx.heads.table import head_names, make_head
+from featx.heads.table import head_names
 
 QUICK = {
     "dense": {"hidden": (8, 4), "max_epochs": 3},

@@ -6,8 +6,9 @@ from sklearn.linear_model import LogisticRegression
 
 from featx.exceptions import HeadError
 from featx.heads.learning import fit_head_streamed, require_streamable, streamed_heads
+from featx.heads.making import make_head
 from featx.heads.storage import dump_head, load_head
-from featx.heads.table import HEADS, make_head
+from featx.heads.table import HEADS
 
 MIB = 1 << 20
 

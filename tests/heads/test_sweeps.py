@@ -11,11 +11,11 @@ from sklearn.svm import LinearSVC
 
 from featx.exceptions import HeadError
 from featx.heads.discriminant import sweep_lda
+from featx.heads.making import make_head
 from featx.heads.nearest_mean import sweep_nearest_mean
 from featx.heads.neighbours import sweep_knn
 from featx.heads.ridge import sweep_ridge
 from featx.heads.sweep import sweep_rbf, sweep_svm
-from featx.heads.table import make_head
 
 SHAPES = {"tall": (300, 40, 4), "two classes": (300, 40, 2), "wide": (60, 120, 3)}
 SWEEPS = {

@@ -10,7 +10,8 @@ from sklearn.utils import all_estimators
 
 from featx.exceptions import HeadError, UnknownNameError
 from featx.heads.calibrated import TemperatureCalibrated
-from featx.heads.table import HEADS, head_names, make_head, parse_head
+from featx.heads.making import make_head
+from featx.heads.table import HEADS, head_names, parse_head
 
 QUICK = {"dense": {"hidden": (16,), "learning_rate": 0.05, "max_epochs": 20}}
 
@@ -281,7 +282,6 @@ def test_the_table_is_consistent():
     for name, row in HEADS.items():
         assert row.name == name
         assert row.summary
-        assert row.needs_keras == (row.storage == "arrays")
     with pytest.raises(TypeError, match="does not support item assignment"):
         HEADS["new"] = HEADS["knn"]
 

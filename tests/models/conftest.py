@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import featx
-from featx.heads.table import HEADS, make_head
+from featx.heads.making import make_head
+from featx.heads.table import HEADS
 
 QUICK = {
     "dense": {"hidden": (8,), "max_epochs": 3},

@@ -12,7 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC, NuSVC
 
 import featx
-from featx.heads.table import HEADS, make_head
+from featx.heads.making import make_head
+from featx.heads.table import HEADS
 from featx.models.evaluation import compare_models, evaluate
 from featx.selection.measuring import predicted_values
 from featx.selection.metrics import SCORERS

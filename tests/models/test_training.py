@@ -7,7 +7,7 @@ import pytest
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 from featx.selection.splits import leak_groups, stratified_folds
 
 

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError, HeadError, UnknownNameError
-from featx.heads.table import make_head
+from featx.heads.making import make_head
 from featx.selection.splits import leak_groups, repeated_folds
 
 CHEAP = ["knn:n_neighbors=1|5|15", "ridge:alpha=1|100|10000"]

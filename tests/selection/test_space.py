@@ -7,7 +7,8 @@ from sklearn.naive_bayes import GaussianNB
 
 import featx
 from featx.exceptions import HeadError, MissingExtraError
-from featx.heads.table import HEADS, make_head
+from featx.heads.making import make_head
+from featx.heads.table import HEADS
 from featx.selection.space import SearchSpace, read_space_file
 
 HERE = [("tiny", "avg")]
