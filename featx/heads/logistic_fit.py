@@ -48,6 +48,9 @@ _SQUARES = 16
 _SAMPLE_ROWS = 2048
 # A pass ends the descent when the objective is within this share of its tolerance of the minimum.
 _GAP = 0.01
+# A penalty below this share of the curvature leaves valleys so flat that a small gradient says
+# little: it has to be seen twice.
+_WEAK_PENALTY = 1e-5
 # Below this, sums of products in single precision are what ends it.
 _SINGLE_TOL = 1e-5
 _SINGLE_NOISE, _DOUBLE_NOISE = 1e-7, 1e-13
@@ -290,6 +293,7 @@ class _Objective:
         self._left: tuple[int, _Outputs] = len(outputs.totals), outputs
         # Factors of the variables in which second derivatives are at most about 1.
         self._scale: NDArray[np.float64] | None = None
+        self._is_weak = np.zeros(len(penalty), bool)
         self.norm, self.converged = np.inf, False
 
     def value(
@@ -329,6 +333,8 @@ class _Objective:
         # What is rare has hardly a row in a sample, which says little of it.
         spreads = np.maximum(spreads, _LEAST_SPREAD * self._outputs.spread)
         bound = spreads[:, None] * self._basis.curvature
+        curvature = bound[:, :-1].max(axis=1, initial=0.0).reshape(len(self._penalty), -1)
+        self._is_weak = self._penalty < _WEAK_PENALTY * curvature.max(axis=1)
         bound[:, :-1] += self._penalty[:, None]
         scale: NDArray[np.float64] = 1 / np.sqrt(np.maximum(bound, 1e-12))
         return scale
@@ -336,7 +342,7 @@ class _Objective:
     def descend(self, W: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
         """Return the minima from W, and the number of passes to them."""
         p, width = len(self._penalty), W.shape[1]
-        norms = np.full(p, np.inf)
+        norms, before = np.full(p, np.inf), np.zeros(p, bool)
 
         def moved(points: NDArray[np.float64], lines: Any = slice(None)) -> NDArray[np.float64]:
             if self._scale is None:
@@ -356,7 +362,10 @@ class _Objective:
             # Where rows can be told apart perfectly, the value goes to nothing, and no distance
             # from the minimum is a small share of it.
             gaps = 0.5 * inner(scaled, scaled).ravel() / np.maximum(values, self._aim.tol)
-            return values, scaled, self._aim.reached(norms[which], gaps)
+            reached = self._aim.reached(norms[which], gaps)
+            good = reached & (before[which] | ~self._is_weak[which])
+            before[which] = reached
+            return values, scaled, good
 
         minima = minimise_in_lockstep(
             function,

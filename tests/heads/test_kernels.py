@@ -23,8 +23,14 @@ print("ready", flush=True)
 import pytest
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *{tests}]))
 """
+OF_DESCENTS = [
+    "every_problem_comes_to_its_minimum",
+    "a_label_without_a_row_in_the_sample_converges_all_the_same",
+    "a_function_that_overflows_is_stepped_back_from",
+    "a_function_that_rounding_makes_rough_ends",
+]
 TESTS = [
-    "test_lockstep.py",
+    *(f"test_logistic_fit.py::test_{name}" for name in OF_DESCENTS),
     "test_multilabel_streaming.py::test_every_label_has_scikit_learns_minimum",
     "test_multilabel_streaming.py::test_labels_share_the_passes",
     "test_streaming.py::test_the_sample_saves_passes",
