@@ -45,8 +45,8 @@ from PIL import Image
 
 import featx
 import featx.cache.space as space_module
+import featx.extraction.backbone_choice as sources_module
 import featx.extraction.pipeline as pipeline_module
-import featx.extraction.sources as sources_module
 from featx.backbones.source import BackboneSource
 from featx.backbones.weights import Weights
 from featx.cache import hdf5

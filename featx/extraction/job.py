@@ -19,8 +19,8 @@ from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names
 from featx.cache.records import Identity, Origin, remember_origin
 from featx.cache.space import FeatureSpace
 from featx.exceptions import BackboneError, DatasetError, UnknownNameError
+from featx.extraction.backbone_choice import BackboneChoice, known_weights
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
-from featx.extraction.sources import BackboneChoice, known_weights
 from featx.images.dataset import ImageDataset
 from featx.images.labels import SplitNames, read_splits
 from featx.spec import (

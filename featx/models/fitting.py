@@ -18,7 +18,7 @@ from featx.heads.novelty import Novelty, fit_novelty
 from featx.heads.rows import Fold
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.selection.measuring import FeatureBlock, find_sweep, fold_data, held_out_together
-from featx.selection.space import Candidate
+from featx.selection.search_space import Candidate
 from featx.selection.splits import leak_groups
 
 logger = logging.getLogger("featx")

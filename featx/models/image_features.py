@@ -14,9 +14,9 @@ from featx.backbones.source import BackboneSource, log_preprocessing
 from featx.backbones.taps import parse_tap
 from featx.cache.layout import CacheLayout
 from featx.exceptions import FeaturesError
+from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import Job, as_batch_size, engines_folder, with_views
 from featx.extraction.pipeline import Ledger, Network
-from featx.extraction.sources import BackboneChoice
 from featx.heads.targets import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
 from featx.images.sources import listed_paths, listed_pictures

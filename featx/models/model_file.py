@@ -39,8 +39,8 @@ from featx.backbones.weights import (
     read_tuned,
 )
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
+from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import as_view_policy
-from featx.extraction.sources import BackboneChoice
 from featx.files.claims import shortened
 from featx.files.durable import written_whole
 from featx.files.outputs import is_model, refuse_replacing

@@ -24,9 +24,9 @@ from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block
 from featx.engines.engine import Engine
 from featx.exceptions import FeatxError, HeadError
+from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
-from featx.extraction.sources import BackboneChoice
 from featx.heads.learning import require_streamable
 from featx.heads.making import make_head
 from featx.heads.targets import label_strata
@@ -44,8 +44,8 @@ from featx.models.training import (
 from featx.selection.honest import HonestScore
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, Watch
+from featx.selection.search_space import DEFAULT_HEADS, Candidate, SearchSpace, read_space_file
 from featx.selection.searching import SearchOutcome, check_length, search_arrays
-from featx.selection.space import DEFAULT_HEADS, Candidate, SearchSpace, read_space_file
 from featx.selection.splits import leak_groups, named_fold
 from featx.selection.strategies import SearchOptions
 from featx.selection.transforms import parse_transform, pipeline

@@ -15,8 +15,8 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
+from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.report import why_unreadable
-from featx.extraction.sources import BackboneChoice
 from featx.heads.making import make_head
 from featx.images.dataset import inner_folder
 from featx.images.labels import (

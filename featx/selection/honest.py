@@ -19,7 +19,7 @@ from featx.heads.table import HEADS
 from featx.selection.leaderboard import choose, measure_costs, ranked
 from featx.selection.measuring import Measuring, predicted_values
 from featx.selection.metrics import Scorer, score_interval
-from featx.selection.space import Candidate, SearchSpace
+from featx.selection.search_space import Candidate, SearchSpace
 from featx.selection.splits import label_folds, repeated_folds
 from featx.selection.strategies import Plan, SearchOptions, Strategy
 from featx.selection.transforms import parse_transform, pipeline

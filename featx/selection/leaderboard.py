@@ -13,7 +13,7 @@ import numpy as np
 from featx.heads.table import HEADS
 from featx.selection.measuring import Measuring, prediction_cost, probe
 from featx.selection.metrics import Scorer
-from featx.selection.space import Candidate
+from featx.selection.search_space import Candidate
 from featx.selection.transforms import parse_transform
 from featx.selection.trials import Trial
 

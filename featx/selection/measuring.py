@@ -18,7 +18,7 @@ from featx.heads.sweep import HeldOut, Sweep
 from featx.heads.table import HEADS
 from featx.heads.targets import both_columns
 from featx.selection.metrics import Scorer
-from featx.selection.space import Candidate, Place
+from featx.selection.search_space import Candidate, Place
 from featx.selection.transforms import (
     Components,
     Prepared,

@@ -20,7 +20,7 @@ from featx.selection.honest import HonestScore, Rows, choose_protocol, score_win
 from featx.selection.leaderboard import Leaderboard, choose, measure_costs, ranked
 from featx.selection.measuring import FeatureBlock, Measuring, Watch
 from featx.selection.metrics import find_scorer
-from featx.selection.space import Candidate, Place, SearchSpace
+from featx.selection.search_space import Candidate, Place, SearchSpace
 from featx.selection.splits import named_fold
 from featx.selection.strategies import Plan, SearchOptions, find_strategy
 from featx.selection.transforms import parse_transform

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, MissingExtraError, UnknownNameError
 from featx.selection.leaderboard import ranked
-from featx.selection.space import Axis, Candidate, Place, Range, SearchSpace, build
+from featx.selection.search_space import Axis, Candidate, Place, Range, SearchSpace, build
 from featx.selection.trials import Trial
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from featx.files.durable import written_whole
 from featx.files.safe_json import json_with_checksum, read_json_with_checksum
-from featx.selection.space import Candidate
+from featx.selection.search_space import Candidate
 
 
 @dataclass(frozen=True, slots=True)

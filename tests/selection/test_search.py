@@ -375,8 +375,8 @@ def test_what_cannot_be_is_refused_with_what_to_do(features, options, error, mes
 
 def test_features_and_labels_that_cannot_be_learned_from(draw_clusters):
     from featx.selection.measuring import FeatureBlock
+    from featx.selection.search_space import SearchSpace
     from featx.selection.searching import search_arrays
-    from featx.selection.space import SearchSpace
 
     X, codes = draw_clusters()
     space = SearchSpace.read({"heads": ["ridge:alpha=1"]})

@@ -9,7 +9,7 @@ import featx
 from featx.exceptions import HeadError, MissingExtraError
 from featx.heads.making import make_head
 from featx.heads.table import HEADS
-from featx.selection.space import SearchSpace, read_space_file
+from featx.selection.search_space import SearchSpace, read_space_file
 
 HERE = [("tiny", "avg")]
 

@@ -269,7 +269,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
 
 
 def read_space_file(path: str | os.PathLike[str]) -> Any:
-    """Return what a file holds, for `featx.selection.space.SearchSpace.read`."""
+    """Return what a file holds, for `featx.selection.search_space.SearchSpace.read`."""
     file = Path(path).expanduser()
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
