@@ -76,7 +76,13 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
         self.folds = folds
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TemperatureCalibrated:
-        """Fit the estimator on all rows, then the temperature on cross-validated margins."""
+        """Fit on features (n, d) and labels (n,), then the temperature on margins of folds.
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or the estimator's margins are not one a class.
+        """
         X, targets = training_targets(self, X, y, sample_weight)
         with few_images_allowed():
             return self.fit_rows(Rows.of(X), targets)
@@ -139,12 +145,12 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
         return np.concatenate(margins), np.concatenate(judged), len(judged) - 1
 
     def decision_function(self, X: Any) -> Floats:
-        """Margins of the wrapped estimator."""
+        """Return margins of the wrapped estimator: (n,) of two classes, else (n, k)."""
         margins: Floats = self._fitted().decision_function(self._validated(X))
         return margins
 
     def predict_proba(self, X: Any) -> Floats:
-        """Probabilities: the softmax of the margins over the temperature."""
+        """Return probabilities (n, k): the softmax of the margins over the temperature."""
         margins = _as_columns(self.decision_function(X))
         probabilities: Floats = softmax(margins / self.temperature_, axis=1)
         return probabilities

@@ -76,7 +76,13 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.class_weight = class_weight
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> ShrinkageLDA:
-        """Estimate means and covariance, and solve for the coefficients."""
+        """Fit on features (n, d) and labels (n,): means, covariance and coefficients.
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or the shrinkage is no number from 0 to 1.
+        """
         X, targets = training_targets(self, X, y)
         return self.fit_rows(Rows.of(X), targets)
 
@@ -113,14 +119,14 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.intercept_ = intercept.astype(dtype)
 
     def decision_function(self, X: ArrayLike) -> Floats:
-        """Logarithms of the classes' likelihoods times their shares, up to a constant a row."""
+        """Return log likelihoods times shares: (n,) of two classes, else (n, k)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores: Floats = X @ self.coef_.T + self.intercept_
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def predict_proba(self, X: ArrayLike) -> Floats:
-        """Probabilities of the classes under equal Gaussian covariances."""
+        """Return probabilities (n, k) under equal Gaussian covariances."""
         scores = both_columns(self.decision_function(X))
         probabilities: Floats = softmax(scores, axis=1)
         return probabilities

@@ -27,7 +27,13 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
     """  # noqa: E501
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> HeadPipeline:
-        """Fit the steps."""
+        """Fit the steps on features (n, d) and labels (n,), or 0 and 1 a label (n, k).
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from.
+        """
         refuse_unlearnable(X, y)
         with few_images_allowed():
             if params or self.memory is not None or not _may_be_logistic(self.steps[-1][1]):
@@ -37,7 +43,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any, **params: Any) -> Any:
-        """Labels of the highest probability, where the last step gives probabilities of classes."""
+        """Return labels (n,) of the highest probability, or 0 and 1 a label (n, k)."""
         from featx.heads.table import learns_label_sets
 
         if params or learns_label_sets(self) or not hasattr(self, "predict_proba"):

@@ -121,7 +121,13 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticPathCV:
-        """Choose C on the folds, and fit all rows at the best."""
+        """Choose C on folds of features (n, d) and labels (n,), and fit all rows at the best.
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or a parameter is out of range.
+        """
         self._validate_params()
         X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
         weights = None
@@ -152,7 +158,7 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         return self
 
     def decision_function(self, X: ArrayLike) -> Floats:
-        """Linear scores."""
+        """Return linear scores: (n,) of two classes, else (n, k)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         scores: Floats = X @ self.coef_.T + self.intercept_

@@ -64,7 +64,13 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         self.threshold = threshold
 
     def fit(self, X: Any, y: Any) -> MultiLabelHead:
-        """Fit a copy of the estimator for each label, or one for all."""
+        """Fit on features (n, d) and labels (n, k) of 0 and 1: a copy a label, or one for all.
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or the labels are no such matrix.
+        """
         if y is None:
             raise HeadError(
                 "MultiLabelHead requires y to be passed, but the target y is None: pass a matrix "
@@ -89,7 +95,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         return self
 
     def predict_proba(self, X: Any) -> Floats:
-        """Probability of each label."""
+        """Return the probability of each label, (n, k); rows need not sum to 1."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         probabilities = np.tile(self.shares_, (len(X), 1))
@@ -106,7 +112,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         return probabilities
 
     def predict(self, X: Any) -> NDArray[np.intp]:
-        """Labels of each image."""
+        """Return 1 where a label is more probable than the threshold, (n, k)."""
         return (self.predict_proba(X) > self.threshold).astype(np.intp)
 
     def _validate_params(self) -> None:

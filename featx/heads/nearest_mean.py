@@ -64,7 +64,13 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> NearestMean:
-        """Take the means, and fit the temperature."""
+        """Fit on features (n, d) and labels (n,): means of the classes, then the temperature.
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or the metric is unknown.
+        """
         X, targets = training_targets(self, X, y, sample_weight)
         return self.fit_rows(Rows.of(X), targets)
 
@@ -128,13 +134,13 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(dtype)
 
     def decision_function(self, X: ArrayLike) -> Floats:
-        """Cosines with the means, or halves of the squared distances below zero."""
+        """Return cosines, or halves of squared distances below 0: (n,) of two classes, else (n, k)."""
         check_is_fitted(self)
         scores = self._scores(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict_proba(self, X: ArrayLike) -> Floats:
-        """Probabilities: the softmax of the scores over the temperature."""
+        """Return probabilities (n, k): the softmax of the scores over the temperature."""
         scores = both_columns(self.decision_function(X))
         probabilities: Floats = softmax(scores / self.temperature_, axis=1)
         return probabilities

@@ -72,7 +72,13 @@ class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type
         self.n_jobs = n_jobs
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> NearestNeighbours:
-        """Keep the rows."""
+        """Keep features (n, d) and labels (n,).
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from.
+        """
         X, targets = training_targets(self, X, y)
         return self.fit_rows(Rows.of(X), targets)
 
@@ -107,7 +113,7 @@ class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type
         return self._model(min(self.n_neighbors, rows))
 
     def predict_proba(self, X: ArrayLike) -> Floats:
-        """Shares of the vote."""
+        """Return shares of the vote, (n, k)."""
         shares: Floats = self._fitted().predict_proba(self._validated(X))
         return shares
 

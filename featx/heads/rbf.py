@@ -77,7 +77,13 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> ReducedRBF:
-        """Draw the basis and fit the machine."""
+        """Fit on features (n, d) and labels (n,): draw the basis, then fit the machine.
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or a parameter is out of range.
+        """
         self._validate_params()
         X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float64, np.float32])
         random = check_random_state(self.random_state)
@@ -93,14 +99,14 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Margins."""
+        """Return margins: (n,) of two classes, else (n, k)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         margins: NDArray[Any] = self.machine_.decision_function(self._mapped(X))
         return margins
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Labels of the highest margin."""
+        """Return the labels (n,) of the highest margin."""
         return best_labels(self.decision_function(X), self.classes_)
 
     def _mapped(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:

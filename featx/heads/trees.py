@@ -81,7 +81,13 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TreeEnsemble:
-        """Grow the trees."""
+        """Grow the trees on features (n, d) and labels (n,).
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or a parameter is out of range.
+        """
         self._validate_params()
         X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float32, np.float64])
         trees = self.n_estimators
@@ -93,7 +99,7 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Mean of the trees' probabilities."""
+        """Return the mean of the trees' probabilities, (n, k)."""
         probabilities: NDArray[Any] = self._fitted().predict_proba(self._validated(X))
         return probabilities
 
