@@ -134,7 +134,7 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(dtype)
 
     def decision_function(self, X: ArrayLike) -> Floats:
-        """Return cosines, or halves of squared distances below 0: (n,) of two classes, else (n, k)."""
+        """Return cosines, or halves of squared distances: (n,) of two classes, else (n, k)."""
         check_is_fitted(self)
         scores = self._scores(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
