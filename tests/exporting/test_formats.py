@@ -241,7 +241,7 @@ def test_what_cannot_be_exported_is_said_before_any_work(fit, model, files, tmp_
     path = tmp_path / "m.keras"
     with pytest.raises(ExportError, match="averages each prediction over the image and 1 views"):
         featx.export(fit(views=1, view_policy="flip-1", average_views=True), path)
-    with pytest.raises(ExportError, match=r"NearestNeighbours cannot be exported: .*logistic"):
+    with pytest.raises(ExportError, match=r"NearestNeighbours\) cannot be exported: .*logistic"):
         featx.export(fit("knn"), path)
     with pytest.raises(UnknownNameError, match="did you mean 'tflite'"):
         featx.export(model, path, format="tfl")

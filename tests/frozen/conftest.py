@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,10 @@ def archived(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("drawn"))
+    folder = draw_dataset(tmp_path_factory.mktemp("drawn"))
+    # Files that changed less than two seconds before they were looked at are read again.
+    time.sleep(2.5)
+    return folder
 
 
 @pytest.fixture(scope="session")
