@@ -51,13 +51,14 @@ from featx.backbones.source import BackboneSource
 from featx.backbones.weights import Weights
 from featx.cache import hdf5
 from featx.cache.collection import collect_garbage
+from featx.cache.datasets import edit_dataset
 from featx.cache.editing import assign_splits, relabel
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Manifest, edit_dataset, manifest_names
+from featx.cache.manifest import Manifest, manifest_names
 from featx.cache.repair import verify_cache
 from featx.exceptions import FeatxError
-from featx.images.image_files import hash_file
+from featx.images.files import hash_file
 
 FOLDERS = ("a/photos", "b/photos", "c/more")
 ROLES = ("writer", "writer", "editor", "collector", "reader", "reader")

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +30,8 @@ from featx.cache.hdf5 import (
     write_array,
     write_strings,
 )
-from featx.cache.layout import CacheLayout, publish, writing
-from featx.cache.replacing import FileVersion, Replaced, locked
+from featx.cache.layout import CacheLayout, publish
+from featx.cache.replacing import locked
 from featx.cache.shard import Keys
 from featx.exceptions import CacheFormatError, DatasetError
 from featx.files.stamps import STAMP
@@ -45,12 +43,9 @@ _STRINGS = ("path", "group", "split", "reason")
 _NUMBERS = {**dict.fromkeys(STAMP, "<i8"), "label": "<i4", "key": "|u1", "status": "|u1"}
 # Absent in manifests of featx 0.1.
 _OPTIONAL = ("ctime_ns", "birth_ns")
-_ATTEMPTS = 100
 
 Edit: TypeAlias = Mapping[str, Any]
 """What was done to a dataset, as JSON types; see `featx.cache.editing`."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,117 +259,3 @@ def extract_again(manifest: Manifest, block: Block) -> str:
 
 def _quoted(text: str) -> str:
     return f"'{text}'" if " " in text else text
-
-
-def edit_dataset(
-    layout: CacheLayout, name: str, edit: Callable[[Manifest], Manifest]
-) -> tuple[Manifest, Manifest]:
-    """Replace a manifest by an edited one, or write it under its new name; return both.
-
-    When somebody else wrote the dataset meanwhile, the edit is done again to what they wrote, so
-    that neither is lost.
-    """
-
-    def write(version: FileVersion) -> tuple[Manifest, Manifest]:
-        before = find_manifest(layout, name)
-        after = edit(before)
-        if after.name != before.name:
-            with FileVersion(layout.dataset(after.name)) as nothing:
-                _check_free(layout, after.name)
-                write_manifest(layout, after, move=nothing.move)
-        elif not same_manifest(before, after):
-            write_manifest(layout, after, move=version.move)
-        return before, after
-
-    return _until_written(layout, name, write)
-
-
-def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
-    """Give a dataset another name; its features stay where they are."""
-    old_path = layout.dataset(name)
-
-    def write(version: FileVersion) -> None:
-        renamed = replace(find_manifest(layout, name), name=new)
-        if layout.dataset(new) == old_path:
-            write_manifest(layout, renamed, move=version.move)
-            return
-        _check_free(layout, new)
-
-        def move(made: Path, target: Path) -> None:
-            with version.held():  # an edit of the old name waits, and then finds it gone
-                if target.exists():
-                    raise Replaced(target)
-                made.replace(target)
-                old_path.unlink()
-
-        write_manifest(layout, renamed, move=move)
-
-    _until_written(layout, name, write)
-
-
-def delete_dataset(layout: CacheLayout, name: str) -> None:
-    """Forget a dataset, also a damaged one; its features stay until the cache is cleaned (gc)."""
-    path = layout.dataset(name)
-
-    def remove(version: FileVersion) -> None:
-        if not path.is_file():
-            find_manifest(layout, name)
-        with version.held(), writing(path):
-            path.unlink()
-
-    _until_written(layout, name, remove)
-
-
-def rewrite_dataset(
-    layout: CacheLayout,
-    name: str,
-    make: Callable[[Manifest | None], Manifest],
-    *,
-    seen: tuple[FileVersion, Manifest | None] | None = None,
-    still: Callable[[], bool] = lambda: True,
-) -> Manifest:
-    """Write new columns of a dataset, and keep what others did to it meanwhile.
-
-    `make` returns what to write, given what is there by now (None where there is nothing, or
-    nothing that can be read), and may be called several times. `seen` is what was read before.
-    `still` says whether the features that `make` counted on are where they were; it is asked at
-    the moment of writing, under the lock, and when they are not, `make` is called again.
-    """
-
-    def write(version: FileVersion, current: Manifest | None) -> Manifest:
-        manifest = make(current)
-        if current is None or not same_manifest(manifest, current):
-            write_manifest(layout, manifest, move=partial(version.move, still=still))
-        return manifest
-
-    def read_and_write(version: FileVersion) -> Manifest:
-        current: Manifest | None = None
-        with suppress(FileNotFoundError, CacheFormatError):
-            current = read_manifest(layout.dataset(name))
-        return write(version, current)
-
-    if seen is not None:
-        with suppress(Replaced):
-            return write(*seen)
-    return _until_written(layout, name, read_and_write)
-
-
-def _until_written(layout: CacheLayout, name: str, write: Callable[[FileVersion], T]) -> T:
-    """Return what `write` returns, given the dataset's file as it is now; again when it changes."""
-    for _ in range(_ATTEMPTS):
-        with FileVersion(layout.dataset(name)) as version, suppress(Replaced):
-            return write(version)
-    raise DatasetError(
-        f"{name!r} was changed by others {_ATTEMPTS} times while this was at work: try again when "
-        "they have finished"
-    )
-
-
-def _check_free(layout: CacheLayout, name: str) -> None:
-    if not name.strip() or any(mark in name for mark in "/\\"):
-        raise DatasetError(f"expected a name for a dataset, without slashes, received {name!r}")
-    if layout.dataset(name).is_file():
-        raise DatasetError(
-            f"the cache {layout.root} has a dataset {name!r} already: delete it first "
-            f"(`featx dataset delete {name}`), or choose another name"
-        )

@@ -326,8 +326,8 @@ def rename(name: str, new: str, cache: Path) -> None:
     \b
     featx dataset rename photos photos-2024
     """
+    from featx.cache.datasets import rename_dataset
     from featx.cache.layout import CacheLayout
-    from featx.cache.manifest import rename_dataset
 
     rename_dataset(CacheLayout.at(cache), name, new)
     say(f"{name} is now {new}")
@@ -343,8 +343,8 @@ def delete(name: str, cache: Path) -> None:
     \b
     featx dataset delete photos
     """
+    from featx.cache.datasets import delete_dataset
     from featx.cache.layout import CacheLayout
-    from featx.cache.manifest import delete_dataset
 
     delete_dataset(CacheLayout.at(cache), name)
     say(f"deleted {name}; `featx cache gc` frees features that no dataset uses")
@@ -353,8 +353,8 @@ def delete(name: str, cache: Path) -> None:
 def _edit(
     cache: Path, name: str, edit: Callable[[Manifest], Manifest]
 ) -> tuple[Manifest, Manifest]:
+    from featx.cache.datasets import edit_dataset
     from featx.cache.layout import CacheLayout
-    from featx.cache.manifest import edit_dataset
 
     return edit_dataset(CacheLayout.at(cache), name, edit)
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.datasets import rewrite_dataset
 from featx.cache.editing import kept_rows, later_edits, replay_edits, restated
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
@@ -23,7 +24,6 @@ from featx.cache.manifest import (
     Block,
     Manifest,
     read_manifest,
-    rewrite_dataset,
     same_manifest,
 )
 from featx.cache.replacing import FileVersion

@@ -15,7 +15,7 @@ from featx.cache.manifest import DUPLICATE, FAILED, Manifest
 from featx.extraction.pipeline import Stage
 from featx.extraction.progress import Meter
 from featx.images.dataset import ImageDataset, inner_folder
-from featx.images.image_files import nearest_path
+from featx.images.files import nearest_path
 from featx.images.labels import SEPARATOR
 
 _NO_FILE = "no such file"

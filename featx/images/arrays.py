@@ -13,7 +13,7 @@ import numpy as np
 from featx.exceptions import DatasetError, ImageError
 from featx.files.claims import UnsafeFileError, reading_data
 from featx.images.decode import check_float_range, is_known_format
-from featx.images.image_files import MAX_FILE_BYTES, AnyArray, ImageSource, Listing
+from featx.images.files import MAX_FILE_BYTES, AnyArray, ImageSource, Listing
 from featx.images.labels import as_text, split_of
 from featx.images.limits import MOST_PIXELS
 from featx.images.sources import is_picture

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
 from featx.images.arrays import as_stack, check_images, listed, read_hdf5, read_npz
-from featx.images.image_files import ImageData, ImageSource, Listing, read_file
+from featx.images.files import ImageData, ImageSource, Listing, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.scan import scan_folder
 from featx.images.sources import check_paths, recognise

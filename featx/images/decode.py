@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import ImageError, MissingExtraError
 from featx.images.containers import Container, exif_orientation, inspect
-from featx.images.image_files import AnyArray, ImageData, image_key, why_failed
+from featx.images.files import AnyArray, ImageData, image_key, why_failed
 from featx.images.limits import MOST_PIXELS, budget, check_array, check_pixels, check_work
 from featx.images.views import Box, View, change_look, draw_view
 from featx.spec import ImagePolicy, ViewPolicy
@@ -83,13 +83,15 @@ def decode_one(data: ImageData, targets: Sequence[Target], key: bytes) -> Decode
     """Return the pixels of an image for all targets, or why there are none."""
     start = time.perf_counter()
     try:
-        pixels = decode(data, targets, key=key)
+        pixels = decode_sizes(data, targets, key=key)
     except Exception as error:
         return Decoded([], why_failed(error), time.perf_counter() - start)
     return Decoded(pixels, "", time.perf_counter() - start)
 
 
-def decode(data: ImageData, targets: Sequence[AnyTarget], *, key: bytes | None = None) -> list[Rgb]:
+def decode_sizes(
+    data: ImageData, targets: Sequence[AnyTarget], *, key: bytes | None = None
+) -> list[Rgb]:
     """Return the pixels of an image, decoded once for all targets; equal ones share one array.
 
     Every result equals that for its target alone; a file is decoded a second time only where
@@ -119,7 +121,7 @@ def decode(data: ImageData, targets: Sequence[AnyTarget], *, key: bytes | None =
 
 def decode_image(data: ImageData, size_px: tuple[int, int], policy: ImagePolicy) -> Rgb:
     """Return the pixels of an image at one size (height, width)."""
-    return decode(data, [(size_px, policy)])[0]
+    return decode_sizes(data, [(size_px, policy)])[0]
 
 
 def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> Rgb:

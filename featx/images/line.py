@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from featx.images.dataset import ImageDataset
 from featx.images.decode import Rgb, Target, decode_one
-from featx.images.image_files import read_one
+from featx.images.files import read_one
 
 Status = Literal["decoded", "known", "failed"]
 # A worker that idles for this long shows that an image is slow, not that threads take turns.

@@ -13,7 +13,7 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
-from featx.images.image_files import Listing, is_image_name
+from featx.images.files import Listing, is_image_name
 from featx.images.labels import (
     PLAIN_NAMES,
     SplitNames,

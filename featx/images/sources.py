@@ -13,7 +13,7 @@ import numpy as np
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
 from featx.images.containers import sniff
-from featx.images.image_files import is_image_name, local_path
+from featx.images.files import is_image_name, local_path
 from featx.images.scan import images_below
 
 Kind = Literal["folder", "table", "npz", "hdf5", "files", "arrays"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from featx.exceptions import DatasetError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
-from featx.images.image_files import AnyArray, Listing, is_image_name, local_path
+from featx.images.files import AnyArray, Listing, is_image_name, local_path
 from featx.images.labels import SEPARATOR, as_text, is_missing, split_of
 
 MOST_COLUMN_BYTES = 1 << 30

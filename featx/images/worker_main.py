@@ -27,7 +27,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from featx.images.decode import Target, decode_one
-from featx.images.image_files import ImageData, read_file, read_one
+from featx.images.files import ImageData, read_file, read_one
 from featx.images.limits import Budget, set_budget
 from featx.spec import ImagePolicy, ViewPolicy
 

@@ -21,7 +21,7 @@ from featx.exceptions import DatasetError, MissingExtraError, UnknownNameError
 from featx.files.claims import UnsafeFileError, most_unpacked, reading_data
 from featx.files.safe_hdf5 import check_stored, hdf5_dataset, hdf5_datasets
 from featx.files.safe_npy import NpyHeader, map_npy, open_npz
-from featx.images.image_files import AnyArray, Listing
+from featx.images.files import AnyArray, Listing
 from featx.images.tables import MOST_COLUMN_BYTES, read_label_file
 
 if TYPE_CHECKING:

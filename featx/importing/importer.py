@@ -12,21 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.datasets import rewrite_dataset
 from featx.cache.editing import replay_edits
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import (
-    DUPLICATE,
-    OK,
-    Block,
-    Manifest,
-    find_manifest,
-    rewrite_dataset,
-)
+from featx.cache.manifest import DUPLICATE, OK, Block, Manifest, find_manifest
 from featx.cache.shard import SHARD_BYTES
 from featx.cache.space import FeatureSpace
 from featx.exceptions import DatasetError, reason
-from featx.images.image_files import AnyArray, array_key
+from featx.images.files import AnyArray, array_key
 from featx.images.labels import as_text, encode_labels, read_splits
 from featx.importing.feature_files import RowSource, check_matrix, rows_of_array
 from featx.spec import FeatureSpec

@@ -224,7 +224,7 @@ def _pretend_extracted(data: featx.ImageDataset, cache: Path) -> None:
     from featx.extraction.job import Job
     from featx.extraction.pipeline import Network
     from featx.extraction.record import DatasetRecord
-    from featx.images.image_files import hash_file
+    from featx.images.files import hash_file
 
     source = resolve_backbone("tiny")
     part = (source.spec(), Network(source, ("avg",)))

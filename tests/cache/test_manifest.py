@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from featx.cache import manifest as manifest_module
+from featx.cache.datasets import delete_dataset, edit_dataset, rename_dataset
 from featx.cache.editing import add_rows, relabel
 from featx.cache.manifest import (
-    delete_dataset,
-    edit_dataset,
     find_manifest,
     manifest_names,
     read_manifest,
-    rename_dataset,
     same_manifest,
     write_manifest,
 )

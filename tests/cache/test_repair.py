@@ -379,7 +379,7 @@ def test_a_space_that_no_dataset_uses_and_that_has_no_specification_is_for_gc(ki
 
 @pytest.mark.parametrize("damage", ["shard", "manifest", "spec"])
 def test_imported_features_are_to_be_imported_again(tmp_path, kit, damage):
-    from featx.cache.manifest import rename_dataset
+    from featx.cache.datasets import rename_dataset
     from featx.importing.importer import import_features
 
     cache = FeatureCache(tmp_path / "cache")

@@ -16,16 +16,9 @@ from pathlib import Path
 import pytest
 
 from featx.cache import replacing
+from featx.cache.datasets import delete_dataset, edit_dataset, rename_dataset
 from featx.cache.editing import assign_splits, relabel
-from featx.cache.manifest import (
-    delete_dataset,
-    edit_dataset,
-    find_manifest,
-    manifest_names,
-    rename_dataset,
-    same_manifest,
-    write_manifest,
-)
+from featx.cache.manifest import find_manifest, manifest_names, same_manifest, write_manifest
 from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheWriteError, DatasetError
 
@@ -34,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EDITS = """
 import sys, time
 from pathlib import Path
-from featx.cache.manifest import edit_dataset
+from featx.cache.datasets import edit_dataset
 from featx.cache.editing import relabel
 from featx.cache.layout import CacheLayout
 layout, first, count = CacheLayout(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
@@ -94,7 +87,7 @@ def test_an_edit_is_done_again_to_what_somebody_else_wrote_meanwhile(edited):
 
 
 def test_an_edit_that_never_comes_through_says_so(edited, monkeypatch):
-    monkeypatch.setattr("featx.cache.manifest._ATTEMPTS", 5)
+    monkeypatch.setattr("featx.cache.datasets._ATTEMPTS", 5)
 
     def overtaken(manifest):
         write_manifest(edited.layout, manifest)

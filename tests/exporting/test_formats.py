@@ -19,7 +19,7 @@ from featx.exceptions import DatasetError, ExportError, MissingExtraError, Unkno
 from featx.exporting.formats import FORMATS
 from featx.exporting.samples import calibration_images, decode_rows
 from featx.images.decode import decode_image
-from featx.images.image_files import file_key
+from featx.images.files import file_key
 
 HAS_ONNX = importlib.util.find_spec("tf2onnx") is not None
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")

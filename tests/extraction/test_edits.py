@@ -10,14 +10,9 @@ import numpy as np
 import pytest
 
 import featx
+from featx.cache.datasets import edit_dataset
 from featx.cache.editing import add_rows, assign_splits, relabel, remove_rows, replay_edits
-from featx.cache.manifest import (
-    edit_dataset,
-    find_manifest,
-    read_manifest,
-    same_manifest,
-    write_manifest,
-)
+from featx.cache.manifest import find_manifest, read_manifest, same_manifest, write_manifest
 from featx.exceptions import BackboneError, CacheFormatError, DatasetError
 from featx.importing.importer import import_features
 

@@ -142,8 +142,8 @@ def test_fitting_on_missing_labels_names_the_rows(value):
 def test_a_named_dataset_keeps_its_splits_and_unknown_ones_stop(photos, extract, tmp_path):
     from dataclasses import replace
 
+    from featx.cache.datasets import edit_dataset
     from featx.cache.layout import CacheLayout
-    from featx.cache.manifest import edit_dataset
 
     extract(photos)
     layout = CacheLayout(tmp_path / "cache")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, features
 
 from featx.exceptions import ImageError
-from featx.images.decode import array_to_rgb, decode, decode_image, decode_rgb
+from featx.images.decode import array_to_rgb, decode_image, decode_rgb, decode_sizes
 from featx.images.limits import MOST_PIXELS as MAX_PIXELS
 from featx.spec import ImagePolicy
 
@@ -433,11 +433,11 @@ def test_several_sizes_equal_each_size_alone():
             ((64, 64), ImagePolicy()),
             ((64, 64), ImagePolicy(draft=True)),
         ]
-        got = decode(data, targets)
+        got = decode_sizes(data, targets)
         assert len(got) == len(targets)
         for pixels, (size, policy) in zip(got, targets, strict=True):
             assert np.array_equal(pixels, decode_image(data, size, policy))
-    assert decode(FORMATS["png"], []) == []
+    assert decode_sizes(FORMATS["png"], []) == []
 
 
 def test_rules_of_another_version_are_refused():

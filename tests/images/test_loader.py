@@ -16,11 +16,11 @@ from PIL import Image, ImageFile
 
 from featx.exceptions import CacheError, DatasetError, ImageError
 from featx.images import decode as decode_module
-from featx.images import image_files
+from featx.images import files
 from featx.images import line as line_module
 from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_image
-from featx.images.image_files import array_key, hash_file
+from featx.images.files import array_key, hash_file
 from featx.images.line import Line, Loaded
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
@@ -78,7 +78,7 @@ def test_whatever_happens_to_a_file_is_a_row(folder, monkeypatch):
             raise PermissionError(13, "Permission denied", str(file))
         return open(file, *args, **kwargs)
 
-    monkeypatch.setattr(image_files, "open", guarded, raising=False)
+    monkeypatch.setattr(files, "open", guarded, raising=False)
     got = list(load_images(data, range(len(data)), TARGETS))
     assert [row.index for row in got] == list(range(16))
     reasons = [row.reason for row in got]
@@ -101,7 +101,7 @@ def test_lack_of_memory_and_foreign_errors_are_rows(folder, monkeypatch):
         raise next(errors)
 
     errors = iter([MemoryError(), RuntimeError("odd")])
-    monkeypatch.setattr(decode_module, "decode", fail)
+    monkeypatch.setattr(decode_module, "decode_sizes", fail)
     data = ImageDataset.from_folder(folder)
     got = list(load_images(data, [0, 1], TARGETS, workers=1))
     assert [row.reason for row in got] == ["not enough memory to decode it", "RuntimeError: odd"]

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_rgb
-from featx.images.image_files import file_key
+from featx.images.files import file_key
 from featx.images.loader import load_images
 from featx.images.sources import listed_paths
 from featx.spec import ImagePolicy

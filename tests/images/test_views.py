@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from featx.images.dataset import ImageDataset
-from featx.images.decode import Target, as_targets, decode, decode_image
-from featx.images.image_files import array_key
+from featx.images.decode import Target, as_targets, decode_image, decode_sizes
+from featx.images.files import array_key
 from featx.images.loader import load_images
 from featx.images.views import Box, View, change_look, draw_view
 from featx.spec import AUGMENTATIONS, ImagePolicy, ViewPolicy
@@ -95,19 +95,19 @@ def test_views_are_the_same_in_threads_and_in_another_process(tmp_path):
     data = encode(photo(90, 70), "JPEG")
     (tmp_path / "a.jpg").write_bytes(data)
     targets = [Target((24, 32), PLAIN), *(target(index=i) for i in range(4))]
-    expected = decode(data, targets)
+    expected = decode_sizes(data, targets)
     assert len({pixels.tobytes() for pixels in expected}) == 5
     with ThreadPoolExecutor(8) as pool:
-        for got in pool.map(lambda _: decode(data, targets[::-1]), range(16)):
+        for got in pool.map(lambda _: decode_sizes(data, targets[::-1]), range(16)):
             assert all(map(np.array_equal, got, expected[::-1]))
     code = (
         "import sys\n"
-        "from featx.images.decode import Target, decode\n"
+        "from featx.images.decode import Target, decode_sizes\n"
         "from featx.spec import ImagePolicy, ViewPolicy\n"
         "data = open('a.jpg', 'rb').read()\n"
         "for i in range(4):\n"
         "    target = Target((24, 32), ImagePolicy(), ViewPolicy(index=i))\n"
-        "    sys.stdout.buffer.write(decode(data, [target])[0].tobytes())\n"
+        "    sys.stdout.buffer.write(decode_sizes(data, [target])[0].tobytes())\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = [sys.executable, "-c", code]
@@ -123,24 +123,24 @@ def test_one_read_gives_the_picture_and_its_views(tmp_path):
     for row in load_images(data, [2, 0, 1], targets):
         content = data.read(row.index)
         assert np.array_equal(row.pixels[0], decode_image(content, (24, 32), PLAIN))
-        assert all(map(np.array_equal, row.pixels, decode(content, targets)))
+        assert all(map(np.array_equal, row.pixels, decode_sizes(content, targets)))
         assert np.array_equal(row.pixels[2], row.pixels[0][:, ::-1])
         assert all(p.dtype == np.uint8 and p.shape == (24, 32, 3) for p in row.pixels)
 
 
 def test_arrays_have_views_of_their_own_key():
     array = np.asarray(photo(40, 30))
-    base, view, again = decode(array, [((24, 32), PLAIN), target(), target()])
+    base, view, again = decode_sizes(array, [((24, 32), PLAIN), target(), target()])
     assert np.array_equal(view, again)
     assert not np.array_equal(view, base)
-    (named,) = decode(array, [target()], key=array_key(array))
+    (named,) = decode_sizes(array, [target()], key=array_key(array))
     assert np.array_equal(view, named)
-    (other,) = decode(array, [target()], key=bytes(32))
+    (other,) = decode_sizes(array, [target()], key=bytes(32))
     assert not np.array_equal(view, other)
     (row,) = load_images(ImageDataset.from_arrays([array]), [0], [target()])
     assert np.array_equal(row.pixels[0], view)
     grey = np.full((1, 1), 200, np.uint8)
-    assert (decode(grey, [target("flip-crop-1")])[0] == 200).all()
+    assert (decode_sizes(grey, [target("flip-crop-1")])[0] == 200).all()
 
 
 @pytest.mark.parametrize("policy", AUGMENTATIONS)
@@ -151,7 +151,7 @@ def test_pictures_of_one_pixel_and_of_one_line_have_views(policy, resize, interp
     for width, height in ((1, 1), (2, 1), (1, 3000), (3000, 1), (7, 5)):
         data = encode(Image.new("RGB", (width, height), (120, 120, 120)))
         for seed in range(5):
-            (pixels,) = decode(data, [target(policy, (9, 8), image, seed=seed)])
+            (pixels,) = decode_sizes(data, [target(policy, (9, 8), image, seed=seed)])
             assert pixels.shape == (9, 8, 3)
             assert pixels.std() == 0
 
@@ -165,7 +165,7 @@ def test_what_is_cut_out_is_where_it_was_drawn():
     for seed in range(20):
         policy = ViewPolicy(policy="flip-crop-1", seed=seed)
         view = draw_view(policy, hashlib.sha256(data).digest())
-        (got,) = decode(data, [Target((64, 64), PLAIN, policy)])
+        (got,) = decode_sizes(data, [Target((64, 64), PLAIN, policy)])
         columns, rows = got[32, :, 0].astype(float), got[:, 32, 1].astype(float)
         if view.flip:
             columns = columns[::-1]
@@ -174,7 +174,7 @@ def test_what_is_cut_out_is_where_it_was_drawn():
         assert rows[0] == pytest.approx(200 * view.box.top, abs=3)
         assert rows[-1] == pytest.approx(200 * (view.box.top + view.box.height), abs=4)
         # With `crop` the network sees the middle 200 columns, and so do its views.
-        (middle,) = decode(data, [Target((64, 64), ImagePolicy(resize="crop"), policy)])
+        (middle,) = decode_sizes(data, [Target((64, 64), ImagePolicy(resize="crop"), policy)])
         assert middle[..., 0].min() >= 28
         assert middle[..., 0].max() <= 228
 
@@ -184,7 +184,9 @@ def test_a_view_follows_the_orientation_of_the_picture():
     block = Image.Exif()
     block[0x0112] = 6
     turned = encode(upright.transpose(Image.Transpose.ROTATE_90), exif=block)
-    one, other = (decode(data, [target()], key=KEYS[0])[0] for data in (encode(upright), turned))
+    one, other = (
+        decode_sizes(data, [target()], key=KEYS[0])[0] for data in (encode(upright), turned)
+    )
     assert np.array_equal(one, other)
 
 
@@ -209,7 +211,7 @@ def test_a_draft_leaves_twice_the_pixels_of_what_is_cut_out():
     data = encode(photo(1600, 1200), "JPEG", quality=95)
     draft = ImagePolicy(draft=True)
     exact, drafted = (
-        decode(data, [target("flip-crop-1", (96, 128), image, seed=s) for s in range(12)])
+        decode_sizes(data, [target("flip-crop-1", (96, 128), image, seed=s) for s in range(12)])
         for image in (PLAIN, draft)
     )
     for one, other in zip(exact, drafted, strict=True):
@@ -217,9 +219,9 @@ def test_a_draft_leaves_twice_the_pixels_of_what_is_cut_out():
     # Half the picture leaves twice the size for the whole, and too little for a part of it.
     sizes = (300, 400)
     plain, part = Target(sizes, draft), Target(sizes, draft, ViewPolicy(policy="flip-crop-1"))
-    whole, crop = decode(data, [plain, part])
-    assert not np.array_equal(whole, decode(data, [plain._replace(image=PLAIN)])[0])
-    assert np.array_equal(crop, decode(data, [part._replace(image=PLAIN)])[0])
+    whole, crop = decode_sizes(data, [plain, part])
+    assert not np.array_equal(whole, decode_sizes(data, [plain._replace(image=PLAIN)])[0])
+    assert np.array_equal(crop, decode_sizes(data, [part._replace(image=PLAIN)])[0])
 
 
 def test_targets_are_pairs_or_triples():

@@ -1,0 +1,138 @@
+"""Datasets by name: edit, rename, delete and rewrite them, so that nobody's change is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from featx.cache.layout import CacheLayout, writing
+from featx.cache.manifest import (
+    Manifest,
+    find_manifest,
+    read_manifest,
+    same_manifest,
+    write_manifest,
+)
+from featx.cache.replacing import FileVersion, Replaced
+from featx.exceptions import CacheFormatError, DatasetError
+
+T = TypeVar("T")
+_ATTEMPTS = 100
+
+
+def edit_dataset(
+    layout: CacheLayout, name: str, edit: Callable[[Manifest], Manifest]
+) -> tuple[Manifest, Manifest]:
+    """Replace a manifest by an edited one, or write it under its new name; return both.
+
+    When somebody else wrote the dataset meanwhile, the edit is done again to what they wrote, so
+    that neither is lost.
+    """
+
+    def write(version: FileVersion) -> tuple[Manifest, Manifest]:
+        before = find_manifest(layout, name)
+        after = edit(before)
+        if after.name != before.name:
+            with FileVersion(layout.dataset(after.name)) as nothing:
+                _check_free(layout, after.name)
+                write_manifest(layout, after, move=nothing.move)
+        elif not same_manifest(before, after):
+            write_manifest(layout, after, move=version.move)
+        return before, after
+
+    return _until_written(layout, name, write)
+
+
+def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
+    """Give a dataset another name; its features stay where they are."""
+    old_path = layout.dataset(name)
+
+    def write(version: FileVersion) -> None:
+        renamed = replace(find_manifest(layout, name), name=new)
+        if layout.dataset(new) == old_path:
+            write_manifest(layout, renamed, move=version.move)
+            return
+        _check_free(layout, new)
+
+        def move(made: Path, target: Path) -> None:
+            with version.held():  # an edit of the old name waits, and then finds it gone
+                if target.exists():
+                    raise Replaced(target)
+                made.replace(target)
+                old_path.unlink()
+
+        write_manifest(layout, renamed, move=move)
+
+    _until_written(layout, name, write)
+
+
+def delete_dataset(layout: CacheLayout, name: str) -> None:
+    """Forget a dataset, also a damaged one; its features stay until the cache is cleaned (gc)."""
+    path = layout.dataset(name)
+
+    def remove(version: FileVersion) -> None:
+        if not path.is_file():
+            find_manifest(layout, name)
+        with version.held(), writing(path):
+            path.unlink()
+
+    _until_written(layout, name, remove)
+
+
+def rewrite_dataset(
+    layout: CacheLayout,
+    name: str,
+    make: Callable[[Manifest | None], Manifest],
+    *,
+    seen: tuple[FileVersion, Manifest | None] | None = None,
+    still: Callable[[], bool] = lambda: True,
+) -> Manifest:
+    """Write new columns of a dataset, and keep what others did to it meanwhile.
+
+    `make` returns what to write, given what is there by now (None where there is nothing, or
+    nothing that can be read), and may be called several times. `seen` is what was read before.
+    `still` says whether the features that `make` counted on are where they were; it is asked at
+    the moment of writing, under the lock, and when they are not, `make` is called again.
+    """
+
+    def write(version: FileVersion, current: Manifest | None) -> Manifest:
+        manifest = make(current)
+        if current is None or not same_manifest(manifest, current):
+            write_manifest(layout, manifest, move=partial(version.move, still=still))
+        return manifest
+
+    def read_and_write(version: FileVersion) -> Manifest:
+        current: Manifest | None = None
+        with suppress(FileNotFoundError, CacheFormatError):
+            current = read_manifest(layout.dataset(name))
+        return write(version, current)
+
+    if seen is not None:
+        with suppress(Replaced):
+            return write(*seen)
+    return _until_written(layout, name, read_and_write)
+
+
+def _until_written(layout: CacheLayout, name: str, write: Callable[[FileVersion], T]) -> T:
+    """Return what `write` returns, given the dataset's file as it is now; again when it changes."""
+    for _ in range(_ATTEMPTS):
+        with FileVersion(layout.dataset(name)) as version, suppress(Replaced):
+            return write(version)
+    raise DatasetError(
+        f"{name!r} was changed by others {_ATTEMPTS} times while this was at work: try again when "
+        "they have finished"
+    )
+
+
+def _check_free(layout: CacheLayout, name: str) -> None:
+    if not name.strip() or any(mark in name for mark in "/\\"):
+        raise DatasetError(f"expected a name for a dataset, without slashes, received {name!r}")
+    if layout.dataset(name).is_file():
+        raise DatasetError(
+            f"the cache {layout.root} has a dataset {name!r} already: delete it first "
+            f"(`featx dataset delete {name}`), or choose another name"
+        )
