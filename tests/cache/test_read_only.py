@@ -108,7 +108,7 @@ def test_what_is_in_it_can_be_used(run, lock, tmp_path, photos, small_network):
     assert "12 cached, 0 extracted" in again.stdout
 
     split = run(FEATX, "dataset", "split", "photos")
-    assert_is_one_clear_error(split, "cache/replacing/photos.h5")
+    assert_is_one_clear_error(split, "cache/datasets/photos.h5")
     more = run(FEATX, *extract, "--tap", "max")
     assert_is_one_clear_error(more, "cache/")
     assert state(tmp_path / "cache") == before

@@ -170,7 +170,7 @@ def test_the_command_line_exits_1_when_something_is_found(featx_command, tmp_pat
     (tmp_path / "cache" / "datasets" / "photos.h5").write_text("damaged")
     result = featx_command("cache", "verify")
     assert result.returncode == 1
-    assert result.stdout.startswith("manifest: cache/replacing/photos.h5 is damaged")
+    assert result.stdout.startswith("manifest: cache/datasets/photos.h5 is damaged")
     assert result.stderr == ""
 
 
