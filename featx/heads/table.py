@@ -392,17 +392,22 @@ def parse_head(text: str) -> HeadText:
     return HeadText(name, tuple(values), params)
 
 
-def _items(rest: str, text: str) -> list[str]:
+def divided(text: str, divider: str) -> list[str]:
+    """Return the parts of a text between dividers where no bracket is open."""
     items, depth, start = [], 0, 0
-    for place, letter in enumerate(rest):
+    for position, letter in enumerate(text):
         if letter in _OPEN:
             depth += 1
         elif letter in _CLOSE:
             depth -= 1
-        elif letter == "," and depth == 0:
-            items.append(rest[start:place].strip())
-            start = place + 1
-    items.append(rest[start:].strip())
+        elif letter == divider and depth == 0:
+            items.append(text[start:position].strip())
+            start = position + 1
+    return [*items, text[start:].strip()]
+
+
+def _items(rest: str, text: str) -> list[str]:
+    items = divided(rest, ",")
     if not all(items):
         raise HeadError(f"nothing between two commas in {text!r}: leave the extra comma out")
     return items

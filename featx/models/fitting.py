@@ -16,6 +16,7 @@ from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import make_head
 from featx.heads.novelty import Novelty, fit_novelty
 from featx.heads.rows import Fold
+from featx.heads.table import read_head
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.selection.measuring import FeatureBlock, find_sweep, fold_data, held_out_together
 from featx.selection.search_space import Candidate
@@ -125,8 +126,6 @@ class Fitting:
     def _candidate(self, head: Any) -> Candidate | None:
         if not isinstance(head, str):
             return None
-        from featx.heads.table import read_head
-
         name, params = read_head(head)
         return Candidate(self.backbone, self.tap, "standard", name, tuple(params.items()))
 

@@ -20,11 +20,10 @@ import numpy as np
 
 from featx.exceptions import HeadError, MissingExtraError, UnknownNameError, reason
 from featx.heads.making import make_head
-from featx.heads.table import HEADS, parse_head
+from featx.heads.table import HEADS, divided, parse_head
 from featx.selection.transforms import parse_transform
 
 _RANGE = re.compile(r"(?P<low>[^.\s].*?)\.\.(?P<high>.+)", re.DOTALL)
-_OPEN, _CLOSE = "([{", ")]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,17 +206,7 @@ def _number(text: str) -> float | None:
 
 
 def _divided(text: str, divider: str) -> list[str]:
-    """Divide a text where no bracket is open."""
-    items, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
-        if letter in _OPEN:
-            depth += 1
-        elif letter in _CLOSE:
-            depth -= 1
-        elif letter == divider and depth == 0:
-            items.append(text[start:place].strip())
-            start = place + 1
-    items.append(text[start:].strip())
+    items = divided(text, divider)
     if not all(items):
         raise HeadError(
             f"nothing beside a {divider!r} in {text!r}: write a value there, or leave it out"

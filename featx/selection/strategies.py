@@ -178,13 +178,8 @@ def _halving(plan: Plan, measure: Measure) -> None:
             return
 
 
-def _optuna(plan: Plan, measure: Measure) -> None:
-
-    ask_optuna(plan, measure)
-
-
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {"grid": _grid, "random": _random, "halving": _halving, "optuna": _optuna}
+    {"grid": _grid, "random": _random, "halving": _halving, "optuna": ask_optuna}
 )
 """Every strategy by its name."""
 

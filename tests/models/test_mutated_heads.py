@@ -154,6 +154,15 @@ def mutate_steps(description, arrays, draw):
     parent[key] = copy.deepcopy(value)
 
 
+def zipped(members):
+    """A zip of members."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
 def changed_skops(data, draw):
     """A skops file, changed in one to three places."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -161,12 +170,7 @@ def changed_skops(data, draw):
     schema = json.loads(files.pop("schema.json"))
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         mutate(schema, files, draw)
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("schema.json", json.dumps(schema))
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return out.getvalue()
+    return zipped({"schema.json": json.dumps(schema), **files})
 
 
 def changed_steps(description, data, draw):
@@ -200,12 +204,7 @@ def mutants(path, count, seed):
             both = changed_steps(members["head.json"], members["head.h5"], draw)
             changed["head.json"], changed["head.h5"] = both
         details["files"] = {n: hashlib.sha256(data).hexdigest() for n, data in changed.items()}
-        whole = io.BytesIO()
-        with zipfile.ZipFile(whole, "w") as archive:
-            archive.writestr("model.json", json.dumps(details))
-            for name, data in changed.items():
-                archive.writestr(name, data)
-        yield whole.getvalue()
+        yield zipped({"model.json": json.dumps(details), **changed})
 
 
 def main(folder, count, seed):
