@@ -27,7 +27,7 @@ from featx.heads.logistic_blocks import (
 )
 from featx.heads.logistic_lbfgs import Aim, minimise_in_lockstep
 from featx.heads.logistic_path import PathOptions, closest_gap, fit_logistic_path
-from featx.heads.rows import Batch, BatchSource, Floats, Numbers, Rows
+from featx.heads.rows import Batch, Floats, Numbers, Rows
 from featx.heads.targets import ClassWeight, Targets
 from featx.heads.validation import validated_training
 from featx.memory import machine_bytes
@@ -70,30 +70,6 @@ def fit_rows(model: LogisticRegression, rows: Rows, targets: Targets) -> list[Lo
     if is_solved_by_path(model, rows.matrix, y):
         return [fit_logistic(model, rows.matrix, y, targets.weights)]
     return [model.fit(rows.matrix, y, sample_weight=targets.weights)]
-
-
-def fit_logistic_streamed(
-    head: LogisticRegression, source: BatchSource, y: NDArray[np.generic], *, max_ram_bytes: int
-) -> LogisticRegression:
-    """Return a head fitted on a stream of batches with a class a row."""
-    return fit_rows(head, _streamed(source, len(y), max_ram_bytes), Targets.of_classes(y))[0]
-
-
-def fit_logistic_labels(
-    estimator: LogisticRegression,
-    source: BatchSource,
-    labels: NDArray[np.uint8],
-    *,
-    max_ram_bytes: int,
-) -> tuple[list[LogisticRegression], NDArray[np.float64]]:
-    """Return a copy fitted for each label of a stream, and no temperatures."""
-    rows = _streamed(source, len(labels), max_ram_bytes)
-    return fit_rows(estimator, rows, Targets.of_labels(labels)), np.empty(0)
-
-
-def _streamed(source: Any, count: int, max_ram_bytes: int) -> Rows:
-    width = int(next(iter(source(None)))[0].shape[1])
-    return Rows(count, width, source=source, max_ram_bytes=max_ram_bytes)
 
 
 def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:

@@ -13,8 +13,6 @@ from sklearn.preprocessing import StandardScaler
 from featx.heads import logistic_fit, logistic_path
 from featx.heads.logistic_fit import (
     fit_logistic,
-    fit_logistic_labels,
-    fit_logistic_streamed,
     fit_rows,
     is_solved_by_path,
 )
@@ -157,9 +155,10 @@ def test_every_problem_comes_to_its_minimum(kind, C, ram, caplog):
     X, Y = drawn(kind)
     model = LogisticRegression(C=C, tol=1e-4, max_iter=1000)
     source = source_of(X)
-    heads, _ = fit_logistic_labels(model, source, Y, max_ram_bytes=ram)
+    heads = fit_rows(model, Rows.stream(source, len(Y), ram), Targets.of_labels(Y))
     several = np.array(["a", "b", "c", "d", "e"])[Y[:, :3].sum(axis=1) + Y[:, 3]]
-    by_class = fit_logistic_streamed(model, source_of(X), several, max_ram_bytes=ram)
+    rows = Rows.stream(source_of(X), len(several), ram)
+    (by_class,) = fit_rows(model, rows, Targets.of_classes(several))
     assert caplog.text == ""
     assert len(source.passes) < 400
     for head, y in [*zip(heads, Y.T, strict=True), (by_class, several)]:
@@ -180,7 +179,8 @@ def test_a_label_without_a_row_in_the_sample_converges_all_the_same():
     Y = (X[:, :3] > 0).astype(np.uint8)
     Y[:, 2] = np.arange(4000) == 3999
     source = source_of(X)
-    heads, _ = fit_logistic_labels(LogisticRegression(), source, Y, max_ram_bytes=4096)
+    rows = Rows.stream(source, len(Y), 4096)
+    heads = fit_rows(LogisticRegression(), rows, Targets.of_labels(Y))
     assert len(source.passes) < 60
     assert np.abs(heads[2].coef_).max() < 20
     assert -20 < heads[2].intercept_[0] < -3
