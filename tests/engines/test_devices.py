@@ -268,7 +268,7 @@ def test_a_caller_does_not_wait_for_a_batch(source, pixels, around_forward):
 
     def look(batch, device, jit):
         if running.is_set():
-            assert go_on.wait(60)
+            assert go_on.wait(600)
 
     around_forward(look)
     engine = KerasEngine(source, ("avg",))
@@ -310,7 +310,7 @@ images = np.zeros((2, 24, 32, 3), np.uint8)
 engine.run(images)
 end = threading.Event()
 forward = engine._replicas[0]._forwards[engine._replicas[0].jit]
-engine._replicas[0]._forwards[engine._replicas[0].jit] = lambda x: end.wait(120) and forward(x)
+engine._replicas[0]._forwards[engine._replicas[0].jit] = lambda x: end.wait(600) and forward(x)
 batch = engine.submit(images)
 try:
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()

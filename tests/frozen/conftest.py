@@ -14,7 +14,6 @@ import re
 import signal
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +87,7 @@ def archived(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    folder = draw_dataset(tmp_path_factory.mktemp("drawn"))
-    # Files that changed less than two seconds before they were looked at are read again.
-    time.sleep(2.5)
-    return folder
+    return draw_dataset(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -130,6 +131,8 @@ def session(archived, drawn, tmp_path_factory, run):
     X = np.arange(40, dtype=np.float64).reshape(10, 4) % 7
     np.savez(folder / "numbers.npz", X=X, y=["x", "y"] * 5)
     (folder / "labels.csv").write_text("label\n" + "a\nb\n" * 5)
+    # Files that changed less than two seconds before they were looked at are read again.
+    time.sleep(2.5)
     before = os.getcwd()
     os.chdir(folder)
     try:

@@ -268,7 +268,7 @@ def serve(line, held_up=(), gate=None):
         while tasks := line.take():
             for place, image in tasks:
                 if image in held_up:
-                    gate.wait(120)
+                    gate.wait(600)
                 line.give([(place, failed(image))])
 
     thread = threading.Thread(target=work)
@@ -290,7 +290,7 @@ def test_everything_comes_once_and_in_order(workers, ahead, chunk, monkeypatch):
     assert [row.index for row in line] == list(range(200))
     line.close()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
         assert not thread.is_alive()
 
 
@@ -309,7 +309,7 @@ def test_an_image_that_holds_up_the_rest_is_overtaken(impatient):
     assert min(got.index(i) for i in late) >= 150
     line.close()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
 
 
 def test_the_window_stays_bounded_while_images_are_overtaken(impatient):
@@ -329,7 +329,7 @@ def test_the_window_stays_bounded_while_images_are_overtaken(impatient):
     gate.set()
     line.close()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
 
 
 def test_the_last_images_do_not_wait_for_a_slow_one_either(impatient):
@@ -342,7 +342,7 @@ def test_the_last_images_do_not_wait_for_a_slow_one_either(impatient):
     assert [row.index for row in stream] == [2]
     line.close()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
 
 
 def test_a_slow_consumer_gets_everything_in_order(impatient):
@@ -356,7 +356,7 @@ def test_a_slow_consumer_gets_everything_in_order(impatient):
     assert got == list(range(40))
     line.close()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
 
 
 def test_an_error_ends_the_line():
@@ -375,7 +375,7 @@ def test_one_slow_file_does_not_stall_the_others(images, monkeypatch):
 
     def slow(self, index):
         if index == 1:
-            gate.wait(120)
+            gate.wait(600)
         return read(self, index)
 
     monkeypatch.setattr(ImageDataset, "read", slow)

@@ -245,6 +245,14 @@ def test_every_decoder_that_crashes_costs_its_own_image(folder, start_up_file, h
             assert facts(row) == facts(expected[row.index])
 
 
+def wait_until_asleep(process):
+    looks_asleep = 0
+    while looks_asleep < 20:
+        status = Path(f"/proc/{process}/stat").read_text("utf-8")
+        looks_asleep = looks_asleep + 1 if status.rsplit(")", 1)[1].split()[0] == "S" else 0
+        time.sleep(0.01)
+
+
 def test_a_process_that_dies_between_images_is_replaced(folder, patient):
     data = ImageDataset.from_folder(folder, labels="none")
     expected = list(load_images(data, range(40), TARGETS, isolate=False))
@@ -254,8 +262,8 @@ def test_a_process_that_dies_between_images_is_replaced(folder, patient):
         # It has read what it was given, waits for the answer, and is on no image.
         asked.append(key)
         if len(asked) == 1:
-            time.sleep(0.5)
             for child in children():
+                wait_until_asleep(child)
                 os.kill(child, signal.SIGKILL)
         return False
 
