@@ -12,9 +12,11 @@ import codecs
 import csv
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
@@ -56,7 +58,13 @@ def say(*lines: str, err: bool = False) -> None:
 def say_json(value: Any) -> None:
     """Write JSON on one line of standard output, from which a program gets `value` back."""
     # JSON may hold this one control character as it is, and `say` knows no escape of JSON.
-    say(json.dumps(value).replace("\x7f", "\\u007f"))
+    say(json.dumps(value, default=_as_json).replace("\x7f", "\\u007f"))
+
+
+def _as_json(value: Any) -> Any:
+    """Return the fields of a dataclass, or a path as text."""
+    is_record = is_dataclass(value) and not isinstance(value, type)
+    return asdict(value) if is_record else os.fspath(value)
 
 
 def row_writer() -> Callable[[Sequence[Any]], object]:

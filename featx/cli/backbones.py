@@ -6,15 +6,16 @@ from typing import Any
 
 import click
 
-from featx.cli.options import Command, common_options, json_option
+from featx.cli import options
 from featx.cli.show import table
 from featx.terminal import say, say_json
 
 
-@click.command("backbones", cls=Command, short_help="List the backbones, or describe one.")
-@click.argument("name", required=False)
-@json_option
-@common_options
+@options.command(
+    "backbones",
+    click.argument("name", required=False),
+    options.as_json,
+)
 def command(name: str | None, as_json: bool) -> None:
     """List the backbones, or describe one with its blocks.
 

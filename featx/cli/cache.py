@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from featx.cli.options import (
-    Command,
-    Group,
-    cache_option,
-    check_output,
-    common_options,
-    file_path,
-    flag,
-    force_option,
-    json_option,
-    whole,
-)
+from featx.cli import options
 from featx.cli.show import table
 from featx.extraction.progress import terminal_progress
 from featx.terminal import say, say_json
@@ -28,19 +16,36 @@ if TYPE_CHECKING:
     from featx.cache.repair import Finding
 
 
-@click.command(
-    "pack", cls=Command, short_help="Write one self-contained file of a dataset's features."
+@click.group("cache", cls=options.Group)
+def command() -> None:
+    """Look after the cache: see what it holds, find and mend damage, make it smaller, join two.
+
+    \b
+    featx cache info
+    featx cache verify && echo sound
+    featx cache repair --dry-run
+    featx cache gc --yes
+    featx cache merge /mnt/laptop/cache
+    featx cache pack photos -o photos.h5
+    """
+
+
+@options.command(
+    "pack",
+    click.argument("name", metavar="NAME"),
+    options.file_path(
+        "-o",
+        "--output",
+        help="File to write: .h5, .npz, .parquet or .safetensors.  [default: NAME.h5]",
+    ),
+    click.option("-b", "--backbone", help="Which features, where there are several."),
+    click.option("--tap", help="Which features, where there are several."),
+    options.force(),
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Write one self-contained file of a dataset's features.",
 )
-@click.argument("name", metavar="NAME")
-@file_path(
-    "-o", "--output", help="File to write: .h5, .npz, .parquet or .safetensors.  [default: NAME.h5]"
-)
-@click.option("-b", "--backbone", help="Which features, where there are several.")
-@click.option("--tap", help="Which features, where there are several.")
-@force_option()
-@cache_option
-@json_option
-@common_options
 def pack(
     name: str,
     output: Path | None,
@@ -65,11 +70,11 @@ def pack(
     from featx.spec import folder_name
 
     target = output or Path(f"{folder_name(name)}.h5")
-    check_output(target, is_pack, "packed file", force=force, data=name)
+    options.check_output(target, is_pack, "packed file", force=force, data=name)
     features = Features.open(name, cache=cache)
     packed = pack_dataset(features, target, backbone=backbone, tap=tap, overwrite=force)
     if as_json:
-        say_json({**asdict(packed), "path": str(packed.path)})
+        say_json(packed)
         return
     say(
         f"{packed.path}: {packed.rows:,} x {packed.width:,} of {packed.backbone} {packed.tap}, "
@@ -77,42 +82,13 @@ def pack(
     )
 
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
-    """Read a time span such as ``90s``, ``30m``, ``12h`` or ``1d``."""
-    text = value.strip().lower()
-    unit = _UNITS_S.get(text[-1:])
-    number = text[:-1] if unit else text
-    if not number.isdecimal():
-        raise click.BadParameter(
-            f"expected a whole number of seconds, or of s, m, h or d, received {value!r}"
-        )
-    return float(number) * (unit or 1)
-
-
-@click.group("cache", cls=Group, short_help="Look after the cache.")
-def command() -> None:
-    """Look after the cache: see what it holds, find and mend damage, make it smaller, join two.
-
-    \b
-    featx cache info
-    featx cache verify && echo sound
-    featx cache repair --dry-run
-    featx cache gc --yes
-    featx cache merge /mnt/laptop/cache
-    featx cache pack photos -o photos.h5
-    """
-
-
-command.add_command(pack)
-
-
-@command.command("info", short_help="What the cache holds.")
-@cache_option
-@json_option
-@common_options
+@options.command(
+    "info",
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="What the cache holds.",
+)
 def info(cache: Path, as_json: bool) -> None:
     """Say what the cache holds: spaces of features, and datasets.
 
@@ -124,8 +100,7 @@ def info(cache: Path, as_json: bool) -> None:
 
     found = FeatureCache(cache).info()
     if as_json:
-        lists = {key: [asdict(item) for item in found[key]] for key in ("spaces", "datasets")}
-        say_json({**found, **lists})
+        say_json(found)
         return
     say(f"{found['cache']}: {found['size_bytes'] / 1e6:,.1f} MB of features")
     if found["spaces"]:
@@ -150,11 +125,14 @@ def info(cache: Path, as_json: bool) -> None:
         say(f"damaged: {name}: {why}")
 
 
-@command.command("verify", short_help="Read every byte again and name what is damaged.")
-@cache_option
-@whole("--workers", least=1, help="Threads that read.")
-@json_option
-@common_options
+@options.command(
+    "verify",
+    options.cache,
+    options.whole("--workers", least=1, help="Threads that read."),
+    options.as_json,
+    group=command,
+    short_help="Read every byte again and name what is damaged.",
+)
 def verify(cache: Path, workers: int | None, as_json: bool) -> int:
     """Read every byte again, compare it with its digest, and name what is wrong, one a line.
 
@@ -170,8 +148,7 @@ def verify(cache: Path, workers: int | None, as_json: bool) -> int:
         report = FeatureCache(cache).verify(workers=workers, progress=show)
     if as_json:
         counts = {"files": report.files, "rows": report.rows, "size_bytes": report.size_bytes}
-        found = [_plain(finding) for finding in report.findings]
-        say_json({"cache": str(report.cache), **counts, "findings": found})
+        say_json({"cache": report.cache, **counts, "findings": report.findings})
         return int(not report.ok)
     for finding in report.findings:
         say(_line(finding))
@@ -182,12 +159,15 @@ def verify(cache: Path, workers: int | None, as_json: bool) -> int:
     return int(not report.ok)
 
 
-@command.command("repair", short_help="Remove what is damaged, so that it is computed again.")
-@cache_option
-@flag("--dry-run", help="Only say what would be removed.")
-@whole("--workers", least=1, help="Threads that read.")
-@json_option
-@common_options
+@options.command(
+    "repair",
+    options.cache,
+    options.flag("--dry-run", help="Only say what would be removed."),
+    options.whole("--workers", least=1, help="Threads that read."),
+    options.as_json,
+    group=command,
+    short_help="Remove what is damaged, so that it is computed again.",
+)
 def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> int:
     """Verify, then remove damaged files and leftovers, and say what to make again.
 
@@ -203,10 +183,8 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
     with terminal_progress(True, "files") as show:
         report = FeatureCache(cache).repair(dry_run=dry_run, workers=workers, progress=show)
     if as_json:
-        lists = ("removed", "left", "missing")
-        found = {name: [_plain(finding) for finding in getattr(report, name)] for name in lists}
-        head = {"cache": str(report.cache), "dry_run": dry_run, "size_bytes": report.size_bytes}
-        say_json({**head, **found})
+        names = ("cache", "size_bytes", "removed", "left", "missing")
+        say_json({"dry_run": dry_run, **{name: getattr(report, name) for name in names}})
         return int(bool(report.left))
     done = "would be removed" if dry_run else "removed"
     for finding in report.removed:
@@ -227,19 +205,22 @@ def repair(cache: Path, dry_run: bool, workers: int | None, as_json: bool) -> in
     return int(bool(report.left))
 
 
-@command.command("gc", short_help="Remove features that no dataset uses; join small shards.")
-@cache_option
-@flag("--yes", help="Do it.  [default: only say what would go]")
-@click.option(
-    "--older-than",
-    metavar="AGE",
-    callback=_seconds,
-    default="1d",
-    show_default=True,
-    help="Leave younger shards alone: an extraction at work writes its dataset last.",
+@options.command(
+    "gc",
+    options.cache,
+    options.flag("--yes", help="Do it.  [default: only say what would go]"),
+    click.option(
+        "--older-than",
+        metavar="AGE",
+        callback=options.read_seconds,
+        default="1d",
+        show_default=True,
+        help="Leave younger shards alone: an extraction at work writes its dataset last.",
+    ),
+    options.as_json,
+    group=command,
+    short_help="Remove features that no dataset uses; join small shards.",
 )
-@json_option
-@common_options
 def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
     """Remove features that no dataset uses, and put small shards together.
 
@@ -256,7 +237,7 @@ def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
     report = FeatureCache(cache).gc(older_than_s=older_than, dry_run=not yes)
     damaged = sum(len(space.damaged) for space in report.spaces)
     if as_json:
-        say_json({**asdict(report), "cache": str(report.cache)})
+        say_json(report)
         return int(bool(damaged))
     head = ["space", "stays", "unused", "repeated", "size", "shards gone", "new", "too young"]
     rows = [
@@ -284,11 +265,14 @@ def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
     return int(bool(damaged))
 
 
-@command.command("merge", short_help="Bring in the features and datasets of other caches.")
-@click.argument("others", metavar="OTHER...", nargs=-1, required=True, type=click.Path())
-@cache_option
-@json_option
-@common_options
+@options.command(
+    "merge",
+    click.argument("others", metavar="OTHER...", nargs=-1, required=True, type=click.Path()),
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Bring in the features and datasets of other caches.",
+)
 def merge(others: tuple[str, ...], cache: Path, as_json: bool) -> int:
     """Copy into the cache what OTHER caches have and it has not; they are only read.
 
@@ -304,15 +288,7 @@ def merge(others: tuple[str, ...], cache: Path, as_json: bool) -> int:
     reports = FeatureCache(cache).merge(*others)
     skipped = [finding for report in reports for finding in report.skipped]
     if as_json:
-        found = [
-            {
-                **asdict(report),
-                "source": str(report.source),
-                "skipped": [_plain(finding) for finding in report.skipped],
-            }
-            for report in reports
-        ]
-        say_json({"cache": str(cache), "sources": found})
+        say_json({"cache": cache, "sources": reports})
         return int(bool(skipped))
     for report in reports:
         say(
@@ -343,10 +319,6 @@ def _reason(finding: Finding) -> str:
     """Return what is wrong, after the path, which errors of reading begin with."""
     path = str(finding.path)
     return finding.reason if finding.reason.startswith(path) else f"{path}: {finding.reason}"
-
-
-def _plain(finding: Finding) -> dict[str, Any]:
-    return {**asdict(finding), "path": str(finding.path)}
 
 
 def _size(count: float) -> str:

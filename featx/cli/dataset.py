@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from featx.cli.options import (
-    Group,
-    cache_option,
-    choice,
-    common_options,
-    file_path,
-    json_option,
-    seed_option,
-)
+from featx.cli import options
 from featx.cli.show import show_data, table
 from featx.terminal import say, say_json
 
@@ -82,18 +73,10 @@ def show_counts(manifest: Manifest) -> None:
     say(*table(["class", *(split or "no split" for split in splits)], rows))
 
 
-def _complete(ctx: click.Context, _: Any, incomplete: str) -> list[CompletionItem]:
-    from featx.cache.layout import CacheLayout
-    from featx.cache.manifest import manifest_names
-
-    names = manifest_names(CacheLayout.at(ctx.params.get("cache")))
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+_name = click.argument("name", metavar="NAME", shell_complete=options.complete_dataset)
 
 
-_name = click.argument("name", metavar="NAME", shell_complete=_complete)
-
-
-@click.group("dataset", cls=Group, short_help="Look at datasets, split and edit them.")
+@click.group("dataset", cls=options.Group)
 def command() -> None:
     """Look at the datasets of a cache, split and edit them; features stay as they are.
 
@@ -102,10 +85,13 @@ def command() -> None:
     """
 
 
-@command.command("list", short_help="The datasets of the cache.")
-@cache_option
-@json_option
-@common_options
+@options.command(
+    "list",
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="The datasets of the cache.",
+)
 def list_(cache: Path, as_json: bool) -> None:
     """List the datasets of the cache.
 
@@ -124,7 +110,7 @@ def list_(cache: Path, as_json: bool) -> None:
         except CacheFormatError as error:
             damaged[name] = str(error)
     if as_json:
-        say_json({"cache": str(layout.root), "datasets": found, "damaged": damaged})
+        say_json({"cache": layout.root, "datasets": found, "damaged": damaged})
         return
     rows = [
         [
@@ -145,11 +131,14 @@ def list_(cache: Path, as_json: bool) -> None:
         say(f"damaged: {name}: {why}")
 
 
-@command.command("show", short_help="What is known of a dataset.")
-@_name
-@cache_option
-@json_option
-@common_options
+@options.command(
+    "show",
+    _name,
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="What is known of a dataset.",
+)
 def show(name: str, cache: Path, as_json: bool) -> None:
     """Say what is known of a dataset: classes, splits, features, edits.
 
@@ -178,20 +167,27 @@ def show(name: str, cache: Path, as_json: bool) -> None:
         say(f"  edited: {json.dumps(edit, ensure_ascii=False)[:200]}")
 
 
-@command.command("split", short_help="Split a dataset into train, val and test.")
-@_name
-@click.option("--test", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True)
-@click.option("--val", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True)
-@choice(
-    "--method",
-    values=["hash", "stratified"],
-    default="hash",
-    help="hash never moves an image when others come; stratified gives classes equal shares.",
+@options.command(
+    "split",
+    _name,
+    click.option(
+        "--test", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True
+    ),
+    click.option(
+        "--val", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True
+    ),
+    options.choice(
+        "--method",
+        values=["hash", "stratified"],
+        default="hash",
+        help="hash never moves an image when others come; stratified gives classes equal shares.",
+    ),
+    options.seed,
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Split a dataset into train, val and test.",
 )
-@seed_option
-@cache_option
-@json_option
-@common_options
 def split(
     name: str, test: float, val: float, method: Any, seed: int, cache: Path, as_json: bool
 ) -> None:
@@ -216,13 +212,16 @@ def split(
     report(after, as_json=as_json, moved=sum(bool(old) and old != new for old, new in pairs))
 
 
-@command.command("relabel", short_help="Rename, join or drop classes.")
-@_name
-@click.argument("changes", metavar="OLD=NEW...", nargs=-1)
-@file_path("--labels", help="A CSV with the columns path and label, for single images.")
-@cache_option
-@json_option
-@common_options
+@options.command(
+    "relabel",
+    _name,
+    click.argument("changes", metavar="OLD=NEW...", nargs=-1),
+    options.file_path("--labels", help="A CSV with the columns path and label, for single images."),
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Rename, join or drop classes.",
+)
 def relabel_(
     name: str, changes: tuple[str, ...], labels: Path | None, cache: Path, as_json: bool
 ) -> None:
@@ -251,18 +250,21 @@ def relabel_(
     report(after, as_json=as_json, relabelled=sum(a != b for a, b in zip(old, new, strict=True)))
 
 
-@command.command("remove", short_help="Leave rows out of a dataset.")
-@_name
-@click.argument("globs", metavar="GLOB...", nargs=-1)
-@click.option(
-    "--status",
-    type=click.Choice(["failed", "duplicate"]),
-    multiple=True,
-    help="Leave out what failed, or all but the first of equal images.",
+@options.command(
+    "remove",
+    _name,
+    click.argument("globs", metavar="GLOB...", nargs=-1),
+    click.option(
+        "--status",
+        type=click.Choice(["failed", "duplicate"]),
+        multiple=True,
+        help="Leave out what failed, or all but the first of equal images.",
+    ),
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Leave rows out of a dataset.",
 )
-@cache_option
-@json_option
-@common_options
 def remove(
     name: str, globs: tuple[str, ...], status: tuple[str, ...], cache: Path, as_json: bool
 ) -> None:
@@ -283,13 +285,22 @@ def remove(
     report(after, as_json=as_json, removed=len(before) - len(after))
 
 
-@command.command("add", short_help="Add the rows of other datasets.")
-@_name
-@click.argument("others", metavar="OTHER...", nargs=-1, required=True, shell_complete=_complete)
-@click.option("--as", "new", help="Name of the result.  [default: NAME]")
-@cache_option
-@json_option
-@common_options
+@options.command(
+    "add",
+    _name,
+    click.argument(
+        "others",
+        metavar="OTHER...",
+        nargs=-1,
+        required=True,
+        shell_complete=options.complete_dataset,
+    ),
+    click.option("--as", "new", help="Name of the result.  [default: NAME]"),
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Add the rows of other datasets.",
+)
 def add(name: str, others: tuple[str, ...], new: str | None, cache: Path, as_json: bool) -> None:
     """Add the rows of other datasets.
 
@@ -315,11 +326,14 @@ def add(name: str, others: tuple[str, ...], new: str | None, cache: Path, as_jso
     report(after, as_json=as_json, added=len(after) - len(before))
 
 
-@command.command("rename", short_help="Give a dataset another name.")
-@_name
-@click.argument("new", metavar="NEW")
-@cache_option
-@common_options
+@options.command(
+    "rename",
+    _name,
+    click.argument("new", metavar="NEW"),
+    options.cache,
+    group=command,
+    short_help="Give a dataset another name.",
+)
 def rename(name: str, new: str, cache: Path) -> None:
     """Give a dataset another name; its features stay where they are.
 
@@ -333,10 +347,13 @@ def rename(name: str, new: str, cache: Path) -> None:
     say(f"{name} is now {new}")
 
 
-@command.command("delete", short_help="Forget a dataset.")
-@_name
-@cache_option
-@common_options
+@options.command(
+    "delete",
+    _name,
+    options.cache,
+    group=command,
+    short_help="Forget a dataset.",
+)
 def delete(name: str, cache: Path) -> None:
     """Forget a dataset, its splits and edits; images and features stay.
 

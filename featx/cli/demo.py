@@ -7,22 +7,21 @@ from pathlib import Path
 
 import click
 
-from featx.cli.options import Command, common_options
+from featx.cli import options
 from featx.cli.show import show_scores, table
 from featx.terminal import say
 
 
-@click.command(
-    "demo", cls=Command, short_help="The whole job on embedded data, offline, in a minute."
+@options.command(
+    "demo",
+    click.option(
+        "--into",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("featx-demo"),
+        show_default=True,
+        help="Folder for its images, cache and model.",
+    ),
 )
-@click.option(
-    "--into",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("featx-demo"),
-    show_default=True,
-    help="Folder for its images, cache and model.",
-)
-@common_options
 def command(into: Path) -> None:
     """Run the whole job on embedded data: extract, train, evaluate, predict, and once more.
 

@@ -10,9 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import click
-
-from featx.cli.options import Command, cache_option, common_options, json_option
+from featx.cli import options
 from featx.terminal import say, say_json
 
 _NEEDED = (
@@ -20,17 +18,15 @@ _NEEDED = (
     "skops", "click", "rich",
 )  # fmt: skip
 _EXTRAS = {"jax": "jax", "torch": "torch", "optuna": "hpo", "onnxruntime": "onnx",
-           "matplotlib": "report", "cleanlab": "audit", "keras-hub": "hub", "ray": "ray",
-           "pillow-heif": "heif"}  # fmt: skip
+           "keras-hub": "hub", "pillow-heif": "heif"}  # fmt: skip
 _FEW_BYTES = 1 << 30
 
 
-@click.command(
-    "doctor", cls=Command, short_help="Say what works on this machine and what does not."
+@options.command(
+    "doctor",
+    options.cache,
+    options.as_json,
 )
-@cache_option
-@json_option
-@common_options
 def command(cache: Path, as_json: bool) -> int:
     """Say what works on this machine and what does not.
 

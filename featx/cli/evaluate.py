@@ -8,48 +8,37 @@ from typing import Any
 
 import click
 
-from featx.cli.options import (
-    Command,
-    cache_option,
-    check_output,
-    common_options,
-    data_argument,
-    file_path,
-    force_option,
-    json_option,
-    loading_options,
-    model_argument,
-    reading_options,
-    seed_option,
-    whole,
-)
+from featx.cli import options
 from featx.cli.show import notes, show_scores
 from featx.terminal import say, say_json
 
 _COUNTS = ("true positives", "false positives", "false negatives", "true negatives")
 
 
-@click.command("evaluate", cls=Command, short_help="Score a model on labelled images.")
-@model_argument
-@data_argument
-@click.option(
-    "--compare",
-    "other",
-    type=click.Path(path_type=Path),
-    help="A second model: McNemar's test on the same images.",
+@options.command(
+    "evaluate",
+    options.model,
+    options.data,
+    click.option(
+        "--compare",
+        "other",
+        type=click.Path(path_type=Path),
+        help="A second model: McNemar's test on the same images.",
+    ),
+    options.whole(
+        "--bootstrap", default=1000, least=0, help="Samples behind the intervals; 0 for none."
+    ),
+    options.file_path(
+        "--confusion",
+        help="Write the confusion matrix as CSV; of several labels an image, four counts a label.",
+    ),
+    options.loading,
+    options.force(),
+    options.reading,
+    options.cache,
+    options.seed,
+    options.as_json,
 )
-@whole("--bootstrap", default=1000, least=0, help="Samples behind the intervals; 0 for none.")
-@file_path(
-    "--confusion",
-    help="Write the confusion matrix as CSV; of several labels an image, four counts a label.",
-)
-@loading_options
-@force_option()
-@reading_options
-@cache_option
-@seed_option
-@json_option
-@common_options
 def command(
     model: Path,
     data: str,
@@ -78,7 +67,7 @@ def command(
 
     if confusion is not None:
         recognise = begins_with("true \\ predicted,", f"label,{_COUNTS[0]},")
-        check_output(confusion, recognise, "confusion matrix", force=force, data=data)
+        options.check_output(confusion, recognise, "confusion matrix", force=force, data=data)
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
     features = _features(classifier, data, cache, reading)

@@ -8,73 +8,63 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import (
-    Command,
-    cache_option,
-    check_output,
-    common_options,
-    flag,
-    force_option,
-    json_option,
-    loading_options,
-    model_argument,
-)
+from featx.cli import options
+from featx.exporting.formats import FORMATS
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
     from featx.exporting.exporter import Export
 
 
-@click.command("export", cls=Command, short_help="Write a model as a file that other programs run.")
-@model_argument
-@click.option(
-    "--format",
-    "style",
-    type=click.Choice(["keras", "savedmodel", "tflite", "onnx", "openvino"]),
-    show_default="what PATH ends in",
-    help="Which file.",
+@options.command(
+    "export",
+    options.model,
+    click.option(
+        "--format",
+        "style",
+        type=click.Choice(list(FORMATS)),
+        show_default="what PATH ends in",
+        help="Which file.",
+    ),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        show_default="MODEL with the end of the format",
+        help="Where to.",
+    ),
+    options.flag("--int8", help="Quantise to 8 bits (tflite)."),
+    click.option(
+        "--calibrate",
+        metavar="DATA",
+        show_default="the images of training, else those of --verify",
+        help="Typical images for --int8.",
+    ),
+    click.option(
+        "--verify", metavar="DATA", help="Compare the written file with the model on images."
+    ),
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1e-3,
+        show_default=True,
+        help="Largest difference of a probability.",
+    ),
+    options.force("--overwrite"),
+    options.loading,
+    options.cache,
+    options.as_json,
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    show_default="MODEL with the end of the format",
-    help="Where to.",
-)
-@flag("--int8", help="Quantise to 8 bits (tflite).")
-@click.option(
-    "--calibrate",
-    metavar="DATA",
-    show_default="the images of training, else those of --verify",
-    help="Typical images for --int8.",
-)
-@click.option("--verify", metavar="DATA", help="Compare the written file with the model on images.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1e-3,
-    show_default=True,
-    help="Largest difference of a probability.",
-)
-@force_option("--overwrite")
-@loading_options
-@cache_option
-@json_option
-@common_options
 def command(
     model: Path,
     style: str | None,
     output: Path | None,
-    int8: bool,
     calibrate: str | None,
     verify: str | None,
-    tolerance: float,
     force: bool,
-    weights: str | None,
-    trust: bool,
-    cache: Path,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Write a model as one network from uint8 RGB pixels to probabilities.
 
@@ -97,31 +87,27 @@ def command(
                 "--force (overwrite=True)"
             )
         if not file.is_dir():  # a SavedModel is one; featx.export looks at it
-            check_output(
+            options.check_output(
                 file, lambda _: False, "export", force=force, data=verify or calibrate or ""
             )
     done = featx.export(
         model,
         output,
         format=style,
-        int8=int8,
         calibrate=calibrate,
         verify=verify,
-        tolerance=tolerance,
         overwrite=force,
-        cache=cache,
-        weights=weights,
-        trust=trust,
+        **given,
     )
     if as_json:
-        say_json(_said(done))
-        return
-    _show(done)
+        say_json(_as_json(done))
+    else:
+        _show(done)
 
 
-def _said(done: Export) -> dict[str, object]:
+def _as_json(done: Export) -> dict[str, object]:
     return {
-        "path": str(done.path),
+        "path": done.path,
         "size_bytes": done.size_bytes,
         "calibrated_on": done.calibrated_on or None,
         **{name: done.description[name] for name in ("format", "precision", "classes", "input")},
@@ -131,11 +117,11 @@ def _said(done: Export) -> dict[str, object]:
 
 
 def _show(done: Export) -> None:
-    said = done.description
+    description = done.description
     megabytes = done.size_bytes / 1e6
     say(
-        f"{done.path}: {said['format']}, {said['precision']}, {megabytes:.1f} MB, "
-        f"{len(said['classes']):,} classes, named in {done.path.name}.json"
+        f"{done.path}: {description['format']}, {description['precision']}, {megabytes:.1f} MB, "
+        f"{len(description['classes']):,} classes, named in {done.path.name}.json"
     )
     if done.calibrated_on:
         say(f"ranges of int8 from images of {done.calibrated_on}")
@@ -144,7 +130,7 @@ def _show(done: Export) -> None:
         say(
             f"verified with {report['runtime']} on {report['images']:,} images of "
             f"{report['dataset']} ({_not_compared(report)}): "
-            f"{'labels' if said['output']['multilabel'] else 'top-1'} changed on "
+            f"{'labels' if description['output']['multilabel'] else 'top-1'} changed on "
             f"{report['top1_changed']:,}, largest difference of a probability "
             f"{report['largest_difference']:.1e}{_accuracies(report)}"
         )

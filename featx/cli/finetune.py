@@ -7,25 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import (
-    Command,
-    cache_option,
-    check_output,
-    choice,
-    command_line,
-    common_options,
-    data_argument,
-    file_path,
-    flag,
-    force_option,
-    json_option,
-    model_argument,
-    next_command,
-    reading_options,
-    real,
-    seed_option,
-    whole,
-)
+from featx.cli import options
+from featx.cli.options import command_line, next_command
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -33,80 +16,87 @@ if TYPE_CHECKING:
     from featx.finetuning.tuning import FineTuned, Rehearsal
 
 
-@click.command("finetune", cls=Command, short_help="Train the top of a model's backbone too.")
-@model_argument
-@data_argument
-@file_path(
-    "-o",
-    "--output",
-    help="Where the model goes.",
-    metavar="PATH",
-    show_default="MODEL-finetuned.featx",
+@options.command(
+    "finetune",
+    options.model,
+    options.data,
+    options.file_path(
+        "-o",
+        "--output",
+        help="Where the model goes.",
+        metavar="PATH",
+        show_default="MODEL-finetuned.featx",
+    ),
+    click.option(
+        "--unfreeze",
+        default="30%",
+        show_default=True,
+        metavar="PART",
+        help="From where on layers are trained: a block (block_15) or layer, the last share of the "
+        "layers (30%), after:15 for all but the first 15, or all.",
+    ),
+    options.whole("--epochs", default=10, least=1, help=""),
+    options.whole("--batch-size", default=32, least=1, help=""),
+    options.real(
+        "--learning-rate", default=0.001, help="Of the head; it rises, and falls along a cosine."
+    ),
+    options.real(
+        "--depth-decay",
+        default=0.7,
+        help="What the rate is multiplied by from block to block downwards.",
+    ),
+    options.real("--warmup", default=0.1, help="Share of the steps."),
+    options.real("--weight-decay", default=0.0001, help=""),
+    options.real("--label-smoothing", default=0.0, help=""),
+    options.choice(
+        "--mixing",
+        values=["none", "mixup", "cutmix"],
+        default="none",
+        help="Mix images of a batch in pairs.",
+    ),
+    options.real("--mixing-alpha", default=0.2, help=""),
+    options.whole(
+        "--views",
+        default=0,
+        least=0,
+        help="Augmented views of each image; epochs take them in turn.",
+    ),
+    options.view_policy,
+    options.flag("--gradual", help="The head first, then one block more an epoch."),
+    options.flag("--train-batchnorm", help="Let batch normalisation learn new statistics."),
+    options.whole(
+        "--patience",
+        default=5,
+        least=1,
+        help="Epochs without a better hold-out score before it stops.",
+    ),
+    options.real(
+        "--holdout",
+        default=0.2,
+        help="Share of every class held out, where DATA has no split named val.",
+    ),
+    options.flag("--balanced", help="Let every class count the same."),
+    options.choice(
+        "--cut",
+        values=["auto", "cached", "pixels"],
+        default="auto",
+        help="Cache what the frozen part gives, or run it in every step.",
+    ),
+    options.flag("--mixed", help="Compute in bfloat16; for GPUs, tested on a CPU only."),
+    options.flag("--restart", help="Start anew, though a checkpoint could be gone on from."),
+    options.flag("--dry-run", help="Say what it would take, and train nothing."),
+    options.flag("--tensorboard", help="Write curves for TensorBoard, if installed."),
+    click.option(
+        "--engine", default="auto", show_default=True, help="What computes the frozen part."
+    ),
+    options.weights,
+    options.flag("--trust", help="Load any scikit-learn head."),
+    options.force(),
+    options.reading,
+    options.cache,
+    options.seed,
+    options.as_json,
 )
-@click.option(
-    "--unfreeze",
-    default="30%",
-    show_default=True,
-    metavar="PART",
-    help="From where on layers are trained: a block (block_15) or layer, the last share of the "
-    "layers (30%), after:15 for all but the first 15, or all.",
-)
-@whole("--epochs", default=10, least=1, help="")
-@whole("--batch-size", default=32, least=1, help="")
-@real("--learning-rate", default=0.001, help="Of the head; it rises, and falls along a cosine.")
-@real(
-    "--depth-decay",
-    default=0.7,
-    help="What the rate is multiplied by from block to block downwards.",
-)
-@real("--warmup", default=0.1, help="Share of the steps.")
-@real("--weight-decay", default=0.0001, help="")
-@real("--label-smoothing", default=0.0, help="")
-@choice(
-    "--mixing",
-    values=["none", "mixup", "cutmix"],
-    default="none",
-    help="Mix images of a batch in pairs.",
-)
-@real("--mixing-alpha", default=0.2, help="")
-@whole(
-    "--views", default=0, least=0, help="Augmented views of each image; epochs take them in turn."
-)
-@click.option(
-    "--view-policy",
-    show_default="flip-crop-colour-1",
-    help="How views are drawn: flip-1, flip-crop-1 or flip-crop-colour-1.",
-)
-@flag("--gradual", help="The head first, then one block more an epoch.")
-@flag("--train-batchnorm", help="Let batch normalisation learn new statistics.")
-@whole(
-    "--patience", default=5, least=1, help="Epochs without a better hold-out score before it stops."
-)
-@real(
-    "--holdout",
-    default=0.2,
-    help="Share of every class held out, where DATA has no split named val.",
-)
-@flag("--balanced", help="Let every class count the same.")
-@choice(
-    "--cut",
-    values=["auto", "cached", "pixels"],
-    default="auto",
-    help="Cache what the frozen part gives, or run it in every step.",
-)
-@flag("--mixed", help="Compute in bfloat16; for GPUs, tested on a CPU only.")
-@flag("--restart", help="Start anew, though a checkpoint could be gone on from.")
-@flag("--dry-run", help="Say what it would take, and train nothing.")
-@flag("--tensorboard", help="Write curves for TensorBoard, if installed.")
-@click.option("--engine", default="auto", show_default=True, help="What computes the frozen part.")
-@click.option("--weights", help="The backbone's weights, when they are not where they were.")
-@flag("--trust", help="Load any scikit-learn head.")
-@force_option()
-@reading_options
-@cache_option
-@seed_option
-@json_option
-@common_options
 def command(
     model: Path,
     data: str,
@@ -116,13 +106,8 @@ def command(
     dry_run: bool,
     tensorboard: bool,
     balanced: bool,
-    engine: str,
-    weights: str | None,
-    trust: bool,
-    cache: Path,
     as_json: bool,
-    view_policy: str | None,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Train the top of a model's backbone too, from the head that it has.
 
@@ -137,25 +122,21 @@ def command(
     import featx
     from featx.files.outputs import is_model
 
-    reading = {name: options.pop(name) for name in ("splits", "root")}
+    reading = {name: given.pop(name) for name in ("splits", "root")}
     source: Any = data
     if any(reading.values()):
         source = featx.ImageDataset.from_any(data, **reading)
-    options["class_weight"] = "balanced" if balanced else None
+    given["class_weight"] = "balanced" if balanced else None
     target = output or model.with_name(f"{model.stem}-finetuned.featx")
-    check_output(target, is_model, "model", force=force, data=data)
-    shared: dict[str, Any] = {
-        "cache": cache, "weights": weights, "engine": engine, "trust": trust,
-        "view_policy": view_policy,
-    }  # fmt: skip
+    options.check_output(target, is_model, "model", force=force, data=data)
     if dry_run:
         from featx.finetuning.tuning import rehearse
 
-        found = rehearse(model, source, **shared, **options)
+        rehearsal = rehearse(model, source, **given)
         if as_json:
-            say_json(found.to_dict())
+            say_json(rehearsal.to_dict())
         else:
-            _show_rehearsal(found, options["epochs"])
+            _show_rehearsal(rehearsal, given["epochs"])
         return
     from featx.extraction.progress import terminal_progress
     from featx.finetuning.tuning import tensorboard_writer, training_folder
@@ -172,14 +153,13 @@ def command(
 
         def step(epoch: int, done: int, total: int) -> None:
             if bar:
-                bar((epoch - 1) * total + done, options["epochs"] * total, 0)
+                bar((epoch - 1) * total + done, given["epochs"] * total, 0)
 
         done = featx.finetune(
             model,
             source,
             target,
-            **shared,
-            **options,
+            **given,
             resume=not restart,
             command=command_line(),
             overwrite=force,
@@ -206,20 +186,20 @@ def _show_epoch(epoch: Epoch) -> None:
 
 
 def _show(done: FineTuned, data: str) -> None:
-    said = done.metrics["finetuning"]
-    head, tuned = said["head"], said["finetuned"]
+    scores = done.metrics["finetuning"]
+    head, tuned = scores["head"], scores["finetuned"]
     if done.stopped:
         say(f"stopped   {done.stopped}")
-    say(f"head      accuracy {head['accuracy']:.4f} on the {said['hold_out']}")
+    say(f"head      accuracy {head['accuracy']:.4f} on the {scores['hold_out']}")
     if done.kept == "finetuned":
         say(
-            f"finetuned accuracy {tuned['accuracy']:.4f}, epoch {said['best_epoch']} of "
-            f"{said['epochs']}, chosen by the hold-out: optimistic"
+            f"finetuned accuracy {tuned['accuracy']:.4f}, epoch {scores['best_epoch']} of "
+            f"{scores['epochs']}, chosen by the hold-out: optimistic"
         )
     else:
         say("kept      the head: no epoch was better on the hold-out")
-    if "test" in said:
-        test = said["test"]
+    if "test" in scores:
+        test = scores["test"]
         say(
             f"test      {test['images']} images: head {test['head']:.4f}, finetuned "
             f"{test['finetuned']:.4f}"
@@ -228,26 +208,29 @@ def _show(done: FineTuned, data: str) -> None:
     say(f"next: {next_command('evaluate', str(done.path), data)}")
 
 
-def _show_rehearsal(found: Rehearsal, epochs: int) -> None:
-    where = f"activations of {', '.join(found.cut)}" if found.cut else "pixels"
-    say(f"images    {found.images:,} to train on, {found.held_out:,} held out")
+def _show_rehearsal(rehearsal: Rehearsal, epochs: int) -> None:
+    where = f"activations of {', '.join(rehearsal.cut)}" if rehearsal.cut else "pixels"
+    say(f"images    {rehearsal.images:,} to train on, {rehearsal.held_out:,} held out")
     say(
-        f"trained   {found.trained_parameters:,} parameters of {found.trained_layers} layers, from "
-        f"{where}; {found.frozen_parameters:,} frozen"
+        f"trained   {rehearsal.trained_parameters:,} parameters of {rehearsal.trained_layers} "
+        f"layers, from {where}; {rehearsal.frozen_parameters:,} frozen"
     )
-    if found.cut:
+    if rehearsal.cut:
         say(
-            f"cache     {found.activation_bytes / 1e6:,.1f} MB of activations, "
-            f"{found.extraction_s:,.0f} s for those that are missing"
+            f"cache     {rehearsal.activation_bytes / 1e6:,.1f} MB of activations, "
+            f"{rehearsal.extraction_s:,.0f} s for those that are missing"
         )
-    say(f"time      {found.epoch_s:,.1f} s an epoch, at most {found.seconds:,.0f} s for {epochs}")
-    if found.memory_bytes is not None:
-        say(f"memory    {found.memory_bytes / 1e9:,.1f} GB at the peak of this rehearsal")
+    say(
+        f"time      {rehearsal.epoch_s:,.1f} s an epoch, at most {rehearsal.seconds:,.0f} s "
+        f"for {epochs}"
+    )
+    if rehearsal.memory_bytes is not None:
+        say(f"memory    {rehearsal.memory_bytes / 1e9:,.1f} GB at the peak of this rehearsal")
 
 
 def _as_json(done: FineTuned) -> dict[str, Any]:
     return {
-        "model": str(done.path),
+        "model": done.path,
         "kept": done.kept,
         "stopped": done.stopped or None,
         "cut": list(done.cut),

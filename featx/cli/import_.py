@@ -6,23 +6,25 @@ from pathlib import Path
 
 import click
 
-from featx.cli.options import Command, cache_option, common_options, json_option, next_command
+from featx.cli import options
+from featx.cli.options import next_command
 from featx.terminal import say, say_json
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command("import", cls=Command, short_help="Bring in features that were made elsewhere.")
-@click.argument("name", metavar="NAME")
-@click.argument("file", metavar="FILE", type=_FILE)
-@click.option(
-    "--labels",
-    type=_FILE,
-    help="A CSV with the column label (and path, split, group), or a .npy.",
+@options.command(
+    "import",
+    click.argument("name", metavar="NAME"),
+    click.argument("file", metavar="FILE", type=_FILE),
+    click.option(
+        "--labels",
+        type=_FILE,
+        help="A CSV with the column label (and path, split, group), or a .npy.",
+    ),
+    options.cache,
+    options.as_json,
 )
-@cache_option
-@json_option
-@common_options
 def command(name: str, file: Path, labels: Path | None, cache: Path, as_json: bool) -> None:
     """Bring in features that were made elsewhere, of images, text, audio or anything.
 
@@ -63,5 +65,5 @@ def command(name: str, file: Path, labels: Path | None, cache: Path, as_json: bo
     if report["duplicates"]:
         say(f"  {report['duplicates']:,} equal another row")
     if report["classes"]:
-        options = ["-b", report["backbone"]]
-        say(f"next: {next_command('train', name, options=options, carried=('cache',))}")
+        backbone = ["-b", report["backbone"]]
+        say(f"next: {next_command('train', name, options=backbone, carried=('cache',))}")

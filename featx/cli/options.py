@@ -1,9 +1,11 @@
-"""Options that mean the same in every command."""
+"""Options that mean the same in every command, and what is made of them."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import sys
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,16 @@ def _set_debug(_: click.Context, __: click.Parameter, value: bool) -> None:
     if value:
         os.environ["FEATX_DEBUG"] = "1"
     log_to_stderr(debug=value)
+
+
+debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show tracebacks and the logging of libraries.",
+)
 
 
 class Command(click.Command):
@@ -65,6 +77,35 @@ def _require_once(context: click.Context, param: click.Parameter, count: int) ->
     )
 
 
+def command(
+    name: str, *options: Decorator, group: click.Group | None = None, short_help: str | None = None
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return what makes a command of a function: its options in the order of its help.
+
+    ``--debug`` is one of every command. A command may belong to a group.
+    """
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        decorated = stacked(*options, debug)(function)
+        made = click.command(name, cls=Command, short_help=short_help)(decorated)
+        if group is not None:
+            group.add_command(made)
+        return made
+
+    return make
+
+
+def stacked(*options: Decorator) -> Decorator:
+    """Return several options as one, in the order of the help."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
 def flag(*names: str, help: str, **more: Any) -> Decorator:
     """Return an option that is there or not."""
     return click.option(*names, is_flag=True, help=help, **more)
@@ -101,18 +142,6 @@ def file_path(*names: str, help: str, **more: Any) -> Decorator:
     return click.option(*names, type=click.Path(dir_okay=False, path_type=Path), help=help, **more)
 
 
-def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--debug``."""
-    return click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=_set_debug,
-        help="Show tracebacks and the logging of libraries.",
-    )(function)
-
-
 def _complete_backbone(_: Any, __: Any, incomplete: str) -> list[CompletionItem]:
     from featx.backbones.catalog import CATALOG
 
@@ -123,20 +152,43 @@ def _complete_backbone(_: Any, __: Any, incomplete: str) -> list[CompletionItem]
     ]
 
 
-def _stacked(*decorators: Decorator) -> Decorator:
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
+def _read_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
+    from featx.exceptions import DatasetError
+    from featx.images.labels import parse_names
 
-    return apply
+    try:
+        return parse_names(values)
+    except DatasetError as error:
+        raise click.BadParameter(str(error)) from error
 
 
-def backbone_options(*, several: bool) -> Decorator:
+reading = stacked(
+    click.option(
+        "--splits",
+        multiple=True,
+        callback=_read_names,
+        metavar="NAME=SPLIT",
+        help="What a name that is not understood means: pilot=test, or =train, =val. Repeat it "
+        "for several. none: all folders are classes.",
+    ),
+    click.option(
+        "--root",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder that relative paths of a table start from.  [default: the table's]",
+    ),
+)
+view_policy = click.option(
+    "--view-policy",
+    show_default="flip-crop-colour-1",
+    help="How views are drawn: flip-1, flip-crop-1 or flip-crop-colour-1.",
+)
+
+
+def backbone(*, several: bool) -> Decorator:
     """Add the choice of the backbone, of what is taken from it, and of how DATA is read."""
     more = " Repeat it for several." if several else ""
-    return _stacked(
-        reading_options,
+    return stacked(
+        reading,
         click.option(
             "-b",
             "--backbone",
@@ -205,40 +257,38 @@ def backbone_options(*, several: bool) -> Decorator:
             least=0,
             help="Augmented views of each image beside the image itself.",
         ),
-        click.option(
-            "--view-policy",
-            show_default="flip-crop-colour-1",
-            help="How views are drawn: flip-1, flip-crop-1 or flip-crop-colour-1.",
-        ),
+        view_policy,
         whole("--view-seed", default=0, least=0, help="Seed of the views."),
     )
 
 
-def extraction_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `featx.extract` that the options of `backbone_options` stand for."""
+def extraction_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of `backbone` out of those given, as arguments of `featx.extract`."""
     from featx import ViewPolicy
 
-    backbone, weights = options["backbone"], options["weights"]
+    names = (
+        "input_size",
+        "preprocessing",
+        "splits",
+        "root",
+        "trust",
+        "engine",
+        "precision",
+        "views",
+    )
+    arguments = {name: given.pop(name) for name in names}
+    backbone, weights, policy = (given.pop(n) for n in ("backbone", "weights", "view_policy"))
     if isinstance(backbone, tuple):
         weights = _weights_by_backbone(weights, backbone or ("tiny",))
-    policy = options["view_policy"]
+    views = {"policy": policy} if policy else {}
     return {
+        **arguments,
         "backbone": backbone or None,
         "weights": weights,
-        "taps": options["taps"] if "taps" in options else options["tap"],
-        "input_size": options["input_size"],
-        "preprocessing": options["preprocessing"],
-        "splits": options["splits"],
-        "root": options["root"],
-        "trust": options["trust"],
-        "image": _image_policy(options["resize"], options["draft"]),
-        "batch_size": options["batch_size"] or "auto",
-        "engine": options["engine"],
-        "precision": options["precision"],
-        "views": options["views"],
-        "view_policy": ViewPolicy(
-            **({"policy": policy} if policy else {}), seed=options["view_seed"]
-        ),
+        "taps": given.pop("taps" if "taps" in given else "tap"),
+        "image": _image_policy(given.pop("resize"), given.pop("draft")),
+        "batch_size": given.pop("batch_size") or "auto",
+        "view_policy": ViewPolicy(**views, seed=given.pop("view_seed")),
     }
 
 
@@ -267,15 +317,102 @@ def _weights_by_backbone(values: tuple[str, ...], backbones: tuple[str, ...]) ->
     return {name: choice for name, _, choice in pairs}
 
 
-def force_option(*aliases: str) -> Decorator:
-    """Add ``--force``."""
-    return click.option(
+def force(*aliases: str) -> Decorator:
+    """Return ``--force``, with other names for it."""
+    return flag(
         "--force",
         *aliases,
         "force",
-        is_flag=True,
         help="Replace a file that featx did not make; never one that is read.",
     )
+
+
+cache = click.option(
+    "--cache",
+    envvar="FEATX_CACHE",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("cache"),
+    show_default=True,
+    help="Cache folder.",
+)
+as_json = flag("--json", "as_json", help="Print one JSON object on standard output.")
+seed = whole("--seed", default=0, help="Seed of everything random.")
+multilabel = flag(
+    "--multilabel",
+    help="A label such as ant|winged is several, each predicted by itself; so are a CSV's "
+    "columns of 0 and 1.",
+)
+label_kind = choice(
+    "--label-kind",
+    values=["auto", "class"],
+    default="auto",
+    help="class: train also on labels that look like measurements or like several labels.",
+)
+weights = click.option(
+    "--weights", help="The backbone's weights, when they are not where they were."
+)
+loading = stacked(
+    weights, flag("--trust", help="Load any scikit-learn head; run a savedmodel: backbone.")
+)
+output = stacked(file_path("-o", "--output", help="Where to save it."), force())
+model = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+
+
+def _checked_size(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    from featx.exceptions import HeadError
+    from featx.memory import as_bytes
+
+    try:
+        if value is not None:
+            as_bytes(value, name="it")
+    except HeadError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+max_ram = click.option(
+    "--max-ram",
+    callback=_checked_size,
+    metavar="SIZE",
+    help="Train on batches within this memory, as 1GiB, where features are larger than it.",
+)
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def read_seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds of a time span such as ``90s``, ``1.5h`` or ``1d``."""
+    if value is None:
+        return None
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise click.BadParameter(f"expected a time such as 90s, 10m, 1h or 1d, received {value!r}")
+    return float(match[1]) * _UNITS_S[match[2].lower()]
+
+
+def complete_dataset(ctx: click.Context, _: Any, incomplete: str) -> list[CompletionItem]:
+    """Return the datasets of the cache whose names begin so."""
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import manifest_names
+
+    names = manifest_names(CacheLayout.at(ctx.params.get("cache")))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _complete_data(ctx: click.Context, param: Any, incomplete: str) -> list[CompletionItem]:
+    return [*complete_dataset(ctx, param, incomplete), CompletionItem(incomplete, type="file")]
+
+
+data = click.argument("data", metavar="DATA", shell_complete=_complete_data)
+
+
+def complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
+    """Return the heads whose names begin so."""
+    from featx.heads.table import head_names
+
+    return [name for name in head_names() if name.startswith(incomplete)]
 
 
 def check_output(
@@ -314,95 +451,13 @@ def _images(data: str, cache: Path) -> list[Path]:
     return [Path(manifest.root or "", path) for path in manifest.path]
 
 
-def cache_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--cache``."""
-    return click.option(
-        "--cache",
-        envvar="FEATX_CACHE",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("cache"),
-        show_default=True,
-        help="Cache folder.",
-    )(function)
+def model_target(output: Path | None, data: str, *, force: bool) -> Path:
+    """Return where a model of some data goes, once it is known that it may be written there."""
+    from featx.files.outputs import is_model
 
-
-def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--json``."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
-    )(function)
-
-
-def _checked_size(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-    from featx.exceptions import HeadError
-    from featx.memory import as_bytes
-
-    try:
-        if value is not None:
-            as_bytes(value, name="it")
-    except HeadError as error:
-        raise click.BadParameter(str(error)) from error
-    return value
-
-
-def max_ram_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--max-ram``."""
-    return click.option(
-        "--max-ram",
-        callback=_checked_size,
-        metavar="SIZE",
-        help="Train on batches within this memory, as 1GiB, where features are larger than it.",
-    )(function)
-
-
-def multilabel_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--multilabel``."""
-    return click.option(
-        "--multilabel",
-        is_flag=True,
-        help="A label such as ant|winged is several, each predicted by itself; so are a CSV's "
-        "columns of 0 and 1.",
-    )(function)
-
-
-def _read_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
-    from featx.exceptions import DatasetError
-    from featx.images.labels import parse_names
-
-    try:
-        return parse_names(values)
-    except DatasetError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--splits`` and ``--root``."""
-    return _stacked(
-        click.option(
-            "--splits",
-            multiple=True,
-            callback=_read_names,
-            metavar="NAME=SPLIT",
-            help="What a name that is not understood means: pilot=test, or =train, =val. Repeat it "
-            "for several. none: all folders are classes.",
-        ),
-        click.option(
-            "--root",
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Folder that relative paths of a table start from.  [default: the table's]",
-        ),
-    )(function)
-
-
-def label_kind_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--label-kind``."""
-    return click.option(
-        "--label-kind",
-        type=click.Choice(["auto", "class"]),
-        default="auto",
-        show_default=True,
-        help="class: train also on labels that look like measurements or like several labels.",
-    )(function)
+    target = output or Path(f"{Path(data).resolve().stem}.featx")
+    check_output(target, is_model, "model", force=force, data=data)
+    return target
 
 
 def next_command(
@@ -462,48 +517,4 @@ def next_prediction(model: Path, data: str, features: Features) -> str:
 
 def command_line() -> str:
     """Return the command as it was typed, for the provenance of what it writes."""
-    import sys
-
     return shlex.join(["featx", *sys.argv[1:]])
-
-
-def seed_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--seed``."""
-    return click.option(
-        "--seed", type=int, default=0, show_default=True, help="Seed of everything random."
-    )(function)
-
-
-def _complete_dataset(ctx: click.Context, _: Any, incomplete: str) -> list[CompletionItem]:
-    from featx.cache.layout import CacheLayout
-    from featx.cache.manifest import manifest_names
-
-    names = manifest_names(CacheLayout.at(ctx.params.get("cache")))
-    own = [CompletionItem(name) for name in names if name.startswith(incomplete)]
-    return [*own, CompletionItem(incomplete, type="file")]
-
-
-def data_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add DATA: a folder, a file, or the name of an extracted dataset."""
-    return click.argument("data", metavar="DATA", shell_complete=_complete_dataset)(function)
-
-
-_WEIGHTS_HELP = "The backbone's weights, when they are not where they were."
-_TRUST_HELP = "Load any scikit-learn head; run a savedmodel: backbone."
-
-
-def loading_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--weights`` and ``--trust``, which a saved model may need."""
-    return _stacked(
-        click.option("--weights", help=_WEIGHTS_HELP), flag("--trust", help=_TRUST_HELP)
-    )(function)
-
-
-def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--output`` for a model, and ``--force``."""
-    return _stacked(file_path("-o", "--output", help="Where to save it."), force_option())(function)
-
-
-def model_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add MODEL: a ``.featx`` file."""
-    return click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))(function)

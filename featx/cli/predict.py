@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featx.cli.options import (
-    Command,
-    cache_option,
-    choice,
-    common_options,
-    flag,
-    loading_options,
-    model_argument,
-    whole,
-)
+from featx.cli import options
 from featx.terminal import row_writer, say, say_json, visible
 
 if TYPE_CHECKING:
@@ -29,23 +20,26 @@ if TYPE_CHECKING:
 _MEASURED_ROWS = 200
 
 
-@click.command("predict", cls=Command, short_help="Predict images with a model.")
-@model_argument
-@click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
-@whole(
-    "--top-k", least=1, help="Classes an image.  [default: 1; of several labels, those above 0.5]"
+@options.command(
+    "predict",
+    options.model,
+    click.argument("images", nargs=-1, required=True, metavar="IMAGES..."),
+    options.whole(
+        "--top-k",
+        least=1,
+        help="Classes an image.  [default: 1; of several labels, those above 0.5]",
+    ),
+    options.choice(
+        "--format",
+        "style",
+        values=["table", "csv", "jsonl"],
+        default="table",
+        help="How to print them.",
+    ),
+    options.flag("--unknown", help="Mark images that are unlike those of training."),
+    options.loading,
+    options.cache,
 )
-@choice(
-    "--format",
-    "style",
-    values=["table", "csv", "jsonl"],
-    default="table",
-    help="How to print them.",
-)
-@flag("--unknown", help="Mark images that are unlike those of training.")
-@loading_options
-@cache_option
-@common_options
 def command(
     model: Path,
     images: tuple[str, ...],

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.options import (
-    Command,
-    backbone_options,
-    cache_option,
-    check_output,
-    command_line,
-    common_options,
-    data_argument,
-    extraction_arguments,
-    file_path,
-    flag,
-    json_option,
-    label_kind_option,
-    max_ram_option,
-    multilabel_option,
-    next_prediction,
-    output_option,
-    seed_option,
-    whole,
-)
+from featx.cli import options
+from featx.cli.options import command_line, extraction_arguments, next_prediction
 from featx.cli.show import show_features, table
 from featx.terminal import say, say_json
 
@@ -35,114 +16,96 @@ if TYPE_CHECKING:
     from featx.models.search import SearchResult
 
 _SHOWN = 15
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
-_SECONDS = {None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
-    from featx.heads.table import head_names
-
-    return [name for name in head_names() if name.startswith(incomplete)]
-
-
-def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    match = _BUDGET.fullmatch(value.strip())
-    if match is None:
-        raise click.BadParameter(f"expected a time such as 60s, 10m or 1h, received {value!r}")
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-@click.command("search", cls=Command, short_help="Find the best backbone, head and parameters.")
-@data_argument
-@backbone_options(several=True)
-@click.option(
-    "--head",
-    "heads",
-    multiple=True,
-    shell_complete=_complete_head,
-    help="A head over its own grid, over values as in logistic:C=0.01|0.1, or over a range as in "
-    "logistic:C=0.001..10 (random, optuna). Repeat it for several.  "
-    "[default: nearest-mean, ridge, lda, knn, logistic]",
+@options.command(
+    "search",
+    options.data,
+    options.backbone(several=True),
+    click.option(
+        "--head",
+        "heads",
+        multiple=True,
+        shell_complete=options.complete_head,
+        help="A head over its own grid, over values as in logistic:C=0.01|0.1, or over a range as "
+        "in logistic:C=0.001..10 (random, optuna). Repeat it for several.  "
+        "[default: nearest-mean, ridge, lda, knn, logistic]",
+    ),
+    click.option(
+        "--transform",
+        "transforms",
+        multiple=True,
+        help="standard (the head as it is), none, l2, pca:64, pca:0.95 or whiten:64. Repeat it for "
+        "several.  [default: standard]",
+    ),
+    options.file_path(
+        "--space",
+        help="Heads, transforms, backbones and taps in a JSON, TOML or YAML file, in place of "
+        "--head and --transform.",
+    ),
+    click.option(
+        "--strategy",
+        default="grid",
+        show_default=True,
+        help="grid, random, halving (all on few rows, the better third on more) or optuna.",
+    ),
+    options.whole("--trials", least=1, help="How many to draw; not for grid."),
+    options.whole("--cv", default=5, least=2, help="Folds."),
+    click.option(
+        "--on-split", help="Measure on this split of DATA, such as val, instead of on folds."
+    ),
+    options.whole("--repeats", default=1, least=1, help="How many times the folds are drawn."),
+    click.option(
+        "--scoring",
+        help="accuracy, balanced_accuracy, macro_f1, log_loss or top5; with --multilabel "
+        "mean_average_precision or micro_f1.  [default: the first of them]",
+    ),
+    click.option(
+        "--score",
+        default="auto",
+        show_default="test where there is such a split, else nested where cheap, else holdout",
+        help="How the winner is scored: test, holdout, nested or none.",
+    ),
+    options.flag(
+        "--one-standard-error",
+        help="Take the cheapest of all that are within one standard error of the best.",
+    ),
+    click.option(
+        "--budget",
+        callback=options.read_seconds,
+        help="Time after which no trial is started: 60s, 10m, 1h.",
+    ),
+    options.whole("--jobs", "n_jobs", default=-1, help="Fits at a time; -1: cores."),
+    options.flag("--fresh", help="Forget finished trials of the same search."),
+    options.file_path("--csv", "csv_file", help="Write the whole leaderboard there."),
+    options.output,
+    options.cache,
+    options.seed,
+    options.multilabel,
+    options.label_kind,
+    options.max_ram,
+    options.as_json,
 )
-@click.option(
-    "--transform",
-    "transforms",
-    multiple=True,
-    help="standard (the head as it is), none, l2, pca:64, pca:0.95 or whiten:64. Repeat it for "
-    "several.  [default: standard]",
-)
-@file_path(
-    "--space",
-    help="Heads, transforms, backbones and taps in a JSON, TOML or YAML file, in place of --head "
-    "and --transform.",
-)
-@click.option(
-    "--strategy",
-    default="grid",
-    show_default=True,
-    help="grid, random, halving (all on few rows, the better third on more) or optuna.",
-)
-@whole("--trials", least=1, help="How many to draw; not for grid.")
-@whole("--cv", default=5, least=2, help="Folds.")
-@click.option("--on-split", help="Measure on this split of DATA, such as val, instead of on folds.")
-@whole("--repeats", default=1, least=1, help="How many times the folds are drawn.")
-@click.option(
-    "--scoring",
-    help="accuracy, balanced_accuracy, macro_f1, log_loss or top5; with --multilabel "
-    "mean_average_precision or micro_f1.  [default: the first of them]",
-)
-@click.option(
-    "--score",
-    default="auto",
-    show_default="test where there is such a split, else nested where cheap, else holdout",
-    help="How the winner is scored: test, holdout, nested or none.",
-)
-@flag(
-    "--one-standard-error",
-    help="Take the cheapest of all that are within one standard error of the best.",
-)
-@click.option(
-    "--budget", callback=_seconds, help="Time after which no trial is started: 60s, 10m, 1h."
-)
-@whole("--jobs", "n_jobs", default=-1, help="Fits at a time; -1: cores.")
-@flag("--fresh", help="Forget finished trials of the same search.")
-@file_path("--csv", "csv_file", help="Write the whole leaderboard there.")
-@output_option
-@cache_option
-@seed_option
-@multilabel_option
-@label_kind_option
-@max_ram_option
-@json_option
-@common_options
 def command(
     data: str,
     heads: tuple[str, ...],
     transforms: tuple[str, ...],
     space: Path | None,
+    cv: int,
+    on_split: str | None,
     trials: int | None,
     budget: float | None,
+    scoring: str | None,
     fresh: bool,
     csv_file: Path | None,
     output: Path | None,
     force: bool,
     cache: Path,
-    as_json: bool,
-    strategy: str,
-    cv: int,
-    on_split: str | None,
-    repeats: int,
-    scoring: str | None,
-    score: str,
-    one_standard_error: bool,
-    n_jobs: int,
     multilabel: bool,
     label_kind: Any,
     max_ram: str | None,
-    seed: int,
-    **options: Any,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Find the best backbone, tap, head and parameters, and save the winner as a model.
 
@@ -155,25 +118,20 @@ def command(
     featx search photos/ --head 'logistic:C=0.0001..10' --strategy random --trials 30 --budget 2m
     """
     import featx
-    from featx.files.outputs import begins_with, is_model
+    from featx.files.outputs import begins_with
     from featx.models.search import default_heads, read_space, require_streamable_space
     from featx.selection.strategies import SearchOptions
 
-    target = output or Path(f"{Path(data).resolve().stem}.featx")
-    check_output(target, is_model, "model", force=force, data=data)
+    target = options.model_target(output, data, force=force)
     if csv_file is not None:
-        check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
+        options.check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
+    extraction = extraction_arguments(given)
     how: dict[str, Any] = {
-        "strategy": strategy,
+        **given,
         "n_trials": trials,
         "cv": on_split or cv,
-        "repeats": repeats,
         "scoring": scoring or ("mean_average_precision" if multilabel else "accuracy"),
-        "score": score,
-        "one_standard_error": one_standard_error,
         "budget_s": budget,
-        "n_jobs": n_jobs,
-        "seed": seed,
     }
     what: dict[str, Any] = {"heads": list(heads) or None, "transforms": list(transforms) or None}
     # A mistyped name is to be known before an hour of extraction.
@@ -183,19 +141,16 @@ def command(
         require_streamable_space(read_space(space, **what))
     read_space(space, **what)
     SearchOptions(**how)
-    asked = extraction_arguments(options)
-    features = featx.extract(data, **asked, multilabel=multilabel, cache=cache, progress=True)
-    if asked["backbone"]:
-        what["backbones"] = list(asked["backbone"])
+    features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
+    if extraction["backbone"]:
+        what["backbones"] = list(extraction["backbone"])
+    source = {name: extraction[name] for name in ("weights", "preprocessing", "trust", "engine")}
     result = featx.search(
         features,
         **what,
         space=space,
         **how,
-        weights=asked["weights"],
-        preprocessing=asked["preprocessing"],
-        trust=asked["trust"],
-        engine=asked["engine"],
+        **source,
         multilabel=multilabel,
         label_kind=label_kind,
         max_ram=max_ram,
@@ -207,8 +162,7 @@ def command(
     if csv_file is not None:
         csv_file.write_text(result.to_csv(), "utf-8", "surrogateescape")
     if as_json:
-        found = {"model": str(target), **result.to_dict(), "extraction": features.report}
-        say_json(found)
+        say_json({"model": str(target), **result.to_dict(), "extraction": features.report})
         return
     show_features(features)
     _show(result)

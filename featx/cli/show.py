@@ -40,11 +40,11 @@ def show_extraction(features: Features) -> None:
     for block in features.blocks:
         if block.view is not None:
             continue
-        place = {"backbone": block.backbone, "tap": block.tap}
-        views = len(features.views(**place))
+        which = {"backbone": block.backbone, "tap": block.tap}
+        views = len(features.views(**which))
         more = f", and {views} views of each" if views else ""
         say(
-            f"  {block.backbone} {block.tap}: {len(features):,} x {features.width(**place):,} in "
+            f"  {block.backbone} {block.tap}: {len(features):,} x {features.width(**which):,} in "
             f"{block.space}{more}"
         )
     _show_seconds(report)
@@ -90,7 +90,7 @@ def notes(features: Features) -> None:
         say(f"  {features.report['duplicates']:,} equal another image byte for byte")
     animated = [path for path in features.paths if path.lower().endswith(_ANIMATED)]
     _list("may be animations, of which the first frame is used", animated)
-    left_out = [(one["path"], one["reason"]) for one in report.get("left_out", ())]
+    left_out = [(file["path"], file["reason"]) for file in report.get("left_out", ())]
     beside = [(path, reason) for path, reason in left_out if reason.startswith(BESIDE)]
     if len(beside) == 1:
         say(f"  1 image lies {beside[0][1][len(BESIDE) :]} and has no label: {beside[0][0]}")
@@ -123,24 +123,22 @@ def show_data(report: dict[str, Any]) -> None:
         names = " and ".join(repr(name) for name in group)
         say(f"  classes that differ only in case, spaces or the form of accents: {names}")
     groups = report.get("contradictions", ())
-    if groups:
-        count = sum(map(len, groups))
-        say(f"  {count:,} images have the same content but different labels:")
-    for group in groups[:_SHOWN]:
-        members = ", ".join(f"{one['path']} ({one['label']})" for one in group[:_SHOWN])
-        say(f"    {members}")
-    if len(groups) > _SHOWN:
-        say(f"    and {len(groups) - _SHOWN:,} more groups")
+    _list(
+        "images have the same content but different labels",
+        [", ".join(f"{row['path']} ({row['label']})" for row in rows[:_SHOWN]) for rows in groups],
+        count=sum(map(len, groups)),
+        unit=" groups",
+    )
 
 
-def _list(what: str, lines: Sequence[str]) -> None:
+def _list(what: str, lines: Sequence[str], *, count: int | None = None, unit: str = "") -> None:
+    """Print how many there are of something, and the first lines of them."""
     if not lines:
         return
-    say(f"  {len(lines):,} {what}:")
-    for line in lines[:_SHOWN]:
-        say(f"    {line}")
+    say(f"  {len(lines) if count is None else count:,} {what}:")
+    say(*(f"    {line}" for line in lines[:_SHOWN]))
     if len(lines) > _SHOWN:
-        say(f"    and {len(lines) - _SHOWN:,} more")
+        say(f"    and {len(lines) - _SHOWN:,} more{unit}")
 
 
 def show_scores(metrics: dict[str, Any]) -> None:
@@ -169,14 +167,14 @@ def _show_label_sets(metrics: dict[str, Any]) -> None:
     else:
         say(label_scores(metrics))
     if len(metrics["labels"]) <= _SHOWN:
+        columns = ("average_precision", "f1")
         rows = [
             [
-                one["label"],
-                str(one["images"]),
-                _score(one["average_precision"]),
-                _score(one["f1"]),
+                row["label"],
+                str(row["images"]),
+                *("-" if row[name] is None else f"{row[name]:.4f}" for name in columns),
             ]
-            for one in metrics["labels"]
+            for row in metrics["labels"]
         ]
         say(*table(["label", "images", "average precision", "F1"], rows))
 
@@ -193,22 +191,18 @@ def _with_intervals(
 
 def _show_errors(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> None:
     """Print which classes are most often taken for which."""
-    found = [
+    errors = [
         (count, classes[true], classes[predicted])
         for true, row in enumerate(confusion)
         for predicted, count in enumerate(row)
         if count and true != predicted
     ]
-    if not found:
+    if not errors:
         return
-    worst = sorted(found, key=lambda error: -error[0])[:_SHOWN]
+    worst = sorted(errors, key=lambda error: -error[0])[:_SHOWN]
     rows = [[true, predicted, str(count)] for count, true, predicted in worst]
-    say(f"most frequent of {len(found):,} kinds of error (--confusion FILE has all):")
+    say(f"most frequent of {len(errors):,} kinds of error (--confusion FILE has all):")
     say(*table(["true", "predicted", "images"], rows))
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def label_scores(metrics: dict[str, Any]) -> str:

@@ -8,70 +8,45 @@ from typing import Any
 
 import click
 
-from featx.cli.options import (
-    Command,
-    backbone_options,
-    cache_option,
-    check_output,
-    command_line,
-    common_options,
-    data_argument,
-    extraction_arguments,
-    flag,
-    json_option,
-    label_kind_option,
-    max_ram_option,
-    multilabel_option,
-    next_prediction,
-    output_option,
-    seed_option,
-    whole,
-)
+from featx.cli import options
+from featx.cli.options import command_line, extraction_arguments, next_prediction
 from featx.cli.show import label_scores, show_features
 from featx.terminal import say, say_json
 
 
-def _complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
-    from featx.heads.table import head_names
-
-    return [name for name in head_names() if name.startswith(incomplete)]
-
-
-@click.command("train", cls=Command, short_help="Train a head on features and save the model.")
-@data_argument
-@backbone_options(several=False)
-@click.option(
-    "--head",
-    default="logistic",
-    show_default=True,
-    shell_complete=_complete_head,
-    help="logistic, svm, knn, ridge, lda, forest or dense:1024,1024, with parameters as in "
-    "logistic:C=0.1",
+@options.command(
+    "train",
+    options.data,
+    options.backbone(several=False),
+    click.option(
+        "--head",
+        default="logistic",
+        show_default=True,
+        shell_complete=options.complete_head,
+        help="logistic, svm, knn, ridge, lda, forest or dense:1024,1024, with parameters as in "
+        "logistic:C=0.1",
+    ),
+    options.whole("--cv", default=5, least=0, help="Folds; 0 for none."),
+    options.output,
+    options.cache,
+    options.seed,
+    options.flag(
+        "--average-views", help="Predict by the mean over an image and its --views, at their price."
+    ),
+    options.multilabel,
+    options.label_kind,
+    options.max_ram,
+    options.as_json,
 )
-@whole("--cv", default=5, least=0, help="Folds; 0 for none.")
-@output_option
-@cache_option
-@seed_option
-@flag("--average-views", help="Predict by the mean over an image and its --views, at their price.")
-@multilabel_option
-@label_kind_option
-@max_ram_option
-@json_option
-@common_options
 def command(
     data: str,
-    head: str,
-    cv: int,
     output: Path | None,
     force: bool,
     cache: Path,
-    seed: int,
-    average_views: bool,
+    head: str,
     multilabel: bool,
-    label_kind: Any,
-    max_ram: str | None,
     as_json: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Train a head on features and save the model.
 
@@ -84,36 +59,21 @@ def command(
     featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
     """
     import featx
-    from featx.files.outputs import is_model
     from featx.heads.learning import require_streamable
     from featx.heads.making import make_head
 
     # What cannot be trained is to be known before an hour of extraction.
-    if max_ram is not None:
+    if given["max_ram"] is not None:
         require_streamable(make_head(head))
     make_head(head, multilabel=multilabel)
-    target = output or Path(f"{Path(data).resolve().stem}.featx")
-    check_output(target, is_model, "model", force=force, data=data)
-    if average_views and not options["views"]:
+    target = options.model_target(output, data, force=force)
+    if given["average_views"] and not given["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
-    asked = extraction_arguments(options)
-    features = featx.extract(data, **asked, multilabel=multilabel, cache=cache, progress=True)
+    extraction = extraction_arguments(given)
+    features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
+    source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
     started = time.perf_counter()
-    result = featx.train(
-        features,
-        head=head,
-        backbone=asked["backbone"],
-        weights=asked["weights"],
-        preprocessing=asked["preprocessing"],
-        trust=asked["trust"],
-        average_views=average_views,
-        cv=cv,
-        multilabel=multilabel,
-        label_kind=label_kind,
-        seed=seed,
-        max_ram=max_ram,
-        cache=cache,
-    )
+    result = featx.train(features, head=head, multilabel=multilabel, cache=cache, **source, **given)
     seconds = time.perf_counter() - started
     result.model.save(
         target,
@@ -123,8 +83,8 @@ def command(
         overwrite=force,
     )
     if as_json:
-        found = {"model": str(target), "head": head, "metrics": result.metrics}
-        say_json({**found, "extraction": features.report, "train_seconds": seconds})
+        saved = {"model": str(target), "head": head, "metrics": result.metrics}
+        say_json({**saved, "extraction": features.report, "train_seconds": seconds})
         return
     show_features(features)
     what = "labels" if multilabel else "classes"
