@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     )
     from featx.exporting.exporter import export
     from featx.exporting.verification import verify_export
-    from featx.extraction.plan import plan_extraction
-    from featx.extraction.run import extract
+    from featx.extraction.run import extract, plan_extraction
     from featx.finetuning.tuning import finetune
     from featx.images.dataset import ImageDataset
     from featx.importing.importer import import_features
@@ -107,7 +106,7 @@ _HOMES = {
     "import_features": "featx.importing.importer",
     "load": "featx.models.classifier",
     "pack_dataset": "featx.cache.pack",
-    "plan_extraction": "featx.extraction.plan",
+    "plan_extraction": "featx.extraction.run",
     "predict": "featx.models.prediction",
     "search": "featx.models.search",
     "train": "featx.models.training",

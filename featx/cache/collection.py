@@ -17,19 +17,21 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featx.cache.key_index import KeyIndex, whole_keys
+from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_folder, list_shards, publish_bytes, writing
 from featx.cache.manifest import read_manifest
 from featx.cache.records import damage_of
 from featx.cache.repair import check_is_cache, spec_digits
 from featx.cache.replacing import locked
-from featx.cache.shard import SHARD_BYTES, Keys, Part, Shard, read_shard, write_parts
+from featx.cache.shard import SHARD_BYTES, Part, Shard, read_shard, write_parts
 from featx.exceptions import CacheError, CacheFormatError
+from featx.files.keys import Keys, copies, whole_keys
 from featx.files.stamps import stamp_of
 
 DAY_S = 86_400.0
@@ -44,15 +46,15 @@ class SpaceCollection:
 
     space: str  # name of its folder
     used: bool  # whether a dataset names it
-    removed: bool  # whether the whole folder goes
-    rows: int  # that stay, those of young and damaged shards left out
-    rows_unused: int  # that go: of images in no dataset
-    rows_repeated: int  # that go: copies of rows that stay
-    size_bytes: int  # of the rows that go
-    shards_removed: int
-    shards_written: int
-    shards_young: int  # left alone for their age
-    damaged: dict[str, str]  # left alone for their damage, and what it is
+    removed: bool = False  # whether the whole folder goes
+    rows: int = 0  # that stay, those of young and damaged shards left out
+    rows_unused: int = 0  # that go: of images in no dataset
+    rows_repeated: int = 0  # that go: copies of rows that stay
+    size_bytes: int = 0  # of the rows that go
+    shards_removed: int = 0
+    shards_written: int = 0
+    shards_young: int = 0  # left alone for their age
+    damaged: dict[str, str] = field(default_factory=dict)  # left alone, and what is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +73,54 @@ Stamp = tuple[tuple[str | int, ...], ...]
 def collect_garbage(
     layout: CacheLayout, *, older_than_s: float = DAY_S, dry_run: bool = True
 ) -> Collection:
-    """Remove spaces and rows that no dataset uses, and put shards under 8 MiB together.
-
-    A row is used when a dataset that names its space has an image with its key. Rows that stay keep
-    every byte. Stopped at any instant, it can be run again.
-
-    Shards younger than `older_than_s` are left alone: an extraction writes its dataset last. A dry
-    run only says what would go.
-    """
+    """Do what `FeatureCache.gc` says; stopped at any instant, it can be run again."""
     check_is_cache(layout)
     collector = _Collector(layout, older_than_s)
     collector.read()
     work = collector.look_at if dry_run else collector.clean
     spaces = tuple(work(folder) for folder in layout.space_folders())
     return Collection(layout.root, dry_run, older_than_s, spaces)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """The rows of a shard that are used, and whether some of them are in other shards too."""
+
+    shard: Shard
+    rows: NDArray[np.int64]
+    keys: Keys
+    repeats: bool = False
+
+    @property
+    def loses_rows(self) -> bool:
+        return len(self.rows) < len(self.shard)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the rows that stay."""
+        return len(self.rows) * self.shard.row_bytes
+
+    @property
+    def like(self) -> tuple[object, ...]:
+        """What shards have in common that can be put together."""
+        taps = self.shard.taps.items()
+        return (self.shard.spec_digest, *sorted((t, a.dtype.str, a.shape[1]) for t, a in taps))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Shards that go together, after their rows that stay are in new ones; no shard is in two."""
+
+    entries: Sequence[_Entry]
+    rows_repeated: int = 0  # of the rows that go: copies of others that stay
+
+    @property
+    def parts(self) -> list[Part]:
+        return [Part(entry.shard, entry.rows) for entry in self.entries if len(entry.rows)]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [entry.shard.path for entry in self.entries]
 
 
 @dataclass(slots=True)
@@ -125,14 +161,17 @@ class _Collector:
         return self.current_stamp() != self.stamp
 
     def is_young(self, path: Path) -> bool:
-        """Return whether a file is younger than what may go."""
-        return self.older_than_s > 0 and time.time() - path.stat().st_mtime < self.older_than_s
+        """Return whether a file is there and younger than what may go."""
+        with suppress(FileNotFoundError):
+            return self.older_than_s > 0 and time.time() - path.stat().st_mtime < self.older_than_s
+        return False
 
     def look_at(self, folder: Path) -> SpaceCollection:
         """Return what would go from a space."""
-        plan = self.plan(folder)
-        removed = folder.name not in self.used and self.is_empty(folder, but=plan)
-        return self.report(folder, plan, plan.groups, removed)
+        groups, stays = self.plan(folder)
+        going = {path for group in groups for path in group.paths}
+        removed = not stays.used and self.is_empty(folder, but=going)
+        return _report(stays, groups, removed=removed)
 
     def clean(self, folder: Path) -> SpaceCollection:
         """Carry out the plan of a space; make another one when something came in between."""
@@ -141,18 +180,15 @@ class _Collector:
         for _ in range(_ATTEMPTS):
             if self.changed():
                 self.read()
-            plan = self.plan(folder, damaged)
+            groups, stays = self.plan(folder, damaged)
             again = False
-            for group in plan.groups:
+            for group in groups:
                 try:
                     carried_out = self.carry_out(folder, group)
                 except FileNotFoundError:
                     continue  # another collection was faster with these shards
                 except CacheFormatError:
-                    for shard in group.old:
-                        with suppress(FileNotFoundError):
-                            if reason := damage_of(shard):
-                                damaged[shard.path.name] = reason
+                    damaged |= _damage(group)
                     again = True
                     continue
                 if not carried_out:
@@ -162,57 +198,29 @@ class _Collector:
             if not again:
                 break
         removed = False
-        if folder.name not in self.used:
+        if not stays.used:
             with locked(self.layout.datasets):
                 removed = not self.changed() and self.is_empty(folder) and self.remove(folder)
-        plan.damaged.update(damaged)
-        return self.report(folder, plan, done, removed)
-
-    def report(
-        self, folder: Path, plan: _Plan, groups: Sequence[_Group], removed: bool
-    ) -> SpaceCollection:
-        repeated = sum(group.rows_repeated for group in groups)
-        return SpaceCollection(
-            space=folder.name,
-            used=folder.name in self.used,
-            removed=removed,
-            rows=plan.rows,
-            rows_unused=sum(group.rows_gone for group in groups) - repeated,
-            rows_repeated=repeated,
-            size_bytes=sum(group.size_bytes for group in groups),
-            shards_removed=sum(len(group.old) for group in groups),
-            shards_written=sum(group.shards_written for group in groups),
-            shards_young=plan.young,
-            damaged=plan.damaged,
-        )
+        stays.damaged.update(damaged)
+        return _report(stays, done, removed=removed)
 
     def carry_out(self, folder: Path, group: _Group) -> bool:
         """Publish what stays of a group, remove the rest; False when datasets changed meanwhile."""
         written = write_parts(self.layout, folder, group.parts)
-        old = [shard.path for shard in group.old]
         with locked(self.layout.datasets):
-            changed = self.changed() or any(map(self.is_reused, old))
-            for path in written if changed else old:
+            # A young shard is one that an extraction counts on by now.
+            changed = self.changed() or any(map(self.is_young, group.paths))
+            for path in written if changed else group.paths:
                 with writing(path):
                     path.unlink(missing_ok=True)
         return not changed
 
-    def is_reused(self, path: Path) -> bool:
-        """Return whether an extraction now counts on a shard."""
-        with suppress(FileNotFoundError):
-            return self.is_young(path)
-        return False
-
-    def is_empty(self, folder: Path, *, but: _Plan | None = None) -> bool:
-        """Return whether nothing is in a space, or would be after a plan was carried out."""
-        going = {shard.path for group in but.groups for shard in group.old} if but else set()
+    def is_empty(self, folder: Path, *, but: Container[Path] = ()) -> bool:
+        """Return whether nothing is in a space beside its young specification and some shards."""
         names = {path.name for path in list_folder(folder)}
-        try:
-            young = "spec.json" in names and self.is_young(folder / "spec.json")
-        except FileNotFoundError:
-            return False
-        shards = set(list_folder(folder / "shards"))
-        return not young and not shards - going and names <= {"spec.json", "shards"}
+        shards = [path for path in list_folder(folder / "shards") if path not in but]
+        young = self.is_young(folder / "spec.json")
+        return not young and not shards and names <= {"spec.json", "shards"}
 
     def remove(self, folder: Path) -> bool:
         """Remove an empty space, unless somebody begins to write into it."""
@@ -236,98 +244,73 @@ class _Collector:
                 return False
         return True
 
-    def plan(self, folder: Path, leave: Container[str] = ()) -> _Plan:
-        """Decide what goes from a space, in which some shards are left alone."""
+    def plan(
+        self, folder: Path, leave: Container[str] = ()
+    ) -> tuple[list[_Group], SpaceCollection]:
+        """Return what goes from a space, and what stays; some shards are left alone."""
         index = KeyIndex([np.empty((0, 32), np.uint8), *self.used.get(folder.name, ())])
-        entries: list[_Entry] = []
+        alike: dict[tuple[object, ...], list[_Entry]] = {}
+        groups: list[_Group] = []
         damaged: dict[str, str] = {}
-        young = 0
+        young = rows_used = 0
         for path in list_shards(folder):
             if path.name in leave:
                 continue
+            if self.is_young(path):
+                young += 1
+                continue
             try:
-                if self.is_young(path):
-                    young += 1
-                    continue
                 shard = read_shard(path, spec_digits(folder))
                 shard.keys.check()  # else damaged keys would look unused
                 keys = shard.keys.map()
-                rows = np.flatnonzero(index.find(keys)[1] >= 0)
             except FileNotFoundError:
                 continue
             except CacheFormatError as error:
                 damaged[path.name] = str(error)
                 continue
-            entries.append(_Entry(Part(shard, rows), keys[rows]))
-        alike: dict[tuple[object, ...], list[_Entry]] = {}
-        groups = []
-        for entry in entries:
-            if len(entry.part.rows):
+            rows = np.flatnonzero(index.find(keys)[1] >= 0)
+            entry = _Entry(shard, rows, keys[rows])
+            if len(rows):
                 alike.setdefault(entry.like, []).append(entry)
             else:
-                groups.append(_Group((entry.part.shard,)))
+                groups.append(_Group([entry]))
         for same in alike.values():
             groups += _group(same)
-        rows_kept = sum(len(entry.part.rows) for entry in entries)
-        return _Plan(tuple(groups), rows_kept, young, damaged)
+            rows_used += sum(len(entry.rows) for entry in same)
+        used = folder.name in self.used
+        return groups, SpaceCollection(
+            folder.name, used, rows=rows_used, shards_young=young, damaged=damaged
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Shards that go together, and their rows that stay, in new shards.
-
-    `rows_repeated` of the rows that go are copies of others that stay.
-    """
-
-    old: tuple[Shard, ...]
-    parts: tuple[Part, ...] = ()
-    rows_repeated: int = 0
-
-    @property
-    def rows_gone(self) -> int:
-        """Number of rows that go, the repeated ones among them."""
-        return sum(map(len, self.old)) - sum(len(part.rows) for part in self.parts)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the rows that go."""
-        before = sum(len(shard) * shard.row_bytes for shard in self.old)
-        return before - sum(part.size_bytes for part in self.parts)
-
-    @property
-    def shards_written(self) -> int:
-        """Number of new shards."""
-        rows = sum(len(part.rows) for part in self.parts)
-        return -(-rows // self.parts[0].shard.usual_rows) if rows else 0
+def _report(stays: SpaceCollection, groups: list[_Group], *, removed: bool) -> SpaceCollection:
+    """Return what stays of a space with what goes of it."""
+    entries = [entry for group in groups for entry in group.entries]
+    repeated = sum(group.rows_repeated for group in groups)
+    gone = [(len(entry.shard) - len(entry.rows), entry.shard.row_bytes) for entry in entries]
+    written = 0
+    for group in groups:
+        if rows := sum(len(part.rows) for part in group.parts):
+            written += -(-rows // group.parts[0].shard.usual_rows)
+    return replace(
+        stays,
+        removed=removed,
+        rows_unused=sum(rows for rows, _ in gone) - repeated,
+        rows_repeated=repeated,
+        size_bytes=sum(rows * row_bytes for rows, row_bytes in gone),
+        shards_removed=len(entries),
+        shards_written=written,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is to be done with a space; no shard is in two groups."""
-
-    groups: tuple[_Group, ...]
-    rows: int  # that stay
-    young: int  # shards that were not looked at
-    damaged: dict[str, str]  # shards that stay as they are, and what is wrong with them
-
-
-@dataclass(slots=True)
-class _Entry:
-    """The rows of a shard that are used, and whether some of them are in other shards too."""
-
-    part: Part
-    keys: Keys
-    repeats: bool = False
-
-    @property
-    def loses_rows(self) -> bool:
-        return len(self.part.rows) < len(self.part.shard)
-
-    @property
-    def like(self) -> tuple[object, ...]:
-        """What shards have in common that can be put together."""
-        taps = self.part.shard.taps.items()
-        return (self.part.shard.spec_digest, *sorted((t, a.dtype.str, a.shape[1]) for t, a in taps))
+def _damage(group: _Group) -> dict[str, str]:
+    """Return the damaged shards of a group, and what is wrong with each."""
+    damaged = {}
+    for entry in group.entries:
+        with suppress(FileNotFoundError):
+            if reason := damage_of(entry.shard):
+                damaged[entry.shard.path.name] = reason
+    return damaged
 
 
 def _group(entries: Sequence[_Entry]) -> Iterator[_Group]:
@@ -335,42 +318,33 @@ def _group(entries: Sequence[_Entry]) -> Iterator[_Group]:
     repeated = _drop_repeated(entries)
     linked = [entry for entry in entries if entry.repeats]
     if linked:
-        yield _as_group(linked, repeated)
+        yield _Group(linked, repeated)
     alone = [entry for entry in entries if not entry.repeats]
-    touched = [e for e in alone if e.loses_rows or e.part.size_bytes < _SMALL_BYTES]
+    touched = [e for e in alone if e.loses_rows or e.size_bytes < _SMALL_BYTES]
     # Smallest first: then at most one group stays small, and a second run finds nothing to do.
-    touched.sort(key=lambda entry: (entry.part.size_bytes, entry.part.shard.path))
-    waiting: list[_Entry] = []
-    for entry in [*touched, None]:
-        size = sum(waited.part.size_bytes for waited in waiting)
-        if waiting and (entry is None or size + entry.part.size_bytes > SHARD_BYTES):
-            if len(waiting) > 1 or waiting[0].loses_rows:
-                yield _as_group(waiting)
-            waiting = []
-        if entry is not None:
-            waiting.append(entry)
-
-
-def _as_group(entries: Sequence[_Entry], repeated: int = 0) -> _Group:
-    parts = tuple(entry.part for entry in entries if len(entry.part.rows))
-    return _Group(tuple(entry.part.shard for entry in entries), parts, repeated)
+    touched.sort(key=lambda entry: (entry.size_bytes, entry.shard.path))
+    groups: list[list[_Entry]] = []
+    for entry in touched:
+        size = sum(other.size_bytes for other in groups[-1]) if groups else SHARD_BYTES
+        if size + entry.size_bytes > SHARD_BYTES:
+            groups.append([])
+        groups[-1].append(entry)
+    yield from (_Group(group) for group in groups if len(group) > 1 or group[0].loses_rows)
 
 
 def _drop_repeated(entries: Sequence[_Entry]) -> int:
     """Keep the first of equal keys, mark the shards that share any, and count what is dropped."""
     keys = np.concatenate([entry.keys for entry in entries])
-    _, first, group, count = np.unique(
-        whole_keys(keys), return_index=True, return_inverse=True, return_counts=True
-    )
-    if len(first) == len(keys):
+    dropped = copies(keys)
+    if not len(dropped):
         return 0
-    shared = count[group.ravel()] > 1
-    keep = np.zeros(len(keys), np.bool_)
-    keep[first] = True
+    shared = np.isin(whole_keys(keys), whole_keys(keys[dropped]))
+    keep = np.ones(len(keys), np.bool_)
+    keep[dropped] = False
     start = 0
     for entry in entries:
         here = slice(start, start + len(entry.keys))
         start += len(entry.keys)
         entry.repeats = bool(shared[here].any())
-        entry.part = Part(entry.part.shard, entry.part.rows[keep[here]])
-    return len(keys) - len(first)
+        entry.rows = entry.rows[keep[here]]
+    return len(dropped)

@@ -27,11 +27,7 @@ _ATTEMPTS = 100
 def edit_dataset(
     layout: CacheLayout, name: str, edit: Callable[[Manifest], Manifest]
 ) -> tuple[Manifest, Manifest]:
-    """Replace a manifest by an edited one, or write it under its new name; return both.
-
-    When somebody else wrote the dataset meanwhile, the edit is done again to what they wrote, so
-    that neither is lost.
-    """
+    """Return a manifest and the edited one that replaced it, or was written under a new name."""
 
     def write(version: FileVersion) -> tuple[Manifest, Manifest]:
         before = find_manifest(layout, name)
@@ -90,18 +86,19 @@ def rewrite_dataset(
     *,
     seen: tuple[FileVersion, Manifest | None] | None = None,
     still: Callable[[], bool] = lambda: True,
+    worse: Callable[[Manifest, Manifest | None], bool] = lambda made, current: False,
 ) -> Manifest:
-    """Write new columns of a dataset, and keep what others did to it meanwhile.
+    """Write what `make` makes of the manifest that is there by now, and return it.
 
-    `make` returns what to write, given what is there by now (None where there is nothing, or
-    nothing that can be read), and may be called several times. `seen` is what was read before.
-    `still` says whether the features that `make` counted on are where they were; it is asked at
-    the moment of writing, under the lock, and when they are not, `make` is called again.
+    `make` gets None where nothing is there that can be read, and is called again when others were
+    faster. `seen` is what was read before. `still` says under the lock whether the features that
+    were counted on are where they were. What is `worse` than what is there is not written.
     """
 
     def write(version: FileVersion, current: Manifest | None) -> Manifest:
         manifest = make(current)
-        if current is None or not same_manifest(manifest, current):
+        stays = worse(manifest, current)
+        if not stays and (current is None or not same_manifest(manifest, current)):
             write_manifest(layout, manifest, move=partial(version.move, still=still))
         return manifest
 

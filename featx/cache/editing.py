@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.key_index import whole_keys
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Edit, Manifest
-from featx.cache.shard import Keys
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
+from featx.files.keys import Keys, copies, related_rows
 
 # Held-out splits are cut first: a val added later takes from train and never from test.
 _FIRST, _LAST = ("test", "val"), "train"
@@ -29,19 +28,16 @@ _FIRST, _LAST = ("test", "val"), "train"
 def remove_rows(
     manifest: Manifest, globs: Iterable[str] = (), *, status: Iterable[str] = ()
 ) -> Manifest:
-    """Remove rows by patterns such as ``red/*.gif`` (``*`` crosses slashes) or by status.
-
-    The status ``duplicate`` keeps the first of equal images.
-    """
-    edit: dict[str, Any] = {"edit": "remove", "globs": sorted(globs), "status": sorted(status)}
-    for name in edit["status"]:
+    """Remove rows by patterns such as ``red/*.gif`` (``*`` crosses slashes), or by status."""
+    patterns, statuses = sorted(globs), sorted(status)
+    for name in statuses:
         if name not in STATUSES:
             raise UnknownNameError("status", name, STATUSES)
-    remaining = _edited(manifest, edit)
+    remaining = _edited(manifest, {"edit": "remove", "globs": patterns, "status": statuses})
     if len(remaining) == len(manifest):
-        patterns = ", ".join([*edit["globs"], *edit["status"]])
         raise DatasetError(
-            f"no row of {manifest.name!r} fits {patterns or 'an empty list'}; paths look like "
+            f"no row of {manifest.name!r} fits "
+            f"{', '.join([*patterns, *statuses]) or 'an empty list'}; paths look like "
             f"{manifest.path[0] if len(manifest) else ''!r}"
         )
     if not len(remaining):
@@ -65,12 +61,9 @@ def relabel(
     classes: Mapping[str, str] | None = None,
     paths: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Rename, join or drop classes (old to new, all at once), or label single images (by path).
-
-    Empty text takes the label away. Images that equal a labelled one get the same label.
-    """
-    old = dict(classes or {})
-    for name in old:
+    """Rename or join classes (old to new), or label images by path; "" is none."""
+    renamed = dict(classes or {})
+    for name in renamed:
         if name not in (manifest.classes or ()):
             raise UnknownNameError("class", name, manifest.classes or ())
     keys = {}
@@ -82,7 +75,7 @@ def relabel(
         if not manifest.key[row].any():
             raise DatasetError(f"{path} could not be read, so that its label cannot be kept")
         keys[manifest.key[row].tobytes().hex()] = label
-    return _edited(manifest, {"edit": "relabel", "classes": old, "keys": keys})
+    return _edited(manifest, {"edit": "relabel", "classes": renamed, "keys": keys})
 
 
 def _relabel(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
@@ -101,17 +94,13 @@ def assign_splits(
     method: Literal["hash", "stratified"] = "hash",
     seed: int = 0,
 ) -> Manifest:
-    """Split a dataset; rows of one group and equal images are on one side.
-
-    ``hash`` looks at nothing but group, else key, and seed, so that no image moves when others
-    come. ``stratified`` gives every class the same shares; images that come later are placed by
-    their hash. Images that could not be read get no split.
-    """
+    """Split a dataset by `hash_splits` or `stratified_splits`; what was not read gets no split."""
     if method not in ("hash", "stratified"):
         raise UnknownNameError("method of splitting", method, ("hash", "stratified"))
     cuts = _check_fractions(fractions)
-    edit = {"edit": "split", "fractions": cuts, "method": method, "seed": int(seed)}
-    return _edited(manifest, edit)
+    return _edited(
+        manifest, {"edit": "split", "fractions": cuts, "method": method, "seed": int(seed)}
+    )
 
 
 def _split(manifest: Manifest, edit: Edit, earlier: Manifest | None = None) -> Manifest:
@@ -149,11 +138,7 @@ def _known_splits(
 
 
 def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) -> Manifest:
-    """Join the rows of two datasets; a file that is in both is taken from the first.
-
-    The result is no folder's any more: its paths are absolute, and more of its features are
-    extracted by its name. It has the features that both have.
-    """
+    """Join the rows of two datasets, with absolute paths, and the features that both have."""
     if manifest.source != other.source:
         raise DatasetError(
             f"{manifest.name!r} holds {manifest.source}, {other.name!r} holds {other.source}: "
@@ -197,8 +182,8 @@ def restated(manifest: Manifest) -> Manifest:
     """Return a manifest in which the first of equal images is ``ok``, the others ``duplicate``."""
     rows = manifest.usable
     status = manifest.status.copy()
-    status[rows] = DUPLICATE
-    status[rows[np.unique(whole_keys(manifest.key[rows]), return_index=True)[1]]] = OK
+    status[rows] = OK
+    status[rows[copies(manifest.key[rows])]] = DUPLICATE
     return replace(manifest, status=status)
 
 
@@ -219,19 +204,16 @@ _APPLY: dict[str, Callable[[Manifest, Edit, Manifest | None], Manifest]] = {
 }
 
 
-def _edited(manifest: Manifest, edit: dict[str, object]) -> Manifest:
+def _edited(manifest: Manifest, edit: Edit) -> Manifest:
     """Do an edit and keep it with the manifest; a split makes earlier splits void."""
-    kind = str(edit["edit"])
+    kind = edit["edit"]
     void = kind if kind == "split" else None
     earlier = [old for old in manifest.edits if old["edit"] != void]
     return replace(_APPLY[kind](manifest, edit, None), edits=(*earlier, edit))
 
 
 def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
-    """Return a new manifest of the same data with the edits of the earlier one.
-
-    Images that came since are treated like the others.
-    """
+    """Return a new manifest of the same data with the edits of the earlier one."""
     for edit in earlier.edits:
         if edit["edit"] not in _APPLY:
             raise CacheFormatError(
@@ -272,41 +254,12 @@ def _check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
     return {name: float(fractions[name]) for name in (*_FIRST, *middle, _LAST) if name in fractions}
 
 
-def related_rows(keys: Keys, groups: Sequence[str]) -> NDArray[np.int64]:
-    """Return for each row the number of one row that stands for all that belong with it.
-
-    Rows belong together when their keys are equal, or when they share a group (empty text is
-    none), and so on along chains of the two.
-    """
-    rows = np.arange(len(keys))
-    if not len(keys):
-        return rows
-    _, by_key = np.unique(whole_keys(keys), return_inverse=True)
-    names = np.asarray(groups, dtype=np.str_)
-    _, first, by_group = np.unique(names, return_index=True, return_inverse=True)
-    by_group = np.where(names == "", len(first) + rows, by_group)
-    heads = rows
-    while True:
-        before = heads
-        for part in (by_key, by_group):
-            least = np.full(int(part.max()) + 1, len(rows))
-            np.minimum.at(least, part, heads)
-            heads = least[part]
-        # The head of a related row is related too, so that chains halve.
-        heads = heads[heads]
-        if np.array_equal(heads, before):
-            return heads
-
-
 def hash_splits(
     keys: Keys, groups: Sequence[str], fractions: Mapping[str, float], *, seed: int = 0
 ) -> list[str]:
-    """Return the split of each row, decided by nothing but its group, else its key, and the seed.
-
-    Rows that come later move no row that was there, unless they tie two groups together (an image
-    of one group that equals an image of another byte for byte): then one of both has to move, and
-    the smaller hash decides.
-    """
+    """Return the split of each row, decided by its group, else its key, and the seed alone."""
+    # Rows that come later move no row that was there, unless they tie two groups together (an image
+    # of one group that equals one of another): then the smaller hash decides.
     names, ends = _cuts(fractions)
     positions = _positions(keys, groups, related_rows(keys, groups), seed)
     return [names[at] for at in np.searchsorted(ends, positions, side="right").tolist()]
@@ -355,12 +308,9 @@ def stratified_splits(
     seed: int = 0,
     earlier: Mapping[bytes, str] | None = None,
 ) -> list[str]:
-    """Return the split of each row, with the classes in equal shares.
-
-    Related rows count for the class of the first. Splits that were before, by key, stay as they
-    are, and rows that are related to none of them are placed as `hash_splits` does, since the
-    shares of what is fixed cannot be mended without moving it.
-    """
+    """Return the split of each row, the classes in equal shares; `earlier` ones (by key) stay."""
+    # Related rows count for the class of the first. Rows that are related to no earlier one are
+    # placed by their hash: the shares of what is fixed cannot be mended without moving it.
     together = related_rows(keys, groups)
     if earlier is not None:
         old: dict[int, str] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.hdf5 import Array
-from featx.cache.shard import Keys
+from featx.files.keys import Keys
 
 # A run is joined with the one before it unless that one is this many times as long: a look-up then
 # meets few runs, and a shard that comes to millions of rows does not sort them all again.
@@ -20,13 +20,11 @@ _ROW_MASK = np.uint64((1 << 32) - 1)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """Some rows, sorted by the beginning of their keys.
+    """Some rows, sorted by the beginning of their keys."""
 
-    ``words`` are the keys, shape (n, 4). ``slots`` are the first 32 bits of a key and the 32 bits
-    of its row, rising: numbers are sorted ten times faster than rows by their numbers.
-    """
-
-    words: NDArray[np.uint64]
+    words: NDArray[np.uint64]  # the keys, shape (n, 4)
+    # The first 32 bits of a key and the 32 bits of its row, rising: numbers are sorted ten times
+    # faster than rows by their numbers.
     slots: NDArray[np.uint64]
 
     @classmethod
@@ -67,11 +65,7 @@ def _prefix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class KeyIndex:
-    """Rows by key; it does not change, but can be extended.
-
-    Keys of each shard, shape (n, 32), that lie in files are mapped one at a time, for a process
-    may have few files open. Where a key occurs more than once, any of its rows stands for it.
-    """
+    """Rows by key; where a key occurs more than once, any of its rows stands for it."""
 
     def __init__(self, parts: Sequence[Keys | Array] = ()) -> None:
         self._ends = np.cumsum([0, *(part.shape[0] for part in parts)])
@@ -113,16 +107,10 @@ class KeyIndex:
         return part, row
 
 
-def whole_keys(keys: Keys) -> NDArray[np.bytes_]:
-    """Return keys of shape (n, 32) as n values that can be sorted and compared."""
-    # Of 32 bytes each, texts are equal only where the keys are: padding is with zeros too.
-    return np.ascontiguousarray(keys).view("S32").ravel()
-
-
 def _words(parts: Sequence[Keys | Array]) -> NDArray[np.uint64]:
     words = np.empty((sum(part.shape[0] for part in parts), 4), np.uint64)
     start = 0
-    for part in parts:
+    for part in parts:  # mapped one at a time: a process may have few files open
         keys = part.map() if isinstance(part, Array) else part
         words[start : start + len(keys)] = np.ascontiguousarray(keys).view(np.uint64)
         start += len(keys)

@@ -13,10 +13,10 @@ Layout, version 1::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,8 @@ from featx.cache.hdf5 import (
 )
 from featx.cache.layout import CacheLayout, publish
 from featx.cache.replacing import locked
-from featx.cache.shard import Keys
 from featx.exceptions import CacheFormatError, DatasetError
+from featx.files.keys import Keys
 from featx.files.stamps import STAMP
 
 STATUSES = ("ok", "failed", "duplicate", "pending")
@@ -44,21 +44,32 @@ _NUMBERS = {**dict.fromkeys(STAMP, "<i8"), "label": "<i4", "key": "|u1", "status
 # Absent in manifests of featx 0.1.
 _OPTIONAL = ("ctime_ns", "birth_ns")
 
-Edit: TypeAlias = Mapping[str, Any]
-"""What was done to a dataset, as JSON types; see `featx.cache.editing`."""
+
+class Edit(TypedDict, total=False):
+    """What was done to a dataset, as JSON types; see `featx.cache.editing`."""
+
+    edit: str  # remove, relabel or split
+    globs: list[str]
+    status: list[str]
+    classes: dict[str, str]
+    keys: dict[str, str]
+    fractions: dict[str, float]
+    method: str
+    seed: int
+
+
+def _unknown() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One matrix of features of a dataset: a network, a layer of it, and the space's folder.
-
-    `view` is the number of an augmented view, None for the images as they are.
-    """
+    """One matrix of features of a dataset: a network, a layer of it, and where they are."""
 
     backbone: str
     tap: str
-    space: str
-    view: int | None = None
+    space: str  # name of its folder
+    view: int | None = None  # number of an augmented view, None for the images as they are
 
     def __str__(self) -> str:
         return f"{self.backbone}/{self.tap}" + ("" if self.view is None else f" view {self.view}")
@@ -67,10 +78,6 @@ class Block:
         """Return the block as JSON types."""
         plain: list[str | int] = [self.backbone, self.tap, self.space]
         return plain if self.view is None else [*plain, self.view]
-
-
-def _unknown() -> NDArray[np.int64]:
-    return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ class Manifest:
     strays: tuple[str, ...] = ()  # files that were seen and are no images
     blocks: tuple[Block, ...] = ()
     source: str = "paths"  # kind of the data: files, arrays or imported
-    edits: tuple[dict[str, Any], ...] = ()
+    edits: tuple[Edit, ...] = ()
     ctime_ns: NDArray[np.int64] = field(default_factory=_unknown)
     birth_ns: NDArray[np.int64] = field(default_factory=_unknown)
 
@@ -127,10 +134,9 @@ class Manifest:
 
     def joined(self, other: Manifest) -> Manifest:
         """Return the rows of this dataset and, below them, those of another."""
-        columns: dict[str, Any] = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _NUMBERS
-        }
-        columns |= {name: getattr(self, name) + getattr(other, name) for name in _STRINGS}
+        columns = {name: getattr(self, name) + getattr(other, name) for name in _STRINGS}
+        for name in _NUMBERS:
+            columns[name] = np.concatenate([getattr(self, name), getattr(other, name)])
         return replace(self, **columns)
 
 
@@ -151,12 +157,9 @@ def same_manifest(one: Manifest, other: Manifest, *, but: Container[str] = ()) -
 def write_manifest(
     layout: CacheLayout, manifest: Manifest, *, move: Callable[[Path, Path], None] | None = None
 ) -> Path:
-    """Write a manifest, whole or not at all, and return its path.
-
-    By default it replaces whatever is there; `move` is another way, such as `FileVersion.move`.
-    """
+    """Write a manifest by `publish` under the lock, or by another `move`, and return its path."""
     path = layout.dataset(manifest.name)
-    header: dict[str, Any] = {
+    header: dict[str, object] = {
         "blocks": [block.to_list() for block in manifest.blocks],
         "classes": None if manifest.classes is None else list(manifest.classes),
         "name": manifest.name,
@@ -189,8 +192,7 @@ def write_manifest(
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest, checking every digest."""
     with open_checked(path, _KIND) as file:
-        (text,) = read_strings(file, "header")
-        header: dict[str, Any] = json.loads(text)
+        header = json.loads(read_strings(file, "header")[0])
         columns: dict[str, Any] = {name: read_strings(file, name) for name in _STRINGS}
         for name, dtype in _NUMBERS.items():
             if name not in _OPTIONAL or name in file:

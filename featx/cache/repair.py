@@ -12,17 +12,18 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from featx.cache.hdf5 import attribute, open_checked, read_strings
-from featx.cache.key_index import KeyIndex, whole_keys
+from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_folder, list_shards, reading, writing
 from featx.cache.manifest import Block, Manifest, extract_again, extract_command, read_manifest
 from featx.cache.replacing import locked
@@ -30,6 +31,7 @@ from featx.cache.shard import OtherSpecError, Shard, read_shard, stated_digest
 from featx.cache.space import read_spec
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.claims import UnsafeFileError
+from featx.files.keys import whole_keys
 from featx.files.safe_json import read_json_with_checksum
 from featx.spec import FeatureSpec
 
@@ -51,16 +53,8 @@ _NEXT_STEPS = {
 }
 # A file that cannot be reached may be whole: another user, another moment or another disk reads it.
 _OUT_OF_REACH = {
-    errno.EACCES,
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EPERM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
+    *(errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOMEM, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT),
 }
 
 
@@ -80,6 +74,34 @@ class Finding:
     next_step: str
     rows: int | None = None  # that are affected; None where nobody can tell
     examples: tuple[str, ...] = ()  # paths of the first images that are affected
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a verification found: files first, then the datasets that suffer from them."""
+
+    cache: Path
+    files: int  # shards, manifests and specifications that were read
+    rows: int  # in sound shards
+    size_bytes: int  # of the shards and manifests that were read
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a repair removed, or would remove in a dry run."""
+
+    cache: Path
+    dry_run: bool
+    size_bytes: int  # of the files that go
+    removed: tuple[Finding, ...]  # damaged files, and leftovers of killed writers
+    left: tuple[Finding, ...]  # what a person has to decide about
+    missing: tuple[Finding, ...]  # datasets with images to extract again
 
 
 def error_kind(error: BaseException, damaged: str) -> str:
@@ -103,56 +125,43 @@ def check_is_cache(layout: CacheLayout) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What a verification found: files first, then the datasets that suffer from them."""
-
-    cache: Path
-    files: int  # shards, manifests and specifications that were read
-    rows: int  # in sound shards
-    size_bytes: int  # of the shards and manifests that were read
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.findings
+def spec_digits(folder: Path) -> str:
+    """Return the digits of the specification's digest that end the name of a space."""
+    return folder.name.rpartition("-")[2]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Space:
-    """The files of a space.
-
-    `digest` is what its shards state, or its first digits where only the folder's name is known;
-    `trouble` the kind and the reason of what is wrong with ``spec.json``.
-    """
+    """The files of a space; `digest` is what its shards state, or how that begins."""
 
     folder: Path
-    shards: tuple[Path, ...]
+    shards: list[Path]
     digest: str
     spec: FeatureSpec | None = None
-    trouble: tuple[str, str] | None = None
+    kind: str = ""  # of what is wrong with its specification
+    reason: str = ""
+    sound: list[Shard] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)  # that fill it
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.sound))
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """A file that was read: the shard where it is a sound one, the commands that fill a space."""
+    """What a file is, where it could be read, and what is wrong with it."""
 
     size_bytes: int = 0
-    shard: Shard | None = None
+    content: Shard | Manifest | None = None
     findings: tuple[Finding, ...] = ()
-    commands: tuple[tuple[str, str], ...] = ()
     gone: bool = False
 
 
 def verify_cache(
     layout: CacheLayout, *, workers: int | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Read every file of a cache again and compare it with its digests; nothing is written.
-
-    Memory is bounded: each of the threads (one a core, 8 at most, unless `workers` says how many)
-    holds 256 KiB of features, or one manifest.
-    """
+    """Return what is wrong with the files of a cache, each read again, in bounded memory."""
     check_is_cache(layout)
     threads = workers or min(8, os.cpu_count() or 1)
     for _ in range(_ATTEMPTS):
@@ -166,10 +175,11 @@ def _verify(
     layout: CacheLayout, threads: int, progress: Progress | None
 ) -> tuple[Verification, bool]:
     """Return what was found, and whether a file went while this was at work."""
-    spaces = [_look_at(folder) for folder in layout.space_folders()]
+    spaces = {folder.name: _look_at(folder) for folder in layout.space_folders()}
     manifests = layout.manifests()
-    total = sum(len(space.shards) for space in spaces) + len(manifests)
+    total = sum(len(space.shards) for space in spaces.values()) + len(manifests)
     checked: list[_Checked] = []
+    odd: list[Finding] = []
     bad = 0
 
     def watched(results: Iterable[_Checked]) -> Iterator[_Checked]:
@@ -181,134 +191,123 @@ def _verify(
                 progress(len(checked), total, bad)
             yield result
 
-    sound: dict[str, list[Shard]] = {}
-    odd: list[Finding] = []
     with ThreadPoolExecutor(threads) as pool:
-        for space in spaces:
-            results = watched(pool.map(partial(_check_shard, space), space.shards))
-            shards = [result.shard for result in results if result.shard is not None]
-            sound[space.folder.name], misfits = _agreeing(shards)
-            odd += misfits
-        for _ in watched(pool.map(partial(_check_manifest, layout, sound), manifests)):
-            pass
-        searches = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
-        odd += [finding for finding in pool.map(_check_journal, searches) if finding is not None]
-    commands: dict[str, list[str]] = {}
-    for result in checked:
-        for space_name, command in result.commands:
-            commands.setdefault(space_name, []).append(command)
-    rows = {name: sum(len(shard) for shard in shards) for name, shards in sound.items()}
+        for space in spaces.values():
+            for result in watched(pool.map(partial(_check_shard, space), space.shards)):
+                if isinstance(result.content, Shard):
+                    space.sound.append(result.content)
+            odd += _take_out_misfits(space)
+        for result in watched(pool.map(partial(_check_manifest, layout, spaces), manifests)):
+            if isinstance(result.content, Manifest):
+                for block in result.content.blocks:
+                    if block.space in spaces:
+                        command = extract_command(result.content.name, block)
+                        spaces[block.space].commands.append(command)
+        journals = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
+        odd += filter(None, pool.map(_check_journal, journals))
     findings = [
-        *(finding for space in spaces for finding in _spec_finding(space, rows, commands)),
+        *(_spec_finding(space) for space in spaces.values() if space.kind),
         *_find_strays(layout),
         *odd,
         *(finding for result in checked for finding in result.findings),
     ]
+    specs = sum((space.folder / "spec.json").exists() for space in spaces.values())
     report = Verification(
         cache=layout.root,
-        files=sum(not result.gone for result in checked)
-        + sum((space.folder / "spec.json").exists() for space in spaces),
-        rows=sum(rows.values()),
+        files=specs + sum(not result.gone for result in checked),
+        rows=sum(space.rows for space in spaces.values()),
         size_bytes=sum(result.size_bytes for result in checked),
         findings=tuple(sorted(findings, key=lambda finding: finding.kind == "missing")),
     )
     return report, any(result.gone for result in checked)
 
 
-def spec_digits(folder: Path) -> str:
-    """Return the digits of the specification's digest that end the name of a space."""
-    return folder.name.rpartition("-")[2]
+# Specifications
 
 
 def _look_at(folder: Path) -> _Space:
-    """Read the specification of a space, and list its shards."""
-    shards = tuple(list_shards(folder))
+    """Return a space with its specification and its shards listed."""
+    space = _Space(folder, list_shards(folder), spec_digits(folder))
     try:
-        spec = read_spec(folder)
+        space.spec = read_spec(folder)
+        space.digest = space.spec.digest
     except FileNotFoundError:
         # Without shards nothing is wrong: a writer was stopped before its first shard.
-        trouble = ("no_spec", "the shards have no specification beside them") if shards else None
-        return _Space(folder, shards, spec_digits(folder), trouble=trouble)
+        if space.shards:
+            space.kind, space.reason = "no_spec", "the shards have no specification beside them"
     except CacheFormatError as error:
-        kind, digest = _spec_trouble(folder, error, shards)
-        return _Space(folder, shards, digest or spec_digits(folder), trouble=(kind, str(error)))
-    return _Space(folder, shards, spec.digest, spec)
+        space.reason, space.kind = str(error), "spec"
+        if error_kind(error, "spec") == "unreadable":
+            space.kind = "unreadable"
+            return space
+        with suppress(CacheFormatError, FileNotFoundError):
+            _look_closer(space)
+    return space
 
 
-def _spec_trouble(folder: Path, error: CacheFormatError, shards: Sequence[Path]) -> tuple[str, str]:
-    """Return the kind of trouble, and the digest where it can be trusted all the same."""
-    if error_kind(error, "spec") == "unreadable":
-        return "unreadable", ""
-    try:
-        with reading(folder):
-            data = json.loads((folder / "spec.json").read_text("utf-8"))
-            text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    except (CacheFormatError, FileNotFoundError):
-        return "spec", ""
+def _look_closer(space: _Space) -> None:
+    """Tell a whole specification in the wrong folder, or of a later version, from a damaged one."""
+    with reading(space.folder):
+        data = json.loads((space.folder / "spec.json").read_text("utf-8"))
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     digest = hashlib.sha256(text.encode("ascii")).hexdigest()
-    if digest.startswith(spec_digits(folder)):
-        return "later", digest  # whole, as the folder's name proves, but not for this featx
-    for path in shards:
-        try:
-            # Shards of a folder that was renamed agree with the specification.
-            return ("misnamed", digest) if stated_digest(path) == digest else ("spec", "")
-        except (CacheFormatError, FileNotFoundError):
-            continue
-    return "spec", ""
-
-
-def _spec_finding(
-    space: _Space, rows: Mapping[str, int], commands: Mapping[str, Sequence[str]]
-) -> Iterator[Finding]:
-    if space.trouble is None:
+    if digest.startswith(space.digest):
+        space.kind, space.digest = "later", digest  # whole, as the folder's name proves
         return
-    kind, reason = space.trouble
-    name = space.folder.name
-    again = "; ".join(dict.fromkeys(commands.get(name, ())))
-    rewrite = f"{again} (with the options of before) writes it again, and computes nothing"
+    for path in space.shards:
+        with suppress(CacheFormatError, FileNotFoundError):
+            # Shards of a folder that was renamed agree with the specification.
+            if stated_digest(path) == digest:
+                space.kind, space.digest = "misnamed", digest
+            return
+
+
+def _spec_finding(space: _Space) -> Finding:
+    again = "; ".join(dict.fromkeys(space.commands))
+    step = f"{again} (with the options of before) writes it again, and computes nothing"
     if not again:
-        rewrite = "no dataset uses it, and `featx cache gc` removes its features"
-    step = _NEXT_STEPS.get(kind, rewrite)
-    if kind == "spec":
-        step = f"{step}; {rewrite}"
-    path = space.folder if kind == "misnamed" else space.folder / "spec.json"
-    yield Finding(path, kind, reason, step, rows[name])
+        step = "no dataset uses it, and `featx cache gc` removes its features"
+    if space.kind == "spec":
+        step = f"{_NEXT_STEPS['spec']}; {step}"
+    path = space.folder if space.kind == "misnamed" else space.folder / "spec.json"
+    step = step if space.kind == "spec" else _NEXT_STEPS.get(space.kind, step)
+    return Finding(path, space.kind, space.reason, step, space.rows)
+
+
+# Files of others
 
 
 def _find_strays(layout: CacheLayout) -> Iterator[Finding]:
     """Find files that do not belong into a cache, and those that killed writers left in tmp/."""
-    rules = {
-        "datasets/ holds files NAME.h5": (
-            path for path in list_folder(layout.datasets) if path.suffix != ".h5"
-        ),
-        "spaces/ holds one folder a specification": (
-            path for path in list_folder(layout.spaces) if not path.is_dir()
-        ),
-        "a space holds spec.json and shards/": (
-            path
-            for folder in layout.space_folders()
-            for path in list_folder(folder)
-            if path.name not in ("spec.json", "shards")
-        ),
-        "shards/ holds files ID.h5": (
-            path
-            for folder in layout.space_folders()
-            for path in list_folder(folder / "shards")
-            if path.suffix != ".h5"
-        ),
-    }
-    for rule, paths in rules.items():
-        for path in paths:
+
+    def is_hdf5(path: Path) -> bool:
+        return path.suffix == ".h5"
+
+    def belongs(path: Path) -> bool:
+        return path.name in ("spec.json", "shards")
+
+    folders = layout.space_folders()
+    rules: list[tuple[str, Callable[[Path], bool], list[Path]]] = [
+        ("datasets/ holds files NAME.h5", is_hdf5, [layout.datasets]),
+        ("spaces/ holds one folder a specification", Path.is_dir, [layout.spaces]),
+        ("a space holds spec.json and shards/", belongs, folders),
+        ("shards/ holds files ID.h5", is_hdf5, [folder / "shards" for folder in folders]),
+    ]
+    for rule, fits, of in rules:
+        for path in (path for folder in of for path in list_folder(folder) if not fits(path)):
             yield Finding(path, "foreign", rule, _NEXT_STEPS["foreign"])
     for path in list_folder(layout.tmp):
-        try:
+        with suppress(FileNotFoundError):
             status = path.stat()
-        except FileNotFoundError:
-            continue
-        age_s = time.time() - status.st_mtime
-        if path.is_file() and age_s > _STALE_S:
-            reason = f"an unfinished file of {status.st_size:,} bytes, {age_s / 3600:,.0f} h old"
-            yield Finding(path, "leftover", reason, _NEXT_STEPS["leftover"], 0)
+            age_s = time.time() - status.st_mtime
+            if path.is_file() and age_s > _STALE_S:
+                reason = (
+                    f"an unfinished file of {status.st_size:,} bytes, {age_s / 3600:,.0f} h old"
+                )
+                yield Finding(path, "leftover", reason, _NEXT_STEPS["leftover"], 0)
+
+
+# Shards
 
 
 def _check_shard(space: _Space, path: Path) -> _Checked:
@@ -341,16 +340,15 @@ def _check_dtypes(shard: Shard, dtype: str) -> None:
             raise CacheFormatError(f"{tap!r} is {array.dtype}, the specification says {dtype}")
 
 
-def _agreeing(shards: Sequence[Shard]) -> tuple[list[Shard], list[Finding]]:
-    """Part shards whose rows are as long as most of the space from those that are not."""
-    rows: dict[str, dict[int, int]] = {}
-    for shard in shards:
+def _take_out_misfits(space: _Space) -> list[Finding]:
+    """Take shards whose rows are not as long as most of the space out of the sound ones."""
+    rows = Counter[tuple[str, int]]()
+    for shard in space.sound:
         for tap, array in shard.taps.items():
-            widths = rows.setdefault(tap, {})
-            widths[array.shape[1]] = widths.get(array.shape[1], 0) + len(shard)
-    usual = {tap: max(widths, key=lambda width: widths[width]) for tap, widths in rows.items()}
-    agreeing, odd = [], []
-    for shard in shards:
+            rows[tap, array.shape[1]] += len(shard)
+    usual = {tap: width for (tap, width), _ in reversed(rows.most_common())}
+    agreeing, misfits = [], []
+    for shard in space.sound:
         reasons = [
             f"{tap!r} has {array.shape[1]} values a row, in other shards {usual[tap]}"
             for tap, array in shard.taps.items()
@@ -358,20 +356,22 @@ def _agreeing(shards: Sequence[Shard]) -> tuple[list[Shard], list[Finding]]:
         ]
         if reasons:
             step = _NEXT_STEPS["shard"]
-            odd.append(Finding(shard.path, "shard", reasons[0], step, len(shard)))
+            misfits.append(Finding(shard.path, "shard", reasons[0], step, len(shard)))
         else:
             agreeing.append(shard)
-    return agreeing, odd
+    space.sound = agreeing
+    return misfits
 
 
-def _check_manifest(
-    layout: CacheLayout, sound: Mapping[str, Sequence[Shard]], path: Path
-) -> _Checked:
+# Manifests
+
+
+def _check_manifest(layout: CacheLayout, spaces: Mapping[str, _Space], path: Path) -> _Checked:
     size = 0
     try:
         size = path.stat().st_size
         manifest = read_manifest(path)
-        findings = list(_missing(path, manifest, sound))
+        findings = list(_missing(path, manifest, spaces))
     except FileNotFoundError:
         return _Checked(gone=True)
     except CacheFormatError as error:
@@ -384,8 +384,7 @@ def _check_manifest(
     if right != path.name:
         reason = f"describes the dataset {manifest.name!r}, but lies in {path.name}"
         findings.insert(0, Finding(path, "misnamed", reason, f"rename it to {right}"))
-    commands = [(block.space, extract_command(manifest.name, block)) for block in manifest.blocks]
-    return _Checked(size, findings=tuple(findings), commands=tuple(commands))
+    return _Checked(size, manifest, tuple(findings))
 
 
 def _made_by_others(path: Path) -> bool:
@@ -411,23 +410,19 @@ def _made_by_others(path: Path) -> bool:
 def _remake(path: Path) -> str:
     """Return how a damaged manifest is made again, from what can still be read of it."""
     data, backbones, step = path.stem, "", _NEXT_STEPS["manifest"]
-    try:
+    with suppress(CacheFormatError, FileNotFoundError):
         with open_checked(path, "featx-manifest") as file:
             header = json.loads(read_strings(file, "header")[0])
             data = header["root"] or data
             blocks = [Block(*block) for block in header["blocks"]]
-            imports = [b for b in blocks if b.backbone.startswith("import:")]
-            if imports:
-                return f"{step}; `{extract_command(data, imports[0])}` makes it anew"
-            backbones = "".join(f" -b {name}" for name in dict.fromkeys(b.backbone for b in blocks))
-    except (CacheFormatError, FileNotFoundError):
-        pass
+        imports = [block for block in blocks if block.backbone.startswith("import:")]
+        if imports:
+            return f"{step}; `{extract_command(data, imports[0])}` makes it anew"
+        backbones = "".join(f" -b {name}" for name in dict.fromkeys(b.backbone for b in blocks))
     return f"{step}; the features stay, and `featx extract {data}{backbones}` makes it anew"
 
 
-def _missing(
-    path: Path, manifest: Manifest, sound: Mapping[str, Sequence[Shard]]
-) -> Iterator[Finding]:
+def _missing(path: Path, manifest: Manifest, spaces: Mapping[str, _Space]) -> Iterator[Finding]:
     """Find the images of a dataset that have no features in any sound shard."""
     rows = manifest.usable
     keys = manifest.key[rows]
@@ -435,7 +430,7 @@ def _missing(
     index = KeyIndex([keys[first]])
     for block in manifest.blocks:
         have = np.zeros(len(first), np.bool_)
-        for shard in sound.get(block.space, ()):
+        for shard in spaces[block.space].sound if block.space in spaces else ():
             if block.tap in shard.taps and not have.all():
                 at = index.find(shard.keys.map())[1]
                 have[at[at >= 0]] = True
@@ -452,6 +447,9 @@ def _missing(
             len(lacking),
             tuple(manifest.path[row] for row in lacking[:_EXAMPLES]),
         )
+
+
+# Journals of searches
 
 
 def _check_journal(path: Path) -> Finding | None:
@@ -487,16 +485,7 @@ def _count_damaged_lines(path: Path) -> int:
     return damaged if sound or damaged > without else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """What a repair removed, or would remove in a dry run."""
-
-    cache: Path
-    dry_run: bool
-    size_bytes: int  # of the files that go
-    removed: tuple[Finding, ...]  # damaged files, and leftovers of killed writers
-    left: tuple[Finding, ...]  # what a person has to decide about
-    missing: tuple[Finding, ...]  # datasets with images to extract again
+# Repair
 
 
 def repair_cache(
@@ -506,11 +495,7 @@ def repair_cache(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Repair:
-    """Verify a cache and remove what is bad in it; nothing else is touched.
-
-    Rows of a shard that was removed are missing from then on, and the next extraction computes
-    them. Stopped at any instant, it can be run again.
-    """
+    """Verify a cache and remove what is bad in it; stopped at any instant, it can be run again."""
     report = verify_cache(layout, workers=workers, progress=progress)
     removed, size = [], 0
     for finding in report.findings:
@@ -551,10 +536,8 @@ def _still_bad(finding: Finding) -> bool:
             return _check_journal(path) is not None
         elif finding.kind == "leftover":
             return time.time() - path.stat().st_mtime > _STALE_S
-        else:
-            return True  # a shard never changes
     except CacheFormatError:
         return True
     except FileNotFoundError:
         return False
-    return False
+    return finding.kind == "shard"  # which never changes

@@ -47,10 +47,7 @@ class BackboneChoice:
         )
 
     def completed(self, spec: FeatureSpec, origin: Origin | None = None) -> BackboneChoice:
-        """Return the choice that gives features of a specification, with all that it leaves open.
-
-        What is not asked for is as in the extraction, as far as its origin is known.
-        """
+        """Return the choice with what it leaves open as it was in an extraction of known origin."""
         backbone, weights, trust = self.backbone, self.weights, self.trust
         if origin is not None and canonical_name(origin.backbone) == spec.backbone:
             backbone = origin.backbone if backbone == spec.backbone else backbone
@@ -67,26 +64,26 @@ class BackboneChoice:
             return self
         return replace(self, weights=matching_weights(self.backbone, self.weights, sha256))
 
-    def find(self, sha256: str) -> BackboneSource:
-        """Settle the backbone with weights of this digest; raise `WeightsError` for others."""
+    def find(self, sha256: str, user: str = "the model was trained") -> BackboneSource:
+        """Settle the backbone with weights of this digest; `WeightsError` says who used them."""
+        step = (
+            "name their file with --weights (weights=...), or a folder that has it with "
+            "FEATX_WEIGHTS"
+        )
         try:
             source = self.located(sha256).resolve()
         except WeightsError as error:
             if self.weights in (None, "imagenet"):
                 raise
             raise WeightsError(
-                f"the weights of {self.backbone} that the model was trained with (SHA-256 "
-                f"{sha256[:16]}...) were {os.fspath(self.weights)!r}, which cannot be used: "
-                f"{error}. "
-                "Name the file with --weights (weights=...), or a folder that has it with "
-                "FEATX_WEIGHTS"
+                f"{user} with weights of {self.backbone} (SHA-256 {sha256[:16]}...) that were "
+                f"{os.fspath(self.weights)!r} and cannot be used: {error}; {step}"
             ) from error
         if source.weights.sha256 != sha256:
             raise WeightsError(
-                f"the model was trained with weights of {self.backbone} whose SHA-256 is "
-                f"{sha256[:16]}..., found {source.weights.sha256[:16]}... at "
-                f"{source.weights.path or source.weights.source}: name the file of training with "
-                "--weights (weights=...)"
+                f"{user} with weights of {self.backbone} whose SHA-256 is {sha256[:16]}..., found "
+                f"{source.weights.sha256[:16]}... at "
+                f"{source.weights.path or source.weights.source}: {step}"
             )
         return source
 
@@ -94,7 +91,7 @@ class BackboneChoice:
 def known_weights(
     layout: CacheLayout, names: list[str], data: object, named: Manifest | None
 ) -> dict[str, str]:
-    """Return by backbone the weights with which a dataset was extracted, where it was."""
+    """Return by backbone the weights that were named when a dataset was extracted."""
     rows = {name: find_backbone(name).name for name in names if ":" not in name}
     rows = {name: row for name, row in rows.items() if row != BUNDLED}
     manifest = named or _earlier(layout, data) if rows else None
@@ -113,18 +110,10 @@ def known_weights(
         if origin is None or origin.weights is None:
             continue
         try:
-            source = BackboneChoice(row, origin.weights).find(digest)
-        except WeightsError:
-            _LOG.warning(
-                "%s: %s was extracted with the weights %s (SHA-256 %s...), which are not there any "
-                "more: the published ones are used; --weights, or a folder in FEATX_WEIGHTS, names "
-                "others",
-                row,
-                manifest.name,
-                origin.weights,
-                digest[:16],
-            )
-            continue
+            user = f"the dataset {manifest.name!r} was extracted"
+            source = BackboneChoice(row, origin.weights).find(digest, user)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; --weights imagenet takes the published ones") from error
         chosen[name] = source.weights_choice or ""
         _LOG.warning(
             "%s: %s was extracted with the weights %s, which are used; --weights imagenet takes "

@@ -37,11 +37,7 @@ WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """An extraction that has been settled: what, where from, and where to.
-
-    It is a value that pickles. `open` makes what it needs, so that another process can do a part of
-    it: the same job with a part of the images.
-    """
+    """An extraction that has been settled; it pickles, and `open` makes what it needs."""
 
     # Each network with its plain specification and those of its views.
     parts: tuple[tuple[FeatureSpec, Network], ...] = ()
@@ -63,12 +59,11 @@ class Job:
     @property
     def origins(self) -> dict[Identity, Origin]:
         """How each backbone was named, by its canonical name and the digest of its weights."""
-        sources = [network.source for _, network in self.parts]
         return {
             (source.name, source.weights.sha256): Origin(
                 source.address, source.weights_choice, source.trust
             )
-            for source in sources
+            for source in (network.source for _, network in self.parts)
         }
 
     @property
@@ -108,10 +103,7 @@ class Job:
         return features if there else None
 
     def compute(self, on_error: str = "raise") -> tuple[list[NDArray[np.floating]], Ledger]:
-        """Return features (m, d) of the readable images, a matrix a stage and tap, and the ledger.
-
-        Nothing becomes a dataset of the cache. The images are in their order.
-        """
+        """Return features (m, d) of the readable images by stage and tap, and the ledger."""
         images, stages = self.images(), self.open()
         ledger = Ledger.blank(len(images))
         Run(images, stages, ledger, RunOptions(on_error=on_error)).work()
@@ -238,16 +230,13 @@ def as_batch_size(value: int | str) -> int | None:
 
 
 def engines_folder(layout: CacheLayout | None, *, writing: bool) -> Path:
-    """Return where converted models are kept.
-
-    ``FEATX_ENGINES`` names a folder for all caches. Else it is in the cache that is written to, or
-    that is there; else in the user's own cache folder, since reading makes no cache.
-    """
+    """Return where converted models are kept."""
     named = os.environ.get("FEATX_ENGINES")
     if named:
         return Path(named).expanduser()
     if layout is not None and (writing or layout.root.is_dir()):
         return layout.engines
+    # Reading makes no cache.
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "featx" / "engines"
 

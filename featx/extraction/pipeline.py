@@ -27,6 +27,7 @@ from featx.engines.choice import make_engine
 from featx.engines.engine import Engine, Pending
 from featx.exceptions import DatasetError, FeaturesError, ImageError
 from featx.extraction.progress import Meter, Progress
+from featx.files.keys import Keys, copies
 from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
 from featx.images.line import Loaded
@@ -46,7 +47,7 @@ _Rows = NDArray[np.floating]
 class Ledger:
     """What became of every input: its key (zeros where unread), its status, why it failed."""
 
-    key: NDArray[np.uint8]
+    key: Keys
     status: NDArray[np.uint8]
     reason: list[str]
 
@@ -95,11 +96,11 @@ class MemoryStore:
     def __init__(self, spec: FeatureSpec, behind: FeatureSpace | None = None) -> None:
         self.spec = spec
         self._behind = behind
-        self._keys: list[NDArray[np.uint8]] = []
+        self._keys: list[Keys] = []
         self._features: dict[str, list[_Rows]] = {}
         self._index = KeyIndex([])
 
-    def add(self, keys: NDArray[np.uint8], features: Mapping[str, _Rows]) -> None:
+    def add(self, keys: Keys, features: Mapping[str, _Rows]) -> None:
         """Take rows of shape (n, 32) and (n, d) by tap."""
         self._keys.append(keys)
         for tap, values in features.items():
@@ -109,15 +110,15 @@ class MemoryStore:
         """Make what was taken findable."""
         self._index = KeyIndex([np.concatenate(self._keys)] if self._keys else [])
 
-    def has(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    def has(self, taps: Sequence[str], keys: Keys) -> NDArray[np.bool_]:
         """Return whether all taps of each key of shape (m, 32) are here or behind."""
         here = self._index.find(keys)[1] >= 0
         return here if self._behind is None else here | self._behind.has(taps, keys)
 
-    def touch(self, taps: Sequence[str], keys: NDArray[np.uint8]) -> None:
+    def touch(self, taps: Sequence[str], keys: Keys) -> None:
         """Do nothing: no dataset will count on what is behind."""
 
-    def gather(self, tap: str, keys: NDArray[np.uint8]) -> _Rows:
+    def gather(self, tap: str, keys: Keys) -> _Rows:
         """Return the features of keys of shape (m, 32), in their order, shape (m, d)."""
         row = self._index.find(keys)[1]
         here = row >= 0
@@ -152,11 +153,11 @@ class Stage:
         """Canonical names of the taps."""
         return self.network.taps
 
-    def missing(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    def missing(self, keys: Keys) -> NDArray[np.bool_]:
         """Return which keys of shape (m, 32) have to be computed."""
         return ~self.store.has(self.taps, keys)
 
-    def reuse(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    def reuse(self, keys: Keys) -> NDArray[np.bool_]:
         """Return which keys of shape (m, 32) need not be computed, and see that they stay."""
         self.store.touch(self.taps, keys)
         return ~self.missing(keys)
@@ -240,17 +241,7 @@ class Run:
     def work(
         self, progress: Progress | None = None, trusted: NDArray[np.bool_] | None = None
     ) -> None:
-        """Compute what is missing; `trusted` rows have a key in the ledger, and are not read.
-
-        Raises
-        ------
-        ImageError
-            With ``on_error="raise"``, for the first image that cannot be read.
-        DatasetError
-            When more than ``max_failures`` cannot be read.
-        KeyboardInterrupt
-            As received, after what was computed has been written.
-        """
+        """Compute what is missing; `trusted` rows have a key in the ledger, and are not read."""
         ledger = self._ledger
         self._failed = 0
         self._claimed.clear()
@@ -343,7 +334,7 @@ class Run:
         reached = np.flatnonzero(ledger.key.any(axis=1))
         if not reached.size:
             return
-        later = reached[_copies(ledger.key[reached])]
+        later = reached[copies(ledger.key[reached])]
         ledger.status[later[ledger.status[later] == OK]] = DUPLICATE
         reasons = {key: reason for stage in self.stages for key, reason in stage.bad_keys.items()}
         for row in np.flatnonzero(ledger.status == FAILED):
@@ -356,24 +347,8 @@ class Run:
                 self._fail(row, reason)
 
 
-def _copies(keys: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Return which rows of shape (n, 32) equal an earlier one."""
-    # Sorted by the first 8 bytes, a quarter of the memory; whole keys only where these are equal.
-    prefix = np.ascontiguousarray(keys[:, :8]).view(np.uint64).ravel()
-    order = np.argsort(prefix, kind="stable")
-    equal = np.flatnonzero(prefix[order[1:]] == prefix[order[:-1]])
-    rows = np.unique(np.concatenate([order[equal], order[equal + 1]]))
-    whole = np.ascontiguousarray(keys[rows]).view("V32").ravel()
-    _, first, group = np.unique(whole, return_index=True, return_inverse=True)
-    copies: NDArray[np.intp] = rows[first[group] != np.arange(len(rows))]
-    return copies
-
-
 class Pipeline:
-    """Takes decoded images, and sees to it that their features reach the stores of stages.
-
-    The pixels of an image come in the order of the stages. Stages of one network share its engine.
-    """
+    """Takes decoded images to the stores of stages, those of one network through one engine."""
 
     def __init__(self, stages: Sequence[Stage], meter: Meter) -> None:
         self._stages = tuple(stages)
@@ -445,11 +420,7 @@ class Pipeline:
                 stage.flush()
 
     def stop(self, reason: BaseException) -> None:
-        """Make findable what has been computed when a run ends early.
-
-        Where that fails after an interrupt, it raises, since an interrupted run says that what it
-        computed is kept; after an error, that error stands.
-        """
+        """Make findable what has been computed when a run ends early."""
         failures: list[Exception] = []
         for step in (self._collect_all, self._writer.close, *(s.flush for s in self._stages)):
             try:
@@ -457,6 +428,7 @@ class Pipeline:
             except Exception as error:
                 failures.append(error)
                 _LOG.debug("while stopping: %s", error)
+        # An interrupted run says that what it computed is kept; after an error, that error stands.
         if failures and isinstance(reason, KeyboardInterrupt):
             raise failures[0]
 

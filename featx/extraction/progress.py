@@ -20,12 +20,7 @@ _MEASURED = 256
 
 
 class Meter:
-    """Adds up seconds, from any thread.
-
-    Work is counted where it is done: reading and decoding in threads or processes that may be many
-    at once, so that their seconds can exceed those of the clock. What the run waits for is counted
-    on its own thread, which does little else, and says what binds.
-    """
+    """Adds up seconds, from any thread: of work, which may be many at once, and of waiting."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

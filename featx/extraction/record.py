@@ -10,13 +10,13 @@ from array import array
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.datasets import rewrite_dataset
 from featx.cache.editing import kept_rows, later_edits, replay_edits, restated
-from featx.cache.layout import CacheLayout
 from featx.cache.manifest import (
     DUPLICATE,
     OK,
@@ -31,6 +31,7 @@ from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import CacheFormatError, CacheWriteError, DatasetError
 from featx.extraction.job import Job
 from featx.extraction.pipeline import Ledger, Stage
+from featx.files.keys import whole_keys
 from featx.files.stamps import STAMP, is_settled, stamp_of
 from featx.images.dataset import ImageDataset
 
@@ -49,15 +50,32 @@ class DatasetRecord:
         self._automatic = job.named is None and name is None
         images = job.images()
         chosen = name if job.named is None else job.named.name
-        self.name, self._earlier, self._version = _find_earlier(self._layout, images, chosen)
+        self._find(images, chosen)
         self.images = _without_removed(images, self._earlier) if self._replay else images
-        self._closed = False
         self._read_ns = time.time_ns()
         self._stats = _stat(self.images)
         self.ledger = Ledger.blank(len(self.images))
         self.trusted = np.zeros(len(self.images), np.bool_)
         if self._earlier is not None:
             self._trust(self._earlier)
+
+    def _find(self, images: ImageDataset, name: str | None) -> None:
+        """Settle the name of the dataset, and read what an earlier run wrote under it."""
+        self.name, root = name or images.name, _root(images)
+        self._version: FileVersion | None = FileVersion(self._layout.dataset(self.name))
+        self._earlier = _read_earlier(self._version.path)
+        if self._earlier is None:
+            return
+        if self._earlier.source == "imported" and (name or not root):
+            self.close()
+            raise DatasetError(
+                f"the cache {self._layout.root} has a dataset {self.name!r} of imported features: "
+                "choose another name with --name NAME (name=), or `featx dataset rename` that one"
+            )
+        if not name and self._earlier.root != root:
+            self.close()
+            digest = hashlib.sha256(root.encode("utf-8", "surrogateescape")).hexdigest()
+            self._find(images, f"{self.name}-{digest[:6]}")
 
     def _trust(self, earlier: Manifest) -> None:
         """Take over the keys of files that have not changed since they were read."""
@@ -78,13 +96,11 @@ class DatasetRecord:
         return self._earlier is not None and set(self._blocks) <= set(self._earlier.blocks)
 
     def save(self, stages: Sequence[Stage], *, complete: bool = True) -> Manifest:
-        """Write the manifest unless it would say the same as before, and return it.
+        """Write the manifest, and return it; it promises no row without features.
 
-        The stores of the stages are looked at once more, so that it promises no row without
-        features. Of a run that is not complete, it names the rows that have features by now, and
-        is not written where that would lose any of the one that is there. It raises `FeaturesGone`
-        if features of a complete run have been removed meanwhile (the ledger says of which rows),
-        and `DatasetError` if another run wrote other images under the name that was chosen.
+        Of a run that is not complete, it names the rows that have features by now, and is not
+        written where that would lose any of the one that is there. `FeaturesGone` if features of a
+        complete run were removed meanwhile: the ledger says of which rows.
         """
         with closing(self):
             while True:
@@ -92,10 +108,7 @@ class DatasetRecord:
                     return self._write(stages, complete)
                 except _NameTaken:
                     self.close()
-                    self.name, self._earlier, self._version = _find_earlier(
-                        self._layout, self.images, None
-                    )
-                    self._closed = False
+                    self._find(self.images, None)
 
     def _write(self, stages: Sequence[Stage], complete: bool) -> Manifest:
         fresh = self._fresh()
@@ -107,22 +120,18 @@ class DatasetRecord:
             used[:] = spaces
             return self._caught_up(self._promised(fresh, stages, complete), current, used)
 
-        def make_unless_worse(current: Manifest | None) -> Manifest:
-            manifest = make(current)
-            if (not complete or not len(manifest.usable)) and _loses(manifest, current):
-                raise _Worse(manifest)
-            return manifest
+        def worse(manifest: Manifest, current: Manifest | None) -> bool:
+            return (not complete or not len(manifest.usable)) and _loses(manifest, current)
 
         try:
             return rewrite_dataset(
                 self._layout,
                 self.name,
-                make_unless_worse,
-                seen=None if self._closed else (self._version, self._earlier),
+                make,
+                seen=None if self._version is None else (self._version, self._earlier),
                 still=lambda: all(space.intact() for space in used),
+                worse=worse,
             )
-        except _Worse as worse:
-            return worse.manifest
         except CacheWriteError:
             # New stamps save a reading of the files and nothing else: a cache that has all
             # features need not be writable.
@@ -206,8 +215,9 @@ class DatasetRecord:
 
     def close(self) -> None:
         """Let go of the manifest that was read; `save` does."""
-        self._closed = True
-        self._version.close()
+        if self._version is not None:
+            self._version.close()
+        self._version = None
 
     def _caught_up(
         self, fresh: Manifest, current: Manifest | None, used: list[FeatureSpace]
@@ -250,14 +260,6 @@ class _NameTaken(Exception):  # noqa: N818
     """Another folder has the name of a dataset by now."""
 
 
-class _Worse(Exception):  # noqa: N818
-    """A fresh manifest would lose rows or features of the manifest that is there."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest.name)
-        self.manifest = manifest
-
-
 def _loses(manifest: Manifest, current: Manifest | None) -> bool:
     """Return whether a manifest lacks something that another has, or has nothing at all."""
     done = _done(manifest)
@@ -272,7 +274,7 @@ def _done(manifest: Manifest) -> set[str]:
 
 def _share(*manifests: Manifest) -> bool:
     """Return whether two datasets have an image in common."""
-    keys = [np.ascontiguousarray(m.key[m.key.any(axis=1)]).view("V32") for m in manifests]
+    keys = [whole_keys(manifest.key[manifest.key.any(axis=1)]) for manifest in manifests]
     return bool(np.isin(keys[0], keys[1]).any())
 
 
@@ -315,30 +317,13 @@ def _root(images: ImageDataset) -> str:
     return str(images.root.resolve()) if images.root is not None else ""
 
 
-def _find_earlier(
-    layout: CacheLayout, images: ImageDataset, name: str | None
-) -> tuple[str, Manifest | None, FileVersion]:
-    """Return the name of a dataset in the cache, what an earlier run wrote under it, and where."""
-    chosen = name or images.name
-    version = FileVersion(layout.dataset(chosen))
-    if not version.path.is_file():
-        return chosen, None, version
+def _read_earlier(path: Path) -> Manifest | None:
+    """Return what an earlier run wrote; None where nothing is there, or nothing sound."""
     try:
-        earlier = read_manifest(version.path)
-    except FileNotFoundError:  # deleted a moment ago
-        return chosen, None, version
+        return read_manifest(path)
+    except FileNotFoundError:
+        return None
     except CacheFormatError as error:
         # Made again from the images, which are here; the features are found by their keys.
         _LOG.warning("replacing a damaged manifest: %s", error)
-        return chosen, None, version
-    if earlier.source == "imported" and (name or not _root(images)):
-        version.close()
-        raise DatasetError(
-            f"the cache {layout.root} has a dataset {chosen!r} of imported features: choose "
-            "another name with --name NAME (name=), or `featx dataset rename` that one"
-        )
-    if name or earlier.root == _root(images):
-        return chosen, earlier, version
-    with closing(version):
-        digest = hashlib.sha256(_root(images).encode("utf-8", "surrogateescape")).hexdigest()
-        return _find_earlier(layout, images, f"{chosen}-{digest[:6]}")
+        return None

@@ -6,7 +6,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, FAILED, Manifest
 from featx.extraction.pipeline import Stage
 from featx.extraction.progress import Meter
+from featx.files.keys import related_rows
 from featx.images.dataset import ImageDataset, inner_folder
 from featx.images.files import nearest_path
 from featx.images.labels import SEPARATOR
@@ -28,18 +28,13 @@ def run_report(
     images: ImageDataset | None = None,
     stages: Sequence[Stage] = (),
     meter: Meter | None = None,
-) -> dict[str, Any]:
-    """Return what was counted and what is known of the data, as `featx extract --json` prints it.
-
-    ``images`` is the sum of ``cached``, ``extracted`` and ``failed``; an image whose bytes equal
-    another's counts as cached. Where something was computed, ``meter`` adds the engine, what bound
-    the run, the images computed a second, and the seconds of each part.
-    """
+) -> dict[str, object]:
+    """Return what was counted and what is known of the data, as JSON types."""
     status = features.manifest.status
     failed = int((status == FAILED).sum())
     extracted = max((stage.computed for stage in stages), default=0)
     plain = {block.space: block.backbone for block in features.blocks if block.view is None}
-    report = {
+    report: dict[str, object] = {
         "dataset": features.name,
         "backbone": ",".join(plain.values()),
         "spec": ",".join(plain),
@@ -66,11 +61,8 @@ def engine_names(stages: Sequence[Stage]) -> str:
     return ",".join(dict.fromkeys(stage.engine.name for stage in stages if stage.engine))
 
 
-def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[str, Any]:
-    """Return what is known of a dataset beside its features, as JSON types.
-
-    The images as they were read, where they were, know why files were left out.
-    """
+def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[str, object]:
+    """Return what is known of a dataset, and of its images as they were read, as JSON types."""
     rows = manifest.usable
     splits = Counter(manifest.split[row] for row in rows) if any(manifest.split) else Counter()
     edited = any(edit["edit"] == "split" for edit in manifest.edits)
@@ -101,15 +93,14 @@ def contradictions(manifest: Manifest) -> list[list[dict[str, str]]]:
         return []
     rows = manifest.usable
     rows = rows[manifest.label[rows] >= 0]
-    whole = np.ascontiguousarray(manifest.key[rows]).view("V32").ravel()
-    _, group = np.unique(whole, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(group[order]) > 0])
     if not len(rows):
         return []
+    group = related_rows(manifest.key[rows], None)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     labels = manifest.label[rows][order]
     differ = np.minimum.reduceat(labels, starts) < np.maximum.reduceat(labels, starts)
-    ends = np.r_[starts[1:], len(rows)]
+    ends = np.append(starts[1:], len(rows))
     groups = []
     for start, end in zip(starts[differ], ends[differ], strict=True):
         members = [

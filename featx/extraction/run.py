@@ -1,4 +1,4 @@
-"""`extract`: the features of a dataset, from the cache where it has them."""
+"""`extract`: the features of a dataset, from the cache where it has them; and what that costs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,33 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featx.cache.features import Features
-from featx.cache.manifest import Manifest
+from featx.cache.manifest import FAILED, Manifest
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheError, DatasetError
 from featx.extraction.job import Request, WeightsChoice
 from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
 from featx.extraction.progress import Meter, Progress, terminal_progress
 from featx.extraction.record import DatasetRecord, FeaturesGone
-from featx.extraction.report import missing_files, run_report
+from featx.extraction.report import engine_names, missing_files, run_report
+from featx.files.keys import Keys
+from featx.images.dataset import ImageDataset
 from featx.images.labels import SplitNames
 from featx.spec import ImagePolicy, Precision, StorageDtype, ViewPolicy
+from featx.terminal import visible
 
 _ATTEMPTS = 5
+_WARM_UP = 8
+_MEASURE_S = 3.0
+_MOST_MEASURED = 256
+# Of a shard beside its features: the key and its digest's share, rounded up.
+_KEY_BYTES = 40
 
 
 def extract(
@@ -227,3 +238,159 @@ def _nothing_readable(features: Features) -> DatasetError:
         f"none of the {len(features.manifest)} images of {features.name!r} could be read: {shown}"
         + (f"; {where}" if where else "")
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractionPlan:
+    """What an extraction would cost."""
+
+    dataset: str
+    images: int
+    cached: int  # known to be in the cache, without reading them
+    to_extract: int = 0  # expected to be computed; others are found by their content, or fail
+    measured: int = 0  # images of the measurement
+    start_s: float = 0.0  # that the engine took to start
+    seconds: float = 0.0  # expected in all
+    images_per_s: float = 0.0  # computed
+    bytes: int = 0  # expected on the disk
+    free_bytes: int = 0  # where the cache is
+    engine: str = ""
+    binds: str | None = None  # what was waited for most: read, decode, model or disk
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON types."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Return the plan as text for a terminal."""
+        head = (
+            f"{visible(self.dataset)}: {self.images:,} images, {self.cached:,} known to be cached"
+        )
+        if not self.to_extract:
+            return f"{head}, nothing to extract"
+        binds = f", {self.binds} binds" if self.binds else ""
+        lines = [
+            f"{head}, about {self.to_extract:,} to extract",
+            f"  time  about {_duration(self.seconds)} at {self.images_per_s:,.1f} images/s "
+            f"({self.engine}{binds}; measured on {self.measured} images)",
+            f"  disk  about {_size(self.bytes)}, {_size(self.free_bytes)} are free",
+        ]
+        if self.bytes > self.free_bytes:
+            lines.append("  there is not enough room: name another folder with --cache")
+        return "\n".join(lines)
+
+
+def plan_extraction(
+    data: object,
+    *,
+    name: str | None = None,
+    workers: int | None = None,
+    isolate: bool | None = None,
+    **options: Any,
+) -> ExtractionPlan:
+    """Say what `featx.extract` would cost, without writing features.
+
+    The files are listed as an extraction would; a few images spread over those that are not known
+    to be cached are read, decoded and computed, for about three seconds.
+
+    Parameters
+    ----------
+    data, name, workers, isolate, **options
+        As for `featx.extract`.
+
+    Returns
+    -------
+    ExtractionPlan
+
+    Raises
+    ------
+    DatasetError, UnknownNameError, WeightsError, BackboneError, EngineError
+        As `featx.extract`.
+    """
+    job = Request(**options).settle(data)
+    stages = job.open()
+    complete = job.complete(stages)
+    if complete is not None:
+        images = len(complete.manifest)
+        return ExtractionPlan(dataset=complete.name, images=images, cached=images)
+    record = DatasetRecord(job, name)
+    record.close()  # nothing is to be written
+    lacking = ~record.trusted | _lacking(stages, record.ledger.key)
+    plan = ExtractionPlan(dataset=record.name, images=len(lacking), cached=int((~lacking).sum()))
+    rows = np.flatnonzero(lacking)
+    if not len(rows):
+        return plan
+    assert job.layout is not None
+    sample = replace(job, layout=None).open()
+    sampled, meters = _measure(
+        record.images, rows, sample, RunOptions(workers=workers, isolate=isolate)
+    )
+    readable = np.concatenate([ledger.status != FAILED for ledger in sampled])
+    keys = np.concatenate([ledger.key for ledger in sampled])
+    share = float((readable & _lacking(stages, keys)).mean())
+    to_extract, key = round(share * len(rows)), keys[readable][:1]
+    vectors = [s.store.gather(tap, key) for s in sample for tap in s.taps if len(key)]
+    start_s, images_per_s = (
+        meters[0].seconds["start_s"],
+        len(sampled[-1].status) / meters[-1].span_s,
+    )
+    return replace(
+        plan,
+        to_extract=to_extract,
+        measured=len(keys),
+        start_s=start_s,
+        seconds=round(start_s + len(rows) * share / images_per_s, 1),
+        images_per_s=round(images_per_s, 1),
+        bytes=to_extract * (_KEY_BYTES + sum(vector.nbytes for vector in vectors)),
+        free_bytes=job.layout.free_bytes(),
+        engine=engine_names(sample),
+        binds=meters[-1].binds,
+    )
+
+
+def _lacking(stages: Sequence[Stage], keys: Keys) -> NDArray[np.bool_]:
+    """Return which keys of shape (n, 32) some stage has to compute."""
+    lacking: NDArray[np.bool_] = np.any([stage.missing(keys) for stage in stages], axis=0)
+    return lacking
+
+
+def _measure(
+    images: ImageDataset, rows: NDArray[np.intp], stages: Sequence[Stage], options: RunOptions
+) -> tuple[list[Ledger], list[Meter]]:
+    """Return what became of some of the rows, and what was measured, in one or two runs."""
+    order = np.random.default_rng(0).permutation(rows)
+    ledgers: list[Ledger] = []
+    meters: list[Meter] = []
+    start, stop = 0, min(_WARM_UP, len(order))
+    while start < stop and len(meters) < 2:
+        meter, ledger = Meter(), Ledger.blank(stop - start)
+        Run(images.subset(order[start:stop]), stages, ledger, options, meter).work()
+        meter.stop()
+        ledgers.append(ledger)
+        meters.append(meter)
+        count = np.clip(_MEASURE_S * stop / meter.span_s, _WARM_UP, _MOST_MEASURED)
+        start, stop = stop, min(stop + int(count), len(order))
+    return ledgers, meters
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as a person says them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def _size(count: int) -> str:
+    """Return bytes in the unit that fits."""
+    if count < 1000:
+        return f"{count} bytes"
+    amount = count / 1000
+    for unit in ("kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:,.1f} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} TB"

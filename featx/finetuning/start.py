@@ -20,6 +20,7 @@ from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.exporting.samples import find_images
 from featx.extraction.job import with_views
 from featx.extraction.run import extract
+from featx.files.keys import related_rows
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.trainer import CachedActivations, Inputs, Pixels
@@ -28,7 +29,7 @@ from featx.images.labels import check_splits
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details
 from featx.models.training import describe_training, require_labels
-from featx.selection.splits import hold_out, leak_groups
+from featx.selection.splits import hold_out
 
 
 @dataclass(slots=True, eq=False)
@@ -149,7 +150,7 @@ def _sides(
     splits = features.splits
     check_splits(splits, repr(features.name))
     split = np.full(len(codes), "") if splits is None else splits
-    groups = leak_groups(features.keys, features.groups, len(codes))
+    groups = related_rows(features.keys, features.groups)
     labelled = codes >= 0
     test = np.flatnonzero(labelled & (split == "test"))
     held_out = np.flatnonzero(labelled & (split == "val"))

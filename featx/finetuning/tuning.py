@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import FineTuningError, MissingExtraError
-from featx.extraction.plan import plan_extraction
+from featx.extraction.run import plan_extraction
 from featx.files.outputs import is_model, refuse_replacing
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import FineTuneOptions

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 from featx.exceptions import HeadError
+from featx.files.keys import related_rows
 from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import make_head
 from featx.heads.novelty import Novelty, fit_novelty
@@ -20,7 +21,6 @@ from featx.heads.table import read_head
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.selection.measuring import FeatureBlock, find_sweep, fold_data, held_out_together
 from featx.selection.search_space import Candidate
-from featx.selection.splits import leak_groups
 
 logger = logging.getLogger("featx")
 
@@ -176,7 +176,7 @@ def row_groups(features: Features, rows: NDArray[np.intp]) -> NDArray[np.int64]:
     """Return a number for each of some rows that equal images, and images of a group, share."""
     named = features.groups
     names = None if named is None else named[rows].tolist()
-    return leak_groups(features.keys[rows], names, len(rows))
+    return related_rows(features.keys[rows], names)
 
 
 def block_bytes(features: Features, block: dict[str, str]) -> int:

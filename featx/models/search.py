@@ -27,6 +27,7 @@ from featx.exceptions import FeatxError, HeadError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
+from featx.files.keys import related_rows
 from featx.heads.learning import require_streamable
 from featx.heads.making import make_head
 from featx.heads.targets import label_strata
@@ -46,7 +47,7 @@ from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, Watch
 from featx.selection.search_space import DEFAULT_HEADS, Candidate, SearchSpace, read_space_file
 from featx.selection.searching import SearchOutcome, check_length, search_arrays
-from featx.selection.splits import leak_groups, named_fold
+from featx.selection.splits import named_fold
 from featx.selection.strategies import SearchOptions
 from featx.selection.transforms import parse_transform, pipeline
 from featx.selection.trials import Trial
@@ -555,7 +556,7 @@ def search(
     by_backbone = weights if isinstance(weights, Mapping) else {}
     whole_choice = None if by_backbone else weights
     used = _blocks(features, tried)
-    groups = leak_groups(features.keys, features.groups, len(features))
+    groups = related_rows(features.keys, features.groups)
     sample = None
     if bound is not None:
         check_length(len(features), labels, features.name)

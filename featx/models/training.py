@@ -17,6 +17,7 @@ from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.report import why_unreadable
+from featx.files.keys import related_rows
 from featx.heads.making import make_head
 from featx.images.dataset import inner_folder
 from featx.images.labels import (
@@ -31,7 +32,7 @@ from featx.models.classifier import ImageClassifier
 from featx.models.fitting import Fitting, memory_bound
 from featx.models.training_keys import encode_keys
 from featx.selection.metrics import MOST_CONFUSED, ScoreSums, score_label_sets
-from featx.selection.splits import label_folds, leak_groups, repeated_folds
+from featx.selection.splits import label_folds, repeated_folds
 
 _HELD_OUT = ("test", "val")
 
@@ -381,7 +382,7 @@ def _cross_validate(
     cv: int,
 ) -> tuple[dict[str, Any], list[Suspect]]:
     features, truth = fitting.features, fitting.targets[rows]
-    groups = leak_groups(features.keys, features.groups, len(features))[rows]
+    groups = related_rows(features.keys, features.groups)[rows]
     # The folds of a search, so that a head has one score, whichever measures it.
     split = repeated_folds if names is None else label_folds
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,29 +12,6 @@ from featx.exceptions import DatasetError
 from featx.heads.targets import label_strata
 
 _TRIES = 20
-
-
-def leak_groups(
-    keys: NDArray[np.uint8] | None, groups: Sequence[str] | NDArray[np.str_] | None, rows: int
-) -> NDArray[np.int64]:
-    """Return a number for each row; rows with equal numbers belong on one side of a split."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = [np.arange(rows)]
-    if keys is not None and rows:
-        whole = np.ascontiguousarray(keys).view("V32").ravel()
-        _, first, group = np.unique(whole, return_index=True, return_inverse=True)
-        links.append(first[group])
-    if groups is not None and rows:
-        names = np.asarray(groups)
-        _, first, group = np.unique(names, return_index=True, return_inverse=True)
-        links.append(np.where(names == "", np.arange(rows), first[group]))
-    sources = np.tile(np.arange(rows), len(links))
-    edges = (np.ones(len(sources), np.int8), (sources, np.concatenate(links)))
-    _, numbers = connected_components(coo_array(edges, shape=(rows, rows)), directed=False)
-    joined: NDArray[np.int64] = numbers.astype(np.int64)
-    return joined
 
 
 def stratified_folds(

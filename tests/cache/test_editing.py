@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse.csgraph
 
 from featx.cache.editing import (
     add_rows,
     assign_splits,
     hash_splits,
     relabel,
-    related_rows,
     remove_rows,
     stratified_splits,
 )
@@ -23,7 +23,7 @@ from featx.cache.manifest import (
     same_manifest,
 )
 from featx.exceptions import DatasetError, UnknownNameError
-from featx.selection.splits import leak_groups
+from featx.files.keys import related_rows
 
 
 def random_keys(n, seed=0):
@@ -82,24 +82,22 @@ def test_groups_and_copies_are_on_one_side_along_chains_of_both(method, seed):
     else:
         codes = generator.integers(0, 3, 600).astype(np.int32)
         splits = stratified_splits(keys, groups, codes, FRACTIONS, seed=seed)
-    for together in (
-        related_rows(keys, groups).tolist(),
-        leak_groups(keys, groups, len(keys)).tolist(),
-    ):
-        sides = {}
-        for number, split in zip(together, splits, strict=True):
-            assert sides.setdefault(number, split) == split
+    sides = {}
+    for number, split in zip(related_rows(keys, groups).tolist(), splits, strict=True):
+        assert sides.setdefault(number, split) == split
     assert len(set(splits)) == 3
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 300])
-def test_related_rows_are_those_of_the_training(rows):
+def test_related_rows_are_the_components_of_equal_keys_and_groups(rows):
     generator = np.random.default_rng(rows)
     keys = random_keys(max(rows, 1))[generator.integers(0, max(rows, 1), rows)]
     groups = [f"g{n}" if n % 3 else "" for n in generator.integers(0, max(rows, 1), rows)]
-    ours = related_rows(keys, groups)
-    theirs = leak_groups(keys, groups, rows) if rows else ours
-    assert len(set(ours)) == len(set(theirs)) == len(set(zip(ours, theirs, strict=True)))
+    named = np.array(groups, np.str_)
+    same = (keys[:, None] == keys).all(axis=2) | ((named[:, None] == named) & (named != ""))
+    _, expected = scipy.sparse.csgraph.connected_components(same)
+    numbers = np.unique(related_rows(keys, groups), return_inverse=True)[1]
+    assert numbers.tolist() == expected.tolist()
 
 
 def test_a_long_chain_of_groups_and_copies_is_followed_to_its_end():

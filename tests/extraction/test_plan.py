@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import featx
-from featx.extraction.plan import ExtractionPlan
+from featx.extraction.run import ExtractionPlan
 
 
 @pytest.fixture

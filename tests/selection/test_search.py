@@ -15,8 +15,9 @@ from sklearn.preprocessing import StandardScaler
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError, HeadError, UnknownNameError
+from featx.files.keys import related_rows
 from featx.heads.making import make_head
-from featx.selection.splits import leak_groups, repeated_folds
+from featx.selection.splits import repeated_folds
 
 CHEAP = ["knn:n_neighbors=1|5|15", "ridge:alpha=1|100|10000"]
 TIMES = ("ms", "backbone_ms", "head_ms", "pareto")
@@ -34,9 +35,7 @@ def timeless(result):
 )
 def test_scores_are_those_of_grid_search_cv_on_the_same_folds(features, head, grid):
     result = featx.search(features, heads=[(head, grid)], score="none", seed=3)
-    folds = repeated_folds(
-        features.y, groups=leak_groups(features.keys, None, len(features)), seed=3
-    )
+    folds = repeated_folds(features.y, groups=related_rows(features.keys, None), seed=3)
     prefixed = {f"head__{name}": values for name, values in grid.items()}
     made = make_head(head)
     if hasattr(made[-1], "estimator"):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from featx.exceptions import DatasetError
+from featx.files.keys import related_rows
 from featx.selection.splits import (
     hold_out,
     label_folds,
-    leak_groups,
     repeated_folds,
     stratified_folds,
 )
@@ -29,7 +29,7 @@ def test_every_training_part_has_every_class_and_no_group_is_on_both_sides():
     for seed in range(30):
         y = generator.integers(0, 4, 80)
         names = [f"g{number}" for number in generator.integers(0, 25, 80)]
-        groups = leak_groups(None, names, 80)
+        groups = related_rows(None, names)
         for train, test in repeated_folds(y, folds=5, repeats=2, groups=groups, seed=seed):
             assert set(y[train]) == set(y)
             assert not set(groups[train]) & set(groups[test])
@@ -37,7 +37,7 @@ def test_every_training_part_has_every_class_and_no_group_is_on_both_sides():
 
 def test_a_hold_out_is_stratified_and_leaks_nothing():
     y = np.repeat([0, 1], [100, 40])
-    groups = leak_groups(None, [f"g{row // 4}" for row in range(140)], 140)
+    groups = related_rows(None, [f"g{row // 4}" for row in range(140)])
     train, test = hold_out(y, groups=groups, seed=1)
     assert len(train) + len(test) == 140
     assert not set(groups[train]) & set(groups[test])
@@ -56,7 +56,7 @@ def test_folds_of_several_labels_share_out_the_rare_ones_and_leak_nothing():
     generator = np.random.default_rng(0)
     labels = (generator.random((300, 4)) < [0.5, 0.2, 0.05, 0]).astype(int)
     labels[:3, 3] = 1
-    groups = leak_groups(None, [f"g{row // 2}" for row in range(300)], 300)
+    groups = related_rows(None, [f"g{row // 2}" for row in range(300)])
     folds = label_folds(labels, groups=groups, seed=2)
     assert np.sort(np.concatenate([test for _, test in folds])).tolist() == list(range(300))
     for train, test in folds:
