@@ -47,7 +47,7 @@ def command(name: str | None, as_json: bool) -> None:
 def _row(row: Any) -> dict[str, Any]:
     from featx.backbones.weights import find_weights_file
 
-    found = find_weights_file(row)
+    weights_file = find_weights_file(row)
     return {
         "name": row.name,
         "input_size_px": row.input_size_px,
@@ -55,7 +55,7 @@ def _row(row: Any) -> dict[str, Any]:
         "parameters": row.parameters,
         "imagenet_top1": row.imagenet_top1,
         "weights_file": row.weights_file,
-        "weights_here": str(found) if found else None,
+        "weights_here": str(weights_file) if weights_file else None,
     }
 
 

@@ -98,28 +98,28 @@ def info(cache: Path, as_json: bool) -> None:
     """
     from featx.cache.maintenance import FeatureCache
 
-    found = FeatureCache(cache).info()
+    contents = FeatureCache(cache).info()
     if as_json:
-        say_json(found)
+        say_json(contents)
         return
-    say(f"{found['cache']}: {found['size_bytes'] / 1e6:,.1f} MB of features")
-    if found["spaces"]:
+    say(f"{contents['cache']}: {contents['size_bytes'] / 1e6:,.1f} MB of features")
+    if contents["spaces"]:
         rows = [
             [space.name, tap, f"{count:,}", f"{space.shards:,}", _size(space.size_bytes)]
-            for space in found["spaces"]
+            for space in contents["spaces"]
             for tap, count in space.rows.items()
         ]
         say(*table(["space", "tap", "rows", "shards", "size"], rows))
-    if found["datasets"]:
+    if contents["datasets"]:
         rows = [
             [d.name, str(d.images), str(d.failed), str(d.classes), " ".join(d.blocks), d.root]
-            for d in found["datasets"]
+            for d in contents["datasets"]
         ]
         say(*table(["dataset", "images", "failed", "classes", "features", "folder"], rows))
     damaged = {
-        **found["unreadable_spaces"],
-        **{name: why for space in found["spaces"] for name, why in space.damaged.items()},
-        **{dataset.name: dataset.damaged for dataset in found["datasets"] if dataset.damaged},
+        **contents["unreadable_spaces"],
+        **{name: why for space in contents["spaces"] for name, why in space.damaged.items()},
+        **{dataset.name: dataset.damaged for dataset in contents["datasets"] if dataset.damaged},
     }
     for name, why in damaged.items():
         say(f"damaged: {name}: {why}")

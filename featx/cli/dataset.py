@@ -30,16 +30,16 @@ def summary(manifest: Manifest) -> dict[str, Any]:
     from featx.extraction.report import data_report
 
     status = manifest.status.tolist()
-    kept = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]
+    usable = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]
     known = data_report(manifest)
     names = class_names(manifest)
-    classes = Counter(names[row] for row in kept if names[row])
-    splits = Counter(manifest.split[row] for row in kept if manifest.split[row])
+    classes = Counter(names[row] for row in usable if names[row])
+    splits = Counter(manifest.split[row] for row in usable if manifest.split[row])
     return {
         "dataset": manifest.name,
         "root": manifest.root,
         "source": manifest.source,
-        "rows": len(kept),
+        "rows": len(usable),
         "failed": status.count(FAILED),
         "duplicates": status.count(DUPLICATE),
         "groups": len(set(manifest.group) - {""}),
@@ -103,25 +103,25 @@ def list_(cache: Path, as_json: bool) -> None:
     from featx.exceptions import CacheFormatError
 
     layout = CacheLayout.at(cache)
-    found, damaged = [], {}
+    datasets, damaged = [], {}
     for name in manifest_names(layout):
         try:
-            found.append(summary(read_manifest(layout.dataset(name))))
+            datasets.append(summary(read_manifest(layout.dataset(name))))
         except CacheFormatError as error:
             damaged[name] = str(error)
     if as_json:
-        say_json({"cache": layout.root, "datasets": found, "damaged": damaged})
+        say_json({"cache": layout.root, "datasets": datasets, "damaged": damaged})
         return
     rows = [
         [
-            one["dataset"],
-            str(one["rows"]),
-            str(one["failed"]),
-            str(len(one["classes"])),
-            " ".join(f"{split} {count}" for split, count in one["splits"].items()) or "-",
-            " ".join(one["blocks"]) or "-",
+            row["dataset"],
+            str(row["rows"]),
+            str(row["failed"]),
+            str(len(row["classes"])),
+            " ".join(f"{split} {count}" for split, count in row["splits"].items()) or "-",
+            " ".join(row["blocks"]) or "-",
         ]
-        for one in found
+        for row in datasets
     ]
     if rows:
         say(*table(["dataset", "rows", "failed", "classes", "splits", "features"], rows))
@@ -149,21 +149,21 @@ def show(name: str, cache: Path, as_json: bool) -> None:
     from featx.cache.manifest import find_manifest
 
     manifest = find_manifest(CacheLayout.at(cache), name)
-    found = summary(manifest)
+    known = summary(manifest)
     if as_json:
-        say_json(found)
+        say_json(known)
         return
     say(
-        f"{found['dataset']}: {found['rows']:,} rows, {found['failed']:,} failed, "
-        f"{found['duplicates']:,} duplicates, {found['groups']:,} groups"
+        f"{known['dataset']}: {known['rows']:,} rows, {known['failed']:,} failed, "
+        f"{known['duplicates']:,} duplicates, {known['groups']:,} groups"
     )
-    if found["root"]:
-        say(f"  in {found['root']}")
+    if known["root"]:
+        say(f"  in {known['root']}")
     show_counts(manifest)
-    show_data({**found, "splits": {}})
-    for block in found["blocks"]:
+    show_data({**known, "splits": {}})
+    for block in known["blocks"]:
         say(f"  features {block}")
-    for edit in found["edits"]:
+    for edit in known["edits"]:
         say(f"  edited: {json.dumps(edit, ensure_ascii=False)[:200]}")
 
 

@@ -72,11 +72,11 @@ def command(
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
     features = _features(classifier, data, cache, reading)
     metrics = featx.evaluate(classifier, features, bootstrap=bootstrap, seed=seed)
-    found = {"model": str(model), "dataset": features.name, **metrics}
+    report = {"model": str(model), "dataset": features.name, **metrics}
     if confusion is not None:
         _write_confusion(confusion, metrics)
     if second is not None:
-        found["comparison"] = {
+        report["comparison"] = {
             "second_model": str(other),
             **featx.compare_models(
                 classifier,
@@ -88,13 +88,13 @@ def command(
             ),
         }
     if as_json:
-        say_json(found)
+        say_json(report)
         return
     say(f"{features.name}: {metrics['images']:,} images, {metrics['failed']:,} failed")
     notes(features)
     show_scores(metrics)
     if second is not None:
-        _show_comparison(found["comparison"])
+        _show_comparison(report["comparison"])
 
 
 def _features(classifier: Any, data: str, cache: Path, reading: dict[str, Any]) -> Any:
@@ -121,26 +121,26 @@ def _write_confusion(path: Path, metrics: dict[str, Any]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         if "labels" in metrics:
             writer.writerow(["label", *_COUNTS])
-            for one in metrics["labels"]:
-                (absent, wrong), (missed, right) = one["confusion"]
-                writer.writerow([one["label"], right, wrong, missed, absent])
+            for row in metrics["labels"]:
+                (absent, wrong), (missed, right) = row["confusion"]
+                writer.writerow([row["label"], right, wrong, missed, absent])
             return
         writer.writerow(["true \\ predicted", *metrics["classes"]])
         for name, row in zip(metrics["classes"], metrics["confusion"], strict=True):
             writer.writerow([name, *row])
 
 
-def _show_comparison(found: dict[str, Any]) -> None:
-    first, second = found["accuracy"]
-    what = "accuracy" if found["right"] == "the label" else f"{found['right']} right"
-    low_high = found.get("interval")
+def _show_comparison(comparison: dict[str, Any]) -> None:
+    first, second = comparison["accuracy"]
+    what = "accuracy" if comparison["right"] == "the label" else f"{comparison['right']} right"
+    low_high = comparison.get("interval")
     within = " (95 % interval {:+.4f} to {:+.4f})".format(*low_high) if low_high else ""
     say(
-        f"{found['second_model']}: {what} {second:.4f} against {first:.4f}, "
-        f"{found['difference']:+.4f}{within}"
+        f"{comparison['second_model']}: {what} {second:.4f} against {first:.4f}, "
+        f"{comparison['difference']:+.4f}{within}"
     )
     say(
-        f"right on {found['only_second_right']:,} images where the first is wrong, wrong on "
-        f"{found['only_first_right']:,} where the first is right: p = {found['p_value']:.3g} "
-        "(McNemar's exact test)"
+        f"right on {comparison['only_second_right']:,} images where the first is wrong, wrong on "
+        f"{comparison['only_first_right']:,} where the first is right: "
+        f"p = {comparison['p_value']:.3g} (McNemar's exact test)"
     )

@@ -64,7 +64,7 @@ def command(
     verify: str | None,
     force: bool,
     as_json: bool,
-    **given: Any,
+    **settings: Any,
 ) -> None:
     """Write a model as one network from uint8 RGB pixels to probabilities.
 
@@ -97,7 +97,7 @@ def command(
         calibrate=calibrate,
         verify=verify,
         overwrite=force,
-        **given,
+        **settings,
     )
     if as_json:
         say_json(_as_json(done))

@@ -46,7 +46,12 @@ from featx.terminal import say, say_json
     options.as_json,
 )
 def command(
-    data: str, on_error: Any, max_failures: int | None, planned: bool, as_json: bool, **given: Any
+    data: str,
+    on_error: Any,
+    max_failures: int | None,
+    planned: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Fill the cache with features of images.
 
@@ -61,8 +66,8 @@ def command(
     """
     import featx
 
-    names = {"cache", *given} - {"batch_size", "name", "dtype", "workers", "isolate"}
-    arguments = {**extraction_arguments(given), **given}
+    names = {"cache", *settings} - {"batch_size", "name", "dtype", "workers", "isolate"}
+    arguments = {**extraction_arguments(settings), **settings}
     if planned:
         plan = featx.plan_extraction(data, **arguments)
         if as_json:

@@ -107,7 +107,7 @@ def command(
     tensorboard: bool,
     balanced: bool,
     as_json: bool,
-    **given: Any,
+    **settings: Any,
 ) -> None:
     """Train the top of a model's backbone too, from the head that it has.
 
@@ -122,21 +122,21 @@ def command(
     import featx
     from featx.files.outputs import is_model
 
-    reading = {name: given.pop(name) for name in ("splits", "root")}
+    reading = {name: settings.pop(name) for name in ("splits", "root")}
     source: Any = data
     if any(reading.values()):
         source = featx.ImageDataset.from_any(data, **reading)
-    given["class_weight"] = "balanced" if balanced else None
+    settings["class_weight"] = "balanced" if balanced else None
     target = output or model.with_name(f"{model.stem}-finetuned.featx")
     options.check_output(target, is_model, "model", force=force, data=data)
     if dry_run:
         from featx.finetuning.tuning import rehearse
 
-        rehearsal = rehearse(model, source, **given)
+        rehearsal = rehearse(model, source, **settings)
         if as_json:
             say_json(rehearsal.to_dict())
         else:
-            _show_rehearsal(rehearsal, given["epochs"])
+            _show_rehearsal(rehearsal, settings["epochs"])
         return
     from featx.extraction.progress import terminal_progress
     from featx.finetuning.tuning import tensorboard_writer, training_folder
@@ -153,13 +153,13 @@ def command(
 
         def step(epoch: int, done: int, total: int) -> None:
             if bar:
-                bar((epoch - 1) * total + done, given["epochs"] * total, 0)
+                bar((epoch - 1) * total + done, settings["epochs"] * total, 0)
 
         done = featx.finetune(
             model,
             source,
             target,
-            **given,
+            **settings,
             resume=not restart,
             command=command_line(),
             overwrite=force,

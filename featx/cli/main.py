@@ -119,9 +119,9 @@ def _show_usage(error: click.ClickException) -> None:
     shown = io.StringIO()
     error.show(shown)
     message = f"Error: {error.format_message()}"
-    before, found, _ = shown.getvalue().rstrip("\n").rpartition(message)
-    usage = before if found else shown.getvalue()
-    say(*usage.splitlines(), *([message] if found else []), err=True)
+    before, matched, _ = shown.getvalue().rstrip("\n").rpartition(message)
+    usage = before if matched else shown.getvalue()
+    say(*usage.splitlines(), *([message] if matched else []), err=True)
 
 
 def _report(error: Exception, args: list[str]) -> int:

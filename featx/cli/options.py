@@ -262,8 +262,8 @@ def backbone(*, several: bool) -> Decorator:
     )
 
 
-def extraction_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `backbone` out of those given, as arguments of `featx.extract`."""
+def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of `backbone` out of a command's settings, for `featx.extract`."""
     from featx import ViewPolicy
 
     names = (
@@ -276,8 +276,8 @@ def extraction_arguments(given: dict[str, Any]) -> dict[str, Any]:
         "precision",
         "views",
     )
-    arguments = {name: given.pop(name) for name in names}
-    backbone, weights, policy = (given.pop(n) for n in ("backbone", "weights", "view_policy"))
+    arguments = {name: settings.pop(name) for name in names}
+    backbone, weights, policy = (settings.pop(n) for n in ("backbone", "weights", "view_policy"))
     if isinstance(backbone, tuple):
         weights = _weights_by_backbone(weights, backbone or ("tiny",))
     views = {"policy": policy} if policy else {}
@@ -285,10 +285,10 @@ def extraction_arguments(given: dict[str, Any]) -> dict[str, Any]:
         **arguments,
         "backbone": backbone or None,
         "weights": weights,
-        "taps": given.pop("taps" if "taps" in given else "tap"),
-        "image": _image_policy(given.pop("resize"), given.pop("draft")),
-        "batch_size": given.pop("batch_size") or "auto",
-        "view_policy": ViewPolicy(**views, seed=given.pop("view_seed")),
+        "taps": settings.pop("taps" if "taps" in settings else "tap"),
+        "image": _image_policy(settings.pop("resize"), settings.pop("draft")),
+        "batch_size": settings.pop("batch_size") or "auto",
+        "view_policy": ViewPolicy(**views, seed=settings.pop("view_seed")),
     }
 
 
@@ -421,16 +421,16 @@ def check_output(
     """Raise `OutputError` unless a command may write a file; all its paths are inputs."""
     from featx.files.outputs import check_output as check
 
-    given = click.get_current_context().params
+    params = click.get_current_context().params
     outputs = {"output", "csv_file", "confusion"}
     inputs = [
         value
-        for name, values in given.items()
+        for name, values in params.items()
         if name not in outputs
         for value in (values if isinstance(values, tuple) else (values,))
         if isinstance(value, str | os.PathLike)
     ]
-    images = partial(_images, data, given["cache"])
+    images = partial(_images, data, params["cache"])
     check(target, recognise, what, inputs=inputs, images=images, force=force)
 
 
@@ -468,7 +468,7 @@ def next_command(
 ) -> str:
     """Return a command as it can be pasted, with those options of this one that it needs too."""
     context = click.get_current_context()
-    given: list[str] = []
+    flags: list[str] = []
     for param in context.command.params:
         source = context.get_parameter_source(param.name or "")
         if param.name not in carried or source is not ParameterSource.COMMANDLINE:
@@ -476,12 +476,12 @@ def next_command(
         value = context.params[param.name]
         value = value[0] if isinstance(value, tuple) else value
         if isinstance(value, bool):
-            given.append(param.opts[0] if value else param.secondary_opts[0])
+            flags.append(param.opts[0] if value else param.secondary_opts[0])
         else:
-            given += [param.opts[0], str(value)]
-    given += [option for option in options if option not in given]
+            flags += [param.opts[0], str(value)]
+    flags += [option for option in options if option not in flags]
     end = ["--"] if any(word.startswith("-") for word in words) else []
-    return " ".join(map(_shell_word, ["featx", *name.split(), *given, *end, *words]))
+    return " ".join(map(_shell_word, ["featx", *name.split(), *flags, *end, *words]))
 
 
 def _shell_word(text: str) -> str:

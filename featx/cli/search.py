@@ -105,7 +105,7 @@ def command(
     label_kind: Any,
     max_ram: str | None,
     as_json: bool,
-    **given: Any,
+    **settings: Any,
 ) -> None:
     """Find the best backbone, tap, head and parameters, and save the winner as a model.
 
@@ -125,9 +125,9 @@ def command(
     target = options.model_target(output, data, force=force)
     if csv_file is not None:
         options.check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
-    extraction = extraction_arguments(given)
+    extraction = extraction_arguments(settings)
     how: dict[str, Any] = {
-        **given,
+        **settings,
         "n_trials": trials,
         "cv": on_split or cv,
         "scoring": scoring or ("mean_average_precision" if multilabel else "accuracy"),

@@ -46,7 +46,7 @@ def command(
     head: str,
     multilabel: bool,
     as_json: bool,
-    **given: Any,
+    **settings: Any,
 ) -> None:
     """Train a head on features and save the model.
 
@@ -63,17 +63,19 @@ def command(
     from featx.heads.making import make_head
 
     # What cannot be trained is to be known before an hour of extraction.
-    if given["max_ram"] is not None:
+    if settings["max_ram"] is not None:
         require_streamable(make_head(head))
     make_head(head, multilabel=multilabel)
     target = options.model_target(output, data, force=force)
-    if given["average_views"] and not given["views"]:
+    if settings["average_views"] and not settings["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
-    extraction = extraction_arguments(given)
+    extraction = extraction_arguments(settings)
     features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
     started = time.perf_counter()
-    result = featx.train(features, head=head, multilabel=multilabel, cache=cache, **source, **given)
+    result = featx.train(
+        features, head=head, multilabel=multilabel, cache=cache, **source, **settings
+    )
     seconds = time.perf_counter() - started
     result.model.save(
         target,
