@@ -159,7 +159,7 @@ def test_equal_rows_are_duplicates_stored_once(cache, table):
 def test_shards_stay_within_their_size_and_memory_within_chunks(tmp_path, cache, monkeypatch):
     X = np.random.default_rng(0).normal(size=(12000, 256)).astype(np.float32)
     path = write(tmp_path / "f.npz", X)
-    monkeypatch.setattr("featx.importing.importer.SHARD_BYTES", 300_000)
+    monkeypatch.setattr("featx.cache.space.SHARD_BYTES", 300_000)
     monkeypatch.setattr("featx.importing.feature_files.CHUNK_BYTES", 200_000)
     load(write(tmp_path / "warm.npz", X[:100]), "warm", cache=cache)
     tracemalloc.start()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -51,19 +51,16 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 }
 # fmt: on
 _TEXTS = ("classes", "paths", "groups", "splits")
-Column: TypeAlias = Sequence[Any] | AnyArray
+Column: TypeAlias = Sequence[object] | AnyArray
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """A matrix (n, d) of features that can be read again and again, from the first row on.
-
-    `read` yields its rows, about as many at a time as it is called with.
-    """
+    """A matrix (n, d) of features that can be read again and again, from the first row on."""
 
     shape: tuple[int, int]
     dtype: np.dtype[np.generic]
-    read: Callable[[int], Iterator[AnyArray]]
+    read: Callable[[int], Iterator[AnyArray]]  # yields about as many rows at a time as it is told
 
     def chunks(self) -> Iterator[AnyArray]:
         """Yield arrays of shape (m, d), of about `CHUNK_BYTES`."""
@@ -83,13 +80,10 @@ def rows_of_array(values: AnyArray, where: str = "X") -> RowSource:
 
 @dataclass(frozen=True, slots=True)
 class FeatureTable:
-    """Features with the columns that were stored beside them; None for one that is not there.
-
-    `y` are names, or numbers, which index `classes` when there are any.
-    """
+    """Features with the columns that were stored beside them; None for one that is not there."""
 
     rows: RowSource
-    y: Column | None = None
+    y: Column | None = None  # names, or numbers, which index `classes` when there are any
     classes: list[str] | None = None
     paths: list[str] | None = None
     groups: list[str] | None = None
@@ -99,11 +93,7 @@ class FeatureTable:
 def read_feature_file(
     file: str | os.PathLike[str], *, labels: str | os.PathLike[str] | None = None
 ) -> FeatureTable:
-    """Return features, labels, paths, groups and splits of a file, whose suffix says its format.
-
-    `labels` are in a file of their own, in the order of the features. Where both sides have paths,
-    rows are matched by them.
-    """
+    """Return the content of a file, whose suffix says its format, with `labels` of another file."""
     path = Path(file).expanduser()
     reader = _FORMATS.get(path.suffix.lower())
     if reader is None:
@@ -134,7 +124,15 @@ def _with_labels(table: FeatureTable, listing: Listing, name: str) -> FeatureTab
     labels, rows = list(listing.labels or ()), table.rows.shape[0]
     order: Sequence[int] = range(rows)
     if listing.paths and table.paths is not None:
-        order = _matched(table.paths, listing.paths, name)
+        at = {path: row for row, path in enumerate(listing.paths)}
+        missing = [path for path in table.paths if path not in at]
+        if missing:
+            raise DatasetError(
+                f"{len(missing):,} of {rows:,} rows have no label in {name!r}, the first is "
+                f"{missing[0]!r}: add them with an empty label, or leave its column 'path' out to "
+                "go by the order"
+            )
+        order = [at[path] for path in table.paths]
     elif len(labels) != rows:
         raise DatasetError(
             f"expected {rows:,} labels, one a row of the features, received {len(labels):,} in "
@@ -154,35 +152,23 @@ def _with_labels(table: FeatureTable, listing: Listing, name: str) -> FeatureTab
     )
 
 
-def _matched(paths: list[str], labelled: Sequence[str], name: str) -> list[int]:
-    at = {path: row for row, path in enumerate(labelled)}
-    missing = [path for path in paths if path not in at]
-    if missing:
-        raise DatasetError(
-            f"{len(missing):,} of {len(paths):,} rows have no label in {name!r}, the first is "
-            f"{missing[0]!r}: add them with an empty label, or leave its column 'path' out to go "
-            "by the order"
-        )
-    return [at[path] for path in paths]
-
-
 # What every format shares
 
 
 def _find_names(present: Iterable[str]) -> dict[str, str]:
     """Return the name in the file of each column that is there."""
     by_lower = {name.lower(): name for name in present}
-    names = {
-        column: next((by_lower[name] for name in names if name in by_lower), None)
+    return {
+        column: next(by_lower[name] for name in names if name in by_lower)
         for column, names in _NAMES.items()
+        if by_lower.keys() & set(names)
     }
-    return {column: name for column, name in names.items() if name is not None}
 
 
-def _features_name(names: Mapping[str, str], ranks: Mapping[str, int]) -> str:
-    """Return the name of the features: one that is understood, else the only matrix."""
+def _take_features(names: dict[str, str], ranks: Mapping[str, int]) -> str:
+    """Take out the name of the features: one that is understood, else the only matrix."""
     if "X" in names:
-        return names["X"]
+        return names.pop("X")
     matrices = [name for name, rank in ranks.items() if rank == 2]
     if len(matrices) == 1:
         return matrices[0]
@@ -246,13 +232,12 @@ def _read_npz(path: Path) -> FeatureTable:
     with reading_data(path, _NUMPY), open_npz(path, most_ratio=_MOST_RATIO) as npz:
         names = _find_names(npz.names)
         ranks = {} if "X" in names else {n: len(npz.header(n).shape) for n in npz.names}
-        name = _features_name(names, ranks)
+        name = _take_features(names, ranks)
         header, where = npz.header(name), f"{name!r} of {str(path)!r}"
         check_matrix(header.shape, header.dtype, where)
         columns = {
             column: npz.read(stored_name, most_bytes=MOST_COLUMN_BYTES)
             for column, stored_name in names.items()
-            if column != "X"
         }
         for column in columns.keys() & _TEXTS:
             values = columns[column]
@@ -263,14 +248,10 @@ def _read_npz(path: Path) -> FeatureTable:
                 )
         if header.fortran:
             # Its rows do not lie together, so they cannot be read one after the other.
-            return _table(rows_of_array(npz.read(name), where), _listed(columns))
+            return _table(rows_of_array(npz.read(name), where), columns)
     rows, width = header.shape
     read = partial(_npz_rows, path, name, header)
-    return _table(RowSource((rows, width), header.dtype, read), _listed(columns))
-
-
-def _listed(columns: Mapping[str, AnyArray]) -> dict[str, Column]:
-    return {name: v if name == "y" else v.tolist() for name, v in columns.items()}
+    return _table(RowSource((rows, width), header.dtype, read), columns)
 
 
 def _npz_rows(path: Path, name: str, header: NpyHeader, count: int) -> Iterator[AnyArray]:
@@ -295,21 +276,20 @@ def _read_hdf5(path: Path) -> FeatureTable:
             raise UnsafeFileError(f"it has {len(file):,} elements: refused")
         names = _find_names(file)
         ranks = dict.fromkeys(file, 0) | ({} if "X" in names else hdf5_datasets(file))
-        name = _features_name(names, ranks)
+        name = _take_features(names, ranks)
         item = hdf5_dataset(file, name)
         check_matrix(item.shape, item.dtype, f"{name!r} of {str(path)!r}")
         check_stored(item, most_chunk_bytes=_MOST_CHUNK_BYTES, most_ratio=_MOST_RATIO)
         columns = {
             column: _hdf5_column(file, stored_name, path.stat().st_size)
             for column, stored_name in names.items()
-            if column != "X"
         }
         shape: tuple[int, int] = tuple(item.shape)
         rows = RowSource(shape, item.dtype, partial(_hdf5_rows, path, name, shape, item.dtype))
         return _table(rows, columns)
 
 
-def _hdf5_column(file: h5py.File, name: str, file_bytes: int) -> list[Any]:
+def _hdf5_column(file: h5py.File, name: str, file_bytes: int) -> list[object]:
     import h5py
 
     item = hdf5_dataset(file, name)
@@ -322,11 +302,11 @@ def _hdf5_column(file: h5py.File, name: str, file_bytes: int) -> list[Any]:
     check_stored(item, most_chunk_bytes=_MOST_CHUNK_BYTES, most_ratio=_MOST_RATIO)
     if text is None or text.length is not None:
         whole = item[()]
-        _require_digest(_stated_digest(item), hashlib.sha256(whole.tobytes()).hexdigest(), name)
+        _require_digest(item, hashlib.sha256(whole.tobytes()).hexdigest(), name)
         return list(np.ravel(whole).tolist())
     # Many entries may share one long text in the file: how much a slice can become is bounded.
     step = max(1, min(_TEXT_ROWS, _TEXT_BUDGET_BYTES // file_bytes))
-    values: list[Any] = []
+    values: list[object] = []
     total = 0
     for start in range(0, item.shape[0], step):
         part = np.ravel(item[start : start + step]).tolist()
@@ -346,23 +326,19 @@ def _hdf5_rows(
         if item.chunks and item.chunks[0] * shape[1] * dtype.itemsize <= _MOST_CHUNK_BYTES:
             # Whole chunks, so that none is unpacked twice.
             count = -(-count // item.chunks[0]) * item.chunks[0]
-        digest, stated = hashlib.sha256(), _stated_digest(item)
+        digest = hashlib.sha256()
         for start in range(0, shape[0], count):
             part = item[start : start + count]
-            if stated:
+            if "sha256" in item.attrs:
                 digest.update(np.ascontiguousarray(part).data)
             yield part
-        _require_digest(stated, digest.hexdigest(), name)
+        _require_digest(item, digest.hexdigest(), name)
 
 
-def _stated_digest(item: h5py.Dataset) -> str:
-    """Return the digest that a pack of featx states with an array, empty for other files."""
+def _require_digest(item: h5py.Dataset, digest: str, name: str) -> None:
+    """Compare with the digest that a pack of featx states; other files state none."""
     stated = item.attrs.get("sha256", b"")
-    return stated.decode("ascii", "replace") if isinstance(stated, bytes) else ""
-
-
-def _require_digest(stated: str, digest: str, name: str) -> None:
-    if stated and stated != digest:
+    if isinstance(stated, bytes) and stated not in (b"", digest.encode()):
         raise UnsafeFileError(
             f"the bytes of {name!r} do not have the digest stated with them: the file was damaged "
             "or changed; take another copy, or pack the features again"
@@ -392,7 +368,7 @@ def _read_parquet(path: Path) -> FeatureTable:
     with _open_parquet(path) as file:
         schema = file.schema_arrow
         names = _find_names(schema.names)
-        chosen = _feature_columns(schema, names)
+        chosen = _take_columns(schema, names)
         dtype = _parquet_dtype(schema, chosen)
         shape = (int(file.metadata.num_rows), _parquet_width(file, chosen))
         check_matrix(shape, dtype, f"{chosen[0]!r} of {str(path)!r}")
@@ -402,9 +378,9 @@ def _read_parquet(path: Path) -> FeatureTable:
                 f"{chosen[0]!r} claims {claimed:,} bytes, of which the file holds {stored:,}: "
                 "refused; save the features again without compression"
             )
-    others = {c: stored_name for c, stored_name in names.items() if c not in ("X", "classes")}
+    names.pop("classes", None)
     rows = RowSource(shape, dtype, partial(_parquet_rows, path, chosen, shape, dtype))
-    return _table(rows, _parquet_columns(path, others))
+    return _table(rows, _parquet_columns(path, names))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -413,17 +389,18 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind))
 
 
-def _feature_columns(schema: pa.Schema, names: Mapping[str, str]) -> list[str]:
-    """Return the column of lists, or all columns of floats that are nothing else."""
+def _take_columns(schema: pa.Schema, names: dict[str, str]) -> list[str]:
+    """Take out the column of lists, or all columns of floats that are nothing else."""
     import pyarrow as pa
 
     kinds = {name: schema.field(name).type for name in schema.names}
     lists = [name for name, kind in kinds.items() if _is_list(kind)]
-    if "X" in names and names["X"] in lists:
-        return [names["X"]]
+    features = names.pop("X", None)
+    if features is not None and features in lists:
+        return [features]
     if len(lists) == 1:
         return lists
-    known = {name for column, name in names.items() if column != "X"}
+    known = names.values()
     floats = [n for n, kind in kinds.items() if pa.types.is_floating(kind) and n not in known]
     if lists or not floats:
         raise UnsafeFileError(
@@ -458,9 +435,9 @@ def _parquet_dtype(schema: pa.Schema, chosen: list[str]) -> np.dtype[np.generic]
         return np.dtype(object)
 
 
-def _parquet_columns(path: Path, names: Mapping[str, str]) -> dict[str, list[Any]]:
+def _parquet_columns(path: Path, names: Mapping[str, str]) -> dict[str, list[object]]:
     """Return small columns; equal texts are one Python object."""
-    columns: dict[str, list[Any]] = {column: [] for column in names}
+    columns: dict[str, list[object]] = {column: [] for column in names}
     if not names:
         return columns
     stored_names = list(names.values())

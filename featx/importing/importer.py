@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,12 @@ from featx.cache.editing import replay_edits
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, OK, Block, Manifest, find_manifest
-from featx.cache.shard import SHARD_BYTES
-from featx.cache.space import FeatureSpace
+from featx.cache.space import FeatureSpace, ShardWriter
 from featx.exceptions import DatasetError, reason
+from featx.files.keys import Keys, copies
 from featx.images.files import AnyArray, array_key
 from featx.images.labels import as_text, encode_labels, read_splits
-from featx.importing.feature_files import RowSource, check_matrix, rows_of_array
+from featx.importing.feature_files import RowSource, rows_of_array
 from featx.spec import FeatureSpec
 
 IMPORTED = "imported"
@@ -32,9 +31,9 @@ _EXACT = 1 << 24  # beyond this, float32 does not hold every integer
 
 def import_features(
     name: str,
-    X: Any,
+    X: object,
     *,
-    y: Iterable[Any] | None = None,
+    y: Iterable[object] | None = None,
     paths: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
@@ -87,58 +86,57 @@ def import_features(
     started = time.perf_counter()
     layout = CacheLayout.at(cache)
     _check_name(layout, name)
-    rows = _rows(X)
-    count, width = rows.shape
-    columns = _columns(count, y=y, paths=paths, groups=groups, splits=splits)
-    survey = _survey_rows(rows)
+    rows = X if isinstance(X, RowSource) else _rows_of(X)
+    texts = {"paths": paths, "groups": groups, "splits": splits}
+    manifest = _manifest(name, rows.shape[0], y, texts)
+    dtype = np.dtype("<f2" if rows.dtype == np.float16 else "<f4")
+    keys, sha256 = _survey(rows, dtype)
     spec = FeatureSpec(
         backbone=f"import:{name}",
-        weights_sha256=survey.sha256,
+        weights_sha256=sha256,
         input_size_px=(0, 0),
         preprocessing="none",
-        dtype="float16" if survey.dtype == np.float16 else "float32",
+        dtype="float16" if dtype.itemsize == 2 else "float32",
     )
     space = FeatureSpace(layout, spec)
-    made = _manifest(name, columns, survey, Block(spec.backbone, IMPORTED, spec.name))
+    manifest.status[copies(keys)] = DUPLICATE
+    made = replace(manifest, key=keys, blocks=(Block(spec.backbone, IMPORTED, spec.name),))
     written = 0
 
     def make(now: Manifest | None) -> Manifest:
         nonlocal written
         if now is not None:
             _check_replaceable(layout, name, now)
-        space.touch([IMPORTED], survey.keys)
+        space.touch([IMPORTED], keys)
         space.refresh()  # what was here may have been removed as unused meanwhile
-        written += _store(space, rows, survey, source)
+        written += _store(space, rows, keys, source)
         return made if now is None else replay_edits(made, now)
 
     manifest = rewrite_dataset(layout, name, make, still=space.intact)
-    features = Features(manifest, [space])
-    seconds = time.perf_counter() - started
-    features.report = {
+    report = {
         "dataset": name,
         "backbone": spec.backbone,
         "tap": IMPORTED,
         "spec": spec.name,
-        "rows": count,
-        "features": width,
+        "rows": rows.shape[0],
+        "features": rows.shape[1],
         "classes": len(manifest.classes or ()),
         "labelled": int((manifest.label >= 0).sum()),
         "duplicates": int((manifest.status == DUPLICATE).sum()),
         "written": written,
         "dtype": spec.dtype,
-        "converted_from": "" if rows.dtype == survey.dtype else rows.dtype.name,
-        "seconds": round(seconds, 3),
+        "converted_from": "" if rows.dtype == dtype else rows.dtype.name,
+        "seconds": round(time.perf_counter() - started, 3),
     }
-    return features
+    return Features(manifest, [space], report=report)
 
 
 def _check_name(layout: CacheLayout, name: str) -> None:
     """Refuse a name under which nothing can be imported, or one of a dataset of images."""
     if not name.strip() or any(mark in name for mark in "/\\"):
         raise DatasetError(f"expected a name for the dataset, without slashes, received {name!r}")
-    if not layout.dataset(name).is_file():
-        return
-    _check_replaceable(layout, name, find_manifest(layout, name))
+    if layout.dataset(name).is_file():
+        _check_replaceable(layout, name, find_manifest(layout, name))
 
 
 def _check_replaceable(layout: CacheLayout, name: str, earlier: Manifest) -> None:
@@ -151,11 +149,7 @@ def _check_replaceable(layout: CacheLayout, name: str, earlier: Manifest) -> Non
         )
 
 
-def _rows(X: Any) -> RowSource:
-    if hasattr(X, "chunks") and hasattr(X, "dtype"):
-        rows: RowSource = X
-        check_matrix(rows.shape, rows.dtype, "X")
-        return rows
+def _rows_of(X: object) -> RowSource:
     try:
         values = np.asarray(X)
     except ValueError as error:
@@ -166,34 +160,34 @@ def _rows(X: Any) -> RowSource:
     return rows_of_array(values)
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    classes: tuple[str, ...] | None
-    label: NDArray[np.int32]
-    path: list[str]
-    group: list[str]
-    split: list[str]
-
-
-def _columns(count: int, *, y: Any, paths: Any, groups: Any, splits: Any) -> _Columns:
-    texts = {
-        what: _texts(what, values, count)
-        for what, values in (("paths", paths), ("groups", groups), ("splits", splits))
-    }
-    classes, label = (None, np.full(count, -1, np.int32))
+def _manifest(
+    name: str, count: int, y: Iterable[object] | None, texts: dict[str, Sequence[str] | None]
+) -> Manifest:
+    """Return what is known of rows before their features are read."""
+    columns = {what: _column(what, values, count) for what, values in texts.items()}
+    classes, label = None, np.full(count, -1, np.int32)
     if y is not None:
         classes, label = encode_labels(y, count)
-    blank = [""] * count
-    return _Columns(
-        classes,
-        label,
-        texts["paths"] or [f"row:{row:06d}" for row in range(count)],
-        texts["groups"] or blank,
-        read_splits(texts["splits"] or blank, what="splits")[0],
+    blank, unknown = [""] * count, np.full(count, -1, np.int64)
+    return Manifest(
+        name=name,
+        root="",
+        classes=classes,
+        path=columns["paths"] or [f"row:{row:06d}" for row in range(count)],
+        label=label,
+        group=columns["groups"] or blank,
+        split=read_splits(columns["splits"] or blank, what="splits")[0],
+        reason=blank,
+        size=unknown,
+        mtime_ns=unknown,
+        inode=unknown,
+        key=np.zeros((count, 32), np.uint8),
+        status=np.full(count, OK, np.uint8),
+        source=IMPORTED,
     )
 
 
-def _texts(what: str, values: Any, count: int) -> list[str] | None:
+def _column(what: str, values: Sequence[str] | None, count: int) -> list[str] | None:
     if values is None:
         return None
     # A path is what it is, also where it says NaN.
@@ -205,26 +199,15 @@ def _texts(what: str, values: Any, count: int) -> list[str] | None:
     return texts
 
 
-@dataclass(frozen=True, slots=True)
-class _RowSurvey:
-    """What a pass over features tells: the key of each row (n, 32), a digest of all, their type."""
-
-    keys: NDArray[np.uint8]
-    sha256: str
-    dtype: np.dtype[Any]
-
-
-def _survey_rows(rows: RowSource) -> _RowSurvey:
-    """Return what all features are, read once, chunk by chunk; refuse those not to be stored."""
-    dtype = np.dtype("<f2" if rows.dtype == np.float16 else "<f4")
-    width = rows.shape[1]
-    digest = hashlib.sha256(f"featx-import-1 {dtype.str} {width}\n".encode("ascii"))
+def _survey(rows: RowSource, dtype: np.dtype[np.floating]) -> tuple[Keys, str]:
+    """Return the key of each row (n, 32) and a digest of all; refuse what cannot be stored."""
+    digest = hashlib.sha256(f"featx-import-1 {dtype.str} {rows.shape[1]}\n".encode("ascii"))
     keys, wrong, first, start = [], 0, -1, 0
     for values in rows.chunks():
-        finite = _finite(values)
-        if not finite.all():
-            first = start + int(finite.argmin()) if first < 0 else first
-            wrong += int((~finite).sum())
+        bad = ~_all(np.isfinite(values)) if values.dtype.kind == "f" else np.zeros(0, np.bool_)
+        if bad.any():
+            first = start + int(bad.argmax()) if first < 0 else first
+            wrong += int(bad.sum())
         elif not wrong:
             stored = _stored(values, dtype, start)
             digest.update(stored.data)
@@ -235,45 +218,27 @@ def _survey_rows(rows: RowSource) -> _RowSurvey:
             f"expected finite numbers, received NaN or infinity in {wrong:,} of {start:,} rows, "
             f"the first is row {first}: leave these rows out, or fill them in"
         )
-    return _RowSurvey(np.concatenate(keys), digest.hexdigest(), dtype)
+    return np.concatenate(keys), digest.hexdigest()
 
 
-def _keyed_chunks(
-    rows: RowSource, survey: _RowSurvey
-) -> Iterator[tuple[NDArray[np.uint8], AnyArray]]:
-    """Yield keys and features, chunk by chunk, as stored; refuse rows that were changed since."""
-    start = 0
-    for values in rows.chunks():
-        stored = _stored(values, survey.dtype, start)
-        keys = survey.keys[start : start + len(stored)]
-        if not np.array_equal(_keys(stored), keys):
-            raise DatasetError("the features were changed while they were read: import them again")
-        yield keys, stored
-        start += len(stored)
-
-
-def _keys(stored: AnyArray) -> NDArray[np.uint8]:
+def _keys(stored: AnyArray) -> Keys:
     joined = b"".join(array_key(row) for row in stored)
     return np.frombuffer(joined, np.uint8).reshape(-1, 32)
-
-
-def _finite(values: AnyArray) -> NDArray[np.bool_]:
-    return _all(np.isfinite(values)) if values.dtype.kind == "f" else np.ones(len(values), np.bool_)
 
 
 def _all(values: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(values.all(axis=1))
 
 
-def _stored(values: AnyArray, dtype: np.dtype[Any], start: int) -> AnyArray:
+def _stored(values: AnyArray, dtype: np.dtype[np.floating], start: int) -> AnyArray:
+    """Return rows as they are stored; refuse numbers that the type cannot hold."""
+    exact = np.ones(len(values), np.bool_)
+    step = "scale them"
     if values.dtype.kind in "iu":
         exact = _all(values <= _EXACT) & _all(values >= -_EXACT)
         step = "these look like identifiers or codes rather than features"
-    else:
-        exact = np.ones(len(values), np.bool_)
-        if values.dtype.itemsize > dtype.itemsize:
-            exact = _all(np.abs(values) <= np.finfo(dtype).max)
-        step = "scale them"
+    elif values.dtype.itemsize > dtype.itemsize:
+        exact = _all(np.abs(values) <= np.finfo(dtype).max)
     if not exact.all():
         raise DatasetError(
             f"row {start + int(exact.argmin())} holds numbers that {dtype.name} cannot hold: {step}"
@@ -281,65 +246,21 @@ def _stored(values: AnyArray, dtype: np.dtype[Any], start: int) -> AnyArray:
     return np.ascontiguousarray(values, dtype)
 
 
-def _store(space: FeatureSpace, rows: RowSource, survey: _RowSurvey, source: str) -> int:
+def _store(space: FeatureSpace, rows: RowSource, keys: Keys, source: str) -> int:
     """Write the rows that are not there yet, each key once, and return how many."""
-    limit = max(1, SHARD_BYTES // (rows.shape[1] * survey.dtype.itemsize))
-    provenance = {"engine": "import", "source": source}
-    fresh = np.zeros(len(survey.keys), np.bool_)
-    fresh[_first_of_equal(survey.keys)] = True
-    fresh &= ~space.has([IMPORTED], survey.keys)
+    fresh = ~space.has([IMPORTED], keys)
+    fresh[copies(keys)] = False
     if not fresh.any():
         return 0
-    keys: list[NDArray[np.uint8]] = []
-    values: list[AnyArray] = []
-    start = waiting = 0
-
-    def flush() -> None:
-        nonlocal waiting
-        space.add(np.concatenate(keys), {IMPORTED: np.concatenate(values)}, provenance)
-        keys.clear()
-        values.clear()
-        waiting = 0
-
-    for chunk_keys, chunk in _keyed_chunks(rows, survey):
-        chosen = np.flatnonzero(fresh[start : start + len(chunk)])
-        start += len(chunk)
-        while chosen.size:
-            part, chosen = chosen[: limit - waiting], chosen[limit - waiting :]
-            keys.append(chunk_keys[part])
-            values.append(chunk[part])
-            waiting += len(part)
-            if waiting == limit:
-                flush()
-    if waiting:
-        flush()
+    writer = ShardWriter(space, {"engine": "import", "source": source})
+    start = 0
+    for values in rows.chunks():
+        stored = _stored(values, np.dtype(space.spec.dtype), start)
+        here = slice(start, start + len(stored))
+        if not np.array_equal(_keys(stored), keys[here]):
+            raise DatasetError("the features were changed while they were read: import them again")
+        new = fresh[here]
+        writer.add(keys[here][new], {IMPORTED: stored[new]})
+        start += len(stored)
+    writer.flush()
     return int(fresh.sum())
-
-
-def _first_of_equal(keys: NDArray[np.uint8]) -> NDArray[np.intp]:
-    whole = np.ascontiguousarray(keys).view("V32").ravel()
-    return np.unique(whole, return_index=True)[1]
-
-
-def _manifest(name: str, columns: _Columns, survey: _RowSurvey, block: Block) -> Manifest:
-    count = len(survey.keys)
-    status = np.full(count, DUPLICATE, np.uint8)
-    status[_first_of_equal(survey.keys)] = OK
-    unknown = np.full(count, -1, np.int64)
-    return Manifest(
-        name=name,
-        root="",
-        classes=columns.classes,
-        path=columns.path,
-        label=columns.label,
-        group=columns.group,
-        split=columns.split,
-        reason=[""] * count,
-        size=unknown,
-        mtime_ns=unknown,
-        inode=unknown,
-        key=survey.keys,
-        status=status,
-        blocks=(block,),
-        source=IMPORTED,
-    )
