@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.key_index import KeyIndex
-from featx.cache.layout import CacheLayout, list_folder, list_shards, publish_bytes, writing
+from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, publish_bytes, writing
 from featx.cache.manifest import read_manifest
 from featx.cache.records import damage_of
 from featx.cache.repair import check_is_cache, spec_digits
-from featx.cache.replacing import locked
 from featx.cache.shard import SHARD_BYTES, Part, Shard, read_shard, write_parts
+from featx.cache.space import KeyIndex
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.keys import Keys, copies, whole_keys
 from featx.files.stamps import stamp_of

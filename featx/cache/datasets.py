@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from featx.cache.layout import CacheLayout, writing
+from featx.cache.layout import CacheLayout, FileVersion, Replaced, writing
 from featx.cache.manifest import (
     Manifest,
     find_manifest,
@@ -17,7 +17,6 @@ from featx.cache.manifest import (
     same_manifest,
     write_manifest,
 )
-from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheFormatError, DatasetError
 
 T = TypeVar("T")

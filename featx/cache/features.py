@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import FAILED, PENDING, Block, Manifest, extract_again, find_manifest
 from featx.cache.records import Identity, Origin, recall_origin
-from featx.cache.shard import Floats, Keys
+from featx.cache.shard import Floats
 from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import FeaturesError
+from featx.files.keys import Keys
 from featx.spec import FeatureSpec
 
 Batch: TypeAlias = tuple[Floats, NDArray[np.intp]]

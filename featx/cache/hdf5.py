@@ -1,9 +1,7 @@
 """Read and write the elements of featx's HDF5 files; nothing that is read is trusted.
 
 Every element carries a ``type`` and a ``version``. What is read is checked against them, and
-against the size of the file, before any of its data is touched: links out of the file, external
-storage, virtual and chunked datasets, foreign types and shapes that the file cannot hold are
-refused.
+against the size of the file, before any of its data is touched.
 """
 
 from __future__ import annotations
@@ -98,11 +96,7 @@ def tag(item: h5py.HLObject, kind: str, version: int = 1) -> None:
 
 
 class _PatientFile(io.FileIO):
-    """A file that keeps its first error to itself until HDF5 has closed it.
-
-    HDF5 1.14 takes the process down when a write fails under a file that it has open, as on a full
-    disk.
-    """
+    """A file that keeps its first error to itself until HDF5 has closed it, which else crashes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w+")
@@ -149,8 +143,7 @@ def create(path: Path) -> Iterator[h5py.File]:
 
 def write_array(group: h5py.Group, name: str, values: Values, kind: str) -> None:
     """Write a contiguous, uncompressed array with its type, version and digest."""
-    little = np.ascontiguousarray(values)
-    little = little.astype(little.dtype.newbyteorder("<"), copy=False)
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     write_chunks(group, name, little.shape, little.dtype, [little], kind)
 
 

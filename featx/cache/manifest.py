@@ -1,14 +1,4 @@
-"""A manifest: what is known of a dataset, one row an input, apart from its features.
-
-Layout, version 1::
-
-    /          type "featx-manifest", version, header (JSON: name, root, classes, blocks, ...)
-    /path /label /group /split /reason    columns of strings (label: int32 codes of header.classes)
-    /size /mtime_ns /inode                int64, of the file when its key was made; -1 unknown
-    /ctime_ns /birth_ns                   likewise; absent where they are -1 in every row
-    /key       (n, 32) uint8              zeros where the input could not be read
-    /status    uint8                      0 ok, 1 failed, 2 duplicate, 3 not reached
-"""
+"""A manifest: what is known of a dataset, one row an input; docs/format.md has its layout."""
 
 from __future__ import annotations
 
@@ -30,8 +20,7 @@ from featx.cache.hdf5 import (
     write_array,
     write_strings,
 )
-from featx.cache.layout import CacheLayout, publish
-from featx.cache.replacing import locked
+from featx.cache.layout import CacheLayout, locked, publish
 from featx.exceptions import CacheFormatError, DatasetError
 from featx.files.keys import Keys
 from featx.files.stamps import STAMP
@@ -140,12 +129,12 @@ class Manifest:
         return replace(self, **columns)
 
 
-def same_manifest(one: Manifest, other: Manifest, *, but: Container[str] = ()) -> bool:
+def same_manifest(first: Manifest, second: Manifest, *, but: Container[str] = ()) -> bool:
     """Return whether two manifests say the same in all columns but some."""
     for column in fields(Manifest):
         if column.name in but:
             continue
-        left, right = getattr(one, column.name), getattr(other, column.name)
+        left, right = getattr(first, column.name), getattr(second, column.name)
         if isinstance(left, np.ndarray):
             if not np.array_equal(left, right):
                 return False

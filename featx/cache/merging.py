@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.cache.layout import CacheLayout, list_shards, publish, reading
+from featx.cache.layout import CacheLayout, FileVersion, Replaced, list_shards, publish, reading
 from featx.cache.manifest import read_manifest, same_manifest, write_manifest
 from featx.cache.repair import Finding, check_is_cache, error_kind
-from featx.cache.replacing import FileVersion, Replaced
 from featx.cache.shard import Part, new_shard, read_shard, write_parts
 from featx.cache.space import FeatureSpace, read_spec
 from featx.exceptions import CacheError, CacheFormatError
@@ -59,10 +58,7 @@ class _Copied:
 
 
 def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
-    """Copy what another cache has and this one lacks; this one is made if it is not there.
-
-    Stopped at any instant, it can be run again: what was copied before is kept.
-    """
+    """Copy what another cache has and this one lacks; stopped at any instant, run it again."""
     check_is_cache(other)
     if layout.root.resolve() == other.root.resolve():
         raise CacheError(f"{other.root} cannot be merged into itself: name another cache")

@@ -1,9 +1,7 @@
 """`pack_dataset`: one self-contained file of a dataset's features, for any other tool.
 
-Every format holds ``X`` (n, d), ``keys`` (n, 32), ``paths`` and, where there are any, ``y`` (codes
-of classes, -1 for none) with ``classes``, ``groups`` and ``splits``, beside the names of dataset,
-backbone and tap and the specification as JSON. `FORMATS` is the table of writers; each takes the
-content chunk by chunk, so that the matrix is never whole in memory.
+`FORMATS` is the table of writers; each takes the content chunk by chunk, so that the matrix is
+never whole in memory.
 """
 
 from __future__ import annotations
@@ -16,21 +14,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featx.cache.features import Features
 from featx.cache.hdf5 import Values, create, tag, write_chunks
+from featx.cache.layout import writing
 from featx.cache.manifest import Block
-from featx.exceptions import (
-    CacheWriteError,
-    DatasetError,
-    FeaturesError,
-    MissingExtraError,
-    UnknownNameError,
-    reason,
-)
+from featx.exceptions import DatasetError, FeaturesError, MissingExtraError, UnknownNameError
 from featx.files.durable import written_whole
 from featx.files.outputs import is_pack, refuse_replacing
 from featx.spec import FeatureSpec
@@ -154,11 +145,7 @@ def _collect(features: Features, backbone: str | None, tap: str | None) -> _Cont
 
 
 def _write_hdf5(path: Path, content: _Content) -> None:
-    """Write HDF5 of type ``featx-pack``, version 1; docs/format.md lists its elements.
-
-    All arrays are contiguous and uncompressed and carry ``sha256``; text is UTF-8 of a fixed
-    length, which every HDF5 tool reads.
-    """
+    """Write HDF5 of type ``featx-pack``, version 1; text is UTF-8 of a fixed length."""
     import h5py
 
     with create(path) as file:
@@ -203,11 +190,7 @@ def _write_npy(archive: zipfile.ZipFile, name: str, array: _Array) -> None:
 
 
 def _write_parquet(path: Path, content: _Content) -> None:
-    """Write one row an input, its features a list of fixed size, one row group a chunk.
-
-    Columns: ``path``, ``label``, ``split``, ``group`` (text, null for none), ``key`` (hexadecimal)
-    and ``feature``; the facts and the classes are metadata of the schema, as ``featx.NAME``.
-    """
+    """Write one row an input, its features a list of fixed size, the facts as ``featx.NAME``."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -249,9 +232,8 @@ def _write_parquet(path: Path, content: _Content) -> None:
 def _write_safetensors(path: Path, content: _Content) -> None:
     """Write the arrays as tensors and the rest as metadata, texts as JSON lists.
 
-    The format is eight bytes with the length of a JSON header, the header, and the tensors end to
-    end (https://github.com/huggingface/safetensors, "Format"). It is written here, because the
-    package takes whole tensors, and the matrix is never whole in memory.
+    Eight bytes with the length of a JSON header, the header, and the tensors end to end
+    (https://github.com/huggingface/safetensors, "Format"): the package takes whole tensors only.
     """
     arrays = content.arrays()
     # Wider elements first, so that each tensor begins at a multiple of its element.
@@ -260,7 +242,7 @@ def _write_safetensors(path: Path, content: _Content) -> None:
     # Readers refuse invalid UTF-8, which names of files may contain.
     for name, column in content.texts().items():
         metadata[name] = json.dumps([_valid_text(value) for value in column])
-    entries: dict[str, Any] = {"__metadata__": metadata}
+    entries: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
@@ -349,18 +331,9 @@ def pack_dataset(
     chosen = _format(target, format)
     refuse_replacing(target, is_pack, "packed file", force=overwrite)
     content = _collect(features, backbone, tap)
-    try:
-        with written_whole(target) as temporary:
-            FORMATS[chosen](temporary, content)
-    except (OSError, RuntimeError) as error:
-        # h5py reports a failed write as OSError or RuntimeError, not always with a number.
-        if not isinstance(error, OSError) and type(error) is not RuntimeError:
-            raise
-        number = getattr(error, "errno", None)
-        raise CacheWriteError(
-            f"cannot write {target}: {os.strerror(number) if number else reason(error)}. Name a "
-            "file in a folder that exists, can be written and has space (-o)"
-        ) from error
+    step = "Name a file in a folder that exists, can be written and has space (-o)"
+    with writing(target, step), written_whole(target) as temporary:
+        FORMATS[chosen](temporary, content)
     return PackedFile(
         path=target,
         format=chosen,

@@ -1,8 +1,7 @@
 """Small files of JSON with a checksum that only save work: anybody may remove them.
 
-``checked/<space>.json`` says which shards were compared with their digests, ``origins/`` how a
-backbone was named in an extraction. Both are hints: a file that changed since
-is checked again, and the weights that an origin names are compared with their digest.
+Which shards were compared with their digests, and how a backbone was named in an extraction: hints,
+which are compared with what is there before they are used.
 """
 
 from __future__ import annotations
@@ -32,7 +31,9 @@ _VERSION = 1
 _MOST_THREADS = 8
 
 
-def _write_record(layout: CacheLayout, path: Path, kind: str, content: dict[str, Any]) -> None:
+def _write_record(
+    layout: CacheLayout, path: Path, kind: str, content: Mapping[str, object]
+) -> None:
     """Write a record, where the cache can be written."""
     with suppress(CacheWriteError, ValueError):
         record = {"type": kind, "version": _VERSION, **content}
@@ -49,10 +50,7 @@ def _read_record(path: Path, kind: str) -> dict[str, Any]:
 
 
 class CheckedShards:
-    """The shards of a space that have the bytes that their writer stated.
-
-    Each is compared with its digests once, and again when its file changed.
-    """
+    """Finds damaged shards of a space: compares each once, and again when its file changed."""
 
     def __init__(self, layout: CacheLayout, space: str) -> None:
         self._layout = layout
@@ -62,10 +60,7 @@ class CheckedShards:
         self._sound: dict[Path, Stamp] = {}
 
     def find_damage(self, shards: Iterable[Shard], *, again: bool = False) -> dict[Path, str]:
-        """Return the damaged ones of some shards and what is wrong with each.
-
-        With `again`, all are read, whatever is known of them. `FileNotFoundError` if one has gone.
-        """
+        """Return what is wrong with the damaged ones of some shards; `again` reads them all."""
         by_path = {shard.path: shard for shard in shards}
         stamps = {path: stamp_of(os.stat(path)) for path in by_path}
         with self._lock:
@@ -118,14 +113,11 @@ def damage_of(shard: Shard) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A backbone and its weights as `featx.extract` takes them: names, or whole paths of files.
-
-    Whether the caller trusts the network is never written: a file gives no permission.
-    """
+    """A backbone and its weights as `featx.extract` takes them: names, or whole paths of files."""
 
     backbone: str
     weights: str | None
-    trust: bool = False
+    trust: bool = False  # never written: a file gives no permission
 
 
 def remember_origin(layout: CacheLayout, identity: Identity, origin: Origin) -> None:

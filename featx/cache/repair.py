@@ -23,12 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from featx.cache.hdf5 import attribute, open_checked, read_strings
-from featx.cache.key_index import KeyIndex
-from featx.cache.layout import CacheLayout, list_folder, list_shards, reading, writing
+from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, reading, writing
 from featx.cache.manifest import Block, Manifest, extract_again, extract_command, read_manifest
-from featx.cache.replacing import locked
 from featx.cache.shard import OtherSpecError, Shard, read_shard, stated_digest
-from featx.cache.space import read_spec
+from featx.cache.space import KeyIndex, read_spec
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.claims import UnsafeFileError
 from featx.files.keys import whole_keys
@@ -388,13 +386,11 @@ def _check_manifest(layout: CacheLayout, spaces: Mapping[str, _Space], path: Pat
 
 
 def _made_by_others(path: Path) -> bool:
-    """Return whether a file is sound HDF5 of another type: somebody's, not a damaged manifest.
-
-    HDF5 keeps a checksum of the header that holds the type, so damage does not look like this.
-    """
+    """Return whether a file is sound HDF5 of another type: somebody's, not a damaged manifest."""
     import h5py
 
     try:
+        # HDF5 keeps a checksum of the header that holds the type: damage does not look like this.
         with reading(path), h5py.File(path, "r", locking=False) as file:
             return "type" not in file.attrs or attribute(file, "type") != "featx-manifest"
     except FileNotFoundError:
@@ -455,23 +451,21 @@ def _missing(path: Path, manifest: Manifest, spaces: Mapping[str, _Space]) -> It
 def _check_journal(path: Path) -> Finding | None:
     """Return what is wrong with the journal of a search, None where nothing is."""
     try:
-        damaged = _count_damaged_lines(path)
+        _read_journal(path)
     except FileNotFoundError:
         return None
     except CacheFormatError as error:
         kind = error_kind(error, "journal")
-        return Finding(path, kind, str(error), _NEXT_STEPS[kind])
-    if not damaged:
-        return None
-    step = f"{_NEXT_STEPS['journal']}; the same search measures these trials again"
-    return Finding(path, "journal", f"{damaged} lines are damaged", step)
+        step = _NEXT_STEPS[kind]
+        if kind == "journal":
+            step += "; the same search measures these trials again"
+        return Finding(path, kind, str(error), step)
+    return None
 
 
-def _count_damaged_lines(path: Path) -> int:
-    """Return how many lines of a journal do not have the checksum stated with them.
-
-    The last one may be cut short by a kill, and a journal of featx 0.1 has no checksums at all.
-    """
+def _read_journal(path: Path) -> None:
+    """Refuse a journal with lines that do not have the checksum stated with them."""
+    # The last one may be cut short by a kill, and a journal of featx 0.1 has no checksums at all.
     sound = damaged = without = 0
     with reading(path):
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -482,7 +476,8 @@ def _count_damaged_lines(path: Path) -> int:
         except ValueError as error:
             without += "no checksum" in str(error)
             damaged += 1
-    return damaged if sound or damaged > without else 0
+    if damaged and (sound or damaged > without):
+        raise CacheFormatError(f"{damaged} lines are damaged")
 
 
 # Repair
@@ -526,18 +521,16 @@ def repair_cache(
 
 def _still_bad(finding: Finding) -> bool:
     """Look again at what an extraction may have replaced since it was verified."""
-    path = finding.path
+    read: dict[str, Callable[[Path], object]] = {
+        "manifest": read_manifest,
+        "spec": lambda path: read_spec(path.parent),
+        "journal": _read_journal,
+        "leftover": lambda path: time.time() - path.stat().st_mtime > _STALE_S,
+        "shard": lambda _: True,  # it never changes
+    }
     try:
-        if finding.kind == "manifest":
-            read_manifest(path)
-        elif finding.kind == "spec":
-            read_spec(path.parent)
-        elif finding.kind == "journal":
-            return _check_journal(path) is not None
-        elif finding.kind == "leftover":
-            return time.time() - path.stat().st_mtime > _STALE_S
+        return read[finding.kind](finding.path) is True
     except CacheFormatError:
         return True
     except FileNotFoundError:
         return False
-    return finding.kind == "shard"  # which never changes

@@ -1,12 +1,4 @@
-"""A shard: an immutable HDF5 file with the features of some keys.
-
-Layout, version 1::
-
-    /            type "featx-shard", version, spec (digest), provenance (JSON)
-    /key         (n, 32) uint8, the SHA-256 of each image file
-    /features    group, type "featx-taps"
-        <tap>    (n, d) float32 or float16, contiguous and uncompressed
-"""
+"""A shard: an immutable HDF5 file with the features of some keys; docs/format.md has its layout."""
 
 from __future__ import annotations
 
@@ -33,8 +25,8 @@ from featx.cache.hdf5 import (
 )
 from featx.cache.layout import CacheLayout, publish
 from featx.exceptions import CacheFormatError
+from featx.files.keys import Keys
 
-Keys: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 SHARD_BYTES = 24 << 20
 _KEY_BYTES = 32
@@ -100,7 +92,7 @@ def write_shard(
     spec_digest: str,
     keys: Keys,
     features: Mapping[str, NDArray[np.generic]],
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, object],
 ) -> Path:
     """Write rows of shape (n, 32) and (n, d) by tap as a shard of a space, and return its path."""
     path = new_shard(folder)
@@ -154,12 +146,11 @@ def stated_digest(path: Path) -> str:
 
 
 def write_parts(layout: CacheLayout, folder: Path, parts: Sequence[Part]) -> list[Path]:
-    """Write rows, byte for byte, into new shards of at most 24 MiB, and return their paths.
+    """Write rows of alike shards, byte for byte, into new ones of at most 24 MiB, and return these.
 
-    Every byte of the sources is compared with its digest first, so that no damage gets a digest
-    that vouches for it. One new shard is held in memory at a time. When a source is damaged or has
-    gone, what was written is removed. The sources have one specification and the same taps.
+    One new shard is held in memory at a time. What was written is removed after an error.
     """
+    # No damage gets a digest that vouches for it.
     for part in parts:
         part.shard.check()
     provenance = _provenance([part.shard.path for part in parts])
@@ -205,9 +196,9 @@ def _chunks(parts: Sequence[Part]) -> Iterator[list[Part]]:
         yield chunk
 
 
-def _provenance(paths: Sequence[Path]) -> dict[str, Any]:
+def _provenance(paths: Sequence[Path]) -> dict[str, object]:
     """Return what made the rows of several shards."""
-    makers: list[dict[str, Any]] = []
+    makers: list[dict[str, object]] = []
     for path in paths:
         with open_checked(path, _KIND) as file:
             stated = json.loads(str(attribute(file, "provenance")))

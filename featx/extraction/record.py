@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featx.cache.datasets import rewrite_dataset
 from featx.cache.editing import kept_rows, later_edits, replay_edits, restated
+from featx.cache.layout import FileVersion
 from featx.cache.manifest import (
     DUPLICATE,
     OK,
@@ -26,7 +27,6 @@ from featx.cache.manifest import (
     read_manifest,
     same_manifest,
 )
-from featx.cache.replacing import FileVersion
 from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import CacheFormatError, CacheWriteError, DatasetError
 from featx.extraction.job import Job

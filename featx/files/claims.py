@@ -13,10 +13,7 @@ _MOST_SHOWN = 80
 
 
 class UnsafeFileError(ValueError):
-    """A file claims more than it holds, leads out of itself, or is no plain file of its format.
-
-    Whoever reads a file for a user turns it into the error for that kind of file.
-    """
+    """A file claims more than it holds, leads out of itself, or is no plain file of its format."""
 
 
 def most_unpacked(size: int, ratio: int) -> int:

@@ -25,12 +25,10 @@ def written_whole(
     temporary: Path | None = None,
     move: Callable[[Path, Path], None] | None = None,
 ) -> Iterator[Path]:
-    """Yield a path to write a file at; it takes the place of `target` when the body is done.
+    """Yield a path to write a file at, which is flushed and takes the place of `target` at the end.
 
-    The file is flushed to the disk, renamed, and the folder that now names it is flushed. At any
-    instant `target` is absent, the old file, or the new one. When anything fails, the unfinished
-    file is removed and `target` stays. It is written beside `target`, or at `temporary` on the
-    same file system; `move` brings it to its name, by default in the place of what is there.
+    At any instant `target` is absent, the old file, or the new one. It is written beside `target`,
+    or at `temporary` on the same file system; `move` is another way to bring it to its name.
     """
     unfinished = beside(target) if temporary is None else temporary
     try:

@@ -28,9 +28,8 @@ def check_output(
 ) -> None:
     """Refuse to write a file that cannot be written, or would replace what is needed.
 
-    `recognise` tells whether a file is of the kind, in words `what`, that may be replaced; `force`
-    replaces any other. `inputs`, files and folders that are read, as the user named them, are never
-    replaced; nor are `images`, which are listed only where a file is to be replaced.
+    `inputs`, as the user named them, and `images` are never replaced; a file that `recognise` knows
+    as `what` may be, any other with `force`.
     """
     if not target.parent.is_dir():
         raise OutputError(

@@ -19,13 +19,8 @@ _MOST_ZIPS = 2
 def require_plain_network(file: IO[bytes], name: str, *, packed: bool = False) -> None:
     """Refuse a network or its weights that could cost more than they hold, or lead out of the file.
 
-    The file is HDF5, or a zip of HDF5 and JSON; a zip in a zip is looked at likewise. Its name
-    decides which, as it does for Keras. What is unsafe raises ``ValueError``; what cannot be
-    opened at all ``zipfile.BadZipFile`` or ``OSError``.
-
-    Notes
-    -----
-    What a network's configuration asks for is not looked at: Keras makes the layers that it names.
+    What is unsafe raises ``ValueError``, what cannot be opened ``zipfile.BadZipFile`` or
+    ``OSError``. Its name decides whether it is HDF5 or a zip, as it does for Keras.
     """
     size = file.seek(0, 2)
     _look_inside(file, name, packed, most_unpacked(size, MOST_RATIO if packed else 1), 0)

@@ -81,10 +81,7 @@ def contiguous_offset(dataset: h5py.Dataset) -> int:
 
 
 def check_stored(dataset: h5py.Dataset, *, most_chunk_bytes: int, most_ratio: int | None) -> None:
-    """Compare what an array claims with what its file holds, chunks and compression allowed.
-
-    With a ratio of None a compressed array may be of any size, as long as it is read by chunks.
-    """
+    """Compare what an array claims with its file; no ratio holds for what is read by chunks."""
     import h5py
 
     size = math.prod(map(int, dataset.shape)) * dataset.dtype.itemsize
@@ -130,11 +127,7 @@ def read_hdf5_array(
 
 
 def check_whole_hdf5(file: IO[bytes], *, most_bytes: int, packed: bool) -> None:
-    """Refuse a file with links, arrays whose data lie elsewhere, or more of them than `most_bytes`.
-
-    For a library that reads the file by itself afterwards. Unless it may be `packed`, no array may
-    lie in chunks.
-    """
+    """Refuse links, data that lie elsewhere, chunks unless `packed`, and more than `most_bytes`."""
     import h5py
 
     complaints: list[str] = []

@@ -20,9 +20,8 @@ def open_plain_zip(
 ) -> zipfile.ZipFile:
     """Return a zip without links, encryption and equal names; another one raises ``ValueError``.
 
-    Members are stored as they are; with a `most_ratio` above 1 they may be compressed, all
-    together to no less than that (see `most_unpacked`), and with None each one is the caller's to
-    check. What is no zip raises ``zipfile.BadZipFile``.
+    With a `most_ratio` above 1 its members may be compressed, together to no less than that; with
+    None each one is the caller's to check. What is no zip raises ``zipfile.BadZipFile``.
     """
     size = file.seek(0, 2)
     members, bytes_of_list = _end_record(file, size)

@@ -67,11 +67,11 @@ class Kit:
 
     @staticmethod
     def state(cache):
-        """Every file with its content and time."""
+        """Every file with its content and time, apart from hints on what was checked."""
         return {
             path.relative_to(cache.root): (path.read_bytes(), path.stat().st_mtime_ns)
             for path in cache.root.rglob("*")
-            if path.is_file()
+            if path.is_file() and path.parent != cache.layout.checked
         }
 
     @staticmethod

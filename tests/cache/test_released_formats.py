@@ -1,7 +1,7 @@
 """Files of every released format stay here for ever, are read, and compared with what they hold.
 
-`tests/data/cache-v1` was made by `make_cache` with featx 0.1.0; it is never made again. A later
-format gets a folder of its own beside it.
+`tests/data/cache-v1` was made with featx 0.1.0; it is never made again. A later format gets a
+folder of its own beside it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import pytest
 
 import featx
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Block, Manifest, read_manifest, same_manifest, write_manifest
-from featx.cache.space import FeatureSpace, open_space
-from featx.spec import FeatureSpec
+from featx.cache.manifest import read_manifest, same_manifest, write_manifest
+from featx.cache.space import open_space
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 RELEASED = ["cache-v1"]
@@ -27,41 +26,6 @@ def expected():
     keys = (np.arange(6 * 32, dtype=np.uint32).reshape(6, 32) * 7 % 256).astype(np.uint8)
     values = (np.arange(6 * 5, dtype=np.float32).reshape(6, 5) - 7) / 8
     return keys, values
-
-
-def make_cache(folder):
-    keys, values = expected()
-    layout = CacheLayout(folder)
-    spec = FeatureSpec(
-        backbone="tiny", weights_sha256="ab" * 32, input_size_px=(64, 64), preprocessing="tf"
-    )
-    space = FeatureSpace(layout, spec)
-    space.add(keys[:4], {"avg": values[:4], "block_3:grid:2": values[:4] * 2}, {"engine": "x"})
-    space.add(keys[4:], {"avg": values[4:]}, {"engine": "y"})
-    half = FeatureSpace(
-        layout,
-        FeatureSpec(
-            backbone="tiny", weights_sha256="ab" * 32, input_size_px=(96, 64),
-            preprocessing="tf", dtype="float16",
-        ),
-    )  # fmt: skip
-    half.add(keys, {"max": values}, {})
-    stats = np.arange(7, dtype=np.int64)
-    write_manifest(
-        layout,
-        Manifest(
-            name="photos", root="/photos", classes=("蟻", "пчела"),
-            path=["蟻/1.jpg", "蟻/2.jpg", "蟻/3.jpg", "пчела/4.jpg", "пчела/5.jpg", "odd\udcff.jpg",
-                  "gone.jpg"],
-            label=np.array([0, 0, 0, 1, 1, -1, -1], np.int32), group=["a", "a", "", "", "", "", ""],
-            split=["train", "train", "test", "train", "test", "", ""],
-            reason=["", "", "", "", "", "", "no such file"],
-            size=stats, mtime_ns=stats + 10, inode=stats + 20,
-            key=np.concatenate([keys, np.zeros((1, 32), np.uint8)]),
-            status=np.array([0, 0, 0, 0, 0, 0, 1], np.uint8), strays=("notes.txt",),
-            blocks=(Block("tiny", "avg", spec.name),),
-        ),
-    )  # fmt: skip
 
 
 @pytest.fixture(params=RELEASED)

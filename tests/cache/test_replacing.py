@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from featx.cache import replacing
+from featx.cache import layout as replacing
 from featx.cache.datasets import delete_dataset, edit_dataset, rename_dataset
 from featx.cache.editing import assign_splits, relabel
+from featx.cache.layout import FileVersion, Replaced
 from featx.cache.manifest import find_manifest, manifest_names, same_manifest, write_manifest
-from featx.cache.replacing import FileVersion, Replaced
 from featx.exceptions import CacheWriteError, DatasetError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def test_a_dataset_that_was_deleted_meanwhile_does_not_come_back(edited):
 HOLD = """
 import sys, time
 from pathlib import Path
-from featx.cache.replacing import locked
+from featx.cache.layout import locked
 with locked(Path(sys.argv[1])):
     Path(sys.argv[1], "held").touch()
     sys.stdin.readline()

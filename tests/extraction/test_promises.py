@@ -77,8 +77,9 @@ def test_what_a_collection_removed_as_the_run_began_is_computed_again(photos, ex
     assert_promises_hold(cache, "photos")
 
 
-def test_a_collection_at_the_last_moment_is_noticed(photos, extract, cache, monkeypatch):
-    killed_run(extract, cache, photos)
+@pytest.fixture
+def collected_at_the_last_moment(cache, monkeypatch):
+    """All shards are removed when a writer looks for them under the lock."""
     real, done = FeatureSpace.intact, []
 
     def intact(space):
@@ -88,7 +89,14 @@ def test_a_collection_at_the_last_moment_is_noticed(photos, extract, cache, monk
                 path.unlink()
         return real(space)
 
-    monkeypatch.setattr(FeatureSpace, "intact", intact)
+    return lambda: monkeypatch.setattr(FeatureSpace, "intact", intact)
+
+
+def test_a_collection_at_the_last_moment_is_noticed(
+    photos, extract, cache, collected_at_the_last_moment
+):
+    killed_run(extract, cache, photos)
+    collected_at_the_last_moment()
     assert extract(photos).X.shape == (12, 16)
     assert_promises_hold(cache, "photos")
 
@@ -107,21 +115,12 @@ def test_features_that_are_removed_again_and_again_are_not_promised(
     assert manifest_names(cache.layout) == []
 
 
-def test_rows_that_an_import_counts_on_outlast_a_collection(cache, monkeypatch):
+def test_rows_that_an_import_counts_on_outlast_a_collection(cache, collected_at_the_last_moment):
     rows = np.arange(40, dtype=np.float32).reshape(10, 4)
     import_features("texts", rows, cache=cache.root)
     cache.layout.dataset("texts").unlink()
     make_old(cache)
-    real, done = FeatureSpace.intact, []
-
-    def intact(space):
-        if not done:
-            done.append(cache.layout.spaces)
-            for path in cache.layout.spaces.rglob("*.h5"):
-                path.unlink()
-        return real(space)
-
-    monkeypatch.setattr(FeatureSpace, "intact", intact)
+    collected_at_the_last_moment()
     np.testing.assert_array_equal(import_features("texts", rows, cache=cache.root).X, rows)
     assert_promises_hold(cache, "texts")
 
@@ -135,28 +134,24 @@ def test_rows_that_a_merge_counts_on_outlast_a_collection(tmp_path, photos, extr
     assert_promises_hold(cache, "photos")
 
 
-class Failing:
-    """Everything a run may meet: what fails, and with what."""
+def fail_with(monkeypatch, where, error):
+    """Let the writing of a shard, or the step after the engine, fail."""
 
-    @staticmethod
-    def shard(monkeypatch, error):
-        def fail(*_, **__):
-            raise error
+    def fail(*_, **__):
+        raise error
 
-        monkeypatch.setattr(shard_module, "create", fail)
+    place = {"shard": (shard_module, "create"), "engine": (Stage, "keep")}[where]
+    monkeypatch.setattr(*place, fail)
 
-    @staticmethod
-    def engine(monkeypatch, error):
-        def fail(*_, **__):
-            raise error
 
-        monkeypatch.setattr(Stage, "keep", fail)
+def disk_error(number):
+    return "shard", OSError(number, os.strerror(number)), CacheWriteError
 
 
 ENDS = {
-    "full disk": ("shard", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), CacheWriteError),
-    "broken disk": ("shard", OSError(errno.EIO, os.strerror(errno.EIO)), CacheWriteError),
-    "too large": ("shard", OSError(errno.EFBIG, os.strerror(errno.EFBIG)), CacheWriteError),
+    "full disk": disk_error(errno.ENOSPC),
+    "broken disk": disk_error(errno.EIO),
+    "too large": disk_error(errno.EFBIG),
     "engine": ("engine", EngineError("the forward pass failed"), EngineError),
     "bug": ("engine", ZeroDivisionError("a fault of featx"), ZeroDivisionError),
     "memory": ("engine", MemoryError("no memory"), MemoryError),
@@ -172,7 +167,7 @@ def test_a_failed_run_leaves_a_dataset_that_opens(
     for number in range(8):
         draw_photo(photos, f"red/new{number}.jpg", seed=50 + number, colour=(0, 200, 0))
     with monkeypatch.context() as patch:
-        getattr(Failing, where)(patch, error)
+        fail_with(patch, where, error)
         with pytest.raises(raised, match=str(error.args[-1])):
             extract(photos)
     assert_promises_hold(cache, "photos")
@@ -182,7 +177,7 @@ def test_a_failed_run_leaves_a_dataset_that_opens(
 
 
 def test_a_first_run_that_fails_at_once_leaves_no_dataset(photos, extract, cache, monkeypatch):
-    Failing.shard(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    fail_with(monkeypatch, *disk_error(errno.ENOSPC)[:2])
     with pytest.raises(CacheWriteError, match="No space left"):
         extract(photos)
     assert manifest_names(cache.layout) == []
