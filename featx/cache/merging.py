@@ -6,6 +6,7 @@ left out and named. Run again, it finds everything here and copies nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -49,37 +50,31 @@ class Merge:
     skipped: tuple[Finding, ...]  # files that were left out, damaged for the most part
 
 
-@dataclass(frozen=True, slots=True)
-class _Copied:
-    rows: int
-    present: int
-    shards: int
-    size_bytes: int
-
-
 def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
     """Copy what another cache has and this one lacks; stopped at any instant, run it again."""
     check_is_cache(other)
     if layout.root.resolve() == other.root.resolve():
         raise CacheError(f"{other.root} cannot be merged into itself: name another cache")
     used: list[FeatureSpace] = []
-    spaces = [
-        result for folder in other.space_folders() for result in _merge_space(layout, folder, used)
+    copied = Counter[str]()
+    skipped = [
+        finding
+        for folder in other.space_folders()
+        for finding in _merge_space(layout, folder, used, copied)
     ]
     # Datasets last: one that is here has its features here.
     try:
         datasets = [_merge_dataset(layout, path, used) for path in other.manifests()]
     except _FeaturesGone:
         return merge_cache(layout, other)
-    copied = [result for result in spaces if isinstance(result, _Copied)]
     return Merge(
         source=other.root,
-        rows_copied=sum(result.rows for result in copied),
-        rows_present=sum(result.present for result in copied),
-        shards_written=sum(result.shards for result in copied),
-        size_bytes=sum(result.size_bytes for result in copied),
+        rows_copied=copied["rows"],
+        rows_present=copied["present"],
+        shards_written=copied["shards"],
+        size_bytes=copied["bytes"],
         datasets=tuple(result for result in datasets if isinstance(result, MergedDataset)),
-        skipped=tuple(r for r in (*spaces, *datasets) if isinstance(r, Finding)),
+        skipped=(*skipped, *(result for result in datasets if isinstance(result, Finding))),
     )
 
 
@@ -89,8 +84,8 @@ def _skip(path: Path, damaged: str, error: Exception) -> Finding:
 
 
 def _merge_space(
-    layout: CacheLayout, folder: Path, used: list[FeatureSpace]
-) -> Iterator[_Copied | Finding]:
+    layout: CacheLayout, folder: Path, used: list[FeatureSpace], copied: Counter[str]
+) -> Iterator[Finding]:
     waiting = list_shards(folder)
     if not waiting:
         return
@@ -106,7 +101,7 @@ def _merge_space(
     while waiting:
         for path in waiting:
             try:
-                yield _merge_shard(space, path)
+                _merge_shard(space, path, copied)
             except FileNotFoundError:
                 continue  # its rows are in a new shard, which the next look finds
             except CacheFormatError as error:
@@ -117,8 +112,8 @@ def _merge_space(
     used.append(space)
 
 
-def _merge_shard(space: FeatureSpace, path: Path) -> _Copied:
-    """Copy the rows of a shard of which this cache lacks a tap."""
+def _merge_shard(space: FeatureSpace, path: Path, copied: Counter[str]) -> None:
+    """Copy the rows of a shard of which this cache lacks a tap, and count them."""
     shard = read_shard(path, space.spec.digest)
     shard.check()
     taps, keys = tuple(shard.taps), shard.keys.map()
@@ -132,7 +127,8 @@ def _merge_shard(space: FeatureSpace, path: Path) -> _Copied:
             written = 1
         else:
             written = len(write_parts(space.layout, space.folder, [Part(shard, new)]))
-    return _Copied(len(new), len(shard) - len(new), written, len(new) * shard.row_bytes)
+    copied.update(rows=len(new), present=len(shard) - len(new), shards=written)
+    copied.update(bytes=len(new) * shard.row_bytes)
 
 
 def _copy_shard(space: FeatureSpace, path: Path) -> None:
