@@ -197,6 +197,6 @@ def test_a_backend_of_keras_is_spoken_to_in_its_adapter_and_in_exports_only():
     ]
     assert sorted(speaking) == [
         "engines/backends.py",
+        "exporting/description.py",
         "exporting/formats.py",
-        "exporting/serving.py",
     ]

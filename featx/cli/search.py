@@ -119,8 +119,8 @@ def command(
     """
     import featx
     from featx.files.outputs import begins_with
-    from featx.models.search import default_heads, read_space, require_streamable_space
-    from featx.selection.strategies import SearchOptions
+    from featx.models.search import read_space
+    from featx.selection.measuring import SearchOptions
 
     target = options.model_target(output, data, force=force)
     if csv_file is not None:
@@ -135,11 +135,7 @@ def command(
     }
     what: dict[str, Any] = {"heads": list(heads) or None, "transforms": list(transforms) or None}
     # A mistyped name is to be known before an hour of extraction.
-    if max_ram is not None:
-        if space is None and not heads:
-            what["heads"] = default_heads()
-        require_streamable_space(read_space(space, **what))
-    read_space(space, **what)
+    read_space(space, **what, streamed=max_ram is not None)
     SearchOptions(**how)
     features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
     if extraction["backbone"]:

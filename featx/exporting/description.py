@@ -1,4 +1,7 @@
-"""What lies beside an exported file, and how both come to their places: whole or not at all."""
+"""What lies beside an exported file: its description, and the few lines that run it.
+
+Both come to their places whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from featx.backbones.taps import parse_tap
 from featx.exceptions import ExportError, reason
-from featx.exporting.graph import INPUT, OUTPUT
+from featx.exporting.formats import INPUT, OUTPUT
 from featx.files.durable import beside, flush, flush_names
+from featx.heads.targets import LABEL_THRESHOLD
+from featx.models.classifier import ImageClassifier
+from featx.selection.metrics import Json
 from featx.spec import FeatureSpec
 
 _TYPE, _VERSION = "featx-export", 1
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
-def as_json(value: Any, *, indent: int | None = 2) -> str:
+def as_json(value: Json) -> str:
     """Return JSON in which letters of any script are themselves, and always UTF-8."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return _NO_TEXT.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return _NO_TEXT.sub(lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
 
 
 def description_path(path: Path) -> Path:
@@ -39,15 +45,14 @@ def describe(
     *,
     format: str,
     precision: str,
-    classes: list[Any],
+    model: ImageClassifier,
     spec: FeatureSpec,
-    tap: str,
-    head: str,
-    multilabel: bool = False,
-    calibration: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    calibration: Json | None,
+) -> Json:
     """Return the description of an export as JSON types."""
     height, width = spec.input_size_px
+    classes, head = model.classes_.tolist(), model.head
+    head = head if isinstance(head, str) else type(head).__name__
     return {
         "type": _TYPE,
         "version": _VERSION,
@@ -67,37 +72,40 @@ def describe(
             "name": OUTPUT,
             "dtype": "float32",
             "shape": [None, len(classes)],
-            "multilabel": multilabel,
+            "multilabel": model.multilabel,
         },
-        "model": {"backbone": spec.backbone, "tap": tap, "head": head, "spec_sha256": spec.digest},
+        "model": {
+            "backbone": spec.backbone,
+            "tap": str(parse_tap(model.tap)),
+            "head": head,
+            "spec_sha256": spec.digest,
+        },
         **({} if calibration is None else {"calibration": calibration}),
     }
 
 
-def read_description(path: Path) -> dict[str, Any]:
+def read_description(path: Path) -> Json:
     """Read the description that lies beside an export."""
-    beside = description_path(path)
+    file = description_path(path)
     try:
-        found = json.loads(beside.read_text("utf-8"))
-        classes = found["classes"]
-        kind, version = found["type"], found["version"]
-        complete = isinstance(classes, list) and {"format", "precision"} <= set(found)
-        complete &= isinstance(found.get("calibration", {}).get("keys", []), list)
+        description: Json = dict(json.loads(file.read_text("utf-8")))
+        kind, version = description["type"], description["version"]
+        complete = isinstance(description["classes"], list)
+        complete &= {"format", "precision"} <= set(description)
+        complete &= isinstance(description.get("calibration", {}).get("keys", []), list)
     except FileNotFoundError as error:
         raise ExportError(
-            f"expected {beside.name} beside {path}, with the names of its classes: keep the two "
+            f"expected {file.name} beside {path}, with the names of its classes: keep the two "
             "together, or export the model again"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(
-            f"{beside} is damaged ({reason(error)}): export the model again"
-        ) from error
+        raise ExportError(f"{file} is damaged ({reason(error)}): export the model again") from error
     if kind != _TYPE or version != _VERSION or not complete:
         raise ExportError(
-            f"{beside} is of type {kind!r}, version {version!r}: expected {_TYPE!r}, version "
+            f"{file} is of type {kind!r}, version {version!r}: expected {_TYPE!r}, version "
             f"{_VERSION}, as this featx writes it; export the model again"
         )
-    return dict(found)
+    return description
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:
@@ -116,15 +124,18 @@ def refuse_existing(paths: Sequence[Path]) -> None:
 @contextmanager
 def placed_whole(paths: Sequence[Path]) -> Iterator[Path]:
     """Make a folder whose files go to their places together when the block ends without error."""
-    parent = paths[0].parent
     folder = beside(paths[-1])
     try:
         folder.mkdir()
         try:
             yield folder
             for path in paths:
-                _move(folder / path.name, path, folder)
-            flush_names(parent)
+                flush(folder / path.name)
+                # A folder cannot be renamed over another one; the old one goes with this one.
+                if path.is_dir() and not path.is_symlink():
+                    path.rename(folder / f"{path.name}.old")
+                (folder / path.name).replace(path)
+            flush_names(paths[0].parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -134,9 +145,149 @@ def placed_whole(paths: Sequence[Path]) -> Iterator[Path]:
         ) from error
 
 
-def _move(made: Path, target: Path, folder: Path) -> None:
-    flush(made)
-    # A folder cannot be renamed over another one; the old one goes with the temporary folder.
-    if target.is_dir() and not target.is_symlink():
-        target.rename(folder / f"{target.name}.old")
-    made.replace(target)
+_DECODE = '''\
+import json
+
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+
+def pixels(path):
+    """As in training: upright, RGB, {height} x {width}, uint8, a batch of one."""
+    image = Image.open(path)
+{draft}    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.has_transparency_data:  # over white
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(rgba, mask=rgba)
+    image = image.convert("RGB")
+    {resize}
+    return np.asarray(image)[None]
+
+
+with open({beside!r}, encoding="utf-8") as file:
+    classes = json.load(file)["classes"]
+'''
+
+_RUN = {
+    "keras": """\
+import keras
+
+model = keras.models.load_model({path!r}, compile=False)
+probabilities = model.predict_on_batch(pixels("new.jpg"))[0]
+""",
+    "savedmodel": """\
+import tensorflow as tf
+
+model = tf.saved_model.load({path!r})
+serve = model.signatures["serving_default"]
+probabilities = serve(pixels=tf.constant(pixels("new.jpg")))["probabilities"].numpy()[0]
+""",
+    "tflite": """\
+from ai_edge_litert.interpreter import Interpreter  # pip install ai-edge-litert
+
+model = Interpreter({path!r}).get_signature_runner()
+probabilities = model(pixels=pixels("new.jpg"))["probabilities"][0]
+""",
+    "onnx": """\
+import onnxruntime
+
+model = onnxruntime.InferenceSession({path!r})
+probabilities = model.run(["probabilities"], {{"pixels": pixels("new.jpg")}})[0][0]
+""",
+    "openvino": """\
+import openvino
+
+model = openvino.compile_model({path!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+probabilities = model([pixels("new.jpg")])["probabilities"][0]
+""",
+}
+
+_SHOW = "print(classes[probabilities.argmax()], probabilities.max())\n"
+_SHOW_SETS = f"print([name for name, p in zip(classes, probabilities) if p > {LABEL_THRESHOLD}])\n"
+
+_CANVAS = """\
+const {{ classes }} = await (await fetch("{beside}")).json();
+const context = new OffscreenCanvas({width}, {height}).getContext("2d");
+context.imageSmoothingQuality = "high"; // near to the model's own resizing, not equal to it
+context.drawImage(image, {crop}0, 0, {width}, {height}); // an <img>
+const rgba = context.getImageData(0, 0, {width}, {height}).data;
+const rgb = rgba.filter((_, i) => i % 4 < 3);
+"""
+
+_JAVASCRIPT = {
+    "tflite": """\
+// <script src="https://cdn.jsdelivr.net/npm/@tensorflow/tfjs"></script>
+// <script src="https://cdn.jsdelivr.net/npm/@tensorflow/tfjs-tflite/dist/tf-tflite.min.js"></script>
+const model = await tflite.loadTFLiteModel("{file}");
+{canvas}\
+const output = model.predict(tf.tensor(Int32Array.from(rgb), [1, {height}, {width}, 3], "int32"));
+const probabilities = await (output.probabilities ?? output).data();
+""",
+    "onnx": """\
+import * as ort from "onnxruntime-web"; // npm install onnxruntime-web
+const session = await ort.InferenceSession.create("{file}");
+{canvas}\
+const pixels = new ort.Tensor("uint8", Uint8Array.from(rgb), [1, {height}, {width}, 3]);
+const probabilities = (await session.run({{ pixels }})).probabilities.data;
+""",
+}
+
+_JAVASCRIPT_SHOW = (
+    "const best = probabilities.indexOf(Math.max(...probabilities));\n"
+    "console.log(classes[best], probabilities[best]);\n"
+)
+_JAVASCRIPT_SHOW_SETS = (
+    f"console.log(classes.filter((_, i) => probabilities[i] > {LABEL_THRESHOLD}));\n"
+)
+
+
+def serving_code(path: Path, description: Json) -> dict[str, str]:
+    """Return the lines that run an export."""
+    name, (_, height, width, _) = description["format"], description["input"]["shape"]
+    policy = description["input"]["image"]
+    file = description_path(path)
+    imports, _, rest = _RUN[name].format(path=str(path)).partition("\n\n")
+    python = _DECODE.format(
+        imports=imports,
+        height=height,
+        width=width,
+        beside=str(file),
+        draft=f'    image.draft("RGB", ({2 * width}, {2 * height}))\n' if policy["draft"] else "",
+        resize=_resize(policy, height, width),
+    )
+    several = description["output"]["multilabel"]
+    code = {"python": f"{python}\n{rest}{_SHOW_SETS if several else _SHOW}"}
+    if name in _JAVASCRIPT:
+        crop = "left, top, w, h, " if policy["resize"] == "crop" else ""
+        canvas = _CANVAS.format(beside=file.name, height=height, width=width, crop=crop)
+        if crop:
+            canvas = _centre(height, width) + canvas
+        lines = _JAVASCRIPT[name].format(file=path.name, canvas=canvas, height=height, width=width)
+        code["javascript"] = lines + (_JAVASCRIPT_SHOW_SETS if several else _JAVASCRIPT_SHOW)
+    return code
+
+
+def _resize(policy: Json, height: int, width: int) -> str:
+    size, resample = f"({width}, {height})", f"Image.Resampling.{policy['interpolation'].upper()}"
+    if policy["resize"] == "crop":
+        return (
+            f"w = max(1, min(image.width, image.height * {width} // {height}))\n"
+            f"    h = max(1, min(image.height, image.width * {height} // {width}))\n"
+            "    left, top = (image.width - w) // 2, (image.height - h) // 2\n"
+            "    box = (left, top, left + w, top + h)\n"
+            f"    image = image.resize({size}, {resample}, box=box)"
+        )
+    return f"image = image.resize({size}, {resample})"
+
+
+def _centre(height: int, width: int) -> str:
+    return (
+        f"const scale = Math.min(image.naturalWidth / {width}, image.naturalHeight / {height});\n"
+        f"const w = scale * {width}, h = scale * {height};\n"
+        "const left = (image.naturalWidth - w) / 2, top = (image.naturalHeight - h) / 2;\n"
+    )

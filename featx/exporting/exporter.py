@@ -6,11 +6,9 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
 from featx.exporting.description import (
@@ -20,16 +18,30 @@ from featx.exporting.description import (
     placed_whole,
     refuse_existing,
     report_path,
+    serving_code,
 )
-from featx.exporting.formats import FORMATS, Format, choose_format
-from featx.exporting.graph import build_graph, head_steps
-from featx.exporting.samples import Calibration, calibration_images, find_images, training_images
-from featx.exporting.serving import serving_code
-from featx.exporting.verification import TOLERANCE, require_one_view, verify_export
+from featx.exporting.formats import (
+    FORMATS,
+    Format,
+    build_graph,
+    choose_format,
+    head_steps,
+    require_onnx,
+)
+from featx.exporting.verification import (
+    TOLERANCE,
+    Calibration,
+    calibration_images,
+    find_images,
+    require_one_view,
+    training_images,
+    verify_export,
+)
 from featx.images.dataset import ImageDataset
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details
 from featx.quiet import quiet_import
+from featx.selection.metrics import Json
 from featx.spec import FeatureSpec
 
 
@@ -50,8 +62,8 @@ class Export:
     """
 
     path: Path
-    description: dict[str, Any]
-    verification: dict[str, Any] | None = None
+    description: Json
+    verification: Json | None = None
     calibrated_on: str = ""
 
     @property
@@ -73,8 +85,8 @@ def export(
     *,
     format: str | None = None,
     int8: bool = False,
-    calibrate: Any = None,
-    verify: Any = None,
+    calibrate: object = None,
+    verify: object = None,
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -142,13 +154,11 @@ def export(
         raise ExportError(f"the format {row.name} has no int8 here: use tflite, or leave int8 out")
     target = _target(model, path, row)
     if row.name == "onnx":
-        from featx.exporting.formats import require_onnx
-
         require_onnx()
     outcome = [*row.files(target), description_path(target)]
     if not overwrite:
         refuse_existing(outcome)
-    training: dict[str, Any] = {}
+    training: Json = {}
     if isinstance(model, ImageClassifier):
         fitted = model
     else:
@@ -156,21 +166,22 @@ def export(
         training = read_details(model)["training"]
     check_is_fitted(fitted, "head_")
     require_one_view(fitted)
-    _require_tensorflow(row)
+    _require_backend(row)
     steps = head_steps(fitted.head_)
     source, tap = fitted.source(), str(parse_tap(fitted.tap))
-    _require_whole(source, row)
+    if row.name == "keras" and source.name.startswith("savedmodel:"):
+        raise ExportError(
+            f"a Keras file holds layers, and {source.name} is a graph of TensorFlow that it would "
+            "only point to: take --format savedmodel, tflite, onnx or openvino"
+        )
     spec = fitted.spec_ or source.spec(image=fitted.image)
     checked = None if verify is None else find_images(verify, cache)
     ranges = _calibration(calibrate, checked, training, spec, cache) if int8 else None
     description = describe(
         format=row.name,
         precision="int8" if int8 else "float32",
-        classes=fitted.classes_.tolist(),
+        model=fitted,
         spec=spec,
-        tap=tap,
-        head=str(fitted.head) if isinstance(fitted.head, str) else type(fitted.head).__name__,
-        multilabel=fitted.multilabel,
         calibration=None if ranges is None else ranges.describe(),
     )
     network = build_graph(source, tap, steps)
@@ -178,7 +189,7 @@ def export(
         made = folder / target.name
         pixels = None if ranges is None else ranges.pixels
         row.write(network, made, classes=description["classes"], calibration=pixels)
-        description_path(made).write_text(f"{as_json(description)}\n", "utf-8")
+        description_path(made).write_text(as_json(description), "utf-8")
     report_path(target).unlink(missing_ok=True)  # it was about what was there before
     report = None
     if checked is not None:
@@ -204,19 +215,11 @@ def _target(
         return Path(path)
     if isinstance(model, ImageClassifier):
         raise ExportError("expected a path to export to, received none: give path=...")
-    own = Path(model)
-    return own.with_suffix(row.suffix) if row.suffix else own.with_name(f"{own.stem}_{row.name}")
+    file = Path(model)
+    return file.with_name(f"{file.stem}{row.suffix or f'_{row.name}'}")
 
 
-def _require_whole(source: BackboneSource, row: Format) -> None:
-    if row.name == "keras" and source.name.startswith("savedmodel:"):
-        raise ExportError(
-            f"a Keras file holds layers, and {source.name} is a graph of TensorFlow that it would "
-            "only point to: take --format savedmodel, tflite, onnx or openvino"
-        )
-
-
-def _require_tensorflow(row: Format) -> None:
+def _require_backend(row: Format) -> None:
     with quiet_import():
         import keras
     backend = keras.backend.backend()
@@ -228,9 +231,9 @@ def _require_tensorflow(row: Format) -> None:
 
 
 def _calibration(
-    calibrate: Any,
+    calibrate: object,
     checked: ImageDataset | None,
-    training: dict[str, Any],
+    training: Json,
     spec: FeatureSpec,
     cache: str | os.PathLike[str] | None,
 ) -> Calibration:

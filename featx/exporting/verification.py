@@ -1,4 +1,7 @@
-"""Compare an exported file, read from disk by its own runtime, with the model on images."""
+"""Compare an exported file, read from disk by its own runtime, with the model on images.
+
+The images that it is compared on are found here, and those that ranges of int8 come from.
+"""
 
 from __future__ import annotations
 
@@ -6,81 +9,182 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DatasetError, ExportError, FeatxError, reason
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import find_manifest
+from featx.exceptions import CacheFormatError, DatasetError, ExportError, FeatxError, reason
 from featx.exporting.description import as_json, placed_whole, read_description, report_path
-from featx.exporting.formats import Opened, choose_format
-from featx.exporting.samples import decode_rows, find_images, short_key
+from featx.exporting.formats import Opened, Pixels, Probabilities, choose_format
+from featx.extraction.job import find_named, images_of
+from featx.heads.rows import Floats
 from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
 from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
+from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier
+from featx.selection.metrics import Json
+from featx.spec import FeatureSpec
+
+TOLERANCE = 1e-3
+"""Largest difference of a probability, at float32."""
+
+LOST_ACCURACY = 0.02
+"""Share of images by which an int8 export may be worse than the model."""
 
 _NAMED = 20
+_CHUNK = 128
+_BATCH = 32
+_ALONE = 8
+_CALIBRATED = 100
+_TRIED = 50
+# Where nearly all are measured on, the few others are not looked for among millions.
+_MOST_TRIED = 2000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Images that ranges of int8 are taken from."""
+
+    name: str  # of the dataset
+    pixels: Pixels
+    keys: tuple[bytes, ...]  # of the images, 32 bytes each
+
+    def describe(self) -> Json:
+        """Return what lies beside the export, so that a measurement leaves these images out."""
+        keys = sorted(short_key(key) for key in self.keys)
+        return {"dataset": self.name, "images": len(self.pixels), "keys": keys}
+
+
+def short_key(key: bytes) -> str:
+    """Return the first 16 hexadecimal digits of an image's key."""
+    return key[:8].hex()
+
+
+def find_images(data: object, cache: str | os.PathLike[str] | None) -> ImageDataset:
+    """Return the images that `data` stands for: anything that `featx.extract` takes."""
+    if isinstance(data, ImageDataset):
+        images = data
+    else:
+        named = find_named(CacheLayout.at(cache), data)
+        images = ImageDataset.from_any(data) if named is None else images_of(named)
+    if not len(images):
+        raise DatasetError(f"expected images in {data!r}, received none: name a folder with some")
+    return images
+
+
+def training_images(training: Json, cache: str | os.PathLike[str] | None) -> ImageDataset | None:
+    """Return the images that a model was trained on, where the cache still knows their paths."""
+    name = training.get("dataset")
+    if not isinstance(name, str) or cache is None:
+        return None
+    layout = CacheLayout.at(cache)
+    if not layout.dataset(name).is_file():
+        return None
+    try:
+        return images_of(find_manifest(layout, name))
+    except (DatasetError, CacheFormatError):
+        return None
+
+
+def decode_rows(images: ImageDataset, rows: Sequence[int], spec: FeatureSpec) -> dict[int, Pixels]:
+    """Decode images from disk under a specification's own rules."""
+    target = Target(spec.input_size_px, spec.image)
+    loaded = load_images(images, list(rows), [target])
+    return {image.index: image.pixels[0] for image in loaded if image.status == "decoded"}
+
+
+def calibration_images(
+    images: ImageDataset, spec: FeatureSpec, measured: ImageDataset | None = None
+) -> Calibration:
+    """Return up to 100 images drawn with a fixed seed, as many of each class as there are."""
+    order = np.random.default_rng(0).permutation(len(images))
+    if images.y is not None:
+        order = _alternating(order, images.y)
+    keys: set[bytes] = set()
+    if measured is not None:
+        every = range(len(measured))
+        read = load_images(measured, every, [], known=lambda _: True, isolate=False)
+        keys = {image.key for image in read if image.key is not None}
+    target = Target(spec.input_size_px, spec.image)
+    chosen: dict[bytes, Pixels] = {}
+    shared: dict[bytes, int] = {}
+    for start in range(0, min(len(order), _MOST_TRIED), _TRIED):
+        rows = order[start : start + _TRIED].tolist()
+        loaded = list(load_images(images, rows, [target], known=keys.__contains__))
+        for image in sorted(loaded, key=lambda image: rows.index(image.index)):
+            if image.key is not None and image.status == "decoded":
+                chosen.setdefault(image.key, image.pixels[0])
+            elif image.key is not None and image.status == "known":
+                shared.setdefault(image.key, image.index)
+        if len(chosen) >= _CALIBRATED:
+            break
+    spare = min(_CALIBRATED - len(chosen), len(keys) // 2)
+    for key, row in shared.items():
+        if spare <= 0:
+            break
+        for pixels in decode_rows(images, [row], spec).values():
+            chosen[key] = pixels
+            spare -= 1
+    if not chosen:
+        only = " other than the one to measure on" if shared else ""
+        raise DatasetError(
+            f"none of the {len(images)} images of {images.name!r}{only} could be read: int8 needs "
+            "images to take its ranges from, name some with --calibrate DATA (calibrate=...)"
+        )
+    first = dict(list(chosen.items())[:_CALIBRATED])
+    return Calibration(images.name, np.stack(list(first.values())), tuple(first))
+
+
+def _alternating(order: NDArray[np.intp], y: NDArray[np.generic]) -> NDArray[np.intp]:
+    """Take one of each class in turn, so that the first few hundred have them all."""
+    codes = np.unique(y[order], return_inverse=True)[1]
+    turn = np.empty(len(order), np.intp)
+    for code in range(int(codes.max()) + 1):
+        members = np.flatnonzero(codes == code)
+        turn[members] = np.arange(len(members))
+    return order[np.argsort(turn, kind="stable")]
 
 
 @dataclass(slots=True)
-class Agreement:
+class _Agreement:
     """What was counted so far, batch by batch.
 
     An answer is the most probable class, or, where an image has any number of labels, the set of
     those that are more probable than not.
-
-    Parameters
-    ----------
-    names : ndarray of shape (k,) of str
-        What the columns stand for.
-    multilabel : bool
-        Whether an image has any number of labels.
-
-    Attributes
-    ----------
-    images, changes : int
-        How many were compared, and of how many the answer is another one.
-    changed : list of dict
-        The first of these, with both answers.
-    largest : float
-        Largest difference of a probability; infinite where one is not finite.
-    labelled, model_right, export_right : int
-        Images whose labels are known, and on how many of them each answers right.
     """
 
-    names: NDArray[np.str_]
-    multilabel: bool = False
+    names: NDArray[np.str_]  # what the columns stand for
+    multilabel: bool
     images: int = 0
-    changes: int = 0
-    changed: list[dict[str, Any]] = field(default_factory=list)
-    largest: float = 0.0
-    labelled: int = 0
+    changes: int = 0  # images that get another answer, of which the first are named
+    changed: list[Json] = field(default_factory=list)
+    largest: float = 0.0  # difference of a probability; infinite where one is not finite
+    labelled: int = 0  # images whose labels are known, and on how many of them each is right
     model_right: int = 0
     export_right: int = 0
 
     def add(
-        self,
-        paths: Sequence[str],
-        y: NDArray[Any] | None,
-        expected: NDArray[Any],
-        found: NDArray[np.float32],
+        self, paths: Sequence[str], y: NDArray[np.str_] | None, expected: Floats, received: Floats
     ) -> None:
         """Compare probabilities of the model and of the export."""
         self.images += len(paths)
-        difference = np.abs(found - expected)
+        difference = np.abs(received - expected)
         # NaN is no difference that a comparison would notice.
         worst = float(difference.max()) if np.isfinite(difference).all() else float("inf")
         self.largest = max(self.largest, worst)
-        model, export = self._answers(expected), self._answers(found)
+        model, export = self._answers(expected), self._answers(received)
         changed = np.flatnonzero((model != export).any(axis=1))
         self.changes += len(changed)
         for row in changed[: _NAMED - len(self.changed)]:
             self.changed.append(
                 {
                     "path": paths[row],
-                    "model": self._said(model[row], expected[row], export[row]),
-                    "export": self._said(export[row], found[row], model[row]),
+                    "model": self._shown(model[row], expected[row], export[row]),
+                    "export": self._shown(export[row], received[row], model[row]),
                 }
             )
         if y is not None:
@@ -89,52 +193,83 @@ class Agreement:
             self.model_right += int((model[rows] == truth).all(axis=1).sum())
             self.export_right += int((export[rows] == truth).all(axis=1).sum())
 
-    def _answers(self, proba: NDArray[Any]) -> NDArray[np.bool_]:
+    def _answers(self, proba: Floats) -> NDArray[np.bool_]:
         """Return which labels are given, shape (n, k)."""
-        given: NDArray[np.bool_] = proba > LABEL_THRESHOLD
+        labels: NDArray[np.bool_] = proba > LABEL_THRESHOLD
         if not self.multilabel:
-            given = np.arange(proba.shape[1]) == proba.argmax(axis=1)[:, None]
-        return given
+            labels = np.arange(proba.shape[1]) == proba.argmax(axis=1)[:, None]
+        return labels
 
-    def _truth(self, y: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    def _truth(self, y: NDArray[np.str_]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Return the rows whose labels are all known here, and these labels as in `_answers`."""
         if not self.multilabel:
             rows = np.flatnonzero(np.isin(y, self.names))
             return rows, y[rows][:, None] == self.names
         rows = np.flatnonzero(y != "")
         labels, matrix = read_label_sets(y[rows].tolist())
-        kept = ~matrix[:, ~np.isin(labels, self.names)].any(axis=1)
-        rows = rows[kept]
+        rows = rows[~matrix[:, ~np.isin(labels, self.names)].any(axis=1)]
         return rows, label_matrix(y[rows].tolist(), self.names.tolist()) > 0
 
-    def _said(
-        self, own: NDArray[np.bool_], proba: NDArray[Any], other: NDArray[np.bool_]
-    ) -> dict[str, Any]:
+    def _shown(self, answer: NDArray[np.bool_], proba: Floats, other: NDArray[np.bool_]) -> Json:
         """Return an answer, with the probability of what the two differ in."""
-        column = int(np.flatnonzero(own != other)[0]) if self.multilabel else int(own.argmax())
-        label = SEPARATOR.join(self.names[own]) or SEPARATOR
+        differing = np.flatnonzero(answer != other)
+        column = int(differing[0]) if self.multilabel else int(answer.argmax())
+        label = SEPARATOR.join(self.names[answer]) or SEPARATOR
         return {"label": label, "probability": float(proba[column])}
 
+    def report(self) -> Json:
+        """Return the figures as JSON types."""
+        labelled = self.labelled
+        return {
+            "images": self.images,
+            "top1_changed": self.changes,
+            "changed": self.changed,
+            "largest_difference": self.largest,
+            "labelled": labelled,
+            "accuracy_of_model": self.model_right / labelled if labelled else None,
+            "accuracy_of_export": self.export_right / labelled if labelled else None,
+        }
 
-TOLERANCE = 1e-3
-"""Largest difference of a probability, at float32."""
-
-LOST_ACCURACY = 0.02
-"""Share of images by which an int8 export may be worse than the model."""
-
-_CHUNK = 128
-_BATCH = 32
-_ALONE = 8
+    def problems(self, precision: str, tolerance: float, batch: float) -> list[str]:
+        """Return why the export does not do; ``batch`` is how far images alone are from a batch."""
+        another = "other labels" if self.multilabel else "another top-1"
+        if not np.isfinite(self.largest):
+            return ["it gives probabilities that are not finite"]
+        if precision == "int8":
+            lost = self.changes / self.images
+            what = f"int8 has {another} on {100 * lost:.1f} % of the images"
+            if self.labelled:
+                lost = (self.model_right - self.export_right) / self.labelled
+                what = f"int8 loses {100 * lost:.1f} points of accuracy"
+            if lost <= LOST_ACCURACY:
+                return []
+            allowed = f"at most {100 * LOST_ACCURACY:.0f} are allowed"
+            return [f"{what}, {allowed}: calibrate on more typical images"]
+        problems = []
+        if self.changes:
+            first = self.changed[0]
+            problems.append(
+                f"{self.changes} of {self.images} images have {another}, the first "
+                f"{first['path']} ({first['model']['label']!r}, in the export "
+                f"{first['export']['label']!r})"
+            )
+        if not self.largest <= tolerance:
+            problems.append(
+                f"a probability is off by {self.largest:.1e}, at most {tolerance:.0e} is allowed"
+            )
+        if not batch <= tolerance:
+            problems.append(f"an image alone differs from it in a batch by {batch:.1e}")
+        return problems
 
 
 def verify_export(
     model: ImageClassifier,
     path: str | os.PathLike[str],
-    data: Any,
+    data: object,
     *,
     tolerance: float = TOLERANCE,
     cache: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Check that an exported file says what the model says.
 
     Every image is read from disk and decoded under the model's own rules; the exported file gets
@@ -174,13 +309,13 @@ def verify_export(
     """
     target = Path(path)
     require_one_view(model)
-    said = read_description(target)
+    description = read_description(target)
     images = find_images(data, cache)
-    opened = _open(said, target)
-    columns = _columns(model, said, opened, target)
+    opened = _open(description, target)
+    columns = _columns(model, description, opened, target)
     spec = model.spec_ or model.source().spec(image=model.image)
-    tally = Agreement(model.classes_.astype(str), model.multilabel)
-    calibrated = set(said.get("calibration", {}).get("keys", ()))
+    tally = _Agreement(model.classes_.astype(str), model.multilabel)
+    calibrated = set(description.get("calibration", {}).get("keys", ()))
     failed = left_out = 0
     batch = 0.0
     for start in range(0, len(images), _CHUNK):
@@ -193,36 +328,45 @@ def verify_export(
         failed += len(chunk) - sum(known) - len(pixels)
         if not pixels:
             continue
-        kept = np.array([row in pixels for row in readable])
-        rows = readable[kept]
-        expected = model.average_proba(parts)[kept]
-        given = np.stack([pixels[row] for row in rows])
-        found = _run(opened, given, len(said["classes"]), target)
+        compared = np.array([row in pixels for row in readable])
+        rows = readable[compared]
+        stacked = np.stack([pixels[row] for row in rows])
+        received = _run(opened, stacked, len(description["classes"]), target)
         if not tally.images:
-            batch = _batch_difference(opened, given, found)
+            alone = [opened.run(stacked[row : row + 1]) for row in range(len(stacked))[:_ALONE]]
+            batch = float(np.abs(np.concatenate(alone) - received[: len(alone)]).max())
         y = None if chunk.y is None else chunk.y[rows]
-        tally.add([chunk.paths[row] for row in rows], y, expected, found[:, columns])
+        expected = model.average_proba(parts)[compared]
+        tally.add([chunk.paths[row] for row in rows], y, expected, received[:, columns])
     if not tally.images:
         raise DatasetError(
             f"none of the {len(images)} images of {images.name!r} could be read"
             f"{', but those that int8 was calibrated on' if left_out else ''}: an export is "
             "verified on images"
         )
-    report = {
-        **_report(tally, said, opened, images, target),
+    problems = tally.problems(description["precision"], tolerance, batch)
+    report: Json = {
+        "type": "featx-verification",
+        "version": 1,
+        "export": target.name,
+        "format": description["format"],
+        "precision": description["precision"],
+        "runtime": opened.runtime,
+        "dataset": images.name,
+        **tally.report(),
         "failed": failed,
         "left_out": left_out,
         "tolerance": tolerance,
         "batch_difference": batch,
+        "passed": not problems,
     }
-    report["passed"] = not (problems := _problems(tally, report))
-    beside = report_path(target)
-    with placed_whole([beside]) as folder:
-        (folder / beside.name).write_text(f"{as_json(report)}\n", "utf-8")
+    file = report_path(target)
+    with placed_whole([file]) as folder:
+        (folder / file.name).write_text(as_json(report), "utf-8")
     if problems:
         raise ExportError(
             f"{target} does not agree with the model on {images.name!r}: {'; '.join(problems)}. "
-            f"{beside.name} has the details; do not serve this file"
+            f"{file.name} has the details; do not serve this file"
         )
     return report
 
@@ -237,8 +381,8 @@ def require_one_view(model: ImageClassifier) -> None:
         )
 
 
-def _open(said: dict[str, Any], path: Path) -> Opened:
-    row = choose_format(said["format"], path)
+def _open(description: Json, path: Path) -> Opened:
+    row = choose_format(description["format"], path)
     for file in row.files(path):
         if not file.exists():
             raise ExportError(f"expected an export at {file}, which does not exist")
@@ -253,9 +397,12 @@ def _open(said: dict[str, Any], path: Path) -> Opened:
         ) from error
 
 
-def _columns(model: ImageClassifier, said: dict[str, Any], opened: Opened, path: Path) -> list[int]:
+def _columns(model: ImageClassifier, description: Json, opened: Opened, path: Path) -> list[int]:
     """Return where the model's classes are among those of the export."""
-    names, expected = [str(name) for name in said["classes"]], model.classes_.astype(str).tolist()
+    names, expected = (
+        [str(name) for name in description["classes"]],
+        model.classes_.astype(str).tolist(),
+    )
     if opened.classes is not None and [str(name) for name in opened.classes] != names:
         raise ExportError(
             f"{path} names other classes inside than {path.name}.json does beside it: one of the "
@@ -271,87 +418,16 @@ def _columns(model: ImageClassifier, said: dict[str, Any], opened: Opened, path:
     return [places[name] for name in expected]
 
 
-def _run(
-    opened: Opened, pixels: NDArray[np.uint8], classes: int, path: Path
-) -> NDArray[np.float32]:
+def _run(opened: Opened, pixels: Pixels, classes: int, path: Path) -> Probabilities:
     try:
         parts = [opened.run(pixels[at : at + _BATCH]) for at in range(0, len(pixels), _BATCH)]
     except Exception as error:  # each runtime has errors of its own
         raise ExportError(f"{path} cannot be run: {reason(error)}") from error
-    found = np.concatenate(parts)
-    if found.shape != (len(pixels), classes):
+    probabilities = np.concatenate(parts)
+    expected = (len(pixels), classes)
+    if probabilities.shape != expected:
         raise ExportError(
-            f"{path} gives an output of shape {found.shape}, expected {(len(pixels), classes)}: "
-            "it is not the export that its description is about"
+            f"{path} gives an output of shape {probabilities.shape}, expected {expected}: it is "
+            "not the export that its description is about"
         )
-    return found
-
-
-def _batch_difference(
-    opened: Opened, pixels: NDArray[np.uint8], together: NDArray[np.float32]
-) -> float:
-    alone = np.concatenate(
-        [opened.run(pixels[row : row + 1]) for row in range(len(pixels))[:_ALONE]]
-    )
-    return float(np.abs(alone - together[: len(alone)]).max())
-
-
-def _report(
-    tally: Agreement, said: dict[str, Any], opened: Opened, images: ImageDataset, path: Path
-) -> dict[str, Any]:
-    labelled = tally.labelled
-    return {
-        "type": "featx-verification",
-        "version": 1,
-        "export": path.name,
-        "format": said["format"],
-        "precision": said["precision"],
-        "runtime": opened.runtime,
-        "dataset": images.name,
-        "images": tally.images,
-        "top1_changed": tally.changes,
-        "changed": tally.changed,
-        "largest_difference": tally.largest,
-        "labelled": labelled,
-        "accuracy_of_model": tally.model_right / labelled if labelled else None,
-        "accuracy_of_export": tally.export_right / labelled if labelled else None,
-    }
-
-
-def _problems(tally: Agreement, report: dict[str, Any]) -> list[str]:
-    if not np.isfinite(tally.largest):
-        return ["it gives probabilities that are not finite"]
-    if report["precision"] == "int8":
-        return _int8_problems(tally)
-    problems, tolerance, batch = [], report["tolerance"], report["batch_difference"]
-    if tally.changes:
-        first = tally.changed[0]
-        problems.append(
-            f"{tally.changes} of {tally.images} images have {_another(tally)}, the first "
-            f"{first['path']} ({first['model']['label']!r}, in the export "
-            f"{first['export']['label']!r})"
-        )
-    if not tally.largest <= tolerance:
-        problems.append(
-            f"a probability is off by {tally.largest:.1e}, at most {tolerance:.0e} is allowed"
-        )
-    if not batch <= tolerance:
-        problems.append(f"an image alone differs from it in a batch by {batch:.1e}")
-    return problems
-
-
-def _another(tally: Agreement) -> str:
-    return "other labels" if tally.multilabel else "another top-1"
-
-
-def _int8_problems(tally: Agreement) -> list[str]:
-    if tally.labelled:
-        lost = (tally.model_right - tally.export_right) / tally.labelled
-        what = f"int8 loses {100 * lost:.1f} points of accuracy"
-    else:
-        lost = tally.changes / tally.images
-        what = f"int8 has {_another(tally)} on {100 * lost:.1f} % of the images"
-    if lost <= LOST_ACCURACY:
-        return []
-    allowed = 100 * LOST_ACCURACY
-    return [f"{what}, at most {allowed:.0f} are allowed: calibrate on more typical images"]
+    return probabilities

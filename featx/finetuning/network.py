@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,38 +13,30 @@ from featx.backbones.build import HalfType, build_network, preprocess
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import block_outputs, layer_outputs, parse_tap, pool, tap_tensor
 from featx.exceptions import ExportError, FineTuningError, UnknownNameError
-from featx.exporting.graph import head_steps
+from featx.exporting.formats import KerasModel, Tensor, head_steps
 from featx.heads.steps import Linear, Rectify, Softmax, Step
-from featx.quiet import quiet_import
+from featx.selection.transforms import Estimator
+
+Layer: TypeAlias = Any
+"""A layer or another operation of Keras, which has no types."""
+Node: TypeAlias = Any
+"""One call of an operation in a graph of Keras."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """A network in two parts.
+    """A network in two parts."""
 
-    Parameters
-    ----------
-    layers : tuple of str
-        Layers of the frozen part whose outputs the trained part takes; none where there is nothing
-        frozen that has weights, so that the trained part takes pixels.
-    tensors : tuple of keras tensor
-        Their outputs.
-    output : keras tensor
-        What the tap pools.
-    groups : tuple of tuple of keras layer
-        Trained layers that have weights, one group a block, the block at the output last.
-    frozen : tuple of keras layer
-        The others up to the tap.
-    """
-
+    # Layers of the frozen part whose outputs the trained part takes; none where there is nothing
+    # frozen that has weights, so that the trained part takes pixels.
     layers: tuple[str, ...]
-    tensors: tuple[Any, ...]
-    output: Any
-    groups: tuple[tuple[Any, ...], ...]
-    frozen: tuple[Any, ...]
+    tensors: tuple[Tensor, ...]  # their outputs
+    output: Tensor  # what the tap pools
+    groups: tuple[tuple[Layer, ...], ...]  # trained layers, a group a block, the output's last
+    frozen: tuple[Layer, ...]  # the others with weights up to the tap
 
 
-def find_cut(network: Any, source: BackboneSource, tap: str, unfreeze: str) -> Cut:
+def find_cut(network: KerasModel, source: BackboneSource, tap: str, unfreeze: str) -> Cut:
     """Find the cut below the first layer that is to be trained."""
     output = tap_tensor(network, source, parse_tap(tap))
     nodes = _nodes_before(network, output)
@@ -62,22 +54,22 @@ def find_cut(network: Any, source: BackboneSource, tap: str, unfreeze: str) -> C
     return Cut(names, tensors, output, _by_block(trained, source), tuple(frozen))
 
 
-def _nodes_before(network: Any, output: Any) -> list[Any]:
+def _nodes_before(network: KerasModel, output: Tensor) -> list[Node]:
     """Return the nodes that an output depends on, every one after those that it takes from."""
-    graph = getattr(network, "_functional", network)
+    graph: KerasModel = getattr(network, "_functional", network)
     depths = sorted(graph._nodes_by_depth, reverse=True)
     ordered = [node for depth in depths for node in graph._nodes_by_depth[depth]]
     makers = {id(tensor): node for node in ordered for tensor in node.outputs}
-    wanted, found = [output], set()
-    while wanted:
-        node = makers[id(wanted.pop())]
-        if id(node) not in found:
-            found.add(id(node))
-            wanted += node.input_tensors
-    return [node for node in ordered if id(node) in found]
+    waiting, needed = [output], set()
+    while waiting:
+        node = makers[id(waiting.pop())]
+        if id(node) not in needed:
+            needed.add(id(node))
+            waiting += node.input_tensors
+    return [node for node in ordered if id(node) in needed]
 
 
-def _has_weights(operation: Any) -> bool:
+def _has_weights(operation: Layer) -> bool:
     return any(
         getattr(layer, "_trainable_variables", ())
         for layer in (operation, *getattr(operation, "_flatten_layers", tuple)())
@@ -85,7 +77,7 @@ def _has_weights(operation: Any) -> bool:
 
 
 def _first_trained(
-    network: Any, source: BackboneSource, operations: list[Any], unfreeze: str, tap: str
+    network: KerasModel, source: BackboneSource, operations: list[Layer], unfreeze: str, tap: str
 ) -> int:
     text = unfreeze.strip()
     if text == "all":
@@ -117,7 +109,7 @@ def _first_trained(
     )
 
 
-def _last_share(operations: list[Any], text: str) -> int:
+def _last_share(operations: list[Layer], text: str) -> int:
     try:
         share = float(text[:-1])
     except ValueError:
@@ -130,21 +122,21 @@ def _last_share(operations: list[Any], text: str) -> int:
     return weighted[-max(1, round(len(weighted) * share / 100))] if weighted else 0
 
 
-def _after(network: Any, operations: list[Any], text: str) -> int:
+def _after(network: KerasModel, operations: list[Layer], text: str) -> int:
     number = text.removeprefix("after:")
     if not (number.isascii() and number.isdigit()):
         raise FineTuningError(
             f"expected a number of layers that stay frozen, as in after:15, received {text!r}"
         )
-    kept = {id(layer) for layer in network.layers[: int(number)]}
-    places = [place for place, one in enumerate(operations) if id(one) not in kept]
-    return places[0] if places else len(operations)
+    first = {id(layer) for layer in network.layers[: int(number)]}
+    others = (place for place, layer in enumerate(operations) if id(layer) not in first)
+    return next(others, len(operations))
 
 
 def _boundary(
-    network: Any, nodes: list[Any], above: set[int]
-) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    crossing: dict[int, Any] = {}
+    network: KerasModel, nodes: list[Node], above: set[int]
+) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    crossing: dict[int, Tensor] = {}
     below = {
         id(tensor): tensor
         for node in nodes
@@ -164,10 +156,10 @@ def _boundary(
     return tuple(names[place] for place in crossing), tuple(crossing.values())
 
 
-def _by_block(trained: list[Any], source: BackboneSource) -> tuple[tuple[Any, ...], ...]:
+def _by_block(trained: list[Layer], source: BackboneSource) -> tuple[tuple[Layer, ...], ...]:
     """Put layers of one block together; what is in no block goes with the block before it."""
     pattern = None if source.row is None else re.compile(source.row.shared.block)
-    groups: list[list[Any]] = []
+    groups: list[list[Layer]] = []
     current: str | None = None
     for layer in trained:
         match = pattern.match(layer.name) if pattern else None
@@ -188,29 +180,15 @@ _EXPECTED = (
 
 @dataclass(slots=True, eq=False)
 class TunedNetwork:
-    """A network under training.
+    """A network under training."""
 
-    Parameters
-    ----------
-    model : keras.Model
-        From what crosses the cut (a list of arrays), or from uint8 pixels, to logits.
-    backbone : keras.Model
-        The whole backbone, whose upper layers are those of `model`.
-    head : list of keras.layers.Dense
-        The layers of the head.
-    cut : Cut
-        Where the backbone was cut.
-    from_pixels : bool
-        Whether the model takes pixels.
-    """
-
-    model: Any
-    backbone: Any
-    head: list[Any]
+    model: KerasModel  # from what crosses the cut (a list of arrays), or uint8 pixels, to logits
+    backbone: KerasModel  # the whole of it; its upper layers are those of the model
+    head: list[Layer]
     cut: Cut
     from_pixels: bool
 
-    def probabilities(self, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
+    def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float32]:
         """Return the probability of each class for one batch, shape (n, k)."""
         logits = np.asarray(self.model.predict_on_batch(inputs), np.float32)
         return Softmax().apply(logits).astype(np.float32, copy=False)
@@ -230,7 +208,7 @@ class TunedNetwork:
         return [shares[id(variable)] for variable in self.model.trainable_variables]
 
 
-def trainable_steps(head: Any) -> list[Step]:
+def trainable_steps(head: Estimator) -> list[Step]:
     """Return a fitted head as the steps that `build_tuned` takes."""
     try:
         steps = head_steps(head)
@@ -262,8 +240,6 @@ def build_tuned(
 ) -> TunedNetwork:
     """Build the network that is trained."""
     layers = head_layers_of(steps)
-    with quiet_import():
-        import keras
     network = build_network(source, mixed=mixed)
     network.trainable = True
     cut = find_cut(network, source, tap, unfreeze)
@@ -272,28 +248,28 @@ def build_tuned(
         for layer in group:
             layer.trainable = True
     whole = from_pixels or not cut.layers
-    features = _feature_model(keras, network, source, cut, tap, whole)
+    features = _feature_model(network, source, cut, tap, whole)
     width = int(features.outputs[0].shape[-1])
     if width != len(layers[0].kernel):
         raise FineTuningError(
             f"the head takes {len(layers[0].kernel)} features, {source.name} with tap {tap!r} "
             f"gives {width}: the model was trained with another backbone, tap or input size"
         )
-    head = _dense_layers(keras, layers)
-    model = _model(keras, features, head, train_batchnorm)
-    model.build_from(features)
+    head = _dense_layers(layers)
+    model = _tuned_model(features, head, train_batchnorm)
     return TunedNetwork(model, network, head, cut, whole)
 
 
 def _feature_model(
-    keras: Any, network: Any, source: BackboneSource, cut: Cut, tap: str, whole: bool
-) -> Any:
+    network: KerasModel, source: BackboneSource, cut: Cut, tap: str, whole: bool
+) -> KerasModel:
+    import keras
+
     if whole:
         height, width = source.input_size_px
-        pixels = keras.Input((height, width, 3), dtype="uint8", name="pixels")
+        inputs = [keras.Input((height, width, 3), dtype="uint8", name="pixels")]
         trunk = keras.Model(network.inputs, cut.output)
-        maps = trunk(preprocess(pixels, source.preprocessing))
-        inputs: Any = [pixels]
+        maps = trunk(preprocess(inputs[0], source.preprocessing))
     else:
         inputs = [keras.Input(tuple(t.shape[1:]), dtype="float32") for t in cut.tensors]
         trunk = keras.Model(list(cut.tensors), cut.output)
@@ -302,7 +278,9 @@ def _feature_model(
     return keras.Model(inputs, vector)
 
 
-def _dense_layers(keras: Any, layers: list[Linear]) -> list[Any]:
+def _dense_layers(layers: list[Linear]) -> list[Layer]:
+    import keras
+
     made = []
     for number, linear in enumerate(layers, start=1):
         inputs, outputs = linear.kernel.shape
@@ -314,13 +292,15 @@ def _dense_layers(keras: Any, layers: list[Linear]) -> list[Any]:
     return made
 
 
-def _model(keras: Any, features: Any, head: list[Any], train_batchnorm: bool) -> Any:
+def _tuned_model(features: KerasModel, head: list[Layer], train_batchnorm: bool) -> KerasModel:
+    import keras
+
     class Tuned(keras.Model):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self) -> None:
             super().__init__(name="featx_tuned")
             self.features, self.head = features, head
 
-        def call(self, inputs: Any) -> Any:
+        def call(self, inputs: list[Tensor]) -> Tensor:
             # Said here and not in the graph: a functional model hands on what it is called with,
             # whatever its layers were called with when it was made.
             x = self.features(inputs, training=train_batchnorm)
@@ -328,7 +308,6 @@ def _model(keras: Any, features: Any, head: list[Any], train_batchnorm: bool) ->
                 x = layer(x)
             return x
 
-        def build_from(self, features: Any) -> None:
-            self.build([tuple(t.shape) for t in features.inputs])
-
-    return Tuned()
+    model = Tuned()
+    model.build([tuple(t.shape) for t in features.inputs])
+    return model

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from featx.exceptions import FineTuningError, UnknownNameError
+from featx.selection.metrics import Json
 
 Mixing = Literal["none", "mixup", "cutmix"]
 _MIXINGS = ("none", "mixup", "cutmix")
@@ -130,7 +131,7 @@ class FineTuneOptions:
             raise UnknownNameError("option of finetune", min(unknown), cls.__slots__)
         return cls(**options)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the options as JSON types."""
         weights = self.class_weight
         plain = dict(weights) if isinstance(weights, Mapping) else weights

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,74 +18,79 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
-from featx.exporting.samples import find_images
+from featx.exporting.verification import find_images
 from featx.extraction.job import with_views
 from featx.extraction.run import extract
 from featx.files.keys import related_rows
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.trainer import CachedActivations, Inputs, Pixels
 from featx.heads.making import make_head
+from featx.heads.rows import Numbers
+from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
 from featx.images.labels import check_splits
+from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier, load_model
+from featx.models.fitting import BlockName
 from featx.models.model_file import read_details
-from featx.models.training import describe_training, require_labels
+from featx.models.training import require_labels
+from featx.models.training_keys import describe_training
 from featx.selection.splits import hold_out
+from featx.selection.transforms import Estimator
+from featx.spec import FeatureSpec, ViewPolicy
+
+Array: TypeAlias = NDArray[np.generic]
+Arrays: TypeAlias = list[Array]
 
 
 @dataclass(slots=True, eq=False)
 class Start:
-    """Where training starts: the features, who is held out, and the head on the others.
+    """Where training starts: the features, who is held out, and the head on the others."""
 
-    Parameters
-    ----------
-    model : ImageClassifier
-        As loaded.
-    source : BackboneSource
-        Its backbone.
-    tap : str
-        Its tap.
-    features : Features
-        Of the backbone as it is.
-    y : ndarray of shape (n,)
-        Labels of its rows.
-    codes : ndarray of shape (n,), int
-        Class of each row, -1 where it has no label.
-    rows, held_out, test : ndarray of int
-        Rows that are trained on, that choose the epoch, and that have no say in anything.
-    named : str
-        The split that is held out, empty where it was drawn.
-    head : estimator
-        The model's own where it was trained on `rows`, else one of its kind that is.
-    """
-
-    model: ImageClassifier
+    model: ImageClassifier  # as loaded
     source: BackboneSource
-    tap: str
-    features: Features
+    block: BlockName
+    features: Features  # of the backbone as it is
     y: NDArray[np.str_]
-    codes: NDArray[np.intp]
-    rows: NDArray[np.intp]
-    held_out: NDArray[np.intp]
-    test: NDArray[np.intp]
-    named: str
-    head: Any
+    codes: Numbers  # class of each row, -1 where it has no label
+    rows: Numbers  # that are trained on, that choose the epoch, and that have no say in anything
+    held_out: Numbers
+    test: Numbers
+    named: str  # the split that is held out, empty where it was drawn
+    head: Estimator  # the model's own where it was trained on the rows, else one of its kind
 
     @property
-    def block(self) -> dict[str, Any]:
-        """Names the block of the features."""
-        return {"backbone": self.source.name, "tap": self.tap}
+    def classes(self) -> list[str]:
+        """Names of the model's classes."""
+        return [str(name) for name in self.model.classes_]
 
-    def probabilities(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    def matrix(self, rows: Numbers) -> NDArray[np.float32]:
+        """Return cached features of rows."""
+        return self.features.matrix(**self.block)[rows].astype(np.float32)
+
+    def probabilities(self, rows: Numbers) -> NDArray[np.float64]:
         """Return what the head says of rows, from cached features."""
-        X = self.features.matrix(**self.block)[rows]
-        found: NDArray[np.float64] = self.head.predict_proba(X.astype(np.float32))
-        return found
+        proba: NDArray[np.float64] = self.head.predict_proba(self.matrix(rows))
+        return proba
+
+    def class_weights(self, options: FineTuneOptions) -> NDArray[np.float64] | None:
+        """Return what an image of each class counts, (k,); None where all count the same."""
+        weights, names = options.class_weight, self.classes
+        if weights is None:
+            return None
+        if isinstance(weights, str):
+            counts = np.bincount(self.codes[self.rows], minlength=len(names))
+            balanced: NDArray[np.float64] = len(self.rows) / (len(names) * np.maximum(counts, 1))
+            return balanced
+        strangers = set(weights) - set(names)
+        if strangers:
+            raise UnknownNameError("class in class_weight", min(strangers), names)
+        return np.array([float(weights.get(name, 1.0)) for name in names])
 
 
 def prepare_start(
     model: ImageClassifier | str | os.PathLike[str],
-    data: Any,
+    data: object,
     options: FineTuneOptions,
     *,
     cache: str | os.PathLike[str] | None,
@@ -122,16 +128,16 @@ def prepare_start(
     y = require_labels(features)
     codes = _codes(model, features, y)
     rows, held_out, test, named = _sides(features, y, codes, options)
-    if trained_on == describe_training(features, y, rows)["sha256"]:
-        head = model.head_
-    else:
-        head = make_head(model.head, seed=model.random_state)
-        X = features.matrix(backbone=source.name, tap=tap)[rows]
-        head.fit(X.astype(np.float32), y[rows])
-    return Start(model, source, tap, features, y, codes, rows, held_out, test, named, head)
+    block: BlockName = {"backbone": source.name, "tap": tap}
+    sides = rows, held_out, test, named
+    start = Start(model, source, block, features, y, codes, *sides, model.head_)
+    if trained_on != describe_training(features, y, rows)["sha256"]:
+        made = make_head(model.head, seed=model.random_state)
+        start.head = made.fit(start.matrix(rows), y[rows])
+    return start
 
 
-def _codes(model: ImageClassifier, features: Features, y: NDArray[np.str_]) -> NDArray[np.intp]:
+def _codes(model: ImageClassifier, features: Features, y: NDArray[np.str_]) -> Numbers:
     classes = [str(name) for name in model.classes_]
     strangers = sorted({str(label) for label in y[features.labels >= 0]} - set(classes))
     if strangers:
@@ -140,13 +146,13 @@ def _codes(model: ImageClassifier, features: Features, y: NDArray[np.str_]) -> N
             f"{', '.join(strangers[:5])}; it knows {', '.join(classes[:10])}. Train a head on this "
             "data first"
         )
-    place = {name: code for code, name in enumerate(classes)}
-    return np.array([place.get(str(label), -1) for label in y], np.intp)
+    codes = {name: code for code, name in enumerate(classes)}
+    return np.array([codes.get(str(label), -1) for label in y], np.intp)
 
 
 def _sides(
-    features: Features, y: NDArray[np.str_], codes: NDArray[np.intp], options: FineTuneOptions
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], str]:
+    features: Features, y: NDArray[np.str_], codes: Numbers, options: FineTuneOptions
+) -> tuple[Numbers, Numbers, Numbers, str]:
     splits = features.splits
     check_splits(splits, repr(features.name))
     split = np.full(len(codes), "") if splits is None else splits
@@ -177,42 +183,29 @@ def _sides(
     return rows, held_out, test, named
 
 
-def class_weights(options: FineTuneOptions, start: Start) -> NDArray[np.float64] | None:
-    """Return what an image of each class counts, shape (k,), None where all count the same."""
-    asked = options.class_weight
-    if asked is None:
-        return None
-    names = [str(name) for name in start.model.classes_]
-    if isinstance(asked, str):
-        counts = np.bincount(start.codes[start.rows], minlength=len(names))
-        balanced: NDArray[np.float64] = len(start.rows) / (len(names) * np.maximum(counts, 1))
-        return balanced
-    strangers = set(asked) - set(names)
-    if strangers:
-        raise UnknownNameError("class in class_weight", min(strangers), names)
-    return np.array([float(asked.get(name, 1.0)) for name in names])
-
-
 _LOG = logging.getLogger("featx")
 _SHARE_OF_DISK = 0.5
 
 
 def prepare_material(
     start: Start,
-    data: Any,
+    data: object,
     options: FineTuneOptions,
     *,
     cache: str | os.PathLike[str] | None,
     engine: str,
-    view_policy: Any,
-    progress: Any,
+    view_policy: str | ViewPolicy | None,
+    progress: object,
 ) -> tuple[TunedNetwork, Inputs]:
     """Build the network, and bring what it takes into the cache."""
     network = network_for(start, options, cache=cache)
     if network.from_pixels:
         plain = start.source.spec(image=start.model.image)
         specs = with_views(plain, options.views, view_policy)
-        return network, Pixels(_images(start.features, data, cache), specs)
+        images = find_images(data, cache)
+        numbers = {path: row for row, path in enumerate(images.paths)}
+        images = images.subset([numbers[path] for path in start.features.paths])
+        return network, Pixels(images, specs)
     taps = [f"{layer}:flatten" for layer in network.cut.layers]
     activations = extract(
         data,
@@ -256,7 +249,7 @@ def network_for(
 def _built(start: Start, options: FineTuneOptions, *, from_pixels: bool) -> TunedNetwork:
     return build_tuned(
         start.source,
-        start.tap,
+        start.block["tap"],
         trainable_steps(start.head),
         options.unfreeze,
         from_pixels=from_pixels,
@@ -272,8 +265,68 @@ def activation_bytes(network: TunedNetwork, start: Start, options: FineTuneOptio
     return each * len(start.features) * (1 + options.views)
 
 
-def _images(features: Features, data: Any, cache: Any) -> Any:
-    """Return the images of the rows of features, in their order."""
-    images = find_images(data, cache)
-    place = {path: row for row, path in enumerate(images.paths)}
-    return images.subset([place[path] for path in features.paths])
+class Inputs(Protocol):
+    """Gives batches of what a model takes."""
+
+    views: int
+    """Number of views beside the image itself."""
+
+    def batches(self, rows: Numbers, size: int, view: int | None = None) -> Iterator[Arrays]:
+        """Give rows in their order, `size` at a time, as they are or in one of the views."""
+
+
+class CachedActivations:
+    """Activations at the cut, mapped from the cache."""
+
+    def __init__(
+        self,
+        features: Features,
+        backbone: str,
+        taps: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+    ) -> None:
+        views = features.views(backbone=backbone, tap=taps[0])
+        self.views, self._shapes = len(views), shapes
+        self._matrices = [
+            [features.matrix(backbone=backbone, tap=tap, view=view) for tap in taps]
+            for view in [None, *views]
+        ]
+
+    def batches(self, rows: Numbers, size: int, view: int | None = None) -> Iterator[Arrays]:
+        """Give rows in their order, `size` at a time."""
+        matrices = self._matrices[0 if view is None else 1 + view]
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            yield [
+                np.asarray(matrix[some], np.float32).reshape(len(some), *shape)
+                for matrix, shape in zip(matrices, self._shapes, strict=True)
+            ]
+
+
+class Pixels:
+    """Pixels, decoded whenever they are needed."""
+
+    def __init__(self, images: ImageDataset, specs: Sequence[FeatureSpec]) -> None:
+        self._images, self.views = images, len(specs) - 1
+        self._targets = [Target(s.input_size_px, s.image, s.views) for s in specs]
+
+    def batches(self, rows: Numbers, size: int, view: int | None = None) -> Iterator[Arrays]:
+        """Give rows in their order, `size` at a time."""
+        target = self._targets[0 if view is None else 1 + view]
+        waiting: dict[int, NDArray[np.uint8]] = {}
+        places = {int(row): place for place, row in enumerate(rows)}
+        begin = 0
+        for loaded in load_images(self._images, rows.tolist(), [target]):
+            if loaded.status != "decoded":
+                raise DatasetError(
+                    f"{self._images.paths[loaded.index]} was read before and cannot be read now: "
+                    f"{loaded.reason}. Restore it, or extract the data again"
+                )
+            waiting[places[loaded.index]] = loaded.pixels[0]
+            # Images come nearly in their order; a batch waits for all of its own.
+            while begin < len(rows):
+                batch = range(begin, min(begin + size, len(rows)))
+                if not all(place in waiting for place in batch):
+                    break
+                yield [np.stack([waiting.pop(place) for place in batch])]
+                begin = batch.stop

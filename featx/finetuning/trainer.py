@@ -6,84 +6,53 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.features import Features
 from featx.engines.backends import load_adapter
-from featx.exceptions import DatasetError, FineTuningError
+from featx.exceptions import FineTuningError
+from featx.exporting.formats import Tensor
 from featx.files.durable import written_whole
+from featx.files.safe_npy import open_npz
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import FineTuneOptions, Mixing
-from featx.images.dataset import ImageDataset
-from featx.images.decode import Target
-from featx.images.loader import load_images
-from featx.spec import FeatureSpec
+from featx.finetuning.start import Array, Arrays, Inputs, Start
+from featx.heads.rows import Floats
+from featx.selection.metrics import Json
+
+Optimizer: TypeAlias = Any
+"""A ``keras.optimizers.Optimizer``; Keras has no types."""
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What an epoch came to; numbers of the hold-out are without augmentation.
+    """What an epoch came to; numbers of the hold-out are without augmentation."""
 
-    Parameters
-    ----------
-    epoch : int
-        From 1; 0 is the start.
-    loss : float
-        Mean over the training images, with smoothing and mixing.
-    val_loss, val_accuracy : float
-        Of the hold-out: log loss, and share that is right.
-    learning_rate : float
-        Of the head, at the end of the epoch.
-    seconds : float
-        For training and hold-out.
-    """
-
-    epoch: int
-    loss: float
-    val_loss: float
+    epoch: int  # from 1; 0 is the start
+    loss: float  # mean over the training images, with smoothing and mixing
+    val_loss: float  # of the hold-out: log loss, and share that is right
     val_accuracy: float
-    learning_rate: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as a line of the history."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    learning_rate: float  # of the head, at the end of the epoch
+    seconds: float  # for training and hold-out
 
 
 @dataclass(slots=True)
 class Trained:
-    """How a training ended.
+    """How a training ended."""
 
-    Parameters
-    ----------
-    history : list of dict
-        The start, and one entry an epoch, see `Epoch`.
-    best_epoch : int
-        0 where no epoch was better than the start.
-    stopped : str
-        Why it ended before its last epoch; empty where it did not.
-    interrupted : bool
-        Whether the user ended it.
-    probabilities : ndarray of shape (n, k)
-        Of the hold-out, after the best epoch.
-    """
-
-    history: list[dict[str, Any]]
-    best_epoch: int
-    stopped: str = ""
-    interrupted: bool = False
-    probabilities: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), "f4"))
+    history: list[Json]  # the start, and one entry an epoch, see `Epoch`
+    best_epoch: int  # 0 where no epoch was better than the start
+    stopped: str  # why it ended before its last epoch
+    interrupted: bool  # whether the user ended it
+    probabilities: NDArray[np.float32]  # of the hold-out, after the best epoch
 
 
-def hold_out_scores(
-    probabilities: NDArray[np.floating[Any]], codes: NDArray[np.intp]
-) -> tuple[float, float]:
+def hold_out_scores(probabilities: Floats, codes: NDArray[np.intp]) -> tuple[float, float]:
     """Return accuracy and log loss."""
     right = float((probabilities.argmax(axis=1) == codes).mean())
     likely = probabilities[np.arange(len(codes)), codes].astype(np.float64)
@@ -99,12 +68,14 @@ def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) ->
     return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(shares: Sequence[float], *, weight_decay: float, accumulate: int = 1) -> Any:
+def make_optimizer(
+    shares: Sequence[float], *, weight_decay: float, accumulate: int = 1
+) -> Optimizer:
     """Make AdamW with a share of the learning rate for every variable."""
     import keras
 
     class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc, name-defined, unused-ignore]
-        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        def update_step(self, gradient: Tensor, variable: Tensor, learning_rate: Tensor) -> None:
             # Of a variable that is not trained yet the moments are kept all the same, so that its
             # first step is not a leap.
             share = shares[self._get_variable_index(variable)]
@@ -116,35 +87,35 @@ def make_optimizer(shares: Sequence[float], *, weight_decay: float, accumulate: 
     return LayerwiseAdamW(gradient_accumulation_steps=accumulate if accumulate > 1 else None)
 
 
-def read_state(optimizer: Any) -> list[NDArray[Any]]:
+def read_state(optimizer: Optimizer) -> Arrays:
     """Return steps taken and moments, between two steps; `write_state` takes them back."""
     parts = optimizer.gradient_accumulation_steps or 1
-    kept = _lasting(optimizer)
-    return [np.array(v) // parts if _counts_batches(v) else np.array(v) for v in kept]
+    lasting = _lasting(optimizer)
+    return [np.array(v) // parts if _counts_batches(v) else np.array(v) for v in lasting]
 
 
-def write_state(optimizer: Any, state: Sequence[NDArray[Any]]) -> None:
+def write_state(optimizer: Optimizer, state: Sequence[Array]) -> None:
     """Take over what `read_state` gave of an optimizer for the same variables."""
     parts = optimizer.gradient_accumulation_steps or 1
     for variable, value in zip(_lasting(optimizer), state, strict=True):
         variable.assign(value * parts if _counts_batches(variable) else value)
 
 
-def _lasting(optimizer: Any) -> list[Any]:
+def _lasting(optimizer: Optimizer) -> list[Tensor]:
     return [v for v in optimizer.variables if "gradient_accumulator" not in v.path]
 
 
-def _counts_batches(variable: Any) -> bool:
+def _counts_batches(variable: Tensor) -> bool:
     return bool(variable.path.endswith("iteration"))
 
 
 def mix(
-    inputs: list[NDArray[Any]],
+    inputs: Arrays,
     targets: NDArray[np.float32],
     how: Mixing,
     alpha: float,
     rng: np.random.Generator,
-) -> tuple[list[NDArray[Any]], NDArray[np.float32]]:
+) -> tuple[Arrays, NDArray[np.float32]]:
     """Mix every image of a batch with another one of it."""
     if how == "none" or len(targets) < 2:
         return inputs, targets
@@ -160,7 +131,7 @@ def mix(
     return inputs, blended.astype(np.float32)
 
 
-def _blend(a: NDArray[Any], b: NDArray[Any], share: float) -> NDArray[Any]:
+def _blend(a: Array, b: Array, share: float) -> Array:
     mixed = share * a.astype(np.float32) + (1 - share) * b.astype(np.float32)
     return np.rint(mixed).astype(np.uint8) if a.dtype == np.uint8 else mixed.astype(a.dtype)
 
@@ -182,9 +153,7 @@ def _sides(shape: tuple[int, ...], box: tuple[float, float, float, float]) -> tu
     return round(top * height), round(bottom * height), round(left * width), round(right * width)
 
 
-def _paste(
-    a: NDArray[Any], b: NDArray[Any], box: tuple[float, float, float, float]
-) -> NDArray[Any]:
+def _paste(a: Array, b: Array, box: tuple[float, float, float, float]) -> Array:
     if a.ndim != 4:
         return a
     top, bottom, left, right = _sides(a.shape, box)
@@ -203,61 +172,41 @@ def _left(shape: tuple[int, ...], box: tuple[float, float, float, float]) -> flo
 
 _LOG = logging.getLogger("featx")
 _DESCRIPTION = "description"
+_FIELDS = ("job", "epochs", "batches_a_step", "history", "best_epoch")
 _GROUPS = ("weights", "optimizer", "best")
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What is needed to go on.
+    """What is needed to resume."""
 
-    Parameters
-    ----------
-    job : str
-        Digest of everything that decides the course of the training.
-    epochs : int
-        Epochs done.
-    batches_a_step : int
-        In how many parts a batch is computed, as memory allows.
-    history : list of dict
-        One entry an epoch.
-    weights, optimizer : list of ndarray
-        Variables of the network and of the optimizer.
-    best : list of ndarray
-        Variables of the network after the best epoch; none if no epoch was better than the start.
-    best_epoch : int
-        0 for the start.
-    """
-
-    job: str
-    epochs: int = 0
-    batches_a_step: int = 1
-    history: list[dict[str, Any]] = field(default_factory=list)
-    weights: list[NDArray[Any]] = field(default_factory=list)
-    optimizer: list[NDArray[Any]] = field(default_factory=list)
-    best: list[NDArray[Any]] = field(default_factory=list)
+    job: str  # digest of everything that decides the course of the training
+    epochs: int = 0  # that are done
+    batches_a_step: int = 1  # in how many parts a batch is computed, as memory allows
+    history: list[Json] = field(default_factory=list)
+    weights: Arrays = field(default_factory=list)  # variables of the network
+    optimizer: Arrays = field(default_factory=list)
+    best: Arrays = field(default_factory=list)  # of the network after the best epoch, if not 0
     best_epoch: int = 0
 
 
 def write_checkpoint(path: Path, state: Checkpoint) -> None:
     """Write a checkpoint by rename, so that a kill leaves the earlier one."""
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
     for group in _GROUPS:
-        arrays |= _numbered(group, getattr(state, group))
-    said = {
-        "job": state.job,
-        "epochs": state.epochs,
-        "batches_a_step": state.batches_a_step,
-        "history": state.history,
-        "best_epoch": state.best_epoch,
+        for number, array in enumerate(getattr(state, group)):
+            arrays[f"{group}_{number}"] = array
+    description = {
+        **{name: getattr(state, name) for name in _FIELDS},
         "counts": {group: len(getattr(state, group)) for group in _GROUPS},
     }
-    arrays[_DESCRIPTION] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    arrays[_DESCRIPTION] = np.frombuffer(json.dumps(description).encode(), np.uint8)
     # Always by the same name, so that kills leave one unfinished file and not many.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, temporary=temporary), temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type, unused-ignore]
     except OSError as error:
         raise FineTuningError(
             f"cannot write {path}: {error.strerror or error}. Free some space, or name another "
@@ -265,119 +214,21 @@ def write_checkpoint(path: Path, state: Checkpoint) -> None:
         ) from error
 
 
-def _numbered(group: str, arrays: Sequence[NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    return {f"{group}_{number}": array for number, array in enumerate(arrays)}
-
-
 def read_checkpoint(path: Path) -> Checkpoint | None:
     """Return the checkpoint at a path, None where there is none; a damaged one is named."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            said = json.loads(found[_DESCRIPTION].tobytes())
-            arrays = {
-                group: [found[f"{group}_{number}"] for number in range(said["counts"][group])]
-                for group in _GROUPS
+        with open_npz(path, most_ratio=1) as file:
+            description = json.loads(file.read(_DESCRIPTION).tobytes())
+            arrays: dict[str, Any] = {
+                group: [file.read(f"{group}_{number}") for number in range(count)]
+                for group, count in description.pop("counts").items()
             }
-            return Checkpoint(
-                said["job"],
-                said["epochs"],
-                said["batches_a_step"],
-                said["history"],
-                best_epoch=said["best_epoch"],
-                **arrays,
-            )
+            return Checkpoint(**description, **arrays)
     except FileNotFoundError:
         return None
     except Exception as error:  # `zipfile` and `numpy` have no base of their errors
         _LOG.warning("%s is damaged, so training starts anew: %s", path, str(error)[:200])
         return None
-
-
-class Inputs(Protocol):
-    """Gives batches of what a model takes."""
-
-    @property
-    def views(self) -> int:
-        """Number of views beside the image itself."""
-
-    def batches(
-        self, rows: NDArray[np.intp], size: int, view: int | None = None
-    ) -> Iterator[list[NDArray[Any]]]:
-        """Give rows in their order, `size` at a time, as they are or in one of the views."""
-
-
-class CachedActivations:
-    """Activations at the cut, mapped from the cache."""
-
-    def __init__(
-        self,
-        features: Features,
-        backbone: str,
-        taps: Sequence[str],
-        shapes: Sequence[tuple[int, ...]],
-    ) -> None:
-        place = {"backbone": backbone, "tap": taps[0]}
-        self._views = features.views(**place)
-        self._shapes = [tuple(shape) for shape in shapes]
-        self._matrices = {
-            view: [features.matrix(backbone=backbone, tap=tap, view=view) for tap in taps]
-            for view in [None, *self._views]
-        }
-
-    @property
-    def views(self) -> int:
-        """Number of views beside the image itself."""
-        return len(self._views)
-
-    def batches(
-        self, rows: NDArray[np.intp], size: int, view: int | None = None
-    ) -> Iterator[list[NDArray[Any]]]:
-        """Give rows in their order, `size` at a time."""
-        matrices = self._matrices[None if view is None else self._views[view]]
-        for start in range(0, len(rows), size):
-            some = rows[start : start + size]
-            yield [
-                np.asarray(matrix[some], np.float32).reshape(len(some), *shape)
-                for matrix, shape in zip(matrices, self._shapes, strict=True)
-            ]
-
-
-class Pixels:
-    """Pixels, decoded whenever they are needed."""
-
-    def __init__(self, images: ImageDataset, specs: Sequence[FeatureSpec]) -> None:
-        self._images = images
-        self._targets = [Target(s.input_size_px, s.image, s.views) for s in specs]
-
-    @property
-    def views(self) -> int:
-        """Number of views beside the image itself."""
-        return len(self._targets) - 1
-
-    def batches(
-        self, rows: NDArray[np.intp], size: int, view: int | None = None
-    ) -> Iterator[list[NDArray[Any]]]:
-        """Give rows in their order, `size` at a time."""
-        target = self._targets[0 if view is None else 1 + view]
-        waiting: dict[int, NDArray[np.uint8]] = {}
-        places = {int(row): place for place, row in enumerate(rows)}
-        begin = 0
-        for loaded in load_images(self._images, rows.tolist(), [target]):
-            if loaded.status != "decoded":
-                raise DatasetError(
-                    f"{self._images.paths[loaded.index]} was read before and cannot be read now: "
-                    f"{loaded.reason}. Restore it, or extract the data again"
-                )
-            waiting[places[loaded.index]] = loaded.pixels[0]
-            # Images come nearly in their order; a batch waits for all of its own.
-            end = min(begin + size, len(rows))
-            if all(place in waiting for place in range(begin, end)):
-                yield [np.stack([waiting.pop(place) for place in range(begin, end)])]
-                begin = end
-        while begin < len(rows):
-            end = min(begin + size, len(rows))
-            yield [np.stack([waiting.pop(place) for place in range(begin, end)])]
-            begin = end
 
 
 HISTORY = "history.jsonl"
@@ -390,33 +241,37 @@ _SMOOTHING = 0.8
 
 
 class Training:
-    """One training, which goes on from its checkpoint where there is one."""
+    """One training, which resumes from its checkpoint where there is one.
+
+    Notes
+    -----
+    The loop is not that of Keras's `fit`: batches of an epoch are drawn from the seed and its
+    number alone, an epoch in which memory runs out is done again in smaller parts, and the moments
+    of the optimizer outlast a change of rates. So a killed training ends with the same weights.
+    """
 
     def __init__(
         self,
+        start: Start,
         network: TunedNetwork,
         inputs: Inputs,
-        codes: NDArray[np.intp],
-        rows: NDArray[np.intp],
-        held_out: NDArray[np.intp],
         options: FineTuneOptions,
         folder: Path,
         job: str,
         *,
-        class_weights: NDArray[np.float64] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
         on_step: Callable[[int, int, int], None] | None = None,
     ) -> None:
-        self._network, self._inputs, self._codes = network, inputs, codes
-        self._rows, self._held_out, self._options = rows, held_out, options
+        self._network, self._inputs, self._codes = network, inputs, start.codes
+        self._rows, self._held_out, self._options = start.rows, start.held_out, options
         self._folder, self._job = folder, job
-        self._class_weights = class_weights
+        self._class_weights = start.class_weights(options)
         self._on_epoch, self._on_step = on_epoch, on_step
-        self._classes = int(codes.max()) + 1
-        self._steps_an_epoch = math.ceil(len(rows) / options.batch_size)
+        self._classes = int(start.codes.max()) + 1
+        self._steps_an_epoch = math.ceil(len(start.rows) / options.batch_size)
         self._parts = 1
         self._shares: list[float] = []
-        self._optimizer: Any = None
+        self._optimizer: Optimizer = None
         self.losses: list[float] = []
         """Loss of every step of this run."""
 
@@ -437,8 +292,8 @@ class Training:
             stopped, interrupted = "interrupted", True
         # Weights of an epoch that was not finished are nobody's.
         self._set_weights(state.best if state.best_epoch else self._start)
-        found = self._predict()
-        return Trained(state.history, state.best_epoch, stopped, interrupted, found)
+        proba = self._predict()
+        return Trained(state.history, state.best_epoch, stopped, interrupted, proba)
 
     def prepare(self) -> None:
         """Set up for the first epoch without scoring or keeping anything, as to time epochs."""
@@ -452,7 +307,7 @@ class Training:
         accuracy, loss = hold_out_scores(self._predict(), self._codes[self._held_out])
         self._compile(1)
         first = Epoch(0, math.nan, loss, accuracy, 0.0, time.perf_counter() - started)
-        state = Checkpoint(self._job, history=[{**first.to_dict(), "loss": None}])
+        state = Checkpoint(self._job, history=[{**asdict(first), "loss": None}])
         self._keep(state)
         if self._on_epoch:
             self._on_epoch(first)
@@ -523,8 +378,8 @@ class Training:
         accuracy, val_loss = hold_out_scores(self._predict(), self._codes[self._held_out])
         seconds = time.perf_counter() - started
         done = Epoch(epoch, loss, val_loss, accuracy, rate, seconds)
-        better = _is_better(done.to_dict(), state.history[state.best_epoch])
-        state.history.append(done.to_dict())
+        better = _rank(asdict(done)) > _rank(state.history[state.best_epoch])
+        state.history.append(asdict(done))
         state.epochs = epoch
         if better:
             state.best_epoch, state.best = epoch, self._weights()
@@ -555,14 +410,11 @@ class Training:
             self.losses.append(loss)
             smooth = loss if number == 0 else _SMOOTHING * smooth + (1 - _SMOOTHING) * loss
             if not math.isfinite(loss) or smooth > limit:
-                return (
-                    loss,
-                    rate,
-                    (
-                        f"the loss diverged ({loss:.3g}) at step {step + 1}, in epoch {epoch}, "
-                        f"at a learning rate of {rate:.2g}: take a lower --learning-rate"
-                    ),
+                trouble = (
+                    f"the loss diverged ({loss:.3g}) at step {step + 1}, in epoch {epoch}, "
+                    f"at a learning rate of {rate:.2g}: take a lower --learning-rate"
                 )
+                return loss, rate, trouble
             total += loss * len(rows)
             if self._on_step:
                 done = min(len(order), (number + 1) * options.batch_size)
@@ -570,7 +422,7 @@ class Training:
         return total / len(order), rate, ""
 
     def _step(
-        self, inputs: list[Any], rows: NDArray[np.intp], rate: float, rng: np.random.Generator
+        self, inputs: Arrays, rows: NDArray[np.intp], rate: float, rng: np.random.Generator
     ) -> float:
         options = self._options
         targets = np.zeros((len(rows), self._classes), np.float32)
@@ -594,7 +446,7 @@ class Training:
 
     def _batch(
         self,
-        inputs: list[Any],
+        inputs: Arrays,
         targets: NDArray[np.float32],
         weights: NDArray[np.float32] | None,
     ) -> float:
@@ -631,10 +483,10 @@ class Training:
         batches = self._inputs.batches(self._held_out, _HOLD_OUT_BATCH)
         return np.concatenate([self._network.probabilities(batch) for batch in batches])
 
-    def _weights(self) -> list[NDArray[Any]]:
+    def _weights(self) -> Arrays:
         return [np.array(value) for value in self._network.model.get_weights()]
 
-    def _set_weights(self, weights: list[NDArray[Any]]) -> None:
+    def _set_weights(self, weights: Arrays) -> None:
         self._network.model.set_weights(weights)
 
     def _keep(self, state: Checkpoint) -> None:
@@ -645,8 +497,5 @@ class Training:
         (self._folder / HISTORY).write_text(lines, "utf-8")
 
 
-def _is_better(now: dict[str, Any], best: dict[str, Any]) -> bool:
-    def rank(entry: dict[str, Any]) -> tuple[float, float]:
-        return entry["val_accuracy"], -entry["val_loss"]
-
-    return rank(now) > rank(best)
+def _rank(entry: Json) -> tuple[float, float]:
+    return entry["val_accuracy"], -entry["val_loss"]

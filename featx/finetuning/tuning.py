@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import FineTuningError, MissingExtraError
+from featx.exporting.formats import Tensor
 from featx.extraction.run import plan_extraction
 from featx.files.outputs import is_model, refuse_replacing
 from featx.finetuning.network import TunedNetwork
@@ -25,7 +26,6 @@ from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import (
     Start,
     activation_bytes,
-    class_weights,
     network_for,
     prepare_material,
     prepare_start,
@@ -36,8 +36,9 @@ from featx.heads.steps import Softmax, dense_steps
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details, save_model
-from featx.models.training import describe_training
-from featx.selection.metrics import score_predictions
+from featx.models.training_keys import describe_training
+from featx.selection.metrics import Json, score_predictions
+from featx.spec import ViewPolicy
 
 _CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
 
@@ -66,7 +67,7 @@ def score_outcome(
     trained: Trained,
     tested: NDArray[np.float32] | None,
     options: FineTuneOptions,
-) -> dict[str, Any]:
+) -> Json:
     """Return the scores of what is to be kept, with the comparison under ``finetuning``."""
     codes = start.codes[start.held_out]
     before = start.probabilities(start.held_out)
@@ -74,7 +75,7 @@ def score_outcome(
     kept = "finetuned" if trained.best_epoch else "head"
     epochs = len(trained.history) - 1
     where = f"split {start.named}" if start.named else "hold-out"
-    comparison: dict[str, Any] = {
+    comparison: Json = {
         "kept": kept,
         "hold_out": f"{where} of {len(codes)} images",
         "best_epoch": trained.best_epoch,
@@ -107,7 +108,7 @@ def save_tuned(
     start: Start,
     network: TunedNetwork,
     trained: Trained,
-    metrics: dict[str, Any],
+    metrics: Json,
     target: Path,
     command: str | None,
     *,
@@ -126,7 +127,7 @@ def save_tuned(
     made = ImageClassifier(
         start.model.backbone,
         f"dense:hidden={tuple(len(bias) for _, bias in layers[:-1])}",
-        tap=start.tap,
+        tap=start.block["tap"],
         input_size=start.source.input_size_px,
         preprocessing=start.model.preprocessing,
         image=spec.image,
@@ -152,51 +153,33 @@ _STEPS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsal:
-    """What a fine-tuning would take.
+    """What a fine-tuning would take."""
 
-    Parameters
-    ----------
-    images, held_out : int
-        Images that are trained on, and that choose the epoch.
-    cut : list of str
-        Layers whose activations are cached; none where training starts from pixels.
-    trained_layers, trained_parameters, frozen_parameters : int
-        Of the backbone up to the tap.
-    activation_bytes : int
-        Of the cache for all images and views.
-    extraction_s : float
-        Seconds for those that the cache does not have.
-    epoch_s, seconds : float
-        Seconds of an epoch, and of all with the extraction.
-    memory_bytes : int, optional
-        Peak of the process, with batches as asked for; None where it cannot be told.
-    """
-
-    images: int
+    images: int  # that are trained on, and that choose the epoch
     held_out: int
-    cut: list[str]
-    trained_layers: int
+    cut: list[str]  # layers whose activations are cached; none where training starts from pixels
+    trained_layers: int  # of the backbone up to the tap, as the next two
     trained_parameters: int
     frozen_parameters: int
-    activation_bytes: int
-    extraction_s: float
-    epoch_s: float
+    activation_bytes: int  # of the cache for all images and views
+    extraction_s: float  # for those that the cache does not have
+    epoch_s: float  # of an epoch, and of all with the extraction
     seconds: float
-    memory_bytes: int | None
+    memory_bytes: int | None  # peak of the process; None where it cannot be told
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return it as JSON types."""
         return asdict(self)
 
 
 def rehearse(
     model: ImageClassifier | str | os.PathLike[str],
-    data: Any,
+    data: object,
     *,
     cache: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     engine: str = "auto",
-    view_policy: Any = None,
+    view_policy: str | ViewPolicy | None = None,
     trust: bool = False,
     **options: Any,
 ) -> Rehearsal:
@@ -240,7 +223,7 @@ def rehearse(
     )
 
 
-def _numbers(variables: list[Any]) -> int:
+def _numbers(variables: list[Tensor]) -> int:
     return sum(math.prod(v.shape) for v in variables)
 
 
@@ -267,7 +250,7 @@ def _measured(network: TunedNetwork, asked: FineTuneOptions, classes: int) -> tu
     return statistics.median(training[1:]), statistics.median(holding[1:]) / asked.batch_size
 
 
-def _timed(call: Any) -> float:
+def _timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -300,8 +283,8 @@ class FineTuned:
     model: ImageClassifier
     path: Path
     kept: str
-    metrics: dict[str, Any]
-    history: list[dict[str, Any]]
+    metrics: Json
+    history: list[Json]
     stopped: str
     interrupted: bool
     cut: tuple[str, ...]
@@ -309,13 +292,13 @@ class FineTuned:
 
 def finetune(
     model: ImageClassifier | str | os.PathLike[str],
-    data: Any,
+    data: object,
     output: str | os.PathLike[str],
     *,
     cache: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     engine: str = "auto",
-    view_policy: Any = None,
+    view_policy: str | ViewPolicy | None = None,
     resume: bool = True,
     trust: bool = False,
     command: str | None = None,
@@ -412,17 +395,13 @@ def finetune(
     network, inputs = prepare_material(
         start, data, asked, cache=cache, engine=engine, view_policy=view_policy, progress=progress
     )
-    folder = training_folder(target)
     training = Training(
+        start,
         network,
         inputs,
-        start.codes,
-        start.rows,
-        start.held_out,
         asked,
-        folder,
+        training_folder(target),
         _job(start, asked, network, view_policy),
-        class_weights=class_weights(asked, start),
         on_epoch=on_epoch,
         on_step=progress if callable(progress) else None,
     )
@@ -468,12 +447,12 @@ def training_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
-def _job(start: Start, options: FineTuneOptions, network: TunedNetwork, view_policy: Any) -> str:
+def _job(start: Start, options: FineTuneOptions, network: TunedNetwork, view_policy: object) -> str:
     """Return the digest of everything that decides the course of a training."""
     said = {
         "options": options.to_dict(),
         "spec": start.source.spec(image=start.model.image).to_dict(),
-        "tap": start.tap,
+        "tap": start.block["tap"],
         "cut": network.cut.layers,
         "from_pixels": network.from_pixels,
         "view_policy": str(view_policy),

@@ -14,12 +14,15 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
+from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
 from featx.models.classifier import ImageClassifier
+from featx.models.fitting import BlockName
 from featx.models.training_keys import count_training_images, overlap_note
 from featx.selection.metrics import (
     CALIBRATION_BINS,
+    Json,
     bootstrap_difference,
     bootstrap_intervals,
     bootstrap_label_sets,
@@ -36,7 +39,7 @@ def evaluate(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Json:
     """Score a model on labelled images.
 
     Parameters
@@ -74,28 +77,22 @@ def evaluate(
     if note := overlap_note(answers.overlap):
         _LOG.warning("%s", note)
     score = score_label_sets if model.multilabel else score_predictions
-    found = {**score(answers.y, answers.proba, answers.classes), "failed": answers.failed}
+    judged = answers.y, answers.proba, answers.classes
+    scores: Json = {**score(*judged), "failed": answers.failed}
     if answers.overlap is not None:
-        found["training_overlap"] = answers.overlap
+        scores["training_overlap"] = answers.overlap
     if not model.multilabel:
-        found["calibration_bins"] = CALIBRATION_BINS
+        scores["calibration_bins"] = CALIBRATION_BINS
     if bootstrap:
         draw = bootstrap_label_sets if model.multilabel else bootstrap_intervals
-        found["intervals"] = draw(
-            answers.y,
-            answers.proba,
-            answers.classes,
-            groups=answers.copies(),
-            samples=bootstrap,
-            seed=seed,
-        )
-        found["intervals_of"] = {
+        scores["intervals"] = draw(*judged, groups=answers.copies(), samples=bootstrap, seed=seed)
+        scores["intervals_of"] = {
             "level": 0.95,
             "method": "percentile bootstrap over images, copies together",
             "samples": bootstrap,
             "seed": seed,
         }
-    return found
+    return scores
 
 
 def compare_models(
@@ -106,7 +103,7 @@ def compare_models(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Json:
     """Compare two models on the same labelled images.
 
     Parameters
@@ -148,41 +145,40 @@ def compare_models(
             "McNemar's test compares models that answer alike, received one that gives one label "
             "an image and one that gives several: evaluate each by itself"
         )
-    one = _answer(first, data)
-    two = _answer(second, data if second_data is None else second_data)
-    if one.names != two.names or one.labels() != two.labels():
+    answers = [_answer(first, data), _answer(second, data if second_data is None else second_data)]
+    if answers[0].names != answers[1].names or answers[0].labels() != answers[1].labels():
         raise DatasetError(
             "the two models were asked about different images: evaluate both on one dataset, of "
             "which both can read every image"
         )
-    if len(one.keys) and (one.keys != two.keys).any():
+    if len(answers[0].keys) and (answers[0].keys != answers[1].keys).any():
         raise DatasetError("an image changed between the two extractions: extract both again")
-    right_one, right_two = one.right(), two.right()
-    only_one = int((right_one & ~right_two).sum())
-    only_two = int((right_two & ~right_one).sum())
-    differing = only_one + only_two
-    p_value = float(binomtest(only_one, differing, 0.5).pvalue) if differing else 1.0
-    found: dict[str, Any] = {
-        "images": len(one.y),
+    right_first, right_second = answers[0].right(), answers[1].right()
+    only_first = int((right_first & ~right_second).sum())
+    only_second = int((right_second & ~right_first).sum())
+    differing = only_first + only_second
+    comparison: Json = {
+        "images": len(right_first),
         "right": "every label" if first.multilabel else "the label",
-        "accuracy": [float(right_one.mean()), float(right_two.mean())],
-        "difference": float(right_two.mean() - right_one.mean()),
-        "only_first_right": only_one,
-        "only_second_right": only_two,
-        "both_right": int((right_one & right_two).sum()),
-        "both_wrong": int((~right_one & ~right_two).sum()),
+        "accuracy": [float(right_first.mean()), float(right_second.mean())],
+        "difference": float(right_second.mean() - right_first.mean()),
+        "only_first_right": only_first,
+        "only_second_right": only_second,
+        "both_right": int((right_first & right_second).sum()),
+        "both_wrong": int((~right_first & ~right_second).sum()),
         "test": "McNemar, exact, two-sided",
-        "p_value": p_value,
+        "p_value": float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0,
     }
-    if note := overlap_note(two.overlap):
+    overlaps = [answer.overlap for answer in answers]
+    if note := overlap_note(overlaps[1]):
         _LOG.warning("the second model: %s", note)
-    if one.overlap is not None and two.overlap is not None:
-        found["training_overlap"] = [one.overlap, two.overlap]
+    if None not in overlaps:
+        comparison["training_overlap"] = overlaps
     if bootstrap:
-        found["interval"] = bootstrap_difference(
-            right_two, right_one, groups=one.copies(), samples=bootstrap, seed=seed
+        comparison["interval"] = bootstrap_difference(
+            right_second, right_first, groups=answers[0].copies(), samples=bootstrap, seed=seed
         )
-    return found
+    return comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +189,9 @@ class _Answers:
     several.
     """
 
-    y: NDArray[Any]
-    answers: NDArray[Any]
-    proba: NDArray[np.floating[Any]]
+    y: Any
+    answers: NDArray[np.generic]
+    proba: Floats
     classes: NDArray[np.str_]
     names: list[str]
     keys: NDArray[np.uint8]
@@ -209,7 +205,7 @@ class _Answers:
             right = np.asarray(right.all(axis=1))
         return right
 
-    def labels(self) -> list[Any]:
+    def labels(self) -> list[object]:
         """Return the label of each image, or the set of them."""
         if self.y.ndim == 2:
             return [frozenset(self.classes[row > 0].tolist()) for row in self.y]
@@ -245,44 +241,42 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
     if not chosen.any():
         raise DatasetError(f"{name!r} has no labelled image that could be read")
     known = model.classes_.astype(str)
-    looked_at = [part[chosen] for part in parts]
     names, keys = [paths[row] for row in np.flatnonzero(chosen)], np.asarray(keys)[chosen]
-    overlap = count_training_images(model.training_, keys)
+    truth: NDArray[np.generic] = y[chosen]
     if model.multilabel:
-        truth = label_matrix(y[chosen].tolist(), known.tolist(), what=repr(name))
-        proba = model.average_proba(looked_at)
-        return _Answers(truth, model.decide(proba), proba, known, names, keys, failed, overlap)
-    strangers = sorted(set(y[chosen].tolist()) - set(known.tolist()))
-    if strangers:
+        truth = label_matrix(truth.tolist(), known.tolist(), what=repr(name))
+    elif strangers := sorted(set(truth.tolist()) - set(known.tolist())):
         raise DatasetError(
             f"{name!r} has classes that the model does not know: {', '.join(strangers[:5])}; it "
             f"knows {', '.join(known[:10].tolist())}"
         )
-    proba = model.average_proba(looked_at)
-    answers = model.decide(proba).astype(str)
-    return _Answers(y[chosen], answers, proba, known, names, keys, failed, overlap)
+    proba = model.average_proba([part[chosen] for part in parts])
+    answers = model.decide(proba)
+    overlap = count_training_images(model.training_, keys)
+    answers = answers if model.multilabel else answers.astype(str)
+    return _Answers(truth, answers, proba, known, names, keys, failed, overlap)
 
 
-def _from_features(model: ImageClassifier, features: Features) -> list[Any]:
+def _from_features(model: ImageClassifier, features: Features) -> list[Floats]:
     several = sum(block.view is None for block in features.blocks) > 1
-    block = features.block(
+    named = features.block(
         backbone=canonical_name(model.backbone) if several else None,
         tap=str(parse_tap(model.tap)) if several else None,
     )
-    place: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
-    model.check_width(features.width(**place))
-    spec = features.spec(**place)
+    block: BlockName = {"backbone": named.backbone, "tap": named.tap}
+    model.check_width(features.width(**block))
+    spec = features.spec(**block)
     if model.spec_ is not None and spec != model.spec_:
         raise FeaturesError(
             f"the features are of {spec.name}, the model was trained on {model.spec_.name}"
         )
     specs = with_views(spec, model.views_averaged, model.view_policy)
-    views = [None, *features.views(**place)]
-    view_of = {features.spec(**place, view=view): view for view in views}
+    views = [None, *features.views(**block)]
+    view_of = {features.spec(**block, view=view): view for view in views}
     if not set(specs) <= set(view_of):
         views_needed = len(specs) - 1
         raise FeaturesError(
             f"the model averages over {views_needed} views that {features.name!r} does not have: "
             f"extract it with --views {views_needed} (views={views_needed}) and the model's policy"
         )
-    return [features.matrix(**place, view=view_of[spec]) for spec in specs]
+    return [features.matrix(**block, view=view_of[spec]) for spec in specs]

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ from featx.heads.novelty import dump_novelty, load_novelty
 from featx.heads.storage import DESCRIPTION as STEPS
 from featx.heads.storage import dump_head, load_head
 from featx.models.image_features import ImageFeatures
-from featx.selection.metrics import MOST_CONFUSED
+from featx.selection.metrics import MOST_CONFUSED, Json
 from featx.spec import FeatureSpec, ViewPolicy
 
 KIND = "featx-model"
@@ -59,7 +59,7 @@ _MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, NETWORK, OWN_NETWORK)
 _MOST_BYTES = 4 << 30
 
 
-def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def read_artefact(path: Path) -> tuple[Json, dict[str, bytes]]:
     """Read what ``model.json`` says, and the bytes of every other member."""
     if not path.is_file():
         raise ArtefactError(
@@ -76,7 +76,7 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         ) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _read(path: Path) -> tuple[Json, dict[str, bytes]]:
     size = path.stat().st_size
     if size > _MOST_BYTES:
         raise ArtefactError(f"{path} has {size:,} bytes, more than any model of featx: refused")
@@ -103,7 +103,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     return details, files
 
 
-def _require_version(path: Path, details: dict[str, Any]) -> None:
+def _require_version(path: Path, details: Json) -> None:
     if details.get("type") != KIND:
         raise ArtefactError(f"{path}: {DESCRIPTION} does not describe a featx model")
     version = details.get("version")
@@ -121,33 +121,49 @@ _MOST_PX = 1 << 14
 _MOST_VIEWS = 1000
 
 
-def read_classifier(
-    path: Path,
-    details: dict[str, Any],
+def read_model(
     make: Callable[..., Any],
+    path: str | os.PathLike[str],
     *,
     cache: str | os.PathLike[str] | None,
     weights: str | os.PathLike[str] | None,
     engine: str,
-    trust: bool = False,
+    trust: bool,
 ) -> Any:
-    """Make the classifier that ``model.json`` describes, without its head."""
+    """Return the model of a file, made by what takes its parameters; see `featx.load`."""
+    file = Path(path)
+    details, files = read_artefact(file)
     try:
-        described = _with_own_network(path, details)
-        model = _read_model(described, make, cache, weights, engine)
+        described = _with_own_network(file, details)
+        parameters, spec = _read_parameters(described, weights)
+        model = make(**parameters, cache=cache, engine=engine)
+        model.n_features_in_ = _typed(described["n_features"], int, "n_features")
+        _require_range("n_features", model.n_features_in_, _MOST_FEATURES)
+        _typed(described["classes"], list, "classes")
     except CacheFormatError as error:
-        raise ArtefactError(f"{path}: {error}") from error
+        raise ArtefactError(f"{file}: {error}") from error
     except FeatxError as error:
-        raise ArtefactError(f"{path} is damaged, or of another featx: {error}") from error
+        raise ArtefactError(f"{file} is damaged, or of another featx: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ArtefactError(f"{path} is damaged: model.json lacks or distorts {error}") from error
+        raise ArtefactError(f"{file} is damaged: model.json lacks or distorts {error}") from error
+    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
     model.trust = trust
-    stated = details.get("training")
-    model.training_ = stated if isinstance(stated, dict) else {}
+    training = details.get("training")
+    model.training_ = training if isinstance(training, dict) else {}
+    model.head_ = load_head(files, trust=trust)
+    _check_head(file, model, details)
+    if NOVELTY in files:
+        novelty = details.get("novelty")
+        if not isinstance(novelty, dict):
+            raise ArtefactError(f"{file} does not describe its {NOVELTY}: it was changed")
+        try:
+            model.novelty_ = load_novelty(novelty, files[NOVELTY], model.n_features_in_)
+        except ArtefactError as error:
+            raise ArtefactError(f"{file}: {error}") from error
     return model
 
 
-def _with_own_network(path: Path, details: dict[str, Any]) -> dict[str, Any]:
+def _with_own_network(path: Path, details: Json) -> Json:
     """Return the description of a model that takes its network, where it has one, from its file."""
     own = [name for name in (NETWORK, OWN_NETWORK) if name in details["files"]]
     if not own:
@@ -163,13 +179,10 @@ def _with_own_network(path: Path, details: dict[str, Any]) -> dict[str, Any]:
     return {**details, "parameters": parameters, "spec": spec}
 
 
-def _read_model(
-    details: dict[str, Any],
-    make: Callable[..., Any],
-    cache: str | os.PathLike[str] | None,
-    weights: str | os.PathLike[str] | None,
-    engine: str,
-) -> Any:
+def _read_parameters(
+    details: Json, weights: str | os.PathLike[str] | None
+) -> tuple[Json, FeatureSpec]:
+    """Return the parameters of the classifier that ``model.json`` describes, and its features."""
     spec = FeatureSpec.from_dict(details["spec"])
     # Imported features have no images, and so a size of 0.
     for side in spec.input_size_px:
@@ -182,34 +195,29 @@ def _read_model(
         raise ArtefactError(
             f"its specification is of {spec.backbone}, its parameters are of {backbone}"
         )
-    kept = details["weights"]
-    if kept is not None:
-        _typed(kept, str, "weights")
-    prefix = backbone.partition(":")[0]
+    if details["weights"] is not None:
+        _typed(details["weights"], str, "weights")
     if weights is not None and locate_network(backbone) is not None:
+        prefix = backbone.partition(":")[0]
         backbone, weights = f"{prefix}:{os.fspath(weights)}", None
     choice = BackboneChoice(
         backbone,
-        weights if weights is not None else kept,
+        weights if weights is not None else details["weights"],
         preprocessing=parameters["preprocessing"],
     )
-    model = make(
-        head=parameters["head"],
+    read = {
+        "head": parameters["head"],
         **choice.completed(spec).arguments(),
-        tap=tap,
-        image=spec.image,
-        **_read_views(details),
-        cache=cache,
-        engine=engine,
-        multilabel=parameters.get("multilabel", False) is True,
-        random_state=parameters["random_state"],
-    )
-    model.n_features_in_ = _typed(details["n_features"], int, "n_features")
-    _require_range("n_features", model.n_features_in_, _MOST_FEATURES)
-    if not isinstance(details["classes"], list):
-        raise TypeError("classes")
-    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
-    return model
+        "tap": tap,
+        "image": spec.image,
+        "multilabel": parameters.get("multilabel", False) is True,
+        "random_state": parameters["random_state"],
+    }
+    if (views := details.get("views")) is not None:
+        _require_range("number of views", _typed(views["count"], int, "views"), _MOST_VIEWS)
+        read["views"], read["average_views"] = views["count"], bool(views["average"])
+        read["view_policy"] = ViewPolicy.from_dict(views["policy"])
+    return read, spec
 
 
 def _typed(value: Any, kind: type, name: str) -> Any:
@@ -223,22 +231,8 @@ def _require_range(name: str, value: int, most: int, *, least: int = 1) -> None:
         raise ArtefactError(f"{name} is {value}, expected {least} to {most}")
 
 
-def _read_views(details: dict[str, Any]) -> dict[str, Any]:
-    kept = details.get("views")
-    if kept is None:
-        return {}
-    _require_range("number of views", _typed(kept["count"], int, "views"), _MOST_VIEWS)
-    return {
-        "views": kept["count"],
-        "average_views": bool(kept["average"]),
-        "view_policy": ViewPolicy.from_dict(kept["policy"]),
-    }
-
-
-def check_answers(
-    path: Path, model: Any, details: dict[str, Any], files: Mapping[str, bytes]
-) -> None:
-    """Compare the head with what the file says of it, have it answer once, and add the rest."""
+def _check_head(path: Path, model: Any, details: Json) -> None:
+    """Compare the head with what the file says of it, and have it answer once."""
     try:
         complaint = _complaint(model, details)
     except Exception as error:
@@ -248,17 +242,9 @@ def check_answers(
         ) from error
     if complaint:
         raise ArtefactError(f"{path} {complaint}")
-    if NOVELTY in files:
-        said = details.get("novelty")
-        if not isinstance(said, dict):
-            raise ArtefactError(f"{path} does not describe its {NOVELTY}: it was changed")
-        try:
-            model.novelty_ = load_novelty(said, files[NOVELTY], model.n_features_in_)
-        except ArtefactError as error:
-            raise ArtefactError(f"{path}: {error}") from error
 
 
-def _complaint(model: Any, details: dict[str, Any]) -> str:
+def _complaint(model: Any, details: Json) -> str:
     head, width = model.head_, model.n_features_in_
     stated = details["classes"]
     if head.classes_.tolist() != (list(range(len(stated))) if model.multilabel else stated):
@@ -270,29 +256,24 @@ def _complaint(model: Any, details: dict[str, Any]) -> str:
         # Asked once, so that a head whose arrays do not fit is refused here and not later.
         rows = np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)])
         proba = np.asarray(head.predict_proba(rows))
-        if proba.shape != (2, len(model.classes_)) or not _are_probabilities(proba):
+        between = np.isfinite(proba) & (proba >= -1e-6) & (proba <= 1.001)
+        if proba.shape != (2, len(model.classes_)) or not between.all():
             return "has a head that gives no probabilities: refused"
     return ""
-
-
-def _are_probabilities(values: np.ndarray[Any, Any]) -> bool:
-    return bool(np.isfinite(values).all() and (values >= -1e-6).all() and (values <= 1.001).all())
 
 
 _PACKAGES = (
     "featx", "h5py", "keras", "numpy", "openvino", "pillow", "scikit-learn", "skops", "tensorflow"
 )  # fmt: skip
-_PARAMETERS = (
-    *("backbone", "head", "tap", "input_size", "preprocessing", "random_state", "multilabel"),
-)
+_PARAMETERS = ("head", "tap", "input_size", "preprocessing", "random_state", "multilabel")
 
 
 def save_model(
     model: ImageFeatures,
     path: str | os.PathLike[str],
     *,
-    metrics: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None,
+    metrics: Json | None = None,
+    training: Json | None = None,
     spec: FeatureSpec | None = None,
     command: str | None = None,
     network: bytes | None = None,
@@ -344,6 +325,9 @@ def save_model(
         novelty["novelty"], files[NOVELTY] = dump_novelty(model.novelty_)
     carried, members = _network(model, known, network)
     files |= members
+    metrics = dict(metrics or {})
+    if len(metrics.get("confusion", ())) > MOST_CONFUSED:
+        del metrics["confusion"]  # of thousands of classes it would be most of the file
     details = {
         "type": KIND,
         "version": VERSION if STEPS in files else 2 if carried else 1,
@@ -352,14 +336,14 @@ def save_model(
         "classes": model.classes_.tolist(),
         "n_features": int(model.n_features_in_),
         "parameters": {
-            **{name: _plain(getattr(model, name)) for name in _PARAMETERS},
             "backbone": _absolute_backbone(model.backbone),
+            **{name: _plain(getattr(model, name)) for name in _PARAMETERS},
         },
         **_views(model),
         "weights": _absolute(model.weights),
         **carried,
         **novelty,
-        "metrics": _plain(_without_large_tables(metrics or {})),
+        "metrics": _plain(metrics),
         "training": _plain(model.training_ if training is None else training),
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -372,10 +356,10 @@ def save_model(
 
 def _network(
     model: ImageFeatures, spec: FeatureSpec, network: bytes | None
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+) -> tuple[Json, dict[str, bytes]]:
     """Return the network that belongs into the file, nothing where others have it too."""
-    own = model.backbone.removeprefix("file:") if model.backbone.startswith("file:") else ""
-    carrier = own or model.weights
+    prefix, _, path = model.backbone.partition(":")
+    carrier = path if prefix == "file" and path else model.weights
     tuned = read_tuned(carrier) if is_tuned_file(carrier) else None
     if network is None:
         if tuned is None:
@@ -410,20 +394,13 @@ def _write(target: Path, files: dict[str, bytes]) -> None:
         ) from error
 
 
-def _without_large_tables(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Leave out a confusion matrix of thousands of classes, which would be most of the file."""
-    if len(metrics.get("confusion", ())) <= MOST_CONFUSED:
-        return metrics
-    return {name: value for name, value in metrics.items() if name != "confusion"}
-
-
-def _views(model: ImageFeatures) -> dict[str, Any]:
+def _views(model: ImageFeatures) -> Json:
     """Return what a prediction has to know of views, nothing where there are none."""
     if not model.views:
         return {}
     policy = replace(as_view_policy(model.view_policy), index=0)
-    kept = {"count": model.views, "average": model.average_views, "policy": policy.to_dict()}
-    return {"views": kept}
+    views = {"count": model.views, "average": model.average_views, "policy": policy.to_dict()}
+    return {"views": views}
 
 
 def _absolute_backbone(backbone: str) -> str:
@@ -440,7 +417,7 @@ def _absolute(weights: str | os.PathLike[str] | None) -> str | None:
     return str(path.resolve()) if path.exists() else os.fspath(weights)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a value as JSON has it; what JSON has no number for becomes null."""
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -456,14 +433,14 @@ def _plain(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            versions[package] = metadata.version(package)
+    return versions
 
 
-def read_details(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_details(path: str | os.PathLike[str]) -> Json:
     """Return what ``model.json`` says, without loading the head."""
     return read_artefact(Path(path))[0]
 
@@ -476,28 +453,7 @@ class Predictor(ImageFeatures):
         self.views, self.average_views, self.view_policy = 0, False, None
         self.multilabel, self.trust = False, False
         self.__dict__.update(parameters)
-        self.novelty_: Any = None
-        self.classes_: NDArray[Any] = np.empty(0, np.str_)
-
-
-def read_model(
-    kind: Callable[..., Any],
-    path: str | os.PathLike[str],
-    *,
-    cache: str | os.PathLike[str] | None,
-    weights: str | os.PathLike[str] | None,
-    engine: str,
-    trust: bool,
-) -> Any:
-    """Return the model of a file, made by what takes its parameters; see `featx.load`."""
-    file = Path(path)
-    details, files = read_artefact(file)
-    model = read_classifier(
-        file, details, kind, cache=cache, weights=weights, engine=engine, trust=trust
-    )
-    model.head_ = load_head(files, trust=trust)
-    check_answers(file, model, details, files)
-    return model
+        self.classes_: NDArray[np.generic] = np.empty(0, np.str_)
 
 
 def load_predictor(

@@ -21,7 +21,6 @@ from featx.backbones.taps import parse_tap
 from featx.backbones.weights import find_weights_file
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Block
 from featx.engines.engine import Engine
 from featx.exceptions import FeatxError, HeadError
 from featx.extraction.backbone_choice import BackboneChoice
@@ -29,79 +28,70 @@ from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
 from featx.files.keys import related_rows
 from featx.heads.learning import require_streamable
-from featx.heads.making import make_head
+from featx.heads.rows import Numbers
+from featx.heads.table import HEADS
 from featx.heads.targets import label_strata
-from featx.images.labels import check_splits, read_label_sets, split_of
+from featx.images.labels import check_splits, split_of
 from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
-from featx.models.fitting import Fitting, block_bytes
-from featx.models.training import (
-    check_labels,
-    describe_training,
-    label_targets,
-    require_classes,
-    require_labels,
-)
-from featx.selection.honest import HonestScore
+from featx.models.fitting import BlockName, Fitting, block_bytes, untrained_model
+from featx.models.training import check_classes, label_targets, require_labels
 from featx.selection.leaderboard import Row, ranked
-from featx.selection.measuring import FeatureBlock, Watch
-from featx.selection.search_space import DEFAULT_HEADS, Candidate, SearchSpace, read_space_file
-from featx.selection.searching import SearchOutcome, check_length, search_arrays
+from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
+from featx.selection.metrics import Json
+from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
+from featx.selection.searching import HonestScore, SearchOutcome, check_length, search_arrays
 from featx.selection.splits import named_fold
-from featx.selection.strategies import SearchOptions
 from featx.selection.transforms import parse_transform, pipeline
 from featx.selection.trials import Trial
 from featx.terminal import console, drawing, visible
-
-
-def feature_block(
-    features: Features,
-    backbone: str,
-    tap: str,
-    cost: tuple[float | None, int | None, float],
-    sample: SearchSample | None,
-) -> FeatureBlock:
-    """Return one block, or a sample of its rows, with its views and what its backbone costs."""
-    place: dict[str, Any] = {"backbone": backbone, "tap": tap}
-    views = features.views(**place)
-    made = [features.spec(**place), *(features.spec(**place, view=view) for view in views)]
-    parts = [None, *views]
-    if sample is None:
-        matrices = [features.matrix(**place, view=view) for view in parts]
-    else:
-        matrices = [features.take(sample.rows, **place, view=view) for view in parts]
-    drawn = [] if sample is None else [sample.digest]
-    return FeatureBlock(
-        backbone,
-        tap,
-        matrices[0],
-        digest=" ".join([tap, *(spec.digest for spec in made), *drawn]),
-        views=tuple(matrices[1:]),
-        ms=cost[0],
-        bytes=cost[1],
-        cost=cost[2],
-    )
-
 
 _BATCH = 32
 _MEASURE_S = 0.5
 
 
-def backbone_cost(
+def _feature_block(
     features: Features,
-    block: Block,
+    name: BlockName,
     choice: BackboneChoice,
-    *,
-    engine: str = "auto",
-    cache: str | os.PathLike[str] | None = None,
+    sample: SearchSample | None,
+    engine: str,
+    cache: str | os.PathLike[str] | None,
+) -> FeatureBlock:
+    """Return one block, or a sample of its rows, with its views and what its backbone costs."""
+    parts = [None, *features.views(**name)]
+    specs = [features.spec(**name, view=view) for view in parts]
+    if sample is None:
+        matrices = [features.matrix(**name, view=view) for view in parts]
+    else:
+        matrices = [features.take(sample.rows, **name, view=view) for view in parts]
+    drawn = [] if sample is None else [sample.digest]
+    ms, size, cost = _backbone_cost(features, name, choice, engine, cache)
+    return FeatureBlock(
+        **name,
+        X=matrices[0],
+        digest=" ".join([name["tap"], *(spec.digest for spec in specs), *drawn]),
+        views=tuple(matrices[1:]),
+        ms=ms,
+        bytes=size,
+        cost=cost,
+    )
+
+
+def _backbone_cost(
+    features: Features,
+    name: BlockName,
+    choice: BackboneChoice,
+    engine: str,
+    cache: str | os.PathLike[str] | None,
 ) -> tuple[float | None, int | None, float]:
-    """Measure the forward pass of a block's backbone on random pixels."""
-    spec = features.spec(backbone=block.backbone, tap=block.tap)
+    """Return milliseconds an image of a block's backbone on random pixels, bytes, and its order."""
+    spec, backbone = features.spec(**name), name["backbone"]
     height, width = spec.input_size_px
-    row = CATALOG.get(block.backbone)
+    row = CATALOG.get(backbone)
     size = None if row is None else int(row.parameters * 4)
     cost = 0.0 if size is None else size / 4 * height * width
-    if block.backbone.startswith("import:"):
+    if backbone.startswith("import:"):
         return None, None, 0.0
     if row is not None and choice.weights is None and find_weights_file(row) is None:
         return None, size, cost  # a timing is not worth a download
@@ -112,7 +102,7 @@ def backbone_cost(
             cost = size / 4 * height * width
         layout = None if cache is None else CacheLayout.at(cache)
         folder = engines_folder(layout, writing=False)
-        network = Network(source, (block.tap,), engine, folder=folder).open()
+        network = Network(source, (name["tap"],), engine, folder=folder).open()
     except (FeatxError, OSError):
         return None, size, cost
     return _milliseconds(network, (height, width)), size, cost
@@ -144,18 +134,10 @@ _LEAST_ROWS = 100
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchSample:
-    """The rows that candidates are measured on.
+    """The rows that candidates are measured on, and those that the winner is trained on."""
 
-    Parameters
-    ----------
-    rows : ndarray of int, ascending
-        Rows of the features.
-    training : ndarray of int, ascending
-        Rows that the winner is to be trained on.
-    """
-
-    rows: NDArray[np.intp]
-    training: NDArray[np.intp]
+    rows: Numbers
+    training: Numbers
 
     @property
     def digest(self) -> str:
@@ -172,18 +154,11 @@ class SearchSample:
         )
 
 
-def default_heads() -> list[str]:
-    """Names of the heads that a search tries within a bound when none are named."""
-    from featx.heads.table import HEADS
-
-    return [name for name in DEFAULT_HEADS if HEADS[name].streamed]
-
-
-def require_streamable_space(space: SearchSpace) -> None:
+def _require_streamable(space: SearchSpace) -> None:
     """Refuse a space whose winner might not train on batches."""
     for part in space.parts:
         for head in part.heads:
-            require_streamable(make_head(head.label if head.estimator is None else head.estimator))
+            require_streamable(head.make())
         for text in part.transforms:
             if parse_transform(text).kind not in _STREAMED_TRANSFORMS:
                 raise HeadError(
@@ -192,18 +167,17 @@ def require_streamable_space(space: SearchSpace) -> None:
                 )
 
 
-def sample_rows(
+def _sample_rows(
     features: Features,
-    labels: NDArray[Any],
-    rows: NDArray[np.intp],
+    labels: NDArray[np.generic],
+    rows: Numbers,
     groups: NDArray[np.int64],
-    places: list[dict[str, Any]],
-    *,
+    blocks: list[BlockName],
     bound: int,
     seed: int,
 ) -> SearchSample | None:
-    """Draw rows whose search stays within a bound."""
-    whole = _COPIES * sum(block_bytes(features, place) for place in places)
+    """Draw a share of every class, or of every label (n, labels), whose search fits a bound."""
+    whole = _COPIES * sum(block_bytes(features, block) for block in blocks)
     most = int(len(features) * bound / whole)
     if most >= len(rows):
         return None
@@ -213,57 +187,36 @@ def sample_rows(
             f"a search on {_LEAST_ROWS} images of {features.name!r} needs {needed}, more than the "
             f"{shown_bytes(bound)} of --max-ram (max_ram=...): raise it"
         )
-    splits = features.splits
+    splits = np.zeros(len(features), "U1") if features.splits is None else features.splits
     training = rows
-    if splits is not None and (splits[rows] == "test").any():
+    if (splits[rows] == "test").any():
         training = rows[named_fold(splits[rows], "test", groups[rows])[0]]
     if labels.ndim == 2:
-        return SearchSample(
-            _share_of_labels(labels, rows, splits, most / len(rows), seed), training
-        )
-    strata = labels[rows].astype(str)
-    if splits is not None:
-        strata = np.char.add(np.char.add(splits[rows].astype(str), "\0"), strata)
+        share, chosen = most / len(rows), []
+        for name in np.unique(splits[rows]):
+            part = rows[splits[rows] == name]
+            drawn = label_strata(labels[part], [share, 1 - share], seed=seed) == 0
+            chosen.append(part[drawn])
+        return SearchSample(np.sort(np.concatenate(chosen)), training)
+    strata = np.char.add(np.char.add(splits[rows].astype(str), "\0"), labels[rows].astype(str))
     _, codes, counts = np.unique(strata, return_inverse=True, return_counts=True)
     wanted = np.maximum(np.round(counts * most / len(rows)), _LEAST_OF_CLASS)
     order = np.random.default_rng(seed).permutation(len(rows))
     order = order[np.argsort(codes[order], kind="stable")]
     # The place of each row among those of its stratum.
     turn = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = order[turn < wanted[codes[order]]]
-    return SearchSample(np.sort(rows[chosen]), training)
-
-
-def _share_of_labels(
-    labels: NDArray[Any],
-    rows: NDArray[np.intp],
-    splits: NDArray[np.str_] | None,
-    share: float,
-    seed: int,
-) -> NDArray[np.intp]:
-    """Return a share of the rows, of each split and of every label in it."""
-    names = np.zeros(len(rows)) if splits is None else splits[rows]
-    found = []
-    for name in np.unique(names):
-        part = rows[names == name]
-        found.append(part[label_strata(labels[part], [share, 1 - share], seed=seed) == 0])
-    return np.sort(np.concatenate(found))
+    return SearchSample(np.sort(rows[order[turn < wanted[codes[order]]]]), training)
 
 
 class SearchResult:
     """What a search found.
 
-    Parameters
+    Attributes
     ----------
     model : ImageClassifier
         The winner, fitted.
-    outcome : SearchOutcome
-        How it was found.
     training : dict
         Name, number of images and digest of what it was fitted on.
-
-    Attributes
-    ----------
     best : Row
         The winner's line of the leaderboard. Its score is the one that it was selected by, which
         is optimistic.
@@ -282,17 +235,14 @@ class SearchResult:
         How long the search took.
     """
 
-    def __init__(
-        self, model: ImageClassifier, outcome: SearchOutcome, training: dict[str, Any]
-    ) -> None:
-        self.model = model
-        self.training = training
-        self._outcome = outcome
-        self.leaderboard: list[Row] = outcome.leaderboard.rows
-        self.best = self.leaderboard[outcome.leaderboard.chosen]
+    def __init__(self, model: ImageClassifier, outcome: SearchOutcome) -> None:
+        self.model, self.training = model, model.training_
+        self._board = outcome.leaderboard
+        self.leaderboard: list[Row] = self._board.rows
+        self.best = self.leaderboard[self._board.chosen]
         self.score: HonestScore = outcome.honest
-        self.scoring = outcome.leaderboard.scorer.name
-        self.notes = list(outcome.notes)
+        self.scoring = self._board.scorer.name
+        self.notes = outcome.notes
         self.planned, self.untried = outcome.planned, outcome.untried
         self.resumed, self.seconds = outcome.resumed, outcome.seconds
 
@@ -309,14 +259,14 @@ class SearchResult:
         return self.best.head
 
     @property
-    def cv_results_(self) -> dict[str, Any]:
+    def cv_results_(self) -> Json:
         """The trials in the form of scikit-learn's ``cv_results_``, in leaderboard order."""
-        return self._outcome.leaderboard.cv_results()
+        return self._board.cv_results()
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Json:
         """What is kept with the saved model."""
-        found: dict[str, Any] = {
+        metrics: Json = {
             "protocol": self.score.protocol,
             "selected_by": {
                 "scoring": self.scoring,
@@ -326,10 +276,10 @@ class SearchResult:
             },
         }
         if self.score.value is not None and self.score.interval is not None:
-            found[self.scoring] = self.score.value
-            found["interval_95"] = list(self.score.interval)
-            found["images"] = self.score.images
-        return found
+            metrics[self.scoring] = self.score.value
+            metrics["interval_95"] = list(self.score.interval)
+            metrics["images"] = self.score.images
+        return metrics
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
         """Write the fitted winner as a ``.featx`` file, with how it was measured.
@@ -340,9 +290,9 @@ class SearchResult:
 
     def to_csv(self) -> str:
         """Return the leaderboard as CSV."""
-        return self._outcome.leaderboard.to_csv()
+        return self._board.to_csv()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return everything but the model as JSON types."""
         return {
             "best": self.best.to_dict(),
@@ -361,7 +311,7 @@ _SHOWN = 8
 
 
 @contextmanager
-def live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None]:
+def _live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None]:
     """Yield what is called with the trials that are finished and how many are planned."""
     if callable(choice):
         yield choice
@@ -389,7 +339,7 @@ def live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None]
             table.add_column("score", justify="right")
             for trial in ranked(trials)[:_SHOWN]:
                 one = trial.candidate
-                score = trial.measured.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
+                score = trial.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
                 row = (one.backbone, one.tap, one.transform, one.text, score)
                 table.add_row(*map(visible, row))
             live.update(table)
@@ -537,55 +487,45 @@ def search(
         n_jobs=n_jobs,
         seed=seed,
         one_standard_error=one_standard_error,
+        resume=resume,
     )
-    wanted = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
-    if isinstance(space, str | os.PathLike):
-        space = read_space_file(space)
     bound = None if max_ram is None else as_bytes(max_ram)
-    if bound is not None and space is None and heads is None:
-        wanted["heads"] = default_heads()
-    tried = read_space(space, **wanted)
-    if bound is not None:
-        require_streamable_space(tried)
+    named: Json = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
+    tried = read_space(space, **named, streamed=bound is not None)
     check_splits(features.splits, repr(features.name))
-    labels, rows = _labels(features, y)
+    labels = np.asarray(require_labels(features) if y is None else y)
+    rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))
     if y is None and not multilabel:
-        check_labels(features, labels, rows, label_kind)
-        require_classes(features, labels, rows)
-    named = _named_backbones(space, backbones)
-    by_backbone = weights if isinstance(weights, Mapping) else {}
-    whole_choice = None if by_backbone else weights
-    used = _blocks(features, tried)
+        check_classes(features, labels, rows, label_kind)
+    names, targets, label_sets = None, labels, None
+    if multilabel:
+        names, targets = label_targets(labels, rows)
+        if len(names) < 2:
+            raise HeadError(
+                f"expected two labels or more, received {', '.join(names.tolist()) or 'none'}: "
+                "write several in the column label as ant|winged"
+            )
+        sets, first = np.unique(labels[rows], return_index=True)
+        label_sets = sets, targets[rows[first]].astype(np.intp)
+    used = _used_blocks(features, tried)
     groups = related_rows(features.keys, features.groups)
     sample = None
     if bound is not None:
         check_length(len(features), labels, features.name)
-        places = [{"backbone": block.backbone, "tap": block.tap} for block in used]
-        sample = sample_rows(
-            features,
-            label_targets(labels, rows)[1] if multilabel else labels,
-            rows,
-            groups,
-            places,
-            bound=bound,
-            seed=seed,
-        )
+        sample = _sample_rows(features, targets, rows, groups, used, bound, seed)
     seen = np.arange(len(labels)) if sample is None else sample.rows
-    blocks = []
-    chosen = {}
+    choices, blocks = {}, []
     for block in used:
-        place = {"backbone": block.backbone, "tap": block.tap}
-        name = named.get(block.backbone, block.backbone)
+        name = tried.called.get(block["backbone"], block["backbone"])
         choice = BackboneChoice(
             name,
-            by_backbone.get(name, whole_choice),
+            weights.get(name) if isinstance(weights, Mapping) else weights,
             preprocessing=preprocessing,
             trust=trust,
-        ).completed(features.spec(**place), features.origin(**place))
-        chosen[block.backbone] = choice
-        cost = backbone_cost(features, block, choice, engine=engine, cache=cache)
-        blocks.append(feature_block(features, block.backbone, block.tap, cost, sample))
-    with live_leaderboard(progress, f"search {features.name}") as watch:
+        ).completed(features.spec(**block), features.origin(**block))
+        choices[block["backbone"]] = choice
+        blocks.append(_feature_block(features, block, choice, sample, engine, cache))
+    with _live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,
             labels[seen],
@@ -594,134 +534,80 @@ def search(
             rows=rows if sample is None else np.arange(len(seen)),
             groups=groups if sample is None else np.unique(groups[seen], return_inverse=True)[1],
             splits=None if features.splits is None else features.splits[seen],
-            label_sets=_label_sets(labels[rows]) if multilabel else None,
+            label_sets=label_sets,
             journals=None if cache is None else CacheLayout.at(cache).searches,
-            fresh=not resume,
             watch=watch,
         )
-    training = outcome.rows if sample is None else sample.training
-    model = _untrained(features, outcome.winner, seed, multilabel)
-    model.set_params(**chosen[outcome.winner.backbone].arguments(), cache=cache)
-    block_name: dict[str, Any] = {"backbone": outcome.winner.backbone, "tap": outcome.winner.tap}
-    names, targets = label_targets(labels, training) if multilabel else (None, labels)
+    winner, training = outcome.leaderboard.winner, outcome.rows
     if sample is not None:
+        training = sample.training
         outcome.notes.append(sample.note)
-    max_ram_bytes = None if sample is None else bound
-    fitting = Fitting(features, **block_name, targets=targets, max_ram_bytes=max_ram_bytes)
-    head = fitting.fit(make_head(model.head, seed=seed, multilabel=multilabel), training)
-    spec, width = features.spec(**block_name), features.width(**block_name)
-    model.take_head(head, spec, n_features=width, labels=names)
+    if multilabel:
+        names, targets = label_targets(labels, training)
+    won: BlockName = {"backbone": winner.backbone, "tap": winner.tap}
+    made = winner.make(seed=seed, multilabel=multilabel)
+    shape = (len(features), features.width(**won))
+    head = pipeline(parse_transform(winner.transform), made, shape)
+    # Text where text says it all, since a model is shown by it.
+    plain = winner.transform == "standard" and winner.estimator is None
+    model = untrained_model(
+        features,
+        won,
+        winner.text if plain else head,
+        choices[winner.backbone],
+        cache=cache,
+        multilabel=multilabel,
+        random_state=seed,
+    )
+    fitting = Fitting(features, won, head, targets, None if sample is None else bound)
+    fitting.finish(model, labels, training, names)
     model.novelty_ = fitting.novelty(training, labels, seed=seed)
-    model.training_ = describe_training(features, labels, training)
-    return SearchResult(model, outcome, model.training_)
+    return SearchResult(model, outcome)
 
 
 def read_space(
-    space: Any = None,
+    space: object = None,
     *,
-    heads: Any = None,
-    transforms: Any = None,
-    backbones: Any = None,
-    taps: Any = None,
+    heads: object = None,
+    transforms: object = None,
+    backbones: object = None,
+    taps: object = None,
+    streamed: bool = False,
 ) -> SearchSpace:
-    """Read a search space from the arguments of `search`.
+    """Read a search space from the arguments of `search`, which raises the same.
 
-    Raises
-    ------
-    HeadError, UnknownNameError, MissingExtraError
-        As `search`.
+    With ``streamed``, the winner has to train on batches.
     """
-    places = {"backbones": backbones, "taps": taps}
-    heads_given = {"heads": heads, "transforms": transforms}
-    given = {name: value for name, value in heads_given.items() if value is not None}
+    given = {"heads": heads, "transforms": transforms}
+    given = {name: value for name, value in given.items() if value is not None}
     if isinstance(space, str | os.PathLike):
         space = read_space_file(space)
     if space is None:
         space = given
+        if streamed and heads is None:
+            space = {"heads": [name for name in DEFAULT_HEADS if HEADS[name].streamed], **given}
     elif given:
         raise HeadError(
             f"a space and {', '.join(given)} were given: the space has its own, so write them into "
             "it"
         )
-    return SearchSpace.read(_canonical(space, places))
-
-
-def _canonical(parts: Any, places: Mapping[str, Any]) -> Any:
-    """Write backbones and taps as blocks write them, into the parts that name none."""
-    if isinstance(parts, Sequence) and not isinstance(parts, str):
-        return [_canonical(part, places) for part in parts]
-    if not isinstance(parts, Mapping):
-        return parts
-    written = {**{name: value for name, value in places.items() if value is not None}, **parts}
-    for key, canonical in (("backbones", canonical_name), ("taps", _canonical_tap)):
-        if written.get(key) is not None:
-            written[key] = [canonical(str(name)) for name in _listed(written[key])]
-    return written
+    read = SearchSpace.read(
+        space,
+        defaults={"backbones": backbones, "taps": taps},
+        canonical={"backbones": canonical_name, "taps": _canonical_tap},
+    )
+    if streamed:
+        _require_streamable(read)
+    return read
 
 
 def _canonical_tap(name: str) -> str:
     return name if name == "imported" else str(parse_tap(name))
 
 
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-
-
-def _named_backbones(space: Any, backbones: Any) -> dict[str, str]:
-    """Return what the user called each backbone: of a ``file:`` one, only that says where it is."""
-    called = [] if backbones is None else _listed(backbones)
-    for part in [space] if isinstance(space, Mapping) else space or ():
-        if isinstance(part, Mapping) and part.get("backbones") is not None:
-            called += _listed(part["backbones"])
-    return {canonical_name(str(name)): str(name) for name in called}
-
-
-def _labels(features: Features, y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    if y is not None:
-        labels = np.asarray(y)
-        return labels, np.arange(len(labels))
-    return require_labels(features), np.flatnonzero(features.labels >= 0)
-
-
-def _label_sets(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    sets = np.unique(labels)
-    names, matrix = read_label_sets(sets.tolist())
-    if len(names) < 2:
-        raise HeadError(
-            f"expected two labels or more, received {', '.join(map(str, names)) or 'none'}: write "
-            "several in the column label as ant|winged"
-        )
-    return sets, matrix
-
-
-def _blocks(features: Features, space: SearchSpace) -> list[Any]:
-    plain = [block for block in features.blocks if block.view is None]
-    there = [(block.backbone, block.tap) for block in plain]
-    used = {place for part in space.parts for place in part.places(there)}
+def _used_blocks(features: Features, space: SearchSpace) -> list[BlockName]:
+    plain = [(block.backbone, block.tap) for block in features.blocks if block.view is None]
+    used = {place for part in space.parts for place in part.places(plain)}
     # None is for the search to say: it names what there is.
-    return [block for block in plain if (block.backbone, block.tap) in used] or plain
-
-
-def _untrained(
-    features: Features, winner: Candidate, seed: int, multilabel: bool
-) -> ImageClassifier:
-    place: dict[str, Any] = {"backbone": winner.backbone, "tap": winner.tap}
-    spec, views = features.spec(**place), features.views(**place)
-    shape = (len(features), features.width(**place))
-    return ImageClassifier(
-        head=_whole_head(winner, shape, seed, multilabel),
-        tap=winner.tap,
-        image=spec.image,
-        views=len(views),
-        view_policy=features.spec(**place, view=views[0]).views if views else None,
-        multilabel=multilabel,
-        random_state=seed,
-    )
-
-
-def _whole_head(winner: Candidate, shape: tuple[int, int], seed: int, multilabel: bool) -> Any:
-    """Return the head as text where text says it all, since a model is shown by it."""
-    if winner.transform == "standard" and winner.estimator is None:
-        return winner.text
-    head = winner.make(seed=seed, multilabel=multilabel)
-    return pipeline(parse_transform(winner.transform), head, shape)
+    chosen = [place for place in plain if place in used] or plain
+    return [{"backbone": backbone, "tap": tap} for backbone, tap in chosen]

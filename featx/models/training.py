@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +11,12 @@ from numpy.typing import NDArray
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
-from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.report import why_unreadable
 from featx.files.keys import related_rows
 from featx.heads.making import make_head
+from featx.heads.rows import Numbers
 from featx.images.dataset import inner_folder
 from featx.images.labels import (
     SEPARATOR,
@@ -29,10 +27,9 @@ from featx.images.labels import (
     read_label_sets,
 )
 from featx.models.classifier import ImageClassifier
-from featx.models.fitting import Fitting, memory_bound
-from featx.models.training_keys import encode_keys
-from featx.selection.metrics import MOST_CONFUSED, ScoreSums, score_label_sets
-from featx.selection.splits import label_folds, repeated_folds
+from featx.models.fitting import Answers, BlockName, Fitting, memory_bound, untrained_model
+from featx.selection.metrics import MOST_CONFUSED, Json, Judged, score_label_sets
+from featx.selection.splits import repeated_folds
 
 _HELD_OUT = ("test", "val")
 
@@ -77,8 +74,8 @@ class TrainingResult:
     """
 
     model: ImageClassifier
-    metrics: dict[str, Any]
-    training: dict[str, Any]
+    metrics: Json
+    training: Json
     suspects: list[Suspect] = field(default_factory=list)
 
 
@@ -155,85 +152,73 @@ def train(
     HeadError
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
-    block = _find_block(features, backbone, tap)
-    block_name: dict[str, Any] = {"backbone": block.backbone, "tap": block.tap}
-    spec = features.spec(**block_name)
-    views = features.views(**block_name)
+    name = None if backbone is None else canonical_name(backbone)
+    found = features.block(backbone=name, tap=None if tap is None else str(parse_tap(tap)))
+    block: BlockName = {"backbone": found.backbone, "tap": found.tap}
     rows, held_out = _training_rows(features)
     y = require_labels(features)
     if not multilabel:
-        check_labels(features, y, rows, label_kind)
-        require_classes(features, y, rows)
+        check_classes(features, y, rows, label_kind)
     choice = BackboneChoice(
-        backbone or block.backbone, weights, preprocessing=preprocessing, trust=trust
+        backbone or found.backbone, weights, preprocessing=preprocessing, trust=trust
+    ).completed(features.spec(**block), features.origin(**block))
+    parameters = {"multilabel": multilabel, "random_state": seed}
+    model = untrained_model(
+        features, block, head, choice, cache=cache, average_views=average_views, **parameters
     )
-    model = ImageClassifier(
-        head=head,
-        **choice.completed(spec, features.origin(**block_name)).arguments(),
-        tap=block.tap,
-        image=spec.image,
-        views=len(views),
-        average_views=average_views,
-        view_policy=features.spec(**block_name, view=views[0]).views if views else None,
-        cache=cache,
-        multilabel=multilabel,
-        random_state=seed,
-    )
-    if average_views and not views:
+    averaged = model.views_averaged
+    if average_views and not averaged:
         raise FeaturesError(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
-    bound = memory_bound(features, block_name, head, max_ram)
-    model.training_ = describe_training(features, y, rows)
-    names: NDArray[np.str_] | None = None
-    targets: NDArray[Any] = y
-    if multilabel:
-        names, targets = _label_targets(features, y, rows, held_out)
-    elif held_out is not None:
-        _require_known(y[held_out], y[rows])
-    fitting = Fitting(features, **block_name, targets=targets, max_ram_bytes=bound)
-    metrics: dict[str, Any] = {"protocol": "not measured"}
+    made = make_head(head, seed=seed, multilabel=multilabel)
+    bound = memory_bound(features, block, made, max_ram)
+    names, targets = _targets(features, y, rows, held_out, multilabel)
+    fitting = Fitting(features, block, made, targets, bound)
+    metrics: Json = {"protocol": "not measured"}
     suspects: list[Suspect] = []
     if held_out is None and cv:
         metrics, suspects = _cross_validate(model, fitting, names, rows, cv)
-    fitted = fitting.fit(_untrained(model), rows)
-    model.take_head(fitted, spec, n_features=features.width(**block_name), labels=names)
+    fitted = fitting.finish(model, y, rows, names)
     if held_out is not None:
-        answers = _Answers(fitting, names, rows, held_out)
-        answers.add(fitting.answers(fitted, held_out, model.views_averaged), fitted.classes_)
+        answers = fitting.answers(fitted, held_out, averaged)
         protocol = f"held-out split of {len(held_out)} images{_averaging(model)}"
-        metrics = {"protocol": protocol, **answers.metrics()}
+        metrics = {"protocol": protocol, **_measured(fitting, names, held_out, answers)[0]}
     if not multilabel:
         model.novelty_ = fitting.novelty(rows, y, seed=seed)
-    return TrainingResult(model, metrics, model.training_, suspects)
+    return TrainingResult(model, metrics, dict(model.training_), suspects)
 
 
-def _untrained(model: ImageClassifier) -> Any:
-    return make_head(model.head, seed=model.random_state, multilabel=model.multilabel)
-
-
-def _label_targets(
+def _targets(
     features: Features,
     y: NDArray[np.str_],
-    rows: NDArray[np.intp],
-    held_out: NDArray[np.intp] | None,
-) -> tuple[NDArray[np.str_], NDArray[np.uint8]]:
-    names, targets = label_targets(y, rows)
-    if len(names) < 2:
+    rows: Numbers,
+    held_out: Numbers | None,
+    multilabel: bool,
+) -> tuple[NDArray[np.str_] | None, NDArray[np.generic]]:
+    """Return what is learnt of every row: labels, or their names and which of them it has."""
+    if multilabel:
+        names, targets = label_targets(y, rows)
+        if len(names) < 2:
+            raise DatasetError(
+                f"{features.name!r} has {len(names)} label{'s' * (len(names) != 1)}: a classifier "
+                f"of several labels an image needs two or more, written as ant{SEPARATOR}winged in "
+                "the column label"
+            )
+        if held_out is not None:
+            what = f"the held-out part of {features.name!r}"
+            targets[held_out] = label_matrix(y[held_out].tolist(), names.tolist(), what=what)
+        return names, targets
+    strangers = np.setdiff1d(y[:0] if held_out is None else y[held_out], y[rows])
+    if strangers.size:
         raise DatasetError(
-            f"{features.name!r} has {len(names)} label{'s' * (len(names) != 1)}: a classifier of "
-            f"several labels an image needs two or more, written as ant{SEPARATOR}winged in the "
-            "column label"
+            "held-out images have classes without a training image: "
+            f"{', '.join(strangers[:5].tolist())}"
         )
-    if held_out is not None:
-        what = f"the held-out part of {features.name!r}"
-        targets[held_out] = label_matrix(y[held_out].tolist(), names.tolist(), what=what)
-    return names, targets
+    return None, y
 
 
-def label_targets(
-    y: NDArray[np.str_], rows: NDArray[np.intp]
-) -> tuple[NDArray[np.str_], NDArray[np.uint8]]:
+def label_targets(y: NDArray[np.str_], rows: Numbers) -> tuple[NDArray[np.str_], NDArray[np.uint8]]:
     """Return the labels that rows have, sorted, and of all rows (n, labels) which have them."""
     texts, codes = np.unique(y[rows], return_inverse=True)
     names, sets = read_label_sets(texts.tolist())
@@ -253,7 +238,7 @@ def require_labels(features: Features) -> NDArray[np.str_]:
     return y
 
 
-def _training_rows(features: Features) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
+def _training_rows(features: Features) -> tuple[Numbers, Numbers | None]:
     labelled = features.labels >= 0
     splits = features.splits
     check_splits(splits, repr(features.name))
@@ -265,13 +250,19 @@ def _training_rows(features: Features) -> tuple[NDArray[np.intp], NDArray[np.int
     return np.flatnonzero(labelled), None
 
 
-def require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]) -> None:
-    """Raise `DatasetError` where the labels of rows are of fewer than two classes, and say why."""
+def check_classes(
+    features: Features, y: NDArray[np.str_], rows: Numbers, kind: str = "auto"
+) -> None:
+    """Raise `DatasetError` for labels that are no classes, or of fewer than two, and say why."""
     names, counts = np.unique(y[rows], return_counts=True)
+    if kind not in ("auto", "class"):
+        raise DatasetError(f"label_kind must be 'auto' or 'class', received {kind!r}")
+    if kind == "auto" and len(rows):
+        _check_kind(features, y, rows, names, counts)
     if len(names) < 2:
-        found = (
-            f"one class only: {str(names[0])!r} ({counts[0]} images)" if len(names) else "no labels"
-        )
+        what = "no labels"
+        if len(names):
+            what = f"one class only: {str(names[0])!r} ({counts[0]} images)"
         manifest = features.manifest
         why = [why_unreadable(manifest)]
         if len(names):
@@ -279,18 +270,17 @@ def require_classes(features: Features, y: NDArray[np.str_], rows: NDArray[np.in
         if empty := features.report.get("empty_classes"):
             why.append(f"without any image: {', '.join(map(repr, empty[:3]))}")
         why = list(filter(None, why)) or ["a classifier needs two classes or more, one folder each"]
-        raise DatasetError(f"{features.name!r} has {found}; {'; '.join(why)}")
+        raise DatasetError(f"{features.name!r} has {what}; {'; '.join(why)}")
 
 
-def check_labels(
-    features: Features, y: NDArray[np.str_], rows: NDArray[np.intp], kind: str = "auto"
+def _check_kind(
+    features: Features,
+    y: NDArray[np.str_],
+    rows: Numbers,
+    names: NDArray[np.str_],
+    counts: Numbers,
 ) -> None:
     """Refuse labels that are no classes, as far as they tell."""
-    if kind not in ("auto", "class"):
-        raise DatasetError(f"label_kind must be 'auto' or 'class', received {kind!r}")
-    if kind == "class" or not len(rows):
-        return
-    names, counts = np.unique(y[rows], return_counts=True)
     reason = look_like_measurements(names.tolist(), int(counts.sum()))
     advice = "featx does no regression: put them into a few ranges, such as 20-29, as classes"
     options: tuple[str, ...] = ("--label-kind", "class")
@@ -310,64 +300,21 @@ def check_labels(
     raise error
 
 
-def _find_block(features: Features, backbone: str | None, tap: str | None) -> Block:
-    name = None if backbone is None else canonical_name(backbone)
-    return features.block(backbone=name, tap=None if tap is None else str(parse_tap(tap)))
-
-
-def _require_known(held_out: NDArray[np.str_], trained: NDArray[np.str_]) -> None:
-    strangers = np.setdiff1d(held_out, trained)
-    if strangers.size:
-        raise DatasetError(
-            "held-out images have classes without a training image: "
-            f"{', '.join(strangers[:5].tolist())}"
-        )
-
-
-class _Answers:
-    """What heads say of rows that they have not seen, beside what is right."""
-
-    def __init__(
-        self,
-        fitting: Fitting,
-        names: NDArray[np.str_] | None,
-        rows: NDArray[np.intp],
-        asked: NDArray[np.intp],
-    ) -> None:
-        self.truth: NDArray[Any] = fitting.targets[asked]
-        self._names = names
-        if names is None:
-            self._sums = ScoreSums(np.unique(fitting.targets[rows]))
-            self.predicted = np.empty(len(asked), self._sums.classes.dtype)
-            self.probability = np.empty(len(asked))
-        else:
-            dtype = np.float64 if fitting.max_ram_bytes is None else np.float32
-            self._proba = np.zeros((len(asked), len(names)), dtype)
-
-    def add(
-        self,
-        answers: Iterable[tuple[NDArray[np.floating], NDArray[np.intp]]],
-        classes: NDArray[np.generic],
-        places: NDArray[np.intp] | None = None,
-    ) -> None:
-        """Take probabilities of classes (b, k) and whose they are: places, or places of these."""
-        for proba, positions in answers:
-            own = positions if places is None else places[positions]
-            if self._names is not None:
-                self._proba[own] = proba
-                continue
-            every = np.zeros((len(own), len(self._sums.classes)))
-            every[:, np.searchsorted(self._sums.classes, classes)] = proba
-            self._sums.add(self.truth[own], every)
-            best = every.argmax(axis=1)
-            self.predicted[own] = self._sums.classes[best]
-            self.probability[own] = every[np.arange(len(best)), best]
-
-    def metrics(self) -> dict[str, Any]:
-        """Return the scores of all that was said."""
-        if self._names is None:
-            return self._sums.scores(most_confused=MOST_CONFUSED)
-        return score_label_sets(self.truth, self._proba, self._names)
+def _measured(
+    fitting: Fitting, names: NDArray[np.str_] | None, rows: Numbers, answers: Answers
+) -> tuple[Json, Judged | None]:
+    """Return the scores of what heads say of rows, and of one class each what decides these."""
+    truth = fitting.targets[rows]
+    if names is None:
+        judged = Judged(truth, np.unique(truth))
+        for proba, places in answers:
+            judged.add(places, proba)
+        return judged.scores(most_confused=MOST_CONFUSED), judged
+    dtype = np.float64 if fitting.max_ram_bytes is None else np.float32
+    every = np.zeros((len(rows), len(names)), dtype)
+    for proba, places in answers:
+        every[places] = proba
+    return score_label_sets(truth.astype(np.uint8, copy=False), every, names), None
 
 
 def _averaging(model: ImageClassifier) -> str:
@@ -378,70 +325,39 @@ def _cross_validate(
     model: ImageClassifier,
     fitting: Fitting,
     names: NDArray[np.str_] | None,
-    rows: NDArray[np.intp],
+    rows: Numbers,
     cv: int,
-) -> tuple[dict[str, Any], list[Suspect]]:
+) -> tuple[Json, list[Suspect]]:
     features, truth = fitting.features, fitting.targets[rows]
     groups = related_rows(features.keys, features.groups)[rows]
     # The folds of a search, so that a head has one score, whichever measures it.
-    split = repeated_folds if names is None else label_folds
     try:
-        folds = split(truth, folds=cv, groups=groups, seed=model.random_state)
+        folds = repeated_folds(truth, folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
         return {"protocol": f"not measured: {error}"}, []
-    answers = _Answers(fitting, names, rows, rows)
-    together = None
-    if names is None:
-        together = fitting.answers_together(
-            model.head, model.random_state, rows, folds, model.views_averaged
-        )
-    if together is not None:
-        answers.add(together, np.unique(truth))
-    else:
-        for training, testing in folds:
-            head = fitting.fit(_untrained(model), rows[training])
-            said = fitting.answers(head, rows[testing], model.views_averaged)
-            answers.add(said, head.classes_, testing)
+    name = model.head.partition(":")[0].strip() if isinstance(model.head, str) else ""
+    answers = fitting.held_out(
+        rows, folds, model.views_averaged, name=name, seed=model.random_state
+    )
+    scores, judged = _measured(fitting, names, rows, answers)
     protocol = f"{len(folds)}-fold cross-validation"
     if len(folds) < cv and names is None:
         smallest = f"the smallest class has {len(folds)} distinct images or groups"
         protocol += f" (in place of {cv}: {smallest})"
-    protocol += f", equal images on one side{_averaging(model)}"
-    metrics = {"protocol": protocol, **answers.metrics()}
-    if names is not None:
+    metrics = {"protocol": f"{protocol}, equal images on one side{_averaging(model)}", **scores}
+    if judged is None:
         return metrics, []
-    right = answers.predicted == truth
-    accuracies = [float(right[testing].mean()) for _, testing in folds]
+    accuracies = [float(judged.right[test].mean()) for _, test in folds]
     metrics |= {"accuracy": float(np.mean(accuracies)), "accuracy_by_fold": accuracies}
-    wrong = np.flatnonzero(~right)
-    wrong = wrong[np.argsort(-answers.probability[wrong], kind="stable")]
+    wrong = np.flatnonzero(~judged.right)
+    wrong = wrong[np.argsort(-judged.confidence[wrong], kind="stable")]
     paths = features.paths
     return metrics, [
         Suspect(
             paths[rows[place]],
             str(truth[place]),
-            str(answers.predicted[place]),
-            float(answers.probability[place]),
+            str(judged.classes[judged.predicted[place]]),
+            float(judged.confidence[place]),
         )
         for place in wrong
     ]
-
-
-def describe_training(
-    features: Features, y: NDArray[np.str_], rows: NDArray[np.intp]
-) -> dict[str, Any]:
-    """Return what a model was trained on: name, number of images, keys and labels in short."""
-    digest = hashlib.sha256()
-    keys = np.ascontiguousarray(features.keys[rows])
-    names, codes = np.unique(y[rows].astype(str), return_inverse=True)
-    labels = [str(name).encode("utf-8", "surrogateescape") + b"\0" for name in names]
-    for place in np.lexsort((codes, keys.view("S32").ravel())):
-        digest.update(keys[place].data)
-        digest.update(labels[codes[place]])
-    return {
-        "dataset": features.name,
-        "images": len(rows),
-        "sha256": digest.hexdigest(),
-        "keys": encode_keys(keys),
-        "failed": len(features.failed),
-    }

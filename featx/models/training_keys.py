@@ -1,6 +1,6 @@
-"""Which images a model was trained on, small enough to go with it.
+"""What a model was trained on, small enough to go with it.
 
-Kept are the first 8 bytes of each image's key. Of more than `MOST_KEYS` images only the smallest
+Of the images it is the first 8 bytes of each key. Of more than `MOST_KEYS` images only the smallest
 are kept: keys are digests, so these are a random sample, and an image with a smaller key than the
 largest of them is known to be in it or not.
 
@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any
+import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
+
+from featx.cache.features import Features
+from featx.selection.metrics import Json
 
 MOST_KEYS = 1 << 17
 
@@ -28,7 +31,25 @@ def encode_keys(keys: NDArray[np.uint8]) -> str:
     return base64.b64encode(prefixes.astype("<u8").tobytes()).decode("ascii")
 
 
-def count_training_images(training: Any, keys: NDArray[np.uint8]) -> dict[str, int] | None:
+def describe_training(features: Features, y: NDArray[np.generic], rows: NDArray[np.intp]) -> Json:
+    """Return what a model was trained on: name, number of images, keys and labels in short."""
+    digest = hashlib.sha256()
+    keys = np.ascontiguousarray(features.keys[rows])
+    names, codes = np.unique(y[rows].astype(str), return_inverse=True)
+    labels = [str(name).encode("utf-8", "surrogateescape") + b"\0" for name in names]
+    for place in np.lexsort((codes, keys.view("S32").ravel())):
+        digest.update(keys[place].data)
+        digest.update(labels[codes[place]])
+    return {
+        "dataset": features.name,
+        "images": len(rows),
+        "sha256": digest.hexdigest(),
+        "keys": encode_keys(keys),
+        "failed": len(features.failed),
+    }
+
+
+def count_training_images(training: object, keys: NDArray[np.uint8]) -> dict[str, int] | None:
     """Return how many images a model was trained on."""
     stated = training.get("keys") if isinstance(training, dict) else None
     if not isinstance(stated, str):
@@ -38,13 +59,13 @@ def count_training_images(training: Any, keys: NDArray[np.uint8]) -> dict[str, i
         known = np.sort(np.frombuffer(data, "<u8"))
     except (binascii.Error, ValueError):
         return None
-    asked = _prefixes(keys)
+    looked_up = _prefixes(keys)
     if len(known) >= MOST_KEYS:
-        asked = asked[asked <= known[-1]]
+        looked_up = looked_up[looked_up <= known[-1]]
     return {
         "images": len(keys),
-        "compared": len(asked),
-        "in_training": int(np.isin(asked, known).sum()),
+        "compared": len(looked_up),
+        "in_training": int(np.isin(looked_up, known).sum()),
     }
 
 

@@ -4,64 +4,92 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featx.heads.table import HEADS
-from featx.selection.measuring import Measuring, prediction_cost, probe
-from featx.selection.metrics import Scorer
+from featx.selection.measuring import Search, probe
+from featx.selection.metrics import Json, Scorer
 from featx.selection.search_space import Candidate
 from featx.selection.transforms import parse_transform
 from featx.selection.trials import Trial
 
-Cost: TypeAlias = Callable[[Trial], tuple[float, ...]]
-
 _TIE = 1e-12
 
 
-def _free(_: Trial) -> tuple[float, ...]:
-    return ()
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a candidate costs: milliseconds an image, and bytes of weights."""
+
+    head_ms: float | None  # of transform and head
+    head_bytes: int | None
+    backbone_ms: float | None
+    backbone_bytes: int | None
+    order: tuple[float, ...]  # what is cheaper: by backbone, by kind of head, by bytes
 
 
-def ranked(trials: Iterable[Trial], cost: Cost = _free) -> list[Trial]:
-    """Return trials, the best first."""
-    ordered = sorted(trials, key=lambda trial: (-trial.share, -trial.score))
+def measure_costs(search: Search, trials: Sequence[Trial]) -> dict[Candidate, Cost]:
+    """Return what candidates cost; those never fitted alone are fitted on a few rows."""
+    costs: dict[Candidate, Cost] = {}
+    probed: dict[tuple[str, ...], tuple[float | None, int | None]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.candidate.place):
+        candidate, ms, size = trial.candidate, trial.ms, trial.bytes
+        block, row = search.blocks[candidate.place], HEADS.get(candidate.head)
+        if size is None and not trial.failed:
+            layers = "" if row is None else repr(dict(candidate.params).get(row.values))
+            key = (*candidate.place, candidate.transform, candidate.head, layers)
+            if key not in probed:
+                probed[key] = _probe(search, candidate)
+            ms, size = probed[key]
+        kind = 9 if row is None else row.cost
+        order = (block.cost, kind, float("inf") if size is None else size)
+        costs[candidate] = Cost(ms, size, block.ms, block.bytes, order)
+    return costs
+
+
+def _probe(search: Search, candidate: Candidate) -> tuple[float | None, int | None]:
+    size = parse_transform(candidate.transform).size
+    data = search.data(candidate.place, 1.0, set() if size is None else {size})
+    try:
+        return probe(candidate, data, seed=search.options.seed)
+    except Exception:  # heads are anybody's code, and a cost that is not known stops nothing
+        return None, None
+
+
+def ranked(trials: Iterable[Trial], costs: Mapping[Candidate, Cost] | None = None) -> list[Trial]:
+    """Return trials, the best first, and of equal ones the cheapest."""
     groups: list[list[Trial]] = []
-    for trial in ordered:
+    for trial in sorted(trials, key=lambda trial: (-trial.share, -trial.score)):
         first = groups[-1][0] if groups else None
         # Not a difference: two failures are minus infinity each.
         if first and first.share == trial.share and first.score <= trial.score + _TIE:
             groups[-1].append(trial)
         else:
             groups.append([trial])
-    return [
-        trial
-        for group in groups
-        for trial in sorted(group, key=lambda one: (cost(one), one.candidate.key))
-    ]
+
+    def turn(trial: Trial) -> tuple[tuple[float, ...], str]:
+        return costs[trial.candidate].order if costs else (), trial.candidate.key
+
+    return [trial for group in groups for trial in sorted(group, key=turn)]
 
 
-def choose(ordered: Sequence[Trial], cost: Cost, *, one_standard_error: bool = False) -> int | None:
-    """Return the place of the trial that wins, or None where all failed.
-
-    Notes
-    -----
-    A trial that was given up early never wins.
-    """
+def choose(
+    ordered: Sequence[Trial], costs: Mapping[Candidate, Cost], *, one_standard_error: bool = False
+) -> int | None:
+    """Return which trial wins, None where all failed; one that was given up early never wins."""
     able = [
-        place
-        for place, trial in enumerate(ordered)
-        if trial.measured.scores and not trial.measured.stopped and trial.share == ordered[0].share
+        number
+        for number, trial in enumerate(ordered)
+        if trial.scores and not trial.stopped and trial.share == ordered[0].share
     ]
     if not able or not one_standard_error:
         return able[0] if able else None
     best = ordered[able[0]]
-    enough = best.score - best.standard_error
-    near = [place for place in able if ordered[place].score >= enough]
-    return min(near, key=lambda place: (cost(ordered[place]), place))
+    near = [n for n in able if ordered[n].score >= best.score - best.standard_error]
+    return min(near, key=lambda number: (costs[ordered[number].candidate].order, number))
 
 
 def pareto_front(scores: Sequence[float], costs: Sequence[float | None]) -> list[bool]:
@@ -114,7 +142,7 @@ class Row:
     tap: str
     transform: str
     head: str
-    params: dict[str, Any]
+    params: Json
     score: float | None
     std: float | None
     scores: list[float]
@@ -129,207 +157,127 @@ class Row:
     head_mb: float | None
     pareto: bool
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the row as JSON types."""
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Costs:
-    """What candidates cost.
-
-    Parameters
-    ----------
-    heads : dict of Candidate to (ms, bytes)
-        Of transform and head.
-    backbones : dict of Candidate to (ms, bytes, cost)
-        Of the backbone; see `featx.selection.measuring.FeatureBlock`.
-    """
-
-    heads: dict[Candidate, tuple[float | None, int | None]]
-    backbones: dict[Candidate, tuple[float | None, int | None, float]]
-
-    def order(self, trial: Trial) -> tuple[float, ...]:
-        """Return what is cheaper: by backbone, then by kind of head, then by bytes."""
-        one = trial.candidate
-        size = self.heads[one][1]
-        kind = prediction_cost(one.head)
-        return self.backbones[one][2], kind, float("inf") if size is None else size
-
-
-def measure_costs(measuring: Measuring, trials: Sequence[Trial]) -> Costs:
-    """Return what candidates cost; those never fitted alone are fitted on a few rows."""
-    heads: dict[Candidate, tuple[float | None, int | None]] = {}
-    backbones: dict[Candidate, tuple[float | None, int | None, float]] = {}
-    probed: dict[tuple[Any, ...], tuple[float | None, int | None]] = {}
-    for trial in sorted(trials, key=lambda one: (one.candidate.backbone, one.candidate.tap)):
-        one, measured = trial.candidate, trial.measured
-        block = measuring.blocks[one.backbone, one.tap]
-        backbones[one] = (block.ms, block.bytes, block.cost)
-        if measured.bytes is not None or measured.failed:
-            heads[one] = (measured.ms, measured.bytes)
-            continue
-        key = _shape_of(one)
-        if key not in probed:
-            probed[key] = _probe(measuring, one)
-        heads[one] = probed[key]
-    return Costs(heads, backbones)
-
-
-def _shape_of(candidate: Candidate) -> tuple[Any, ...]:
-    decisive = HEADS[candidate.head].values if candidate.head in HEADS else ""
-    layers = repr(dict(candidate.params).get(decisive))
-    return candidate.backbone, candidate.tap, candidate.transform, candidate.head, layers
-
-
-def _probe(measuring: Measuring, candidate: Candidate) -> tuple[float | None, int | None]:
-    size = parse_transform(candidate.transform).size
-    place = candidate.backbone, candidate.tap
-    data = measuring.data(place, 1.0, [] if size is None else [size])
-    try:
-        return probe(candidate, data, seed=measuring.seed)
-    except Exception:  # heads are anybody's code, and a cost that is not known stops nothing
-        return None, None
-
-
 class Leaderboard:
-    """Trials in their order.
-
-    Parameters
-    ----------
-    trials : sequence of Trial
-        The best first.
-    chosen : int
-        Place of the one that won.
-    costs : Costs
-        What they cost.
-    scorer : Scorer
-        How they were scored.
-    folds : int
-        On how many folds.
-    """
+    """Trials in their order, the best first, with their costs and the one that won."""
 
     def __init__(
-        self, trials: Sequence[Trial], chosen: int, costs: Costs, scorer: Scorer, folds: int
+        self,
+        trials: Sequence[Trial],
+        chosen: int,
+        costs: Mapping[Candidate, Cost],
+        scorer: Scorer,
+        folds: int,
     ) -> None:
-        self.trials = list(trials)
-        self.chosen = chosen
-        self.scorer = scorer
-        self.folds = folds
-        self.rows = self._rows(costs)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def _rows(self, costs: Costs) -> list[Row]:
-        rows = []
-        times = [_milliseconds(trial, costs) for trial in self.trials]
+        self.trials, self.chosen = list(trials), chosen
+        self.scorer, self.folds = scorer, folds
+        own = [costs[trial.candidate] for trial in trials]
+        times = [_milliseconds(cost, own) for cost in own]
         front = pareto_front(
-            [trial.score for trial in self.trials],
+            [trial.score for trial in trials],
             [
-                None if trial.measured.failed or trial.measured.stopped else ms[0]
-                for trial, ms in zip(self.trials, times, strict=True)
+                None if trial.failed or trial.stopped else ms
+                for trial, ms in zip(trials, times, strict=True)
             ],
         )
-        for place, trial in enumerate(self.trials):
-            one, measured = trial.candidate, trial.measured
-            backbone, head = costs.backbones[one][1], costs.heads[one][1]
-            failed = not measured.scores
-            rows.append(
-                Row(
-                    rank=place + 1,
-                    chosen=place == self.chosen,
-                    backbone=one.backbone,
-                    tap=one.tap,
-                    transform=one.transform,
-                    head=one.text,
-                    params=dict(one.params),
-                    score=None if failed else self.scorer.shown(trial.score),
-                    std=None if failed else trial.std,
-                    scores=[self.scorer.shown(score) for score in measured.scores],
-                    stopped=measured.stopped,
-                    failed=measured.failed,
-                    share=trial.share,
-                    ms=times[place][0],
-                    backbone_ms=times[place][1],
-                    head_ms=times[place][2],
-                    mb=None if head is None else (head + (backbone or 0)) / 1e6,
-                    backbone_mb=None if backbone is None else backbone / 1e6,
-                    head_mb=None if head is None else head / 1e6,
-                    pareto=front[place],
-                )
+        self.rows = [
+            Row(
+                rank=number + 1,
+                chosen=number == chosen,
+                backbone=trial.candidate.backbone,
+                tap=trial.candidate.tap,
+                transform=trial.candidate.transform,
+                head=trial.candidate.text,
+                params=dict(trial.candidate.params),
+                score=scorer.shown(trial.score) if trial.scores else None,
+                std=trial.std if trial.scores else None,
+                scores=[scorer.shown(score) for score in trial.scores],
+                stopped=trial.stopped,
+                failed=trial.failed,
+                share=trial.share,
+                ms=times[number],
+                backbone_ms=cost.backbone_ms,
+                head_ms=cost.head_ms,
+                mb=_megabytes(cost.head_bytes, cost.backbone_bytes or 0),
+                backbone_mb=_megabytes(cost.backbone_bytes),
+                head_mb=_megabytes(cost.head_bytes),
+                pareto=front[number],
             )
-        return rows
+            for number, (trial, cost) in enumerate(zip(trials, own, strict=True))
+        ]
+
+    @property
+    def winner(self) -> Candidate:
+        """Which candidate won."""
+        return self.trials[self.chosen].candidate
 
     def to_csv(self) -> str:
         """Return the table as CSV, a line for each trial."""
         text = io.StringIO()
         names = [name for name in Row.__slots__ if name not in ("params", "scores")]
-        folds = [f"score_fold_{fold}" for fold in range(self.folds)]
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*names, *folds])
+        writer.writerow([*names, *(f"score_fold_{fold}" for fold in range(self.folds))])
         for row in self.rows:
             cells = ["" if (cell := getattr(row, name)) is None else cell for name in names]
             writer.writerow([*cells, *row.scores, *[""] * (self.folds - len(row.scores))])
         return text.getvalue()
 
-    def cv_results(self) -> dict[str, Any]:
+    def cv_results(self) -> Json:
         """Return the trials in the form of scikit-learn's ``cv_results_``.
 
         Parameters of heads are called ``head__NAME``; a trial that failed has NaN scores and the
         last rank, as scikit-learn's has.
         """
-        folds = range(self.folds)
-        scores = np.array(
-            [trial.measured.scores or [np.nan for _ in folds] for trial in self.trials]
-        )
-        params = [_params(trial.candidate) for trial in self.trials]
-        found: dict[str, Any] = {}
+        trials = self.trials
+        scores = np.array([trial.scores or [np.nan] * self.folds for trial in trials])
+        params = [_params(trial.candidate) for trial in trials]
+        results: Json = {}
         for name, times in (
-            ("fit_time", [trial.measured.fit_s for trial in self.trials]),
-            ("score_time", [trial.measured.score_s for trial in self.trials]),
+            ("fit_time", [trial.fit_s for trial in trials]),
+            ("score_time", [trial.score_s for trial in trials]),
         ):
-            found[f"mean_{name}"] = np.array([np.mean(seconds) for seconds in times])
-            found[f"std_{name}"] = np.array([np.std(seconds) for seconds in times])
-        for name in dict.fromkeys(name for one in params for name in one):
+            results[f"mean_{name}"] = np.array([np.mean(seconds) for seconds in times])
+            results[f"std_{name}"] = np.array([np.std(seconds) for seconds in times])
+        for name in dict.fromkeys(name for of_one in params for name in of_one):
             column = np.ma.MaskedArray(np.empty(len(params)), mask=True, dtype=object)
-            for place, one in enumerate(params):
-                if name in one:
-                    column[place] = one[name]
-            found[f"param_{name}"] = column
-        found["params"] = params
-        for fold in folds:
-            found[f"split{fold}_test_score"] = scores[:, fold]
-        found["mean_test_score"] = scores.mean(axis=1)
-        found["std_test_score"] = scores.std(axis=1)
-        found["rank_test_score"] = _ranks(found["mean_test_score"])
-        if any(trial.share < 1 for trial in self.trials):
-            found["resource_share"] = np.array([trial.share for trial in self.trials])
-        return found
+            for number, of_one in enumerate(params):
+                if name in of_one:
+                    column[number] = of_one[name]
+            results[f"param_{name}"] = column
+        results["params"] = params
+        for fold in range(self.folds):
+            results[f"split{fold}_test_score"] = scores[:, fold]
+        results["mean_test_score"] = scores.mean(axis=1)
+        results["std_test_score"] = scores.std(axis=1)
+        results["rank_test_score"] = _ranks(results["mean_test_score"])
+        if any(trial.share < 1 for trial in trials):
+            results["resource_share"] = np.array([trial.share for trial in trials])
+        return results
 
 
-def _params(candidate: Candidate) -> dict[str, Any]:
-    own = {f"head__{name}": value for name, value in candidate.params}
-    return {
-        "backbone": candidate.backbone,
-        "tap": candidate.tap,
-        "transform": candidate.transform,
-        "head": candidate.head,
-        **own,
-    }
+def _params(candidate: Candidate) -> Json:
+    names = {name: getattr(candidate, name) for name in ("backbone", "tap", "transform", "head")}
+    return {**names, **{f"head__{name}": value for name, value in candidate.params}}
 
 
-def _ranks(means: Any) -> Any:
+def _ranks(means: NDArray[np.float64]) -> NDArray[np.int32]:
     from scipy.stats import rankdata
 
     known = np.where(np.isnan(means), np.nanmin(means, initial=0.0) - 1, means)
-    return rankdata(-known, method="min").astype(np.int32)
+    ranks: NDArray[np.int32] = rankdata(-known, method="min").astype(np.int32)
+    return ranks
 
 
-def _milliseconds(trial: Trial, costs: Costs) -> tuple[float | None, float | None, float | None]:
-    backbone = costs.backbones[trial.candidate][0]
-    head = costs.heads[trial.candidate][0]
+def _milliseconds(cost: Cost, costs: Sequence[Cost]) -> float | None:
+    """Return the milliseconds of head and backbone, None where these cannot be compared."""
     # Where only some backbones were timed, the others cannot be compared with them.
-    partly = backbone is None and any(known[0] is not None for known in costs.backbones.values())
-    whole = None if head is None or partly else head + (backbone or 0.0)
-    return whole, backbone, head
+    partly = cost.backbone_ms is None and any(other.backbone_ms is not None for other in costs)
+    return None if cost.head_ms is None or partly else cost.head_ms + (cost.backbone_ms or 0.0)
+
+
+def _megabytes(size: int | None, more: int = 0) -> float | None:
+    return None if size is None else (size + more) / 1e6

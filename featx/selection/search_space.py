@@ -8,8 +8,8 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -21,22 +21,17 @@ import numpy as np
 from featx.exceptions import HeadError, MissingExtraError, UnknownNameError, reason
 from featx.heads.making import make_head
 from featx.heads.table import HEADS, divided, parse_head
-from featx.selection.transforms import parse_transform
+from featx.selection.transforms import Estimator, parse_transform
 
 _RANGE = re.compile(r"(?P<low>[^.\s].*?)\.\.(?P<high>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """All numbers between two, on a logarithmic scale where they are above 0.
+    """All numbers from one to another, on a logarithmic scale where they are above 0.
 
-    Parameters
-    ----------
-    low, high : int or float
-        The ends, both of which are in it; whole numbers where both are int.
+    Whole numbers, where both ends are int.
 
-    Examples
-    --------
     >>> Range(0.0001, 100.0).at(0.5)
     0.1
     >>> Range(1, 9).at(0.5)
@@ -56,73 +51,57 @@ class Range:
     def __str__(self) -> str:
         return f"{self.low}..{self.high}"
 
-    @property
-    def whole(self) -> bool:
-        """Whether it holds whole numbers only."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    @property
-    def logarithmic(self) -> bool:
-        """Whether equal steps are equal ratios."""
-        return self.low > 0
-
     def at(self, share: float) -> float:
         """Return the number at a share (0 to 1) of the way, to 3 digits or whole."""
-        if self.logarithmic:
+        if self.low > 0:
             value = math.exp(math.log(self.low) * (1 - share) + math.log(self.high) * share)
         else:
             value = self.low * (1 - share) + self.high * share
-        value = round(value) if self.whole else float(f"{value:.3g}")
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        value = round(value) if whole else float(f"{value:.3g}")
         return min(max(value, self.low), self.high)
 
 
-Axis: TypeAlias = tuple[Any, ...] | Range
+Axis: TypeAlias = tuple[object, ...] | Range
 """The values of one parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadGrid:
-    """One head with the values of its parameters.
+    """One head with the values of its parameters, whose product is tried."""
 
-    Parameters
-    ----------
-    label : str
-        Its name, or the text of the estimator.
-    grid : tuple of (str, Axis)
-        The values of each parameter; their product is tried.
-    estimator : estimator, optional
-        The head itself, where it was handed in.
-    """
-
-    label: str
+    label: str  # its name, or the text of the estimator
     grid: tuple[tuple[str, Axis], ...] = ()
-    estimator: Any = field(default=None, compare=False, repr=False)
+    estimator: Estimator = field(default=None, compare=False, repr=False)  # where one was given
+
+    def make(self, **params: Any) -> Estimator:
+        """Make the untrained head."""
+        return make_head(self.label if self.estimator is None else self.estimator, **params)
 
 
-def head_grid(given: Any) -> HeadGrid:
+def head_grid(head: Any) -> HeadGrid:
     """Read a head and its grid from any of the forms that a user may give."""
-    if isinstance(given, str):
-        return _checked(_from_text(given))
-    if isinstance(given, Mapping):
-        if "head" not in given:
-            raise HeadError(f"expected the key 'head' beside parameters, received {dict(given)!r}")
-        params = {name: value for name, value in given.items() if name != "head"}
-        return _checked(_from_pair(given["head"], params))
-    if isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[1], Mapping):
-        return _checked(_from_pair(given[0], given[1]))
-    return _checked(_from_pair(given, {}))
-
-
-def _from_pair(head: Any, params: Mapping[str, Any]) -> HeadGrid:
-    if isinstance(head, str) and not params:
-        return _from_text(head)
-    own = _from_text(head, default=False) if isinstance(head, str) else None
-    grid = dict(own.grid) if own else {}
-    grid.update({str(name): _axis(name, value) for name, value in params.items()})
-    if own is not None:
-        return HeadGrid(own.label, tuple(grid.items()))
-    make_head(head)  # refuses what is no estimator
-    return HeadGrid(" ".join(repr(head).split()), tuple(grid.items()), head)
+    params: Mapping[str, Any] = {}
+    if isinstance(head, Mapping):
+        if "head" not in head:
+            raise HeadError(f"expected the key 'head' beside parameters, received {dict(head)!r}")
+        params = {name: value for name, value in head.items() if name != "head"}
+        head = head["head"]
+    elif isinstance(head, tuple | list) and len(head) == 2 and isinstance(head[1], Mapping):
+        head, params = head
+    if isinstance(head, str):
+        read = _from_text(head, default=not params)
+    else:
+        make_head(head)  # refuses what is no estimator
+        read = HeadGrid(" ".join(repr(head).split()), (), head)
+    axes = {str(name): _axis(name, value) for name, value in params.items()}
+    read = replace(read, grid=tuple({**dict(read.grid), **axes}.items()))
+    # Made with every value once, so that none is refused an hour into a search.
+    read.make()
+    for name, axis in read.grid:
+        for value in (axis.low, axis.high) if isinstance(axis, Range) else axis:
+            read.make(**{name: value})
+    return read
 
 
 def _axis(name: str, value: Any) -> Axis:
@@ -142,25 +121,26 @@ def _axis(name: str, value: Any) -> Axis:
     return (_plain(value),)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Give NumPy's numbers as Python's, and a list as a tuple, so that equal values look equal."""
     value = value.item() if isinstance(value, np.generic) else value
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def _from_text(text: str, *, default: bool = True) -> HeadGrid:
+def _from_text(text: str, *, default: bool) -> HeadGrid:
     name, colon, rest = text.partition(":")
     name = parse_head(name).name
     row = HEADS.get(name)
     if not colon:
-        own = row.grid if default and row is not None else {}
-        return HeadGrid(name, tuple((key, tuple(values)) for key, values in own.items()))
+        values = row.grid if default and row is not None else {}
+        return HeadGrid(name, tuple((key, tuple(axis)) for key, axis in values.items()))
     grid: dict[str, Axis] = {}
-    unnamed: list[list[Any]] = []
+    unnamed: list[list[object]] = []
     for item in _divided(rest, ","):
         key, equals, value = item.partition("=")
         if not equals:
-            unnamed.append([parse_head(f"{name}:{one}").values[0] for one in _divided(item, "|")])
+            texts = _divided(item, "|")
+            unnamed.append([parse_head(f"{name}:{text}").values[0] for text in texts])
         elif key.strip() in grid:
             raise HeadError(f"{key.strip()!r} is given twice in {text!r}: divide values by '|'")
         else:
@@ -170,7 +150,7 @@ def _from_text(text: str, *, default: bool = True) -> HeadGrid:
     return HeadGrid(name, tuple(grid.items()))
 
 
-def _unnamed_axis(name: str, param: str, unnamed: list[list[Any]]) -> dict[str, Axis]:
+def _unnamed_axis(name: str, param: str, unnamed: list[list[object]]) -> dict[str, Axis]:
     if not param:
         raise HeadError(
             f"{name!r} takes parameters by name, received {unnamed[0][0]!r}: "
@@ -194,7 +174,7 @@ def _axis_of_text(text: str, name: str, key: str) -> Axis:
                 "example, 0.001..10"
             )
         return Range(low, high)
-    return tuple(parse_head(f"{name}:{key}={one}").params[key] for one in alternatives)
+    return tuple(parse_head(f"{name}:{key}={text}").params[key] for text in alternatives)
 
 
 def _number(text: str) -> float | None:
@@ -214,30 +194,16 @@ def _divided(text: str, divider: str) -> list[str]:
     return items
 
 
-def _checked(head: HeadGrid) -> HeadGrid:
-    """Make the head with every value once, so that none is refused an hour into a search."""
-    made = head.label if head.estimator is None else head.estimator
-    make_head(made)
-    for name, axis in head.grid:
-        for value in (axis.low, axis.high) if isinstance(axis, Range) else axis:
-            make_head(made, **{name: value})
-    return head
-
-
 _MOST_BYTES = 1 << 20
 
 
-def _json(text: str) -> Any:
-    return json.loads(text)
-
-
-def _toml(text: str) -> Any:
-    found = tomllib.loads(text)
+def _toml(text: str) -> object:
+    read = tomllib.loads(text)
     # TOML has no list at its top: several parts are [[parts]].
-    return found["parts"] if list(found) == ["parts"] else found
+    return read["parts"] if list(read) == ["parts"] else read
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str) -> object:
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -252,13 +218,13 @@ def _yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-_READERS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
-    {".json": _json, ".toml": _toml, ".yaml": _yaml, ".yml": _yaml}
+_READERS: Mapping[str, Callable[[str], object]] = MappingProxyType(
+    {".json": json.loads, ".toml": _toml, ".yaml": _yaml, ".yml": _yaml}
 )
 
 
-def read_space_file(path: str | os.PathLike[str]) -> Any:
-    """Return what a file holds, for `featx.selection.search_space.SearchSpace.read`."""
+def read_space_file(path: str | os.PathLike[str]) -> object:
+    """Return what a file holds, for `SearchSpace.read`."""
     file = Path(path).expanduser()
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
@@ -296,28 +262,19 @@ _MOST = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One thing to try.
-
-    Parameters
-    ----------
-    backbone, tap : str
-        The block of features.
-    transform : str
-        Canonical text of a transform, see `featx.selection.transforms.parse_transform`.
-    head : str
-        Name of the head.
-    params : tuple of (str, value)
-        Its parameters, where they differ from its defaults.
-    estimator : estimator, optional
-        The head itself, where it was handed in.
-    """
+    """One thing to try: a head with its parameters behind a transform on a block of features."""
 
     backbone: str
     tap: str
-    transform: str
+    transform: str  # canonical text, see `featx.selection.transforms.parse_transform`
     head: str
-    params: tuple[tuple[str, Any], ...] = ()
-    estimator: Any = field(default=None, compare=False, repr=False)
+    params: tuple[tuple[str, object], ...] = ()  # where they differ from the head's defaults
+    estimator: Estimator = field(default=None, compare=False, repr=False)  # where one was given
+
+    @property
+    def place(self) -> Place:
+        """Backbone and tap."""
+        return self.backbone, self.tap
 
     @property
     def text(self) -> str:
@@ -329,10 +286,10 @@ class Candidate:
     @property
     def key(self) -> str:
         """What tells it from every other candidate, the same in every process."""
-        given = [[name, repr(value)] for name, value in self.params]
-        return json.dumps([self.backbone, self.tap, self.transform, self.head, given])
+        params = [[name, repr(value)] for name, value in self.params]
+        return json.dumps([self.backbone, self.tap, self.transform, self.head, params])
 
-    def make(self, *, seed: int = 0, multilabel: bool = False) -> Any:
+    def make(self, *, seed: int = 0, multilabel: bool = False) -> Estimator:
         """Make the untrained head, without the transform."""
         head = self.head if self.estimator is None else self.estimator
         return make_head(head, seed=seed, multilabel=multilabel, **dict(self.params))
@@ -340,17 +297,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class SpacePart:
-    """Every head behind every transform on every block that is named.
-
-    Parameters
-    ----------
-    heads : tuple of HeadGrid
-        Heads with the values of their parameters.
-    transforms : tuple of str, default ("standard",)
-        Canonical texts.
-    backbones, taps : tuple of str, optional
-        Which blocks; all by default.
-    """
+    """Every head behind every transform on every block that is named, or on all of them."""
 
     heads: tuple[HeadGrid, ...]
     transforms: tuple[str, ...] = ("standard",)
@@ -373,27 +320,38 @@ class SpacePart:
 class SearchSpace:
     """The union of some parts.
 
-    Examples
-    --------
     >>> space = SearchSpace.read({"heads": ["knn:n_neighbors=1|5", "ridge:alpha=10"]})
     >>> [candidate.text for candidate in space.candidates([("tiny", "avg")])]
     ['knn:n_neighbors=1', 'knn:n_neighbors=5', 'ridge:alpha=10']
     """
 
     parts: tuple[SpacePart, ...]
+    called: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the user called each backbone that is named."""
 
     @classmethod
-    def read(cls, given: Any) -> SearchSpace:
-        """Read a space from Python objects, or from what a file of the same structure holds."""
-        parts = [given] if isinstance(given, Mapping) else given
+    def read(
+        cls,
+        space: object,
+        *,
+        defaults: Mapping[str, object] | None = None,
+        canonical: Mapping[str, Callable[[str], str]] | None = None,
+    ) -> SearchSpace:
+        """Read a space from Python objects, or from what a file of the same structure holds.
+
+        ``defaults`` are of the parts that lack a key; ``canonical`` write names by their key.
+        """
+        parts = [space] if isinstance(space, Mapping) else space
         if not isinstance(parts, Sequence) or isinstance(parts, str | bytes):
             raise HeadError(
                 f"a search space is a mapping with {', '.join(_KEYS)}, or a list of such, "
-                f"received {given!r}"
+                f"received {space!r}"
             )
         if not parts:
             raise _empty("no part")
-        return cls(tuple(_read_part(part) for part in parts))
+        called: dict[str, str] = {}
+        read = [_read_part(part, defaults or {}, canonical or {}, called) for part in parts]
+        return cls(tuple(read), called)
 
     def ranged(self) -> str | None:
         """Return a parameter that has a range in place of values, or None."""
@@ -423,16 +381,14 @@ class SearchSpace:
                 f"the space has {self.size(blocks):,} candidates, a grid takes {_MOST:,} at most: "
                 "list fewer values, or draw from it with --strategy random"
             )
-        found = dict.fromkeys(self._every(blocks))
-        if not found:
-            raise _empty("no block, head or value")
-        return list(found)
-
-    def _every(self, blocks: Sequence[Place]) -> Iterator[Candidate]:
+        candidates: dict[Candidate, None] = {}
         for place, transform, head in self.choices(blocks):
             axes = [axis if isinstance(axis, tuple) else () for _, axis in head.grid]
             for values in product(*axes):
-                yield build(place, transform, head, values)
+                candidates[build(place, transform, head, values)] = None
+        if not candidates:
+            raise _empty("no block, head or value")
+        return list(candidates)
 
     def choices(self, blocks: Sequence[Place]) -> list[tuple[Place, str, HeadGrid]]:
         """Return every combination of block, transform and head, without their parameters."""
@@ -444,7 +400,7 @@ class SearchSpace:
             for head in part.heads
         ]
 
-    def describe(self) -> list[Any]:
+    def describe(self) -> list[object]:
         """Return the space as JSON types, for the digest of a search."""
         return [
             [
@@ -460,7 +416,7 @@ class SearchSpace:
         ]
 
 
-def build(place: Place, transform: str, head: HeadGrid, values: Sequence[Any]) -> Candidate:
+def build(place: Place, transform: str, head: HeadGrid, values: Sequence[object]) -> Candidate:
     """Put a candidate together from one value of each parameter of a head."""
     names = [name for name, _ in head.grid]
     return Candidate(
@@ -468,34 +424,38 @@ def build(place: Place, transform: str, head: HeadGrid, values: Sequence[Any]) -
     )
 
 
-def _read_part(given: Any) -> SpacePart:
-    if not isinstance(given, Mapping):
+def _read_part(
+    part: object,
+    defaults: Mapping[str, object],
+    canonical: Mapping[str, Callable[[str], str]],
+    called: dict[str, str],
+) -> SpacePart:
+    if not isinstance(part, Mapping):
         raise HeadError(
-            f"a part of a search space is a mapping with {', '.join(_KEYS)}, received {given!r}"
+            f"a part of a search space is a mapping with {', '.join(_KEYS)}, received {part!r}"
         )
-    for key in given:
+    for key in part:
         if key not in _KEYS:
             raise UnknownNameError("key of a search space", str(key), _KEYS)
-    lists = {key: _listed(key, given[key]) for key in _KEYS if given.get(key) is not None}
-    known = [name for name in DEFAULT_HEADS if name in HEADS]
-    heads = tuple(head_grid(head) for head in lists.get("heads", known))
-    transforms = tuple(
-        dict.fromkeys(str(parse_transform(text)) for text in lists.get("transforms", ["standard"]))
-    )
-    for name, values in {**lists, "heads": heads}.items():
+    whole = {**{key: value for key, value in defaults.items() if value is not None}, **part}
+    lists = {key: _listed(whole[key]) for key in _KEYS if whole.get(key) is not None}
+    heads = tuple(map(head_grid, lists.pop("heads", DEFAULT_HEADS)))
+    transforms = [str(parse_transform(text)) for text in lists.pop("transforms", ["standard"])]
+    places: dict[str, tuple[str, ...]] = {}
+    for key, names in lists.items():
+        write = canonical.get(key, str)
+        places[key] = tuple(write(str(name)) for name in names)
+        if key == "backbones":
+            called |= dict(zip(places[key], map(str, names), strict=True))
+    for key, values in {**places, "heads": heads, "transforms": transforms}.items():
         if not values:
-            raise _empty(f"{name} is an empty list")
-    return SpacePart(heads, transforms, _names(lists, "backbones"), _names(lists, "taps"))
+            raise _empty(f"{key} is an empty list")
+    return SpacePart(heads, tuple(dict.fromkeys(transforms)), **places)
 
 
-def _names(lists: Mapping[str, list[Any]], key: str) -> tuple[str, ...] | None:
-    return tuple(map(str, lists[key])) if key in lists else None
-
-
-def _listed(key: str, value: Any) -> list[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return [value]
-    return list(value)
+def _listed(value: Any) -> list[Any]:
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return list(value) if several else [value]
 
 
 def _size(head: HeadGrid) -> int:
@@ -517,7 +477,7 @@ def _empty(why: str) -> HeadError:
     )
 
 
-def _typed(value: Any) -> str:
+def _typed(value: object) -> str:
     """Write a value so that `featx.heads.table.parse_head` reads the same."""
     if isinstance(value, str) and value.isidentifier() and value not in ("None", "True", "False"):
         return value

@@ -6,28 +6,44 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DatasetError, FeaturesError, HeadError
-from featx.heads.rows import Fold
-from featx.selection.honest import HonestScore, Rows, choose_protocol, score_winner
+from featx.exceptions import DatasetError, FeaturesError, HeadError, UnknownNameError
+from featx.heads.rows import Floats, Fold, Numbers
+from featx.heads.table import HEADS
 from featx.selection.leaderboard import Leaderboard, choose, measure_costs, ranked
-from featx.selection.measuring import FeatureBlock, Measuring, Watch
-from featx.selection.metrics import find_scorer
+from featx.selection.measuring import (
+    FeatureBlock,
+    Sample,
+    Search,
+    SearchOptions,
+    Watch,
+    predicted_values,
+)
+from featx.selection.metrics import Json, Scorer, find_scorer, score_interval
 from featx.selection.search_space import Candidate, Place, SearchSpace
 from featx.selection.splits import named_fold
-from featx.selection.strategies import Plan, SearchOptions, find_strategy
-from featx.selection.transforms import parse_transform
+from featx.selection.strategies import find_strategy
+from featx.selection.transforms import parse_transform, pipeline
 from featx.selection.trials import Journal
 
+_PACKAGES = ("featx", "numpy", "scikit-learn", "scipy", "optuna")
+_PROTOCOLS = ("auto", "holdout", "nested", "none", "test")
+_OUTER = 5
+_HELD_OUT_OF = 5
+_SMALL = 2_000
+_CHEAP = 100_000
+_ALONE = 10
+_FEWEST = 3
 
-def check_length(rows: int, labels: Sequence[Any] | NDArray[Any], what: str) -> None:
+
+def check_length(rows: int, labels: Sequence[object] | NDArray[np.generic], what: str) -> None:
     """Raise `DatasetError` where there is not one label a row."""
     if len(labels) != rows:
         raise DatasetError(
@@ -36,21 +52,20 @@ def check_length(rows: int, labels: Sequence[Any] | NDArray[Any], what: str) -> 
         )
 
 
-def check_classes(y: NDArray[Any]) -> None:
-    """Raise `DatasetError` where there are fewer than two classes."""
+def _check_classes(y: NDArray[np.generic]) -> None:
     names, counts = np.unique(y, return_counts=True)
     if len(names) < 2:
-        found = (
-            f"one class only: {str(names[0])!r} ({counts[0]:,} images)" if len(names) else "none"
-        )
+        what = "none"
+        if len(names):
+            what = f"one class only: {str(names[0])!r} ({counts[0]:,} images)"
         raise DatasetError(
-            f"a search needs images of two classes or more, received {found}: add images of "
+            f"a search needs images of two classes or more, received {what}: add images of "
             "another class, one folder each"
         )
 
 
-def check_block(X: NDArray[Any], what: str) -> str:
-    """Look through the features of a block."""
+def _check_block(X: Floats, what: str) -> str:
+    """Look through the features of a block, and return what to know of them."""
     if X.ndim != 2 or X.dtype.kind not in "fiu" or not X.size:
         raise FeaturesError(
             f"expected {what} to be a matrix of numbers, one row an image, received shape "
@@ -79,148 +94,146 @@ def check_block(X: NDArray[Any], what: str) -> str:
     return ""
 
 
-_PACKAGES = ("featx", "numpy", "scikit-learn", "scipy", "optuna")
+@dataclass(frozen=True, slots=True)
+class HonestScore:
+    """A score of the winner on rows that its selection has not seen.
+
+    Parameters
+    ----------
+    protocol : str
+        What it was measured on.
+    scoring : str
+        The name of the score.
+    value : float, optional
+        The score, as it is shown; None where it was not measured.
+    interval : tuple of float, optional
+        Its 95 % interval, with images taken as independent of each other.
+    images : int
+        Number of images it was measured on.
+    """
+
+    protocol: str
+    scoring: str
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    images: int = 0
+
+    def to_dict(self) -> Json:
+        """Return it as JSON types."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchOutcome:
-    """What a search found.
-
-    Parameters
-    ----------
-    leaderboard : Leaderboard
-        Every trial, the best first.
-    winner : Candidate
-        Which one won.
-    classes : ndarray of shape (k,)
-        Labels, sorted.
-    rows : ndarray of int
-        Rows that the winner is to be fitted on.
-    honest : HonestScore
-        How good it is on rows that its selection has not seen.
-    planned, untried, resumed : int
-        Number of candidates; of those that the budget left untried; of trials known from before.
-    notes : list of str
-        What a user should know.
-    seconds : float
-        How long it took.
-    """
+    """What a search came to."""
 
     leaderboard: Leaderboard
-    winner: Candidate
-    classes: NDArray[Any]
-    rows: NDArray[np.intp]
+    classes: NDArray[np.generic]
+    rows: Numbers  # that the winner is to be fitted on
     honest: HonestScore
     planned: int
-    untried: int
-    resumed: int
+    untried: int  # candidates that the budget left
+    resumed: int  # trials known from before
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
 def search_arrays(
     blocks: Sequence[FeatureBlock],
-    y: NDArray[Any],
+    y: NDArray[np.generic],
     space: SearchSpace,
     options: SearchOptions | None = None,
     *,
-    rows: NDArray[np.intp] | None = None,
+    rows: Numbers | None = None,
     groups: NDArray[np.int64] | None = None,
     splits: NDArray[np.str_] | None = None,
-    label_sets: tuple[NDArray[Any], NDArray[np.intp]] | None = None,
+    label_sets: tuple[NDArray[np.generic], Numbers] | None = None,
     journals: Path | None = None,
-    fresh: bool = False,
     watch: Watch | None = None,
 ) -> SearchOutcome:
     """Search for the best of a space on features in memory."""
     started = time.monotonic()
     options = options or SearchOptions()
-    strategy = find_strategy(options.strategy, options.n_trials)
+    find_strategy(options.strategy, options.n_trials)
     by_place: dict[Place, FeatureBlock] = {block.place: block for block in blocks}
     y, groups = np.asarray(y), np.arange(len(y)) if groups is None else groups
     for block in blocks:
         check_length(len(block.X), y, f"{block.backbone} {block.tap}")
     labelled = np.arange(len(y)) if rows is None else rows
     data, tested, notes = _set_test_aside(y, labelled, groups, splits, label_sets)
-    several = data.sets is not None
-    scorer = find_scorer(options.scoring, len(data.classes), multilabel=several)
-    planned = _planned(space, tuple(by_place), options)
-    used = {block.place: block for block in _used(space, by_place)}
+    scorer = find_scorer(options.scoring, len(data.classes), multilabel=data.sets is not None)
+    planned = _planned(space, list(by_place), options)
+    places = {place for part in space.parts for place in part.places(list(by_place))}
+    used = {place: block for place, block in by_place.items() if place in places}
     _require_components(space, used)
-    notes += [
-        note
-        for block in used.values()
-        if (note := check_block(block.take(data.rows), f"{block.backbone} {block.tap}"))
-    ]
-    protocol, kept, held = choose_protocol(data, tested, space, planned, options)
-    notes += protocol.notes
-    folds, more = _folds(kept, splits, options)
-    notes += more
-    journal = Journal(
-        None
-        if journals is None
-        else journals / f"{_digest(used, y, data, groups, splits, space, options)}.jsonl",
-        fresh=fresh,
-    )
-    deadline = None if options.budget_s is None else started + options.budget_s
-    measuring = Measuring(
+    for block in used.values():
+        notes.append(_check_block(block.take(data.rows), f"{block.backbone} {block.tap}"))
+    protocol, sample, held, note = _choose_protocol(data, tested, space, planned, options)
+    folds, fewer = _folds(sample, splits, options)
+    path = None
+    if journals is not None:
+        digest = _digest(used, data, groups, splits, space, options)
+        path = journals / f"{digest}.jsonl"
+    search = Search(
         used,
-        kept.rows,
-        kept.codes,
-        kept.groups,
+        space,
+        options,
+        sample,
         folds,
         scorer,
-        journal,
-        seed=options.seed,
-        n_jobs=options.n_jobs,
-        deadline=deadline,
+        Journal(path, fresh=not options.resume),
+        deadline=None if options.budget_s is None else started + options.budget_s,
         watch=watch,
-        sets=data.sets,
     )
-    plan = Plan(space, tuple(used), options.n_trials, options.seed, kept.codes)
-    strategy(plan, measuring.measure)
-    trials = list(measuring.trials.values())
-    costs = measure_costs(measuring, trials)
-    ordered = ranked(trials, costs.order)
-    place = choose(ordered, costs.order, one_standard_error=options.one_standard_error)
-    if place is None:
-        reasons = {trial.measured.failed for trial in ordered} - {""}
-        raise HeadError(
-            f"all {len(ordered)} candidates failed: {'; '.join(sorted(reasons)[:3])}: look at "
-            "their parameters"
-        )
-    winner = ordered[place].candidate
-    honest = score_winner(
-        protocol.name,
-        winner,
-        replace(measuring, watch=None, deadline=None),
-        plan,
-        strategy,
-        held,
-        data,
-        options,
-    )
+    leaderboard = _selected(search)
+    if isinstance(leaderboard, str):
+        raise HeadError(leaderboard)
+    if protocol == "nested":
+        honest = _score_nested(search, data)
+    elif held is None:
+        honest = HonestScore("not measured on unseen images", scorer.name)
+    else:
+        what = "the test split" if protocol == "test" else "a fifth of the images, set aside before"
+        text = f"{what}: {len(held.rows):,} images that the selection has not seen"
+        values = _values(leaderboard.winner, search, held)
+        honest = _scored(text, scorer, held, values, options.seed)
     return SearchOutcome(
-        leaderboard=Leaderboard(ordered, place, costs, scorer, len(folds)),
-        winner=winner,
+        leaderboard=leaderboard,
         classes=data.classes,
         rows=data.rows,
         honest=honest,
         planned=planned,
-        untried=len(measuring.untried),
-        resumed=journal.resumed,
-        notes=notes,
+        untried=len(search.untried),
+        resumed=search.journal.resumed,
+        notes=[text for text in (*notes, note, fewer) if text],
         seconds=time.monotonic() - started,
     )
 
 
+def _selected(search: Search) -> Leaderboard | str:
+    """Have the strategy measure candidates and choose; return why none won, where all failed."""
+    options = search.options
+    find_strategy(options.strategy, options.n_trials)(search)
+    trials = list(search.trials.values())
+    costs = measure_costs(search, trials)
+    ordered = ranked(trials, costs)
+    chosen = choose(ordered, costs, one_standard_error=options.one_standard_error)
+    if chosen is None:
+        reasons = {trial.failed for trial in ordered} - {""}
+        return (
+            f"all {len(ordered)} candidates failed: {'; '.join(sorted(reasons)[:3])}: look at "
+            "their parameters"
+        )
+    return Leaderboard(ordered, chosen, costs, search.scorer, len(search.folds))
+
+
 def _set_test_aside(
-    y: NDArray[Any],
-    labelled: NDArray[np.intp],
+    y: NDArray[np.generic],
+    labelled: Numbers,
     groups: NDArray[np.int64],
     splits: NDArray[np.str_] | None,
-    label_sets: tuple[NDArray[Any], NDArray[np.intp]] | None,
-) -> tuple[Rows, Rows | None, list[str]]:
+    label_sets: tuple[NDArray[np.generic], Numbers] | None,
+) -> tuple[Sample, Sample | None, list[str]]:
     """Return the rows of the selection, those of a split ``test``, and what to know of them."""
     notes: list[str] = []
     train, test = labelled, labelled[:0]
@@ -233,25 +246,124 @@ def _set_test_aside(
                 f"{twins:,} test images equal a training image or are of its group: they do not "
                 "count in the score"
             )
-    check_classes(y[train])
-    if label_sets is not None:
-        classes, sets = label_sets
-        every = (y, classes, groups, sets)
-        return Rows.of(train, *every), Rows.of(test, *every) if len(test) else None, notes
-    classes = np.unique(y[train])
+    _check_classes(y[train])
+    classes, sets = label_sets or (np.unique(y[train]), None)
     strangers = sorted(set(y[test].tolist()) - set(classes.tolist()))
     if strangers:
         raise DatasetError(
             "test images have classes without a training image: "
             f"{', '.join(map(str, strangers[:5]))}: add some of them, or take these out of the test"
         )
-    data = Rows.of(train, y, classes, groups)
-    return data, Rows.of(test, y, classes, groups) if len(test) else None, notes
+
+    def sample(rows: Numbers) -> Sample:
+        return Sample(rows, np.searchsorted(classes, y[rows]), groups[rows], classes, sets)
+
+    return sample(train), sample(test) if len(test) else None, notes
+
+
+def _choose_protocol(
+    data: Sample, tested: Sample | None, space: SearchSpace, planned: int, options: SearchOptions
+) -> tuple[str, Sample, Sample | None, str]:
+    """Settle by counts, before the first trial, how the winner is scored and on which rows."""
+    name = options.score
+    if name not in _PROTOCOLS:
+        raise UnknownNameError("way to score the winner", str(name), _PROTOCOLS)
+    if name == "test" and tested is None:
+        raise DatasetError(
+            "score='test' needs images in a split 'test', and there are none: take "
+            "score='holdout' or 'nested', or `featx dataset split NAME --test 0.2`"
+        )
+    if name in ("auto", "test") and tested is not None:
+        return "test", data, tested, ""
+    fewest = _fewest_distinct(data)
+    if name in ("auto", "holdout", "nested") and fewest < _FEWEST:
+        if name == "auto":
+            note = (
+                f"the winner was not scored on unseen images: the smallest class has {fewest} "
+                f"distinct images or groups, and {_FEWEST} are needed"
+            )
+            return "none", data, None, note
+        raise DatasetError(
+            f"score={name!r} needs {_FEWEST} distinct images (or groups) of each class, the "
+            f"smallest has {fewest}: add images, or take score='none'"
+        )
+    if name == "auto":
+        heads = {head.label for part in space.parts for head in part.heads}
+        alone = any(head not in HEADS or not HEADS[head].sweep for head in heads)
+        weight = _ALONE if alone or data.sets is not None else 1
+        cheap = len(data.rows) <= _SMALL and len(data.rows) * planned * weight <= _CHEAP
+        one_fold = isinstance(options.cv, str)
+        name = "nested" if cheap and not options.budget_s and not one_fold else "holdout"
+    if name == "nested" and isinstance(options.cv, str):
+        raise DatasetError(
+            f"score='nested' repeats the selection on parts of the images, which a split "
+            f"(cv={options.cv!r}) cannot: take score='holdout' or a number of folds"
+        )
+    if name != "holdout":
+        return name, data, None, ""
+    train, test = data.folds(_HELD_OUT_OF, seed=options.seed)[0]
+    return "holdout", data.take(train), data.take(test), ""
+
+
+def _fewest_distinct(data: Sample) -> int:
+    if data.sets is not None:
+        return len(np.unique(data.groups))
+    pairs = np.unique(np.stack([data.codes, data.groups], axis=1), axis=0)
+    return int(np.bincount(pairs[:, 0]).min())
+
+
+def _score_nested(search: Search, data: Sample) -> HonestScore:
+    """Score the selection as a whole: it is repeated without each of some parts.
+
+    Notes
+    -----
+    The score by which a winner was selected is the greatest of many noisy ones and so too high on
+    average; Cawley, Talbot: "On over-fitting in model selection and subsequent selection bias in
+    performance evaluation", JMLR 11 (2010).
+    """
+    options = search.options
+    outer = data.folds(_OUTER, seed=options.seed)
+    columns = len(data.classes) if data.sets is None else data.sets.shape[1]
+    values = np.zeros((len(data.rows), columns))
+    for number, (train, test) in enumerate(outer):
+        inner = data.take(train)
+        assert isinstance(options.cv, int)
+        folds = inner.folds(options.cv, repeats=options.repeats, seed=options.seed)
+        scope = f"outer {number}"
+        part = replace(search, sample=inner, folds=folds, scope=scope, watch=None, deadline=None)
+        leaderboard = _selected(part)
+        if isinstance(leaderboard, str):
+            return HonestScore("not measured: every candidate failed in it", options.scoring)
+        values[test] = _values(leaderboard.winner, part, data.take(test))
+    text = (
+        f"nested {len(outer)}-fold cross-validation: the selection was repeated without each of "
+        f"{len(outer)} parts of the {len(data.rows):,} images and its winner scored on that part"
+    )
+    return _scored(text, search.scorer, data, values, options.seed)
+
+
+def _scored(text: str, scorer: Scorer, rows: Sample, values: Floats, seed: int) -> HonestScore:
+    truth = rows.targets()
+    shown = scorer.shown(scorer.function(truth, values))
+    interval = score_interval(scorer, truth, values, seed=seed)
+    return HonestScore(text, scorer.name, shown, interval, len(truth))
+
+
+def _values(candidate: Candidate, search: Search, held: Sample) -> Floats:
+    """Return what a candidate says of rows that it has not seen, trained on all of the search."""
+    block, sample = search.blocks[candidate.place], search.sample
+    X = block.take(sample.rows)
+    y = np.concatenate([sample.targets()] * (1 + len(block.views)))
+    made = candidate.make(seed=search.options.seed, multilabel=y.ndim == 2)
+    head = pipeline(parse_transform(candidate.transform), made, X.shape).fit(X, y)
+    unseen = block.take(held.rows)[: len(held.rows)]
+    return predicted_values(head, unseen, search.scorer, len(held.classes))
 
 
 def _folds(
-    data: Rows, splits: NDArray[np.str_] | None, options: SearchOptions
-) -> tuple[list[Fold], list[str]]:
+    data: Sample, splits: NDArray[np.str_] | None, options: SearchOptions
+) -> tuple[list[Fold], str]:
+    """Return the folds, or the one that a split makes, and what to know of them."""
     if isinstance(options.cv, str):
         names = [] if splits is None else sorted(set(splits[data.rows].tolist()) - {""})
         if splits is None or options.cv not in names:
@@ -267,18 +379,18 @@ def _folds(
                 f"{int((trained == 0).sum())} classes without a training image: every class needs "
                 "one, or take cv=5"
             )
-        return [fold], []
+        return [fold], ""
     folds = data.folds(options.cv, repeats=options.repeats, seed=options.seed)
     number = len(folds) // options.repeats
-    if number < options.cv:
-        return folds, [
-            f"{number} folds in place of {options.cv}: the smallest class has {number} distinct "
-            "images or groups"
-        ]
-    return folds, []
+    if number == options.cv:
+        return folds, ""
+    return folds, (
+        f"{number} folds in place of {options.cv}: the smallest class has {number} distinct "
+        "images or groups"
+    )
 
 
-def _planned(space: SearchSpace, places: tuple[Place, ...], options: SearchOptions) -> int:
+def _planned(space: SearchSpace, places: list[Place], options: SearchOptions) -> int:
     size = space.size(places)
     if not size:
         raise HeadError(
@@ -290,11 +402,6 @@ def _planned(space: SearchSpace, places: tuple[Place, ...], options: SearchOptio
     if options.n_trials is None:
         return min(size, 20) if options.strategy == "random" and not space.ranged() else size
     return options.n_trials if space.ranged() else min(size, options.n_trials)
-
-
-def _used(space: SearchSpace, blocks: Mapping[Place, FeatureBlock]) -> list[FeatureBlock]:
-    places = dict.fromkeys(place for part in space.parts for place in part.places(list(blocks)))
-    return [blocks[place] for place in blocks if place in places]
 
 
 def _require_components(space: SearchSpace, blocks: Mapping[Place, FeatureBlock]) -> None:
@@ -309,8 +416,7 @@ def _require_components(space: SearchSpace, blocks: Mapping[Place, FeatureBlock]
 
 def _digest(
     blocks: Mapping[Place, FeatureBlock],
-    y: NDArray[Any],
-    data: Rows,
+    data: Sample,
     groups: NDArray[np.int64],
     splits: NDArray[np.str_] | None,
     space: SearchSpace,
@@ -320,24 +426,22 @@ def _digest(
     decides = {
         name: value
         for name, value in asdict(options).items()
-        if name not in ("budget_s", "n_jobs", "one_standard_error")
+        if name not in ("budget_s", "n_jobs", "one_standard_error", "resume")
     }
-    found = hashlib.sha256(json.dumps([decides, space.describe(), _versions()]).encode())
+    digest = hashlib.sha256(json.dumps([decides, space.describe(), _versions()]).encode())
     for place, block in blocks.items():
         content = block.digest or hashlib.sha256(np.ascontiguousarray(block.X).data).hexdigest()
-        found.update(json.dumps([*place, content, len(block.views)]).encode())
+        digest.update(json.dumps([*place, content, len(block.views)]).encode())
     for column in (data.rows, data.codes, groups, data.classes.astype(str)):
-        found.update(np.ascontiguousarray(column).data)
+        digest.update(np.ascontiguousarray(column).data)
     if splits is not None:
-        found.update(json.dumps(splits.tolist()).encode())
-    return found.hexdigest()[:40]
+        digest.update(json.dumps(splits.tolist()).encode())
+    return digest.hexdigest()[:40]
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

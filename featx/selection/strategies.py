@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, MissingExtraError, UnknownNameError
 from featx.selection.leaderboard import ranked
-from featx.selection.search_space import Axis, Candidate, Place, Range, SearchSpace, build
-from featx.selection.trials import Trial
+from featx.selection.measuring import Search
+from featx.selection.search_space import Axis, Candidate, Range, build
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchOptions:
-    """How a search is done; see `featx.search` for what each means."""
-
-    strategy: str = "grid"
-    n_trials: int | None = None
-    cv: int | str = 5
-    repeats: int = 1
-    scoring: str = "accuracy"
-    score: str = "auto"
-    budget_s: float | None = None
-    n_jobs: int = -1
-    seed: int = 0
-    one_standard_error: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.cv, int) and self.cv < 2:
-            raise HeadError(
-                f"expected 2 folds or more, or the name of a split, received cv={self.cv}: a "
-                "candidate is measured on rows that it was not trained on"
-            )
-        if self.repeats < 1:
-            raise HeadError(f"expected 1 repeat or more, received repeats={self.repeats}")
-        if self.budget_s is not None and not self.budget_s > 0:
-            raise HeadError(
-                f"expected a budget of more than 0 seconds, received budget_s={self.budget_s}: "
-                "leave it out for none"
-            )
-        if self.budget_s is not None and self.score == "nested":
-            raise HeadError(
-                "a budget bounds one search and score='nested' repeats it: take "
-                "score='holdout' with a budget, or leave the budget out"
-            )
-
+Strategy: TypeAlias = Callable[[Search], None]
+"""Has a search measure what it chooses of its space."""
 
 _TRIALS = 30
+_DRAWN = 20
+_FACTOR = 3
+_FEWEST_ROWS = 100
+_FEWEST_OF_A_CLASS = 4
 
 
-def ask_optuna(plan: Plan, measure: Measure) -> None:
+def ask_optuna(search: Search) -> None:
     """Try what a seeded tree-structured Parzen estimator proposes, one candidate after another."""
     try:
         import optuna
@@ -64,87 +33,45 @@ def ask_optuna(plan: Plan, measure: Measure) -> None:
             raise
         raise MissingExtraError("optuna", extra="hpo", purpose="the strategy 'optuna'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=plan.seed)
-    )
-    choices = plan.space.choices(plan.places)
-    for _ in range(plan.n_trials or _TRIALS):
-        asked = study.ask()
-        number = asked.suggest_categorical("choice", list(range(len(choices))))
+    sampler = optuna.samplers.TPESampler(seed=search.options.seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    choices = search.space.choices(list(search.blocks))
+    for _ in range(search.options.n_trials or _TRIALS):
+        proposed = study.ask()
+        number = proposed.suggest_categorical("choice", list(range(len(choices))))
         place, transform, head = choices[number]
-        values = [_suggest(asked, f"{number} {name}", axis) for name, axis in head.grid]
-        trials = measure([build(place, transform, head, values)])
+        values = [_suggest(proposed, f"{number} {name}", axis) for name, axis in head.grid]
+        trials = search.measure([build(place, transform, head, values)])
         if not trials:  # no time is left
             return
-        if trials[0].measured.scores:
-            study.tell(asked, trials[0].score)
+        if trials[0].scores:
+            study.tell(proposed, trials[0].score)
         else:
-            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            study.tell(proposed, state=optuna.trial.TrialState.FAIL)
 
 
-def _suggest(asked: Any, name: str, axis: Axis) -> Any:
+def _suggest(proposed: Any, name: str, axis: Axis) -> object:
     if isinstance(axis, Range):
         # A share of the way, so that the value is rounded as everywhere else.
-        return axis.at(asked.suggest_float(name, 0.0, 1.0))
-    return axis[asked.suggest_categorical(name, list(range(len(axis))))]
+        return axis.at(proposed.suggest_float(name, 0.0, 1.0))
+    return axis[proposed.suggest_categorical(name, list(range(len(axis))))]
 
 
-_FACTOR = 3
-_FEWEST_ROWS = 100
-_FEWEST_OF_A_CLASS = 4
-_DRAWN = 20
+def _grid(search: Search) -> None:
+    search.measure(search.space.candidates(list(search.blocks)))
 
 
-class Measure(Protocol):
-    """Measures candidates; see `featx.selection.measuring.Measuring.measure`."""
-
-    def __call__(self, candidates: Sequence[Candidate], *, share: float = 1.0) -> list[Trial]:
-        """Return the trials that finished."""
+def _random(search: Search) -> None:
+    search.measure(_draw(search))
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a strategy has to know.
-
-    Parameters
-    ----------
-    space : SearchSpace
-        What may be tried.
-    places : tuple of (backbone, tap)
-        On which blocks.
-    n_trials : int, optional
-        How many candidates to draw.
-    seed : int
-        Seed of the drawing.
-    codes : ndarray of shape (n,)
-        Classes of the training rows.
-    """
-
-    space: SearchSpace
-    places: tuple[Place, ...]
-    n_trials: int | None
-    seed: int
-    codes: NDArray[np.intp]
-
-
-Strategy = Callable[[Plan, Measure], None]
-
-
-def _grid(plan: Plan, measure: Measure) -> None:
-    measure(plan.space.candidates(plan.places))
-
-
-def _random(plan: Plan, measure: Measure) -> None:
-    measure(_draw(plan, plan.n_trials or _DRAWN))
-
-
-def _draw(plan: Plan, count: int) -> list[Candidate]:
-    generator = np.random.default_rng(plan.seed)
-    if plan.space.ranged() is None:
-        every = plan.space.candidates(plan.places)
-        chosen = generator.permutation(len(every))[:count]
-        return [every[number] for number in chosen]
-    choices = plan.space.choices(plan.places)
+def _draw(search: Search) -> list[Candidate]:
+    count, places = search.options.n_trials or _DRAWN, list(search.blocks)
+    generator = np.random.default_rng(search.options.seed)
+    if search.space.ranged() is None:
+        every = search.space.candidates(places)
+        return [every[number] for number in generator.permutation(len(every))[:count]]
+    choices = search.space.choices(places)
     drawn: dict[Candidate, None] = {}
     for _ in range(20 * count):  # a small space may have fewer than are asked for
         place, transform, head = choices[int(generator.integers(len(choices)))]
@@ -160,20 +87,20 @@ def _draw(plan: Plan, count: int) -> list[Candidate]:
     return list(drawn)
 
 
-def _halving(plan: Plan, measure: Measure) -> None:
+def _halving(search: Search) -> None:
     """Try all on few rows, the better third on three times as many, and so on to all rows."""
-    if plan.n_trials or plan.space.ranged() is not None:
-        left = _draw(plan, plan.n_trials or _DRAWN)
+    if search.options.n_trials or search.space.ranged() is not None:
+        left = _draw(search)
     else:
-        left = plan.space.candidates(plan.places)
-    rows = len(plan.codes)
-    fewest = max(_FEWEST_ROWS, _FEWEST_OF_A_CLASS * (int(plan.codes.max()) + 1))
-    by_rows = int(math.log(max(1.0, rows / fewest), _FACTOR) + 1e-9)
+        left = search.space.candidates(list(search.blocks))
+    codes = search.sample.codes
+    fewest = max(_FEWEST_ROWS, _FEWEST_OF_A_CLASS * (int(codes.max()) + 1))
+    by_rows = int(math.log(max(1.0, len(codes) / fewest), _FACTOR) + 1e-9)
     by_candidates = math.ceil(math.log(max(1, len(left)), _FACTOR) - 1e-9)
     for step in range(min(by_rows, by_candidates), -1, -1):
-        trials = measure(left, share=1 / _FACTOR**step)
-        kept = max(1, math.ceil(len(left) / _FACTOR))
-        left = [trial.candidate for trial in ranked(trials)[:kept]]
+        trials = search.measure(left, share=1 / _FACTOR**step)
+        better = max(1, math.ceil(len(left) / _FACTOR))
+        left = [trial.candidate for trial in ranked(trials)[:better]]
         if not left:
             return
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
+from featx.heads.rows import Floats
+
+Estimator: TypeAlias = Any
+"""What has scikit-learn's ``fit``; there is no type that all of them share."""
 
 _KINDS = {
     "standard": "the head as it is, most of which standardise",
@@ -23,18 +27,10 @@ _SIZED = ("pca", "whiten")
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A transform, as data.
-
-    Parameters
-    ----------
-    kind : {"standard", "none", "l2", "pca", "whiten"}
-        Which one.
-    size : int or float, optional
-        Of ``pca`` and ``whiten``: number of components, or the share of the variance (below 1).
-    """
+    """A transform, as data."""
 
     kind: str
-    size: float | None = None
+    size: float | None = None  # number of components, or the share of the variance (below 1)
 
     def __str__(self) -> str:
         return self.kind if self.size is None else f"{self.kind}:{self.size}"
@@ -49,8 +45,18 @@ class Transform:
         """Whether it learns nothing from the rows, so that one matrix serves all folds."""
         return self.kind not in _SIZED
 
+    def head(self, estimator: Estimator) -> Estimator:
+        """Return what is fitted on the transformed rows."""
+        steps = getattr(estimator, "steps", None)
+        if not (self.bare and steps and len(steps) > 1):
+            return estimator
+        if type(steps[0][1]).__name__ != "StandardScaler":
+            return estimator
+        rest = steps[1:]
+        return rest[0][1] if len(rest) == 1 else type(estimator)(rest)
 
-def parse_transform(text: Any) -> Transform:
+
+def parse_transform(text: object) -> Transform:
     """Read a transform."""
     kind, colon, size = str(text).strip().partition(":")
     if kind not in _KINDS:
@@ -82,42 +88,52 @@ def parse_transform(text: Any) -> Transform:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Components:
-    """Standardisation and all principal components that some candidate asks for.
+class Prepared:
+    """A transform with what it has learnt from training rows."""
 
-    Parameters
-    ----------
-    scaler, pca : estimator
-        Fitted on training rows.
-    """
+    transform: Transform
+    scaler: Estimator = None
+    pca: Estimator = None
 
-    scaler: Any
-    pca: Any
-
-    def count(self, size: float) -> int:
-        """Return how many components a size stands for, as scikit-learn's PCA counts them."""
+    @property
+    def count(self) -> int:
+        """How many components the size stands for, as scikit-learn's PCA counts them."""
+        size = self.transform.size or 0
         if size >= 1:
             return min(int(size), len(self.pca.components_))
         share = np.cumsum(self.pca.explained_variance_ratio_)
         return min(int(np.searchsorted(share, size, side="right")) + 1, len(share))
 
-    def project(self, X: NDArray[Any]) -> NDArray[Any]:
-        """Return the components of rows, shape (m, most components)."""
-        projected: NDArray[Any] = self.pca.transform(self.scaler.transform(X))
-        return projected
+    def apply(self, X: Floats) -> Floats:
+        """Return transformed rows."""
+        if self.pca is not None:
+            projected: Floats = self.pca.transform(self.scaler.transform(X))
+            return projected[:, : self.count]
+        if self.transform.kind == "l2":
+            from sklearn.preprocessing import normalize
+
+            unit: Floats = normalize(X)
+            return unit
+        return X
+
+    def learnt(self) -> list[object]:
+        """Return the arrays that applying it needs."""
+        if self.pca is None:
+            return []
+        return [self.scaler, self.pca.mean_, self.pca.components_[: self.count]]
 
 
-def fit_components(X: NDArray[Any], sizes: list[float]) -> Components:
-    """Fit what all sizes need; smaller ones are cut from it."""
+def fit_components(X: NDArray[np.floating], sizes: list[float]) -> tuple[Estimator, Estimator]:
+    """Fit a scaler and the components that all sizes need; smaller ones are cut from them."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(X)
     most = min(X.shape)
-    wanted = most if min(sizes) < 1 else min(most, int(max(sizes)))
-    return Components(scaler, _pca(wanted, X.shape).fit(scaler.transform(X)))
+    needed = most if min(sizes) < 1 else min(most, int(max(sizes)))
+    return scaler, _pca(needed, X.shape).fit(scaler.transform(X))
 
 
-def _pca(size: float, shape: tuple[int, ...]) -> Any:
+def _pca(size: float, shape: tuple[int, ...]) -> Estimator:
     from sklearn.decomposition import PCA
 
     # Both are exact and draw nothing; the covariance is the cheaper one where rows abound.
@@ -125,67 +141,17 @@ def _pca(size: float, shape: tuple[int, ...]) -> Any:
     return PCA(size, svd_solver=solver)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """A transform that has learnt what it needs from training rows.
-
-    Parameters
-    ----------
-    transform : Transform
-        Which one.
-    components : Components, optional
-        Of ``pca`` and ``whiten``.
-    """
-
-    transform: Transform
-    components: Components | None = None
-
-    def apply(self, X: NDArray[Any]) -> NDArray[Any]:
-        """Return transformed rows."""
-        if self.components is not None and self.transform.size is not None:
-            return self.components.project(X)[:, : self.components.count(self.transform.size)]
-        if self.transform.kind == "l2":
-            from sklearn.preprocessing import normalize
-
-            unit: NDArray[Any] = normalize(X)
-            return unit
-        return X
-
-    def learnt(self) -> list[Any]:
-        """Return the arrays that applying it needs."""
-        if self.components is None or self.transform.size is None:
-            return []
-        pca = self.components.pca
-        count = self.components.count(self.transform.size)
-        return [self.components.scaler, pca.mean_, pca.components_[:count]]
-
-    def head(self, estimator: Any) -> Any:
-        """Return what is fitted on the transformed rows."""
-        return without_scaler(estimator) if self.transform.bare else estimator
-
-
-def without_scaler(estimator: Any) -> Any:
-    """Return a head of `make_head` without the standardisation before it."""
-    steps = getattr(estimator, "steps", None)
-    if steps and len(steps) > 1 and type(steps[0][1]).__name__ == "StandardScaler":
-        rest = steps[1:]
-        return rest[0][1] if len(rest) == 1 else type(estimator)(rest)
-    return estimator
-
-
-def pipeline(transform: Transform, estimator: Any, shape: tuple[int, int]) -> Any:
-    """Put a transform before a head, as one estimator that an artefact can keep."""
-    if transform.kind == "standard":
-        return estimator
-    if transform.kind == "none":
-        return without_scaler(estimator)
+def pipeline(transform: Transform, estimator: Estimator, shape: tuple[int, ...]) -> Estimator:
+    """Put a transform before a head, as one estimator that a model file can hold."""
+    head = transform.head(estimator)
+    if transform.kind in ("standard", "none"):
+        return head
     from sklearn.preprocessing import Normalizer, StandardScaler
 
     from featx.heads.head_pipeline import HeadPipeline
 
     if transform.kind == "l2":
-        return HeadPipeline([("l2", Normalizer()), ("head", estimator)])
+        return HeadPipeline([("l2", Normalizer()), ("head", head)])
     assert transform.size is not None
     size = transform.size if transform.size < 1 else min(int(transform.size), *shape)
-    head = without_scaler(estimator) if transform.bare else estimator
     return HeadPipeline([("scale", StandardScaler()), ("pca", _pca(size, shape)), ("head", head)])

@@ -6,109 +6,73 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featx.files.durable import written_whole
 from featx.files.safe_json import json_with_checksum, read_json_with_checksum
+from featx.selection.metrics import Json
 from featx.selection.search_space import Candidate
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Figures of one candidate on all folds.
-
-    Parameters
-    ----------
-    scores : list of float
-        One a fold, of which more is better; empty where it failed.
-    fit_s, score_s : list of float
-        Seconds of training and of predicting, one a fold. Candidates that were measured together
-        have an equal share each.
-    stopped : bool
-        Whether it was given up early.
-    failed : str
-        Why it could not be measured, empty if it could.
-    ms : float, optional
-        Milliseconds an image of transform and head, where they were fitted by themselves.
-    bytes : int, optional
-        Size of what transform and head have learnt, likewise.
-    """
-
-    scores: list[float]
-    fit_s: list[float]
-    score_s: list[float]
-    stopped: bool = False
-    failed: str = ""
-    ms: float | None = None
-    bytes: int | None = None
-
-    @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> Measured:
-        """Read what `dataclasses.asdict` gave."""
-        measured = cls(**{field.name: given[field.name] for field in fields(cls)})
-        seconds = (measured.fit_s, measured.score_s)
-        for numbers in (measured.scores, *seconds):
-            if not (isinstance(numbers, list) and all(map(_is_finite, numbers))):
-                raise TypeError("figures are finite numbers, one a fold")
-        costs = [cost for cost in (measured.ms, measured.bytes) if cost is not None]
-        if (
-            not all(map(_is_finite, costs))
-            or min([*costs, *seconds[0], *seconds[1]], default=0) < 0
-        ):
-            raise ValueError("times and sizes are finite and not negative")
-        if not measured.failed and {*map(len, seconds)} != {len(measured.scores)}:
-            raise ValueError("there are as many times as scores")
-        if not (isinstance(measured.stopped, bool) and isinstance(measured.failed, str)):
-            raise TypeError("expected whether it was stopped, and why it failed")
-        return measured
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+_FIGURES = ("scores", "fit_s", "score_s", "stopped", "failed", "ms", "bytes")
+_LOG = logging.getLogger("featx")
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A candidate and its figures.
-
-    Parameters
-    ----------
-    candidate : Candidate
-        What was tried.
-    measured : Measured
-        What came of it.
-    share : float, default 1.0
-        The share of the training rows that it was trained on.
-    """
+    """A candidate and its figures, one a fold."""
 
     candidate: Candidate
-    measured: Measured
-    share: float = 1.0
+    share: float = 1.0  # of the training rows that it was trained on
+    scores: list[float] = field(default_factory=list)  # more is better; none where it failed
+    # Seconds; candidates that were measured together have an equal share each.
+    fit_s: list[float] = field(default_factory=list)
+    score_s: list[float] = field(default_factory=list)
+    stopped: bool = False  # whether it was given up early
+    failed: str = ""  # why it could not be measured
+    # Of transform and head, where they were fitted by themselves: milliseconds an image, and size.
+    ms: float | None = None
+    bytes: int | None = None
 
     @property
     def score(self) -> float:
         """Mean over the folds; minus infinity where it failed."""
-        return float(np.mean(self.measured.scores)) if self.measured.scores else -np.inf
+        return float(np.mean(self.scores)) if self.scores else -np.inf
 
     @property
     def std(self) -> float:
         """Standard deviation over the folds."""
-        return float(np.std(self.measured.scores)) if self.measured.scores else 0.0
+        return float(np.std(self.scores)) if self.scores else 0.0
 
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over the folds."""
-        folds = len(self.measured.scores)
-        return float(np.std(self.measured.scores, ddof=1) / np.sqrt(folds)) if folds > 1 else 0.0
+        folds = len(self.scores)
+        return float(np.std(self.scores, ddof=1) / np.sqrt(folds)) if folds > 1 else 0.0
 
 
-_LOG = logging.getLogger("featx")
+def _checked_figures(record: Json) -> Json:
+    """Return the figures of a trial from JSON; ``ValueError`` or ``TypeError`` where they lie."""
+    scores, fit_s, score_s, stopped, failed, *costs = (record[name] for name in _FIGURES)
+    for numbers in (scores, fit_s, score_s):
+        if not (isinstance(numbers, list) and all(map(_is_finite, numbers))):
+            raise TypeError("figures are finite numbers, one a fold")
+    known = [cost for cost in costs if cost is not None]
+    if not all(map(_is_finite, known)) or min([*known, *fit_s, *score_s], default=0) < 0:
+        raise ValueError("times and sizes are finite and not negative")
+    if not failed and not len(fit_s) == len(score_s) == len(scores):
+        raise ValueError("there are as many times as scores")
+    if not (isinstance(stopped, bool) and isinstance(failed, str)):
+        raise TypeError("expected whether it was stopped, and why it failed")
+    return {name: record[name] for name in _FIGURES}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 class Journal:
@@ -116,24 +80,27 @@ class Journal:
 
     def __init__(self, path: Path | None = None, *, fresh: bool = False) -> None:
         self._path = path
-        self._known: dict[str, Measured] = {}
+        self._known: dict[str, Json] = {}
         if path is not None and fresh:
             path.unlink(missing_ok=True)
         if path is not None and path.is_file():
             self._known = _read(path)
         self.resumed = len(self._known)
 
-    def find(self, key: str) -> Measured | None:
-        """Return what is known of a trial."""
-        return self._known.get(key)
+    def find(self, scope: str, candidate: Candidate, share: float) -> Trial | None:
+        """Return what is known of a candidate."""
+        figures = self._known.get(_key(scope, candidate, share))
+        return None if figures is None else Trial(candidate, share, **figures)
 
-    def add(self, found: Iterable[tuple[str, Measured]]) -> None:
+    def add(self, scope: str, trials: Sequence[Trial]) -> None:
         """Keep trials: when this returns, they outlast a kill and a loss of power."""
         lines = []
-        for key, measured in found:
-            self._known[key] = measured
+        for trial in trials:
+            key = _key(scope, trial.candidate, trial.share)
+            figures = {name: getattr(trial, name) for name in _FIGURES}
+            self._known[key] = figures
             with suppress(ValueError):  # no finite number, which JSON has no word for
-                lines.append(json_with_checksum({"trial": key, **asdict(measured)}))
+                lines.append(json_with_checksum({"trial": key, **figures}))
         if self._path is None or not lines:
             return
         try:
@@ -153,6 +120,10 @@ class Journal:
             self._path = None
 
 
+def _key(scope: str, candidate: Candidate, share: float) -> str:
+    return f"{scope} {share:.6g} {candidate.key}"
+
+
 def _cut_short(path: Path) -> bool:
     try:
         with path.open("rb") as file:
@@ -162,23 +133,21 @@ def _cut_short(path: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> dict[str, Measured]:
+def _read(path: Path) -> dict[str, Json]:
     """Return the trials of a journal, and write it again without the lines that hold none."""
-    known: dict[str, Measured] = {}
+    known: dict[str, Json] = {}
     sound: list[bytes] = []
     damaged = without = 0
-    data = path.read_bytes()
-    *lines, cut_short = data.split(b"\n")
+    *lines, cut_short = path.read_bytes().split(b"\n")
     for line in lines:
         try:
             record = read_json_with_checksum(line)
-            known[str(record.pop("trial"))] = Measured.from_dict(record)
+            known[str(record["trial"])] = _checked_figures(record)
             sound.append(line)
         except (ValueError, KeyError, TypeError):
-            if line and _is_earlier(line):
-                without += 1
-            else:
-                damaged += bool(line)
+            earlier = bool(line) and _is_earlier(line)
+            without += earlier
+            damaged += bool(line) and not earlier
     for count, what in (
         (damaged, "are damaged"),
         (without, "have no checksum, as featx 0.1 wrote them"),

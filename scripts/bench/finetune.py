@@ -60,9 +60,7 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             view_policy=None,
             progress=False,
         )
-        training = Training(
-            network, inputs, start.codes, start.rows, start.held_out, options, folder / cut, "bench"
-        )
+        training = Training(start, network, inputs, options, folder / cut, "bench")
         training.prepare()
         sides[cut] = training
     seconds: dict[str, list[float]] = {name: [] for name in sides}

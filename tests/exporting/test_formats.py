@@ -17,7 +17,7 @@ from PIL import Image
 import featx
 from featx.exceptions import DatasetError, ExportError, MissingExtraError, UnknownNameError
 from featx.exporting.formats import FORMATS
-from featx.exporting.samples import calibration_images, decode_rows
+from featx.exporting.verification import calibration_images, decode_rows
 from featx.images.decode import decode_image
 from featx.images.files import file_key
 

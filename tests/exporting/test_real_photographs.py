@@ -8,8 +8,7 @@ import json
 import pytest
 
 import featx
-from featx.exporting.formats import FORMATS
-from featx.exporting.graph import EXPORTABLE_HEADS
+from featx.exporting.formats import EXPORTABLE_HEADS, FORMATS
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 

@@ -31,11 +31,9 @@ def training(start, pictures, cache, tmp_path):
             start, pictures, options, cache=cache, engine="auto", view_policy=None, progress=False
         )
         return Training(
+            start,
             network,
             inputs,
-            start.codes,
-            start.rows,
-            start.held_out,
             options,
             tmp_path / folder,
             job,

@@ -9,7 +9,7 @@ import featx
 from featx.exceptions import DatasetError, FeaturesError
 from featx.files.keys import related_rows
 from featx.heads.making import make_head
-from featx.selection.splits import stratified_folds
+from featx.selection.splits import repeated_folds
 
 
 @pytest.fixture
@@ -26,13 +26,31 @@ def test_cross_validation_agrees_with_scikit_learn(photos, options, draw_photo):
         draw_photo(photos, f"blue/x{number}.jpg", seed=600 + number, colour=colours[number % 3 < 1])
     features = featx.extract(photos, **options)
     result = featx.train(features, head="logistic", seed=3)
-    folds = stratified_folds(features.y, folds=5, seed=3)
+    folds = repeated_folds(features.y, folds=5, seed=3)
     expected = cross_val_score(make_head("logistic"), features.X, features.y, cv=folds)
     np.testing.assert_allclose(result.metrics["accuracy_by_fold"], expected)
     assert result.metrics["accuracy"] == pytest.approx(expected.mean())
     assert result.metrics["protocol"].startswith("5-fold cross-validation")
     assert 0 < len(result.suspects) < 20
     assert result.suspects[0].label != result.suspects[0].predicted
+
+
+@pytest.mark.parametrize("head", ["knn:n_neighbors=3", "svm"])
+def test_a_head_is_made_once_and_its_text_is_parsed_once(numbers, tmp_path, monkeypatch, head):
+    from featx.heads import table
+    from featx.models import training
+
+    calls = []
+    parse, make = table.parse_head, training.make_head
+    monkeypatch.setattr(table, "parse_head", lambda text: (calls.append("parse"), parse(text))[1])
+    monkeypatch.setattr(
+        training,
+        "make_head",
+        lambda *args, **names: (calls.append("make"), make(*args, **names))[1],
+    )
+    features = featx.import_features("some", numbers[0], y=numbers[1], cache=tmp_path)
+    featx.train(features, head=head, cv=3)
+    assert sorted(calls) == ["make", "parse"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,7 @@ def test_equal_images_are_never_on_both_sides():
     keys[20:30] = keys[:10]
     groups = related_rows(keys, [""] * 40)
     y = np.array((["a"] * 10 + ["b"] * 10) * 2)
-    for training, testing in stratified_folds(y, groups=groups, seed=0):
+    for training, testing in repeated_folds(y, groups=groups, seed=0):
         assert not set(groups[training]) & set(groups[testing])
         assert len(training) + len(testing) == 40
 

@@ -7,9 +7,7 @@ from featx.exceptions import DatasetError
 from featx.files.keys import related_rows
 from featx.selection.splits import (
     hold_out,
-    label_folds,
     repeated_folds,
-    stratified_folds,
 )
 
 
@@ -20,7 +18,7 @@ def test_repeats_differ_and_each_covers_every_row_once():
     tests = [np.sort(np.concatenate([test for _, test in folds[i : i + 4]])) for i in (0, 4, 8)]
     assert all((rows == np.arange(60)).all() for rows in tests)
     assert not np.array_equal(folds[0][1], folds[4][1])
-    once = stratified_folds(y, folds=4, seed=5)
+    once = repeated_folds(y, folds=4, seed=5)
     assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, once, strict=False))
 
 
@@ -57,17 +55,17 @@ def test_folds_of_several_labels_share_out_the_rare_ones_and_leak_nothing():
     labels = (generator.random((300, 4)) < [0.5, 0.2, 0.05, 0]).astype(int)
     labels[:3, 3] = 1
     groups = related_rows(None, [f"g{row // 2}" for row in range(300)])
-    folds = label_folds(labels, groups=groups, seed=2)
+    folds = repeated_folds(labels, groups=groups, seed=2)
     assert np.sort(np.concatenate([test for _, test in folds])).tolist() == list(range(300))
     for train, test in folds:
         assert not set(groups[train]) & set(groups[test])
         assert len(test) == pytest.approx(60, abs=4)
         assert labels[train].any(axis=0).all()
         np.testing.assert_allclose(labels[test].mean(axis=0), labels.mean(axis=0), atol=0.05)
-    again = label_folds(labels, groups=groups, seed=2)
+    again = repeated_folds(labels, groups=groups, seed=2)
     assert all((a[1] == b[1]).all() for a, b in zip(folds, again, strict=True))
     # One group of nearly all images leaves no fold empty.
     large = np.array([0] * 17 + [1, 2, 3])
-    assert all(len(test) for _, test in label_folds(labels[:20], folds=4, groups=large))
+    assert all(len(test) for _, test in repeated_folds(labels[:20], folds=4, groups=large))
     with pytest.raises(DatasetError, match="20 images that are equal or of one group"):
-        label_folds(labels[:20], groups=np.zeros(20, int))
+        repeated_folds(labels[:20], groups=np.zeros(20, int))
