@@ -31,9 +31,8 @@ from featx.images.decode import Target
 from featx.images.labels import check_splits
 from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier, load_model
-from featx.models.fitting import BlockName
 from featx.models.model_file import read_details
-from featx.models.training import require_labels
+from featx.models.training import BlockName, require_labels
 from featx.models.training_keys import describe_training
 from featx.selection.splits import hold_out
 from featx.selection.transforms import Estimator

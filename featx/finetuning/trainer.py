@@ -445,10 +445,7 @@ class Training:
         return total / self._parts
 
     def _batch(
-        self,
-        inputs: Arrays,
-        targets: NDArray[np.float32],
-        weights: NDArray[np.float32] | None,
+        self, inputs: Arrays, targets: NDArray[np.float32], weights: NDArray[np.float32] | None
     ) -> float:
         model = self._network.model
         model.reset_metrics()  # otherwise the loss is the mean over all batches so far

@@ -63,10 +63,7 @@ def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
 
 
 def score_outcome(
-    start: Start,
-    trained: Trained,
-    tested: NDArray[np.float32] | None,
-    options: FineTuneOptions,
+    start: Start, trained: Trained, tested: NDArray[np.float32] | None, options: FineTuneOptions
 ) -> Json:
     """Return the scores of what is to be kept, with the comparison under ``finetuning``."""
     codes = start.codes[start.held_out]
@@ -138,13 +135,7 @@ def save_tuned(
     made.take_head(head, spec, n_features=width)
     made.training_ = describe_training(start.features, start.y, start.rows)
     save_model(
-        made,
-        target,
-        metrics=metrics,
-        spec=spec,
-        command=command,
-        network=data,
-        overwrite=overwrite,
+        made, target, metrics=metrics, spec=spec, command=command, network=data, overwrite=overwrite
     )
 
 

@@ -214,12 +214,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         return self
 
     def take_head(
-        self,
-        head: Any,
-        spec: FeatureSpec,
-        *,
-        n_features: int,
-        labels: NDArray[Any] | None = None,
+        self, head: Any, spec: FeatureSpec, *, n_features: int, labels: NDArray[Any] | None = None
     ) -> None:
         """Take a head that was fitted on features of a specification, in place of `fit`.
 
@@ -267,7 +262,27 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         return [validate_data(self, X, reset=False, dtype=[np.float32, np.float64])]
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
-        """Write the model as a ``.featx`` file; see `featx.models.model_file.save_model`."""
+        """Write the model as a ``.featx`` file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            Where to; the folder must exist. A model that is there is replaced.
+        **details
+            ``metrics`` and ``training``: figures, and what it was trained on, as JSON types;
+            ``spec``: specification of the features, by default found out from the parameters;
+            ``command``: the command line that made it; ``overwrite``: whether to replace a file
+            that is no model made by featx.
+
+        Raises
+        ------
+        ArtefactError
+            If the file cannot be written.
+        OutputError
+            If there is a file that is no model made by featx.
+        WeightsError
+            If the backbone's weights are not here, so that their digest cannot be stated.
+        """
         save_model(self, path, **details)
 
 

@@ -14,11 +14,12 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
+from featx.files.keys import whole_keys
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
 from featx.models.classifier import ImageClassifier
-from featx.models.fitting import BlockName
+from featx.models.training import BlockName
 from featx.models.training_keys import count_training_images, overlap_note
 from featx.selection.metrics import (
     CALIBRATION_BINS,
@@ -34,11 +35,7 @@ _LOG = logging.getLogger("featx")
 
 
 def evaluate(
-    model: ImageClassifier,
-    data: Features | ImageDataset,
-    *,
-    bootstrap: int = 1000,
-    seed: int = 0,
+    model: ImageClassifier, data: Features | ImageDataset, *, bootstrap: int = 1000, seed: int = 0
 ) -> Json:
     """Score a model on labelled images.
 
@@ -215,8 +212,7 @@ class _Answers:
         """Return a number for each image that its byte-for-byte copies share."""
         if not len(self.keys):
             return None
-        whole = np.ascontiguousarray(self.keys).view("V32").ravel()
-        groups: NDArray[np.intp] = np.unique(whole, return_inverse=True)[1]
+        groups: NDArray[np.intp] = np.unique(whole_keys(self.keys), return_inverse=True)[1]
         return groups
 
 

@@ -126,12 +126,7 @@ class ImageFeatures(ImageReader):
         return self.views if self.average_views else 0
 
     def transform_images(
-        self,
-        images: ImageDataset,
-        *,
-        views: int = 0,
-        on_error: str = "raise",
-        keep: bool = False,
+        self, images: ImageDataset, *, views: int = 0, on_error: str = "raise", keep: bool = False
     ) -> tuple[list[NDArray[np.floating]], Ledger]:
         """Return features (m, d) of the readable images and then of each view, and the ledger."""
         X, ledger = self.job(images, views=views, keep=keep).compute(on_error)

@@ -281,40 +281,9 @@ def save_model(
 ) -> Path:
     """Write a fitted classifier as a ``.featx`` file, whole or not at all.
 
-    Parameters
-    ----------
-    model : ImageClassifier
-        Fitted.
-    path : path
-        Where to; the folder must exist. A model that is there is replaced.
-    metrics : dict, optional
-        Figures and how they were measured, kept with the model.
-    training : dict, optional
-        What it was trained on: digest, name, number of images; by default what the model knows.
-    spec : FeatureSpec, optional
-        Of the features it was trained on; found out from the model's parameters by default.
-    command : str, optional
-        The command line that made it.
-    network : bytes, optional
-        The backbone's own weights, kept in the file: as Keras writes them for a backbone of the
-        catalogue, else the network as ``.keras``. Those that come from a ``.featx`` file are kept
-        without being asked.
-    overwrite : bool, default False
-        Whether to replace a file that is no model made by featx.
-
-    Returns
-    -------
-    path : Path
-        The file.
-
-    Raises
-    ------
-    ArtefactError
-        If the file cannot be written.
-    OutputError
-        If there is a file that is no model made by featx.
-    WeightsError
-        If the backbone's weights are not here, so that their digest cannot be stated.
+    Parameters and errors are those of `featx.ImageClassifier.save`. ``network`` is the backbone
+    with weights of its own, kept in the file: as Keras writes them for a backbone of the catalogue,
+    else as ``.keras``. Networks that come from a ``.featx`` file are kept without being asked.
     """
     target = Path(path)
     refuse_replacing(target, is_model, "model", force=overwrite)

@@ -37,11 +37,7 @@ class Prediction:
 
 
 def predict(
-    model: ImageFeatures,
-    images: Any,
-    *,
-    top_k: int | None = None,
-    unknown: bool = False,
+    model: ImageFeatures, images: Any, *, top_k: int | None = None, unknown: bool = False
 ) -> Iterator[Prediction]:
     """Predict images in their order, a few thousand at a time.
 

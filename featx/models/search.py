@@ -34,8 +34,16 @@ from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, split_of
 from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
-from featx.models.fitting import BlockName, Fitting, block_bytes, untrained_model
-from featx.models.training import check_classes, label_targets, require_labels
+from featx.models.training import (
+    BlockName,
+    Fitting,
+    block_bytes,
+    check_classes,
+    label_targets,
+    read_block,
+    require_labels,
+    untrained_model,
+)
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
 from featx.selection.metrics import Json
@@ -59,23 +67,12 @@ def _feature_block(
     cache: str | os.PathLike[str] | None,
 ) -> FeatureBlock:
     """Return one block, or a sample of its rows, with its views and what its backbone costs."""
-    parts = [None, *features.views(**name)]
-    specs = [features.spec(**name, view=view) for view in parts]
-    if sample is None:
-        matrices = [features.matrix(**name, view=view) for view in parts]
-    else:
-        matrices = [features.take(sample.rows, **name, view=view) for view in parts]
-    drawn = [] if sample is None else [sample.digest]
+    views = [None, *features.views(**name)]
+    digests = [features.spec(**name, view=view).digest for view in views]
+    rows, drawn = (None, []) if sample is None else (sample.rows, [sample.digest])
     ms, size, cost = _backbone_cost(features, name, choice, engine, cache)
-    return FeatureBlock(
-        **name,
-        X=matrices[0],
-        digest=" ".join([name["tap"], *(spec.digest for spec in specs), *drawn]),
-        views=tuple(matrices[1:]),
-        ms=ms,
-        bytes=size,
-        cost=cost,
-    )
+    digest = " ".join([name["tap"], *digests, *drawn])
+    return read_block(features, name, rows, digest=digest, ms=ms, bytes=size, cost=cost)
 
 
 def _backbone_cost(
@@ -323,10 +320,7 @@ def _live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None
     from rich.table import Table
 
     live = Live(
-        console=console(),
-        transient=True,
-        refresh_per_second=4,
-        redirect_stdout=sys.stdout.isatty(),
+        console=console(), transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
     )
     with drawing(live):
 

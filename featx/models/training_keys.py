@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.features import Features
+from featx.files.keys import whole_keys
 from featx.selection.metrics import Json
 
 MOST_KEYS = 1 << 17
@@ -37,7 +38,7 @@ def describe_training(features: Features, y: NDArray[np.generic], rows: NDArray[
     keys = np.ascontiguousarray(features.keys[rows])
     names, codes = np.unique(y[rows].astype(str), return_inverse=True)
     labels = [str(name).encode("utf-8", "surrogateescape") + b"\0" for name in names]
-    for place in np.lexsort((codes, keys.view("S32").ravel())):
+    for place in np.lexsort((codes, whole_keys(keys))):
         digest.update(keys[place].data)
         digest.update(labels[codes[place]])
     return {

@@ -94,6 +94,10 @@ class FeatureBlock:
         X = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return X if X.dtype in (np.float32, np.float64) else X.astype(np.float32)
 
+    def fit(self, head: Estimator, rows: Numbers, y: NDArray[np.generic]) -> Estimator:
+        """Fit a head on rows and their views, one view below the other, and return it."""
+        return head.fit(self.take(rows), np.concatenate([y] * (1 + len(self.views))))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:

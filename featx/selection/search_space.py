@@ -145,13 +145,9 @@ def _from_text(text: str, *, default: bool) -> HeadGrid:
             raise HeadError(f"{key.strip()!r} is given twice in {text!r}: divide values by '|'")
         else:
             grid[key.strip()] = _axis_of_text(value, name, key.strip())
-    if unnamed:
-        grid = {**_unnamed_axis(name, "" if row is None else row.values, unnamed), **grid}
-    return HeadGrid(name, tuple(grid.items()))
-
-
-def _unnamed_axis(name: str, param: str, unnamed: list[list[object]]) -> dict[str, Axis]:
-    if not param:
+    if not unnamed:
+        return HeadGrid(name, tuple(grid.items()))
+    if row is None or not row.values:
         raise HeadError(
             f"{name!r} takes parameters by name, received {unnamed[0][0]!r}: "
             f"write '{name}:parameter={unnamed[0][0]}'"
@@ -160,7 +156,7 @@ def _unnamed_axis(name: str, param: str, unnamed: list[list[object]]) -> dict[st
         values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
         for values in product(*unnamed)
     ]
-    return {param: tuple(every)}
+    return HeadGrid(name, tuple({row.values: tuple(every), **grid}.items()))
 
 
 def _axis_of_text(text: str, name: str, key: str) -> Axis:
@@ -306,14 +302,15 @@ class SpacePart:
 
     def places(self, blocks: Sequence[Place]) -> list[Place]:
         """Return which of some blocks this part is about."""
-        _require_there("backbone", self.backbones, [backbone for backbone, _ in blocks])
-        _require_there("tap", self.taps, [tap for _, tap in blocks])
-        return [
-            (backbone, tap)
-            for backbone, tap in blocks
-            if (self.backbones is None or backbone in self.backbones)
-            and (self.taps is None or tap in self.taps)
-        ]
+        chosen = list(blocks)
+        for kind, names, number in (("backbone", self.backbones, 0), ("tap", self.taps, 1)):
+            there = {block[number] for block in blocks}
+            for name in names or ():
+                if name not in there:
+                    what = f"{kind} of these features"
+                    raise UnknownNameError(what, name, there, hint="Extract it first")
+            chosen = [block for block in chosen if names is None or block[number] in names]
+        return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,8 +361,8 @@ class SearchSpace:
     def size(self, blocks: Sequence[Place]) -> int:
         """Return the number of candidates on some blocks; ranges count as one value."""
         return sum(
-            len(part.places(blocks)) * len(part.transforms) * sum(_size(h) for h in part.heads)
-            for part in self.parts
+            prod(1 if isinstance(axis, Range) else len(axis) for _, axis in head.grid)
+            for _, _, head in self.choices(blocks)
         )
 
     def candidates(self, blocks: Sequence[Place]) -> list[Candidate]:
@@ -456,18 +453,6 @@ def _read_part(
 def _listed(value: Any) -> list[Any]:
     several = isinstance(value, Sequence) and not isinstance(value, str)
     return list(value) if several else [value]
-
-
-def _size(head: HeadGrid) -> int:
-    return prod(1 if isinstance(axis, Range) else len(axis) for _, axis in head.grid)
-
-
-def _require_there(kind: str, names: tuple[str, ...] | None, there: Sequence[str]) -> None:
-    for name in names or ():
-        if name not in there:
-            raise UnknownNameError(
-                f"{kind} of these features", name, set(there), hint="Extract it first"
-            )
 
 
 def _empty(why: str) -> HeadError:

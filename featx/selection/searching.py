@@ -339,10 +339,10 @@ def _scored(text: str, scorer: Scorer, rows: Sample, values: Floats, seed: int) 
 def _values(candidate: Candidate, search: Search, held: Sample) -> Floats:
     """Return what a candidate says of rows that it has not seen, trained on all of the search."""
     block, sample = search.blocks[candidate.place], search.sample
-    X = block.take(sample.rows)
-    y = np.concatenate([sample.targets()] * (1 + len(block.views)))
-    made = candidate.make(seed=search.options.seed, multilabel=y.ndim == 2)
-    head = pipeline(parse_transform(candidate.transform), made, X.shape).fit(X, y)
+    made = candidate.make(seed=search.options.seed, multilabel=sample.sets is not None)
+    shape = (len(sample.rows) * (1 + len(block.views)), block.X.shape[1])
+    head = pipeline(parse_transform(candidate.transform), made, shape)
+    block.fit(head, sample.rows, sample.targets())
     unseen = block.take(held.rows)[: len(held.rows)]
     return predicted_values(head, unseen, search.scorer, len(held.classes))
 

@@ -25,6 +25,7 @@ HAS_ONNX = importlib.util.find_spec("tf2onnx") is not None
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")
 EVERY = [pytest.param(name, marks=needs_onnx if name == "onnx" else ()) for name in FORMATS]
 HEADS = ["logistic", "svm", "ridge", "lda", "nearest-mean", "dense:8,max_epochs=2"]
+TAPS = ["gem", "grid:2", "first:max"]
 
 
 def pixels_of(model, files):
@@ -61,16 +62,11 @@ def test_a_format_says_what_the_model_says(name, model, files, pictures, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == names | beside
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_in_one_graph(head, fit, files, tmp_path):
-    model = fit(head)
-    done = featx.export(model, tmp_path / "m.keras", verify=files)
-    assert done.verification["largest_difference"] < 1e-5
-
-
-@pytest.mark.parametrize("tap", ["gem", "grid:2", "first:max"])
-def test_every_pooling_in_one_graph(tap, fit, files, tmp_path):
-    done = featx.export(fit(tap=tap), tmp_path / "m.keras", verify=files)
+@pytest.mark.parametrize(
+    "options", [*({"head": head} for head in HEADS), *({"tap": tap} for tap in TAPS)], ids=str
+)
+def test_every_head_and_pooling_in_one_graph(options, fit, files, tmp_path):
+    done = featx.export(fit(**options), tmp_path / "m.keras", verify=files)
     assert done.verification["largest_difference"] < 1e-5
 
 

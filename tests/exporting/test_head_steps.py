@@ -17,14 +17,7 @@ from featx.heads.steps import Linear, Sigmoid, Softmax, apply_steps
 from featx.selection.transforms import parse_transform, pipeline
 
 WIDTH = 24
-TEXTS = {
-    "dense": "dense:16,8,max_epochs=3",
-    "lda": "lda",
-    "logistic": "logistic",
-    "nearest-mean": "nearest-mean",
-    "ridge": "ridge",
-    "svm": "svm",
-}
+TEXTS = {name: name for name in EXPORTABLE_HEADS} | {"dense": "dense:16,8,max_epochs=3"}
 
 
 def drawn(classes, *, rows=12, seed=0):
@@ -39,10 +32,6 @@ def drawn(classes, *, rows=12, seed=0):
 def same(head, X):
     found = apply_steps(X, head_steps(head))
     np.testing.assert_allclose(found, head.predict_proba(X), atol=1e-5)
-
-
-def test_every_exportable_head_is_tried():
-    assert set(TEXTS) == set(EXPORTABLE_HEADS)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -32,10 +32,7 @@ def numbers():
 @pytest.fixture(scope="session")
 def spec():
     return featx.FeatureSpec(
-        backbone="mobilenet_v2",
-        weights_sha256="1" * 64,
-        input_size_px=(64, 64),
-        preprocessing="tf",
+        backbone="mobilenet_v2", weights_sha256="1" * 64, input_size_px=(64, 64), preprocessing="tf"
     )
 
 

@@ -339,9 +339,7 @@ def test_links_and_second_members_of_one_name_are_refused(saved, rewrite):
 
 KERAS = {
     "class_name": "Sequential",
-    "config": {
-        "layers": [{"class_name": "Lambda", "config": {"function": {"code": "4wEAAAA="}}}],
-    },
+    "config": {"layers": [{"class_name": "Lambda", "config": {"function": {"code": "4wEAAAA="}}}]},
 }
 
 
@@ -362,8 +360,7 @@ def test_a_network_with_a_lambda_layer_is_not_run(tmp_path, photos):
         import keras
     ran = tmp_path / "ran"
     lamb = keras.layers.Lambda(
-        eval(f"lambda x: (__import__('os').mkdir({str(ran)!r}), x)[1]"),
-        output_shape=(8, 8, 3),
+        eval(f"lambda x: (__import__('os').mkdir({str(ran)!r}), x)[1]"), output_shape=(8, 8, 3)
     )
     model = keras.Sequential([keras.layers.Input((8, 8, 3)), lamb])
     if ran.exists():
@@ -456,10 +453,7 @@ def test_weights_that_do_not_fit_their_description_are_refused(heads, spec, tmp_
         (lambda d: d.update(steps=d["steps"][:-2]), "its steps give 8 columns for 3 labels"),
         (lambda d: d.update(steps=[{"step": "Lambda"}]), "'Lambda' is no step"),
         (lambda d: d["steps"][1].pop("arrays"), "Linear has the arrays"),
-        (
-            lambda d: d.update(classes={"dtype": "<U999999999", "values": ["a", "b"]}),
-            "is damaged",
-        ),
+        (lambda d: d.update(classes={"dtype": "<U999999999", "values": ["a", "b"]}), "is damaged"),
         (lambda d: d.update(classes={"dtype": "|V8", "values": ["a", "b", "c"]}), "damaged"),
     ):
         heads["dense"].save(path, spec=spec)

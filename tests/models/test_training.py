@@ -7,7 +7,6 @@ import pytest
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError
-from featx.files.keys import related_rows
 from featx.heads.making import make_head
 from featx.selection.splits import repeated_folds
 
@@ -105,22 +104,6 @@ def test_splits_of_the_data_are_respected(photos, options):
     assert result.metrics["protocol"] == "held-out split of 4 images"
     assert result.training["images"] == 8
     assert featx.evaluate(result.model, features)["images"] == 4
-
-
-def test_equal_images_are_never_on_both_sides():
-    keys = np.random.default_rng(0).integers(0, 256, (40, 32), dtype=np.uint8)
-    keys[20:30] = keys[:10]
-    groups = related_rows(keys, [""] * 40)
-    y = np.array((["a"] * 10 + ["b"] * 10) * 2)
-    for training, testing in repeated_folds(y, groups=groups, seed=0):
-        assert not set(groups[training]) & set(groups[testing])
-        assert len(training) + len(testing) == 40
-
-
-def test_groups_and_equal_images_chain():
-    keys = np.arange(5, dtype=np.uint8).repeat(32).reshape(5, 32)
-    keys[1] = keys[0]
-    assert related_rows(keys, ["", "g", "g", "", "h"]).tolist() == [0, 0, 0, 3, 4]
 
 
 def test_a_class_with_one_image_trains_and_says_that_it_was_not_measured(photos, options):

@@ -30,8 +30,7 @@ def timeless(result):
 
 
 @pytest.mark.parametrize(
-    ("head", "grid"),
-    [("knn", {"n_neighbors": [1, 5, 15]}), ("ridge", {"alpha": [1, 100, 10000]})],
+    ("head", "grid"), [("knn", {"n_neighbors": [1, 5, 15]}), ("ridge", {"alpha": [1, 100, 10000]})]
 )
 def test_scores_are_those_of_grid_search_cv_on_the_same_folds(features, head, grid):
     result = featx.search(features, heads=[(head, grid)], score="none", seed=3)

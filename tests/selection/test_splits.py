@@ -5,10 +5,7 @@ import pytest
 
 from featx.exceptions import DatasetError
 from featx.files.keys import related_rows
-from featx.selection.splits import (
-    hold_out,
-    repeated_folds,
-)
+from featx.selection.splits import hold_out, repeated_folds
 
 
 def test_repeats_differ_and_each_covers_every_row_once():
