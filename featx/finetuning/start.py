@@ -34,6 +34,7 @@ from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details
 from featx.models.training import BlockName, require_labels
 from featx.models.training_keys import describe_training
+from featx.selection.metrics import Json
 from featx.selection.splits import hold_out
 from featx.selection.transforms import Estimator
 from featx.spec import FeatureSpec, ViewPolicy
@@ -57,6 +58,11 @@ class Start:
     test: Numbers
     named: str  # the split that is held out, empty where it was drawn
     head: Estimator  # the model's own where it was trained on the rows, else one of its kind
+    data: object  # the rest as `finetune` takes it
+    options: FineTuneOptions
+    cache: str | os.PathLike[str] | None
+    engine: str
+    view_policy: str | ViewPolicy | None
 
     @property
     def classes(self) -> list[str]:
@@ -72,9 +78,21 @@ class Start:
         proba: NDArray[np.float64] = self.head.predict_proba(self.matrix(rows))
         return proba
 
-    def class_weights(self, options: FineTuneOptions) -> NDArray[np.float64] | None:
+    def taps(self, layers: Sequence[str]) -> Json:
+        """Return how layers are extracted, as arguments of `featx.extract`, views included."""
+        return {
+            **self.model.choice.arguments(),
+            "image": self.model.image,
+            "taps": [f"{layer}:flatten" for layer in layers],
+            "views": self.options.views,
+            "view_policy": self.view_policy,
+            "cache": self.cache,
+            "engine": self.engine,
+        }
+
+    def class_weights(self) -> NDArray[np.float64] | None:
         """Return what an image of each class counts, (k,); None where all count the same."""
-        weights, names = options.class_weight, self.classes
+        weights, names = self.options.class_weight, self.classes
         if weights is None:
             return None
         if isinstance(weights, str):
@@ -92,9 +110,10 @@ def prepare_start(
     data: object,
     options: FineTuneOptions,
     *,
-    cache: str | os.PathLike[str] | None,
+    cache: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     engine: str = "auto",
+    view_policy: str | ViewPolicy | None = None,
     trust: bool = False,
     progress: bool = False,
 ) -> Start:
@@ -127,9 +146,24 @@ def prepare_start(
     y = require_labels(features)
     codes = _codes(model, features, y)
     rows, held_out, test, named = _sides(features, y, codes, options)
-    block: BlockName = {"backbone": source.name, "tap": tap}
-    sides = rows, held_out, test, named
-    start = Start(model, source, block, features, y, codes, *sides, model.head_)
+    start = Start(
+        model=model,
+        source=source,
+        block={"backbone": source.name, "tap": tap},
+        features=features,
+        y=y,
+        codes=codes,
+        rows=rows,
+        held_out=held_out,
+        test=test,
+        named=named,
+        head=model.head_,
+        data=data,
+        options=options,
+        cache=cache,
+        engine=engine,
+        view_policy=view_policy,
+    )
     if trained_on != describe_training(features, y, rows)["sha256"]:
         made = make_head(model.head, seed=model.random_state)
         start.head = made.fit(start.matrix(rows), y[rows])
@@ -186,54 +220,34 @@ _LOG = logging.getLogger("featx")
 _SHARE_OF_DISK = 0.5
 
 
-def prepare_material(
-    start: Start,
-    data: object,
-    options: FineTuneOptions,
-    *,
-    cache: str | os.PathLike[str] | None,
-    engine: str,
-    view_policy: str | ViewPolicy | None,
-    progress: object,
-) -> tuple[TunedNetwork, Inputs]:
+def prepare_material(start: Start, *, progress: bool = False) -> tuple[TunedNetwork, Inputs]:
     """Build the network, and bring what it takes into the cache."""
-    network = network_for(start, options, cache=cache)
+    network = network_for(start)
     if network.from_pixels:
         plain = start.source.spec(image=start.model.image)
-        specs = with_views(plain, options.views, view_policy)
-        images = find_images(data, cache)
+        specs = with_views(plain, start.options.views, start.view_policy)
+        images = find_images(start.data, start.cache)
         numbers = {path: row for row, path in enumerate(images.paths)}
         images = images.subset([numbers[path] for path in start.features.paths])
         return network, Pixels(images, specs)
-    taps = [f"{layer}:flatten" for layer in network.cut.layers]
-    activations = extract(
-        data,
-        **start.model.choice.arguments(),
-        image=start.model.image,
-        taps=taps,
-        views=options.views,
-        view_policy=view_policy,
-        cache=cache,
-        engine=engine,
-        progress=bool(progress),
-    )
+    arguments = start.taps(network.cut.layers)
+    activations = extract(start.data, **arguments, progress=progress)
     if not np.array_equal(activations.keys, start.features.keys):
         raise DatasetError(
             f"the images of {start.features.name!r} changed while they were read: call it again"
         )
     shapes = [tuple(int(side) for side in t.shape[1:]) for t in network.cut.tensors]
+    taps = arguments["taps"]
     return network, CachedActivations(activations, start.source.name, taps, shapes)
 
 
-def network_for(
-    start: Start, options: FineTuneOptions, *, cache: str | os.PathLike[str] | None
-) -> TunedNetwork:
+def network_for(start: Start) -> TunedNetwork:
     """Build the network that options ask for; errors are those of `build_tuned`."""
-    network = _built(start, options, from_pixels=options.cut == "pixels")
-    if network.from_pixels or options.cut != "auto":
+    network = _built(start, from_pixels=start.options.cut == "pixels")
+    if network.from_pixels or start.options.cut != "auto":
         return network
-    needed = activation_bytes(network, start, options)
-    free = CacheLayout.at(cache).free_bytes()
+    needed = activation_bytes(network, start)
+    free = CacheLayout.at(start.cache).free_bytes()
     if needed <= _SHARE_OF_DISK * free:
         return network
     _LOG.warning(
@@ -242,26 +256,26 @@ def network_for(
         needed / 1e9,
         free / 1e9,
     )
-    return _built(start, options, from_pixels=True)
+    return _built(start, from_pixels=True)
 
 
-def _built(start: Start, options: FineTuneOptions, *, from_pixels: bool) -> TunedNetwork:
+def _built(start: Start, *, from_pixels: bool) -> TunedNetwork:
     return build_tuned(
         start.source,
         start.block["tap"],
         trainable_steps(start.head),
-        options.unfreeze,
+        start.options.unfreeze,
         from_pixels=from_pixels,
-        train_batchnorm=options.train_batchnorm,
+        train_batchnorm=start.options.train_batchnorm,
         # Not float16, whose range would ask for scaled losses.
-        mixed="bfloat16" if options.mixed else None,
+        mixed="bfloat16" if start.options.mixed else None,
     )
 
 
-def activation_bytes(network: TunedNetwork, start: Start, options: FineTuneOptions) -> int:
+def activation_bytes(network: TunedNetwork, start: Start) -> int:
     """Return what the activations at the cut of all images and views take in the cache."""
     each: int = sum(math.prod(tensor.shape[1:]) * 4 for tensor in network.cut.tensors)
-    return each * len(start.features) * (1 + options.views)
+    return each * len(start.features) * (1 + start.options.views)
 
 
 class Inputs(Protocol):

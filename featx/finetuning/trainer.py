@@ -20,9 +20,9 @@ from featx.exporting.formats import Tensor
 from featx.files.durable import written_whole
 from featx.files.safe_npy import open_npz
 from featx.finetuning.network import TunedNetwork
-from featx.finetuning.options import FineTuneOptions, Mixing
+from featx.finetuning.options import Mixing
 from featx.finetuning.start import Array, Arrays, Inputs, Start
-from featx.heads.rows import Floats
+from featx.heads.rows import Floats, Numbers
 from featx.selection.metrics import Json
 
 Optimizer: TypeAlias = Any
@@ -52,7 +52,7 @@ class Trained:
     probabilities: NDArray[np.float32]  # of the hold-out, after the best epoch
 
 
-def hold_out_scores(probabilities: Floats, codes: NDArray[np.intp]) -> tuple[float, float]:
+def hold_out_scores(probabilities: Floats, codes: Numbers) -> tuple[float, float]:
     """Return accuracy and log loss."""
     right = float((probabilities.argmax(axis=1) == codes).mean())
     likely = probabilities[np.arange(len(codes)), codes].astype(np.float64)
@@ -124,9 +124,7 @@ def mix(
     if how == "mixup":
         inputs = [_blend(x, x[partner], share) for x in inputs]
     else:
-        box = _box(share, rng)
-        inputs = [_paste(x, x[partner], box) for x in inputs]
-        share = _left(inputs[0].shape, box)
+        inputs, share = _pasted(inputs, partner, share, rng)
     blended: NDArray[np.float32] = share * targets + (1 - share) * targets[partner]
     return inputs, blended.astype(np.float32)
 
@@ -136,38 +134,25 @@ def _blend(a: Array, b: Array, share: float) -> Array:
     return np.rint(mixed).astype(np.uint8) if a.dtype == np.uint8 else mixed.astype(a.dtype)
 
 
-def _box(share: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """Draw top, bottom, left and right, as fractions; what lies inside the image counts."""
-    side = math.sqrt(1 - share)
-    y, x = rng.random(), rng.random()
-    return (
-        max(0.0, y - side / 2),
-        min(1.0, y + side / 2),
-        max(0.0, x - side / 2),
-        min(1.0, x + side / 2),
-    )
-
-
-def _sides(shape: tuple[int, ...], box: tuple[float, float, float, float]) -> tuple[int, ...]:
-    (height, width), (top, bottom, left, right) = shape[1:3], box
-    return round(top * height), round(bottom * height), round(left * width), round(right * width)
-
-
-def _paste(a: Array, b: Array, box: tuple[float, float, float, float]) -> Array:
-    if a.ndim != 4:
-        return a
-    top, bottom, left, right = _sides(a.shape, box)
-    pasted = a.copy()
-    pasted[:, top:bottom, left:right] = b[:, top:bottom, left:right]
-    return pasted
-
-
-def _left(shape: tuple[int, ...], box: tuple[float, float, float, float]) -> float:
-    """Return the share of an image that is its own, counted in its positions."""
-    if len(shape) != 4:
-        return 1.0
-    top, bottom, left, right = _sides(shape, box)
-    return 1 - (bottom - top) * (right - left) / (shape[1] * shape[2])
+def _pasted(
+    inputs: Arrays, partner: Numbers, share: float, rng: np.random.Generator
+) -> tuple[Arrays, float]:
+    """Paste a square of the partner into each image; return, too, the share that is left of it."""
+    side, centre = math.sqrt(1 - share), (rng.random(), rng.random())
+    pasted, left = [], []
+    for x in inputs:
+        box = [
+            slice(round(max(0.0, at - side / 2) * length), round(min(1.0, at + side / 2) * length))
+            for at, length in zip(centre, x.shape[1:3] if x.ndim == 4 else (), strict=False)
+        ]
+        image = x.copy() if box else x
+        if box:
+            image[:, box[0], box[1]] = x[partner][:, box[0], box[1]]
+        pasted.append(image)
+        # Counted in positions, of which what is no image has none.
+        inside = math.prod((b.stop - b.start) / n for b, n in zip(box, x.shape[1:3], strict=False))
+        left.append(1 - inside if box else 1.0)
+    return pasted, left[0]
 
 
 _LOG = logging.getLogger("featx")
@@ -255,7 +240,6 @@ class Training:
         start: Start,
         network: TunedNetwork,
         inputs: Inputs,
-        options: FineTuneOptions,
         folder: Path,
         job: str,
         *,
@@ -263,9 +247,10 @@ class Training:
         on_step: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self._network, self._inputs, self._codes = network, inputs, start.codes
+        options = start.options
         self._rows, self._held_out, self._options = start.rows, start.held_out, options
         self._folder, self._job = folder, job
-        self._class_weights = start.class_weights(options)
+        self._class_weights = start.class_weights()
         self._on_epoch, self._on_step = on_epoch, on_step
         self._classes = int(start.codes.max()) + 1
         self._steps_an_epoch = math.ceil(len(start.rows) / options.batch_size)
@@ -421,9 +406,7 @@ class Training:
                 self._on_step(epoch, done, len(order))
         return total / len(order), rate, ""
 
-    def _step(
-        self, inputs: Arrays, rows: NDArray[np.intp], rate: float, rng: np.random.Generator
-    ) -> float:
+    def _step(self, inputs: Arrays, rows: Numbers, rate: float, rng: np.random.Generator) -> float:
         options = self._options
         targets = np.zeros((len(rows), self._classes), np.float32)
         targets[np.arange(len(rows)), self._codes[rows]] = 1

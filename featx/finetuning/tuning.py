@@ -62,9 +62,7 @@ def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
     return write
 
 
-def score_outcome(
-    start: Start, trained: Trained, tested: NDArray[np.float32] | None, options: FineTuneOptions
-) -> Json:
+def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | None) -> Json:
     """Return the scores of what is to be kept, with the comparison under ``finetuning``."""
     codes = start.codes[start.held_out]
     before = start.probabilities(start.held_out)
@@ -79,7 +77,7 @@ def score_outcome(
         "epochs": epochs,
         "stopped": trained.stopped,
         "head": {"accuracy": probe[0], "log_loss": probe[1]},
-        "options": options.to_dict(),
+        "options": start.options.to_dict(),
     }
     proba = trained.probabilities if trained.best_epoch else before
     after = hold_out_scores(proba, codes)
@@ -175,27 +173,23 @@ def rehearse(
     **options: Any,
 ) -> Rehearsal:
     """Say what `featx.finetune` would take: a few steps are run on noise, and nothing is kept."""
-    asked = FineTuneOptions.read(options)
     start = prepare_start(
-        model, data, asked, cache=cache, weights=weights, engine=engine, trust=trust
+        model,
+        data,
+        FineTuneOptions.read(options),
+        cache=cache,
+        weights=weights,
+        engine=engine,
+        view_policy=view_policy,
+        trust=trust,
     )
-    network = network_for(start, asked, cache=cache)
+    network, chosen = network_for(start), start.options
     stored, waiting = 0, 0.0
     if not network.from_pixels:
-        stored = activation_bytes(network, start, asked)
-        plan = plan_extraction(
-            data,
-            **start.model.choice.arguments(),
-            image=start.model.image,
-            taps=[f"{layer}:flatten" for layer in network.cut.layers],
-            views=asked.views,
-            view_policy=view_policy,
-            cache=cache,
-            engine=engine,
-        )
-        waiting = plan.seconds
-    step_s, held_out_s = _measured(network, asked, len(start.model.classes_))
-    steps = math.ceil(len(start.rows) / asked.batch_size)
+        stored = activation_bytes(network, start)
+        waiting = plan_extraction(data, **start.taps(network.cut.layers)).seconds
+    step_s, held_out_s = _measured(network, chosen, len(start.model.classes_))
+    steps = math.ceil(len(start.rows) / chosen.batch_size)
     epoch_s = steps * step_s + len(start.held_out) * held_out_s
     variables = [v for group in network.cut.groups for layer in group for v in layer.weights]
     frozen = [v for layer in network.cut.frozen for v in layer.weights]
@@ -209,7 +203,7 @@ def rehearse(
         activation_bytes=stored,
         extraction_s=waiting,
         epoch_s=epoch_s,
-        seconds=waiting + asked.epochs * epoch_s,
+        seconds=waiting + chosen.epochs * epoch_s,
         memory_bytes=peak_bytes(),
     )
 
@@ -218,17 +212,17 @@ def _numbers(variables: list[Tensor]) -> int:
     return sum(math.prod(v.shape) for v in variables)
 
 
-def _measured(network: TunedNetwork, asked: FineTuneOptions, classes: int) -> tuple[float, float]:
+def _measured(network: TunedNetwork, options: FineTuneOptions, classes: int) -> tuple[float, float]:
     """Return the seconds of a step, and of an image of the hold-out."""
     import keras
 
     rng = np.random.default_rng(0)
     shapes = [tuple(t.shape[1:]) for t in network.model.features.inputs]
     kind = np.uint8 if network.from_pixels else np.float32
-    inputs = [(rng.random((asked.batch_size, *shape)) * 6).astype(kind) for shape in shapes]
-    targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, asked.batch_size)]
+    inputs = [(rng.random((options.batch_size, *shape)) * 6).astype(kind) for shape in shapes]
+    targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, options.batch_size)]
     optimizer = make_optimizer(
-        network.rate_shares(asked.depth_decay), weight_decay=asked.weight_decay
+        network.rate_shares(options.depth_decay), weight_decay=options.weight_decay
     )
     network.model.compile(
         optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(from_logits=True)
@@ -238,7 +232,7 @@ def _measured(network: TunedNetwork, asked: FineTuneOptions, classes: int) -> tu
     ]
     holding = [_timed(lambda: network.probabilities(inputs)) for _ in range(_STEPS)]
     # The first call traces or compiles.
-    return statistics.median(training[1:]), statistics.median(holding[1:]) / asked.batch_size
+    return statistics.median(training[1:]), statistics.median(holding[1:]) / options.batch_size
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -349,8 +343,7 @@ def finetune(
     >>> tuned.kept, tuned.metrics["accuracy"]  # doctest: +SKIP
     ('finetuned', 0.97)
     """
-    asked = FineTuneOptions.read(options)
-    target = Path(output)
+    chosen, target = FineTuneOptions.read(options), Path(output)
     if not target.parent.is_dir():
         raise FineTuningError(
             f"the folder of {str(target)!r} does not exist: make it, or name another place"
@@ -359,23 +352,21 @@ def finetune(
     start = prepare_start(
         model,
         data,
-        asked,
+        chosen,
         cache=cache,
         weights=weights,
         engine=engine,
+        view_policy=view_policy,
         trust=trust,
         progress=bool(progress),
     )
-    network, inputs = prepare_material(
-        start, data, asked, cache=cache, engine=engine, view_policy=view_policy, progress=progress
-    )
+    network, inputs = prepare_material(start, progress=bool(progress))
     training = Training(
         start,
         network,
         inputs,
-        asked,
         training_folder(target),
-        _job(start, asked, network, view_policy),
+        _job(start, network),
         on_epoch=on_epoch,
         on_step=progress if callable(progress) else None,
     )
@@ -384,9 +375,9 @@ def finetune(
     trained = training.run()
     tested = None
     if len(start.test):
-        batches = inputs.batches(start.test, asked.batch_size)
+        batches = inputs.batches(start.test, chosen.batch_size)
         tested = np.concatenate([network.probabilities(batch) for batch in batches])
-    metrics = score_outcome(start, trained, tested, asked)
+    metrics = score_outcome(start, trained, tested)
     details = {} if isinstance(model, ImageClassifier) else read_details(model)
     if metrics["finetuning"]["kept"] == "finetuned":
         save_tuned(start, network, trained, metrics, target, command, overwrite=overwrite)
@@ -421,17 +412,17 @@ def training_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
-def _job(start: Start, options: FineTuneOptions, network: TunedNetwork, view_policy: object) -> str:
+def _job(start: Start, network: TunedNetwork) -> str:
     """Return the digest of everything that decides the course of a training."""
-    said = {
-        "options": options.to_dict(),
+    course = {
+        "options": start.options.to_dict(),
         "spec": start.source.spec(image=start.model.image).to_dict(),
         "tap": start.block["tap"],
         "cut": network.cut.layers,
         "from_pixels": network.from_pixels,
-        "view_policy": str(view_policy),
+        "view_policy": str(start.view_policy),
     }
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(course, sort_keys=True, default=str).encode())
     for part in (start.features.keys, start.codes, start.rows, start.held_out):
         digest.update(np.ascontiguousarray(part).data)
     for kernel, bias in network.head_weights():

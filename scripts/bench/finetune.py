@@ -51,16 +51,8 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         # So many epochs that no side ends while it is timed.
         options = FineTuneOptions(unfreeze=args.unfreeze, epochs=1000, patience=1000, cut=cut)
         start = prepare_start(model, args.photos, options, cache=cache)
-        network, inputs = prepare_material(
-            start,
-            args.photos,
-            options,
-            cache=cache,
-            engine="auto",
-            view_policy=None,
-            progress=False,
-        )
-        training = Training(start, network, inputs, options, folder / cut, "bench")
+        network, inputs = prepare_material(start)
+        training = Training(start, network, inputs, folder / cut, "bench")
         training.prepare()
         sides[cut] = training
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,18 +28,10 @@ def training(start, pictures, cache, tmp_path):
 
     def make(folder="training", *, on_epoch=None, on_step=None, job="job", **changes):
         options = FineTuneOptions(**{**OPTIONS, **changes})
-        network, inputs = prepare_material(
-            start, pictures, options, cache=cache, engine="auto", view_policy=None, progress=False
-        )
+        changed = replace(start, options=options)
+        network, inputs = prepare_material(changed)
         return Training(
-            start,
-            network,
-            inputs,
-            options,
-            tmp_path / folder,
-            job,
-            on_epoch=on_epoch,
-            on_step=on_step,
+            changed, network, inputs, tmp_path / folder, job, on_epoch=on_epoch, on_step=on_step
         )
 
     return make
