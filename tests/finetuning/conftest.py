@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,9 +59,3 @@ def tune(trained, pictures, cache, tmp_path):
         return finetune(model or trained(), data, tmp_path / output, cache=cache, **options)
 
     return run
-
-
-@pytest.fixture
-def own_cache(cache, tmp_path):
-    """A copy of the cache that a test may write to."""
-    return shutil.copytree(cache, tmp_path / "cache")

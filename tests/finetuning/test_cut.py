@@ -79,31 +79,23 @@ def test_a_tap_further_down_ends_the_trained_part(network, source):
     assert [names(group)[0] for group in cut.groups] == ["block_14_expand"]
 
 
-@pytest.mark.parametrize("part", ["block_16", "Conv_1"])
-def test_what_comes_after_the_tap_cannot_be_trained(network, source, part):
-    with pytest.raises(FineTuningError, match="comes after the tap 'block_14:avg'"):
-        find_cut(network, source, "block_14:avg", part)
+NOTHING, AFTER = "nothing would be trained", "comes after the tap 'block_14:avg'"
 
 
-def test_layers_without_weights_are_nothing_to_train(network, source):
-    with pytest.raises(FineTuningError, match="nothing would be trained: 'out_relu' unfreezes"):
-        find_cut(network, source, "avg", "out_relu")
-
-
-def test_an_unknown_block_is_answered_with_the_nearest(network, source):
-    with pytest.raises(UnknownNameError, match="did you mean 'block_1[0-9]'.*30%, after:15, all"):
-        find_cut(network, source, "avg", "blok_15")
-
-
-@pytest.mark.parametrize("part", ["0%", "101%", "x%", "after:", "after:-1"])
-def test_a_part_that_cannot_be_read(network, source, part):
-    with pytest.raises(FineTuningError, match="expected a"):
-        find_cut(network, source, "avg", part)
-
-
-def test_more_layers_frozen_than_there_are(network, source):
-    with pytest.raises(FineTuningError, match="nothing would be trained"):
-        find_cut(network, source, "avg", "after:1000")
+@pytest.mark.parametrize(
+    ("tap", "part", "error", "message"),
+    [
+        *(("block_14:avg", part, FineTuningError, AFTER) for part in ("block_16", "Conv_1")),
+        ("avg", "out_relu", FineTuningError, f"{NOTHING}: 'out_relu' unfreezes no layer"),
+        ("avg", "after:1000", FineTuningError, NOTHING),
+        ("avg", "blok_15", UnknownNameError, "did you mean 'block_1[0-9]'.*30%, after:15, all"),
+        *(("avg", part, FineTuningError, "expected a share") for part in ("0%", "101%", "x%")),
+        *(("avg", part, FineTuningError, "expected a number") for part in ("after:", "after:-1")),
+    ],
+)
+def test_what_cannot_be_unfrozen_is_said(network, source, tap, part, error, message):
+    with pytest.raises(error, match=message):
+        find_cut(network, source, tap, part)
 
 
 def test_what_crosses_has_to_be_the_output_of_a_layer(keras):
