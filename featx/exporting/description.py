@@ -16,9 +16,9 @@ from featx.backbones.taps import parse_tap
 from featx.exceptions import ExportError, reason
 from featx.exporting.formats import INPUT, OUTPUT
 from featx.files.durable import beside, flush, flush_names
+from featx.files.safe_json import Json
 from featx.heads.targets import LABEL_THRESHOLD
 from featx.models.classifier import ImageClassifier
-from featx.selection.metrics import Json
 from featx.spec import FeatureSpec
 
 _TYPE, _VERSION = "featx-export", 1

@@ -37,11 +37,11 @@ from featx.exporting.verification import (
     training_images,
     verify_export,
 )
+from featx.files.safe_json import Json
 from featx.images.dataset import ImageDataset
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details
 from featx.quiet import quiet_import
-from featx.selection.metrics import Json
 from featx.spec import FeatureSpec
 
 

@@ -22,7 +22,6 @@ from featx.heads.rows import Floats
 from featx.heads.steps import Linear, Rectify, Scale, Sigmoid, Softmax, Step, UnitLength, joined
 from featx.heads.to_steps import steps_of
 from featx.quiet import quiet_import
-from featx.selection.transforms import Estimator
 
 KerasModel: TypeAlias = Any
 """A ``keras.Model``; Keras has no types."""
@@ -44,7 +43,7 @@ _WITHOUT_LAYERS = {
 }
 
 
-def head_steps(head: Estimator) -> list[Step]:
+def head_steps(head: object) -> list[Step]:
     """Return a fitted head as steps that formats have layers for, as few as may be."""
     instead = (
         f"expected one of {', '.join(EXPORTABLE_HEADS)}, or a linear classifier of scikit-learn. "

@@ -19,6 +19,7 @@ from featx.exceptions import CacheFormatError, DatasetError, ExportError, FeatxE
 from featx.exporting.description import as_json, placed_whole, read_description, report_path
 from featx.exporting.formats import Opened, Pixels, Probabilities, choose_format
 from featx.extraction.job import find_named, images_of
+from featx.files.safe_json import Json
 from featx.heads.rows import Floats
 from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
@@ -26,7 +27,6 @@ from featx.images.decode import Target
 from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
 from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier
-from featx.selection.metrics import Json
 from featx.spec import FeatureSpec
 
 TOLERANCE = 1e-3

@@ -9,7 +9,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
+
+Json: TypeAlias = dict[str, Any]
+"""JSON types by their names."""
 
 
 def read_plain_json(data: bytes, *, most_bytes: int) -> dict[str, Any]:

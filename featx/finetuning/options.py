@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from featx.exceptions import FineTuningError, UnknownNameError
-from featx.selection.metrics import Json
+from featx.files.safe_json import Json
 
 Mixing = Literal["none", "mixup", "cutmix"]
 _MIXINGS = ("none", "mixup", "cutmix")

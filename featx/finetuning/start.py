@@ -22,6 +22,7 @@ from featx.exporting.verification import find_images
 from featx.extraction.job import with_views
 from featx.extraction.run import extract
 from featx.files.keys import related_rows
+from featx.files.safe_json import Json
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.finetuning.options import FineTuneOptions
 from featx.heads.making import make_head
@@ -34,7 +35,6 @@ from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details
 from featx.models.training import BlockName, require_labels
 from featx.models.training_keys import describe_training
-from featx.selection.metrics import Json
 from featx.selection.splits import hold_out
 from featx.selection.transforms import Estimator
 from featx.spec import FeatureSpec, ViewPolicy

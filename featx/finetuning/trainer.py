@@ -18,12 +18,12 @@ from featx.engines.backends import load_adapter
 from featx.exceptions import FineTuningError
 from featx.exporting.formats import Tensor
 from featx.files.durable import written_whole
+from featx.files.safe_json import Json
 from featx.files.safe_npy import open_npz
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import Mixing
 from featx.finetuning.start import Array, Arrays, Inputs, Start
 from featx.heads.rows import Floats, Numbers
-from featx.selection.metrics import Json
 
 Optimizer: TypeAlias = Any
 """A ``keras.optimizers.Optimizer``; Keras has no types."""

@@ -21,6 +21,7 @@ from featx.exceptions import FineTuningError, MissingExtraError
 from featx.exporting.formats import Tensor
 from featx.extraction.run import plan_extraction
 from featx.files.outputs import is_model, refuse_replacing
+from featx.files.safe_json import Json
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import (
@@ -37,7 +38,7 @@ from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details, save_model
 from featx.models.training_keys import describe_training
-from featx.selection.metrics import Json, score_predictions
+from featx.selection.metrics import score_predictions
 from featx.spec import ViewPolicy
 
 _CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")

@@ -15,6 +15,7 @@ from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
 from featx.files.keys import whole_keys
+from featx.files.safe_json import Json
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
@@ -23,7 +24,6 @@ from featx.models.training import BlockName
 from featx.models.training_keys import count_training_images, overlap_note
 from featx.selection.metrics import (
     CALIBRATION_BINS,
-    Json,
     bootstrap_difference,
     bootstrap_intervals,
     bootstrap_label_sets,

@@ -27,6 +27,7 @@ from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
 from featx.files.keys import related_rows
+from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
 from featx.heads.rows import Numbers
 from featx.heads.table import HEADS
@@ -46,7 +47,6 @@ from featx.models.training import (
 )
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
-from featx.selection.metrics import Json
 from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
 from featx.selection.searching import HonestScore, SearchOutcome, check_length, search_arrays
 from featx.selection.splits import named_fold

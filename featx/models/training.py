@@ -19,6 +19,7 @@ from featx.exceptions import DatasetError, FeaturesError, HeadError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.report import why_unreadable
 from featx.files.keys import related_rows
+from featx.files.safe_json import Json
 from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import make_head
 from featx.heads.novelty import Novelty, fit_novelty
@@ -43,7 +44,7 @@ from featx.selection.measuring import (
     fold_data,
     held_out_together,
 )
-from featx.selection.metrics import MOST_CONFUSED, Json, Judged, score_label_sets
+from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator

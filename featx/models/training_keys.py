@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from featx.cache.features import Features
 from featx.files.keys import whole_keys
-from featx.selection.metrics import Json
+from featx.files.safe_json import Json
 
 MOST_KEYS = 1 << 17
 

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.files.safe_json import Json
 from featx.heads.table import HEADS
 from featx.selection.measuring import Search, probe
-from featx.selection.metrics import Json, Scorer
+from featx.selection.metrics import Scorer
 from featx.selection.search_space import Candidate
 from featx.selection.transforms import parse_transform
 from featx.selection.trials import Trial

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, UnknownNameError
+from featx.files.safe_json import Json
 
-Json: TypeAlias = dict[str, Any]
-"""JSON types by their names."""
 Codes: TypeAlias = NDArray[np.integer]
 Values: TypeAlias = NDArray[np.floating]
 Doubles: TypeAlias = NDArray[np.float64]

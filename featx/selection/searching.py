@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, FeaturesError, HeadError, UnknownNameError
+from featx.files.safe_json import Json
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.table import HEADS
 from featx.selection.leaderboard import Leaderboard, choose, measure_costs, ranked
@@ -26,7 +27,7 @@ from featx.selection.measuring import (
     Watch,
     predicted_values,
 )
-from featx.selection.metrics import Json, Scorer, find_scorer, score_interval
+from featx.selection.metrics import Scorer, find_scorer, score_interval
 from featx.selection.search_space import Candidate, Place, SearchSpace
 from featx.selection.splits import named_fold
 from featx.selection.strategies import find_strategy
