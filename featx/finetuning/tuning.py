@@ -32,8 +32,7 @@ from featx.finetuning.start import (
     prepare_start,
 )
 from featx.finetuning.trainer import Epoch, Trained, Training, hold_out_scores, make_optimizer
-from featx.heads.fitted import fitted_head
-from featx.heads.steps import Softmax, dense_steps
+from featx.heads.steps import Softmax, dense_steps, fitted_head
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details, save_model

@@ -6,40 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featx.heads.calibrated import TemperatureCalibrated
-    from featx.heads.dense import DenseClassifier
-    from featx.heads.discriminant import ShrinkageLDA
-    from featx.heads.head_pipeline import HeadPipeline
-    from featx.heads.logistic import LogisticPathCV
-    from featx.heads.making import make_head
-    from featx.heads.multilabel import MultiLabelHead
-    from featx.heads.nearest_mean import NearestMean
-    from featx.heads.neighbours import NearestNeighbours
-    from featx.heads.rbf import ReducedRBF
-    from featx.heads.storage import dump_head, load_head
-    from featx.heads.table import HEADS, HeadSpec, head_names
-    from featx.heads.trees import TreeEnsemble
-    from featx.heads.validation import check_folds
-
-__all__ = [
-    "HEADS",
-    "DenseClassifier",
-    "HeadPipeline",
-    "HeadSpec",
-    "LogisticPathCV",
-    "MultiLabelHead",
-    "NearestMean",
-    "NearestNeighbours",
-    "ReducedRBF",
-    "ShrinkageLDA",
-    "TemperatureCalibrated",
-    "TreeEnsemble",
-    "check_folds",
-    "dump_head",
-    "head_names",
-    "load_head",
-    "make_head",
-]
+    from featx.heads.calibrated import TemperatureCalibrated as TemperatureCalibrated
+    from featx.heads.dense import DenseClassifier as DenseClassifier
+    from featx.heads.discriminant import ShrinkageLDA as ShrinkageLDA
+    from featx.heads.head_pipeline import HeadPipeline as HeadPipeline
+    from featx.heads.logistic import LogisticPathCV as LogisticPathCV
+    from featx.heads.making import make_head as make_head
+    from featx.heads.multilabel import MultiLabelHead as MultiLabelHead
+    from featx.heads.nearest_mean import NearestMean as NearestMean
+    from featx.heads.neighbours import NearestNeighbours as NearestNeighbours
+    from featx.heads.rbf import ReducedRBF as ReducedRBF
+    from featx.heads.storage import dump_head as dump_head
+    from featx.heads.storage import load_head as load_head
+    from featx.heads.table import HEADS as HEADS
+    from featx.heads.table import HeadSpec as HeadSpec
+    from featx.heads.table import head_names as head_names
+    from featx.heads.trees import TreeEnsemble as TreeEnsemble
+    from featx.heads.validation import check_folds as check_folds
 
 _MODULES = {
     "HEADS": "table",
@@ -60,6 +43,9 @@ _MODULES = {
     "load_head": "storage",
     "make_head": "making",
 }
+
+
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,25 +6,24 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.base import MetaEstimatorMixin, clone
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.estimators import WeightedClassifier
 from featx.heads.learning import fit_rows
 from featx.heads.ridge import fit_ridge_left_out, fits_labels_at_once
-from featx.heads.rows import Floats, Fold, Numbers, Rows
-from featx.heads.targets import LikeliestClass, Targets
-from featx.heads.validation import few_images_allowed, training_targets
+from featx.heads.rows import Doubles, Floats, Fold, Numbers, Rows
+from featx.heads.targets import Targets, both_columns
 
 # Margins looked at together: of thousands of classes all at once would be most of the memory.
 _CELLS = 1 << 20
 
 
-class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
+class TemperatureCalibrated(MetaEstimatorMixin, WeightedClassifier):  # type: ignore[misc]
     """A margin classifier with probabilities: the softmax of its margins over one temperature.
 
     The wrapped estimator is fitted on all rows. The temperature comes from cross-validated margins
@@ -48,7 +47,6 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
     n_folds_ : int
         The folds that were used, 0 where the temperature is 1 for want of images.
     classes_ : ndarray of shape (k,)
-    n_features_in_ : int
 
     Notes
     -----
@@ -75,18 +73,6 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
         self.estimator = estimator
         self.folds = folds
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TemperatureCalibrated:
-        """Fit on features (n, d) and labels (n,), then the temperature on margins of folds.
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from, or the estimator's margins are not one a class.
-        """
-        X, targets = training_targets(self, X, y, sample_weight)
-        with few_images_allowed():
-            return self.fit_rows(Rows.of(X), targets)
-
     def fit_rows(self, rows: Rows, targets: Targets) -> TemperatureCalibrated:
         """Fit on rows in memory or in batches, of which one fold has to do for the temperature."""
         self.classes_, self.n_features_in_ = targets.names, rows.width
@@ -98,9 +84,7 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
         self.temperature_ = fit_temperature(margins, codes, weights) if self.n_folds_ else 1.0
         return self
 
-    def fit_labels(
-        self, rows: Rows, targets: Targets
-    ) -> tuple[list[Any], NDArray[np.float64]] | None:
+    def fit_labels(self, rows: Rows, targets: Targets) -> tuple[list[Any], Doubles] | None:
         """Return one estimator fitted for all labels and a temperature of each, where it can."""
         if not fits_labels_at_once(self.estimator):
             return None
@@ -129,7 +113,7 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
             fold = fit_rows(clone(self.estimator), rows.take(train), targets.take(train))
 
             def score(X: Floats, fold: Any = fold) -> Floats:
-                columns = _as_columns(fold.decision_function(X))
+                columns = both_columns(fold.decision_function(X), mirrored=True)
                 if columns.shape[1] != targets.columns:
                     raise HeadError(
                         f"{type(fold).__name__} gives {columns.shape[1]} margins for "
@@ -144,29 +128,18 @@ class TemperatureCalibrated(LikeliestClass, ClassifierMixin, MetaEstimatorMixin,
                 break
         return np.concatenate(margins), np.concatenate(judged), len(judged) - 1
 
-    def decision_function(self, X: Any) -> Floats:
+    def decision_function(self, X: ArrayLike) -> Floats:
         """Return margins of the wrapped estimator: (n,) of two classes, else (n, k)."""
-        margins: Floats = self._fitted().decision_function(self._validated(X))
-        return margins
+        rows = self._matrix(X)
+        return np.asarray(self.estimator_.decision_function(rows))
 
-    def predict_proba(self, X: Any) -> Floats:
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """Return probabilities (n, k): the softmax of the margins over the temperature."""
-        margins = _as_columns(self.decision_function(X))
-        probabilities: Floats = softmax(margins / self.temperature_, axis=1)
-        return probabilities
-
-    def _fitted(self) -> Any:
-        check_is_fitted(self)
-        return self.estimator_
-
-    def _validated(self, X: Any) -> Floats:
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        return np.asarray(X)
+        margins = both_columns(self.decision_function(X), mirrored=True)
+        return np.asarray(softmax(margins / self.temperature_, axis=1))
 
 
-def fit_temperature(
-    margins: Floats, codes: Numbers, weights: NDArray[np.float64] | None = None
-) -> float:
+def fit_temperature(margins: Floats, codes: Numbers, weights: Doubles | None = None) -> float:
     """Return the temperature under which margins explain the labels best.
 
     Notes
@@ -178,8 +151,8 @@ def fit_temperature(
     """
     rows, k = margins.shape
 
-    def take(block: slice) -> NDArray[np.float64]:
-        part: NDArray[np.float64] = margins[block].astype(np.float64)
+    def take(block: slice) -> Doubles:
+        part: Doubles = margins[block].astype(np.float64)
         return part
 
     counts = np.ones(rows) if weights is None else weights
@@ -223,8 +196,3 @@ def calibration_splits(codes: Numbers, folds: int) -> Iterator[Fold]:
     splitter = StratifiedKFold(min(folds, int(counts[counts >= 2].min())))
     for train, test in splitter.split(rows, codes[rows]):
         yield np.sort(np.concatenate([rows[train], single])), rows[test]
-
-
-def _as_columns(margins: Floats) -> Floats:
-    """Return two classes' single margin as the pair that one-against-the-rest would have."""
-    return np.column_stack([-margins, margins]) if margins.ndim == 1 else margins

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import clone
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.dense_training import DenseData, DenseSettings, DenseTraining, Models, train_heads
-from featx.heads.rows import Floats, Fold, Rows
+from featx.heads.dense_training import DenseData, DenseSettings, Models, train_heads
+from featx.heads.estimators import CLASS_WEIGHT, Allowed, WeightedClassifier, from_1
+from featx.heads.rows import Rows
 from featx.heads.steps import Sigmoid, Softmax, Step, apply_steps, dense_steps
-from featx.heads.sweep import HeldOut, checked_data, core_estimators
+from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import LABEL_THRESHOLD, Targets, best_labels
-from featx.heads.validation import check_labels, checked_weights, require_finite, validated_training
+from featx.heads.validation import check_labels, checked_weights, require_finite
 
 _LOG = logging.getLogger("featx")
-_RANGES: Mapping[str, tuple[type, float, float, str]] = {
-    "dropout": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),
-    "label_smoothing": (Real, 0, 1 - 1e-9, "a number from 0 to less than 1"),
-    "learning_rate": (Real, 1e-300, np.inf, "a number greater than 0"),
-    "weight_decay": (Real, 0, np.inf, "a number of at least 0"),
-    "batch_size": (Integral, 1, np.inf, "an integer of at least 1"),
-    "max_epochs": (Integral, 1, np.inf, "an integer of at least 1"),
-    "patience": (Integral, 1, np.inf, "an integer of at least 1"),
-    "validation_fraction": (Real, 0, 0.5, "a number from 0 to 0.5"),
-    "verbose": (Integral, 0, np.inf, "an integer of at least 0"),
-}
+_CHANGE = "change it"
 
 
-class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class DenseClassifier(WeightedClassifier):
     """Dense layers with dropout on features; no hidden layer makes it softmax regression.
 
     Keras trains it on whichever backend it runs. What is learned is kept as NumPy arrays and
@@ -81,7 +72,6 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Sorted labels; for multi-label targets 0 to k - 1.
     multilabel_ : bool
         Whether it was trained on a matrix of 0 and 1, a column a label.
-    n_features_in_ : int
     weights_ : list of (kernel, bias)
         One pair of float32 arrays a layer, of shapes (inputs, outputs) and (outputs,).
     n_iter_ : int
@@ -106,6 +96,23 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     learns_label_sets = True
+    _dtypes = (np.float32,)
+    _allowed = (
+        *(
+            Allowed(
+                name, "a number from 0 to less than 1", _CHANGE, kind=Real, low=0, high=1 - 1e-9
+            )
+            for name in ("dropout", "label_smoothing")
+        ),
+        *(from_1(name, _CHANGE) for name in ("batch_size", "max_epochs", "patience")),
+        Allowed("learning_rate", "a number greater than 0", _CHANGE, kind=Real, low=1e-300),
+        Allowed("weight_decay", "a number of at least 0", _CHANGE, kind=Real, low=0),
+        Allowed(
+            "validation_fraction", "a number from 0 to 0.5", _CHANGE, kind=Real, low=0, high=0.5
+        ),
+        Allowed("verbose", "an integer of at least 0", _CHANGE, (True, False), Integral, low=0),
+        CLASS_WEIGHT,
+    )
 
     def __init__(
         self,
@@ -156,13 +163,11 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             A parameter is out of range, nothing can be learnt from the rows, or training diverged.
         """
         labels = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
-        if labels.ndim == 2 and labels.shape[1] > 1:
-            features = validate_data(self, X, dtype=np.float32, ensure_all_finite=False)
-            require_finite(features)
-            targets = Targets.of_labels(check_labels(labels, len(features)))
-        else:
-            features, _, classes, codes = validated_training(self, X, y, dtype=np.float32)
-            targets = Targets("classes", classes, codes)
+        if labels.ndim != 2 or labels.shape[1] == 1:
+            return self._fit(X, y, sample_weight)
+        features = validate_data(self, X, dtype=np.float32, ensure_all_finite=False)
+        require_finite(features)
+        targets = Targets.of_labels(check_labels(labels, len(features)))
         if sample_weight is not None:
             targets = replace(targets, weights=checked_weights(sample_weight, len(features)))
         return self.fit_rows(Rows.of(features), targets)
@@ -201,20 +206,9 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return dense_steps(self.weights_, Sigmoid() if self.multilabel_ else Softmax())
 
     def _scores(self, X: ArrayLike, steps: Sequence[Step]) -> NDArray[np.float32]:
-        rows = validate_data(self, X, reset=False, dtype=np.float32)
-        return apply_steps(rows, steps).astype(np.float32, copy=False)
-
-    def _take(self, trained: DenseTraining, targets: Targets, width: int) -> str:
-        """Take what training gave; return why there is nothing where it diverged."""
-        if not trained.failure:
-            self.classes_, self.multilabel_ = targets.names, targets.kind == "labels"
-            self.n_features_in_, self.weights_ = width, trained.layers
-            self.n_iter_, self.best_epoch_ = trained.epochs, trained.best_epoch
-            self.history_ = trained.history
-        return trained.failure
+        return apply_steps(self._matrix(X), steps).astype(np.float32, copy=False)
 
     def _validate_params(self) -> None:
-        """Check values; scikit-learn's own hook of this name, which `make_head` calls too."""
         hidden = self.hidden
         if not isinstance(hidden, tuple | list) or not all(
             isinstance(size, Integral) and size >= 1 for size in hidden
@@ -223,26 +217,11 @@ class DenseClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"hidden must be a tuple of layer sizes of at least 1, received {hidden!r}: "
                 "pass for example (1024, 1024), or () for no hidden layer"
             )
-        for name, (kind, low, high, expected) in _RANGES.items():
-            value = getattr(self, name)
-            number = isinstance(value, kind) and not isinstance(value, bool | np.bool_)
-            if not (number or (name == "verbose" and isinstance(value, bool))) or not (
-                low <= value <= high
-            ):
-                raise HeadError(f"{name} must be {expected}, received {value!r}: change it")
-        if not (self.class_weight in (None, "balanced") or isinstance(self.class_weight, Mapping)):
-            raise HeadError(
-                f'class_weight must be None, "balanced" or a dict of label to weight, '
-                f"received {self.class_weight!r}: leave it out for equal weights"
-            )
+        super()._validate_params()
 
 
 def fit_heads(
-    heads: Sequence[DenseClassifier],
-    rows: Rows,
-    targets: Targets,
-    *,
-    models: Models | None = None,
+    heads: Sequence[DenseClassifier], rows: Rows, targets: Targets, *, models: Models | None = None
 ) -> list[str]:
     """Fit heads in place, those that see the same batches together; return why each diverged."""
     failures = [""] * len(heads)
@@ -264,42 +243,29 @@ def fit_heads(
             batch_size=batch_size,
             held_share=held_share,
         )
-        trained = train_heads([_settings(heads[number]) for number in numbers], data, models)
-        for number, result in zip(numbers, trained, strict=True):
-            failures[number] = heads[number]._take(result, targets, rows.width)
+        settings = [DenseSettings.of(heads[number]) for number in numbers]
+        for number, trained in zip(numbers, train_heads(settings, data, models), strict=True):
+            failures[number], head = trained.failure, heads[number]
+            if not trained.failure:
+                head.classes_, head.multilabel_ = targets.names, targets.kind == "labels"
+                head.n_features_in_, head.weights_ = rows.width, trained.layers
+                head.n_iter_, head.best_epoch_ = trained.epochs, trained.best_epoch
+                head.history_ = trained.history
     return failures
 
 
-def _settings(head: DenseClassifier) -> DenseSettings:
-    values = {field.name: getattr(head, field.name) for field in fields(DenseSettings)}
-    return DenseSettings(**{**values, "hidden": tuple(int(size) for size in head.hidden)})
-
-
-def sweep_dense(
-    X: Floats,
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, object]],
-    *,
-    seed: int = 0,
-    sample_weight: NDArray[np.floating] | None = None,
-) -> Iterator[HeldOut]:
+@swept("dense", weighted=True, label_sets=True)
+def sweep_dense(data: SweepData) -> Iterator[HeldOut]:
     """Measure settings of the head ``dense``, of which each fold's are trained together."""
-    # Unknown names and values out of range are said before any fold is trained.
-    core_estimators("dense", candidates, seed=seed)
-    if y.ndim == 1:
-        X, y = checked_data(X, y, folds, sample_weight)
     # Stacks of the same shapes recur from fold to fold: they are compiled once.
     models: Models = {}
-    for fold, (train, test) in enumerate(folds):
-        heads = core_estimators("dense", candidates, seed=seed)
-        targets = Targets.of_labels(y[train]) if y.ndim == 2 else Targets.of_classes(y[train])
-        if sample_weight is not None:
-            targets = replace(targets, weights=np.asarray(sample_weight[train], np.float64))
+    for fold, (train, test) in enumerate(data.folds):
+        heads = [clone(setting) for setting in data.settings]
+        targets = data.targets.take(train)
         scaler = StandardScaler()
-        rows = Rows.of(scaler.fit_transform(np.asarray(X[train], dtype=np.float32)))
+        rows = Rows.of(scaler.fit_transform(np.asarray(data.X[train], dtype=np.float32)))
         failures = fit_heads(heads, rows, targets, models=models)
-        tested = scaler.transform(np.asarray(X[test], dtype=np.float32))
+        tested = scaler.transform(np.asarray(data.X[test], dtype=np.float32))
         for candidate, (head, failure) in enumerate(zip(heads, failures, strict=True)):
             if failure:
                 _LOG.warning("candidate %d, fold %d: %s", candidate, fold, failure)

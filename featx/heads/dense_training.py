@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -59,6 +59,12 @@ class DenseSettings:
     max_epochs: int
     patience: int
     verbose: int
+
+    @classmethod
+    def of(cls, head: object) -> DenseSettings:
+        """Return those of a classifier."""
+        values = {each.name: getattr(head, each.name) for each in fields(cls)}
+        return cls(**{**values, "hidden": tuple(int(size) for size in values["hidden"])})
 
     def parameters(self, width: int, outputs: int) -> int:
         """Return how many numbers its layers hold."""
@@ -134,29 +140,30 @@ class DenseData:
             yield self._examples(self._rows.matrix[rows], rows)
 
     def _filled(self, seed: int) -> Iterator[Batch]:
-        """Yield a pass over a stream in batches of one size, of which it holds two at a time."""
-        size, seen, filled = self.batch_size, 0, 0
+        """Yield a pass over a stream in batches of one size; the last is filled from the first."""
+        size, seen, waiting = self.batch_size, 0, 0
         first: Batch | None = None
-        X, rows = np.empty((size, self.width), np.float32), np.empty(size, np.intp)
+        parts: list[Batch] = []
         for part, positions in self._rows.take(self._train).batches(seed):
-            seen += len(part)
-            while len(part):
-                taken = len(part[: size - filled])
-                X[filled : filled + taken] = part[:taken]
-                rows[filled : filled + taken] = self._train[positions[:taken]]
-                part, positions, filled = part[taken:], positions[taken:], filled + taken
-                if filled == size:
-                    first = first or (X, rows)
-                    yield X, rows
-                    # Not the same arrays: a backend may still read one batch when the next comes.
-                    X, rows, filled = np.empty_like(X), np.empty_like(rows), 0
+            parts.append((part, self._train[positions]))
+            seen, waiting = seen + len(part), waiting + len(part)
+            if waiting < size:
+                continue
+            X, rows = map(np.concatenate, zip(*parts, strict=True))
+            full = waiting - waiting % size
+            for start in range(0, full, size):
+                batch = X[start : start + size], rows[start : start + size]
+                first = first or batch
+                yield batch
+            parts, waiting = [(X[full:], rows[full:])], waiting - full
         if seen != self.count:
             raise HeadError(
                 f"expected a pass over all {self.count} rows to train on, received {seen}: give "
                 "every row once a pass"
             )
-        if filled and first is not None:
-            X[filled:], rows[filled:] = (array[: size - filled] for array in first)
+        if waiting and first is not None:
+            rest = [array[: size - waiting] for array in first]
+            X, rows = map(np.concatenate, zip(*parts, rest, strict=True))
             yield X, rows
 
     def _examples(self, X: Floats, rows: Numbers) -> Examples:
@@ -438,11 +445,7 @@ class _Stack:
         optimizer = self._model.optimizer
         weights, moments, squares = (
             [_numpy(v)[n] for v, n in zip(variables, numbers, strict=True) if n]
-            for variables in (
-                self._model.trainable_variables,
-                optimizer.moments,
-                optimizer.squares,
-            )
+            for variables in (self._model.trainable_variables, optimizer.moments, optimizer.squares)
         )
         self._epochs = epochs
         self._groups = [

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from numbers import Real
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
+from numpy.typing import DTypeLike, NDArray
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.exceptions import HeadError
+from featx.heads.estimators import CLASS_WEIGHT, Allowed, LinearScoring
 from featx.heads.moments import Moments, class_sums, fold_moments, require_square, standardise
-from featx.heads.rows import Batch, Floats, Numbers, Rows
+from featx.heads.rows import Batch, Doubles, Floats, Numbers, Rows
 from featx.heads.shifted import ShiftedSystems, solve_shifted
 from featx.heads.sweep import HeldOut, SweepData, swept
-from featx.heads.targets import ClassWeight, LikeliestClass, Targets, both_columns
-from featx.heads.validation import training_targets
+from featx.heads.targets import ClassWeight, Targets, both_columns
 
 _COPIES = 4
 _PENDING_ROWS = 512
 _FEW = 5
 
 
-class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ShrinkageLDA(LinearScoring):
     """LDA whose within-class covariance is shrunk, as wide features and few images need.
 
     Parameters
@@ -43,7 +39,6 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
     coef_ : ndarray of shape (k, d), or (1, d) for two classes
     intercept_ : ndarray of shape (k,), or (1,) for two classes
     classes_ : ndarray of shape (k,)
-    n_features_in_ : int
 
     Notes
     -----
@@ -68,23 +63,24 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
 
     # Models saved before it existed have none of their own.
     class_weight: ClassWeight = None
+    _allowed = (
+        CLASS_WEIGHT,
+        Allowed(
+            "shrinkage",
+            '"auto" or a number from 0 to 1',
+            'leave it at "auto"',
+            ("auto",),
+            Real,
+            0,
+            1,
+        ),
+    )
 
     def __init__(
         self, *, shrinkage: str | float = "auto", class_weight: ClassWeight = None
     ) -> None:
         self.shrinkage = shrinkage
         self.class_weight = class_weight
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> ShrinkageLDA:
-        """Fit on features (n, d) and labels (n,): means, covariance and coefficients.
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from, or the shrinkage is no number from 0 to 1.
-        """
-        X, targets = training_targets(self, X, y)
-        return self.fit_rows(Rows.of(X), targets)
 
     def fit_rows(self, rows: Rows, targets: Targets) -> ShrinkageLDA:
         """Fit on rows in memory or in batches: a pass for means, and more for covariances."""
@@ -105,62 +101,26 @@ class ShrinkageLDA(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.classes_, self.n_features_in_ = targets.names, rows.width
         return self
 
-    def _take(
-        self,
-        columns: Floats,
-        means: NDArray[np.float64],
-        shares: NDArray[np.float64],
-        dtype: DTypeLike,
-    ) -> None:
+    def _take(self, columns: Floats, means: Doubles, shares: Doubles, dtype: DTypeLike) -> None:
         coef, intercept = columns.T, _constants(columns, means, shares)
         if len(means) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         self.coef_ = np.ascontiguousarray(coef, dtype)
         self.intercept_ = intercept.astype(dtype)
 
-    def decision_function(self, X: ArrayLike) -> Floats:
-        """Return log likelihoods times shares: (n,) of two classes, else (n, k)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        scores: Floats = X @ self.coef_.T + self.intercept_
-        return scores[:, 0] if scores.shape[1] == 1 else scores
-
-    def predict_proba(self, X: ArrayLike) -> Floats:
-        """Return probabilities (n, k) under equal Gaussian covariances."""
-        scores = both_columns(self.decision_function(X))
-        probabilities: Floats = softmax(scores, axis=1)
-        return probabilities
-
-    def _validate_params(self) -> None:
-        weight = self.class_weight
-        if not (weight is None or weight == "balanced" or isinstance(weight, Mapping)):
-            raise HeadError(
-                f'class_weight must be None, "balanced" or a dict of label to weight, received '
-                f"{weight!r}: leave it out"
-            )
-        value = self.shrinkage
-        if value == "auto":
-            return
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise HeadError(
-                f'shrinkage must be "auto" or a number from 0 to 1, received {value!r}: '
-                'leave it at "auto"'
-            )
-
 
 def class_shares(
     class_weight: ClassWeight, counts: Numbers, classes: NDArray[np.generic]
-) -> NDArray[np.float64]:
+) -> Doubles:
     """Return how often each class is expected."""
     weighted = counts.astype(np.float64)
     if class_weight is not None:
         labels = np.repeat(classes, counts)
         weighted *= compute_class_weight(class_weight, classes=classes, y=labels)
-    shares: NDArray[np.float64] = weighted / weighted.sum()
-    return shares
+    return np.asarray(weighted / weighted.sum())
 
 
-def row_shares(counts: Numbers, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+def row_shares(counts: Numbers, shares: Doubles) -> Doubles:
     """Return what one image of each class weighs in the covariance within classes."""
     weights = np.zeros(len(counts))
     for group in covariance_groups(counts):
@@ -176,17 +136,12 @@ def covariance_groups(counts: Numbers) -> list[Numbers]:
     return [*groups, few] if few.size else groups
 
 
-def _constants(
-    columns: Floats, means: NDArray[np.float64], shares: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _constants(columns: Floats, means: Doubles, shares: Doubles) -> Doubles:
     """Return the intercept of each class."""
-    intercept: NDArray[np.float64] = -0.5 * np.einsum("ij,ji->i", means, columns) + np.log(shares)
-    return intercept
+    return np.asarray(-0.5 * np.einsum("ij,ji->i", means, columns) + np.log(shares))
 
 
-def _shrunk(
-    rows: Rows, targets: Targets, means: NDArray[np.float64], shrinkages: NDArray[np.float64]
-) -> Iterator[Floats]:
+def _shrunk(rows: Rows, targets: Targets, means: Doubles, shrinkages: Doubles) -> Iterator[Floats]:
     """Yield the coefficients (d, k) of each shrinkage, rows weighing what ``targets`` say.
 
     Notes
@@ -213,9 +168,7 @@ def _shrunk(
     yield from _solved(moments.gram, means, shrinkages, moments.dtype, least=0.0)
 
 
-def _among_rows(
-    deviations: NDArray[np.float64], means: NDArray[np.float64], shrinkages: NDArray[np.float64]
-) -> Iterator[Floats]:
+def _among_rows(deviations: Doubles, means: Doubles, shrinkages: Doubles) -> Iterator[Floats]:
     spread = float(np.sum(deviations**2)) / deviations.shape[1]
     if spread == 0:
         yield from (means.T for _ in shrinkages)
@@ -232,12 +185,7 @@ def _among_rows(
 
 
 def _solved(
-    covariance: NDArray[np.float64],
-    means: NDArray[np.float64],
-    shrinkages: NDArray[np.float64],
-    dtype: DTypeLike,
-    *,
-    least: float,
+    covariance: Doubles, means: Doubles, shrinkages: Doubles, dtype: DTypeLike, *, least: float
 ) -> Iterator[Floats]:
     spread = float(np.trace(covariance)) / len(covariance)
     if spread <= least:
@@ -252,8 +200,8 @@ def _solved(
 
 
 def _estimated(
-    rows: Rows, codes: Numbers, counts: Numbers, of_row: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rows: Rows, codes: Numbers, counts: Numbers, of_row: Doubles
+) -> tuple[Doubles, Doubles]:
     """Return the means (k, d) of classes, and the Ledoit-Wolf estimate of their covariance."""
     width = rows.width
     means, squares = _means_and_squares(rows, codes, counts)
@@ -264,21 +212,25 @@ def _estimated(
         each = 8 * width**2 + 4 * width * 2 * _PENDING_ROWS
         at_once = max(1, (rows.max_ram_bytes // 2 - 8 * width**2) // each)
     for start in range(0, len(groups), at_once):
-        some = groups[start : start + at_once]
-        spreads = [_spread(group, counts, squares) for group in some]
-        parts = _products(rows, codes, some, means, spreads)
-        for group, spread, part in zip(some, spreads, parts, strict=True):
-            if part.gram.any():
-                part.shrink()
-                part.gram *= counts[group].sum() * of_row[group[0]] * spread
-                part.gram *= spread[:, None]
-                covariance += part.gram
+        some = [_Group(group, counts, squares) for group in groups[start : start + at_once]]
+        group_of = np.full(len(means), -1)
+        for number, group in enumerate(some):
+            group_of[group.classes] = number
+        chosen = np.flatnonzero(group_of[codes] >= 0)
+        for X, numbers in rows.take(chosen).batches():
+            classes = codes[chosen[numbers]]
+            for number, group in enumerate(some):
+                inside = np.flatnonzero(group_of[classes] == number)
+                if len(inside):
+                    group.add(X[inside] - means[classes[inside]].astype(X.dtype))
+        for group in some:
+            part = group.covariance()
+            part *= of_row[group.classes[0]]
+            covariance += part
     return means, covariance if covariance.any() else np.eye(width)
 
 
-def _means_and_squares(
-    rows: Rows, codes: Numbers, counts: Numbers
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _means_and_squares(rows: Rows, codes: Numbers, counts: Numbers) -> tuple[Doubles, Doubles]:
     """Return the mean (k, d) of each class, and its sum of squared deviations (k, d)."""
     sums, squares = np.zeros((2, len(counts), rows.width))
     shift: Floats | None = None
@@ -294,72 +246,42 @@ def _means_and_squares(
     return centres + shift, np.maximum(squares - counts[:, None] * centres**2, 0)
 
 
-def _spread(group: Numbers, counts: Numbers, squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what the deviations of a group are divided by before they are shrunk."""
-    spread: NDArray[np.float64] = np.sqrt(squares[group].sum(axis=0) / counts[group].sum())
-    # What rounding leaves of a column that does not vary is no spread.
-    spread[spread <= 1e-6 * spread.max(initial=0.0)] = 1.0
-    return spread
+class _Group:
+    """The deviations of some classes: sums of their outer products, and of their lengths ** 4."""
 
-
-def _products(
-    rows: Rows,
-    codes: Numbers,
-    groups: Sequence[Numbers],
-    means: NDArray[np.float64],
-    spreads: Sequence[NDArray[np.float64]],
-) -> list[_Part]:
-    parts = [_Part(rows.width) for _ in groups]
-    of_class = np.full(len(means), -1)
-    for number, group in enumerate(groups):
-        of_class[group] = number
-    where = of_class[codes]
-    chosen = np.flatnonzero(where >= 0)
-    for X, numbers in rows.take(chosen).batches():
-        classes = codes[chosen[numbers]]
-        for number, part in enumerate(parts):
-            own = np.flatnonzero(where[chosen[numbers]] == number)
-            if len(own):
-                deviations = X[own] - means[classes[own]].astype(X.dtype)
-                part.add(deviations / spreads[number].astype(X.dtype))
-    for part in parts:
-        part.flush()
-    return parts
-
-
-class _Part:
-    """Sum of the outer products of the deviations of some classes, and of their lengths ** 4."""
-
-    def __init__(self, width: int) -> None:
-        self.gram = np.zeros((width, width))
-        self.fourth, self.rows = 0.0, 0
+    def __init__(self, classes: Numbers, counts: Numbers, squares: Doubles) -> None:
+        self.classes, self.rows = classes, int(counts[classes].sum())
+        # What deviations are divided by before they are shrunk.
+        self.spread = np.sqrt(squares[classes].sum(axis=0) / self.rows)
+        # What rounding leaves of a column that does not vary is no spread.
+        self.spread[self.spread <= 1e-6 * self.spread.max(initial=0.0)] = 1.0
+        self.gram, self.fourth = np.zeros((len(self.spread), len(self.spread))), 0.0
         self._pending: list[Floats] = []
-        self._waiting = 0
 
     def add(self, deviations: Floats) -> None:
         """Take rows; few are put together, since a product costs a whole matrix."""
-        self.rows += len(deviations)
-        self._pending.append(deviations)
-        self._waiting += len(deviations)
-        if self._waiting >= _PENDING_ROWS:
-            self.flush()
+        self._pending.append(deviations / self.spread.astype(deviations.dtype))
+        if sum(map(len, self._pending)) >= _PENDING_ROWS:
+            self._multiply()
 
-    def flush(self) -> None:
-        """Multiply what is waiting."""
+    def _multiply(self) -> None:
         if self._pending:
             rows = np.concatenate(self._pending)
             self.gram += rows.T @ rows
             lengths = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
             self.fourth += float(lengths @ lengths)
-            self._pending, self._waiting = [], 0
+            self._pending = []
 
-    def shrink(self) -> None:
-        """Turn sums into the shrunk covariance, in place.
+    def covariance(self) -> Doubles:
+        """Return the shrunk covariance times the number of rows, in the place of the sums.
 
         Notes
         -----
         Ledoit, Wolf (2004), as scikit-learn's ``ledoit_wolf(assume_centered=True)`` has it.
         """
+        self._multiply()
+        if not self.gram.any():
+            return self.gram
         width = len(self.gram)
         self.gram /= self.rows
         diagonal = self.gram.flat[:: width + 1]
@@ -371,6 +293,9 @@ class _Part:
         share = noise / distance if width > 1 and noise > 0 else 0.0
         self.gram *= 1 - share
         self.gram.flat[:: width + 1] += share * level
+        self.gram *= self.rows * self.spread
+        self.gram *= self.spread[:, None]
+        return self.gram
 
 
 @swept("lda")
@@ -410,7 +335,7 @@ def sweep_lda(data: SweepData) -> Iterator[HeldOut]:
                 yield HeldOut(number, fold, scores, probabilities=False)
 
 
-def _from_moments(moments: Moments, shrinkages: NDArray[np.float64]) -> Iterator[Floats]:
+def _from_moments(moments: Moments, shrinkages: Doubles) -> Iterator[Floats]:
     assert moments.gram is not None
     # The sums of a class are of shifted rows; its mean takes out the same shift.
     between = moments.sums / np.sqrt(moments.counts)[:, None]

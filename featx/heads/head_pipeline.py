@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 
+from featx.heads.table import learns_label_sets
 from featx.heads.targets import best_labels
 from featx.heads.validation import few_images_allowed, refuse_unlearnable
 
@@ -26,7 +27,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
     featx.exceptions.HeadError: one class only: 'ants'; a classifier needs at least two: add images of another class
     """  # noqa: E501
 
-    def fit(self, X: Any, y: Any = None, **params: Any) -> HeadPipeline:
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None, **params: object) -> HeadPipeline:
         """Fit the steps on features (n, d) and labels (n,), or 0 and 1 a label (n, k).
 
         Raises
@@ -35,32 +36,19 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
             The data cannot be learned from.
         """
         refuse_unlearnable(X, y)
+        last = self.steps[-1][1]
         with few_images_allowed():
-            if params or self.memory is not None or not _may_be_logistic(self.steps[-1][1]):
+            if params or self.memory is not None or type(last).__name__ != "LogisticRegression":
                 super().fit(X, y, **params)
             else:
-                self._fit_logistic(X, y)
+                from featx.heads.logistic_fit import fit_logistic
+
+                before = self[:-1] if len(self.steps) > 1 else None
+                fit_logistic(last, X if before is None else before.fit_transform(X, y), y)
         return self
 
-    def predict(self, X: Any, **params: Any) -> Any:
+    def predict(self, X: ArrayLike, **params: object) -> NDArray[np.generic]:
         """Return labels (n,) of the highest probability, or 0 and 1 a label (n, k)."""
-        from featx.heads.table import learns_label_sets
-
         if params or learns_label_sets(self) or not hasattr(self, "predict_proba"):
-            return super().predict(X, **params)
+            return np.asarray(super().predict(X, **params))
         return best_labels(self.predict_proba(X), self.classes_)
-
-    def _fit_logistic(self, X: Any, y: Any) -> None:
-        from featx.heads.logistic_fit import fit_logistic, is_solved_by_path
-
-        before = self[:-1] if len(self.steps) > 1 else None
-        given = X if before is None else before.fit_transform(X, y)
-        last = self.steps[-1][1]
-        if is_solved_by_path(last, given, y):
-            fit_logistic(last, given, y)
-        else:
-            last.fit(given, y)
-
-
-def _may_be_logistic(step: Any) -> bool:
-    return type(step).__name__ == "LogisticRegression"

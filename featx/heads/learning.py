@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
 from featx.exceptions import HeadError
-from featx.heads.rows import BatchSource, Rows
+from featx.heads.rows import BatchSource, Doubles, Floats, Rows
 from featx.heads.table import HEADS, HeadSpec, learns_label_sets
 from featx.heads.targets import Targets
 from featx.heads.validation import (
@@ -31,43 +31,46 @@ def fit_rows(estimator: Any, rows: Rows, targets: Targets) -> Any:
             rows = _through(step, rows, targets)
         fit_rows(estimator.steps[-1][1], rows, targets)
         return estimator
-    row = _row_of(estimator)
-    if targets.weights is not None:
-        _require_weights(estimator)
+    if targets.weights is not None and not _takes_weights(estimator):
+        raise HeadError(
+            f"{type(estimator).__name__} takes no sample weights: leave sample_weight out, or take "
+            "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
+        )
     if hasattr(estimator, "fit_rows"):
         return estimator.fit_rows(rows, targets)
-    if row is not None and row.fit:
-        fitted = _imported(row.fit)(estimator, rows, targets)
-        if fitted is not None:
-            return fitted[0]
-    known = {} if targets.weights is None else {"sample_weight": targets.weights}
-    return estimator.fit(rows.gather(), shown_targets(targets), **known)
+    fitted = _fitted_by_table(estimator, rows, targets)
+    if fitted is not None:
+        return fitted[0]
+    return estimator.fit(rows.gather(), targets.shown(), **_known_weights(estimator, targets))
 
 
-def fit_labels(
-    estimator: Any, rows: Rows, targets: Targets
-) -> tuple[list[Any], NDArray[np.float64]]:
+def fit_labels(estimator: Any, rows: Rows, targets: Targets) -> tuple[list[Any], Doubles]:
     """Return fitted copies, one a label or one for all, and what its margins are divided by."""
-    together = None
     if targets.columns >= 2:
         if hasattr(estimator, "fit_labels"):
             together = estimator.fit_labels(rows, targets)
-        elif (row := _row_of(estimator)) is not None and row.fit:
-            fitted = _imported(row.fit)(estimator, rows, targets)
-            together = None if fitted is None else (fitted, np.empty(0))
-    if together is not None:
-        estimators, temperatures = together
-        return estimators, temperatures
+            if together is not None:
+                return together[0], together[1]
+        elif (fitted := _fitted_by_table(estimator, rows, targets)) is not None:
+            return fitted, np.empty(0)
     columns = range(targets.columns)
     copies = [fit_rows(clone(estimator), rows, targets.label(column)) for column in columns]
     return copies, np.empty(0)
 
 
-def shown_targets(targets: Targets) -> NDArray[np.generic]:
-    """Return what is learnt as scikit-learn takes it: labels (n,), or a matrix of 0 and 1."""
-    if targets.kind == "classes":
-        return targets.names[targets.values.astype(np.intp)]
-    return targets.values
+def _fitted_by_table(estimator: Any, rows: Rows, targets: Targets) -> list[Any] | None:
+    """Return what the function of the table's row makes of an estimator, where there is one."""
+    row = _row_of(estimator)
+    if row is None or not row.fit:
+        return None
+    fitted: list[Any] | None = _imported(row.fit)(estimator, rows, targets)
+    return fitted
+
+
+def _known_weights(step: object, targets: Targets) -> dict[str, Doubles]:
+    if targets.weights is None or not _takes_weights(step):
+        return {}
+    return {"sample_weight": targets.weights}
 
 
 def fit_head_streamed(head: Any, source: BatchSource, y: ArrayLike, *, max_ram_bytes: int) -> Any:
@@ -88,24 +91,13 @@ def fit_head_streamed(head: Any, source: BatchSource, y: ArrayLike, *, max_ram_b
         return fit_rows(head, Rows.stream(source, len(labels), max_ram_bytes), targets)
 
 
-def fit_weighted(head: Any, X: Any, y: Any, weights: NDArray[np.float64]) -> None:
+def fit_weighted(head: Any, X: Floats, y: ArrayLike, weights: Doubles) -> None:
     """Fit a head on weighted rows: a weight of 2 counts like the row twice."""
-    if isinstance(head, Pipeline):
-        refuse_unlearnable(X, y)
-        for _, step in head.steps[:-1]:
-            if step not in (None, "passthrough"):
-                known = {"sample_weight": weights} if _takes_weights(step) else {}
-                X = step.fit(X, y, **known).transform(X)
-        fit_weighted(head.steps[-1][1], X, y, weights)
-        return
-    from featx.heads.logistic_fit import fit_logistic, is_solved_by_path
-
+    refuse_unlearnable(X, y)
+    labels = np.asarray(y)
+    make = Targets.of_labels if labels.ndim == 2 else Targets.of_classes
     with few_images_allowed():
-        if is_solved_by_path(head, X, y):
-            fit_logistic(head, X, y, weights)
-        else:
-            _require_weights(head)
-            head.fit(X, y, sample_weight=weights)
+        fit_rows(head, Rows.of(X), make(labels, weights))
 
 
 def streamed_heads() -> list[str]:
@@ -113,7 +105,7 @@ def streamed_heads() -> list[str]:
     return sorted(name for name, row in HEADS.items() if row.streamed)
 
 
-def require_streamable(head: Any) -> None:
+def require_streamable(head: object) -> None:
     """Refuse a head that has to see all rows at once."""
     *before, last = _steps(head)
     core = last
@@ -130,18 +122,18 @@ def require_streamable(head: Any) -> None:
         )
 
 
-def _steps(head: Any) -> list[Any]:
+def _steps(head: object) -> list[object]:
     if not isinstance(head, Pipeline):
         return [head]
     return [part for _, step in head.steps for part in _steps(step)]
 
 
-def _is_dense(head: Any) -> bool:
+def _is_dense(head: object) -> bool:
     row = _row_of(_steps(head)[-1])
     return row is not None and row.name == "dense"
 
 
-def _row_of(estimator: Any) -> HeadSpec | None:
+def _row_of(estimator: object) -> HeadSpec | None:
     """Return the row of the table for an estimator's very class."""
     for row in HEADS.values():
         if type(estimator).__name__ == row.estimator.rpartition(".")[2] and type(
@@ -156,15 +148,7 @@ def _imported(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _require_weights(estimator: Any) -> None:
-    if not _takes_weights(estimator):
-        raise HeadError(
-            f"{type(estimator).__name__} takes no sample weights: leave sample_weight out, or take "
-            "the head logistic, svm, ridge, nearest-mean, forest, extra-trees or dense"
-        )
-
-
-def _takes_weights(estimator: Any) -> bool:
+def _takes_weights(estimator: object) -> bool:
     return bool(has_fit_parameter(estimator, "sample_weight"))
 
 
@@ -173,7 +157,7 @@ def _through(step: Any, rows: Rows, targets: Targets) -> Rows:
     if step is None or step == "passthrough":
         return rows
     if rows.matrix is not None:
-        step.fit(rows.matrix, shown_targets(targets))
+        step.fit(rows.matrix, targets.shown(), **_known_weights(step, targets))
         return Rows.of(step.transform(rows.matrix))
     if isinstance(step, Normalizer):
         step.fit(next(iter(rows.batches()))[0])

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import StratifiedKFold, check_cv
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import BaseCrossValidator, StratifiedKFold, check_cv
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.estimators import ABOVE_0, CLASS_WEIGHT, Allowed, LinearScoring, WeightedClassifier
 from featx.heads.logistic_fit import ARRAYS, MACHINE_SHARE, unknown_setting
 from featx.heads.logistic_path import SCORINGS, LogisticPath, PathOptions, fit_logistic_path
-from featx.heads.rows import Fold
-from featx.heads.sweep import HeldOut, checked_data, core_estimators
-from featx.heads.targets import LikeliestClass, Targets, both_columns
-from featx.heads.validation import validated_training
+from featx.heads.rows import Doubles, Floats, Fold, Rows
+from featx.heads.sweep import HeldOut, SweepData, swept
+from featx.heads.targets import ClassWeight, Targets, both_columns
 from featx.memory import machine_bytes
 
 logger = logging.getLogger("featx")
-
-Floats: TypeAlias = NDArray[np.floating]
 
 # On the features as a StandardScaler leaves them, the best C is within these for 2 to 5,000
 # images a class; scikit-learn's own 1e-4 to 1e4 spends half of its time beyond them.
@@ -39,7 +35,11 @@ _RACE_FROM = 4
 _FEW_ROWS = 100
 
 
-class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+def _whole(name: str, low: int) -> Allowed:
+    return Allowed(name, f"a whole number above {low - 1}", kind=Integral, low=low)
+
+
+class LogisticPathCV(WeightedClassifier, LinearScoring):
     """Multinomial logistic regression (L2) whose C is chosen by cross-validation.
 
     The objective is that of scikit-learn's ``LogisticRegression``; all folds are solved at once
@@ -88,7 +88,6 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         Whether the refit and all folds converged without scikit-learn.
     gradient_norm_ : float
         Of the refit, comparable with ``tol``.
-    n_features_in_ : int
 
     Examples
     --------
@@ -99,14 +98,23 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
     (0.1, (5, 3))
     """
 
+    _allowed = (
+        Allowed("tol", "a number above 0", kind=Real, low=ABOVE_0),
+        _whole("max_iter", 1),
+        Allowed(
+            "scoring", f"one of {', '.join(SCORINGS)}", "for another, use GridSearchCV", SCORINGS
+        ),
+        CLASS_WEIGHT,
+    )
+
     def __init__(
         self,
         *,
-        Cs: Any = 13,
-        cv: Any = 5,
+        Cs: int | ArrayLike = 13,
+        cv: int | BaseCrossValidator | Iterable[Fold] = 5,
         tol: float = 1e-4,
         max_iter: int = 1000,
-        class_weight: Any = None,
+        class_weight: ClassWeight = None,
         scoring: str = "accuracy",
         racing: bool = True,
         random_state: int | None = 0,
@@ -120,22 +128,10 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         self.racing = racing
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticPathCV:
-        """Choose C on folds of features (n, d) and labels (n,), and fit all rows at the best.
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from, or a parameter is out of range.
-        """
-        self._validate_params()
-        X, y, self.classes_, codes = validated_training(self, X, y, dtype=[np.float64, np.float32])
-        weights = None
-        if sample_weight is not None:
-            weights = _check_sample_weight(
-                sample_weight, X, dtype=np.float64, ensure_non_negative=True
-            )
-        self.Cs_ = self._grid()
+    def fit_rows(self, rows: Rows, targets: Targets) -> LogisticPathCV:
+        """Choose C on folds of rows in memory, and fit all of them at the best."""
+        X = rows.gather()
+        self.classes_, self.n_features_in_, self.Cs_ = targets.names, rows.width, self._grid()
         options = PathOptions(
             tol=float(self.tol),
             max_iter=int(self.max_iter),
@@ -144,8 +140,7 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
             racing=bool(self.racing),
             refit=True,
         )
-        targets = Targets("classes", self.classes_, codes, weights)
-        path = fit_logistic_path(X, targets, self._folds(X, y, codes), self.Cs_, options)
+        path = fit_logistic_path(X, targets, self._folds(X, targets), self.Cs_, options)
         refit = path.refit
         assert refit is not None
         self.scores_, self.stopped_ = path.scores, path.stopped
@@ -157,45 +152,17 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
         self.converged_ = bool(refit.converged.all() and path.converged[:, ~path.stopped].all())
         return self
 
-    def decision_function(self, X: ArrayLike) -> Floats:
-        """Return linear scores: (n,) of two classes, else (n, k)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        scores: Floats = X @ self.coef_.T + self.intercept_
-        return scores.ravel() if scores.shape[1] == 1 else scores
-
-    def predict_proba(self, X: ArrayLike) -> Floats:
-        """Return probabilities of shape (n, k), columns in the order of ``classes_``."""
-        shares: Floats = softmax(both_columns(self.decision_function(X)), axis=1)
-        return shares
-
     def predict_log_proba(self, X: ArrayLike) -> Floats:
         """Return logarithms of `predict_proba`."""
-        logs: Floats = log_softmax(both_columns(self.decision_function(X)), axis=1)
-        return logs
+        return np.asarray(log_softmax(both_columns(self.decision_function(X)), axis=1))
 
     def _validate_params(self) -> None:
-        _require(self.tol, "tol", Real, above=0)
-        _require(self.max_iter, "max_iter", Integral, above=0)
-        if self.scoring not in SCORINGS:
-            raise HeadError(
-                f"scoring must be one of {', '.join(SCORINGS)}, received {self.scoring!r}: for "
-                "another, use GridSearchCV"
-            )
-        if not (
-            self.class_weight is None
-            or isinstance(self.class_weight, dict)
-            or self.class_weight == "balanced"
-        ):
-            raise HeadError(
-                f"class_weight must be a dict of label to weight, 'balanced' or None, received "
-                f"{self.class_weight!r}"
-            )
+        super()._validate_params()
         self._grid()
 
-    def _grid(self) -> NDArray[np.float64]:
+    def _grid(self) -> Doubles:
         if isinstance(self.Cs, Integral) and not isinstance(self.Cs, bool):
-            _require(self.Cs, "Cs", Integral, above=0)
+            _whole("Cs", 1).require(self.Cs)
             return np.logspace(*_RANGE, int(self.Cs))
         try:
             values = np.unique(np.asarray(self.Cs, np.float64).ravel())
@@ -208,7 +175,8 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
             )
         return values
 
-    def _folds(self, X: Any, y: Any, codes: NDArray[np.intp]) -> list[Fold]:
+    def _folds(self, X: Floats, targets: Targets) -> list[Fold]:
+        codes = targets.values.astype(np.intp)
         counts = np.bincount(codes)
         if counts.min() < 2:
             lone = self.classes_.tolist()[counts.argmin()]
@@ -217,31 +185,20 @@ class LogisticPathCV(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: i
                 "needs 2 or more of each class; add images, or choose C yourself"
             )
         if not isinstance(self.cv, Integral) or isinstance(self.cv, bool):
+            y = targets.shown()
             return list(check_cv(self.cv, y, classifier=True).split(X, y))
-        _require(self.cv, "cv", Integral, above=1)
-        wanted = int(self.cv)
-        number = min(wanted, int(counts.min()))
-        if number < wanted:
-            logger.info("%d folds instead of %d: a class has no more rows", number, wanted)
-        splitter = StratifiedKFold(number, shuffle=True, random_state=self.random_state)
+        _whole("cv", 2).require(self.cv)
+        most = int(counts.min())
+        if most < int(self.cv):
+            logger.info("%d folds instead of %d: a class has no more rows", most, self.cv)
+        splitter = StratifiedKFold(
+            min(int(self.cv), most), shuffle=True, random_state=self.random_state
+        )
         return list(splitter.split(codes, codes))
 
 
-def _require(value: Any, name: str, kind: Any, *, above: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not value > above:
-        number = "a whole number" if kind is Integral else "a number"
-        raise HeadError(f"{name} must be {number} above {above:g}, received {value!r}")
-
-
-def sweep_logistic(
-    X: Floats,
-    y: NDArray[np.intp],
-    folds: Sequence[Fold],
-    candidates: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    sample_weight: Floats | None = None,
-) -> Iterator[HeldOut]:
+@swept("logistic", weighted=True)
+def sweep_logistic(data: SweepData) -> Iterator[HeldOut]:
     """Measure values of C of the head ``logistic`` (see `Sweep`).
 
     Notes
@@ -250,21 +207,18 @@ def sweep_logistic(
     labels, since they share one eigenbasis; a head that is fitted by itself is standardised by its
     own rows, and so is each fold of fewer.
     """
-    X, y = checked_data(X, y, folds, sample_weight)
-    settings = core_estimators("logistic", candidates, seed=seed)
-    _require_known(settings)
-    weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
-    targets = Targets.of_classes(y, weights)
-    groups: dict[str, list[int]] = {}
-    for number, setting in enumerate(settings):
+    _require_known(data.settings)
+    groups: dict[str, dict[int, LogisticRegression]] = {}
+    for number, setting in enumerate(data.settings):
         alike = {**setting.get_params(), "C": None}
-        groups.setdefault(repr(sorted(alike.items(), key=str)), []).append(number)
+        groups.setdefault(repr(sorted(alike.items(), key=str)), {})[number] = setting
     for members in groups.values():
-        first = settings[members[0]]
+        first = next(iter(members.values()))
         # Scores at this tolerance are those of the solution to 0.002.
         tol = max(float(first.tol), 1e-5)
-        Cs = np.unique([float(settings[number].C) for number in members])
-        racing = len(Cs) >= _RACE_FROM and len(X) > _FEW_ROWS
+        chosen = {number: float(setting.C) for number, setting in members.items()}
+        Cs = np.unique(list(chosen.values()))
+        racing = len(Cs) >= _RACE_FROM and len(data.X) > _FEW_ROWS
         options = PathOptions(
             tol=tol,
             # Probabilities move longer than scores do.
@@ -273,17 +227,16 @@ def sweep_logistic(
             class_weight=first.class_weight,
             racing=racing,
         )
-        for numbers, scaled in _parts(X, y, folds, apart=not racing):
-            some = [folds[number] for number in numbers]
-            path = fit_logistic_path(scaled, targets, some, Cs, options)
-            for held in _held_out(path, scaled, some, {n: settings[n].C for n in members}):
+        for numbers, scaled in _parts(data, apart=not racing):
+            some = [data.folds[number] for number in numbers]
+            path = fit_logistic_path(scaled, data.targets, some, Cs, options)
+            for held in _held_out(path, scaled, some, chosen):
                 yield replace(held, fold=numbers[held.fold])
 
 
-def _parts(
-    X: Floats, y: NDArray[np.intp], folds: Sequence[Fold], *, apart: bool
-) -> Iterator[tuple[range, Floats]]:
+def _parts(data: SweepData, *, apart: bool) -> Iterator[tuple[range, Floats]]:
     """Yield numbers of folds that are solved together, and the features standardised for them."""
+    X, folds = data.X, data.folds
     if len(X) <= _FEW_ROWS:
         for number, (train, _) in enumerate(folds):
             yield range(number, number + 1), StandardScaler().fit(X[train]).transform(X)
@@ -291,13 +244,13 @@ def _parts(
     scaled = StandardScaler().fit_transform(X)
     step, memory = len(folds), machine_bytes()
     if apart and memory is not None:
-        each = ARRAYS * len(X) * (int(y.max()) + 1) * scaled.itemsize
+        each = ARRAYS * len(X) * data.targets.columns * scaled.itemsize
         step = max(1, min(step, memory // MACHINE_SHARE // each))
     for start in range(0, len(folds), step):
         yield range(start, min(start + step, len(folds))), scaled
 
 
-def _require_known(settings: Sequence[Any]) -> None:
+def _require_known(settings: Sequence[LogisticRegression]) -> None:
     for setting in settings:
         unknown = unknown_setting(setting)
         if unknown is not None:
@@ -313,7 +266,7 @@ def _held_out(
     """Yield what each chosen C says of the rows held out; a stopped one says what the last does."""
     last_fitted = int(np.flatnonzero(~path.stopped).max())
     for candidate, C in chosen.items():
-        number = int(np.searchsorted(path.Cs, float(C)))
+        number = int(np.searchsorted(path.Cs, C))
         stopped = bool(path.stopped[number])
         coef, intercept = path.solution(last_fitted if stopped else number)
         for fold, (_, test) in enumerate(folds):

@@ -5,31 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 
 from featx.exceptions import HeadError
-from featx.heads.logistic_blocks import (
+from featx.heads.logistic_path import PathOptions, closest_gap, fit_logistic_path
+from featx.heads.logistic_solver import (
+    Aim,
     Basis,
+    Bits,
     eigenvectors,
     given_coefficients,
     given_gradient,
     inner,
     log_odds,
     loss,
+    minimise_in_lockstep,
     one_hot,
     spread,
 )
-from featx.heads.logistic_lbfgs import Aim, minimise_in_lockstep
-from featx.heads.logistic_path import PathOptions, closest_gap, fit_logistic_path
-from featx.heads.rows import Batch, Floats, Numbers, Rows
+from featx.heads.rows import Batch, Doubles, Floats, Numbers, Rows, sampled
 from featx.heads.targets import ClassWeight, Targets
-from featx.heads.validation import validated_training
+from featx.heads.validation import training_targets
 from featx.memory import machine_bytes
 
 logger = logging.getLogger("featx")
@@ -66,13 +67,10 @@ def fit_rows(model: LogisticRegression, rows: Rows, targets: Targets) -> list[Lo
     if targets.kind == "labels":
         labels = range(targets.columns)
         return [fit_rows(clone(model), rows, targets.label(label))[0] for label in labels]
-    y = targets.names[targets.values.astype(np.intp)]
-    if is_solved_by_path(model, rows.matrix, y):
-        return [fit_logistic(model, rows.matrix, y, targets.weights)]
-    return [model.fit(rows.matrix, y, sample_weight=targets.weights)]
+    return [fit_logistic(model, rows.matrix, targets.shown(), targets.weights)]
 
 
-def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
+def unknown_setting(model: LogisticRegression) -> tuple[str, object, object] | None:
     """Return a parameter that the path solver does not know, its value and the usual one."""
     for name, value in model.get_params().items():
         if name not in _KNOWN | _NEUTRAL and value != _USUAL[name]:
@@ -80,8 +78,8 @@ def unknown_setting(model: LogisticRegression) -> tuple[str, Any, Any] | None:
     return None
 
 
-def is_solved_by_path(model: Any, X: object, y: ArrayLike) -> bool:
-    """Return whether `fit_logistic` can fit an estimator on features."""
+def is_solved_by_path(model: LogisticRegression, X: object, y: object) -> bool:
+    """Return whether the path solver can fit an estimator on features."""
     if type(model) is not LogisticRegression or unknown_setting(model) or model.warm_start:
         return False
     if not isinstance(X, np.ndarray) or X.dtype not in (np.float32, np.float64):
@@ -96,8 +94,8 @@ def is_solved_by_path(model: Any, X: object, y: ArrayLike) -> bool:
 def fit_logistic(
     model: LogisticRegression,
     X: ArrayLike,
-    y: ArrayLike,
-    sample_weight: NDArray[np.float64] | None = None,
+    y: ArrayLike | None,
+    sample_weight: Doubles | None = None,
 ) -> LogisticRegression:
     """Fit ``LogisticRegression`` as its own ``fit`` would, closer to the minimum and sooner.
 
@@ -105,23 +103,25 @@ def fit_logistic(
     -----
     It ends where scikit-learn's ``lbfgs`` does, the largest entry of the gradient over the sum of
     weights being at most ``tol``, and where the objective is within about 2e-7 of its minimum, or
-    1e-9 for small features.
+    1e-9 for small features. What the path solver cannot do is left to scikit-learn.
     """
+    if not is_solved_by_path(model, X, y):
+        known = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return model.fit(X, y, **known)
     model._validate_params()
-    X, y, classes, codes = validated_training(model, X, y, dtype=[np.float32, np.float64])
+    rows, targets = training_targets(model, X, y, sample_weight, dtype=(np.float32, np.float64))
     tol = float(model.tol)
     options = PathOptions(
         tol=tol,
-        gap_tol=min(closest_gap(X, len(classes)), tol),
+        gap_tol=min(closest_gap(rows, targets.columns), tol),
         max_iter=int(model.max_iter),
         class_weight=model.class_weight,
     )
-    targets = Targets("classes", classes, codes, sample_weight)
-    everything = [(np.arange(len(codes)), np.arange(0))]
-    path = fit_logistic_path(X, targets, everything, np.array([model.C], np.float64), options)
+    everything = [(np.arange(len(targets)), np.arange(0))]
+    path = fit_logistic_path(rows, targets, everything, np.array([model.C], np.float64), options)
     coef, intercept = path.solution(0)
-    model.classes_ = classes
-    model.coef_, model.intercept_ = coef[0].astype(X.dtype), intercept[0].astype(X.dtype)
+    model.classes_ = targets.names
+    model.coef_, model.intercept_ = coef[0].astype(rows.dtype), intercept[0].astype(rows.dtype)
     model.n_iter_ = path.n_iter[0].astype(np.int32)
     return model
 
@@ -162,13 +162,11 @@ def _fit_passes(
 
 def _minimum(
     model: LogisticRegression, rows: Rows, targets: Targets
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+) -> tuple[Doubles, Doubles, int]:
     """Return coefficients of features less a mean, that mean, and the number of passes."""
     assert rows.max_ram_bytes is not None
     most = max(1, rows.max_ram_bytes // _SAMPLE_SHARE // (4 * rows.width))
-    drawn = np.arange(rows.count)
-    if most < rows.count:
-        drawn = np.sort(np.random.default_rng(0).choice(drawn, most, replace=False))
+    drawn = sampled(np.arange(rows.count), most)
     sample = rows.take(drawn).gather()
     mean = np.zeros(rows.width)
     if model.fit_intercept:
@@ -212,37 +210,20 @@ class _Outputs:
     """What a row's scores should be: of its class, one problem, or of each label, one a label."""
 
     def __init__(self, targets: Targets) -> None:
-        self._targets = targets
-        if targets.kind == "classes":
-            counts = targets.totals()[None]
-        else:
-            rows = np.ones(len(targets)) if targets.weights is None else targets.weights
-            present = rows @ targets.values
-            counts = np.stack([rows.sum() - present, present])
-            counts = (counts if targets.factors is None else counts * targets.factors).T
-        self.totals: NDArray[np.float64] = counts.sum(axis=1)
+        self.targets, counts = targets, targets.totals()
+        self.totals: Doubles = counts.sum(axis=1)
         self.shares = np.maximum(counts / self.totals[:, None], _LEAST_SHARE)
         # The means of ``p (1 - p)`` where the shares are all that is known, (lines,).
         spreads = np.maximum(self.shares * (1 - self.shares), _LEAST_SHARE)
         self.spread = (spreads[:, 1:] if spreads.shape[1] == 2 else spreads).ravel()
 
-    def of(self, rows: Numbers) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def of(self, rows: Numbers) -> tuple[Bits, Doubles]:
         """Return the classes of rows (1, k, b) or their labels (p, 1, b), and what they count."""
-        counted = self._targets.counted(rows)
+        counted, values = self.targets.counted(rows), self.targets.values[rows]
         weights = np.ones((1, len(rows))) if counted is None else np.atleast_2d(counted.T)
-        values = self._targets.values[rows]
-        if self._targets.kind == "classes":
-            return one_hot(values.astype(np.intp), self._targets.columns)[None], weights
+        if self.targets.kind == "classes":
+            return one_hot(values.astype(np.intp), self.targets.columns)[None], weights
         return np.ascontiguousarray(values.T).view(np.bool_)[:, None], weights
-
-    def take(self, problems: Numbers) -> _Outputs:
-        """Return some of the labels."""
-        targets = self._targets
-        factors = None if targets.factors is None else targets.factors[:, problems]
-        values = np.ascontiguousarray(targets.values[:, problems])
-        return _Outputs(
-            Targets("labels", targets.names[problems], values, targets.weights, factors)
-        )
 
 
 class _Objective:
@@ -253,7 +234,7 @@ class _Objective:
         rows: Rows,
         outputs: _Outputs,
         basis: Basis,
-        penalty: NDArray[np.float64],
+        penalty: Doubles,
         model: LogisticRegression,
         *,
         scale: float,
@@ -268,24 +249,22 @@ class _Objective:
         # The labels whose descent goes on, which only become fewer.
         self._left: tuple[int, _Outputs] = len(outputs.totals), outputs
         # Factors of the variables in which second derivatives are at most about 1.
-        self._scale: NDArray[np.float64] | None = None
+        self._scale: Doubles | None = None
         self._is_weak = np.zeros(len(penalty), bool)
         self.norm, self.converged = np.inf, False
 
-    def value(
-        self, W: NDArray[np.float64], which: Numbers
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def value(self, W: Doubles, which: Numbers) -> tuple[Doubles, Doubles]:
         """Return the values at W, lines of the problems numbered ``which``, and the derivatives.
 
         It takes one pass; the first tells the scale of the variables.
         """
         if self._left[0] != len(which):
-            self._left = len(which), self._outputs.take(which)
+            self._left = len(which), _Outputs(self._outputs.targets.labels(which))
         outputs, penalty = self._left[1], self._penalty[which]
         coef, centre = W[:, :-1].astype(self._kind), self._basis.mean.astype(np.float32)
         gradient, losses, spreads = np.zeros_like(W), np.zeros(len(which)), np.zeros(len(W))
         for X, numbers in self._rows.batches():
-            near: Floats = (X - centre).astype(self._kind, copy=False)
+            near = (X - centre).astype(self._kind, copy=False)
             Z = (coef @ near.T).astype(np.float64) + W[:, -1:]
             onehot, weights = outputs.of(numbers)
             P, residual, part = loss(Z.reshape(len(which), -1, len(X)), onehot, weights)
@@ -304,7 +283,7 @@ class _Objective:
         lengths = (W[:, :-1] ** 2).sum(axis=1).reshape(len(which), -1).sum(axis=1)
         return losses / outputs.totals + 0.5 * penalty * lengths, gradient
 
-    def _scaled(self, spreads: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _scaled(self, spreads: Doubles) -> Doubles:
         """Return inverse roots of bounds of second derivatives, (lines, d + 1)."""
         # What is rare has hardly a row in a sample, which says little of it.
         spreads = np.maximum(spreads, _LEAST_SPREAD * self._outputs.spread)
@@ -312,23 +291,21 @@ class _Objective:
         curvature = bound[:, :-1].max(axis=1, initial=0.0).reshape(len(self._penalty), -1)
         self._is_weak = self._penalty < _WEAK_PENALTY * curvature.max(axis=1)
         bound[:, :-1] += self._penalty[:, None]
-        scale: NDArray[np.float64] = 1 / np.sqrt(np.maximum(bound, 1e-12))
+        scale: Doubles = 1 / np.sqrt(np.maximum(bound, 1e-12))
         return scale
 
-    def descend(self, W: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    def descend(self, W: Doubles) -> tuple[Doubles, int]:
         """Return the minima from W, and the number of passes to them."""
         p, width = len(self._penalty), W.shape[1]
         norms, before = np.full(p, np.inf), np.zeros(p, bool)
 
-        def moved(points: NDArray[np.float64], lines: Any = slice(None)) -> NDArray[np.float64]:
+        def moved(points: Doubles, lines: Numbers | slice = slice(None)) -> Doubles:
             if self._scale is None:
                 return W
             move = self._scale[lines] * points.reshape(-1, width)
             return np.asarray(W[lines] + self._basis.features(move))
 
-        def function(
-            points: NDArray[np.float64], which: Numbers
-        ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        def function(points: Doubles, which: Numbers) -> tuple[Doubles, Doubles, Bits]:
             lines = which if p > 1 else slice(None)
             values, gradient = self.value(moved(points, lines), which)
             assert self._scale is not None
@@ -363,7 +340,7 @@ def _class_weighted(targets: Targets, class_weight: ClassWeight) -> Targets:
     return replace(targets, factors=np.tile(factors[:, None], targets.columns))
 
 
-def _basis(sample: Floats, mean: NDArray[np.float64], max_ram_bytes: int) -> Basis:
+def _basis(sample: Floats, mean: Doubles, max_ram_bytes: int) -> Basis:
     """Return the eigenbasis of a sample's covariance, or its diagonal where that is too large."""
     width = sample.shape[1]
     if _SQUARES * width**2 > max_ram_bytes // 2:

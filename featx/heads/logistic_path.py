@@ -5,23 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
-from featx.heads.logistic_blocks import (
-    Array,
+from featx.heads.logistic_solver import (
+    Aim,
     Block,
     Blocks,
-    has_double,
-    host,
+    Workers,
     log_odds,
+    minimise,
     probabilities,
 )
-from featx.heads.logistic_lbfgs import Aim, minimise
-from featx.heads.rows import Fold
+from featx.heads.rows import Doubles, Floats, Fold, Numbers
 from featx.heads.targets import ClassWeight, Targets
 
 logger = logging.getLogger("featx")
@@ -43,8 +41,6 @@ _REFIT_GAP = 1e-6
 _LOST_ERRORS = 2.0
 _LOST_RATIO = 10**0.5
 
-Floats: TypeAlias = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class PathOptions:
@@ -63,57 +59,35 @@ class PathOptions:
     racing: bool = False
     refit: bool = False
 
-    def aim(self) -> Aim:
-        """Return where the problems of folds end."""
+    def aim(self, *, refit: bool = False) -> Aim:
+        """Return where the problems of folds end, or the one of all rows."""
+        gap = 0.5 * self.tol if self.gap_tol is None else self.gap_tol
+        if refit:
+            return Aim(self.tol, min(_REFIT_GAP, gap), self.max_iter)
         if self.racing:
             return Aim(_RACE_TOL * self.tol, _RACE_TOL * self.tol, self.max_iter)
-        return Aim(self.tol, self._gap_tol, self.max_iter)
-
-    def aim_of_refit(self) -> Aim:
-        """Return where the problem of all rows ends."""
-        return Aim(self.tol, min(_REFIT_GAP, self._gap_tol), self.max_iter)
-
-    @property
-    def _gap_tol(self) -> float:
-        return 0.5 * self.tol if self.gap_tol is None else self.gap_tol
+        return Aim(self.tol, gap, self.max_iter)
 
 
 @dataclass(frozen=True)
 class LogisticPath:
-    """Solutions for c values of C, ascending, and f folds.
+    """Solutions for c values of C, ascending, and f folds."""
 
-    Parameters
-    ----------
-    Cs : ndarray of shape (c,)
-    scores : ndarray of shape (f, c)
-        On the rows held out; NaN for a value that was stopped, and where nothing is held out.
-    gradient_norm : ndarray of shape (f, c)
-        Largest entry of the gradient divided by the sum of weights: what scikit-learn's
-        ``lbfgs`` compares with its ``tol``. NaN where stopped.
-    n_iter : ndarray of shape (f, c), intp
-    converged : ndarray of shape (f, c), bool
-        Whether it got there without scikit-learn.
-    stopped : ndarray of shape (c,), bool
-        Values of C that could no longer win, and were not fitted.
-    coef : list of c (ndarray of shape (f, k, d), float64, or None)
-        ``k`` is 1 for two classes; None where stopped or not kept.
-    intercept : list of c (ndarray of shape (f, k), float64, or None)
-    refit : LogisticPath or None
-        One C, one fold, all rows.
-    """
-
-    Cs: Floats
-    scores: Floats
-    gradient_norm: Floats
-    n_iter: NDArray[np.intp]
-    converged: NDArray[np.bool_]
-    stopped: NDArray[np.bool_]
-    coef: list[Floats | None]
-    intercept: list[Floats | None]
-    refit: LogisticPath | None = None
+    Cs: Doubles
+    scores: Doubles  # (f, c), on the rows held out; NaN where stopped, or nothing is held out
+    # (f, c), the largest entry of the gradient over the sum of weights: what scikit-learn's
+    # ``lbfgs`` compares with its ``tol``. NaN where stopped.
+    gradient_norm: Doubles
+    n_iter: Numbers
+    converged: NDArray[np.bool_]  # (f, c), whether it got there without scikit-learn
+    stopped: NDArray[np.bool_]  # (c,), values of C that could no longer win, and were not fitted
+    # Of each C (f, k, d) and (f, k), k being 1 for two classes; None where stopped or not kept.
+    coef: list[Doubles | None]
+    intercept: list[Doubles | None]
+    refit: LogisticPath | None = None  # one C, one fold, all rows
 
     @classmethod
-    def unfitted(cls, Cs: Floats, folds: int) -> LogisticPath:
+    def unfitted(cls, Cs: Doubles, folds: int) -> LogisticPath:
         """Return a path on which nothing has been solved."""
         shape = folds, len(Cs)
         return cls(
@@ -134,7 +108,7 @@ class LogisticPath:
         # Rounded, since equal shares of right answers may differ in their last digit.
         return int(np.nanargmax(np.round(means, 12)))
 
-    def solution(self, number: int) -> tuple[Floats, Floats]:
+    def solution(self, number: int) -> tuple[Doubles, Doubles]:
         """Return coefficients (f, k, d) and intercepts (f, k) at a C that was fitted and kept."""
         coef, intercept = self.coef[number], self.intercept[number]
         assert coef is not None
@@ -143,13 +117,13 @@ class LogisticPath:
 
 
 def fit_logistic_path(
-    X: Array,
+    X: Floats,
     targets: Targets,
     folds: Sequence[Fold],
-    Cs: Floats,
+    Cs: Doubles,
     options: PathOptions = PathOptions(),
 ) -> LogisticPath:
-    """Fit scikit-learn's multinomial logistic regression for every C and every fold.
+    """Fit scikit-learn's multinomial logistic regression for every C, ascending, and every fold.
 
     Notes
     -----
@@ -161,34 +135,26 @@ def fit_logistic_path(
     two values of C in a row, both at least half a decade beyond the best so far, trail it by 2
     standard errors of the row-by-row difference. Tolerances are 5 times as loose.
     """
-    Cs = np.asarray(Cs, np.float64)
-    if Cs.ndim != 1 or not len(Cs) or not (Cs[0] > 0 and np.all(np.diff(Cs) > 0)):
-        raise HeadError(f"values of C must ascend from above 0, received {Cs}: sort them")
-    if options.scoring not in SCORINGS:
-        raise HeadError(
-            f"scoring must be one of {', '.join(SCORINGS)}, received {options.scoring!r}"
-        )
     walk = _Walk(X, targets, folds, options)
     if options.refit and np.isnan(walk.shares).any():
         raise HeadError("a fold holds out no row: expected folds as (train, test) row numbers")
-    with walk.rows.at_work():
+    with walk.rows.workers.at_work():
         path = walk.along(Cs, options.aim())
         if not options.refit:
             return path
         everything = [(np.arange(len(targets)), np.arange(0))]
-        whole = replace(options, racing=False, refit=False)
-        last = _Walk(X, targets, everything, whole, beside=walk)
+        last = _Walk(X, targets, everything, replace(options, racing=False, refit=False), walk.rows)
         start = path.solution(path.best)
-        refit = last.along(Cs[[path.best]], options.aim_of_refit(), start=start)
+        refit = last.along(Cs[[path.best]], options.aim(refit=True), start=start)
         return replace(path, refit=refit)
 
 
-def closest_gap(X: Array, classes: int) -> float:
+def closest_gap(X: Floats, classes: int) -> float:
     """Return the smallest ``gap_tol`` of one problem on X (n, d) without a second round."""
     return _SINGLE_GAP if _is_large(X, classes) else _DOUBLE_GAP
 
 
-def _is_large(X: Array, columns: int) -> bool:
+def _is_large(X: Floats, columns: int) -> bool:
     return int(X.shape[0] * max(X.shape[1], columns)) > _SMALL
 
 
@@ -197,12 +163,11 @@ class _Walk:
 
     def __init__(
         self,
-        X: Array,
+        X: Floats,
         targets: Targets,
         folds: Sequence[Fold],
         options: PathOptions,
-        *,
-        beside: _Walk | None = None,
+        rows: Blocks | None = None,
     ) -> None:
         self.X, self.options = X, options
         self.codes, self.classes = targets.values.astype(np.intp), targets.columns
@@ -219,19 +184,21 @@ class _Walk:
         self.totals = self.masks.sum(axis=1)
         with np.errstate(invalid="ignore"):
             self.shares = held / held.sum(axis=1, keepdims=True)
-        self.double = has_double(X)
-        self.single = not self.double or _is_large(X, self.classes * len(folds))
-        if beside is None:
+        self.single = _is_large(X, self.classes * len(folds))
+        self.workers = Workers() if rows is None else rows.workers
+        if rows is None:
             self.rows = self._make("float32" if self.single else "float64")
         else:
-            self.rows = beside.rows.reweighted(self.masks)
+            self.rows = rows.reweighted(self.masks)
         self._exact: Blocks | None = None
 
-    def _make(self, dtype: str, beside: Blocks | None = None) -> Blocks:
-        return Blocks.make(self.X, self.codes, self.classes, self.masks, dtype=dtype, beside=beside)
+    def _make(self, dtype: str) -> Blocks:
+        return Blocks.make(
+            self.X, self.codes, self.classes, self.masks, dtype=dtype, workers=self.workers
+        )
 
     def along(
-        self, Cs: Floats, aim: Aim, *, start: tuple[Floats, Floats] | None = None
+        self, Cs: Doubles, aim: Aim, *, start: tuple[Doubles, Doubles] | None = None
     ) -> LogisticPath:
         """Return the solutions for one C after the other, all folds at once."""
         path = LogisticPath.unfitted(Cs, len(self.masks))
@@ -240,11 +207,11 @@ class _Walk:
             W = rows.encoded(*self._priors())
         else:
             W = rows.encoded(*(part.mean(axis=0, keepdims=True) for part in start))
+        scores = rows.scores(W)
         # Coefficients and their scores at the last values of C, the latest first.
-        past: list[tuple[Array, list[Array]]] = []
+        past: list[tuple[Floats, list[Floats]]] = []
         race = _Race(Cs, self.shares)
         for number in range(len(Cs)):
-            scores = rows.scores(W) if not past else []
             if past:
                 shares = _extrapolation(np.log(Cs[: number + 1]), len(past))
                 W = _combined(shares, [solution for solution, _ in past])
@@ -264,34 +231,35 @@ class _Walk:
                 break
         return path
 
-    def _priors(self) -> tuple[Floats, Floats]:
+    def _priors(self) -> tuple[Doubles, Doubles]:
         """Return coefficients that say what the classes' shares in each fold say."""
         shares = np.stack([np.bincount(self.codes, mask, self.classes) for mask in self.masks])
         odds = log_odds(np.maximum(shares, 1e-2))
         return np.zeros((*odds.shape, self.X.shape[1])), odds
 
     def _solve(
-        self, W: Array, scores: list[Array], number: int, aim: Aim, path: LogisticPath
-    ) -> Array:
+        self, W: Floats, scores: list[Floats], number: int, aim: Aim, path: LogisticPath
+    ) -> Floats:
         """Solve in single precision, then what is left in double, then with scikit-learn."""
         C = np.full(len(self.totals), path.Cs[number])
-        first = aim.at_least(_SINGLE_TOL, _SINGLE_GAP) if self.single else aim
+        first = aim
+        if self.single:
+            closest = max(aim.tol, _SINGLE_TOL), max(aim.gap_tol, _SINGLE_GAP)
+            first = Aim(*closest, aim.max_iter)
         solved = minimise(self.rows, W, scores, C, self.totals, first)
         W, iterations, norms = solved.W, solved.n_iter, solved.gradient_norm
         reached = aim.reached(norms, solved.gap)
         coef, intercept = self.rows.decoded(W)
-        if self.single and self.double and not reached.all():
+        if self.single and not reached.all():
             left = np.flatnonzero(~reached)
             if self._exact is None:
-                self._exact = self._make("float64", beside=self.rows)
+                self._exact = self._make("float64")
             rows = self._exact.take(left)
             W = rows.encoded(coef[left], intercept[left])
             again = minimise(rows, W, rows.scores(W), C[left], self.totals[left], aim)
             coef[left], intercept[left] = rows.decoded(again.W)
-            norms[left], reached[left] = (
-                again.gradient_norm,
-                aim.reached(again.gradient_norm, again.gap),
-            )
+            norms[left] = again.gradient_norm
+            reached[left] = aim.reached(again.gradient_norm, again.gap)
             iterations[left] += again.n_iter
         path.gradient_norm[:, number], path.n_iter[:, number] = norms, iterations
         path.converged[:, number] = reached
@@ -302,7 +270,7 @@ class _Walk:
             return W
         return self.rows.encoded(coef, intercept)
 
-    def _fall_back(self, fold: int, C: float, aim: Aim) -> tuple[Floats, Floats]:
+    def _fall_back(self, fold: int, C: float, aim: Aim) -> tuple[Doubles, Doubles]:
         """Return the coefficients of one problem by scikit-learn."""
         from sklearn.linear_model import LogisticRegression
 
@@ -316,7 +284,7 @@ class _Walk:
         )
         train = np.flatnonzero(self.masks[fold])
         model = LogisticRegression(C=C, tol=aim.tol, max_iter=max(10_000, 20 * aim.max_iter))
-        X = host(self.X)[train].astype(np.float64)
+        X = self.X[train].astype(np.float64)
         model.fit(X, self.codes[train], sample_weight=self.masks[fold, train])
         if len(model.classes_) == self.classes:
             return model.coef_, model.intercept_
@@ -329,25 +297,26 @@ class _Walk:
         intercept[model.classes_] = both * model.intercept_ if two else model.intercept_
         return coef, intercept
 
-    def _score(self, block: Block, Z: Array) -> Floats:
+    def _score(self, block: Block, Z: Floats) -> Doubles:
         """Return the score of each row (f, b)."""
-        xp = self.rows.xp
         if self.options.scoring == "neg_log_loss":
-            return -host(probabilities(Z, block.onehot)[1]).astype(np.float64)
+            return np.asarray(-probabilities(Z, block.onehot)[1], np.float64)
         if Z.shape[1] == 1:
-            return host(((Z > 0) == (block.onehot > 0))[:, 0, :]).astype(np.float64)
-        return host(xp.argmax(Z, axis=1) == xp.argmax(block.onehot, axis=0)).astype(np.float64)
+            right = ((Z > 0) == (block.onehot > 0))[:, 0, :]
+        else:
+            right = Z.argmax(axis=1) == block.onehot.argmax(axis=0)
+        return np.asarray(right, np.float64)
 
 
 class _Race:
     """Tells when no larger C can win any more."""
 
-    def __init__(self, Cs: Floats, shares: Floats) -> None:
+    def __init__(self, Cs: Doubles, shares: Doubles) -> None:
         self.Cs, self.shares = Cs, shares / len(shares)
-        self.best: Floats | None = None
+        self.best: Doubles | None = None
         self.best_mean, self.bound, self.behind = -np.inf, np.inf, 0
 
-    def lost(self, number: int, each: Floats) -> bool:
+    def lost(self, number: int, each: Doubles) -> bool:
         """Enter the scores (f, n) of the rows at the next C."""
         mean = float((each * self.shares).sum())
         if self.best is None or mean > self.best_mean:
@@ -361,7 +330,7 @@ class _Race:
         return self.behind >= 2
 
 
-def _extrapolation(steps: Floats, points: int) -> list[float]:
+def _extrapolation(steps: Doubles, points: int) -> list[float]:
     """Return shares of the last values, the latest first, in the polynomial through them."""
     known = steps[:-1][::-1][:points]
     ratios = [
@@ -372,7 +341,7 @@ def _extrapolation(steps: Floats, points: int) -> list[float]:
     return [float(share) for share in ratios]
 
 
-def _combined(shares: list[float], arrays: Sequence[Array]) -> Array:
+def _combined(shares: list[float], arrays: Sequence[Floats]) -> Floats:
     """Return the sum of arrays times their shares."""
     total = shares[0] * arrays[0]
     for share, array in zip(shares[1:], arrays[1:], strict=True):

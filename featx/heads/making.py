@@ -23,7 +23,7 @@ from featx.heads.table import (
 )
 
 
-def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: Any) -> Any:
+def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: object) -> Any:
     """Make an untrained head.
 
     Parameters
@@ -91,15 +91,15 @@ def _for_labels(estimator: Any, multilabel: bool) -> Any:
     return MultiLabelHead(estimator)
 
 
-def _gives_margins_only(estimator: Any) -> bool:
+def _gives_margins_only(estimator: object) -> bool:
     return hasattr(estimator, "decision_function") and not hasattr(estimator, "predict_proba")
 
 
-def _takes_no_negatives(estimator: Any) -> bool:
+def _takes_no_negatives(estimator: object) -> bool:
     return bool(get_tags(estimator).input_tags.positive_only)
 
 
-def _cloned(head: Any, params: dict[str, Any]) -> Any:
+def _cloned(head: Any, params: dict[str, object]) -> Any:
     # Some classifiers have no predict before they are trained, as StackingClassifier.
     predicts = hasattr(head, "predict") or isinstance(head, ClassifierMixin)
     if isinstance(head, type) or not (hasattr(head, "fit") and predicts):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from featx.exceptions import HeadError
-from featx.heads.rows import Batch, Floats, Fold, Numbers, Rows
+from featx.heads.rows import Batch, Doubles, Floats, Fold, Numbers, Rows
 from featx.heads.steps import Scale
 from featx.heads.targets import Targets
 from featx.memory import shown_bytes
@@ -21,36 +21,16 @@ _EPSILON = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Sums over rows, of features less a shift that keeps them near zero, in double precision.
+    """Sums over rows, of features less a shift that keeps them near zero, in double precision."""
 
-    Parameters
-    ----------
-    shift : ndarray of shape (d,)
-        What was subtracted from every row.
-    weight : float
-        How much all rows count together.
-    counts : ndarray of shape (k,)
-        How much counts for each class, or has each label; sums of values.
-    whole : ndarray of shape (d,)
-        Sum of the rows.
-    sums : ndarray of shape (k, d)
-        Sums of the rows of each class or label, or times the values of each column.
-    squares : ndarray of shape (d,)
-        Sums of squares.
-    gram : ndarray of shape (d, d), or None
-        Sum of the rows' outer products, if it was asked for.
-    dtype : dtype
-        Precision of the features.
-    """
-
-    shift: NDArray[np.float64]
-    weight: float
-    counts: NDArray[np.float64]
-    whole: NDArray[np.float64]
-    sums: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    gram: NDArray[np.float64] | None
-    dtype: DTypeLike
+    shift: Doubles  # (d,), what was subtracted from every row
+    weight: float  # of all rows together
+    counts: Doubles  # (k,), how much counts of each class, or has each label; sums of values
+    whole: Doubles  # (d,), the sum of the rows
+    sums: Doubles  # (k, d), of each class or label, or times the values of each column
+    squares: Doubles  # (d,), sums of squares
+    gram: Doubles | None  # (d, d), the sum of the rows' outer products, if it was asked for
+    dtype: DTypeLike  # of the features
 
     @classmethod
     def of(cls, rows: Rows, targets: Targets, *, gram: bool) -> Moments:
@@ -60,12 +40,7 @@ class Moments:
 
     @classmethod
     def over(
-        cls,
-        batches: Iterable[Batch],
-        targets: Targets,
-        *,
-        gram: bool,
-        shift: NDArray[np.float64] | None = None,
+        cls, batches: Iterable[Batch], targets: Targets, *, gram: bool, shift: Doubles | None = None
     ) -> Moments:
         """Return the sums over batches, less the mean of the first where no shift is given."""
         total: Moments | None = None
@@ -128,9 +103,9 @@ class Moments:
         constant = variance <= rounding * (mean**2 + (_EPSILON * self.shift) ** 2)
         return Scale(self.shift + mean, np.sqrt(np.where(constant, 1.0, variance)))
 
-    def means(self) -> NDArray[np.float64]:
+    def means(self) -> Doubles:
         """Return the mean of the rows of each class or label, shape (k, d)."""
-        means: NDArray[np.float64] = self.sums / self.counts[:, None] + self.shift
+        means: Doubles = self.sums / self.counts[:, None] + self.shift
         return means
 
     def standardised(self, scale: Scale) -> Moments:
@@ -176,7 +151,7 @@ def fold_moments(
     than there are folds.
     """
 
-    def over(numbers: Numbers, shift: NDArray[np.float64]) -> Moments:
+    def over(numbers: Numbers, shift: Doubles) -> Moments:
         return Moments.over(_blocks(X, numbers), targets, gram=gram, shift=shift)
 
     shift = X.mean(axis=0, dtype=np.float64)
@@ -202,7 +177,7 @@ def standardise(X: Floats, scale: Scale) -> Floats:
     return scaled
 
 
-def class_sums(rows: Floats, codes: Numbers, classes: int) -> NDArray[np.float64]:
+def class_sums(rows: Floats, codes: Numbers, classes: int) -> Doubles:
     """Return the sums of the rows of each class in double precision."""
     sums = np.zeros((classes, rows.shape[1]))
     counts = np.bincount(codes, minlength=classes)

@@ -6,16 +6,27 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.estimators import ABOVE_0, BELOW_1, Allowed
 from featx.heads.learning import fit_labels
 from featx.heads.rows import Floats, Rows
 from featx.heads.targets import Targets
 from featx.heads.validation import check_labels, few_images_allowed, require_finite
+
+_THRESHOLD = Allowed(
+    "threshold",
+    "a number between 0 and 1",
+    "0.5 is the default",
+    kind=Real,
+    low=ABOVE_0,
+    high=BELOW_1,
+)
 
 
 class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -41,7 +52,6 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         One a varying label, where one ridge regression serves all; else empty.
     classes_ : ndarray of shape (labels,)
         Places of the labels, 0 to labels - 1.
-    n_features_in_ : int
 
     Notes
     -----
@@ -63,7 +73,7 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         self.estimator = estimator
         self.threshold = threshold
 
-    def fit(self, X: Any, y: Any) -> MultiLabelHead:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> MultiLabelHead:
         """Fit on features (n, d) and labels (n, k) of 0 and 1: a copy a label, or one for all.
 
         Raises
@@ -76,10 +86,10 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
                 "MultiLabelHead requires y to be passed, but the target y is None: pass a matrix "
                 "of shape (images, labels)"
             )
-        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
-        require_finite(X)
+        rows = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
+        require_finite(rows)
         with few_images_allowed():
-            return self.fit_rows(Rows.of(X), Targets.of_labels(check_labels(y, len(X))))
+            return self.fit_rows(Rows.of(rows), Targets.of_labels(check_labels(y, len(rows))))
 
     def fit_rows(self, rows: Rows, targets: Targets) -> MultiLabelHead:
         """Fit on rows in memory or in batches."""
@@ -88,42 +98,37 @@ class MultiLabelHead(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # typ
         counts = targets.values.sum(axis=0, dtype=np.intp)
         self.shares_ = counts / len(targets)
         self.varying_ = np.flatnonzero((counts > 0) & (counts < len(targets)))
-        varying = targets
-        if len(self.varying_) < targets.columns:
-            varying = Targets.of_labels(targets.values[:, self.varying_])
+        varying = (
+            targets if len(self.varying_) == targets.columns else targets.labels(self.varying_)
+        )
         self.estimators_, self.temperatures_ = fit_labels(self.estimator, rows, varying)
         return self
 
-    def predict_proba(self, X: Any) -> Floats:
+    def predict_proba(self, X: ArrayLike) -> Floats:
         """Return the probability of each label, (n, k); rows need not sum to 1."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        probabilities = np.tile(self.shares_, (len(X), 1))
+        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        probabilities = np.tile(self.shares_, (len(rows), 1))
         if self.temperatures_.size:
-            margins = self.estimators_[0].decision_function(X)
+            margins = self.estimators_[0].decision_function(rows)
             # Two margins, one the other's negative, as a softmax over the temperature sees them.
             probabilities[:, self.varying_] = expit(2 * margins / self.temperatures_)
         elif len(self.estimators_) == len(self.varying_):
             for label, estimator in zip(self.varying_, self.estimators_, strict=True):
-                probabilities[:, label] = estimator.predict_proba(X)[:, 1]
+                probabilities[:, label] = estimator.predict_proba(rows)[:, 1]
         else:
-            columns = [p[:, 1] for p in self.estimators_[0].predict_proba(X)]
+            columns = [p[:, 1] for p in self.estimators_[0].predict_proba(rows)]
             probabilities[:, self.varying_] = np.column_stack(columns)
         return probabilities
 
-    def predict(self, X: Any) -> NDArray[np.intp]:
+    def predict(self, X: ArrayLike) -> NDArray[np.intp]:
         """Return 1 where a label is more probable than the threshold, (n, k)."""
         return (self.predict_proba(X) > self.threshold).astype(np.intp)
 
     def _validate_params(self) -> None:
-        value = self.threshold
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < 1:
-            raise HeadError(
-                f"threshold must be a number between 0 and 1, received {value!r}: "
-                "0.5 is the default"
-            )
+        _THRESHOLD.require(self.threshold)
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         tags.classifier_tags.multi_class = False

@@ -7,24 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.calibrated import fit_temperature
+from featx.heads.estimators import Allowed, Scoring, WeightedClassifier
 from featx.heads.moments import Moments, fold_moments, standardise
-from featx.heads.rows import Floats, Numbers, Rows
-from featx.heads.steps import row_lengths
+from featx.heads.rows import Doubles, Floats, Numbers, Rows
+from featx.heads.steps import row_lengths, unit_rows
 from featx.heads.sweep import HeldOut, SweepData, swept
-from featx.heads.targets import LikeliestClass, Targets, both_columns
-from featx.heads.validation import training_targets
+from featx.heads.targets import Targets
 
-_METRICS = ("cosine", "euclidean")
 _ROUNDING = 1e-12
 
 
-class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NearestMean(WeightedClassifier, Scoring):
     """The class whose mean is nearest. Every class counts alike, however many images it has.
 
     Parameters
@@ -39,7 +35,6 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
     temperature_ : float
         What scores are divided by in `predict_proba`.
     classes_ : ndarray of shape (k,)
-    n_features_in_ : int
 
     Notes
     -----
@@ -58,21 +53,17 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
     ['ants']
     """
 
+    _allowed = (
+        Allowed(
+            "metric",
+            "'cosine' or 'euclidean'",
+            "knn takes any metric of scikit-learn",
+            ("cosine", "euclidean"),
+        ),
+    )
+
     def __init__(self, *, metric: str = "cosine") -> None:
         self.metric = metric
-
-    def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> NearestMean:
-        """Fit on features (n, d) and labels (n,): means of the classes, then the temperature.
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from, or the metric is unknown.
-        """
-        X, targets = training_targets(self, X, y, sample_weight)
-        return self.fit_rows(Rows.of(X), targets)
 
     def fit_rows(self, rows: Rows, targets: Targets) -> NearestMean:
         """Fit on rows in memory or in batches, in two passes: means, then the temperature."""
@@ -85,9 +76,7 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         _fit_temperatures(rows, [_Judged(self, codes, moments.means(), moments.counts)], targets)
         return self
 
-    def fit_labels(
-        self, rows: Rows, targets: Targets
-    ) -> tuple[list[NearestMean], NDArray[np.float64]]:
+    def fit_labels(self, rows: Rows, targets: Targets) -> tuple[list[NearestMean], Doubles]:
         """Return a fitted copy for each label, all from the same two passes."""
         self._validate_params()
         moments = Moments.of(rows, targets, gram=False)
@@ -104,12 +93,7 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         return [part.head for part in judged], np.empty(0)
 
     def scores_without(
-        self,
-        X: Floats,
-        codes: Numbers,
-        means: NDArray[np.float64],
-        counts: NDArray[np.float64],
-        left_out: NDArray[np.float64],
+        self, X: Floats, codes: Numbers, means: Doubles, counts: Doubles, left_out: Doubles
     ) -> Floats:
         """Return scores (n, k) of training rows, each with the mean of its class without it.
 
@@ -121,29 +105,20 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
         scores[np.arange(len(X)), codes] = self._paired(X, without)
         return scores
 
-    def _take(
-        self, means: NDArray[np.float64], classes: NDArray[np.generic], dtype: DTypeLike
-    ) -> NearestMean:
+    def _take(self, means: Doubles, classes: NDArray[np.generic], dtype: DTypeLike) -> NearestMean:
         self.classes_, self.n_features_in_ = classes, means.shape[1]
         self.take_means(means, dtype)
         self.temperature_ = 1.0
         return self
 
-    def take_means(self, means: NDArray[np.float64], dtype: DTypeLike) -> None:
+    def take_means(self, means: Doubles, dtype: DTypeLike) -> None:
         """Take the class means (k, d) for what `decision_function` compares with."""
-        self.means_ = (_unit(means) if self.metric == "cosine" else means).astype(dtype)
+        self.means_ = (unit_rows(means) if self.metric == "cosine" else means).astype(dtype)
 
     def decision_function(self, X: ArrayLike) -> Floats:
         """Return cosines, or halves of squared distances: (n,) of two classes, else (n, k)."""
-        check_is_fitted(self)
-        scores = self._scores(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
+        scores = self._scores(self._matrix(X))
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
-
-    def predict_proba(self, X: ArrayLike) -> Floats:
-        """Return probabilities (n, k): the softmax of the scores over the temperature."""
-        scores = both_columns(self.decision_function(X))
-        probabilities: Floats = softmax(scores / self.temperature_, axis=1)
-        return probabilities
 
     def _scores(self, X: Floats) -> Floats:
         products = X @ self.means_.T
@@ -151,24 +126,14 @@ class NearestMean(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: igno
             products /= row_lengths(X)[:, None]
         else:
             products -= 0.5 * np.einsum("ij,ij->i", self.means_, self.means_)
-        scores: Floats = products
-        return scores
+        return np.asarray(products)
 
     def _paired(self, X: Floats, means: Floats) -> Floats:
         """Give the score of each row with the mean in the same row."""
         products = np.einsum("ij,ij->i", X, means)
         if self.metric == "cosine":
-            cosines: Floats = products / row_lengths(X) / row_lengths(means)
-            return cosines
-        halves: Floats = products - 0.5 * np.einsum("ij,ij->i", means, means)
-        return halves
-
-    def _validate_params(self) -> None:
-        if self.metric not in _METRICS:
-            raise HeadError(
-                f"metric must be {' or '.join(map(repr, _METRICS))}, received {self.metric!r}: "
-                "knn takes any metric of scikit-learn"
-            )
+            return np.asarray(products / row_lengths(X) / row_lengths(means))
+        return np.asarray(products - 0.5 * np.einsum("ij,ij->i", means, means))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,8 +142,8 @@ class _Judged:
 
     head: NearestMean
     codes: NDArray[np.integer]
-    means: NDArray[np.float64]
-    counts: NDArray[np.float64]
+    means: Doubles
+    counts: Doubles
 
 
 def _fit_temperatures(rows: Rows, parts: Sequence[_Judged], targets: Targets) -> None:
@@ -224,8 +189,3 @@ def sweep_nearest_mean(data: SweepData) -> Iterator[HeldOut]:
         for number, setting in enumerate(data.settings):
             setting.take_means(means, data.X.dtype)
             yield HeldOut(number, fold, setting._scores(tested), probabilities=False)
-
-
-def _unit(rows: Floats) -> Floats:
-    unit: Floats = rows / row_lengths(rows)[:, None]
-    return unit

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn import config_context  # type: ignore[attr-defined]
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn import config_context
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.heads.moments import fold_scales, standardise
-from featx.heads.rows import Floats, Numbers, Rows
+from featx.heads.estimators import OfModel
+from featx.heads.rows import Doubles, Floats, Numbers, Rows
 from featx.heads.steps import Neighbours, vote_weights
 from featx.heads.sweep import HeldOut, SweepData, swept
-from featx.heads.targets import LikeliestClass, Targets
-from featx.heads.validation import training_targets
+from featx.heads.targets import Targets
 
 # For distances at a time.
 _MEBIBYTES = 64
 
 
-class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NearestNeighbours(OfModel):
     """scikit-learn's k-NN by brute force, with at most as many neighbours as there are images.
 
     Parameters
@@ -42,7 +38,6 @@ class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type
     model_ : KNeighborsClassifier
         Fitted, with the number of neighbours that is in use.
     classes_ : ndarray of shape (k,)
-    n_features_in_ : int
 
     Notes
     -----
@@ -71,51 +66,24 @@ class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type
         self.metric = metric
         self.n_jobs = n_jobs
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> NearestNeighbours:
-        """Keep features (n, d) and labels (n,).
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from.
-        """
-        X, targets = training_targets(self, X, y)
-        return self.fit_rows(Rows.of(X), targets)
-
     def fit_rows(self, rows: Rows, targets: Targets) -> NearestNeighbours:
         """Keep rows in memory, and their classes."""
         self._validate_params()
         self.classes_, self.n_features_in_ = targets.names, rows.width
-        y = targets.names[targets.values.astype(np.intp)]
-        self.model_ = self.neighbours_model(len(rows)).fit(rows.gather(), y)
+        self.model_ = self.neighbours_model(len(rows)).fit(rows.gather(), targets.shown())
         return self
 
     def fit_labels(
         self, rows: Rows, targets: Targets
-    ) -> tuple[list[KNeighborsClassifier], NDArray[np.float64]]:
+    ) -> tuple[list[KNeighborsClassifier], Doubles]:
         """Return one fitted model for all labels."""
         self._validate_params()
         model = self.neighbours_model(len(rows))
         return [model.fit(rows.gather(), targets.values.astype(np.intp))], np.empty(0)
 
     def neighbours_model(self, rows: int) -> KNeighborsClassifier:
-        """Give the untrained model for this many images.
-
-        Parameters
-        ----------
-        rows : int
-            Images to train on.
-
-        Returns
-        -------
-        model : KNeighborsClassifier
-        """
+        """Return the untrained model for this many images."""
         return self._model(min(self.n_neighbors, rows))
-
-    def predict_proba(self, X: ArrayLike) -> Floats:
-        """Return shares of the vote, (n, k)."""
-        shares: Floats = self._fitted().predict_proba(self._validated(X))
-        return shares
 
     def _model(self, n_neighbors: int) -> KNeighborsClassifier:
         return KNeighborsClassifier(
@@ -128,14 +96,6 @@ class NearestNeighbours(LikeliestClass, ClassifierMixin, BaseEstimator):  # type
 
     def _validate_params(self) -> None:
         self._model(self.n_neighbors)._validate_params()
-
-    def _fitted(self) -> KNeighborsClassifier:
-        check_is_fitted(self)
-        return self.model_
-
-    def _validated(self, X: ArrayLike) -> Floats:
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        return np.asarray(X)
 
 
 def neighbours_of_values(rows: Rows, targets: Targets, head: NearestNeighbours) -> Neighbours:
@@ -158,9 +118,7 @@ def sweep_knn(data: SweepData) -> Iterator[HeldOut]:
     for number, setting in enumerate(data.settings):
         by_metric.setdefault(setting.metric, {})[number] = setting
     classes, y = data.targets.columns, data.targets.values.astype(np.intp)
-    scales = fold_scales(data.X, data.folds)
-    for fold, ((train, test), scale) in enumerate(zip(data.folds, scales, strict=True)):
-        trained, tested = (standardise(data.X[rows], scale) for rows in (train, test))
+    for fold, train, trained, tested in data.scaled():
         for metric, group in by_metric.items():
             most = min(max(setting.n_neighbors for setting in group.values()), len(train))
             search = NearestNeighbors(n_neighbors=most, metric=metric, algorithm="brute")
@@ -175,7 +133,7 @@ def sweep_knn(data: SweepData) -> Iterator[HeldOut]:
 
 def _votes(
     distances: Floats, codes: Numbers, group: Mapping[int, NearestNeighbours], classes: int
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
+) -> Iterator[tuple[int, Doubles]]:
     """Count votes from few neighbours to many, each neighbour once a way of voting."""
     rows, most = codes.shape
     cells = np.arange(rows)[:, None] * classes + codes

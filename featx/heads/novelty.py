@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from featx.exceptions import ArtefactError, reason
 from featx.files.safe_hdf5 import read_hdf5_array
+from featx.heads.rows import Doubles, Floats
+from featx.heads.steps import in_parts, unit_rows
 
 _COMPONENTS = 128
 _MOST_ROWS = 4000
@@ -22,71 +25,39 @@ _FOLDS = 3
 # Of few rows nearly all are needed for a fold to be like the whole.
 _FEW, _FOLDS_OF_FEW = 400, 10
 _FEWEST = 20
-_CHUNK = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Novelty:
-    """Says how unlike the training images an image is.
+    """Says how unlike the training images an image is."""
 
-    Parameters
-    ----------
-    columns : ndarray of shape (w,), int64
-        Features that are looked at.
-    mean : ndarray of shape (w,), float32
-        Of the training rows, scaled to length 1.
-    components : ndarray of shape (w, r), float32
-        Principal components.
-    whitening : ndarray of shape (r, r), float32
-        Makes the covariance within classes the identity.
-    centres : ndarray of shape (k, r), float32
-        Class means after both.
-    residual : float
-        Variance of each direction outside of the components.
-    threshold : float
-        Squared distance that `false_alarm_rate` of images like those of training exceed.
-    false_alarm_rate : float
-        See `threshold`.
-    interval : tuple of float
-        Within which the rate is with a probability of 95 %, given the number of images.
-    images : int
-        Held-out images that the threshold comes from.
-    """
+    columns: NDArray[np.int64]  # (w,), features that are looked at
+    mean: NDArray[np.float32]  # (w,), of the training rows, scaled to length 1
+    components: NDArray[np.float32]  # (w, r), principal components
+    whitening: NDArray[np.float32]  # (r, r), makes the covariance within classes the identity
+    centres: NDArray[np.float32]  # (k, r), class means after both
+    residual: float  # variance of each direction outside of the components
+    # Squared distance that a share of images like those of training exceed, between two bounds
+    # with a probability of 95 %, given the number of held-out images that it comes from.
+    threshold: float = 1.0
+    false_alarm_rate: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    images: int = 0
 
-    columns: NDArray[np.int64]
-    mean: NDArray[np.float32]
-    components: NDArray[np.float32]
-    whitening: NDArray[np.float32]
-    centres: NDArray[np.float32]
-    residual: float
-    threshold: float
-    false_alarm_rate: float
-    interval: tuple[float, float]
-    images: int
+    def distance(self, X: NDArray[Any]) -> Doubles:
+        """Return distances of features (n, d), in units of the threshold: above 1 is unknown."""
+        return np.asarray(np.sqrt(in_parts(self._squared, X) / self.threshold))
 
-    def distance(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Return distances in units of the threshold, shape (n,): above 1 is unknown.
-
-        Parameters
-        ----------
-        X : ndarray of shape (n, d)
-            Features.
-        """
-        found = [self._squared(X[start : start + _CHUNK]) for start in range(0, len(X), _CHUNK)]
-        squared = np.concatenate(found) if found else np.empty(0)
-        distances: NDArray[np.float64] = np.sqrt(squared / self.threshold)
-        return distances
-
-    def _squared(self, X: NDArray[Any]) -> NDArray[np.float64]:
+    def _squared(self, X: Floats) -> Doubles:
         centred = _unit(X[:, self.columns]) - self.mean
         within = (centred @ self.components).astype(np.float64)
         points, centres = within @ self.whitening, self.centres.astype(np.float64)
         nearest = (_squares(centres) - 2 * points @ centres.T).min(axis=1)
         outside = np.maximum(_squares(centred.astype(np.float64)) - _squares(within), 0)
-        squared: NDArray[np.float64] = _squares(points) + nearest + outside / self.residual
+        squared: Doubles = _squares(points) + nearest + outside / self.residual
         return np.maximum(squared, 0)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return what a user should know of it, as JSON types."""
         return {
             "score": "Mahalanobis distance to the nearest class mean, over its threshold",
@@ -99,9 +70,9 @@ class Novelty:
 
 
 def fit_novelty(
-    X: NDArray[Any],
+    X: Floats,
     codes: NDArray[np.intp],
-    groups: NDArray[Any] | None = None,
+    groups: NDArray[np.generic] | None = None,
     *,
     false_alarm_rate: float = 0.05,
     seed: int = 0,
@@ -152,9 +123,7 @@ def fit_novelty(
     return _with_threshold(whole, np.sort(np.concatenate(held_out)), false_alarm_rate)
 
 
-def _with_threshold(
-    novelty: Novelty, distances: NDArray[np.float64], rate: float
-) -> Novelty | None:
+def _with_threshold(novelty: Novelty, distances: Doubles, rate: float) -> Novelty | None:
     from scipy.stats import beta
 
     n = len(distances)
@@ -174,7 +143,7 @@ def _with_threshold(
 
 
 def _folds(
-    codes: NDArray[np.intp], groups: NDArray[Any], generator: np.random.Generator
+    codes: NDArray[np.intp], groups: NDArray[np.generic], generator: np.random.Generator
 ) -> NDArray[np.intp]:
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     # Sorted by class and drawn within, so that each fold has its share of each class.
@@ -217,14 +186,10 @@ def _fit(
         whitening.astype(np.float32),
         (means @ whitening).astype(np.float32),
         max(outside / spare / len(unit), _SHRINKAGE * float(level)),
-        1.0,
-        0.0,
-        (0.0, 1.0),
-        0,
     )
 
 
-def _components(centred: NDArray[np.float32], count: int) -> NDArray[np.float64] | None:
+def _components(centred: NDArray[np.float32], count: int) -> Doubles | None:
     """Return principal axes of shape (w, r), by the smaller of the two products."""
     n, width = centred.shape
     if min(n, width) > _MOST_EXACT:
@@ -239,35 +204,38 @@ def _components(centred: NDArray[np.float32], count: int) -> NDArray[np.float64]
         product.astype(np.float64), subset_by_index=[max(0, size - count), size - 1]
     )
     values, vectors = values[::-1], vectors[:, ::-1]
-    kept = values > 1e-6 * max(float(values[0]), 1e-12)
-    if not kept.any() or values[0] <= 1e-12:
+    real = values > 1e-6 * max(float(values[0]), 1e-12)
+    if not real.any() or values[0] <= 1e-12:
         return None
     if n < width:
-        axes: NDArray[np.float64] = centred.T @ vectors[:, kept] / np.sqrt(values[kept])
-        return axes
-    return np.asarray(vectors[:, kept])
+        return np.asarray(centred.T @ vectors[:, real] / np.sqrt(values[real]))
+    return np.asarray(vectors[:, real])
 
 
-def _squares(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows)
-    return found
+def _squares(rows: Doubles) -> Doubles:
+    return np.asarray(np.einsum("ij,ij->i", rows, rows))
 
 
-def _unit(X: NDArray[Any]) -> NDArray[np.float32]:
-    rows = np.asarray(X, np.float32)
-    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    lengths[lengths == 0] = 1
-    unit: NDArray[np.float32] = rows / lengths[:, None]
-    return unit
+def _unit(X: Floats) -> NDArray[np.float32]:
+    return np.asarray(unit_rows(np.asarray(X, np.float32)))
 
 
-def dump_novelty(novelty: Novelty) -> tuple[dict[str, Any], bytes]:
+_ARRAYS = {
+    "columns": ("w",),
+    "mean": ("w",),
+    "components": ("w", "r"),
+    "whitening": ("r", "r"),
+    "centres": ("k", "r"),
+}
+
+
+def dump_novelty(novelty: Novelty) -> tuple[dict[str, object], bytes]:
     """Turn it into JSON types and the bytes of an HDF5 file."""
     import h5py
 
     file = io.BytesIO()
     with h5py.File(file, "w") as h5:
-        for name in ("columns", "mean", "components", "whitening", "centres"):
+        for name in _ARRAYS:
             dtype = "<i8" if name == "columns" else "<f4"
             array = np.ascontiguousarray(getattr(novelty, name), dtype=dtype)
             h5.create_dataset(name, data=array)
@@ -276,43 +244,34 @@ def dump_novelty(novelty: Novelty) -> tuple[dict[str, Any], bytes]:
     return {**novelty.describe(), "residual": novelty.residual, "shape": shape}, file.getvalue()
 
 
-def load_novelty(said: dict[str, Any], arrays: bytes, width: int) -> Novelty:
+def load_novelty(description: Mapping[str, Any], arrays: bytes, width: int) -> Novelty:
     """Make it from what `dump_novelty` gave."""
     import h5py
 
     try:
-        w, r, k = (int(side) for side in said["shape"])
+        w, r, k = (int(side) for side in description["shape"])
         if min(w, r, k) < 1 or (3 * w + (w + r + k) * r) * 4 > len(arrays):
             raise ValueError(f"{w}, {r} and {k} are larger than the file")  # noqa: TRY301
+        sides = {"w": w, "r": r, "k": k}
         with h5py.File(io.BytesIO(arrays), "r") as h5:
-            columns = read_hdf5_array(h5, "columns", (w,), np.int64)
-            mean, components, whitening, centres = (
-                read_hdf5_array(h5, name, shape, np.float32)
-                for name, shape in (
-                    ("mean", (w,)),
-                    ("components", (w, r)),
-                    ("whitening", (r, r)),
-                    ("centres", (k, r)),
+            read: dict[str, Any] = {
+                name: read_hdf5_array(
+                    h5,
+                    name,
+                    tuple(sides[side] for side in shape),
+                    np.int64 if name == "columns" else np.float32,
                 )
-            )
-        threshold, rate = float(said["threshold"]), float(said["false_alarm_rate"])
-        residual = float(said["residual"])
-        low, high = (float(side) for side in said["false_alarm_rate_95"])
-        if columns.min() < 0 or columns.max() >= width or not min(threshold, residual) > 0:
+                for name, shape in _ARRAYS.items()
+            }
+        names = ("residual", "threshold", "false_alarm_rate")
+        numbers: dict[str, Any] = {name: float(description[name]) for name in names}
+        low, high = (float(side) for side in description["false_alarm_rate_95"])
+        columns = read["columns"]
+        known = columns.min() >= 0 and columns.max() < width
+        if not known or not min(numbers["threshold"], numbers["residual"]) > 0:
             raise ValueError("it is of other features, or has no threshold")  # noqa: TRY301
-        images = int(said["images"])
-        return Novelty(
-            columns,
-            mean,
-            components,
-            whitening,
-            centres,
-            residual,
-            threshold,
-            rate,
-            (low, high),
-            images,
-        )
+        images = int(description["images"])
+        return Novelty(**read, **numbers, interval=(low, high), images=images)
     except Exception as error:
         raise ArtefactError(
             f"what the model knows of unknown images is damaged ({reason(error)}): save the "

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
-from typing import Any
+from numbers import Real
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import eigh
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.svm import LinearSVC
-from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import check_random_state
 
-from featx.exceptions import HeadError
-from featx.heads.targets import best_labels
-from featx.heads.validation import validated_training
+from featx.heads.estimators import ABOVE_0, Allowed, OwnClassifier, from_1
+from featx.heads.rows import Floats, Rows
+from featx.heads.steps import gaussian_kernel
+from featx.heads.targets import ClassWeight, Targets
 
 
-class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ReducedRBF(OwnClassifier):
     """RBF SVM whose kernel is written in a basis of at most ``n_components`` images.
 
     Parameters
@@ -44,7 +43,6 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     machine_ : LinearSVC
         Fitted on these features.
     classes_ : ndarray of shape (k,)
-    n_features_in_ : int
 
     Notes
     -----
@@ -61,14 +59,26 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     [0, 1, 1, 0]
     """
 
+    _allowed = (
+        from_1("n_components", "500 is the default"),
+        Allowed(
+            "gamma",
+            '"scale" or a number greater than 0',
+            'leave it at "scale"',
+            ("scale",),
+            Real,
+            ABOVE_0,
+        ),
+    )
+
     def __init__(
         self,
         *,
         C: float = 1.0,
         gamma: str | float = "scale",
         n_components: int = 500,
-        class_weight: Any = None,
-        random_state: Any = None,
+        class_weight: ClassWeight = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.C = C
         self.gamma = gamma
@@ -76,16 +86,10 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.class_weight = class_weight
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> ReducedRBF:
-        """Fit on features (n, d) and labels (n,): draw the basis, then fit the machine.
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from, or a parameter is out of range.
-        """
-        self._validate_params()
-        X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float64, np.float32])
+    def fit_rows(self, rows: Rows, targets: Targets) -> ReducedRBF:
+        """Draw the basis of rows in memory, then fit the machine."""
+        X = rows.gather()
+        self.classes_, self.n_features_in_ = targets.names, rows.width
         random = check_random_state(self.random_state)
         drawn = random.permutation(len(X))[: self.n_components]
         self.basis_ = X[np.sort(drawn)]
@@ -93,38 +97,24 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scale = 1 / (X.shape[1] * variance) if variance else 1.0
         self.gamma_ = scale if self.gamma == "scale" else float(self.gamma)
         values, vectors = eigh(self._kernel(self.basis_).astype(np.float64))
-        kept = values > len(values) * np.finfo(X.dtype).eps * values[-1]
-        self.whitening_ = (vectors[:, kept] / np.sqrt(values[kept])).astype(X.dtype)
-        self.machine_ = self._machine(random.randint(2**31 - 1)).fit(self._mapped(X), y)
+        real = values > len(values) * np.finfo(X.dtype).eps * values[-1]
+        self.whitening_ = (vectors[:, real] / np.sqrt(values[real])).astype(X.dtype)
+        machine = self._machine(random.randint(2**31 - 1))
+        self.machine_ = machine.fit(self._mapped(X), targets.shown())
         return self
 
-    def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
+    def decision_function(self, X: ArrayLike) -> Floats:
         """Return margins: (n,) of two classes, else (n, k)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        margins: NDArray[Any] = self.machine_.decision_function(self._mapped(X))
-        return margins
+        rows = self._matrix(X)
+        return np.asarray(self.machine_.decision_function(self._mapped(rows)))
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the labels (n,) of the highest margin."""
-        return best_labels(self.decision_function(X), self.classes_)
+    def _mapped(self, X: Floats) -> Floats:
+        return np.asarray(self._kernel(X) @ self.whitening_)
 
-    def _mapped(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:
-        mapped: NDArray[Any] = self._kernel(X) @ self.whitening_
-        return mapped
+    def _kernel(self, X: Floats) -> Floats:
+        return gaussian_kernel(X, self.basis_, self.gamma_)
 
-    def _kernel(self, X: NDArray[Any]) -> NDArray[np.floating[Any]]:
-        """Give the kernel of rows with the basis."""
-        kernel: NDArray[Any] = X @ self.basis_.T
-        kernel *= -2
-        kernel += np.einsum("ij,ij->i", X, X)[:, None]
-        kernel += np.einsum("ij,ij->i", self.basis_, self.basis_)
-        np.maximum(kernel, 0, out=kernel)
-        kernel *= -self.gamma_
-        np.exp(kernel, out=kernel)
-        return kernel
-
-    def _machine(self, seed: int) -> Any:
+    def _machine(self, seed: int) -> LinearSVC:
         return LinearSVC(
             C=self.C,
             class_weight=self.class_weight,
@@ -137,17 +127,4 @@ class ReducedRBF(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _validate_params(self) -> None:
         self._machine(0)._validate_params()
-        count = self.n_components
-        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
-            raise HeadError(
-                f"n_components must be an integer of at least 1, received {count!r}: "
-                "500 is the default"
-            )
-        gamma = self.gamma
-        if gamma == "scale":
-            return
-        if not isinstance(gamma, Real) or isinstance(gamma, bool) or not 0 < gamma < np.inf:
-            raise HeadError(
-                f'gamma must be "scale" or a number greater than 0, received {gamma!r}: '
-                'leave it at "scale"'
-            )
+        super()._validate_params()

@@ -9,11 +9,10 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
 from featx.heads.moments import Moments, fold_moments, require_square, standardise
-from featx.heads.rows import Floats, Numbers, Rows
+from featx.heads.rows import Doubles, Floats, Numbers, Rows
 from featx.heads.shifted import solve_shifted
 from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import ClassWeight, Targets
@@ -141,7 +140,7 @@ def _from_moments(
     return coef, np.broadcast_to(constant, (len(alphas), len(share)))
 
 
-def _centred_gram(moments: Moments, intercept: bool) -> NDArray[np.float64]:
+def _centred_gram(moments: Moments, intercept: bool) -> Doubles:
     """Return the Gram matrix of the rows less their mean, or of the rows without their shift."""
     assert moments.gram is not None
     shift, whole, weight = moments.shift, moments.whole, moments.weight
@@ -171,7 +170,7 @@ def _from_rows(
     return coef, offset - mean @ coef
 
 
-def _signs(targets: Targets) -> NDArray[np.float64]:
+def _signs(targets: Targets) -> Doubles:
     """Return what is regressed on, a column a class, label or value."""
     if targets.kind == "values":
         return targets.values.astype(np.float64)

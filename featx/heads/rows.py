@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from featx.exceptions import HeadError
 
 Floats: TypeAlias = NDArray[np.floating]
+Doubles: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = NDArray[np.intp]
 Batch: TypeAlias = tuple[Floats, Numbers]
 Fold: TypeAlias = tuple[Numbers, Numbers]
@@ -29,24 +30,14 @@ _BYTES_OF_A_SCORE = 64
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of features, in memory or in batches that are read anew for every pass.
-
-    Parameters
-    ----------
-    count, width : int
-        Rows and columns.
-    matrix : ndarray of shape (count, width) or None
-        All of them, where they are in memory.
-    source : callable or None
-        What gives a pass over them, where they are not.
-    max_ram_bytes : int or None
-        What learning may hold beside the batches; None where nothing bounds it.
-    """
+    """Rows of features, in memory or in batches that are read anew for every pass."""
 
     count: int
     width: int
+    # All of them, where they are in memory, or what gives a pass over them.
     matrix: Floats | None = None
     source: Callable[[int | None], Iterator[Batch]] | None = None
+    # What learning may hold beside the batches; None where nothing bounds it.
     max_ram_bytes: int | None = None
 
     @classmethod
@@ -101,17 +92,14 @@ class Rows:
 
         return Rows(len(chosen), self.width, None, source, self.max_ram_bytes)
 
-    def through(self, transform: Callable[[Floats], Floats], width: int | None = None) -> Rows:
-        """Return the rows behind a transform of batches."""
-        columns = self.width if width is None else width
-        if self.matrix is not None:
-            return Rows(self.count, columns, transform(self.matrix), None, self.max_ram_bytes)
+    def through(self, transform: Callable[[Floats], Floats]) -> Rows:
+        """Return the rows behind a transform of batches that keeps their width."""
 
         def source(seed: int | None) -> Iterator[Batch]:
             for X, numbers in self.batches(seed):
                 yield transform(X), numbers
 
-        return Rows(self.count, columns, None, source, self.max_ram_bytes)
+        return replace(self, source=source)
 
     def gather(self) -> Floats:
         """Return all rows as one matrix."""
@@ -135,22 +123,20 @@ class Rows:
         """Return as many of some rows as scores of so many columns fit within the bound of."""
         if self.max_ram_bytes is None:
             return rows
-        most = max(_LEAST_DRAWN, self.max_ram_bytes // (_BYTES_OF_A_SCORE * columns))
-        if len(rows) <= most:
-            return rows
-        return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+        return sampled(rows, max(_LEAST_DRAWN, self.max_ram_bytes // (_BYTES_OF_A_SCORE * columns)))
+
+
+def sampled(rows: Numbers, most: int) -> Numbers:
+    """Return at most so many of some rows, drawn at random, ascending."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
 
 
 def require_batch(
     X: ArrayLike, rows: ArrayLike, count: int, width: int | None = None
 ) -> tuple[NDArray[np.float32], Numbers]:
-    """Return a batch of a stream as arrays.
-
-    Raises
-    ------
-    HeadError
-        Shapes do not fit, a row number is out of range, or a feature is NaN or infinite.
-    """
+    """Return a batch of a stream as arrays, refusing what does not fit or is not finite."""
     features, numbers = np.asarray(X, dtype=np.float32), np.asarray(rows)
     if features.ndim != 2 or numbers.shape != features.shape[:1]:
         raise HeadError(

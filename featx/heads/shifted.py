@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 from scipy.linalg import LinAlgError, eigh_tridiagonal, lstsq, solve
 from scipy.linalg.lapack import get_lapack_funcs
 from threadpoolctl import threadpool_limits
+
+from featx.heads.rows import Doubles, Floats
 
 _BLOCK = 64
 _COLUMNS = 1024
@@ -31,7 +32,7 @@ class ShiftedSystems:
     variance then get no weight: the answer of least norm.
     """
 
-    def __init__(self, matrix: NDArray[np.floating[Any]]) -> None:
+    def __init__(self, matrix: Floats) -> None:
         self._width = len(matrix)
         names = ("sytrd", "ormqr", "pttrf", "pttrs")
         sytrd, self._ormqr, self._pttrf, self._pttrs = get_lapack_funcs(names, (matrix,))
@@ -43,27 +44,29 @@ class ShiftedSystems:
             raise ValueError(f"?sytrd refused argument {-info}")
         self._reflectors = np.asfortranarray(packed[1:, :-1])
 
-    def solve(self, rhs: NDArray[Any], shifts: Any) -> NDArray[np.floating[Any]]:
+    def solve(self, rhs: Floats, shifts: Doubles) -> Floats:
         """Solve for each shift."""
         rotated = self.rotate(rhs)
         width, columns = rotated.shape
-        found = np.empty((len(shifts), width, columns), rotated.dtype)
+        solutions = np.empty((len(shifts), width, columns), rotated.dtype)
         step = max(1, _COLUMNS // columns)
         for start in range(0, len(shifts), step):
             batch = [self.solve_rotated(rotated, float(s)) for s in shifts[start : start + step]]
             back = self.unrotate(np.hstack(batch))
-            found[start : start + step] = back.reshape(width, len(batch), columns).swapaxes(0, 1)
-        return found
+            solutions[start : start + step] = back.reshape(width, len(batch), columns).swapaxes(
+                0, 1
+            )
+        return solutions
 
-    def rotate(self, columns: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    def rotate(self, columns: Floats) -> Floats:
         """Give Q' times these columns, in which the systems are tridiagonal."""
         return self._rotated(columns, b"T")
 
-    def unrotate(self, rotated: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    def unrotate(self, rotated: Floats) -> Floats:
         """Undo `rotate`."""
         return self._rotated(rotated, b"N")
 
-    def solve_rotated(self, rotated: NDArray[Any], shift: float) -> NDArray[np.floating[Any]]:
+    def solve_rotated(self, rotated: Floats, shift: float) -> Floats:
         """Solve ``(T + shift * I) w = b`` for columns that `rotate` gave."""
         if shift > 0:
             shifted = self._diagonal + self._diagonal.dtype.type(shift)
@@ -71,17 +74,15 @@ class ShiftedSystems:
             beside = self._beside if self._width > 1 else np.zeros(1, shifted.dtype)
             pivots, ratios, info = self._pttrf(shifted, beside)
             if not info:
-                solved: NDArray[Any] = self._pttrs(pivots, ratios, rotated)[0]
-                return solved
+                return np.asarray(self._pttrs(pivots, ratios, rotated)[0])
         values, vectors = self._spectrum
         raised = np.maximum(values, 0) + shift
         least = self._rounding if shift < self._rounding else 0.0
         inverse = np.divide(1, raised, out=np.zeros_like(raised), where=raised > least)
-        spectral: NDArray[Any] = vectors @ (inverse[:, None] * (vectors.T @ rotated))
-        return spectral.astype(rotated.dtype)
+        return np.asarray(vectors @ (inverse[:, None] * (vectors.T @ rotated)), rotated.dtype)
 
     @cached_property
-    def _spectrum(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _spectrum(self) -> tuple[Doubles, Doubles]:
         values, vectors = eigh_tridiagonal(
             self._diagonal.astype(np.float64), self._beside.astype(np.float64)
         )
@@ -92,7 +93,7 @@ class ShiftedSystems:
         largest = np.abs(self._diagonal).max(initial=0.0)
         return float(np.finfo(self._diagonal.dtype).eps * largest * 4 * self._width**0.5)
 
-    def _rotated(self, columns: NDArray[Any], transposed: bytes) -> NDArray[np.floating[Any]]:
+    def _rotated(self, columns: Floats, transposed: bytes) -> Floats:
         rotated = np.array(columns, dtype=self._diagonal.dtype, order="F")
         if self._width > 1:
             with _one_thread():
@@ -108,9 +109,7 @@ class ShiftedSystems:
         return rotated
 
 
-def solve_shifted(
-    matrix: NDArray[np.float64], rhs: NDArray[np.float64], shifts: ArrayLike, dtype: DTypeLike
-) -> NDArray[np.floating]:
+def solve_shifted(matrix: Doubles, rhs: Doubles, shifts: ArrayLike, dtype: DTypeLike) -> Floats:
     """Return ``(A + shift * I)^-1 B`` for each shift: many in this precision, one in double."""
     values = np.asarray(shifts, np.float64)
     if len(values) > 1:
@@ -122,6 +121,6 @@ def solve_shifted(
         return np.asarray(lstsq(raised, rhs)[0])[None]
 
 
-def _one_thread() -> Any:
+def _one_thread() -> threadpool_limits:
     """Keep LAPACK to one thread."""
     return threadpool_limits(1, "blas")

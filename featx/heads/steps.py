@@ -1,19 +1,32 @@
-"""A fitted head as a short list of arithmetic: what a model file stores and every format can do."""
+"""A fitted head as a short list of arithmetic, and as the files that keep it.
+
+These steps are what a model file stores, what predicts, and what every export can do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from featx.exceptions import HeadError
+from featx.files.safe_hdf5 import read_hdf5_array
+from featx.files.safe_json import read_plain_json
+from featx.heads.rows import Doubles, Floats
+from featx.heads.targets import LABEL_THRESHOLD, best_labels
 
 if TYPE_CHECKING:
+    import h5py
     from sklearn.neighbors import NearestNeighbors
 
-Floats: TypeAlias = NDArray[np.floating]
 Integers: TypeAlias = NDArray[np.integer]
 Shape: TypeAlias = tuple[str, ...]
 
@@ -21,22 +34,52 @@ _ROWS_AT_ONCE = 2048
 # A logit whose probability is 0 or 1 in double precision.
 CERTAIN = 1000.0
 
+TYPE, VERSION = "featx.head", 1
+_MOST_JSON_BYTES = 64 << 20
+_DTYPES: Mapping[str, type[np.generic]] = {"<f4": np.float32, "<f8": np.float64, "<i4": np.int32}
+
+
+class Step:
+    """A map of rows (n, d), with the shapes of its arrays and the types of its parameters."""
+
+    ARRAYS: ClassVar[Mapping[str, Shape]] = {}
+    PARAMETERS: ClassVar[Mapping[str, type]] = {}
+    IN_PARTS: ClassVar[bool] = False
+
+    def check(self, width: int) -> str:
+        """Return what is wrong with the values for rows of this width; empty where nothing is."""
+        return self._fault(width)
+
+    def apply(self, X: Floats) -> Floats:
+        """Return rows of shape (n, k)."""
+        return in_parts(self._apply, X) if self.IN_PARTS else self._apply(X)
+
+    def _fault(self, width: int) -> str:
+        return ""
+
+    def _apply(self, X: Floats) -> Floats:
+        raise NotImplementedError
+
+
+def in_parts(function: Callable[[Floats], Floats], X: Floats) -> Floats:
+    """Return what a function says of rows, from some at a time."""
+    starts = range(0, max(1, len(X)), _ROWS_AT_ONCE)
+    return np.concatenate([function(X[start : start + _ROWS_AT_ONCE]) for start in starts])
+
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class Scale(Step):
     """``(x - center) / scale``, each of shape (d,)."""
 
     center: Floats
     scale: Floats
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {"center": ("in",), "scale": ("in",)}
+    ARRAYS: ClassVar = {"center": ("in",), "scale": ("in",)}
 
-    def check(self, width: int) -> str:
-        """Return what is wrong with the numbers; empty where nothing is."""
+    def _fault(self, width: int) -> str:
         return "" if (self.scale != 0).all() else "a scale of 0"
 
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, d)."""
+    def _apply(self, X: Floats) -> Floats:
         # Rounded as scikit-learn's scaler does: nearest neighbours would show the difference.
         rows = np.array(X)
         rows -= self.center
@@ -45,79 +88,58 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Step):
     """``x @ kernel + bias``, of shapes (d, k) and (k,)."""
 
     kernel: Floats
     bias: Floats
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {"kernel": ("in", "out"), "bias": ("out",)}
+    ARRAYS: ClassVar = {"kernel": ("in", "out"), "bias": ("out",)}
 
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, k)."""
+    def _apply(self, X: Floats) -> Floats:
         return X @ self.kernel + self.bias
 
 
 @dataclass(frozen=True, eq=False)
-class UnitLength:
+class UnitLength(Step):
     """Rows divided by their Euclidean length; rows of zeros stay."""
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {}
-
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, d)."""
-        unit: Floats = X / row_lengths(X)[:, None]
-        return unit
+    def _apply(self, X: Floats) -> Floats:
+        return unit_rows(X)
 
 
 @dataclass(frozen=True, eq=False)
-class Rectify:
+class Rectify(Step):
     """``max(x, 0)``."""
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {}
-
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, d)."""
+    def _apply(self, X: Floats) -> Floats:
         return np.maximum(X, 0)
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian:
+class Gaussian(Step):
     """``exp(-gamma * |x - b|²)`` for each row b of a basis of shape (k, d); gamma has shape ()."""
 
     basis: Floats
     gamma: Floats
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {"basis": ("out", "in"), "gamma": ()}
+    ARRAYS: ClassVar = {"basis": ("out", "in"), "gamma": ()}
 
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, k)."""
-        basis = self.basis.astype(X.dtype)
-        kernel: Floats = X @ basis.T
-        kernel *= -2
-        kernel += np.einsum("ij,ij->i", X, X)[:, None]
-        kernel += np.einsum("ij,ij->i", basis, basis)
-        np.maximum(kernel, 0, out=kernel)
-        kernel *= -float(self.gamma)
-        return np.exp(kernel, out=kernel)
+    def _apply(self, X: Floats) -> Floats:
+        return gaussian_kernel(X, self.basis.astype(X.dtype), float(self.gamma))
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalGaussians:
+class DiagonalGaussians(Step):
     """``constant - |(x - mean) / deviation|² / 2`` for each of k means of shape (k, d)."""
 
     means: Floats
     deviations: Floats
     constants: Floats
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {
-        "means": ("out", "in"),
-        "deviations": ("out", "in"),
-        "constants": ("out",),
-    }
+    ARRAYS: ClassVar = {"means": ("out", "in"), "deviations": ("out", "in"), "constants": ("out",)}
 
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, k)."""
+    def _apply(self, X: Floats) -> Floats:
         parts = zip(self.means, self.deviations, self.constants, strict=True)
         columns = [
             c - 0.5 * np.square((X - mean) / spread).sum(axis=1) for mean, spread, c in parts
@@ -126,7 +148,7 @@ class DiagonalGaussians:
 
 
 @dataclass(frozen=True, eq=False)
-class Trees:
+class Trees(Step):
     """Mean over trees of the value of the leaf that a row falls into.
 
     Nodes of all trees stand one after the other. ``left`` and ``right`` are the children of a node,
@@ -141,7 +163,8 @@ class Trees:
     threshold: Floats
     values: Floats
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {
+    IN_PARTS: ClassVar = True
+    ARRAYS: ClassVar = {
         "roots": ("trees",),
         "left": ("nodes",),
         "right": ("nodes",),
@@ -150,8 +173,7 @@ class Trees:
         "values": ("leaves", "out"),
     }
 
-    def check(self, width: int) -> str:
-        """Return what is wrong with the nodes for rows of this width; empty where nothing is."""
+    def _fault(self, width: int) -> str:
         leaf = self.left == -1
         nodes = np.arange(len(self.left))
         if self.roots.size == 0 or self.roots.min() < 0 or self.roots.max() >= len(nodes):
@@ -165,17 +187,9 @@ class Trees:
             return "a node looks at a feature that is not there"
         return ""
 
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, k)."""
+    def _apply(self, X: Floats) -> Floats:
         # scikit-learn's trees compare single precision with double.
-        rows = X.astype(np.float32)
-        parts = [
-            self._apply(rows[start : start + _ROWS_AT_ONCE])
-            for start in range(0, len(rows), _ROWS_AT_ONCE)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, self.values.shape[1]))
-
-    def _apply(self, X: NDArray[np.float32]) -> Floats:
+        X = X.astype(np.float32)
         total = np.zeros((len(X), self.values.shape[1]))
         rows = np.arange(len(X))
         for root in self.roots:
@@ -190,7 +204,7 @@ class Trees:
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
+class Neighbours(Step):
     """Votes of the ``count`` nearest of some rows (m, d) for ``columns`` classes, labels or values.
 
     ``targets`` has the class of each row, shape (m,), or what it says of each label, shape (m, k).
@@ -204,7 +218,9 @@ class Neighbours:
     nearer_count_more: bool
     metric: str
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {"rows": ("rows", "in"), "targets": ("rows", "*")}
+    IN_PARTS: ClassVar = True
+    ARRAYS: ClassVar = {"rows": ("rows", "in"), "targets": ("rows", "*")}
+    PARAMETERS: ClassVar = {"columns": int, "count": int, "nearer_count_more": bool, "metric": str}
 
     @cached_property
     def _search(self) -> NearestNeighbors:
@@ -213,8 +229,7 @@ class Neighbours:
         search = NearestNeighbors(n_neighbors=self.count, algorithm="brute", metric=self.metric)
         return search.fit(self.rows)
 
-    def check(self, width: int) -> str:
-        """Return what is wrong with the parameters; empty where nothing is."""
+    def _fault(self, width: int) -> str:
         targets = self.targets
         if not 1 <= self.count <= len(self.rows):
             return f"{self.count} neighbours of {len(self.rows)} rows"
@@ -224,15 +239,9 @@ class Neighbours:
             return f"targets that are no classes from 0 to {self.columns - 1}"
         return ""
 
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, k)."""
-        parts = [
-            self._apply(X[start : start + _ROWS_AT_ONCE])
-            for start in range(0, len(X), _ROWS_AT_ONCE)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, self.columns))
-
     def _apply(self, X: Floats) -> Floats:
+        if not len(X):
+            return np.empty((0, self.columns))
         distances, nearest = self._search.kneighbors(X)
         weights = vote_weights(distances) if self.nearer_count_more else np.ones(distances.shape)
         votes = np.zeros((len(X), self.columns))
@@ -241,61 +250,44 @@ class Neighbours:
         else:
             for neighbour in range(self.count):
                 votes += weights[:, neighbour, None] * self.targets[nearest[:, neighbour]]
-        shares: Floats = votes / weights.sum(axis=1)[:, None]
-        return shares
+        return np.asarray(votes / weights.sum(axis=1)[:, None])
 
 
 @dataclass(frozen=True, eq=False)
-class Softmax:
+class Softmax(Step):
     """Probabilities of classes that exclude one another."""
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {}
-
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, k) that sum to 1."""
+    def _apply(self, X: Floats) -> Floats:
         powers: Floats = np.exp(X - X.max(axis=1, keepdims=True))
         powers /= powers.sum(axis=1, keepdims=True)
         return powers
 
 
 @dataclass(frozen=True, eq=False)
-class Sigmoid:
+class Sigmoid(Step):
     """Probabilities of labels that do not exclude one another."""
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {}
-
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, k), each number from 0 to 1."""
-        probabilities: Floats = np.exp(-np.logaddexp(0, -X))
-        return probabilities
+    def _apply(self, X: Floats) -> Floats:
+        return np.asarray(np.exp(-np.logaddexp(0, -X)))
 
 
 @dataclass(frozen=True, eq=False)
-class EachLabel:
+class EachLabel(Step):
     """One list of steps a label, of whose two columns the second is the label's probability."""
 
     labels: tuple[tuple[Step, ...], ...]
 
-    ARRAYS: ClassVar[Mapping[str, Shape]] = {}
-
-    def apply(self, X: Floats) -> Floats:
-        """Return rows of shape (n, labels)."""
+    def _apply(self, X: Floats) -> Floats:
         return np.column_stack([apply_steps(X, steps)[:, 1] for steps in self.labels])
 
 
-Step: TypeAlias = (
-    Scale
-    | Linear
-    | UnitLength
-    | Rectify
-    | Gaussian
-    | DiagonalGaussians
-    | Trees
-    | Neighbours
-    | Softmax
-    | Sigmoid
-    | EachLabel
-)
+_KINDS = {
+    cls.__name__: cls
+    for cls in (
+        *(Scale, Linear, UnitLength, Rectify, Gaussian, DiagonalGaussians, Trees, Neighbours),
+        *(Softmax, Sigmoid),
+    )
+}
 
 
 def row_lengths(X: Floats) -> Floats:
@@ -303,6 +295,22 @@ def row_lengths(X: Floats) -> Floats:
     lengths: Floats = np.sqrt(np.einsum("ij,ij->i", X, X))
     lengths[lengths == 0] = 1
     return lengths
+
+
+def unit_rows(X: Floats) -> Floats:
+    """Return rows divided by their Euclidean length; rows of zeros stay."""
+    return np.asarray(X / row_lengths(X)[:, None])
+
+
+def gaussian_kernel(X: Floats, basis: Floats, gamma: float) -> Floats:
+    """Return ``exp(-gamma * |x - b|²)`` of each row with each row of a basis."""
+    kernel: Floats = X @ basis.T
+    kernel *= -2
+    kernel += np.einsum("ij,ij->i", X, X)[:, None]
+    kernel += np.einsum("ij,ij->i", basis, basis)
+    np.maximum(kernel, 0, out=kernel)
+    kernel *= -gamma
+    return np.exp(kernel, out=kernel)
 
 
 def vote_weights(distances: Floats) -> Floats:
@@ -354,12 +362,247 @@ def _composed(first: Scale | Linear, second: Scale | Linear) -> Scale | Linear:
     return Linear(a[0] @ b[0], a[1] @ b[0] + b[1])
 
 
-def _as_linear(step: Scale | Linear) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _as_linear(step: Scale | Linear) -> tuple[Doubles, Doubles]:
     if isinstance(step, Linear):
         return _double(step.kernel), _double(step.bias)
     empty = np.empty(0)
     return empty, empty
 
 
-def _double(values: Floats) -> NDArray[np.float64]:
+def _double(values: Floats) -> Doubles:
     return values.astype(np.float64)
+
+
+class _Fitted:
+    """Labels, a number of features, and steps that lead from the one to the other."""
+
+    def __init__(self, classes: NDArray[np.generic], width: int, steps: Sequence[Step]) -> None:
+        self.classes_ = classes
+        self.n_features_in_ = width
+        self.steps_ = tuple(steps)
+
+    def _scores(self, X: ArrayLike) -> Floats:
+        rows = np.asarray(X)
+        if rows.dtype not in (np.float32, np.float64):
+            rows = rows.astype(np.float64)
+        if rows.ndim != 2 or rows.shape[1] != self.n_features_in_:
+            raise HeadError(
+                f"expected features of shape (n, {self.n_features_in_}), received {rows.shape}"
+            )
+        return apply_steps(rows, self.steps_)
+
+
+class FittedHead(_Fitted):
+    """A head that gives probabilities, and cannot be trained."""
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have any number of labels."""
+        votes = [step.targets.ndim == 2 for step in self.steps_ if isinstance(step, Neighbours)]
+        return any(votes) or isinstance(self.steps_[-1], Sigmoid | EachLabel)
+
+    def predict_proba(self, X: ArrayLike) -> Floats:
+        """Return the probability of each class or label, shape (n, k)."""
+        return self._scores(X)
+
+    def predict(self, X: ArrayLike) -> NDArray[np.generic]:
+        """Return the likeliest label of each row, (n,), or 0 and 1 a label, (n, k)."""
+        scores = self._scores(X)
+        if self.several_labels:
+            return (scores > LABEL_THRESHOLD).astype(np.intp)
+        return best_labels(scores, self.classes_)
+
+
+class FittedMargins(_Fitted):
+    """A linear classifier without probabilities; parameters are those of `FittedHead`."""
+
+    def decision_function(self, X: ArrayLike) -> Floats:
+        """Return margins, (n,) of two classes, else (n, k)."""
+        scores = self._scores(X)
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X: ArrayLike) -> NDArray[np.generic]:
+        """Return the label of the highest margin of each row, (n,)."""
+        return best_labels(self.decision_function(X), self.classes_)
+
+
+def fitted_head(
+    classes: NDArray[np.generic], width: int, steps: Sequence[Step]
+) -> FittedHead | FittedMargins:
+    """Return the head of steps, after looking at every array and at how they fit together."""
+    if classes.ndim != 1 or classes.dtype.kind not in "UObiuf":
+        raise ValueError(f"labels of type {classes.dtype} and shape {classes.shape}")
+    try:
+        sorted_once = all(a < b for a, b in pairwise(classes.tolist()))
+    except TypeError:
+        sorted_once = False
+    if not sorted_once:
+        raise ValueError("its labels are not sorted")
+    columns = _checked_width(steps, width)
+    votes = any(isinstance(step, Neighbours) for step in steps)
+    margins = isinstance(steps[-1], Linear) and not votes
+    if columns != (1 if margins and len(classes) == 2 else len(classes)):
+        raise ValueError(f"its steps give {columns} columns for {len(classes)} labels")
+    return (FittedMargins if margins else FittedHead)(classes, width, steps)
+
+
+def _checked_width(steps: Iterable[Step], width: int) -> int:
+    """Return how many columns steps give from features of a width."""
+    for step in steps:
+        name = type(step).__name__
+        sizes: dict[str, int] = {"in": width}
+        for field, shape in step.ARRAYS.items():
+            array = getattr(step, field)
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fi":
+                raise ValueError(f"{name} has a {field} that is no array of numbers")
+            sides = [side for side in shape if side != "*"]
+            if len(array.shape) - len(sides) not in (0, shape.count("*")):
+                raise ValueError(f"{name} has a {field} of shape {array.shape}")
+            for side, size in zip(sides, array.shape, strict=False):
+                if sizes.setdefault(side, size) != size:
+                    raise ValueError(f"{name} has a {field} of shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} has a {field} that is not finite")
+        if isinstance(step, EachLabel):
+            columns = [_checked_width(label, width) for label in step.labels]
+            if any(count != 2 for count in columns):
+                raise ValueError("a label has other columns than two")
+            width = len(columns)
+            continue
+        if complaint := step.check(width):
+            raise ValueError(f"{name}: {complaint}")
+        width = step.columns if isinstance(step, Neighbours) else sizes.get("out", width)
+    return width
+
+
+def dump_fitted(head: FittedHead | FittedMargins) -> tuple[bytes, bytes]:
+    """Return the JSON that describes a head, and the HDF5 file of its arrays."""
+    import h5py
+
+    arrays: dict[str, NDArray[np.generic]] = {}
+    description = {
+        "type": TYPE,
+        "version": VERSION,
+        "classes": labels_to_json(head.classes_),
+        "features": head.n_features_in_,
+        "steps": [_describe(step, str(number), arrays) for number, step in enumerate(head.steps_)],
+    }
+    # ASCII, since names of folders that are no valid text have no UTF-8.
+    text = json.dumps(description, indent=1, allow_nan=False)
+    file = io.BytesIO()
+    with h5py.File(file, "w") as h5:
+        for name, array in arrays.items():
+            h5.create_dataset(name, data=np.asarray(array, order="C"))
+    return text.encode(), file.getvalue()
+
+
+def _describe(step: Step, path: str, arrays: dict[str, NDArray[np.generic]]) -> dict[str, object]:
+    described: dict[str, object] = {"step": type(step).__name__}
+    if isinstance(step, EachLabel):
+        described["labels"] = [
+            [_describe(inner, f"{path}.{label}.{number}", arrays) for number, inner in enumerate(s)]
+            for label, s in enumerate(step.labels)
+        ]
+        return described
+    described |= {name: getattr(step, name) for name in step.PARAMETERS}
+    stated = {}
+    for field in step.ARRAYS:
+        array = np.asarray(getattr(step, field))
+        array = array.astype(
+            f"<{array.dtype.kind}{4 if array.dtype.kind == 'i' else array.itemsize}"
+        )
+        arrays[f"{path}.{field}"] = array
+        stated[field] = [array.dtype.str, list(array.shape)]
+    if stated:
+        described["arrays"] = stated
+    return described
+
+
+def load_fitted(description: Mapping[str, Any], arrays: bytes) -> FittedHead | FittedMargins:
+    """Return the head that `dump_fitted` wrote."""
+    import h5py
+
+    if description["version"] != VERSION:
+        raise ValueError(f"version {description['version']!r}, expected {VERSION}")
+    width = description["features"]
+    if type(width) is not int or width < 1:
+        raise ValueError("the number of features is no number")
+    claimed = sum(
+        np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in _stated(description)
+    )
+    if claimed > len(arrays):
+        raise ValueError(f"its arrays claim {claimed:,} bytes in {len(arrays):,}")
+    with h5py.File(io.BytesIO(arrays), "r") as h5:
+        steps = _read_steps(description["steps"], "", h5, nested=False)
+    return fitted_head(labels_from_json(description["classes"]), width, steps)
+
+
+def _stated(description: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """Yield type and shape of every array, each looked at."""
+    steps = list(description["steps"])
+    for step in description["steps"]:
+        steps += [inner for label in step.get("labels", ()) for inner in label]
+    for step in steps:
+        for dtype, shape in step.get("arrays", {}).values():
+            if dtype not in _DTYPES or not all(type(side) is int and side >= 0 for side in shape):
+                raise ValueError(f"an array of type {dtype!r} and shape {shape!r}")
+            yield dtype, shape
+
+
+def _read_steps(
+    described: Sequence[Mapping[str, Any]], prefix: str, h5: h5py.File, *, nested: bool
+) -> list[Step]:
+    steps: list[Step] = []
+    for number, item in enumerate(described):
+        kind, path = item["step"], f"{prefix}{number}"
+        if kind == "EachLabel" and not nested:
+            labels = [
+                tuple(_read_steps(label, f"{path}.{position}.", h5, nested=True))
+                for position, label in enumerate(item["labels"])
+            ]
+            steps.append(EachLabel(tuple(labels)))
+            continue
+        if kind not in _KINDS:
+            raise ValueError(f"{str(kind)[:40]!r} is no step")
+        cls = _KINDS[kind]
+        values: dict[str, Any] = {}
+        for name, expected in cls.PARAMETERS.items():
+            if type(item[name]) is not expected:
+                raise ValueError(f"{name} of {kind} is no {expected.__name__}")
+            values[name] = item[name]
+        stated = item.get("arrays", {})
+        if set(stated) != set(cls.ARRAYS):
+            raise ValueError(f"{kind} has the arrays {sorted(stated)[:9]}")
+        for field, (dtype, shape) in stated.items():
+            values[field] = read_hdf5_array(h5, f"{path}.{field}", tuple(shape), _DTYPES[dtype])
+        steps.append(cls(**values))
+    return steps
+
+
+def read_description(data: bytes) -> dict[str, Any]:
+    """Read ``head.json``; errors are those of `read_plain_json`."""
+    return read_plain_json(data, most_bytes=_MOST_JSON_BYTES)
+
+
+def labels_to_json(classes: NDArray[np.generic]) -> dict[str, object]:
+    """Return labels as JSON types."""
+    values = classes.tolist()
+    if classes.dtype.kind not in "UOiufb" or (
+        classes.dtype.kind == "O" and not all(isinstance(v, str) for v in values)
+    ):
+        raise HeadError(
+            f"labels of type {classes.dtype} cannot be saved: use strings, integers or floats"
+        )
+    return {"dtype": classes.dtype.str, "values": values}
+
+
+def labels_from_json(stated: Mapping[str, Any]) -> NDArray[np.generic]:
+    """Return labels that `labels_to_json` wrote."""
+    dtype, values = np.dtype(str(stated["dtype"])), stated["values"]
+    kinds = {"U": str, "O": str, "i": int, "u": int, "f": float, "b": bool}
+    if not isinstance(values, list) or not all(type(v) is kinds[dtype.kind] for v in values):
+        raise ValueError(f"the classes are not {dtype}")
+    if len(values) < 2:
+        raise ValueError("expected at least two classes")
+    # np.dtype accepts a width of gigabytes a label; the labels themselves say what they need.
+    return np.array(values, dtype=None if dtype.kind == "U" else dtype)

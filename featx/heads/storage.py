@@ -1,26 +1,60 @@
-"""Heads as the bytes that a model file keeps. Nothing here writes or reads a pickle."""
+"""Heads as the bytes that a model file keeps. Nothing here writes or reads a pickle.
+
+What featx 0.1 stored is read, too: skops files, and the two files of dense heads. A skops file
+names classes and gives them attributes. Without trust, nothing that it names is imported or made:
+the file is read into plain values, and the arithmetic of the heads that featx offered is taken from
+these by the rules of `featx.heads.to_steps`.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import logging
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from featx.exceptions import ArtefactError, HeadError, reason
 from featx.files.claims import shortened
-from featx.heads.fitted import TYPE, dump_fitted, fitted_head, load_fitted, read_description
-from featx.heads.released import (
-    Unchecked,
-    check_contents,
-    released_dense_head,
-    released_skops_head,
+from featx.files.safe_hdf5 import read_hdf5_array
+from featx.files.safe_json import read_plain_json
+from featx.files.safe_npy import read_npy
+from featx.files.safe_zip import open_plain_zip
+from featx.heads.steps import (
+    TYPE,
+    FittedHead,
+    FittedMargins,
+    Scale,
+    Sigmoid,
+    Softmax,
+    Step,
+    dense_steps,
+    dump_fitted,
+    fitted_head,
+    labels_from_json,
+    load_fitted,
+    read_description,
 )
-from featx.heads.to_steps import steps_of
+from featx.heads.to_steps import Stored, steps_of, translate
 
 DESCRIPTION, ARRAYS, SKOPS = "head.json", "head.h5", "head.skops"
 _RELEASED_DENSE = "featx.head.dense"
 _LOGGER = logging.getLogger("featx")
+SCHEMA = "schema.json"
+_MOST_MEMBERS = 200_000
+_MOST_SCHEMA_BYTES = 256 << 20
+_MOST_SCHEMA_ITEMS = 6_000_000
+_MOST_COPIES = 4
+_MOST_DEPTH = 60
+# Of a matrix that the labels of a file can make of a few of its numbers.
+_MOST_CELLS = 1 << 27
+_DISTORTED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _NEVER = {"tests", "conftest", "_testing", "externals", "datasets"}
 _MOST_NAMED = 3
 _FEATX_TYPES = (
@@ -136,16 +170,15 @@ def _dump_skops(head: Any) -> bytes:
     name = type(head).__name__
     try:
         data: bytes = skops.io.dumps(head)
-        distrusted = _distrusted(data)
+        _, refused = _distrusted(data)
     except Exception as error:
         raise HeadError(
             f"{name} cannot be saved: {reason(error)}: use a head of featx or scikit-learn"
         ) from error
-    refused = [path for path in distrusted if not _is_loadable(path)]
     if refused:
         raise HeadError(
-            f"{name} cannot be saved, since no one could load it: it holds "
-            f"{_named(refused)}; expected types of scikit-learn and featx only"
+            f"{name} cannot be saved, since no one could load it: it holds {refused}; expected "
+            "types of scikit-learn and featx only"
         )
     try:
         check_contents(data)
@@ -171,13 +204,12 @@ def _load_skops(data: bytes, *, trust: bool) -> Any:
         check_contents(data)
         import skops.io
 
-        distrusted = _distrusted(data)
+        distrusted, refused = _distrusted(data)
     except Exception as error:
         raise _damaged(error) from error
-    refused = [path for path in distrusted if not _is_loadable(path)]
     if refused:
         raise ArtefactError(
-            f"{SKOPS} names {_named(refused)}, which featx never loads: expected types of "
+            f"{SKOPS} names {refused}, which featx never loads: expected types of "
             "scikit-learn and featx only; do not use this file unless you made it, and then "
             "train again"
         )
@@ -198,15 +230,14 @@ def _load_skops(data: bytes, *, trust: bool) -> Any:
     return head
 
 
-def _distrusted(data: bytes) -> list[str]:
+def _distrusted(data: bytes) -> tuple[list[str], str]:
+    """Return the types that skops does not trust, and the names of those that are never loaded."""
     import skops.io
 
-    return sorted(set(skops.io.get_untrusted_types(data=data)))
-
-
-def _named(paths: list[str]) -> str:
-    more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
-    return ", ".join(shortened(path) for path in paths[:_MOST_NAMED]) + more
+    paths = sorted(set(skops.io.get_untrusted_types(data=data)))
+    refused = [shortened(path) for path in paths if not _is_loadable(path)]
+    more = f" and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
+    return paths, ", ".join(refused[:_MOST_NAMED]) + more
 
 
 def _is_loadable(path: str) -> bool:
@@ -240,3 +271,208 @@ def _damaged(error: BaseException) -> ArtefactError:
         f"{SKOPS} is damaged or no skops file ({reason(error)}): expected what "
         "featx saved; copy it again or save the model again"
     )
+
+
+class Unchecked(ValueError):  # noqa: N818 (nothing need be wrong)
+    """The file may be honest, and holds what no head of featx has."""
+
+
+class _StoredTree(Stored):
+    """A tree, with the attributes that compiled code would compute."""
+
+    def __init__(self, stored_type: str, state: dict[str, Any]) -> None:
+        super().__init__(stored_type, {})
+        nodes = state["nodes"]
+        self.children_left, self.children_right = nodes["left_child"], nodes["right_child"]
+        self.feature, self.threshold = nodes["feature"], nodes["threshold"]
+        self.value = state["values"]
+
+
+def released_skops_head(data: bytes) -> FittedHead | FittedMargins:
+    """Return the head of a skops file that featx 0.1 wrote."""
+    with open_plain_zip(io.BytesIO(data), most_members=_MOST_MEMBERS) as archive:
+        schema = _read_schema(archive)
+        if schema.get("protocol") not in (0, 1, 2):
+            raise Unchecked("is of a later version of skops")
+        try:
+            head = _Reader(archive).value(schema, 0)
+        except Unchecked as error:
+            raise Unchecked(f"{error} (in {shortened(schema['__class__'])})") from error
+    if not isinstance(head, Stored):
+        raise Unchecked(f"holds {type(head).__name__}, expected a trained classifier")
+    name = shortened(head.stored_type.rpartition(".")[2])
+    try:
+        parts = _parts(head)
+    except (TypeError, ValueError) as error:
+        raise Unchecked(f"holds {name} with steps as featx does not take them") from error
+    last: Any = parts[-1]
+    if not isinstance(last, Stored) or "classes_" not in vars(last):
+        raise Unchecked(f"holds {name}, expected a trained classifier")
+    try:
+        classes, width = vars(last)["classes_"], int(parts[0].n_features_in_)
+        if isinstance(classes, list):
+            classes = np.arange(len(classes))
+        if not 0 < width * len(classes) <= _MOST_CELLS:
+            raise ValueError(f"{width} features")
+        with np.errstate(all="ignore"):
+            return fitted_head(classes, width, translate(head))
+    except HeadError as error:
+        raise Unchecked(f"holds {error}, which featx does not check") from error
+    except _DISTORTED as error:
+        raise Unchecked(f"holds {name} with attributes as featx does not take them") from error
+
+
+def _parts(estimator: Any) -> list[Any]:
+    """Return the steps of a pipeline, and of pipelines in it."""
+    steps = vars(estimator).get("steps") if isinstance(estimator, Stored) else None
+    if not isinstance(steps, list) or not steps:
+        return [estimator]
+    return [part for _, step in steps for part in _parts(step)]
+
+
+def check_contents(data: bytes) -> None:
+    """Refuse a skops file that could cost more than its own size, whatever it holds."""
+    with open_plain_zip(io.BytesIO(data), most_members=_MOST_MEMBERS) as archive:
+        for member in archive.infolist():
+            if member.filename == SCHEMA:
+                continue
+            if not member.filename.endswith(".npy") or "/" in member.filename:
+                raise ValueError(f"{shortened(member.filename)!r} is no member that featx writes")
+            read_npy(archive.read(member), shortened(member.filename))
+        files = {
+            (node.get("__id__"), node["file"])
+            for node in _nodes(_read_schema(archive))
+            if isinstance(node.get("file"), str)
+        }
+        # Each of several objects has a copy of its own, also where they name one member.
+        if sum(archive.getinfo(name).file_size for _, name in files) > _MOST_COPIES * len(data):
+            raise ValueError("many objects share one array")
+
+
+def _read_schema(archive: zipfile.ZipFile) -> dict[str, Any]:
+    if archive.getinfo(SCHEMA).file_size > _MOST_SCHEMA_BYTES:
+        raise ValueError(f"{SCHEMA} has {archive.getinfo(SCHEMA).file_size} bytes")
+    text = archive.read(SCHEMA)
+    # An object of Python takes up to thirty times the bytes that name it.
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > _MOST_SCHEMA_ITEMS:
+        raise ValueError(f"{SCHEMA} describes more than {_MOST_SCHEMA_ITEMS:,} values")
+    return read_plain_json(text, most_bytes=_MOST_SCHEMA_BYTES)
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if "__class__" in value and "__module__" in value:
+                yield value
+            waiting.extend(v for v in value.values() if isinstance(v, dict | list))
+        elif isinstance(value, list):
+            waiting.extend(v for v in value if isinstance(v, dict | list))
+
+
+class _Reader:
+    """Makes plain values of the nodes of a schema."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._arrays: dict[str, NDArray[np.generic]] = {}
+
+    def value(self, node: Any, depth: int) -> Any:
+        """Return what a node stands for."""
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"{SCHEMA} is nested too deeply")
+        kind, content, depth = node["__loader__"], node.get("content"), depth + 1
+        path = f"{node['__module__']}.{node['__class__']}"
+        match kind, path:
+            case "JsonNode", _:
+                scalar = json.loads(content)
+                if isinstance(scalar, dict | list):
+                    raise ValueError(f"{SCHEMA} has a {type(scalar).__name__} for a scalar")  # noqa: TRY004
+                return scalar
+            case "NdArrayNode", _:
+                return self._array(node, path, depth)
+            case "ListNode", "builtins.list":
+                return [self.value(item, depth) for item in content]
+            case "TupleNode", "builtins.tuple":
+                return tuple(self.value(item, depth) for item in content)
+            case "DictNode", "builtins.dict":
+                return {name: self.value(item, depth) for name, item in content.items()}
+            case "ObjectNode", _ if path.split(".")[0] in ("sklearn", "featx"):
+                return Stored(path, self.value(content, depth) if content else {})
+            case "TreeNode", "sklearn.tree._tree.Tree":
+                return _StoredTree(path, self.value(content, depth))
+            case (("RandomStateNode" | "RandomGeneratorNode"), _):
+                # A generator's state is of no use to a head that is trained.
+                return None
+        raise Unchecked(f"holds {shortened(path)}, which featx does not check")
+
+    def _array(self, node: Any, path: str, depth: int) -> Any:
+        if node["type"] == "json":
+            items = [self.value(item, depth) for item in node["content"]]
+            # Such an array can hold anything; labels are text or numbers.
+            if self.value(node["shape"], depth) != (len(items),) or not all(
+                isinstance(item, str | int | float) for item in items
+            ):
+                raise Unchecked("holds an array of objects, which featx does not check")
+            objects = np.empty(len(items), object)
+            objects[:] = items
+            return objects
+        name = node["file"]
+        if name not in self._arrays:
+            self._arrays[name] = read_npy(self._archive.read(name), shortened(name))
+        array = self._arrays[name]
+        if path == "numpy.ndarray":
+            return array
+        if array.ndim or not path.startswith("numpy."):
+            raise Unchecked(f"holds {shortened(path)}, which featx does not check")
+        return array[()]
+
+
+def released_dense_head(description: dict[str, Any], arrays: bytes) -> FittedHead | FittedMargins:
+    """Return the head of the two files that featx 0.1 wrote for dense layers."""
+    import h5py
+
+    classes = labels_from_json(description["classes"])
+    if not isinstance(multilabel := description.get("multilabel", False), bool):
+        raise ValueError("multilabel is neither true nor false")  # noqa: TRY004 (as the others)
+    hidden = tuple(description["params"]["hidden"])
+    layers = [(int(inputs), int(outputs)) for inputs, outputs in description["layers"]]
+    if not layers or [outputs for _, outputs in layers] != [*hidden, len(classes)]:
+        raise ValueError(f"layers {layers} do not fit hidden={hidden} and {len(classes)} classes")
+    if any(a < 1 or b < 1 for a, b in layers) or any(
+        before[1] != after[0] for before, after in pairwise(layers)
+    ):
+        raise ValueError(f"layers {layers} do not fit one another")
+    if sum(a * b + b for a, b in layers) * 4 > len(arrays):
+        raise ValueError(f"layers {layers} are larger than head.h5")
+    width = layers[0][0]
+    scale = _scale(description["scaler"], width)
+    with h5py.File(io.BytesIO(arrays), "r") as h5:
+        expected = {f"{kind}_{i}" for i in range(len(layers)) for kind in ("kernel", "bias")}
+        if set(h5) != expected:
+            raise ValueError(f"head.h5 holds {sorted(h5)}, expected {sorted(expected)}")
+        read = [
+            (
+                read_hdf5_array(h5, f"kernel_{number}", shape, np.float32),
+                read_hdf5_array(h5, f"bias_{number}", shape[1:], np.float32),
+            )
+            for number, shape in enumerate(layers)
+        ]
+    return fitted_head(
+        classes, width, [*scale, *dense_steps(read, Sigmoid() if multilabel else Softmax())]
+    )
+
+
+def _scale(scaler: Mapping[str, Any] | None, width: int) -> list[Step]:
+    """Return the step that a stored scaler comes to, none where there is no scaler."""
+    if scaler is None:
+        return []
+    columns = []
+    for name, used, missing in (("mean_", "with_mean", 0.0), ("scale_", "with_std", 1.0)):
+        values = scaler[name] if scaler[used] else None
+        column = np.full(width, missing) if values is None else np.array(values, np.float64)
+        if column.shape != (width,):
+            raise ValueError(f"the scaler does not fit features {width} wide")
+        columns.append(column)
+    return [Scale(*columns)]

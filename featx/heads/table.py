@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import takewhile
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from featx.exceptions import HeadError, UnknownNameError, reason
@@ -56,7 +56,7 @@ class HeadSpec:
     name: str
     summary: str
     estimator: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     standardised: bool = True
     calibrated: bool = False
     values: str = ""
@@ -64,7 +64,7 @@ class HeadSpec:
     sweep: str = ""
     streamed: bool = False
     fit: str = ""
-    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    grid: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     cost: int = 9
 
 
@@ -207,14 +207,14 @@ def head_names() -> list[str]:
     return sorted(HEADS)
 
 
-def read_head(text: str) -> tuple[str, dict[str, Any]]:
+def read_head(text: str) -> tuple[str, dict[str, object]]:
     """Return the name and the parameters that a head's text stands for."""
     parsed = parse_head(text)
     row = find_row(parsed.name)
     return row.name, _named(row, parsed)
 
 
-def learns_label_sets(estimator: Any) -> bool:
+def learns_label_sets(estimator: object) -> bool:
     """Tell whether an estimator, or the last step of a pipeline, takes several labels a row."""
     steps = getattr(estimator, "steps", None)
     return bool(getattr(steps[-1][1] if steps else estimator, "learns_label_sets", False))
@@ -234,7 +234,7 @@ def find_row(name: str) -> HeadSpec:
     raise UnknownNameError("head", name, head_names())
 
 
-def _named(row: HeadSpec, parsed: HeadText) -> dict[str, Any]:
+def _named(row: HeadSpec, parsed: HeadText) -> dict[str, object]:
     values = parsed.values
     if not values:
         return parsed.params
@@ -249,7 +249,7 @@ def _named(row: HeadSpec, parsed: HeadText) -> dict[str, Any]:
     return {row.values: given, **parsed.params}
 
 
-def make_estimator(row: HeadSpec, params: dict[str, Any], seed: int) -> Any:
+def make_estimator(row: HeadSpec, params: dict[str, object], seed: int) -> Any:
     """Make the untrained estimator of a row, without what stands before and around it."""
     cls = _imported(row.estimator)
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind not in (2, 4)]
@@ -276,29 +276,29 @@ def _imported(path: str) -> Any:
             f"{path!r} cannot be imported ({reason(error)}): expected the path of a scikit-learn "
             f"classifier, for example {_nearest_path(path) or 'sklearn.naive_bayes.GaussianNB'!r}"
         ) from error
-    found = getattr(module, name, None)
-    if found is None:
+    cls = getattr(module, name, None)
+    if cls is None:
         known = _classifiers(module)
         elsewhere = "" if difflib.get_close_matches(name, known) else _nearest_path(path)
         hint = f"Did you mean {elsewhere!r}?" if elsewhere else f"In {module_name}"
         raise UnknownNameError("estimator", name, known, hint=hint)
-    if not (isinstance(found, type) and hasattr(found, "fit") and hasattr(found, "predict")):
+    if not (isinstance(cls, type) and hasattr(cls, "fit") and hasattr(cls, "predict")):
         raise HeadError(
             f"{path!r} is no classifier: expected a class with fit and predict, "
             "for example 'sklearn.naive_bayes.GaussianNB'"
         )
-    if path.startswith("sklearn.") and not _is_classifier(found):
+    if path.startswith("sklearn.") and not _is_classifier(cls):
         raise HeadError(f"{path!r} is no classifier: choose one, a head predicts classes")
-    return found
+    return cls
 
 
-def _is_classifier(cls: Any) -> bool:
+def _is_classifier(cls: object) -> bool:
     from sklearn.base import ClassifierMixin
 
     return isinstance(cls, type) and issubclass(cls, ClassifierMixin)
 
 
-def _classifiers(module: Any) -> list[str]:
+def _classifiers(module: ModuleType) -> list[str]:
     public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     return [
         name for name, value in public.items() if _is_classifier(value) and hasattr(value, "fit")
@@ -342,7 +342,7 @@ def _takes_class_weight(row: HeadSpec) -> bool:
     return "class_weight" in inspect.signature(_imported(row.estimator)).parameters
 
 
-def _require_valid(name: str, estimator: Any) -> None:
+def _require_valid(name: str, estimator: object) -> None:
     """Ask the estimator now, by the hook that its own fit would ask, whether its values do."""
     check = getattr(estimator, "_validate_params", None)
     if check is None:
@@ -360,8 +360,8 @@ class HeadText:
     """A head's name, the values without a name, and the values with one."""
 
     name: str
-    values: tuple[Any, ...] = ()
-    params: dict[str, Any] = field(default_factory=dict)
+    values: tuple[object, ...] = ()
+    params: dict[str, object] = field(default_factory=dict)
 
 
 def parse_head(text: str) -> HeadText:
@@ -379,8 +379,8 @@ def parse_head(text: str) -> HeadText:
         raise HeadError(
             f"nothing after the colon in {text!r}: write {name!r}, or '{name}:parameter=value'"
         )
-    values: list[Any] = []
-    params: dict[str, Any] = {}
+    values: list[object] = []
+    params: dict[str, object] = {}
     for item in _items(rest, text) if colon else ():
         match = _KEY.fullmatch(item)
         if match is None:
@@ -413,7 +413,7 @@ def _items(rest: str, text: str) -> list[str]:
     return items
 
 
-def _value(item: str, text: str) -> Any:
+def _value(item: str, text: str) -> object:
     try:
         return ast.literal_eval(item)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):

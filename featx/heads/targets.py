@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, reason
+from featx.heads.rows import Doubles, Floats
 
 Kind: TypeAlias = Literal["classes", "labels", "values"]
 ClassWeight: TypeAlias = Mapping[object, float] | str | None
@@ -21,47 +22,31 @@ LABEL_THRESHOLD = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is learnt of n rows, and what each row counts.
-
-    Parameters
-    ----------
-    kind : {"classes", "labels", "values"}
-    names : ndarray of shape (k,)
-        The classes, sorted; or numbers of the columns.
-    values : ndarray
-        Codes of classes (n,), intp; 0 and 1 of labels (n, k), uint8; numbers (n, k), float64.
-    weights : ndarray of shape (n,), float64, or None
-        What each row counts; None where all count the same.
-    factors : ndarray of shape (k,) or (2, k), float64, or None
-        What a row of each class counts beside its weight; of labels, a row without and with each.
-    """
+    """What is learnt of n rows, and what each row counts."""
 
     kind: Kind
-    names: NDArray[np.generic]
+    names: NDArray[np.generic]  # (k,), the classes, sorted; or numbers of the columns
+    # Codes of classes (n,), intp; 0 and 1 of labels (n, k), uint8; numbers (n, k), float64.
     values: NDArray[np.number]
-    weights: NDArray[np.float64] | None = None
-    factors: NDArray[np.float64] | None = None
+    # What each row counts, (n,); None where all count the same.
+    weights: Doubles | None = None
+    # What a row of each class counts beside its weight, (k,); of labels, without and with, (2, k).
+    factors: Doubles | None = None
 
     @classmethod
-    def of_classes(
-        cls, y: NDArray[np.generic], weights: NDArray[np.float64] | None = None
-    ) -> Targets:
+    def of_classes(cls, y: NDArray[np.generic], weights: Doubles | None = None) -> Targets:
         """Return the targets of one label a row."""
         names, codes = np.unique(y, return_inverse=True)
         return cls("classes", names, codes.astype(np.intp), weights)
 
     @classmethod
-    def of_labels(
-        cls, matrix: NDArray[np.number], weights: NDArray[np.float64] | None = None
-    ) -> Targets:
+    def of_labels(cls, matrix: NDArray[np.number], weights: Doubles | None = None) -> Targets:
         """Return the targets of a matrix of 0 and 1, a column a label."""
         values = np.ascontiguousarray(matrix, dtype=np.uint8)
         return cls("labels", np.arange(values.shape[1]), values, weights)
 
     @classmethod
-    def of_values(
-        cls, values: NDArray[np.number], weights: NDArray[np.float64] | None = None
-    ) -> Targets:
+    def of_values(cls, values: NDArray[np.number], weights: Doubles | None = None) -> Targets:
         """Return the targets of numbers, one column or several."""
         columns = np.asarray(values, np.float64).reshape(len(values), -1)
         return cls("values", np.arange(columns.shape[1]), columns, weights)
@@ -79,42 +64,46 @@ class Targets:
         weights = None if self.weights is None else self.weights[rows]
         return replace(self, values=self.values[rows], weights=weights)
 
+    def shown(self) -> NDArray[np.generic]:
+        """Return what is learnt as scikit-learn takes it: labels (n,), or a matrix (n, k)."""
+        return self.names[self.values.astype(np.intp)] if self.kind == "classes" else self.values
+
+    def labels(self, columns: NDArray[np.intp]) -> Targets:
+        """Return the targets of some labels, numbered anew from 0."""
+        factors = None if self.factors is None else self.factors[:, columns]
+        return replace(Targets.of_labels(self.values[:, columns], self.weights), factors=factors)
+
     def label(self, column: int) -> Targets:
         """Return two classes: rows without a label, and rows with it."""
         factors = None if self.factors is None else self.factors[:, column]
         codes = self.values[:, column].astype(np.intp)
         return Targets("classes", np.arange(2), codes, self.weights, factors)
 
-    def counted(self, rows: NDArray[np.intp]) -> NDArray[np.float64] | None:
+    def counted(self, rows: NDArray[np.intp]) -> Doubles | None:
         """Return what some rows count, (b,), or (b, k) of labels that count differently."""
         weights = None if self.weights is None else self.weights[rows]
         if self.factors is None:
             return weights
         values = self.values[rows]
         if self.kind == "classes":
-            by_class: NDArray[np.float64] = self.factors[values.astype(np.intp)]
+            by_class: Doubles = self.factors[values.astype(np.intp)]
             return by_class if weights is None else weights * by_class
-        by_label: NDArray[np.float64] = np.where(values > 0, self.factors[1], self.factors[0])
+        by_label: Doubles = np.where(values > 0, self.factors[1], self.factors[0])
         return by_label if weights is None else weights[:, None] * by_label
 
-    def totals(self) -> NDArray[np.float64]:
-        """Return how much counts for each class, or has each label, shape (k,)."""
+    def totals(self) -> Doubles:
+        """Return how much counts of each class, (1, k), or without and with each label, (k, 2)."""
         if self.kind == "classes":
             codes = self.values.astype(np.intp)
             counts = np.bincount(codes, self.weights, minlength=self.columns).astype(np.float64)
-            return counts if self.factors is None else counts * self.factors
+            return (counts if self.factors is None else counts * self.factors)[None]
         rows = np.ones(len(self)) if self.weights is None else self.weights
-        counts = rows @ self.values.astype(np.float64)
-        return counts if self.factors is None else counts * self.factors[1]
+        present = rows @ self.values
+        both = np.stack([rows.sum() - present, present])
+        return (both if self.factors is None else both * self.factors).T
 
     def with_class_weight(self, class_weight: ClassWeight) -> Targets:
-        """Return the targets whose rows count, too, by their class or labels.
-
-        Raises
-        ------
-        HeadError
-            The class weights do not fit the classes.
-        """
+        """Return the targets whose rows count, too, by their class or labels."""
         if class_weight is None:
             return self
         if self.kind == "labels":
@@ -123,10 +112,7 @@ class Targets:
 
         try:
             factors = compute_class_weight(
-                class_weight,
-                classes=self.names,
-                y=self.names[self.values.astype(np.intp)],
-                sample_weight=self.weights,
+                class_weight, classes=self.names, y=self.shown(), sample_weight=self.weights
             )
         except ValueError as error:
             raise HeadError(
@@ -134,7 +120,7 @@ class Targets:
             ) from error
         return replace(self, factors=np.asarray(factors, np.float64))
 
-    def _label_factors(self, class_weight: ClassWeight) -> NDArray[np.float64]:
+    def _label_factors(self, class_weight: ClassWeight) -> Doubles:
         """Return what a row without and with each label counts, (2, k)."""
         count, labels = self.values.shape
         factors = np.ones((2, labels))
@@ -215,26 +201,15 @@ def label_strata(
     return found
 
 
-class LikeliestClass:
-    """What heads with ``predict_proba`` and ``classes_`` answer with, so that both say the same."""
-
-    classes_: NDArray[np.generic]
-    predict_proba: Callable[[ArrayLike], NDArray[np.floating]]
-
-    def predict(self, X: ArrayLike) -> NDArray[np.generic]:
-        """Labels of the highest probability; of equal ones, the first."""
-        return best_labels(self.predict_proba(X), self.classes_)
-
-
-def best_labels(scores: NDArray[np.floating], classes: NDArray[np.generic]) -> NDArray[np.generic]:
+def best_labels(scores: Floats, classes: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return the labels (n,) of the highest scores (n, k), or of positive ones (n,)."""
     best = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
     labels: NDArray[np.generic] = classes[best]
     return labels
 
 
-def both_columns(scores: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return scores (n, k) as they are, and those of two classes (n,) beside zeros."""
+def both_columns(scores: Floats, *, mirrored: bool = False) -> Floats:
+    """Return scores (n, k) as they are, and those of two classes (n,) beside zeros or negatives."""
     if scores.ndim == 1:
-        return np.column_stack([np.zeros_like(scores), scores])
+        return np.column_stack([-scores if mirrored else np.zeros_like(scores), scores])
     return scores

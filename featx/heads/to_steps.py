@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
 from featx.files.claims import shortened
-from featx.heads.fitted import FittedHead, FittedMargins
+from featx.heads.rows import Doubles
 from featx.heads.steps import (
     CERTAIN,
     DiagonalGaussians,
     EachLabel,
+    FittedHead,
+    FittedMargins,
     Gaussian,
     Linear,
     Neighbours,
@@ -128,16 +129,15 @@ def _softmax_of_scores(estimator: Any) -> list[Step]:
 
 def _calibrated(head: Any) -> list[Step]:
     machine = head.estimator_
-    before: list[Step] = []
+    after: list[Step] = [_cooled(head), Softmax()]
     if _kind(machine) == "ReducedRBF":
-        before = [Gaussian(machine.basis_, np.asarray(machine.gamma_, np.float64))]
-        on_kernel = _linear(machine.machine_)
-        margins = Linear(machine.whitening_ @ on_kernel.kernel, on_kernel.bias)
-    elif _kind(machine) in _MARGINS:
-        margins = _linear(machine)
-    else:
+        kernel = Gaussian(machine.basis_, np.asarray(machine.gamma_, np.float64))
+        margins = _linear(machine.machine_)
+        margins = Linear(machine.whitening_ @ margins.kernel, margins.bias)
+        return [kernel, _pair(margins, -1.0), *after]
+    if _kind(machine) not in _MARGINS:
         raise HeadError(_named(machine))
-    return [*before, _pair(margins, -1.0), _cooled(head), Softmax()]
+    return [_pair(_linear(machine), -1.0), *after]
 
 
 def _nearest_mean(head: Any) -> list[Step]:
@@ -196,7 +196,7 @@ def _neighbours(head: Any) -> list[Step]:
 
 def _trees(ensemble: Any) -> list[Step]:
     model = ensemble.model_ if hasattr(ensemble, "model_") else ensemble
-    parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in Trees.ARRAYS}
+    parts = []
     nodes = leaves = 0
     for estimator in getattr(model, "estimators_", [model]):
         tree = estimator.tree_
@@ -204,19 +204,22 @@ def _trees(ensemble: Any) -> list[Step]:
             raise HeadError(f"{_named(ensemble)} of several outputs")
         is_leaf = tree.children_left == -1
         number_of_leaf = np.cumsum(is_leaf) - 1 + leaves
-        parts["roots"].append(np.array([nodes]))
-        parts["left"].append(np.where(is_leaf, -1, tree.children_left + nodes))
-        parts["right"].append(np.where(is_leaf, number_of_leaf, tree.children_right + nodes))
-        parts["feature"].append(np.where(is_leaf, 0, tree.feature))
-        parts["threshold"].append(np.where(is_leaf, 0.0, tree.threshold))
         shares = tree.value[is_leaf, 0, :]
-        parts["values"].append(shares / shares.sum(axis=1, keepdims=True))
+        parts.append(
+            (
+                np.array([nodes]),
+                np.where(is_leaf, -1, tree.children_left + nodes),
+                np.where(is_leaf, number_of_leaf, tree.children_right + nodes),
+                np.where(is_leaf, 0, tree.feature),
+                np.where(is_leaf, 0.0, tree.threshold),
+                shares / shares.sum(axis=1, keepdims=True),
+            )
+        )
         nodes += len(is_leaf)
         leaves += int(is_leaf.sum())
-    joined_up = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    for name in ("roots", "left", "right", "feature"):
-        joined_up[name] = joined_up[name].astype(np.int32)
-    return [Trees(**joined_up)]
+    roots, left, right, feature, threshold, values = map(np.concatenate, zip(*parts, strict=True))
+    roots, left, right, feature = (a.astype(np.int32) for a in (roots, left, right, feature))
+    return [Trees(roots, left, right, feature, threshold, values)]
 
 
 def _multilabel(head: Any) -> list[Step]:
@@ -244,16 +247,16 @@ def _multilabel(head: Any) -> list[Step]:
         columns = [_log_odds(part) for part in parts]
         before = parts[0][:-2] if parts else []
         return [*before, _side_by_side(head, columns), Sigmoid()]
-    labels: list[tuple[Step, ...]] = [()] * len(head.shares_)
-    for label, share in enumerate(head.shares_):
+    labels: list[tuple[Step, ...]] = []
+    for share in head.shares_:
         certain = np.array([0.0, CERTAIN if share > 0.5 else -CERTAIN])
-        labels[label] = (Linear(np.zeros((head.n_features_in_, 2)), certain), Softmax())
+        labels.append((Linear(np.zeros((head.n_features_in_, 2)), certain), Softmax()))
     for label, part in zip(varying, parts, strict=True):
         labels[label] = tuple(part)
     return [EachLabel(tuple(labels))]
 
 
-def _side_by_side(head: Any, columns: list[tuple[NDArray[np.float64], float]]) -> Linear:
+def _side_by_side(head: Any, columns: list[tuple[Doubles, float]]) -> Linear:
     kernel = np.zeros((head.n_features_in_, len(head.shares_)))
     bias = np.where(head.shares_ > 0.5, CERTAIN, -CERTAIN)
     for label, (weights, offset) in zip(head.varying_, columns, strict=True):
@@ -261,7 +264,7 @@ def _side_by_side(head: Any, columns: list[tuple[NDArray[np.float64], float]]) -
     return Linear(kernel, bias)
 
 
-def _log_odds(part: list[Step]) -> tuple[NDArray[np.float64], float]:
+def _log_odds(part: list[Step]) -> tuple[Doubles, float]:
     """Return the margin of having a label over not having it."""
     linear = part[-2]
     assert isinstance(linear, Linear)
@@ -269,7 +272,7 @@ def _log_odds(part: list[Step]) -> tuple[NDArray[np.float64], float]:
     return kernel[:, 1] - kernel[:, 0], float(bias[1] - bias[0])
 
 
-def _double(values: Any) -> NDArray[np.float64]:
+def _double(values: Any) -> Doubles:
     return np.asarray(values, np.float64)
 
 
@@ -279,37 +282,27 @@ _TRANSFORMS: dict[str, Callable[[Any], list[Step]]] = {
     "Normalizer": _normalizer,
 }
 _MARGINS = (
-    "LinearDiscriminantAnalysis",
-    "LinearSVC",
-    "LogisticRegression",
-    "Perceptron",
-    "RidgeClassifier",
-    "RidgeClassifierCV",
-    "SGDClassifier",
-    "ShrinkageLDA",
+    *("LinearDiscriminantAnalysis", "LinearSVC", "LogisticRegression", "Perceptron"),
+    *("RidgeClassifier", "RidgeClassifierCV", "SGDClassifier", "ShrinkageLDA"),
+)
+_TREES = (
+    *("DecisionTreeClassifier", "ExtraTreeClassifier", "ExtraTreesClassifier"),
+    *("RandomForestClassifier", "TreeEnsemble"),
+)
+_SOFTMAX = (
+    *("LinearDiscriminantAnalysis", "LogisticPathCV", "LogisticRegression"),
+    *("LogisticRegressionCV", "ShrinkageLDA"),
 )
 _HEADS: dict[str, Callable[[Any], list[Step]]] = {
-    "DecisionTreeClassifier": _trees,
+    **dict.fromkeys(_TREES, _trees),
+    **dict.fromkeys(_SOFTMAX, _softmax_of_scores),
+    **dict.fromkeys(("LinearSVC", "Perceptron", "RidgeClassifier", "RidgeClassifierCV"), _margins),
+    **dict.fromkeys(("KNeighborsClassifier", "NearestNeighbours"), _neighbours),
     "DenseClassifier": _dense,
-    "ExtraTreeClassifier": _trees,
-    "ExtraTreesClassifier": _trees,
     "GaussianNB": _naive_bayes,
-    "KNeighborsClassifier": _neighbours,
-    "LinearDiscriminantAnalysis": _softmax_of_scores,
-    "LogisticPathCV": _softmax_of_scores,
-    "LogisticRegression": _softmax_of_scores,
-    "LogisticRegressionCV": _softmax_of_scores,
-    "LinearSVC": _margins,
     "MultiLabelHead": _multilabel,
     "NearestMean": _nearest_mean,
-    "NearestNeighbours": _neighbours,
-    "Perceptron": _margins,
-    "RandomForestClassifier": _trees,
-    "RidgeClassifier": _margins,
-    "RidgeClassifierCV": _margins,
-    "ShrinkageLDA": _softmax_of_scores,
     "TemperatureCalibrated": _calibrated,
-    "TreeEnsemble": _trees,
 }
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.exceptions import HeadError
-from featx.heads.targets import LikeliestClass
-from featx.heads.validation import validated_training
+from featx.heads.estimators import Allowed, OfModel, WeightedClassifier, from_1
+from featx.heads.rows import Rows
+from featx.heads.targets import ClassWeight, Targets
 
 _MOST = 200
 _FEWEST = 10
 _BUDGET_BYTES = 512 * 2**20
 
 
-class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TreeEnsemble(WeightedClassifier, OfModel):
     """scikit-learn's random forest or extremely randomised trees, in a bounded size.
 
     Parameters
@@ -40,7 +36,6 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
     ----------
     model_ : RandomForestClassifier or ExtraTreesClassifier
     classes_ : ndarray of shape (k,)
-    n_features_in_ : int
 
     Notes
     -----
@@ -57,6 +52,16 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
     ['a', 'b']
     """
 
+    _dtypes = (np.float32, np.float64)
+    _allowed = (
+        Allowed("splits", "'best' or 'random'", "leave it out", ("best", "random")),
+        replace(
+            from_1("n_estimators", 'leave it at "auto"'),
+            text='"auto" or an integer of at least 1',
+            words=("auto",),
+        ),
+    )
+
     def __init__(
         self,
         *,
@@ -66,9 +71,9 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         min_samples_leaf: int | float = 1,
         min_weight_fraction_leaf: float = 0.0,
         max_features: str | int | float | None = "sqrt",
-        class_weight: Any = None,
+        class_weight: ClassWeight = None,
         n_jobs: int | None = None,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.splits = splits
         self.n_estimators = n_estimators
@@ -80,30 +85,19 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> TreeEnsemble:
-        """Grow the trees on features (n, d) and labels (n,).
-
-        Raises
-        ------
-        HeadError
-            The data cannot be learned from, or a parameter is out of range.
-        """
-        self._validate_params()
-        X, y, self.classes_, _ = validated_training(self, X, y, dtype=[np.float32, np.float64])
+    def fit_rows(self, rows: Rows, targets: Targets) -> TreeEnsemble:
+        """Grow the trees on rows in memory."""
+        self.classes_, self.n_features_in_ = targets.names, rows.width
         trees = self.n_estimators
         if trees == "auto":
             # A tree grown to the end has nearly two nodes a row.
-            tree_bytes = 2 * 8 * len(X) * len(self.classes_)
+            tree_bytes = 2 * 8 * len(rows) * targets.columns
             trees = int(np.clip(_BUDGET_BYTES // tree_bytes, _FEWEST, _MOST))
-        self.model_ = self._model(trees).fit(X, y, sample_weight)
+        model = self._model(trees)
+        self.model_ = model.fit(rows.gather(), targets.shown(), targets.weights)
         return self
 
-    def predict_proba(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Return the mean of the trees' probabilities, (n, k)."""
-        probabilities: NDArray[Any] = self._fitted().predict_proba(self._validated(X))
-        return probabilities
-
-    def _model(self, n_estimators: Any) -> Any:
+    def _model(self, n_estimators: object) -> RandomForestClassifier | ExtraTreesClassifier:
         cls = RandomForestClassifier if self.splits == "best" else ExtraTreesClassifier
         return cls(
             n_estimators,
@@ -117,23 +111,5 @@ class TreeEnsemble(LikeliestClass, ClassifierMixin, BaseEstimator):  # type: ign
         )
 
     def _validate_params(self) -> None:
-        if self.splits not in ("best", "random"):
-            raise HeadError(
-                f"splits must be 'best' or 'random', received {self.splits!r}: leave it out"
-            )
-        trees = self.n_estimators
-        whole = isinstance(trees, Integral) and not isinstance(trees, bool) and trees >= 1
-        if trees != "auto" and not whole:
-            raise HeadError(
-                f'n_estimators must be "auto" or an integer of at least 1, received {trees!r}: '
-                'leave it at "auto"'
-            )
+        super()._validate_params()
         self._model(1)._validate_params()
-
-    def _fitted(self) -> Any:
-        check_is_fitted(self)
-        return self.model_
-
-    def _validated(self, X: Any) -> NDArray[Any]:
-        X = validate_data(self, X, reset=False, dtype=[np.float32, np.float64])
-        return np.asarray(X)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import HeadError
-from featx.heads.rows import Floats
+from featx.heads.rows import Doubles, Floats
 from featx.heads.targets import Targets
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
 
 _LOGGER = logging.getLogger("featx")
 
 
-def check_folds(y: Any, folds: int) -> None:
+def check_folds(y: ArrayLike, folds: int) -> None:
     """Refuse more folds than the smallest class has images.
 
     Parameters
@@ -57,7 +61,7 @@ def check_folds(y: Any, folds: int) -> None:
     )
 
 
-def refuse_unlearnable(X: Any, y: Any) -> None:
+def refuse_unlearnable(X: object, y: object) -> None:
     """Refuse arrays that no head can learn from, as far as what was given is arrays."""
     if not isinstance(X, np.ndarray | list | tuple) or y is None:
         return
@@ -87,9 +91,9 @@ def few_images_allowed() -> Iterator[None]:
         yield
 
 
-def checked_weights(sample_weight: Any, rows: int) -> NDArray[np.float64]:
+def checked_weights(sample_weight: ArrayLike, rows: int) -> Doubles:
     """Return weights of rows, shape (n,)."""
-    weights: NDArray[np.float64] = np.asarray(sample_weight, np.float64)
+    weights: Doubles = np.asarray(sample_weight, np.float64)
     if weights.ndim == 0:
         weights = np.full(rows, float(weights))
     if weights.shape != (rows,):
@@ -105,34 +109,32 @@ def checked_weights(sample_weight: Any, rows: int) -> NDArray[np.float64]:
     return weights
 
 
-def validated_training(
-    estimator: Any, X: Any, y: Any, *, dtype: Any
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.intp]]:
-    """Give (X, y) as arrays with the classes found, and record the width on the estimator."""
+def training_targets(
+    estimator: BaseEstimator,
+    X: ArrayLike,
+    y: ArrayLike | None,
+    sample_weight: ArrayLike | None = None,
+    *,
+    dtype: Sequence[type[np.floating]],
+) -> tuple[Floats, Targets]:
+    """Return (X, y) as a matrix and classes, and record the width on the estimator."""
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import validate_data
 
     if y is not None:
         _require_same_length(X, y)
-    X, y = validate_data(estimator, X, y, dtype=dtype, ensure_all_finite=False)
+    features, labels = validate_data(estimator, X, y, dtype=list(dtype), ensure_all_finite=False)
     with few_images_allowed():
-        check_classification_targets(y)
-    require_finite(X)
-    classes, codes = np.unique(y, return_inverse=True)
-    require_two_classes(classes)
-    return X, y, classes, codes
+        check_classification_targets(labels)
+    require_finite(features)
+    targets = Targets.of_classes(labels)
+    require_two_classes(targets.names)
+    if sample_weight is None:
+        return features, targets
+    return features, replace(targets, weights=checked_weights(sample_weight, len(features)))
 
 
-def training_targets(
-    estimator: Any, X: Any, y: Any, sample_weight: Any = None
-) -> tuple[Floats, Targets]:
-    """Return (X, y) as a matrix and classes, and record the width on the estimator."""
-    X, _, classes, codes = validated_training(estimator, X, y, dtype=[np.float64, np.float32])
-    weights = None if sample_weight is None else checked_weights(sample_weight, len(X))
-    return X, Targets("classes", classes, codes.astype(np.intp), weights)
-
-
-def check_labels(y: Any, rows: int) -> NDArray[np.number]:
+def check_labels(y: object, rows: int) -> NDArray[np.number]:
     """Return a matrix of 0 and 1 with so many rows, (n, labels), of whatever type it has."""
     labels = np.asarray(y)
     if labels.ndim != 2 or labels.shape[1] == 0:
@@ -153,8 +155,8 @@ def check_labels(y: Any, rows: int) -> NDArray[np.number]:
     return labels
 
 
-def _require_same_length(X: Any, y: Any) -> None:
-    rows, labels = (a.shape[0] if getattr(a, "shape", ()) else _length(a) for a in (X, y))
+def _require_same_length(X: object, y: object) -> None:
+    rows, labels = _length(X), _length(y)
     if rows is not None and labels is not None and rows != labels:
         raise HeadError(
             f"expected one label a feature row, received {rows} rows and {labels} labels: "
@@ -162,14 +164,13 @@ def _require_same_length(X: Any, y: Any) -> None:
         )
 
 
-def _length(values: Any) -> int | None:
-    try:
-        return len(values)
-    except TypeError:
-        return None
+def _length(values: object) -> int | None:
+    if shape := getattr(values, "shape", ()):
+        return int(shape[0])
+    return len(values) if isinstance(values, Sized) and not hasattr(values, "shape") else None
 
 
-def require_finite(X: NDArray[Any]) -> None:
+def require_finite(X: NDArray[np.generic]) -> None:
     """Refuse features that hold NaN or infinity."""
     if X.dtype.kind not in "fc":
         return
@@ -185,7 +186,7 @@ def require_finite(X: NDArray[Any]) -> None:
         )
 
 
-def require_two_classes(classes: NDArray[Any]) -> None:
+def require_two_classes(classes: NDArray[np.generic]) -> None:
     """Refuse a single class."""
     if len(classes) < 2:
         raise HeadError(
@@ -194,7 +195,7 @@ def require_two_classes(classes: NDArray[Any]) -> None:
         )
 
 
-def _require_variation(X: NDArray[Any]) -> None:
+def _require_variation(X: NDArray[np.generic]) -> None:
     constant = int(np.count_nonzero(X.max(axis=0) == X.min(axis=0)))
     if constant == X.shape[1]:
         raise HeadError(

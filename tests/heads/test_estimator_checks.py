@@ -67,12 +67,12 @@ FAILURES = {
     "TemperatureCalibrated": {
         "check_sample_weight_equivalence_on_dense_data": (
             "the temperature is cross-validated: a row twice may be on both sides of a fold"
-        ),
+        )
     },
     "DenseClassifier": {
         "check_sample_weight_equivalence_on_dense_data": (
             "a random start and rows in shuffled batches: a weight of 2 is no second row"
-        ),
+        )
     },
 }
 

@@ -31,8 +31,8 @@ OF_DESCENTS = [
 ]
 TESTS = [
     *(f"test_logistic_fit.py::test_{name}" for name in OF_DESCENTS),
-    "test_multilabel_streaming.py::test_every_label_has_scikit_learns_minimum",
-    "test_multilabel_streaming.py::test_labels_share_the_passes",
+    "test_streaming.py::test_every_label_has_scikit_learns_minimum",
+    "test_streaming.py::test_labels_share_the_passes",
     "test_streaming.py::test_the_sample_saves_passes",
 ]
 

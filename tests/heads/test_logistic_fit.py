@@ -11,12 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx.heads import logistic_fit, logistic_path
-from featx.heads.logistic_fit import (
-    fit_logistic,
-    fit_rows,
-    is_solved_by_path,
-)
-from featx.heads.logistic_lbfgs import minimise_in_lockstep
+from featx.heads.logistic_fit import fit_logistic, fit_rows, is_solved_by_path
+from featx.heads.logistic_solver import minimise_in_lockstep
 from featx.heads.making import make_head
 from featx.heads.rows import Rows
 from featx.heads.targets import Targets

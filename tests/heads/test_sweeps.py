@@ -108,13 +108,7 @@ def test_ridge_with_weights_of_rows_and_without_an_intercept(shape):
         {"alpha": alpha, "fit_intercept": fit} for alpha in (1.0, 100.0) for fit in (True, False)
     ]
     compare(
-        "ridge",
-        candidates,
-        reference,
-        holdout=False,
-        shape=shape,
-        tolerance=1e-3,
-        weight=weight,
+        "ridge", candidates, reference, holdout=False, shape=shape, tolerance=1e-3, weight=weight
     )
 
 
