@@ -30,8 +30,7 @@ from featx.cache.repair import check_is_cache, spec_digits
 from featx.cache.shard import SHARD_BYTES, Part, Shard, read_shard, write_parts
 from featx.cache.space import KeyIndex
 from featx.exceptions import CacheError, CacheFormatError
-from featx.files.keys import Keys, copies, whole_keys
-from featx.files.stamps import stamp_of
+from featx.files.identity import Keys, copies, stamp_of, whole_keys
 
 DAY_S = 86_400.0
 # Shards with fewer bytes of rows than this are put together.

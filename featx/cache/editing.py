@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Edit, Manifest
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
-from featx.files.keys import Keys, copies, related_rows
+from featx.files.identity import Keys, copies, related_rows
 
 # Held-out splits are cut first: a val added later takes from train and never from test.
 _FIRST, _LAST = ("test", "val"), "train"

@@ -16,7 +16,7 @@ from featx.cache.records import Identity, Origin, recall_origin
 from featx.cache.shard import Floats
 from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import FeaturesError
-from featx.files.keys import Keys
+from featx.files.identity import Keys
 from featx.spec import FeatureSpec
 
 Batch: TypeAlias = tuple[Floats, NDArray[np.intp]]

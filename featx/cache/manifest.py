@@ -22,8 +22,7 @@ from featx.cache.hdf5 import (
 )
 from featx.cache.layout import CacheLayout, locked, publish
 from featx.exceptions import CacheFormatError, DatasetError
-from featx.files.keys import Keys
-from featx.files.stamps import STAMP
+from featx.files.identity import STAMP, Keys
 
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
@@ -81,7 +80,7 @@ class Manifest:
     group: list[str]
     split: list[str]
     reason: list[str]
-    # Of each file when it was read, see `featx.files.stamps`; -1 where not known.
+    # Of each file when it was read, see `featx.files.identity`; -1 where not known.
     size: NDArray[np.int64]
     mtime_ns: NDArray[np.int64]
     inode: NDArray[np.int64]

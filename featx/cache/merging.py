@@ -21,7 +21,7 @@ from featx.cache.repair import Finding, check_is_cache, error_kind
 from featx.cache.shard import Part, new_shard, read_shard, write_parts
 from featx.cache.space import FeatureSpace, read_spec
 from featx.exceptions import CacheError, CacheFormatError
-from featx.files.stamps import STAMP
+from featx.files.identity import STAMP
 
 # Where the images lie, and what the file system says of them, is each machine's own.
 _LOCAL = {"root", "blocks", *STAMP}

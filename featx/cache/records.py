@@ -20,8 +20,8 @@ from typing import Any
 from featx.cache.layout import CacheLayout, publish_bytes
 from featx.cache.shard import Shard
 from featx.exceptions import CacheFormatError, CacheWriteError
+from featx.files.identity import is_settled, stamp_of
 from featx.files.safe_json import json_with_checksum, read_json_with_checksum
-from featx.files.stamps import is_settled, stamp_of
 
 Identity = tuple[str, str]
 """Canonical name of a backbone, and the digest of its weights."""

@@ -29,7 +29,7 @@ from featx.cache.shard import OtherSpecError, Shard, read_shard, stated_digest
 from featx.cache.space import KeyIndex, read_spec
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.claims import UnsafeFileError
-from featx.files.keys import whole_keys
+from featx.files.identity import whole_keys
 from featx.files.safe_json import read_json_with_checksum
 from featx.spec import FeatureSpec
 

@@ -25,7 +25,7 @@ from featx.cache.hdf5 import (
 )
 from featx.cache.layout import CacheLayout, publish
 from featx.exceptions import CacheFormatError
-from featx.files.keys import Keys
+from featx.files.identity import Keys
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 SHARD_BYTES = 24 << 20

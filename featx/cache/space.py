@@ -20,7 +20,7 @@ from featx.cache.layout import CacheLayout, list_shards, publish_bytes, reading
 from featx.cache.records import CheckedShards
 from featx.cache.shard import SHARD_BYTES, Floats, Shard, read_shard, write_shard
 from featx.exceptions import CacheFormatError, CacheWriteError, FeaturesError
-from featx.files.keys import Keys
+from featx.files.identity import Keys
 from featx.spec import FeatureSpec
 
 _LOG = logging.getLogger("featx")

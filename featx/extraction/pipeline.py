@@ -26,7 +26,7 @@ from featx.engines.choice import make_engine
 from featx.engines.engine import Engine, Pending
 from featx.exceptions import DatasetError, FeaturesError, ImageError
 from featx.extraction.progress import Meter, Progress
-from featx.files.keys import Keys, copies
+from featx.files.identity import Keys, copies
 from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
 from featx.images.line import Loaded

@@ -31,8 +31,7 @@ from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import CacheFormatError, CacheWriteError, DatasetError
 from featx.extraction.job import Job
 from featx.extraction.pipeline import Ledger, Stage
-from featx.files.keys import whole_keys
-from featx.files.stamps import STAMP, is_settled, stamp_of
+from featx.files.identity import STAMP, is_settled, stamp_of, whole_keys
 from featx.images.dataset import ImageDataset
 
 _LOG = logging.getLogger("featx")

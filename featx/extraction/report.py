@@ -13,7 +13,7 @@ from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, FAILED, Manifest
 from featx.extraction.pipeline import Stage
 from featx.extraction.progress import Meter
-from featx.files.keys import related_rows
+from featx.files.identity import related_rows
 from featx.images.dataset import ImageDataset, inner_folder
 from featx.images.files import nearest_path
 from featx.images.labels import SEPARATOR

@@ -21,7 +21,7 @@ from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
 from featx.extraction.progress import Meter, Progress, terminal_progress
 from featx.extraction.record import DatasetRecord, FeaturesGone
 from featx.extraction.report import engine_names, missing_files, run_report
-from featx.files.keys import Keys
+from featx.files.identity import Keys
 from featx.images.dataset import ImageDataset
 from featx.images.labels import SplitNames
 from featx.spec import ImagePolicy, Precision, StorageDtype, ViewPolicy

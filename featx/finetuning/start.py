@@ -21,7 +21,7 @@ from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.exporting.verification import find_images
 from featx.extraction.job import with_views
 from featx.extraction.run import extract
-from featx.files.keys import related_rows
+from featx.files.identity import related_rows
 from featx.files.safe_json import Json
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.finetuning.options import FineTuneOptions

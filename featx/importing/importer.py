@@ -18,7 +18,7 @@ from featx.cache.layout import CacheLayout
 from featx.cache.manifest import DUPLICATE, OK, Block, Manifest, find_manifest
 from featx.cache.space import FeatureSpace, ShardWriter
 from featx.exceptions import DatasetError, reason
-from featx.files.keys import Keys, copies
+from featx.files.identity import Keys, copies
 from featx.images.files import AnyArray, array_key
 from featx.images.labels import as_text, encode_labels, read_splits
 from featx.importing.feature_files import RowSource, rows_of_array

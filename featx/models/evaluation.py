@@ -14,7 +14,7 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
-from featx.files.keys import whole_keys
+from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset

@@ -26,7 +26,7 @@ from featx.exceptions import FeatxError, HeadError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
-from featx.files.keys import related_rows
+from featx.files.identity import related_rows
 from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
 from featx.heads.rows import Numbers

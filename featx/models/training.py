@@ -18,7 +18,7 @@ from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError, HeadError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.report import why_unreadable
-from featx.files.keys import related_rows
+from featx.files.identity import related_rows
 from featx.files.safe_json import Json
 from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import make_head

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.features import Features
-from featx.files.keys import whole_keys
+from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
 
 MOST_KEYS = 1 << 17

@@ -23,7 +23,7 @@ from featx.cache.manifest import (
     same_manifest,
 )
 from featx.exceptions import DatasetError, UnknownNameError
-from featx.files.keys import related_rows
+from featx.files.identity import related_rows
 
 
 def random_keys(n, seed=0):

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError, HeadError, UnknownNameError
-from featx.files.keys import related_rows
+from featx.files.identity import related_rows
 from featx.heads.making import make_head
 from featx.selection.splits import repeated_folds
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from featx.exceptions import DatasetError
-from featx.files.keys import related_rows
+from featx.files.identity import related_rows
 from featx.selection.splits import hold_out, repeated_folds
 
 
