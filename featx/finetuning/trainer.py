@@ -21,8 +21,7 @@ from featx.files.durable import written_whole
 from featx.files.safe_json import Json
 from featx.files.safe_npy import open_npz
 from featx.finetuning.network import TunedNetwork
-from featx.finetuning.options import Mixing
-from featx.finetuning.start import Array, Arrays, Inputs, Start
+from featx.finetuning.start import Array, Arrays, Inputs, Mixing, Start
 from featx.heads.rows import Floats, Numbers
 
 Optimizer: TypeAlias = Any

@@ -23,8 +23,8 @@ from featx.extraction.run import plan_extraction
 from featx.files.outputs import is_model, refuse_replacing
 from featx.files.safe_json import Json
 from featx.finetuning.network import TunedNetwork
-from featx.finetuning.options import FineTuneOptions
 from featx.finetuning.start import (
+    FineTuneOptions,
     Start,
     activation_bytes,
     network_for,
@@ -314,7 +314,7 @@ def finetune(
     on_epoch : callable, optional
         Called with every `featx.finetuning.trainer.Epoch`, the start first.
     **options
-        Of `featx.finetuning.options.FineTuneOptions`: ``unfreeze``, ``epochs``, ``learning_rate``,
+        Of `featx.finetuning.start.FineTuneOptions`: ``unfreeze``, ``epochs``, ``learning_rate``,
         ``views``, ...
 
     Returns

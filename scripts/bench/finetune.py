@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 
 import featx
-from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.start import prepare_material, prepare_start
+from featx.finetuning.start import FineTuneOptions, prepare_material, prepare_start
 from featx.finetuning.trainer import Training
 
 STEPS = 50

@@ -8,8 +8,7 @@ import pytest
 import featx
 from featx.exceptions import FineTuningError
 from featx.finetuning.network import build_tuned, trainable_steps
-from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.start import prepare_start
+from featx.finetuning.start import FineTuneOptions, prepare_start
 from featx.heads.making import make_head
 
 PARTS = {"mobilenet_v2": "block_16", "resnet50": "conv5_block3", "efficientnet_b0": "block7a"}

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from featx.engines.backends import load_adapter
-from featx.finetuning.options import FineTuneOptions
-from featx.finetuning.start import prepare_material, prepare_start
+from featx.finetuning.start import FineTuneOptions, prepare_material, prepare_start
 from featx.finetuning.trainer import Checkpoint, Training, read_checkpoint, write_checkpoint
 
 OPTIONS = {"unfreeze": "second", "epochs": 3, "batch_size": 8, "patience": 10}
