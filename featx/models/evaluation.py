@@ -224,11 +224,11 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
         parts, ledger = model.transform_images(
             data, views=model.views_averaged, on_error="skip", keep=True
         )
-        kept = ledger.usable
-        y = None if data.y is None else data.y[kept]
-        splits = None if data.splits is None else np.asarray(data.splits)[kept]
-        failed, name = len(data) - len(kept), data.name
-        paths, keys = [data.paths[row] for row in kept], ledger.key[kept]
+        usable = ledger.usable
+        y = None if data.y is None else data.y[usable]
+        splits = None if data.splits is None else np.asarray(data.splits)[usable]
+        failed, name = len(data) - len(usable), data.name
+        paths, keys = [data.paths[row] for row in usable], ledger.key[usable]
     if y is None:
         raise DatasetError(f"{name!r} has no labels to compare with")
     chosen = y != ""

@@ -166,10 +166,10 @@ def read_model(
 
 def _with_own_network(path: Path, details: Json) -> Json:
     """Return the description of a model that takes its network, where it has one, from its file."""
-    own = [name for name in (NETWORK, OWN_NETWORK) if name in details["files"]]
-    if not own:
+    networks = [name for name in (NETWORK, OWN_NETWORK) if name in details["files"]]
+    if not networks:
         return details
-    stated, expected = details["files"][own[0]], details["spec"]["weights_sha256"]
+    stated, expected = details["files"][networks[0]], details["spec"]["weights_sha256"]
     if stated != expected:
         raise ArtefactError("its network is not the one that its specification is of")
     backbone = details["parameters"]["backbone"]

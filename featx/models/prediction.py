@@ -131,13 +131,13 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
             while chunk := list(islice(names, _CHUNK)):
                 yield ImageDataset.from_paths(chunk)
             return
-        found = as_image_dataset(images)
-        if found is None:
+        dataset = as_image_dataset(images)
+        if dataset is None:
             raise FeaturesError(
                 f"expected images, received {type(images).__name__}: pass files, folders, "
                 "patterns, arrays of pixels, PIL images or bytes of image files"
             )
-        images = found
+        images = dataset
     for start in range(0, len(images), _CHUNK):
         yield images.subset(list(range(start, min(start + _CHUNK, len(images)))))
 

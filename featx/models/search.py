@@ -197,12 +197,12 @@ def _sample_rows(
         return SearchSample(np.sort(np.concatenate(chosen)), training)
     strata = np.char.add(np.char.add(splits[rows].astype(str), "\0"), labels[rows].astype(str))
     _, codes, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    wanted = np.maximum(np.round(counts * most / len(rows)), _LEAST_OF_CLASS)
+    quota = np.maximum(np.round(counts * most / len(rows)), _LEAST_OF_CLASS)
     order = np.random.default_rng(seed).permutation(len(rows))
     order = order[np.argsort(codes[order], kind="stable")]
     # The place of each row among those of its stratum.
     turn = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return SearchSample(np.sort(rows[order[turn < wanted[codes[order]]]]), training)
+    return SearchSample(np.sort(rows[order[turn < quota[codes[order]]]]), training)
 
 
 class SearchResult:
@@ -332,9 +332,9 @@ def _live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None
                 table.add_column(name)
             table.add_column("score", justify="right")
             for trial in ranked(trials)[:_SHOWN]:
-                one = trial.candidate
+                candidate = trial.candidate
                 score = trial.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
-                row = (one.backbone, one.tap, one.transform, one.text, score)
+                row = (*candidate.place, candidate.transform, candidate.text, score)
                 table.add_row(*map(visible, row))
             live.update(table)
 
@@ -572,18 +572,18 @@ def read_space(
 
     With ``streamed``, the winner has to train on batches.
     """
-    given = {"heads": heads, "transforms": transforms}
-    given = {name: value for name, value in given.items() if value is not None}
+    arguments = {"heads": heads, "transforms": transforms}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     if isinstance(space, str | os.PathLike):
         space = read_space_file(space)
     if space is None:
-        space = given
+        space = arguments
         if streamed and heads is None:
-            space = {"heads": [name for name in DEFAULT_HEADS if HEADS[name].streamed], **given}
-    elif given:
+            space = {"heads": [name for name in DEFAULT_HEADS if HEADS[name].streamed], **arguments}
+    elif arguments:
         raise HeadError(
-            f"a space and {', '.join(given)} were given: the space has its own, so write them into "
-            "it"
+            f"a space and {', '.join(arguments)} were given: the space has its own, so write them "
+            "into it"
         )
     read = SearchSpace.read(
         space,

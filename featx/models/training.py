@@ -358,14 +358,14 @@ def train(
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
     name = None if backbone is None else canonical_name(backbone)
-    found = features.block(backbone=name, tap=None if tap is None else str(parse_tap(tap)))
-    block: BlockName = {"backbone": found.backbone, "tap": found.tap}
+    stored = features.block(backbone=name, tap=None if tap is None else str(parse_tap(tap)))
+    block: BlockName = {"backbone": stored.backbone, "tap": stored.tap}
     rows, held_out = _training_rows(features)
     y = require_labels(features)
     if not multilabel:
         check_classes(features, y, rows, label_kind)
     choice = BackboneChoice(
-        backbone or found.backbone, weights, preprocessing=preprocessing, trust=trust
+        backbone or stored.backbone, weights, preprocessing=preprocessing, trust=trust
     ).completed(features.spec(**block), features.origin(**block))
     parameters = {"multilabel": multilabel, "random_state": seed}
     model = untrained_model(

@@ -149,8 +149,8 @@ class Leaderboard:
     ) -> None:
         self.trials, self.chosen = list(trials), chosen
         self.scorer, self.folds = scorer, folds
-        own = [costs[trial.candidate] for trial in trials]
-        times = [_milliseconds(cost, own) for cost in own]
+        by_trial = [costs[trial.candidate] for trial in trials]
+        times = [_milliseconds(cost, by_trial) for cost in by_trial]
         front = pareto_front(
             [trial.score for trial in trials],
             [
@@ -181,7 +181,7 @@ class Leaderboard:
                 head_mb=_megabytes(cost.head_bytes),
                 pareto=front[number],
             )
-            for number, (trial, cost) in enumerate(zip(trials, own, strict=True))
+            for number, (trial, cost) in enumerate(zip(trials, by_trial, strict=True))
         ]
 
     @property

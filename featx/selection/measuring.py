@@ -273,7 +273,9 @@ def held_out_together(
 ) -> Iterator[HeldOut]:
     """Yield what candidates that share block, transform and head say of the rows held out."""
     head, transform = candidates[0].head, parse_transform(candidates[0].transform)
-    swept = partial(sweep, candidates=[dict(one.params) for one in candidates], seed=seed)
+    swept = partial(
+        sweep, candidates=[dict(candidate.params) for candidate in candidates], seed=seed
+    )
     count = 0
     for held in _swept(swept, transform, data):
         if probabilities and not held.probabilities:
@@ -469,7 +471,8 @@ class Search:
                     yield delayed(self._fit)(number, candidate, fold, prepared[fold], data)
 
         # Keras trains on all cores by itself, and its global state is not for several threads.
-        alone = any(one.head in HEADS and HEADS[one.head].needs_keras for one in candidates)
+        heads = {candidate.head for candidate in candidates}
+        alone = any(head in HEADS and HEADS[head].needs_keras for head in heads)
         finished: dict[int, list[_Fit]] = {}
         # One thread of linear algebra a fit, however many fits there are at a time: the sums are
         # then added up in the same order, and n_jobs changes no score.
@@ -539,8 +542,9 @@ class Search:
 def _units_of(candidates: Sequence[Candidate], *, spread: bool) -> list[list[Candidate]]:
     """Put candidates that share block, transform and head together."""
     units: dict[tuple[str, ...], list[Candidate]] = {}
-    for one in candidates:
-        units.setdefault((*one.place, one.transform, one.head), []).append(one)
+    for candidate in candidates:
+        key = (*candidate.place, candidate.transform, candidate.head)
+        units.setdefault(key, []).append(candidate)
     places = {place: number for number, place in enumerate({key[:2]: None for key in units})}
 
     def turn(key: tuple[str, ...]) -> tuple[int, int]:

@@ -92,10 +92,10 @@ class Judged:
         """Return the scores; no ``confusion`` of more classes than these."""
         images, k = len(self.truth), len(self.classes)
         scores, counts = self.weighted(np.ones(images))
-        found: Json = {"images": images, **scores}
+        report: Json = {"images": images, **scores}
         if most_confused is None or k <= most_confused:
-            found["confusion"] = self.matrix(counts).astype(int).tolist()
-        return {**found, "classes": [str(name) for name in self.classes]}
+            report["confusion"] = self.matrix(counts).astype(int).tolist()
+        return {**report, "classes": [str(name) for name in self.classes]}
 
     def matrix(self, counts: Doubles) -> Doubles:
         """Return what cells count, (..., cells), as confusion matrices, (..., k, k)."""
@@ -120,9 +120,9 @@ def score_label_sets(
     truth: Codes, proba: Values, labels: NDArray[np.generic], *, threshold: float = 0.5
 ) -> Json:
     """Return the scores of predicted probabilities where an image has any number of labels."""
-    given = proba > threshold
-    positives, chosen = truth.sum(axis=0, dtype=np.intp), given.sum(axis=0)
-    hits = (truth * given).sum(axis=0, dtype=np.intp)
+    predicted = proba > threshold
+    positives, chosen = truth.sum(axis=0, dtype=np.intp), predicted.sum(axis=0)
+    hits = (truth * predicted).sum(axis=0, dtype=np.intp)
     micro, f1 = _f1_scores(positives, chosen, hits)
     precision = _average_precision(truth, proba)
     return {
@@ -130,7 +130,7 @@ def score_label_sets(
         "mean_average_precision": float(np.mean(list(precision.values()))) if precision else 0.0,
         "micro_f1": micro,
         "macro_f1": float(_means(f1[None])[0]),
-        "exact_match": float((given == truth).all(axis=1).mean()),
+        "exact_match": float((predicted == truth).all(axis=1).mean()),
         "labels": [
             {
                 "label": str(name),
@@ -321,10 +321,10 @@ def bootstrap_intervals(
         drawn.append(scores)
         if len(classes) ** 2 <= _MOST_CELLS:
             cells.append(counts)
-    found: Json = {name: _interval([scores[name] for scores in drawn]) for name in drawn[0]}
+    intervals: Json = {name: _interval([scores[name] for scores in drawn]) for name in drawn[0]}
     if cells:
-        found["confusion"] = judged.matrix(np.percentile(cells, [2.5, 97.5], axis=0)).tolist()
-    return found
+        intervals["confusion"] = judged.matrix(np.percentile(cells, [2.5, 97.5], axis=0)).tolist()
+    return intervals
 
 
 def bootstrap_label_sets(
@@ -338,12 +338,12 @@ def bootstrap_label_sets(
     seed: int = 0,
 ) -> Json:
     """Return 95 % intervals of the scores of `score_label_sets`."""
-    given, n, k = proba > threshold, *truth.shape
-    right, match = truth * given, (given == truth).all(axis=1)
+    predicted, n, k = proba > threshold, *truth.shape
+    right, match = truth * predicted, (predicted == truth).all(axis=1)
     drawing = {"groups": groups, "samples": samples, "seed": seed, "work": n * k}
     micro, exact, f1 = [], [], []
     for weights in _draws(n, **drawing):
-        scores = _f1_scores(weights @ truth, weights @ given, weights @ right)
+        scores = _f1_scores(weights @ truth, weights @ predicted, weights @ right)
         micro.append(scores[0])
         f1.append(scores[1])
         exact.append(float(weights @ match / weights.sum()))
@@ -429,5 +429,5 @@ def _draws(
 
 
 def _interval(values: Sequence[float] | Doubles) -> list[float]:
-    found: list[float] = np.percentile(values, [2.5, 97.5]).tolist()
-    return found
+    limits: list[float] = np.percentile(values, [2.5, 97.5]).tolist()
+    return limits
