@@ -6,12 +6,12 @@ a worker has had nothing to do for a while, the images behind it are given out b
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Literal, NamedTuple
 
 from featx.images.dataset import ImageDataset
@@ -27,17 +27,13 @@ _HAND_OVER_S = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Loaded:
-    """What became of one image of a dataset.
-
-    Its key is None when nothing could be read. It is ``known`` when the caller had the key already,
-    so that nothing was decoded. There are pixels for each target, none unless it was decoded.
-    """
+    """What became of one image of a dataset."""
 
     index: int
-    key: bytes | None
-    status: Status
+    key: bytes | None  # None when nothing could be read
+    status: Status  # ``known`` when the caller had the key already, so that nothing was decoded
     reason: str = ""
-    pixels: list[Rgb] = field(default_factory=list)
+    pixels: list[Rgb] = field(default_factory=list)  # for each target, where it was decoded
     read_s: float = 0.0
     decode_s: float = 0.0
 
@@ -63,11 +59,12 @@ class Line:
         self._work = threading.Condition(lock)
         self._results = threading.Condition(lock)
         self._chunks: deque[list[Task]] = deque()
+        self._numbers = itertools.count()
+        # Positions that are still to be given out in order, and those that were overtaken.
+        self._order: deque[int] = deque()
+        self._overtaken: set[int] = set()
         self._ready: dict[int, Loaded] = {}
         self._late: deque[Loaded] = deque()
-        self._overtaken: set[int] = set()
-        self._next = 0
-        self._head = 0
         self._held = 0
         self._ended = False
         self._idlers = 0
@@ -91,10 +88,11 @@ class Line:
             return chunk
 
     def give(self, results: Iterable[tuple[int, Loaded]]) -> None:
-        """Take results of a worker, by place in the line."""
+        """Take results of a worker, by position in the line."""
         with self._results:
             for position, loaded in results:
-                if position < self._head or position in self._overtaken:
+                if position in self._overtaken:
+                    self._overtaken.remove(position)
                     self._late.append(loaded)
                 else:
                     self._ready[position] = loaded
@@ -115,12 +113,10 @@ class Line:
     def __iter__(self) -> Iterator[Loaded]:
         while True:
             self._fill()
-            with self._results:
-                loaded = self._pop()
-            if not loaded:
+            if not self._held:
                 return
-            # Handed out from a list that shrinks: what was given out is the caller's alone.
-            yield loaded.pop()
+            # Never under a name: what was given out is the caller's alone.
+            yield self._next()
 
     def _note_idleness(self) -> None:
         if self._idlers and not self._chunks and self._idle_since is None:
@@ -129,46 +125,36 @@ class Line:
 
     def _fill(self) -> None:
         while not self._ended and self._held + self.chunk <= self._ahead:
-            chosen = [int(index) for index in islice(self._indices, self.chunk)]
+            chosen = [int(index) for index in itertools.islice(self._indices, self.chunk)]
             self._ended = len(chosen) < self.chunk
             if not chosen:
                 return
-            tasks = [Task(self._next + i, index) for i, index in enumerate(chosen)]
+            tasks = [Task(next(self._numbers), index) for index in chosen]
             with self._work:
-                self._next += len(tasks)
                 self._held += len(tasks)
+                self._order.extend(task.position for task in tasks)
                 self._chunks.append(tasks)
                 self._idle_since = None
                 self._work.notify()
 
-    def _pop(self) -> list[Loaded]:
-        while self._held:
-            if self._error is not None:
-                raise self._error
-            loaded = self._late.popleft() if self._late else self._pop_head()
-            if loaded is not None:
-                self._held -= 1
-                return [loaded]
-            patience = None
-            if self._idle_since is not None and self._ready:
-                patience = self._idle_since + _PATIENCE_S - time.monotonic()
-                if patience <= 0:
-                    waiting = range(self._head, self._next)
-                    self._overtaken.update(
-                        position for position in waiting if position not in self._ready
-                    )
-                    continue
-            self._results.wait(patience)
-        return []
-
-    def _pop_head(self) -> Loaded | None:
-        while self._head in self._overtaken:
-            self._overtaken.discard(self._head)
-            self._head += 1
-        loaded = self._ready.pop(self._head, None)
-        if loaded is not None:
-            self._head += 1
-        return loaded
+    def _next(self) -> Loaded:
+        with self._results:
+            while self._error is None:
+                if self._late:
+                    self._held -= 1
+                    return self._late.popleft()
+                if self._order and self._order[0] in self._ready:
+                    self._held -= 1
+                    return self._ready.pop(self._order.popleft())
+                patience = None
+                if self._idle_since is not None and self._ready:
+                    patience = self._idle_since + _PATIENCE_S - time.monotonic()
+                    if patience <= 0:
+                        self._overtaken.update(p for p in self._order if p not in self._ready)
+                        self._order = deque(sorted(self._ready))
+                        continue
+                self._results.wait(patience)
+            raise self._error
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +167,7 @@ class Job:
     known: Callable[[bytes], bool]
 
     def load_one(self, index: int, counted: bytes | None = None) -> Loaded:
-        """Return an image that was read, hashed, asked for and decoded here.
-
-        A key that was `counted` before is not asked for again.
-        """
+        """Return an image loaded here; a key that was `counted` before is not asked for again."""
         dataset = self.dataset
         read = dataset.read if dataset.arrays is None else dataset.image
         data, key, reason, read_s = read_one(lambda: read(index))
@@ -211,7 +194,7 @@ class ThreadWorker:
         self._job = job
 
     def run(self) -> None:
-        """Work off the line until it is closed."""
+        """Work until the line is closed."""
         line = self._job.line
         while chunk := line.take():
             results: list[tuple[int, Loaded]] = []

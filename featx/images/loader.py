@@ -1,23 +1,40 @@
 """Images read and decoded in parallel, given out in order, each with what became of it.
 
 A worker reads the bytes of an image once, and the key and the pixels come from those very bytes,
-so a file that changes meanwhile cannot put one image's features under another's key.
+so a file that changes meanwhile cannot put one image's features under another's key. Many files are
+read and decoded in processes, so that a decoder's crash costs one image. A thread here serves each
+process: hands it tasks, asks for keys, takes pixels out of shared memory, and puts another in its
+place when it dies.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
+import mmap
 import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
-from featx.images.decode import AnyTarget, as_targets, check_truncation_setting
-from featx.images.line import Job, Line, Loaded, ThreadWorker
-from featx.images.processes import ProcessWorker, StartFailures
-from featx.images.worker_main import slot_bytes
+from featx.images.decode import AnyTarget, Rgb, Target, as_targets, check_truncation_setting
+from featx.images.limits import budget
+from featx.images.line import Job, Line, Loaded, Status, ThreadWorker
+from featx.images.worker_main import HEADER_BYTES, NO_IMAGE, Message, receive, send, slot_bytes
 
+_LOG = logging.getLogger("featx")
 # Images a worker is given at once: one would cost a hand-over each, many hold back the first.
 _CHUNK = 4
 _MOST_WORKERS = 16
@@ -25,6 +42,38 @@ _MOST_HELD_BYTES = 512 << 20
 # Files from which on processes decode them. One takes 0.15 s of a CPU to start, in which a thread
 # decodes 50 photographs: little beside 500, and too much beside the few of a prediction.
 _ENOUGH_FOR_PROCESSES = 500
+# Chunks a process has: one that it decodes, one that it has the answers for, one that it reads, so
+# that it waits for nobody.
+_CHUNKS_AHEAD = 3
+# So often a process may die while it works on no image, before the first of its images is blamed.
+_MOST_FRUITLESS = 2
+
+_PACKAGES = ("featx", "numpy", "PIL", "pillow_heif")
+# Neither the working folder (-P) nor PYTHONPATH or other variables (-E) decide what the process
+# imports, as a folder of images may hold a json.py. These packages come from where this process has
+# them, found by name, so that nothing else beside them takes precedence.
+_BOOT = """
+import json, sys
+from importlib.machinery import PathFinder
+hello = json.loads(sys.stdin.buffer.readline())
+class SamePackages:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        folder = hello["packages"].get(name)
+        return folder and PathFinder.find_spec(name, [folder])
+sys.meta_path.insert(0, SamePackages)
+sys.path += hello["packages"].values()
+from featx.images.worker_main import main
+main(hello)
+"""
+_ENVIRONMENT = {
+    # Pixels need no linear algebra: its threads would be started for nothing, one a CPU.
+    **dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    # For glibc: up to 128 MiB are kept from one image to the next, as to have them anew, zeroed by
+    # the kernel, took an eighth of the time of a large photograph.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
 
 
 def never(key: bytes) -> bool:
@@ -48,23 +97,17 @@ def load_images(
     (which may be endless, and are read only as far as needed), except that an image that holds up
     the rest is overtaken. Closing the iterator stops the workers.
 
-    Parameters
-    ----------
-    known : callable, default `never`
-        Asked for each key, from threads; where it returns True nothing is decoded. What it raises
-        is raised here.
-    workers : int or None, default None
-        Number of threads or processes; by default one a CPU, at least 2 and at most 16.
-    ahead : int or None, default None
-        Most images that are held beyond the one given out, which bounds the memory; by default 16
-        a worker and at least 64, but no more than 512 MiB of pixels or 2 a worker.
-    isolate : bool or None, default None
-        Read and decode files in processes of their own: one that a decoder crashes is replaced,
-        and its image is ``failed``. By default only for many files, as a process takes a moment to
-        start. Arrays stay in threads.
+    `known` is asked for each key, from threads: where it returns True nothing is decoded, and what
+    it raises is raised here. By default there is one worker a CPU, at least 2 and at most 16, and
+    at most 16 images `ahead` a worker and at least 64 are held beyond the one given out, but no
+    more than 512 MiB of pixels or 2 a worker. `isolate` decodes files in processes, one that a
+    decoder crashes is replaced, and its image is ``failed``; by default only many files, as a
+    process takes a moment to start. Arrays stay in threads.
     """
     if workers is None:
-        workers = max(2, min(_MOST_WORKERS, _cpus()))
+        several = hasattr(os, "sched_getaffinity")
+        cpus = len(os.sched_getaffinity(0)) if several else os.cpu_count() or 1
+        workers = max(2, min(_MOST_WORKERS, cpus))
     if ahead is None:
         fitting = _MOST_HELD_BYTES // max(1, slot_bytes(as_targets(targets)))
         ahead = max(1, 2 * workers, min(fitting, max(64, 16 * workers)))
@@ -81,19 +124,35 @@ def load_images(
     return _load(Job(line, dataset, as_targets(targets), known), workers, isolate)
 
 
-def _load(job: Job, workers: int, isolate: bool | None) -> Iterator[Loaded]:
-    process = os.getpid()
-    crew: list[ThreadWorker] | list[ProcessWorker]
-    if isolate is False:
-        crew = [ThreadWorker(job) for _ in range(workers)]
-    else:
-        failures = StartFailures(insist=isolate is True)
-        crew = [ProcessWorker(job, failures) for _ in range(workers)]
+def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
+    process, warned = os.getpid(), threading.Lock()
+
+    def without_process(error: Exception) -> None:
+        if isolate:
+            raise DatasetError(
+                f"expected to start a process that decodes images, received: {error}; leave "
+                "isolate=True out to decode in this process"
+            ) from error
+        if warned.acquire(blocking=False):  # once for all workers
+            _LOG.warning(
+                "images are decoded in this process, as no other can be started: %s", error
+            )
+
+    def run(worker: ThreadWorker | ProcessWorker) -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            job.line.fail(error)
+
+    workers = [
+        ThreadWorker(job) if isolate is False else ProcessWorker(job, without_process)
+        for _ in range(count)
+    ]
     # Daemons: the end of the interpreter is the end of processes too, and a thread that hangs in a
     # file system must not hold it up.
     threads = [
-        threading.Thread(target=_run, args=(worker, job), name=f"featx-images-{i}", daemon=True)
-        for i, worker in enumerate(crew)
+        threading.Thread(target=run, args=(worker,), name=f"featx-images-{i}", daemon=True)
+        for i, worker in enumerate(workers)
     ]
     for thread in threads:
         thread.start()
@@ -102,7 +161,7 @@ def _load(job: Job, workers: int, isolate: bool | None) -> Iterator[Loaded]:
         # A process that was forked off meanwhile has a copy of this, and none of the workers.
         if os.getpid() == process:
             job.line.close()
-            for worker in crew:
+            for worker in workers:
                 worker.kill()
             for thread in threads:
                 thread.join()
@@ -116,14 +175,319 @@ def _load(job: Job, workers: int, isolate: bool | None) -> Iterator[Loaded]:
         atexit.unregister(close)
 
 
-def _run(worker: ThreadWorker | ProcessWorker, job: Job) -> None:
-    try:
-        worker.run()
-    except BaseException as error:
-        job.line.fail(error)
+# Processes
 
 
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+@dataclass(slots=True)
+class _Item:
+    """An image that a process has."""
+
+    position: int
+    index: int
+    slot: int
+    path: str
+    key: bytes | None = None
+    read_s: float = 0.0
+
+
+class _StartError(Exception):
+    """A process cannot be started."""
+
+
+class _DiedError(Exception):
+    """The process is gone, or talks nonsense."""
+
+
+class ProcessWorker:
+    """Loads files in one process at a time: another takes the place of one that dies."""
+
+    def __init__(self, job: Job, without_process: Callable[[Exception], None]) -> None:
+        self._job, self._line, self._without_process = job, job.line, without_process
+        self._slots = _CHUNKS_AHEAD * job.line.chunk
+        self._free = list(range(self._slots))
+        self._items: dict[int, _Item] = {}
+        self._process: WorkerProcess | None = None
+        self._lock = threading.Lock()
+        self._fruitless = self._taken = 0
+
+    def run(self) -> None:
+        """Work until the line is closed."""
+        try:
+            while not self._line.closed:
+                try:
+                    if self._process is None:
+                        # What one that died had; nothing at first.
+                        self._hand_over(list(self._items.values()))
+                    self._top_up()
+                    if self._items and self._process is not None:
+                        self._listen(self._process)
+                except _DiedError:
+                    self._note_death()
+        except _StartError as error:
+            self._without_process(error)
+            for item in list(self._items.values()):
+                if not self._line.closed:
+                    self._line.give([(item.position, self._job.load_one(item.index, item.key))])
+            ThreadWorker(self._job).run()
+        finally:
+            self.kill()
+            if self._process is not None:
+                self._process.end()
+            self._give_back(self._taken)
+
+    def kill(self) -> None:
+        """End the process; for any thread, at any time."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    def _top_up(self) -> None:
+        """Take tasks while there is room; wait for them when there is nothing else to do."""
+        while len(self._free) >= self._line.chunk:
+            tasks = self._line.take(wait=not self._items)
+            if not tasks:
+                return
+            items = []
+            for position, index in tasks:
+                try:
+                    path = os.fsencode(self._job.dataset.file(index)).decode("latin-1")
+                except Exception:
+                    # No way to a file: this says in the same words why.
+                    loaded = self._job.load_one(index)
+                    self._line.give([(position, loaded)])
+                    continue
+                items.append(_Item(position, index, self._free.pop(), path))
+            self._items.update((item.position, item) for item in items)
+            self._hand_over(items)
+
+    def _hand_over(self, items: Sequence[_Item]) -> None:
+        if not items:
+            return
+        with self._lock:
+            if self._process is None and not self._line.closed:
+                try:
+                    self._process = WorkerProcess(self._job.targets, self._slots)
+                except OSError as error:
+                    raise _StartError(str(error)) from error
+        if self._process is not None:
+            images = [(item.position, item.slot, item.path) for item in items]
+            self._process.send({"images": images})
+
+    def _listen(self, process: WorkerProcess) -> None:
+        message = process.receive()
+        if "take" in message:
+            budget().take(message["take"])
+            self._taken += message["take"]
+            process.send({"go": True})
+        if "give_back" in message:
+            self._give_back(message["give_back"])
+        for position, reason, decode_s in message.get("done", ()):
+            item = self._items[position]
+            self._fruitless = 0
+            pixels = [] if reason else process.pixels(item.slot)
+            self._settle(item, "failed" if reason else "decoded", reason, pixels, decode_s)
+        if "keys" in message:
+            answers = [answer for image in message["keys"] for answer in self._answer(*image)]
+            # New tasks go first, so that the process finds them when it has done what it has.
+            if self._items:
+                self._top_up()
+            if answers:
+                process.send({"decode": answers})
+
+    def _answer(self, position: int, key: str | None, reason: str, read_s: float) -> list[bool]:
+        """Return whether an image that was read is wanted; nothing for one that could not be."""
+        item = self._items[position]
+        item.read_s = read_s
+        if key is None:
+            self._settle(item, "failed", reason)
+            return []
+        # Not asked twice, for a process in a dead one's place: the caller may count a key that it
+        # was asked for as known from then on.
+        is_new = item.key == bytes.fromhex(key) or not self._job.known(bytes.fromhex(key))
+        item.key = bytes.fromhex(key)
+        if not is_new:
+            self._settle(item, "known")
+        return [is_new]
+
+    def _settle(
+        self,
+        item: _Item,
+        status: Status,
+        reason: str = "",
+        pixels: Sequence[Rgb] = (),
+        decode_s: float = 0.0,
+    ) -> None:
+        del self._items[item.position]
+        self._free.append(item.slot)
+        loaded = Loaded(
+            index=item.index,
+            key=item.key,
+            status=status,
+            reason=reason,
+            pixels=list(pixels),
+            read_s=item.read_s,
+            decode_s=decode_s,
+        )
+        self._line.give([(item.position, loaded)])
+
+    def _give_back(self, taken_bytes: int) -> None:
+        """Give back memory that the process took to decode an image."""
+        self._taken -= taken_bytes
+        budget().give_back(taken_bytes)
+
+    def _note_death(self) -> None:
+        """Find out what a process died of, and on which image."""
+        process = self._process
+        assert process is not None
+        how = process.end()
+        self._give_back(self._taken)
+        with self._lock:
+            self._process = None
+        if self._line.closed:
+            return
+        if not process.ready:
+            raise _StartError(f"it ended at its start ({how})")
+        item = self._items.get(process.position)
+        if item is None:
+            self._fruitless += 1
+            if self._fruitless > _MOST_FRUITLESS:
+                item = next(iter(self._items.values()), None)
+        if item is not None:
+            self._fruitless = 0
+            self._settle(item, "failed", f"the decoder ended its process ({how})")
+
+
+class WorkerProcess:
+    """A process that runs `featx.images.worker_main`; ``OSError`` if none can be started.
+
+    It is started by hand: `multiprocessing` would run the user's main module again in it, which
+    needs a guard that scripts forget and notebooks cannot have. A pool of `concurrent.futures` or
+    `loky` also breaks as a whole, without a word of the image, when one process crashes, and
+    pickles pixels through a pipe.
+
+    The memory that it shares has no name in any folder: the kernel frees it with the last process
+    that has it open, however that process ends.
+    """
+
+    def __init__(self, targets: Sequence[Target], slots: int) -> None:
+        if not sys.executable:
+            raise OSError("Python does not know its own executable (sys.executable)")
+        self._targets, self._slot_bytes = targets, slot_bytes(targets)
+        self.ready, self.position = False, NO_IMAGE
+        size_bytes = HEADER_BYTES + slots * self._slot_bytes
+        hello: Message = {
+            "targets": [
+                (size, image.to_dict(), None if view is None else view.to_dict())
+                for size, image, view in targets
+            ],
+            "block_bytes": size_bytes,
+            "packages": _package_folders(),
+        }
+        if (pil := sys.modules.get("PIL.Image")) is not None:
+            # The user's own limit holds there too.
+            hello["most_pixels"] = pil.MAX_IMAGE_PIXELS
+        # A group of its own: Ctrl-C in a terminal is the parent's to handle, even before the worker
+        # has said so itself.
+        if sys.platform == "win32":
+            hello["block"] = f"featx-{os.getpid()}-{os.urandom(8).hex()}"
+            self._memory = mmap.mmap(-1, size_bytes, tagname=hello["block"])
+            self._start(hello, creationflags=subprocess.CREATE_NEW_PROCESS_GROUP)
+            return
+        with _anonymous_file() as file:
+            file.truncate(size_bytes)
+            hello["block"] = file.fileno()
+            self._memory = mmap.mmap(file.fileno(), size_bytes)
+            self._start(hello, process_group=0, pass_fds=(file.fileno(),))
+
+    def _start(
+        self,
+        hello: Message,
+        *,
+        creationflags: int = 0,
+        process_group: int | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        struct.pack_into("<q", self._memory, 0, NO_IMAGE)
+        # Flags that variables of the environment may have set.
+        flags = [*["-s"] * sys.flags.no_user_site, *["-B"] * sys.dont_write_bytecode]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-E", "-P", *flags, "-c", _BOOT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **_ENVIRONMENT},
+                creationflags=creationflags,
+                process_group=process_group,
+                pass_fds=pass_fds,
+            )
+        except OSError:
+            self._memory.close()
+            raise
+        with suppress(_DiedError):  # what asks it for something will find out
+            self.send(hello)
+
+    def send(self, message: Message) -> None:
+        """Send a message."""
+        assert self._process.stdin is not None
+        try:
+            send(self._process.stdin, message)
+        except (OSError, ValueError) as error:
+            raise _DiedError(str(error)) from error
+
+    def receive(self) -> Message:
+        """Wait for a message."""
+        assert self._process.stdout is not None
+        try:
+            message = receive(self._process.stdout)
+        except (OSError, ValueError) as error:
+            raise _DiedError(str(error)) from error
+        if message is None:
+            raise _DiedError("it closed its output")
+        self.ready = self.ready or "ready" in message
+        return message
+
+    def pixels(self, slot: int) -> list[Rgb]:
+        """Return the pixels of the image in a slot, for all targets."""
+        at = HEADER_BYTES + slot * self._slot_bytes
+        arrays = []
+        for (height, width), _, _ in self._targets:
+            shared = np.frombuffer(self._memory, np.uint8, height * width * 3, at)
+            arrays.append(shared.reshape(height, width, 3).copy())
+            at += shared.size
+        return arrays
+
+    def kill(self) -> None:
+        """End it at once; it keeps nothing that could be lost."""
+        self._process.kill()
+
+    def end(self) -> str:
+        """Wait for its end, and return how it came, such as ``signal 11``; note what it was on."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                # What was not sent yet cannot be sent any more.
+                with suppress(OSError):
+                    pipe.close()
+        try:
+            code = self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        (self.position,) = struct.unpack_from("<q", self._memory, 0)
+        self._memory.close()
+        if code >= 0:
+            return f"exit status {code}"
+        lack = ", often for lack of memory" if code == -getattr(signal, "SIGKILL", 9) else ""
+        return f"signal {-code}{lack}"
+
+
+def _package_folders() -> dict[str, str]:
+    """Return the folder from which this process imported each package that decoding needs."""
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in _PACKAGES}
+    return {name: str(Path(file).absolute().parents[1]) for name, file in files.items() if file}
+
+
+def _anonymous_file() -> IO[bytes]:
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return os.fdopen(os.memfd_create("featx-images", os.MFD_CLOEXEC), "r+b")
+    return tempfile.TemporaryFile()

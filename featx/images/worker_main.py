@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 
@@ -38,13 +38,6 @@ NO_IMAGE = -1
 _MOST_WAITING_BYTES = 32 << 20
 # Results are sent when this much time has gone by, as each message wakes the parent.
 _HAND_OVER_S = 0.005
-
-
-class _Waiting(NamedTuple):
-    position: int
-    slot: int
-    data: ImageData
-    key: bytes
 
 
 def slot_bytes(targets: Sequence[Target]) -> int:
@@ -72,50 +65,46 @@ def main(hello: Message) -> None:
     """Serve until the parent closes the pipe, which its end does too; `hello` was sent first."""
     # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    source, sink = sys.stdin.buffer, _own_stdout()
+    sink = os.fdopen(os.dup(1), "wb")
+    # Whatever a library prints goes elsewhere.
+    try:
+        os.dup2(2, 1)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     # Imported now: what is wrong with the installation is no fault of the first image.
     from PIL import Image
 
     if "most_pixels" in hello:
         Image.MAX_IMAGE_PIXELS = hello["most_pixels"]
-    worker = _Worker(hello, sink)
+    worker = _Worker(hello, sys.stdin.buffer, sink)
+    set_budget(worker)
     try:
-        send(sink, {"ready": True})
-        parents = _ParentsBudget(source, sink)
-        set_budget(parents)
-        while message := parents.next_message():
-            worker.handle(message)
+        worker.serve()
     except BrokenPipeError:
         # The parent is gone. Without this, closing the pipe at exit would complain again.
         os._exit(0)
 
 
-def _own_stdout() -> IO[bytes]:
-    """Return standard output, and lead whatever a library prints elsewhere."""
-    sink = os.fdopen(os.dup(1), "wb")
-    try:
-        os.dup2(2, 1)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return sink
+class _Worker(Budget):
+    """Reads and decodes images; memory for large ones is asked for from the parent."""
 
-
-def _attach(handle: int | str, size_bytes: int) -> mmap.mmap:
-    """Return the memory of a block that the parent process made."""
-    if isinstance(handle, int):
-        return mmap.mmap(handle, size_bytes)
-    if sys.platform == "win32":
-        return mmap.mmap(-1, size_bytes, tagname=handle)
-    raise ValueError(f"expected a file descriptor, received {handle!r}")
-
-
-class _ParentsBudget(Budget):
-    """The memory that all decoders share, asked for from the parent."""
-
-    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
+    def __init__(self, hello: Message, source: IO[bytes], sink: IO[bytes]) -> None:
         super().__init__()
         self._source, self._sink = source, sink
+        self._targets = [
+            Target((height, width), ImagePolicy(**image), view and ViewPolicy.from_dict(view))
+            for (height, width), image, view in hello["targets"]
+        ]
+        self._slot_bytes = slot_bytes(self._targets)
+        if sys.platform == "win32":
+            self._block = mmap.mmap(-1, hello["block_bytes"], tagname=hello["block"])
+        else:
+            self._block = mmap.mmap(hello["block"], hello["block_bytes"])
+        # Messages that came while memory was waited for, what is to be read, and to be decoded.
         self._later: deque[Message] = deque()
+        self._unread: deque[tuple[int, int, str]] = deque()
+        self._waiting: deque[tuple[int, int, ImageData, bytes]] = deque()
+        self._waiting_bytes = 0
 
     def take(self, need_bytes: int) -> None:
         send(self._sink, {"take": need_bytes})
@@ -128,25 +117,12 @@ class _ParentsBudget(Budget):
     def give_back(self, need_bytes: int) -> None:
         send(self._sink, {"give_back": need_bytes})
 
-    def next_message(self) -> Message | None:
-        """Return a message that came while another one was waited for, or the next one."""
-        return self._later.popleft() if self._later else receive(self._source)
-
-
-class _Worker:
-    def __init__(self, hello: Message, sink: IO[bytes]) -> None:
-        self._sink = sink
-        self._targets = [_target(*parts) for parts in hello["targets"]]
-        self._block = _attach(hello["block"], hello["block_bytes"])
-        self._slot_bytes = slot_bytes(self._targets)
-        self._unread: deque[tuple[int, int, str]] = deque()
-        self._waiting: deque[_Waiting] = deque()
-        self._waiting_bytes = 0
-
-    def handle(self, message: Message) -> None:
-        self._unread.extend(message.get("images", ()))
-        self._decode(message.get("decode", ()))
-        self._read()
+    def serve(self) -> None:
+        send(self._sink, {"ready": True})
+        while message := self._later.popleft() if self._later else receive(self._source):
+            self._unread.extend(message.get("images", ()))
+            self._decode(message.get("decode", ()))
+            self._read()
 
     def _read(self) -> None:
         keys = []
@@ -159,7 +135,7 @@ class _Worker:
             self._work_on(NO_IMAGE)
             keys.append((position, None if key is None else key.hex(), reason, read_s))
             if key is not None:
-                self._waiting.append(_Waiting(position, slot, data, key))
+                self._waiting.append((position, slot, data, key))
                 self._waiting_bytes += len(data)
         if keys:
             send(self._sink, {"keys": keys})
@@ -190,9 +166,3 @@ class _Worker:
     def _work_on(self, position: int) -> None:
         """Leave word of the image in work where it outlasts this process."""
         struct.pack_into("<q", self._block, 0, position)
-
-
-def _target(size: list[int], image: Message, view: Message | None) -> Target:
-    height, width = size
-    drawn = None if view is None else ViewPolicy.from_dict(view)
-    return Target((height, width), ImagePolicy(**image), drawn)

@@ -22,8 +22,7 @@ from featx.images import line as line_module
 from featx.images import loader
 from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
-from featx.images.loader import load_images
-from featx.images.processes import ProcessWorker, WorkerProcess
+from featx.images.loader import ProcessWorker, WorkerProcess, load_images
 from featx.spec import ImagePolicy, ViewPolicy
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and /proc")
@@ -188,7 +187,8 @@ def test_a_process_that_is_killed_costs_the_image_it_was_on(folder, monkeypatch)
         while not killed:
             time.sleep(0.005)
             item = worker._items.get(large)
-            if item and item.key and worker._block.memory[:8] == large.to_bytes(8, "little"):
+            memory = item and item.key and worker._process._memory
+            if memory and memory[:8] == large.to_bytes(8, "little"):
                 killed.append(large)
                 worker.kill()
 
@@ -308,11 +308,11 @@ def test_processes_use_the_very_packages_of_this_one(folder, tmp_path):
     (folder / "script.py").write_text(
         "from featx.images.dataset import ImageDataset\n"
         "from featx.images.loader import load_images\n"
-        "from featx.images import processes\n"
+        "from featx.images import loader\n"
         "from featx.spec import ImagePolicy\n"
         "data = ImageDataset.from_folder('.', labels='none')\n"
         "rows = load_images(data, range(9), [((8, 8), ImagePolicy())], isolate=True)\n"
-        "print({row.status for row in rows}, processes._package_folders()['PIL'])\n"
+        "print({row.status for row in rows}, loader._package_folders()['PIL'])\n"
     )
     done = subprocess.run(
         [sys.executable, "script.py"],
