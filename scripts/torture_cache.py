@@ -58,7 +58,7 @@ from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Manifest, manifest_names
 from featx.cache.repair import verify_cache
 from featx.exceptions import FeatxError
-from featx.images.files import hash_file
+from featx.images.files import image_key, read_file
 
 FOLDERS = ("a/photos", "b/photos", "c/more")
 ROLES = ("writer", "writer", "editor", "collector", "reader", "reader")
@@ -254,7 +254,10 @@ def expected_rows(place: Place) -> dict[bytes, Array]:
     """Return key and features of every image, computed from its file."""
     for path in (place.root / "images").rglob("*.png"):
         if path not in _KNOWN:
-            _KNOWN[path] = hash_file(path), compute(np.asarray(Image.open(path))[None])[0]
+            _KNOWN[path] = (
+                image_key(read_file(path)),
+                compute(np.asarray(Image.open(path))[None])[0],
+            )
     return dict(_KNOWN.values())
 
 

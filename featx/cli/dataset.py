@@ -382,7 +382,7 @@ def _labels_by_path(file: Path) -> dict[str, str]:
     from featx.images.tables import check_one_label, read_label_file
 
     listing = read_label_file(file)
-    paths, labels = listing.paths, list(listing.labels or ())
+    paths, labels = listing.paths, list(map(str, listing.labels or ()))
     if len(paths) != len(labels):
         raise DatasetError(f"expected the columns path and label in {str(file)!r}")
     check_one_label(file, paths, labels, range(2, len(paths) + 2))

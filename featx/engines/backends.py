@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,18 @@ from featx.exceptions import EngineError
 if TYPE_CHECKING:
     import keras
 
-Forward = Callable[[NDArray[np.uint8]], list[Any]]
+Tensor: TypeAlias = Any
+"""A tensor of a backend, on its device."""
+Forward = Callable[[NDArray[np.uint8]], list[Tensor]]
 """Takes pixels of shape (n, h, w, 3), starts the forward pass and returns its outputs on the
 device, without waiting for them where the backend allows. May be called from several threads."""
 
 
 class Adapter(ABC):
-    """One backend. Devices are named as `keras.device` takes them, ``"gpu:0"`` for the first GPU.
+    """One backend. Devices are named as `keras.device` takes them, ``"gpu:0"`` for the first GPU."""
 
-    An error says that memory ran out by being of `exhausted`, or by having a sign of `signs` in its
-    text and being of `general`: libraries below the backend have allocations of their own.
-    """
-
+    # An error says that memory ran out by being of `exhausted`, or by having a sign of `signs` in
+    # its text and being of `general`: libraries below the backend have allocations of their own.
     exhausted: tuple[type[BaseException], ...] = ()
     general: type[BaseException]
     signs: tuple[str, ...]
@@ -53,10 +53,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def jit_choices(self, device: str) -> tuple[bool, ...]:
-        """Return whether compiling is worth a trial on a device; what is safe comes first.
-
-        A compiled network is compiled anew for every shape of a batch.
-        """
+        """Return whether compiling (anew for every shape) is worth a trial; what is safe first."""
 
     @abstractmethod
     def compute_in_float32(self) -> None:
@@ -67,7 +64,7 @@ class Adapter(ABC):
         """Make a model that was built on a device a function of pixels."""
 
     @abstractmethod
-    def to_numpy(self, outputs: list[Any]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
         """Wait for outputs and bring them to the host; in the thread that started them."""
 
     def out_of_memory(self, error: BaseException) -> bool:
@@ -124,17 +121,17 @@ class TensorFlowAdapter(Adapter):
         signature = tf.TensorSpec(model.input_shape, tf.uint8)
 
         @tf.function(input_signature=[signature], jit_compile=jit, autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
-        def traced(pixels: Any) -> Any:
+        def traced(pixels: Tensor) -> Tensor:
             with tf.device(device):
                 return model(pixels, training=False)
 
-        def forward(pixels: NDArray[np.uint8]) -> list[Any]:
+        def forward(pixels: NDArray[np.uint8]) -> list[Tensor]:
             with tf.device(device):
                 return list(tf.nest.flatten(traced(tf.convert_to_tensor(pixels))))
 
         return forward
 
-    def to_numpy(self, outputs: list[Any]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
         return [np.asarray(output.numpy(), np.float32) for output in outputs]
 
 
@@ -155,11 +152,15 @@ class JaxAdapter(Adapter):
     def processors(self) -> list[str]:
         return [f"cpu:{device.id}" for device in self._jax.local_devices(backend="cpu")]
 
-    def _devices(self) -> dict[str, Any]:
+    def _devices(self) -> dict[str, object]:
         return {f"{device.platform}:{device.id}": device for device in self._jax.local_devices()}
 
     def kind(self, device: str) -> str:
-        return "CPU" if device.startswith("cpu") else str(self._devices()[device].device_kind)
+        return (
+            "CPU"
+            if device.startswith("cpu")
+            else str(getattr(self._devices()[device], "device_kind", ""))
+        )
 
     def jit_choices(self, device: str) -> tuple[bool, ...]:
         return (True,)
@@ -180,18 +181,18 @@ class JaxAdapter(Adapter):
             target,
         )
 
-        def call(trainable: Any, frozen: Any, pixels: Any) -> Any:
+        def call(trainable: list[Tensor], frozen: list[Tensor], pixels: Tensor) -> Tensor:
             outputs, _ = model.stateless_call(trainable, frozen, pixels, training=False)
             return outputs
 
         compiled = jax.jit(call)
 
-        def forward(pixels: NDArray[np.uint8]) -> list[Any]:
+        def forward(pixels: NDArray[np.uint8]) -> list[Tensor]:
             return list(jax.tree.leaves(compiled(*state, jax.device_put(pixels, target))))
 
         return forward
 
-    def to_numpy(self, outputs: list[Any]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
         return [np.asarray(output, np.float32) for output in self._jax.device_get(outputs)]
 
 
@@ -232,12 +233,16 @@ class TorchAdapter(Adapter):
         if on_gpu:  # its weights came by the stream of the thread that built it
             torch.cuda.synchronize(_index(device))
 
-        def forward(pixels: NDArray[np.uint8]) -> list[Any]:
+        def forward(pixels: NDArray[np.uint8]) -> list[Tensor]:
             # Each thread has its own device, mode and stream.
             with keras.device(device), torch.inference_mode():
                 batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
                 if on_gpu:
-                    self._take_stream(_index(device))
+                    # The default stream is shared by all threads, and in one nothing overlaps.
+                    streams = self._local.__dict__.setdefault("streams", {})
+                    if (index := _index(device)) not in streams:
+                        streams[index] = torch.cuda.Stream(index)
+                        torch.cuda.set_stream(streams[index])
                     # Only from pinned memory is a copy not waited for.
                     batch = batch.pin_memory().to(f"cuda:{_index(device)}", non_blocking=True)
                 outputs = model(batch, training=False)
@@ -245,20 +250,13 @@ class TorchAdapter(Adapter):
 
         return forward
 
-    def to_numpy(self, outputs: list[Any]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
         return [output.to("cpu", self._torch.float32).numpy() for output in outputs]
 
     def clean_up(self) -> None:
         super().clean_up()
         if self._torch.cuda.is_available():
             self._torch.cuda.empty_cache()
-
-    def _take_stream(self, index: int) -> None:
-        # The default stream is shared by all threads, and in one stream nothing overlaps.
-        streams = self._local.__dict__.setdefault("streams", {})
-        if index not in streams:
-            streams[index] = self._torch.cuda.Stream(index)
-            self._torch.cuda.set_stream(streams[index])
 
 
 def _index(device: str) -> int:

@@ -1,30 +1,46 @@
-"""The engine for CPUs: OpenVINO runs what Keras built, converted once and kept."""
+"""The engine for CPUs: OpenVINO runs what Keras built: converted once, compared, kept on disk."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import logging
 import os
+import re
+import shutil
+import sys
+import time
+import uuid
 import weakref
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from featx.backbones.build import build_tap_model, draw_images
+from featx.backbones.catalog import PREPROCESSINGS
 from featx.backbones.source import BackboneSource
+from featx.backbones.weights import file_sha256
 from featx.engines.engine import Engine, Pixels, Provenance, Vectors
-from featx.engines.openvino_conversion import (
-    FALL_BACK,
-    Conversion,
-    StoredConversion,
-    convert,
-    load_openvino,
-    output_name,
-    translated,
-)
-from featx.exceptions import EngineError
+from featx.exceptions import BackboneError, EngineError, FeatxError, reason
+from featx.files.durable import flush, flush_names
 from featx.forks import require_threads
+from featx.quiet import quiet_import
+
+Native: TypeAlias = Any
+"""The module of OpenVINO or an object of its, which has no types."""
+TapVectors = Mapping[str, NDArray[np.float32]]
+
+FALL_BACK = "use the Keras engine instead: --engine keras (engine='keras')"
+"""What to do where OpenVINO does not work."""
+TOLERANCE = 1e-4
+"""Largest `disagreement` with Keras."""
 
 _PRECISION = "f32"
 # Pixels of a batch: 4 images of 224 x 224, since the maps of more leave the processor's caches. A
@@ -37,9 +53,20 @@ _MOST_IMAGES = 64
 # each other after every layer, and longer where one of them gives way to a decoding thread.
 _MOST_STREAMS = 16
 _MEMORY_WORDS = ("memory", "alloc")
+_TELEMETRY = "openvino_telemetry"
+_CHECKED = 4
+# Above what half precision rounds away.
+_LARGEST_CHANGE = 0.02
+_SEED = 20
+_TYPE = "featx-openvino-conversion"
+# To be raised whenever the same identity makes another graph: other poolings, other blocks.
+_VERSION = 1
+_MODEL, _WEIGHTS, _DESCRIPTION = "model.xml", "model.bin", "conversion.json"
+_TEMPORARY = ".tmp-"
+_ABANDONED_S = 24 * 3600
 _LOGGER = logging.getLogger("featx")
-_unkept: set[Path] = set()
-_in_use: weakref.WeakSet[OpenVinoEngine | _Part] = weakref.WeakSet()
+_unwritable: set[Path] = set()
+_in_use: weakref.WeakSet[OpenVinoEngine | _Batch] = weakref.WeakSet()
 
 
 class OpenVinoEngine(Engine):
@@ -65,13 +92,15 @@ class OpenVinoEngine(Engine):
         self._most = max(1, _MOST_PX // (height * width))
         usual = min(max(1, _BATCH_PX // (height * width)), _MOST_IMAGES)
         self.batch_size = batch_size or usual
-        self._options = _options(_usable_processors())
-        self.in_flight = self._options["NUM_STREAMS"] + 1
+        several = hasattr(os, "sched_getaffinity")
+        processors = len(os.sched_getaffinity(0)) if several else os.cpu_count() or 1
+        self._options = _options(processors)
+        self.in_flight = min(processors, _MOST_STREAMS) + 1
         self._openvino = load_openvino()
         self._core = self._openvino.Core()
         # A mapped file that somebody cuts short would end the process.
         self._core.set_property({"ENABLE_MMAP": False})
-        self._free: list[Any] = []
+        self._free: list[Native] = []
         _in_use.add(self)
         self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
 
@@ -114,8 +143,8 @@ class OpenVinoEngine(Engine):
                 conversion.check(self.run)
         except (OSError, RuntimeError, EngineError) as error:
             parent = stored.folder.parent
-            if parent not in _unkept:
-                _unkept.add(parent)
+            if parent not in _unwritable:
+                _unwritable.add(parent)
                 _LOGGER.warning(
                     "conversions to OpenVINO cannot be kept in %s (%s): every start converts anew",
                     parent,
@@ -123,7 +152,7 @@ class OpenVinoEngine(Engine):
                 )
             self._load(conversion.model)
 
-    def _load(self, model: Any) -> None:
+    def _load(self, model: Native) -> None:
         self._free = []
         with translated("reading the network with OpenVINO"):
             if isinstance(model, Path):
@@ -153,59 +182,47 @@ class _Batch:
     """A batch under way, in parts that fit into memory."""
 
     def __init__(self, engine: OpenVinoEngine, pixels: Pixels) -> None:
-        most = engine._most
-        starts = range(0, max(len(pixels), 1), most)
-        self._parts = [_Part(engine, pixels[start : start + most]) for start in starts]
+        self._engine, self._most = engine, engine._most
+        # Held until the result is there, since OpenVINO reads from this very memory.
+        self._pixels = np.require(pixels, requirements=["C", "W"])
+        self._requests: list[tuple[Pixels, Native, Native]] = []
+        _in_use.add(self)
+        for start in range(0, max(len(pixels), 1), self._most):
+            part = self._pixels[start : start + self._most]
+            with _translated_batch(part):
+                free = engine._free
+                request = free.pop() if free else engine._compiled.create_infer_request()
+                tensor = engine._openvino.Tensor(part, shared_memory=True)
+                request.set_input_tensor(tensor)
+                request.start_async()
+            self._requests.append((part, request, tensor))
 
     def result(self) -> Vectors:
         """Wait for the batch, and return vectors of shape (n, d) by tap."""
-        parts = [part.result() for part in self._parts]
+        require_threads("OpenVINO")
+        parts = [self._vectors(part, request) for part, request, _ in self._requests]
         if len(parts) == 1:
             return parts[0]
         return {tap: np.concatenate([part[tap] for part in parts]) for tap in parts[0]}
 
-
-class _Part:
-    """What one request of OpenVINO's computes."""
-
-    def __init__(self, engine: OpenVinoEngine, pixels: Pixels) -> None:
-        self._engine = engine
-        # Held until the result is there, since OpenVINO reads from this very memory.
-        self._pixels = np.require(pixels, requirements=["C", "W"])
-        _in_use.add(self)
-        with self._translated():
-            free = engine._free
-            self._request = free.pop() if free else engine._compiled.create_infer_request()
-            self._tensor = engine._openvino.Tensor(self._pixels, shared_memory=True)
-            self._request.set_input_tensor(self._tensor)
-            self._request.start_async()
-
-    def result(self) -> Vectors:
-        """Wait for the part, and return vectors of shape (n, d) by tap."""
-        engine, count = self._engine, len(self._pixels)
-        require_threads("OpenVINO")
+    def _vectors(self, part: Pixels, request: Native) -> Vectors:
+        engine = self._engine
         try:
-            with self._translated():
-                self._request.wait()
+            with _translated_batch(part):
+                request.wait()
                 # The next batch of this request is written into the same memory.
                 vectors = {
-                    tap: np.array(self._request.get_tensor(output).data, np.float32)
+                    tap: np.array(request.get_tensor(output).data, np.float32)
                     for tap, output in engine._outputs.items()
                 }
         except EngineError as error:
             cause = str(error.__cause__).lower()
-            if count < 2 or not any(word in cause for word in _MEMORY_WORDS):
+            if len(part) < 2 or not any(word in cause for word in _MEMORY_WORDS):
                 raise
-            engine._shrink(count)
-            return engine.run(self._pixels)
-        engine._free.append(self._request)
+            engine._shrink(len(part))
+            return engine.run(part)
+        engine._free.append(request)
         return vectors
-
-    def _translated(self) -> Any:
-        return translated(
-            f"the forward pass of a batch of shape {self._pixels.shape}",
-            "a smaller --batch-size needs less memory",
-        )
 
 
 def _after_fork() -> None:
@@ -218,7 +235,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _options(processors: int) -> dict[str, Any]:
+def _options(processors: int) -> dict[str, object]:
     return {
         # OpenVINO takes bfloat16 by itself where the processor has it.
         "INFERENCE_PRECISION_HINT": _PRECISION,
@@ -229,7 +246,236 @@ def _options(processors: int) -> dict[str, Any]:
     }
 
 
-def _usable_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def load_openvino() -> Native:
+    """Return the module of OpenVINO, imported without its telemetry."""
+    require_threads("OpenVINO")
+    # Telemetry writes into the home folder and asks the network as soon as `openvino` is imported,
+    # and no environment variable keeps it from that. OpenVINO does without it where it is not
+    # installed, so that is what it finds.
+    absent = _TELEMETRY not in sys.modules
+    if absent:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        with quiet_import():
+            import openvino
+    except Exception as error:  # a library that does not fit the machine raises many kinds
+        raise EngineError(
+            f"OpenVINO cannot be imported ({reason(error)}): pip install openvino, or {FALL_BACK}"
+        ) from error
+    finally:
+        if absent:
+            sys.modules.pop(_TELEMETRY, None)
+    return openvino
+
+
+@contextmanager
+def translated(doing: str, next_step: str = FALL_BACK) -> Iterator[None]:
+    """Raise whatever OpenVINO raises as an EngineError that says what was being done."""
+    try:
+        yield
+    except FeatxError:
+        raise
+    except Exception as error:  # OpenVINO raises RuntimeError, and what its parsers raise
+        step = next_step[:1].upper() + next_step[1:]
+        raise EngineError(f"{doing} failed: {reason(error)}. {step}") from error
+
+
+@contextmanager
+def _translated_batch(pixels: Pixels) -> Iterator[None]:
+    with translated(
+        f"the forward pass of a batch of shape {pixels.shape}",
+        "a smaller --batch-size needs less memory",
+    ):
+        yield
+
+
+# Conversions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversion:
+    """An OpenVINO model, and what Keras makes of a few images."""
+
+    name: str  # of the backbone
+    model: Native  # from uint8 pixels (n, h, w, 3), n dynamic, to a float32 output a tap
+    images: Pixels  # from noise to smooth
+    expected: TapVectors  # Keras's vectors of them
+
+    def check(self, run: Callable[[Pixels], TapVectors]) -> None:
+        """Raise `EngineError` if an engine's vectors, at two batch sizes, are not Keras's."""
+        together, alone = run(self.images), run(self.images[:1])
+        for tap, expected in self.expected.items():
+            worst = max(
+                disagreement(together[tap], expected), disagreement(alone[tap], expected[:1])
+            )
+            if not worst <= TOLERANCE:
+                raise EngineError(
+                    f"{self.name} under OpenVINO differs from Keras by {worst:.1e} relative at the "
+                    f"tap {tap}; expected {TOLERANCE:.0e} at most: {FALL_BACK}"
+                )
+
+
+def output_name(index: int) -> str:
+    """Return the name of a tap's output; TensorFlow sorts names, and zeros keep their order."""
+    return f"tap_{index:04d}"
+
+
+def disagreement(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Return max |ours - theirs| / max |theirs|, infinite where no such comparison can be made."""
+    if ours.shape != theirs.shape or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return float("inf")
+    if not theirs.size:
+        return 0.0
+    difference = float(np.abs(ours.astype(np.float64) - theirs).max())
+    return difference / max(float(np.abs(theirs).max()), float(np.finfo(np.float32).tiny))
+
+
+def convert(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
+    """Build a network in Keras and convert it."""
+    load_openvino()
+    require_threads("Keras")
+    with quiet_import():
+        import keras
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise EngineError(
+            "OpenVINO converts networks of Keras on TensorFlow; expected the Keras backend "
+            f"'tensorflow', received {backend!r}: set KERAS_BACKEND=tensorflow, or {FALL_BACK}"
+        )
+    network = build_tap_model(source, taps)
+    images = draw_images((_CHECKED, *source.input_size_px), _SEED)
+    with translated(f"the conversion of {source.name} to OpenVINO"), quiet_import():
+        from openvino.tools.ovc import convert_model
+
+        outputs = {output_name(index): tensor for index, tensor in enumerate(network.outputs)}
+        named = keras.Model(network.inputs, outputs)
+        # Shared weights would lie in Keras's memory, which is given back before the model is.
+        model = convert_model(named, share_weights=False)
+        with keras.device("cpu:0"):  # a GPU may round to fewer bits than are compared
+            batches = [named([part], training=False) for part in (images, images[:1])]
+        together, alone = (
+            {
+                tap: keras.ops.convert_to_numpy(batch[name])
+                for tap, name in zip(taps, outputs, strict=True)
+            }
+            for batch in batches
+        )
+    for tap, vectors in together.items():
+        if not np.isfinite(vectors).all():
+            raise EngineError(
+                f"{source.name} gives features that are no finite numbers at the tap {tap} for "
+                f"drawn images, so that OpenVINO cannot be compared with Keras: {FALL_BACK}"
+            )
+        if disagreement(alone[tap], vectors[:1]) > _LARGEST_CHANGE:
+            raise BackboneError(
+                f"{source.name} gives an image other features at the tap {tap} when it is alone "
+                "than beside other images, so that they cannot be cached: expected a network in "
+                "inference mode, without statistics of the batch and without random numbers"
+            )
+    return Conversion(source.name, model, images, together)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredConversion:
+    """The folder of a conversion, used only where its description and files are what is asked for.
+
+    Reading every byte costs what hashing the backbone's weights costs on every start anyway (9 MB:
+    6 ms), and anything less would let a changed bit through into the features.
+    """
+
+    folder: Path
+    identity: Mapping[str, object]  # everything that decides its graph, as JSON types
+
+    @classmethod
+    def of(cls, folder: Path, source: BackboneSource, taps: tuple[str, ...]) -> StoredConversion:
+        """Return where a backbone with its taps is kept below the folder of conversions."""
+        identity = _identity(source, taps)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.name)[:80]
+        return cls(folder / f"{name}-{digest}", identity)
+
+    @property
+    def model(self) -> Path:
+        """The file that OpenVINO reads; the weights lie beside it."""
+        return self.folder / _MODEL
+
+    def is_whole(self) -> bool:
+        """Return whether there is such a conversion, whole and unchanged; log one that is not."""
+        damage = self._damage() if self.folder.exists() else ""
+        if damage:
+            self.report(damage)
+        return self.folder.exists() and not damage
+
+    def report(self, damage: str) -> None:
+        """Log that the conversion cannot be used."""
+        _LOGGER.warning(
+            "the conversion kept in %s is damaged (%s): converting again", self.folder, damage
+        )
+
+    def _damage(self) -> str:
+        try:
+            stated = json.loads((self.folder / _DESCRIPTION).read_text("utf-8"))
+            actual = self._description(self.folder)
+        except (OSError, ValueError, RecursionError) as error:
+            return str(error)
+        return "" if stated == actual else "its files are not those that it states"
+
+    def _description(self, folder: Path) -> dict[str, object]:
+        digests = {name: file_sha256(folder / name) for name in (_MODEL, _WEIGHTS)}
+        return {**self.identity, "sha256": digests}
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Give the path of a model to write; then put it into the folder, durably and at once.
+
+        Another process may do the same meanwhile: a whole conversion stays. What fails is removed.
+        """
+        parent = self.folder.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f"{_TEMPORARY}*"):  # by processes that were killed
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)
+        written, aside = (parent / f"{_TEMPORARY}{uuid.uuid4().hex}" for _ in range(2))
+        written.mkdir()
+        try:
+            yield written / _MODEL
+            description = json.dumps(self._description(written), indent=1)
+            (written / _DESCRIPTION).write_text(description, "utf-8")
+            flush(written)
+            if self.folder.exists() and self._damage():
+                with suppress(FileNotFoundError):  # another process moved it first
+                    self.folder.rename(aside)
+            try:
+                written.rename(self.folder)
+            except OSError:
+                if self._damage():
+                    raise
+            flush_names(parent)
+        finally:
+            for folder in (written, aside):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _identity(source: BackboneSource, taps: tuple[str, ...]) -> dict[str, object]:
+    row, rule = source.row, PREPROCESSINGS[source.preprocessing]
+    # What makes the layers beside Keras itself.
+    builder: tuple[object, ...] = () if row is None else (row.keras_name, row.arguments)
+    if source.kind == "hub":
+        with suppress(PackageNotFoundError):
+            builder = ("keras-hub", version("keras-hub"))
+    identity: dict[str, object] = {
+        "type": _TYPE,
+        "version": _VERSION,
+        "backbone": source.name,
+        "builder": builder,
+        "weights_sha256": source.weights.sha256,
+        "input_size_px": source.input_size_px,
+        "preprocessing": (rule.scale, rule.offset, rule.bgr),
+        "taps": taps,
+        # Another Keras may build another graph of the same weights, another OpenVINO convert or
+        # read it differently; converting again takes seconds, once an upgrade.
+        "keras": version("keras"),
+        "openvino": version("openvino"),
+    }
+    identity = json.loads(json.dumps(identity))  # lists in the place of tuples
+    return identity

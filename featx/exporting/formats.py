@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featx.backbones.build import build_tap_model
 from featx.backbones.source import BackboneSource
-from featx.engines.openvino_conversion import load_openvino
+from featx.engines.openvino import load_openvino
 from featx.exceptions import ExportError, HeadError, MissingExtraError, UnknownNameError, reason
 from featx.heads.rows import Floats
 from featx.heads.steps import Linear, Rectify, Scale, Sigmoid, Softmax, Step, UnitLength, joined

@@ -12,7 +12,7 @@ import itertools
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
@@ -126,6 +126,13 @@ def _truncated(what: str) -> NoReturn:
     raise ImageError(f"truncated: {what}")
 
 
+def _parts(what: str) -> Iterator[None]:
+    """Count the turns of a loop, and refuse too many."""
+    for count in itertools.count():
+        _check_parts(count, what)
+        yield
+
+
 def _check_parts(count: int, what: str) -> None:
     if count > _MOST_PARTS:
         raise ImageError(f"too much work: more than {_MOST_PARTS:,} {what}: save the image anew")
@@ -136,8 +143,7 @@ def _jpeg(data: bytes) -> Container:
     pieces: list[bytes] = []
     orientation, pos, start = 1, 2, 0
     several, channels = False, 0
-    for count in itertools.count():
-        _check_parts(count, "JPEG segments")
+    for _ in _parts("JPEG segments"):
         match = _JPEG_MARKER.search(data, pos)
         if match is None or match.start() + 4 > len(data):
             _truncated("JPEG header without pixel data")
@@ -169,23 +175,21 @@ def _jpeg(data: bytes) -> Container:
 
 def _jpeg_scans(data: bytes, pos: int) -> int:
     """Return the number of scans from the first on; 2 at least, as the picture is kept."""
-    scans = count = 0
-    while True:
-        count += 1
-        _check_parts(count, "JPEG segments")
+    scans = 0
+    for _ in _parts("JPEG segments"):
         match = _AFTER_A_SCAN.search(data, pos)
         if match is None or data[match.end() - 1] == 0xD9:
-            return max(scans, 2)
+            break
         scans += data[match.end() - 1] == 0xDA
         pos = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+    return max(scans, 2)
 
 
 def _png(data: bytes) -> Container:
     """Keep the critical chunks and tRNS; every checksum must hold, IEND must be there."""
     pieces: list[bytes] = [data[:8]]
     orientation, pos, name = 1, 8, b""
-    for count in itertools.count():
-        _check_parts(count, "PNG chunks")
+    for _ in _parts("PNG chunks"):
         if name == b"IEND":
             break
         if pos + 12 > len(data):
@@ -228,8 +232,7 @@ def _webp(data: bytes) -> Container:
         width = int.from_bytes(data[24:27], "little") + 1
         height = int.from_bytes(data[27:30], "little") + 1
         pos = 12
-        for count in itertools.count():
-            _check_parts(count, "WebP chunks")
+        for _ in _parts("WebP chunks"):
             if pos + 8 > size:
                 break
             end = pos + 8 + int.from_bytes(data[pos + 4 : pos + 8], "little")
@@ -315,8 +318,7 @@ def _jpeg2000(data: bytes) -> Container:
     tiles = -(-(x1 - tx) // tile_w) * -(-(y1 - ty) // tile_h)
     parts = progress = 0
     pos = start + 4 + int.from_bytes(data[start + 4 : start + 6], "big")
-    for count in itertools.count():
-        _check_parts(count, "segments of a JPEG 2000")
+    for _ in _parts("segments of a JPEG 2000"):
         code = data[pos : pos + 2]
         if code[:1] != b"\xff" or code == b"\xff\x90":
             break

@@ -9,17 +9,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images.arrays import as_stack, check_images, listed, read_hdf5, read_npz
 from featx.images.files import ImageData, ImageSource, Listing, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.scan import scan_folder
-from featx.images.sources import check_paths, recognise
+from featx.images.sources import (
+    Source,
+    as_stack,
+    check_images,
+    check_paths,
+    is_pil,
+    listed,
+    read_hdf5,
+    read_npz,
+    recognise,
+)
 from featx.images.tables import read_table
 
 StrPath = str | os.PathLike[str]
@@ -182,7 +191,7 @@ class ImageDataset:
             return image
         if isinstance(image, ImageError):
             raise ImageError(str(image))
-        if hasattr(image, "getbands"):
+        if is_pil(image):
             from featx.images.decode import picture_to_rgb
 
             return picture_to_rgb(image)
@@ -225,7 +234,7 @@ class ImageDataset:
         )
 
     def with_labels(
-        self, labels: Iterable[Any] | None, *, classes: Sequence[str] | None = None
+        self, labels: Iterable[object] | None, *, classes: Sequence[str] | None = None
     ) -> ImageDataset:
         """Return the same images with other labels.
 
@@ -363,10 +372,10 @@ class ImageDataset:
     def from_paths(
         cls,
         paths: Iterable[StrPath],
-        labels: Iterable[Any] | None = None,
+        labels: Iterable[object] | None = None,
         *,
-        groups: Iterable[Any] | None = None,
-        splits: Iterable[Any] | None = None,
+        groups: Iterable[object] | None = None,
+        splits: Iterable[object] | None = None,
         name: str | None = None,
     ) -> ImageDataset:
         """Take a list of image files.
@@ -396,7 +405,7 @@ class ImageDataset:
 
     @classmethod
     def from_arrays(
-        cls, images: Any, labels: Iterable[Any] | None = None, *, name: str = "arrays"
+        cls, images: object, labels: Iterable[object] | None = None, *, name: str = "arrays"
     ) -> ImageDataset:
         """Take images that are arrays, PIL images, or contents of image files.
 
@@ -473,7 +482,7 @@ class ImageDataset:
     @classmethod
     def from_any(
         cls,
-        data: Any,
+        data: object,
         *,
         splits: SplitNames = None,
         root: StrPath | None = None,
@@ -501,8 +510,8 @@ class ImageDataset:
             channels first, or several grey ones; if it has no splits to be named, or no paths
             for `root`.
         """
-        source = None if isinstance(data, ImageDataset) else recognise(data)
-        kind = "dataset" if source is None else source.kind
+        source = Source(kind="dataset") if isinstance(data, ImageDataset) else recognise(data)
+        kind = source.kind
         # Never the content of a file.
         what = type(data).__name__ if kind == "arrays" else repr(str(data)[:80])
         if root is not None and kind != "table":
@@ -514,9 +523,8 @@ class ImageDataset:
                 "--splits (splits=...) is for a folder, a table or a file of arrays, received "
                 f"{what}: leave it out"
             )
-        if source is None:
-            dataset: ImageDataset = data
-            return dataset
+        if isinstance(data, ImageDataset):
+            return data
         match source.kind:
             case "folder":
                 return cls.from_folder(source.path, splits=splits)
@@ -527,8 +535,8 @@ class ImageDataset:
             case "hdf5":
                 return cls.from_hdf5(source.path, splits=splits)
             case "arrays":
-                return cls.from_arrays(as_stack(source.items))
-        return cls.from_paths(source.items, name=source.path.stem or None)
+                return cls.from_arrays(as_stack(source.images))
+        return cls.from_paths(source.paths, name=source.path.stem or None)
 
     @classmethod
     def _of(

@@ -17,10 +17,10 @@ import io
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from functools import cache, partial
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,14 @@ from featx.exceptions import ImageError, MissingExtraError
 from featx.images.containers import Container, exif_orientation, inspect
 from featx.images.files import AnyArray, ImageData, image_key, why_failed
 from featx.images.limits import MOST_PIXELS, budget, check_array, check_pixels, check_work
-from featx.images.views import Box, View, change_look, draw_view
+from featx.images.views import UNCHANGED, Box, View, change_look, draw_view
 from featx.spec import ImagePolicy, ViewPolicy
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Rgb: TypeAlias = NDArray[np.uint8]
+Plugin: TypeAlias = "Callable[[IO[bytes]], Image.Image]"
 _VERSION = 1
 _BAND_PX = 1 << 22
 # Room for rounding in a float image; what lies within is clipped.
@@ -99,24 +100,44 @@ def decode_sizes(
     of the image, which is made where it is needed and not given.
     """
     with short_failures():
-        drawn = _drawn(data, as_targets(targets), key)
-        source: _File | _Array = _File(data) if isinstance(data, bytes) else _Array(data)
-        if not drawn:
-            return []
-        scales = [
-            source.scale(_least_px(target, view) if target.image.draft else None)
-            for target, view in drawn
-        ]
-        need = source.check(scales, [target.size_px[1] for target, _ in drawn])
+        drawn: list[tuple[Target, View]] = []
+        for target in as_targets(targets):
+            view = UNCHANGED
+            if target.view is not None:
+                key = key or image_key(data)
+                view = draw_view(target.view, key)
+            drawn.append((target, view))
+        widths = [target.size_px[1] for target, _ in drawn]
+        picture: Callable[[int], Image.Image]
+        if isinstance(data, bytes):
+            file = _File(data)
+            if not drawn:
+                return []
+            scales = [
+                file.scale(_least_px(target.size_px, view) if target.image.draft else None)
+                for target, view in drawn
+            ]
+            need, picture = file.check(scales, widths), file.rgb
+        else:
+            scales = [1] * len(drawn)
+            need, picture = check_array(data, widths), partial(_array_picture, data)
         pixels: dict[tuple[Target, int], Rgb] = {}
         with budget().hold(need):
             for scale in dict.fromkeys(scales):
-                rgb = source.rgb(scale)
+                rgb = picture(scale)
                 for (target, view), its_scale in zip(drawn, scales, strict=True):
                     if its_scale == scale and (target, scale) not in pixels:
-                        pixels[target, scale] = _finish(rgb, target, view)
+                        small = _resize(rgb, target.size_px, target.image, view.box)
+                        pixels[target, scale] = np.array(change_look(small, view))
                 del rgb
         return [pixels[target, scale] for (target, _), scale in zip(drawn, scales, strict=True)]
+
+
+def _least_px(size_px: tuple[int, int], view: View) -> tuple[int, int]:
+    """Return the size that a draft must have: what is cut out keeps twice the size of a target."""
+    height, width = size_px
+    box = view.box or Box(0, 0, 1, 1)
+    return math.ceil(2 * height / box.height), math.ceil(2 * width / box.width)
 
 
 def decode_image(data: ImageData, size_px: tuple[int, int], policy: ImagePolicy) -> Rgb:
@@ -127,10 +148,10 @@ def decode_image(data: ImageData, size_px: tuple[int, int], policy: ImagePolicy)
 def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> Rgb:
     """Return an image file at its own size; a JPEG may be smaller by 2, 4 or 8 to `draft_px`."""
     with short_failures():
-        source = _File(data)
-        scale = source.scale(draft_px)
-        with budget().hold(source.check([scale], [])):
-            return np.array(source.rgb(scale))
+        file = _File(data)
+        scale = file.scale(draft_px)
+        with budget().hold(file.check([scale], [])):
+            return np.array(file.rgb(scale))
 
 
 class _File:
@@ -142,7 +163,7 @@ class _File:
         self._header: Image.Image | None = None
         if self._container.kind == "WEBP":
             # To read its header would allocate the picture.
-            check_pixels("WEBP", self._container.size_px or (0, 0), pixel_limit())
+            check_pixels("WEBP", self._container.size_px or (0, 0))
         else:
             self._header = open_image(self._container)
 
@@ -182,69 +203,19 @@ class _File:
         return _upright(image, orientation)
 
 
-class _Array:
-    """An array as an image."""
-
-    def __init__(self, array: AnyArray) -> None:
-        self._array = array
-
-    def scale(self, least_px: tuple[int, int] | None) -> int:
-        """Return 1: an array does not shrink."""
-        return 1
-
-    def check(self, scales: Sequence[int], widths: Sequence[int]) -> int:
-        """Return the bytes that bringing it to these widths takes; refuse too many."""
-        return check_array(self._array, widths)
-
-    def rgb(self, scale: int) -> Image.Image:
-        """Return it as RGB."""
-        from PIL import Image
-
-        return Image.fromarray(np.ascontiguousarray(array_to_rgb(self._array)))
-
-
 def picture_to_rgb(image: Image.Image) -> Rgb:
     """Return upright RGB of a PIL image, in memory or a page of a file, by the rules for files."""
     with short_failures():
-        check_pixels("", (image.height, image.width), pixel_limit())
+        check_pixels("", (image.height, image.width))
         with budget().hold(7 * image.width * image.height):
             with _loading:
                 image.load()
-            return np.array(_upright(image, _orientation(image)))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a PIL image; as in files, XMP does not count."""
-    if image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
-        return exif_orientation(image.info.get("exif") or b"")
-    return int(image.getexif().get(0x0112, 1))
-
-
-def _drawn(
-    data: ImageData, targets: list[Target], key: bytes | None
-) -> list[tuple[Target, View | None]]:
-    """Return the targets with what their views do to this image."""
-    if key is None and any(target.view is not None for target in targets):
-        key = image_key(data)
-    return [
-        (target, None if target.view is None or key is None else draw_view(target.view, key))
-        for target in targets
-    ]
-
-
-def _least_px(target: Target, view: View | None) -> tuple[int, int]:
-    """Return the size that a draft must have: what is cut out keeps twice the size of a target."""
-    height, width = target.size_px
-    if view is None or view.box is None:
-        return 2 * height, 2 * width
-    return math.ceil(2 * height / view.box.height), math.ceil(2 * width / view.box.width)
-
-
-def _finish(image: Image.Image, target: Target, view: View | None) -> Rgb:
-    if view is None:
-        return np.array(_resize(image, target.size_px, target.image))
-    small = _resize(image, target.size_px, target.image, view.box)
-    return np.array(change_look(small, view))
+            # As in files, an orientation in XMP does not count.
+            if image.info.keys() & {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}:
+                orientation = exif_orientation(image.info.get("exif") or b"")
+            else:
+                orientation = int(image.getexif().get(0x0112, 1))
+            return np.array(_upright(image, orientation))
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -310,10 +281,7 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _resize(
-    image: Image.Image,
-    size_px: tuple[int, int],
-    policy: ImagePolicy,
-    part: Box | None = None,
+    image: Image.Image, size_px: tuple[int, int], policy: ImagePolicy, part: Box | None
 ) -> Image.Image:
     from PIL import Image as PILImage
 
@@ -331,30 +299,31 @@ def _resize(
     if policy.resize == "crop":
         w = max(1, min(image.width, image.height * width // height))
         h = max(1, min(image.height, image.width * height // width))
-        left, top = (image.width - w) // 2, (image.height - h) // 2
-        box = (left, top, left + w, top + h)
+        x, y = (image.width - w) // 2, (image.height - h) // 2
+        box = (x, y, x + w, y + h)
     if part is not None:
-        box = _part_of(box or (0, 0, *image.size), part)
+        left, top, right, bottom = box or (0.0, 0.0, *image.size)
+        across, down = right - left, bottom - top
+        left += part.left * across
+        top += part.top * down
+        # A view shows nothing else than the picture does.
+        right, bottom = (
+            min(right, left + part.width * across),
+            min(bottom, top + part.height * down),
+        )
+        box = (left, top, right, bottom)
     resample = PILImage.Resampling[policy.interpolation.upper()]
     return image.resize((width, height), resample, box=box)
 
 
-def _part_of(
-    box: tuple[float, float, float, float], part: Box
-) -> tuple[float, float, float, float]:
-    """Return a part of what would be resized; a view shows nothing else than the picture does."""
-    left, top, right, bottom = box
-    x = left + part.left * (right - left)
-    y = top + part.top * (bottom - top)
-    return (
-        x,
-        y,
-        min(right, x + part.width * (right - left)),
-        min(bottom, y + part.height * (bottom - top)),
-    )
-
-
 # Arrays
+
+
+def _array_picture(array: AnyArray, scale: int) -> Image.Image:
+    """Return an array image as RGB; it does not shrink."""
+    from PIL import Image as PILImage
+
+    return PILImage.fromarray(np.ascontiguousarray(array_to_rgb(array)))
 
 
 def array_to_rgb(array: AnyArray) -> Rgb:
@@ -474,14 +443,16 @@ def short_failures() -> Iterator[None]:
 
 
 @cache
-def _plugin(kind: str) -> Any:
+def _plugin(kind: str) -> Plugin:
     """Return Pillow's class for a format; found by hand, as `Image.open` tries all and warns."""
     module, name = _PLUGINS[kind]
     try:
-        return getattr(importlib.import_module(module), name)
+        plugin: Plugin = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
+    else:
+        return plugin
     if kind == "HEIF":
         missing = MissingExtraError("pillow-heif", extra="heif", purpose="reading HEIF images")
         raise ImageError(str(missing))
@@ -498,22 +469,15 @@ def open_image(container: Container) -> Image.Image:
     if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
         raise ImageError(f"this Pillow was built without {kind}: pip install --upgrade pillow")
     if container.size_px is not None:
-        check_pixels(kind, container.size_px, pixel_limit())
-    image: Image.Image = plugin(io.BytesIO(container.data))
-    check_pixels(kind, (image.height, image.width), pixel_limit())
+        check_pixels(kind, container.size_px)
+    image = plugin(io.BytesIO(container.data))
+    check_pixels(kind, (image.height, image.width))
     return image
 
 
 def is_known_format(name: str | None) -> bool:
     """Return whether featx decodes a format of Pillow's; an MPO is a JPEG with more behind it."""
     return name in _PLUGINS or name == "MPO"
-
-
-def pixel_limit() -> int:
-    """Return the most pixels of an image; a stricter ``PIL.Image.MAX_IMAGE_PIXELS`` is heeded."""
-    from PIL import Image
-
-    return min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
 
 
 def check_truncation_setting() -> None:

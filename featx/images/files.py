@@ -30,29 +30,24 @@ class ImageSource(Protocol):
         """Return the number of images."""
         ...
 
-    def __getitem__(self, index: int, /) -> Any:
+    def __getitem__(self, index: int, /) -> object:
         """Return one image as an array."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Images as a folder, a table or a file of arrays lists them; None for what it does not say.
-
-    Labels are `as_written` where any text is one, as the name of a folder is. `split_names` says
-    which names were taken for which split, `strays` what is not used and why, `notes` what could
-    have been decided otherwise.
-    """
+    """Images as a folder, a table or a file of arrays lists them; None for what it does not say."""
 
     paths: Sequence[str]
-    labels: Iterable[Any] | None = None
-    as_written: bool = False
+    labels: Iterable[object] | None = None
+    as_written: bool = False  # whether any text is a label, as the name of a folder is
     splits: list[str] | None = None
-    split_names: Sequence[tuple[str, str]] = ()
+    split_names: Sequence[tuple[str, str]] = ()  # which names were taken for which split
     groups: list[str] | None = None
-    strays: Sequence[tuple[str, str]] = ()
+    strays: Sequence[tuple[str, str]] = ()  # what is not used, and why
     empty_classes: Sequence[str] = ()
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # what could have been decided otherwise
     arrays: ImageSource | None = None
 
 
@@ -75,11 +70,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     try:
         # A pipe or a device would block, so the kind is asked before anything is opened.
         # Without `Path` and a buffer, which cost as much as reading a small file.
-        _check_regular(os.stat(path))
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except ImageError:
-        raise
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_FILE_BYTES:
+            with open(path, "rb", buffering=0) as file:
+                return file.readall()
     except FileNotFoundError as error:
         raise ImageError("no such file") from error
     except PermissionError as error:
@@ -88,30 +82,15 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ImageError(f"not a path: {error}") from error
-
-
-def _check_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
         raise ImageError(f"expected a file, found {what}")
-    if status.st_size > MAX_FILE_BYTES:
-        raise ImageError(
-            f"too large: a file of {status.st_size:,} bytes, the limit is {MAX_FILE_BYTES:,}"
-        )
+    raise ImageError(
+        f"too large: a file of {status.st_size:,} bytes, the limit is {MAX_FILE_BYTES:,}"
+    )
 
 
 # Keys: what identifies an image, whatever it is called.
-
-
-def file_key(data: bytes) -> bytes:
-    """Return the key of an image file's bytes: their SHA-256, 32 bytes."""
-    return hashlib.sha256(data).digest()
-
-
-def hash_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the key of an image file on disk."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def array_key(array: AnyArray) -> bytes:
@@ -125,8 +104,8 @@ def array_key(array: AnyArray) -> bytes:
 
 
 def image_key(image: ImageData) -> bytes:
-    """Return the key of an image file's bytes, or of an array."""
-    return file_key(image) if isinstance(image, bytes) else array_key(image)
+    """Return the key of an image: the SHA-256 of its file's bytes, or that of an array."""
+    return hashlib.sha256(image).digest() if isinstance(image, bytes) else array_key(image)
 
 
 class Read(NamedTuple):
@@ -176,25 +155,21 @@ def nearest_path(base: Path, path: str) -> str:
 
     It may differ in case, in spaces around a name, in the form of accents, and in the extension.
     """
+
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", text.strip()).casefold()
+
     folder, parts = base, []
     for part in Path(path.strip()).parts:
         if part == folder.anchor:
             continue
         if not (folder / part).exists():
-            part = _alike(folder, part)
-            if not part:
+            names, stem = names_in(folder), plain(PurePath(part.strip()).stem)
+            same = [name for name in names if plain(name) == plain(part)]
+            same += [n for n in names if is_image_name(n) and plain(PurePath(n).stem) == stem]
+            if not same:
                 return ""
+            part = same[0]
         folder /= part
         parts.append(part)
     return str(Path(base.anchor, *parts) if Path(path).is_absolute() else Path(*parts))
-
-
-def _alike(folder: Path, name: str) -> str:
-    def plain(text: str) -> str:
-        return unicodedata.normalize("NFC", text.strip()).casefold()
-
-    names = names_in(folder)
-    same = [other for other in names if plain(other) == plain(name)]
-    stem = plain(PurePath(name.strip()).stem)
-    same += [n for n in names if is_image_name(n) and plain(PurePath(n).stem) == stem]
-    return same[0] if same else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
+from featx.images.files import AnyArray
 
 # What pandas reads as missing, and what its missing values are written as.
 # fmt: off
@@ -26,7 +27,7 @@ _SHOWN = 5
 _SOME, _MANY, _VERY_MANY, _FEW_ROWS = 10, 20, 40, 20
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Return whether a value stands for none: None, NaN, NA, NaT, and the texts for these."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
@@ -39,7 +40,7 @@ def is_missing(value: Any) -> bool:
     return isinstance(value, float | np.floating) and bool(value != value)
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Return a value of a column as text, ``""`` where it is missing."""
     return "" if is_missing(value) else str(value)
 
@@ -48,7 +49,7 @@ def as_text(value: Any) -> str:
 
 
 def encode_labels(
-    labels: Iterable[Any],
+    labels: Iterable[object],
     n: int,
     *,
     classes: Sequence[str] | None = None,
@@ -93,7 +94,7 @@ def encode_labels(
     return tuple(order), np.array(indices, dtype=np.int32)
 
 
-def _values(labels: Iterable[Any]) -> list[Any]:
+def _values(labels: Iterable[object]) -> list[object]:
     """Return plain Python values; whole floats (integers beside NaN) become int."""
     array = labels if isinstance(labels, np.ndarray) else None
     if array is None and hasattr(labels, "__array__"):
@@ -110,7 +111,7 @@ def _values(labels: Iterable[Any]) -> list[Any]:
     return [int(v) if isinstance(v, float) and v.is_integer() else v for v in plain]
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     """Return the class name of one label."""
     if isinstance(value, bytes):
         try:
@@ -129,7 +130,7 @@ def _name(value: Any) -> str:
     )
 
 
-def check_complete(labels: Any) -> None:
+def check_complete(labels: object) -> None:
     """Refuse labels of which some are missing, naming the rows."""
     ndim = getattr(labels, "ndim", 1)
     kind = getattr(getattr(labels, "dtype", None), "kind", "O")
@@ -181,7 +182,7 @@ def look_like_measurements(names: Sequence[str], rows: int) -> str:
 # Several labels an image
 
 
-def read_label_sets(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
+def read_label_sets(y: object) -> tuple[AnyArray, NDArray[np.intp]]:
     """Return the k labels, sorted, and a matrix (n, k) with 1 where an image has one, else 0.
 
     They come as such a matrix (also as nested lists of two columns or more), whose labels are then
@@ -210,7 +211,7 @@ def read_label_sets(y: Any) -> tuple[NDArray[Any], NDArray[np.intp]]:
 
 
 def label_matrix(
-    sets: Sequence[Any], labels: Sequence[Any], *, what: str = "the data"
+    sets: Sequence[object], labels: Sequence[object], *, what: str = "the data"
 ) -> NDArray[np.intp]:
     """Return the labels of images, in the forms of `read_label_sets`, as a matrix of 0 and 1."""
     column = {label: number for number, label in enumerate(labels)}
@@ -244,7 +245,7 @@ def look_like_sets(names: Sequence[str]) -> str:
     return ""
 
 
-def _set(value: Any) -> list[Any]:
+def _set(value: object) -> Sequence[object]:
     if isinstance(value, str):
         parts = (part.strip() for part in value.split(SEPARATOR))
         return sorted({part for part in parts if not is_missing(part)})
@@ -256,7 +257,7 @@ def _set(value: Any) -> list[Any]:
     return sorted({label for label in value if not is_missing(label)}, key=str)
 
 
-def _is_matrix(y: Any) -> bool:
+def _is_matrix(y: object) -> bool:
     """Whether nested lists are a matrix of 0 and 1, not collections of labels."""
     if not (isinstance(y, list | tuple) and y and all(isinstance(r, list | tuple) for r in y)):
         return False

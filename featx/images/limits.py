@@ -11,12 +11,13 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from featx.exceptions import ImageError
 from featx.images.containers import Container
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -65,9 +66,12 @@ _BYTES_A_ROW = 8
 _BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 
 
-def check_pixels(kind: str, size_px: tuple[int, int], limit: int) -> None:
-    """Refuse a picture (height, width) of a format with more pixels than the user's own limit."""
+def check_pixels(kind: str, size_px: tuple[int, int]) -> None:
+    """Refuse a picture (height, width) of too many pixels; a stricter limit of Pillow's holds."""
+    from PIL import Image
+
     height, width = size_px
+    limit = min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
     # A JPEG of any size can be decoded at an eighth of it.
     if height * width <= limit or (kind == "JPEG" and limit >= MOST_PIXELS):
         return
@@ -87,12 +91,11 @@ def check_work(
 ) -> int:
     """Return the bytes that decoding takes at most; refuse what takes too much of them or of time.
 
-    `image` is the picture of which no more than the header has been read, None where reading that
-    would allocate it. `file_bytes` is the size of the file as it was read; it is decoded at each
-    of the `scales`, and brought to the `widths`.
+    `file_bytes` is the size of the file as it was read; it is decoded at each of the `scales`, and
+    brought to the `widths`.
     """
     kind = container.kind
-    if image is None:
+    if image is None:  # to read its header would allocate it
         (height, width), mode = container.size_px or (0, 0), "RGBA"
         codec = kind
     else:
@@ -111,8 +114,14 @@ def check_work(
     blocks = parts = 0
     if kind == "JPEG" and image is not None:
         pixels = scaled
-        blocks, buffered = _jpeg_blocks(image, container)
-        decoding += buffered
+        # The blocks that all scans visit, which are kept from scan to scan.
+        layers: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
+        across = 8 * max((h for _, h, _, _ in layers), default=1)
+        down = 8 * max((v for _, _, v, _ in layers), default=1)
+        columns, lines = -(-width // across), -(-height // down)
+        in_a_scan = sum(columns * h * lines * v for _, h, v, _ in layers)
+        blocks = container.scans * in_a_scan
+        decoding += 128 * in_a_scan if container.scans > 1 else 0
     elif kind == "TIFF" and image is not None:
         copies = 2 * file_bytes
         if codec == "libtiff":
@@ -135,17 +144,9 @@ def check_work(
             f"too large: {size} take about {need >> 20:,} MiB of memory to decode, the limit is "
             f"{MOST_DECODE_BYTES >> 20} MiB: make the image smaller, or save it as JPEG"
         )
-    times = len(set(scales))
-    seconds = (
-        1e-9
-        * times
-        * (
-            pixels * cost.ns_a_pixel
-            + file_bytes * cost.ns_a_byte
-            + blocks * _NS_A_BLOCK
-            + parts * _NS_A_TILE
-        )
-    )
+    spent_ns = pixels * cost.ns_a_pixel + file_bytes * cost.ns_a_byte
+    spent_ns += blocks * _NS_A_BLOCK + parts * _NS_A_TILE
+    seconds = 1e-9 * len(set(scales)) * spent_ns
     limit = min(_MOST_S_AT_ALL, _MOST_S + _MOST_S_A_BYTE * file_bytes)
     if seconds > limit:
         raise ImageError(
@@ -155,7 +156,7 @@ def check_work(
     return need
 
 
-def check_array(array: NDArray[Any], widths: Sequence[int]) -> int:
+def check_array(array: NDArray[np.generic], widths: Sequence[int]) -> int:
     """Return the bytes that bringing an array image to these widths takes; refuse too many."""
     height, width = array.shape[:2] if array.ndim > 1 else (1, 1)
     need: int = 7 * height * width + height * (4 * max(widths, default=0) + _BYTES_A_ROW)
@@ -165,16 +166,6 @@ def check_array(array: NDArray[Any], widths: Sequence[int]) -> int:
             f"memory to resize, the limit is {MOST_DECODE_BYTES >> 20} MiB: make it smaller"
         )
     return need
-
-
-def _jpeg_blocks(image: Image.Image, container: Container) -> tuple[int, int]:
-    """Return the blocks that all scans of a JPEG visit, and the bytes kept from scan to scan."""
-    layers: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
-    across = max((h for _, h, _, _ in layers), default=1)
-    down = max((v for _, _, v, _ in layers), default=1)
-    columns, lines = -(-image.width // (8 * across)), -(-image.height // (8 * down))
-    blocks: int = sum(columns * h * lines * v for _, h, v, _ in layers)
-    return container.scans * blocks, 128 * blocks if container.scans > 1 else 0
 
 
 def _tiff_buffer(image: Image.Image) -> int:

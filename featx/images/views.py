@@ -42,6 +42,9 @@ class View(NamedTuple):
     saturation: float = 1.0
 
 
+UNCHANGED = View(None, flip=False)
+
+
 def draw_view(policy: ViewPolicy, key: bytes) -> View:
     """Return the augmentation of the image with a key.
 
@@ -62,32 +65,21 @@ def draw_view(policy: ViewPolicy, key: bytes) -> View:
     )
     box = None
     if rule.least_area < 1:
-        box = _box(rule.least_area, rule.most_stretch, area, shape, left, top)
+        share = rule.least_area + (1.0 - rule.least_area) * area
+        # Neither side may be longer than the picture's.
+        most = min(rule.most_stretch, 1.0 / share)
+        # (1 + t) / (1 - t) is exp(2t) up to t**3: within [1/most, most], without a transcendental
+        # function, whose last digit differs between platforms.
+        t = (most - 1.0) / (most + 1.0) * (2.0 * shape - 1.0)
+        stretch = (1.0 + t) / (1.0 - t)
+        width, height = min(1.0, math.sqrt(share * stretch)), min(1.0, math.sqrt(share / stretch))
+        box = Box(left * (1.0 - width), top * (1.0 - height), width, height)
     factors = [1.0 + rule.colour * (2.0 * colour - 1.0) for colour in colours]
     return View(box, flip < rule.flip, *factors)
 
 
-def _box(
-    least_area: float, most_stretch: float, area: float, shape: float, left: float, top: float
-) -> Box:
-    share = least_area + (1.0 - least_area) * area
-    # Neither side may be longer than the picture's.
-    most = min(most_stretch, 1.0 / share)
-    # (1 + t) / (1 - t) is exp(2t) up to t**3: within [1/most, most], without a transcendental
-    # function, whose last digit differs between platforms.
-    t = (most - 1.0) / (most + 1.0) * (2.0 * shape - 1.0)
-    stretch = (1.0 + t) / (1.0 - t)
-    width = min(1.0, math.sqrt(share * stretch))
-    height = min(1.0, math.sqrt(share / stretch))
-    return Box(left * (1.0 - width), top * (1.0 - height), width, height)
-
-
 def change_look(image: Image.Image, view: View) -> Image.Image:
-    """Return an RGB image mirrored and with its colours changed, as drawn.
-
-    Brightness multiplies, contrast moves away from the mean grey, saturation away from each
-    pixel's own grey, in this order; all three are one affine map, rounded once.
-    """
+    """Return an RGB image mirrored and with its colours changed, as drawn."""
     from PIL import Image as PILImage
 
     if view.flip:
@@ -95,6 +87,8 @@ def change_look(image: Image.Image, view: View) -> Image.Image:
     b, c, s = view.brightness, view.contrast, view.saturation
     if b == c == s == 1.0:
         return image
+    # Brightness multiplies, contrast moves away from the mean grey, saturation from the grey of the
+    # pixel, in this order; all three are one affine map, rounded once.
     mean = float(np.asarray(image.convert("L")).mean())
     offset = b * (1.0 - c) * mean
     matrix: list[float] = []

@@ -224,14 +224,14 @@ def _pretend_extracted(data: featx.ImageDataset, cache: Path) -> None:
     from featx.extraction.job import Job
     from featx.extraction.pipeline import Network
     from featx.extraction.record import DatasetRecord
-    from featx.images.files import hash_file
+    from featx.images.files import image_key
 
     source = resolve_backbone("tiny")
     part = (source.spec(), Network(source, ("avg",)))
     job = Job(parts=(part,), data=data, layout=CacheLayout(cache))
     stages, record = job.open(), DatasetRecord(job)
     for index in range(len(data)):
-        record.ledger.key[index] = np.frombuffer(hash_file(data.file(index)), np.uint8)
+        record.ledger.key[index] = np.frombuffer(image_key(data.read(index)), np.uint8)
     record.ledger.status[:] = 0
     for start in range(0, len(data), SHARD_ROWS):
         keys = record.ledger.key[start : start + SHARD_ROWS]

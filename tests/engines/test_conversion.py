@@ -13,9 +13,7 @@ import pytest
 
 from featx.backbones.source import resolve_backbone
 from featx.engines import openvino as engine_module
-from featx.engines import openvino_conversion
-from featx.engines.openvino import OpenVinoEngine
-from featx.engines.openvino_conversion import StoredConversion
+from featx.engines.openvino import OpenVinoEngine, StoredConversion
 from featx.exceptions import BackboneError, EngineError
 
 TAPS = ("avg", "stem:max")
@@ -208,7 +206,7 @@ def test_everything_that_decides_the_graph_decides_the_place(source, monkeypatch
     }
     for package in ("keras", "openvino"):
         versions = {"keras": "1", "openvino": "1", package: "2"}
-        monkeypatch.setattr(openvino_conversion, "version", versions.get)
+        monkeypatch.setattr(engine_module, "version", versions.get)
         names.add(name())
     assert len(names) == 10
     assert name() == name()

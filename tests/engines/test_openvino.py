@@ -7,10 +7,10 @@ import pytest
 from featx.backbones.source import resolve_backbone
 from featx.engines import openvino as engine_module
 from featx.engines.keras import KerasEngine
-from featx.engines.openvino import OpenVinoEngine
-from featx.engines.openvino_conversion import (
+from featx.engines.openvino import (
     TOLERANCE,
     Conversion,
+    OpenVinoEngine,
     disagreement,
     load_openvino,
     translated,
@@ -236,7 +236,7 @@ def test_an_error_that_says_nothing_is_named():
 def test_telemetry_writes_nothing_and_is_not_even_imported(run_python, tmp_path):
     code = (
         "import sys, threading\n"
-        "from featx.engines.openvino_conversion import load_openvino\n"
+        "from featx.engines.openvino import load_openvino\n"
         "load_openvino().Core()\n"
         "print('openvino_telemetry' in sys.modules, threading.active_count())\n"
     )

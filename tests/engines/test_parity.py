@@ -13,8 +13,7 @@ from featx.backbones.build import draw_images
 from featx.backbones.catalog import CATALOG
 from featx.backbones.source import resolve_backbone
 from featx.engines.keras import KerasEngine
-from featx.engines.openvino import OpenVinoEngine
-from featx.engines.openvino_conversion import TOLERANCE, disagreement
+from featx.engines.openvino import TOLERANCE, OpenVinoEngine, disagreement
 
 # A block in the middle of the networks of each family.
 BLOCKS = {

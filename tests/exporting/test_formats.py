@@ -19,7 +19,7 @@ from featx.exceptions import DatasetError, ExportError, MissingExtraError, Unkno
 from featx.exporting.formats import FORMATS
 from featx.exporting.verification import calibration_images, decode_rows
 from featx.images.decode import decode_image
-from featx.images.files import file_key
+from featx.images.files import image_key
 
 HAS_ONNX = importlib.util.find_spec("tf2onnx") is not None
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")
@@ -84,7 +84,7 @@ def test_int8_is_smaller_and_judged_by_accuracy(model, files, pictures, tmp_path
     assert (kept["dataset"], kept["images"], len(set(kept["keys"]))) == (pictures.name, 8, 8)
     assert (small.verification["images"], small.verification["left_out"]) == (7, 8)
     measured_before = {
-        path for path in files if file_key(Path(path).read_bytes())[:8].hex() in kept["keys"]
+        path for path in files if image_key(Path(path).read_bytes())[:8].hex() in kept["keys"]
     }
     assert len(measured_before) == 8
     with pytest.raises(DatasetError, match="but those that int8 was calibrated on"):
@@ -97,7 +97,7 @@ def test_int8_is_smaller_and_judged_by_accuracy(model, files, pictures, tmp_path
 def test_int8_is_calibrated_on_other_images_than_it_is_measured_on(model, files):
     every = featx.ImageDataset.from_paths(files)
     first, last = every.subset(list(range(9))), every.subset(list(range(6, 15)))
-    keys = [file_key(Path(path).read_bytes()) for path in files]
+    keys = [image_key(Path(path).read_bytes()) for path in files]
     alone = calibration_images(every, model.spec_)
     assert set(alone.keys) == set(keys)
     assert alone.pixels.shape == (15, *model.spec_.input_size_px, 3)

@@ -20,7 +20,7 @@ from featx.images import files
 from featx.images import line as line_module
 from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_image
-from featx.images.files import array_key, hash_file
+from featx.images.files import array_key, image_key
 from featx.images.line import Line, Loaded
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
@@ -52,7 +52,7 @@ def test_one_result_for_each_index_in_order(folder, workers):
     for row in got:
         content = data.read(row.index)
         assert (row.status, row.reason) == ("decoded", "")
-        assert row.key == hashlib.sha256(content).digest() == hash_file(data.file(row.index))
+        assert row.key == hashlib.sha256(content).digest() == image_key(content)
         assert row.read_s >= 0
         assert row.decode_s > 0
         for pixels, (size, policy) in zip(row.pixels, TARGETS, strict=True):
@@ -109,7 +109,7 @@ def test_lack_of_memory_and_foreign_errors_are_rows(folder, monkeypatch):
 
 def test_known_keys_are_not_decoded(folder):
     data = ImageDataset.from_folder(folder)
-    keys = {hash_file(data.file(i)) for i in range(0, 30, 3)}
+    keys = {image_key(data.read(i)) for i in range(0, 30, 3)}
     got = list(load_images(data, range(30), TARGETS, known=keys.__contains__))
     assert [row.status == "known" for row in got] == [i % 3 == 0 for i in range(30)]
     assert all((row.pixels == []) == (row.status == "known") for row in got)

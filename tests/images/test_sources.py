@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_rgb
-from featx.images.files import file_key
+from featx.images.files import image_key
 from featx.images.loader import load_images
 from featx.images.sources import listed_paths
 from featx.spec import ImagePolicy
@@ -180,7 +180,7 @@ def test_a_picture_is_the_same_through_every_door(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
     key, pixels = read([path])
-    assert key == file_key(content)
+    assert key == image_key(content)
     with path.open("rb") as file, Image.open(path) as lazy, tempfile.TemporaryFile() as written:
         written.write(content)
         doors = [
@@ -293,7 +293,7 @@ def test_what_cannot_be_read_has_its_reason(tmp_path, monkeypatch):
         ImageDataset.from_any(["a.jpg", FILES["photo.jpg"]])
     with pytest.raises(DatasetError, match="received str at 1"):
         ImageDataset.from_any([PHOTO, "a.jpg"])
-    monkeypatch.setattr("featx.images.arrays.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("featx.images.sources.MAX_FILE_BYTES", 100)
     assert reason(io.BytesIO(FILES["photo.jpg"])) == "the file is too large: the limit is 100 bytes"
 
 
