@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featx.backbones.catalog import PREPROCESSINGS
-from featx.backbones.rescaling import PixelRange, range_of_keras_config
+from featx.backbones.rescaling import Config, PixelRange, range_of_keras_config
 from featx.backbones.saved_model import load_saved_model, read_endpoint
 from featx.backbones.weights import file_sha256, folder_sha256, open_keras_zip, readable, what_it_is
 from featx.exceptions import BackboneError, FeatxError, MissingExtraError, reason
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import keras
 
 Size = tuple[int, int]
-Json = Mapping[str, Any]
+Json = Mapping[str, object]
 
 _MOST_CONFIG_BYTES = 64 << 20
 _SHOWN, _MOST_CHARACTERS = 5, 60
@@ -44,16 +44,12 @@ class StatedInput:
 
 @dataclass(frozen=True, slots=True)
 class NetworkKind:
-    """A kind of file or folder that a network comes in.
-
-    `read` imports no numerical framework and runs nothing; `load` takes the path, an input size and
-    the preprocessing, and returns a `keras.Model`.
-    """
+    """A kind of file or folder that a network comes in."""
 
     prefix: str  # of names of this kind, before the colon
     summary: str
-    read: Callable[[Path], StatedInput]
-    load: Callable[[Path, Size, str], keras.Model]
+    read: Callable[[Path], StatedInput]  # imports no numerical framework and runs nothing
+    load: Callable[[Path, Size, str], keras.Model]  # of the path, input size and preprocessing
     suffixes: tuple[str, ...] = ()  # of files; a folder has none
     needs_trust: bool = False  # whether building the network runs what is in the folder
     opaque: bool = False  # one function in its own number types: its outputs are its only places
@@ -113,7 +109,7 @@ def _read_keras_file(path: Path) -> StatedInput:
     return StatedInput(size, "none", range_of_keras_config(config))
 
 
-def _keras_config(path: Path) -> Any:
+def _keras_config(path: Path) -> Config:
     """Return the layers of a ``.keras`` file as JSON types."""
     kind = what_it_is(path)
     if kind not in ("a .keras file", ""):
@@ -129,11 +125,8 @@ def _keras_config(path: Path) -> Any:
         raise BackboneError(f"{path} is no model saved by Keras 3: {reason(error)}") from error
 
 
-def _declared_input(config: Any) -> list[int | None]:
-    """Return the shape of the input that a saved model declares, empty where it declares none.
-
-    Shapes of inner layers do not count: what comes before them may change the size.
-    """
+def _declared_input(config: Config) -> list[int | None]:
+    """Return the shape of a saved model's own input, not of inner layers; empty for none."""
     try:
         declared = [
             layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
@@ -199,7 +192,7 @@ def _unknown_layers(path: Path) -> BackboneError | None:
     return None
 
 
-def _objects(value: object) -> Iterator[Json]:
+def _objects(value: object) -> Iterator[Config]:
     """Yield everything in a configuration that has a class."""
     waiting = [value]
     while waiting:
@@ -314,20 +307,22 @@ def _preprocessing_of(converter: Json) -> str:
     return ""
 
 
-def _three(value: Any, default: float) -> list[float]:
+def _three(value: object, default: float) -> list[float]:
     """Return a number for each channel, none where the value is no such thing."""
     value = default if value is None else value
     values = list(value) if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(number, int | float) for number in values) or len(values) not in (1, 3):
-        return []
-    return [float(number) for number in values] * (3 // len(values))
+    numbers = [float(number) for number in values if isinstance(number, int | float)]
+    whole = len(numbers) == len(values) and len(values) in (1, 3)
+    return numbers * (3 // len(values)) if whole else []
 
 
 def _read_saved_model(folder: Path) -> StatedInput:
     endpoint = read_endpoint(folder)
-    statement = "its function takes whole numbers" if endpoint.dtype == "uint8" else ""
-    size, pixels = endpoint.input_size_px, endpoint.pixels
-    return StatedInput(size, endpoint.preprocessing, pixels, statement)
+    # Pixels from 0 to 1 are the convention of TensorFlow Hub.
+    whole = endpoint.dtype == "uint8"
+    preprocessing = "none" if whole or endpoint.pixels == "0..255" else "unit"
+    statement = "its function takes whole numbers" if whole else ""
+    return StatedInput(endpoint.input_size_px, preprocessing, endpoint.pixels, statement)
 
 
 NETWORK_KINDS = {

@@ -7,9 +7,9 @@ configuration of a Keras model or from the graph of a SavedModel; neither is run
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +26,10 @@ _LEAST_MEAN = 20.0
 _MOST_OFFSET_OF_UNIT = 10.0
 
 Numbers = NDArray[np.float64]
+Message: TypeAlias = Any
+"""A message of `featx.backbones.saved_model`, whose class is made while featx runs."""
+Config: TypeAlias = Any
+"""What a ``config.json`` holds, of any form: whatever does not fit raises, and is caught."""
 
 
 class _Arithmetic:
@@ -46,7 +50,7 @@ class _Arithmetic:
             self.scale, self.offset = self.scale * a, self.offset * a + b
         return True
 
-    def operate(self, kind: str, left: Any, right: Any) -> bool:
+    def operate(self, kind: str, left: ArrayLike | None, right: ArrayLike | None) -> bool:
         """Add an operation of which one operand is the pixels, here None; return as `then`."""
         other = right if left is None else left
         if other is None or (left is not None and right is not None):
@@ -91,7 +95,7 @@ _KERAS_ARITHMETIC = {
 }  # fmt: skip
 
 
-def range_of_keras_config(config: Any) -> PixelRange:
+def range_of_keras_config(config: Config) -> PixelRange:
     """Return which pixels a model takes, by the ``config.json`` of its ``.keras`` file."""
     arithmetic = _Arithmetic()
     # Of another form than Keras writes: loading it will tell.
@@ -100,7 +104,7 @@ def range_of_keras_config(config: Any) -> PixelRange:
     return arithmetic.pixels
 
 
-def _follow_layers(model: Any, arithmetic: _Arithmetic, depth: int) -> bool:
+def _follow_layers(model: Config, arithmetic: _Arithmetic, depth: int) -> bool:
     """Take in the first layers of a model; return whether it has no others."""
     if depth > _MOST_DEPTH:
         return False
@@ -121,7 +125,7 @@ def _follow_layers(model: Any, arithmetic: _Arithmetic, depth: int) -> bool:
     return False
 
 
-def _sources(nodes: Any) -> Iterator[str]:
+def _sources(nodes: Config) -> Iterator[str]:
     """Yield the names of the layers whose outputs are named anywhere in the calls of a layer."""
     if isinstance(nodes, list):
         for node in nodes:
@@ -134,7 +138,7 @@ def _sources(nodes: Any) -> Iterator[str]:
             yield from _sources(value)
 
 
-def _take_layer(layer: Any, arithmetic: _Arithmetic, depth: int) -> bool:
+def _take_layer(layer: Config, arithmetic: _Arithmetic, depth: int) -> bool:
     """Take in a layer; return whether what comes behind it may be arithmetic of the pixels too."""
     kind, config = layer["class_name"], layer["config"]
     if kind in _MODELS:
@@ -175,7 +179,7 @@ _ARITHMETIC = {
     "Mul": "Mul", "AddV2": "Add", "Add": "Add", "BiasAdd": "Add", "Sub": "Sub", "RealDiv": "Div",
     "Div": "Div",
 }  # fmt: skip
-_OF_CONSTANTS: dict[str, Callable[..., Any]] = {
+_OF_CONSTANTS: dict[str, Callable[..., Numbers]] = {
     "Mul": np.multiply, "AddV2": np.add, "Add": np.add, "Sub": np.subtract, "RealDiv": np.divide,
     "Div": np.divide, "Maximum": np.maximum, "Minimum": np.minimum, "Sqrt": np.sqrt,
     "Rsqrt": lambda x: 1 / np.sqrt(x), "Neg": np.negative, "Square": np.square,
@@ -184,7 +188,7 @@ _OF_CONSTANTS: dict[str, Callable[..., Any]] = {
 _TENSOR_TYPES = {1: ("<f4", "float_val"), 2: ("<f8", "double_val"), 3: ("<i4", "int_val")}
 
 
-def range_of_graph(graph: Any, entry: str, constants: list[str] | None) -> PixelRange:
+def range_of_graph(graph: Message, entry: str, constants: list[str] | None) -> PixelRange:
     """Return which pixels a function of a SavedModel takes.
 
     `graph` is its ``GraphDef``, a message of `featx.backbones.saved_model`. `entry` is the tensor
@@ -193,9 +197,13 @@ def range_of_graph(graph: Any, entry: str, constants: list[str] | None) -> Pixel
     other arguments are, empty where that is not known.
     """
     followed = _Graph(graph)
+    scope, name = followed.main, _base(entry)
     # Of another form than TensorFlow writes: loading it will tell.
     with suppress(KeyError, IndexError, ValueError, TypeError):
-        followed.enter(entry, constants)
+        if constants is not None:
+            others = [(scope, constant) if constant else None for constant in constants]
+            scope, (name, *_) = followed.inside(entry, [None, *others])
+        followed.follow(scope, name)
         return followed.arithmetic.pixels
     return ""
 
@@ -204,12 +212,15 @@ class _Scope:
     """The nodes of a graph or of a function, and what its arguments are."""
 
     def __init__(
-        self, nodes: Any, arguments: dict[str, tuple[_Scope, str] | None], results: set[str]
+        self,
+        nodes: Iterable[Message],
+        arguments: dict[str, tuple[_Scope, str] | None],
+        results: set[str],
     ) -> None:
         self.nodes = {node.name: node for node in nodes}
         self.arguments, self.results = arguments, results
 
-    def users(self, name: str) -> list[Any]:
+    def users(self, name: str) -> list[Message]:
         """Return the nodes that compute with what is called `name`."""
         return [
             node
@@ -221,19 +232,10 @@ class _Scope:
 class _Graph:
     """Follows the pixels through a graph and the functions that it calls."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Message) -> None:
         self.functions = {function.signature.name: function for function in graph.library.functions}
         self.main = _Scope(graph.nodes, {}, set())
         self.arithmetic, self.steps = _Arithmetic(), 0
-
-    def enter(self, entry: str, constants: list[str] | None) -> None:
-        """Follow the pixels from where they come in; see `range_of_graph`."""
-        if constants is None:
-            self.follow(self.main, _base(entry))
-        else:
-            others = [(self.main, name) if name else None for name in constants]
-            scope, names = self.inside(entry, [None, *others])
-            self.follow(scope, names[0])
 
     def inside(
         self, name: str, arguments: Sequence[tuple[_Scope, str] | None]
@@ -259,7 +261,7 @@ class _Graph:
             name = users[0].name
         return False
 
-    def _take(self, scope: _Scope, node: Any, name: str, depth: int) -> bool:
+    def _take(self, scope: _Scope, node: Message, name: str, depth: int) -> bool:
         inputs = _inputs(node)
         position = [_base(tensor) for tensor in inputs].index(name)
         attributes = {entry.key: entry.value for entry in node.attributes}
@@ -306,11 +308,11 @@ def _base(name: str) -> str:
     return name.partition(":")[0]
 
 
-def _inputs(node: Any) -> list[str]:
+def _inputs(node: Message) -> list[str]:
     return [name for name in node.inputs if not name.startswith("^")]
 
 
-def _constant(tensor: Any) -> Numbers | None:
+def _constant(tensor: Message) -> Numbers | None:
     count = math.prod(int(side.size) for side in tensor.shape.dim)
     if tensor.dtype not in _TENSOR_TYPES or not 1 <= count <= _MOST_NUMBERS:
         return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from featx.backbones.rescaling import PixelRange, range_of_graph
+from featx.backbones.rescaling import Message, PixelRange, range_of_graph
 from featx.exceptions import BackboneError, reason
 from featx.quiet import quiet_import, quiet_loading
 
@@ -78,7 +79,7 @@ def schema() -> dict[str, list[tuple[int, str, str, bool]]]:
 
 
 @cache
-def message_class(name: str) -> Any:
+def message_class(name: str) -> Message:
     """Return the class of a message of the schema."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -109,11 +110,6 @@ class Endpoint:
     dtype: str  # of the pixels, float32 or uint8
     pixels: PixelRange = ""  # which pixels it takes, as far as its graph tells
 
-    @property
-    def preprocessing(self) -> str:
-        """Pixels from 0 to 1, the convention of TensorFlow Hub, unless it takes 0 to 255."""
-        return "none" if self.dtype == "uint8" or self.pixels == "0..255" else "unit"
-
 
 @dataclass(frozen=True, slots=True)
 class _Spec:
@@ -123,7 +119,7 @@ class _Spec:
     dtype: int
 
     @classmethod
-    def of(cls, shape: Any, dtype: int) -> _Spec:
+    def of(cls, shape: Message, dtype: int) -> _Spec:
         return cls(None if shape.unknown_rank else tuple(int(d.size) for d in shape.dim), dtype)
 
     @property
@@ -147,16 +143,14 @@ class _Spec:
         return f"({extents}) {_DTYPES.get(self.dtype, 'of another type')}"
 
 
+Native: TypeAlias = Any
+"""What a function of TensorFlow returns: a tensor, or tensors in a list or a mapping."""
 # A function by its public name: its inputs, and what `range_of_graph` takes.
 _Offer = tuple[str, list[_Spec], str, list[str] | None]
 
 
 def read_endpoint(folder: Path) -> Endpoint:
-    """Return the function that maps images to features: ``__call__``, else a signature.
-
-    Of signatures ``default``, ``serving_default`` and ``serve`` come first. Nothing in the folder
-    is run.
-    """
+    """Return the function from images to features, ``__call__`` or a signature; nothing is run."""
     graph = _read_graph(folder / _FILE)
     offered = [*_called(graph.objects), *_signatures(graph)]
     for name, specs, entry, constants in offered:
@@ -173,7 +167,7 @@ def read_endpoint(folder: Path) -> Endpoint:
     )
 
 
-def _read_graph(file: Path) -> Any:
+def _read_graph(file: Path) -> Message:
     from google.protobuf.message import DecodeError
 
     try:
@@ -195,7 +189,7 @@ def _read_graph(file: Path) -> Any:
     return graphs[0]
 
 
-def _signatures(graph: Any) -> list[_Offer]:
+def _signatures(graph: Message) -> list[_Offer]:
     """Return the signatures, those that are usual first."""
     offers: dict[str, _Offer] = {}
     for entry in graph.signatures:
@@ -207,7 +201,7 @@ def _signatures(graph: Any) -> list[_Offer]:
     return [offers[name] for name in order if name in offers]
 
 
-def _called(objects: Any) -> Iterator[_Offer]:
+def _called(objects: Message) -> Iterator[_Offer]:
     """Yield every function behind ``__call__``; one may be saved for each use."""
     nodes = objects.nodes
     functions = {entry.key: entry.value for entry in objects.functions}
@@ -221,7 +215,7 @@ def _called(objects: Any) -> Iterator[_Offer]:
                 yield CALL, list(_tensors(functions[name].inputs)), name, constants
 
 
-def _tensors(value: Any) -> Iterator[_Spec]:
+def _tensors(value: Message) -> Iterator[_Spec]:
     if value.HasField("tensor"):
         yield _Spec.of(value.tensor.shape, value.tensor.dtype)
     for item in (*value.list_value.values, *value.tuple_value.values):
@@ -231,11 +225,7 @@ def _tensors(value: Any) -> Iterator[_Spec]:
 
 
 def load_saved_model(folder: Path, size_px: tuple[int, int], preprocessing: str) -> keras.Model:
-    """Return a SavedModel as a network. This runs what is in the folder.
-
-    It has one output for each of the SavedModel's, under its name; the one called ``default`` is
-    the first.
-    """
+    """Return a SavedModel, which runs, as a network with its outputs, ``default`` first."""
     with quiet_import():
         import keras
     if (backend := keras.backend.backend()) != "tensorflow":
@@ -282,7 +272,10 @@ def _network(
     pixels = images if dtype == "float32" else keras.ops.cast(images, dtype)
     sample = keras.ops.zeros((1, *size_px, 3), dtype)
     if endpoint.name == CALL:
-        layer.call_endpoint_fn = _for_inference(layer.call_endpoint_fn, sample)
+        inferring = partial(layer.call_endpoint_fn, training=False)
+        with suppress(TypeError, ValueError):  # it may take no such argument
+            inferring(sample)
+            layer.call_endpoint_fn = inferring
     # Shapes as they are, since a graph for inputs of any size states none for its outputs.
     shapes = {key: tuple(value.shape[1:]) for key, value in _by_name(layer(sample)).items()}
     outputs = {
@@ -293,17 +286,7 @@ def _network(
     return keras.Model(images, [outputs[key] for key in order], name="savedmodel")
 
 
-def _for_inference(function: Any, sample: Any) -> Any:
-    """Return the function with its layers in inference mode, where it lets that be chosen."""
-    inferring = partial(function, training=False)
-    try:
-        inferring(sample)
-    except (TypeError, ValueError):  # it takes no such argument
-        return function
-    return inferring
-
-
-def _by_name(outputs: Any) -> dict[str, Any]:
+def _by_name(outputs: Native) -> dict[str, Native]:
     if isinstance(outputs, Mapping):
         return {re.sub(r"[^\w.-]+", "_", str(key)): value for key, value in outputs.items()}
     if isinstance(outputs, (list, tuple)):

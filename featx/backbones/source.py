@@ -33,11 +33,7 @@ _logged: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class BackboneSource:
-    """A resolved backbone: all that it takes to build its network and to name its features.
-
-    It is a plain value that pickles. Building its network needs no further choice and, since
-    `weights` names files of this machine, no internet.
-    """
+    """A resolved backbone, a plain value: all that it takes to build its network, and its name."""
 
     name: str  # in the catalogue, or ``file:STEM``, ``savedmodel:STEM``, ``hub:STEM``
     row: Backbone | None  # of the catalogue; None for a network of one's own
@@ -75,11 +71,7 @@ class BackboneSource:
         dtype: StorageDtype = "float32",
         precision: Precision = "f32",
     ) -> FeatureSpec:
-        """Return the specification of the features that this backbone makes.
-
-        By default images are stretched with a bilinear filter, and JPEG files decoded at a reduced
-        size where the catalogue says so.
-        """
+        """Return the specification of its features; by default JPEG is drafted as its row says."""
         return FeatureSpec(
             backbone=self.name,
             weights_sha256=self.weights.sha256,
@@ -119,7 +111,12 @@ def resolve_backbone(
             f"the features of {name!r} were made elsewhere: featx cannot make them from images; "
             "give it features, an array of shape (n, d)"
         )
-    size = _checked_size(input_size)
+    size = None
+    if input_size is not None:
+        height, width = (input_size,) * 2 if isinstance(input_size, int) else input_size
+        if min(height, width) < 1:
+            raise BackboneError(f"expected an input size in pixels, received {input_size!r}")
+        size = int(height), int(width)
     located = locate_network(name)
     if located is None:
         source = _catalogued(find_backbone(name), weights, size, preprocessing)
@@ -148,15 +145,6 @@ def canonical_name(name: str) -> str:
     return find_backbone(name).name if located is None else network_name(*located)
 
 
-def _checked_size(value: int | Size | None) -> Size | None:
-    if value is None:
-        return None
-    height, width = (value, value) if isinstance(value, int) else value
-    if min(height, width) < 1:
-        raise BackboneError(f"expected an input size in pixels, received {value!r}")
-    return int(height), int(width)
-
-
 def _catalogued(
     row: Backbone, choice: WeightsPath | None, size: Size | None, preprocessing: str | None
 ) -> BackboneSource:
@@ -164,16 +152,14 @@ def _catalogued(
         raise BackboneError(
             f"{row.name} has a preprocessing of its own; expected none, received {preprocessing!r}"
         )
-    height, width = size or (row.input_size_px, row.input_size_px)
-    if min(height, width) < row.shared.min_size_px:
+    size = size or (row.input_size_px, row.input_size_px)
+    if min(size) < row.shared.min_size_px:
         raise BackboneError(
             f"{row.name} takes inputs of {row.shared.min_size_px} px or more, received "
-            f"{height}x{width}"
+            f"{size[0]}x{size[1]}"
         )
     weights = resolve_weights(row, choice)
-    return BackboneSource(
-        row.name, row, weights, (height, width), weights_preprocessing(row, weights)
-    )
+    return BackboneSource(row.name, row, weights, size, weights_preprocessing(row, weights))
 
 
 def _tuned(
@@ -189,9 +175,8 @@ def _tuned(
         )
     row = find_backbone(tuned.architecture) if tuned.member == NETWORK else None
     weights = Weights(f"file:{path}", tuned.sha256, path)
-    return BackboneSource(
-        network_name(kind, path), row, weights, size or tuned.spec.input_size_px, trained
-    )
+    size = size or tuned.spec.input_size_px
+    return BackboneSource(network_name(kind, path), row, weights, size, trained)
 
 
 def _own(
@@ -244,10 +229,8 @@ def _note(name: str, chosen: str, stated: StatedInput, *, explicit: bool) -> tup
 
 
 def log_preprocessing(source: BackboneSource) -> None:
-    """Log once a process which preprocessing was chosen for a network of one's own, and why.
-
-    A ``file:`` network gets the pixels as they are: that is worth a line only where it is doubtful.
-    """
+    """Log once a process which preprocessing was chosen for a network of one's own, and why."""
+    # A ``file:`` network gets pixels as they are: that is worth a line only where it is doubtful.
     plain = source.kind == "file" and source.preprocessing == "none"
     if source.note and source.note not in _logged and (source.doubtful or not plain):
         _logged.add(source.note)

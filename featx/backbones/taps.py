@@ -109,13 +109,7 @@ def pool(features: keras.KerasTensor, tap: Tap) -> keras.KerasTensor:
         return ops.power(ops.mean(powered, axis=axes), 1.0 / tap.argument)
     if tap.pooling == "flatten":
         return ops.reshape(features, (-1, math.prod(features.shape[1:])))
-    return _grid(features, tap)
-
-
-def _grid(features: keras.KerasTensor, tap: Tap) -> keras.KerasTensor:
     # Cells as in adaptive average pooling: from floor(i*h/k) to ceil((i+1)*h/k).
-    from keras import ops
-
     cells = tap.argument
     if len(features.shape) != 4 or min(features.shape[1:3]) < cells:
         raise BackboneError(
@@ -175,57 +169,42 @@ def _channels_first(tensor: keras.KerasTensor) -> bool:
         inputs = layer._inbound_nodes[0].input_tensors if layer._inbound_nodes else []
         if not inputs:
             return False
-        if (order := _axis_order(layer)) is not None:
-            return order == (3, 1, 2)
+        # Which axes a transposition of maps takes, counted from 1.
+        if type(layer).__name__ == "Permute":
+            return tuple(layer.dims) == (3, 1, 2)
+        axes = getattr(layer, "axes", None) if type(layer).__name__ == "Transpose" else None
+        if axes is not None:
+            return tuple(axes[1:]) == (3, 1, 2)
         tensor = inputs[0]
 
 
-def _axis_order(layer: keras.layers.Layer) -> tuple[int, ...] | None:
-    """Return which axes a transposition of maps takes, counted from 1; None for other layers."""
-    if type(layer).__name__ == "Permute":
-        return tuple(layer.dims)
-    axes = getattr(layer, "axes", None) if type(layer).__name__ == "Transpose" else None
-    return None if axes is None else tuple(axes[1:])
-
-
 def layer_outputs(network: keras.Model) -> dict[str, keras.KerasTensor]:
-    """Return the output of every layer by a name that does not depend on the process.
-
-    Keras numbers unnamed layers through the life of a process (``activation_205``); here they are
-    numbered through the network, from 1. Layers that are applied more than once, or have several
-    outputs, have no one output and are left out.
-    """
+    """Return the output of every layer that has one, by a name that is the same in each process."""
     # Not `layer.output`: that of a nested model belongs to its own graph, not to the network's.
     applied: dict[int, list[keras.KerasTensor]] = defaultdict(list)
     for nodes in getattr(network, "_functional", network)._nodes_by_depth.values():
         for node in nodes:
             applied[id(node.operation)] += node.outputs
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = defaultdict(int)
     outputs = {}
     for layer in network.layers:
-        name = _stable_name(layer, counts)
+        # Keras numbers unnamed layers through the life of a process (``activation_205``); here they
+        # are numbered through the network, from 1.
+        name = str(layer.name)
+        kind = re.sub(r"\W+", "", type(layer).__name__)
+        snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", kind).lower()
+        base = re.sub(r"(?<=.)_\d+$", "", name)
+        if base.replace("_", "") == snake.replace("_", ""):
+            counts[base] += 1
+            name = f"{base}_{counts[base]}"
         tensors = applied[id(layer)]
         if len(tensors) == 1:
             outputs[name] = tensors[0]
     return outputs
 
 
-def _stable_name(layer: keras.layers.Layer, counts: dict[str, int]) -> str:
-    kind = re.sub(r"\W+", "", type(layer).__name__)
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", kind).lower()
-    match = re.fullmatch(r"(.+?)(?:_(\d+))?", layer.name)
-    base = match.group(1) if match else layer.name
-    if base.replace("_", "") != snake.replace("_", ""):
-        return str(layer.name)
-    counts[base] = counts.get(base, 0) + 1
-    return f"{base}_{counts[base]}"
-
-
 def block_outputs(network: keras.Model, source: BackboneSource) -> dict[str, keras.KerasTensor]:
-    """Return the output of every block, in the order of the network.
-
-    The output of a block is that of its last layer, or of the sum in which that layer ends.
-    """
+    """Return the output of every block: of its last layer, or of the sum in which that ends."""
     if source.row is None:
         return {}
     pattern = re.compile(source.row.shared.block)

@@ -14,10 +14,10 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import IO, Any, TypeGuard
 
 from featx.backbones.catalog import BUNDLED, CATALOG, IMAGENET_MEAN, Backbone, find_backbone
 from featx.exceptions import WeightsError, reason
@@ -80,11 +80,7 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Return the SHA-256 of the names and bytes of all files below a folder.
-
-    It is that of one line a file, sorted by path: the file's own SHA-256 in hexadecimal digits, two
-    spaces, the path below the folder with ``/``, and a zero byte.
-    """
+    """Return the SHA-256 of one line a file, by path: its SHA-256, two spaces, its path and NUL."""
     digests: dict[bytes, str] = {}
     try:
         for path in sorted(folder.rglob("*")):
@@ -142,85 +138,15 @@ def resolve_weights(row: Backbone, weights: WeightsPath | None = None) -> Weight
     text = os.fspath(weights) if weights is not None else ""
     if not text:
         text = "imagenet" if row.weights_file and row.name != BUNDLED else "bundled"
+    if text in ("bundled", "imagenet"):
+        path = _bundled(row) if text == "bundled" else _imagenet(row)
+        return Weights(text, file_sha256(path), path)
     if text == "random" or text.startswith("random:"):
-        return _random(text)
-    if text == "bundled":
-        return _bundled(row)
-    if text == "imagenet":
-        return _imagenet(row)
-    return _file(row, text)
-
-
-def _random(text: str) -> Weights:
-    seed = text.removeprefix("random").removeprefix(":")
-    if not (seed.isascii() and seed.isdigit()):
-        raise WeightsError(f"random weights need a seed, as in 'random:0', received {text!r}")
-    digest = hashlib.sha256(f"{RANDOM_RECIPE}:{int(seed)}".encode()).hexdigest()
-    return Weights(f"random:{int(seed)}", digest, seed=int(seed))
-
-
-def _bundled(row: Backbone) -> Weights:
-    if row.name != BUNDLED:
-        raise WeightsError(
-            f"no weights of {row.name} come with featx: use --backbone {BUNDLED}, "
-            "or --weights imagenet or a file"
-        )
-    path = bundled_folder() / row.weights_file
-    if not path.is_file():
-        raise WeightsError(
-            f"the bundled weights are not where they belong, {path}: reinstall featx"
-        )
-    digest = file_sha256(path)
-    if digest != row.weights_hash:
-        raise WeightsError(
-            f"the bundled weights are damaged: expected SHA-256 {row.weights_hash}, received "
-            f"{digest} from {path}: reinstall featx"
-        )
-    return Weights("bundled", digest, path)
-
-
-def _imagenet(row: Backbone) -> Weights:
-    if row.name == BUNDLED:
-        raise WeightsError(f"{row.name} has no ImageNet weights: leave --weights out for its own")
-    path = find_weights_file(row)
-    if path is not None:
-        _require_weights_file(path, "Remove it, and featx downloads it again")
-    elif os.environ.get("FEATX_OFFLINE"):
-        raise WeightsError(_missing(row, "FEATX_OFFLINE forbids the download"))
-    else:
-        path = _download(row)
-    return Weights("imagenet", file_sha256(path), path)
-
-
-def _download(row: Backbone) -> Path:
-    with quiet_import():
-        import keras
-    _LOGGER.info("downloading %s", row.weights_url)
-    # Keras draws its progress on standard output, which belongs to results.
-    watched = sys.stderr is not None and sys.stderr.isatty()
-    try:
-        with redirect_stdout(unguarded(sys.stderr) if watched else io.StringIO()):
-            path = keras.utils.get_file(
-                row.weights_file,
-                row.weights_url,
-                cache_subdir="models",
-                file_hash=row.weights_hash or None,
-            )
-    except Exception as error:  # urllib, ssl, socket and Keras each have errors of their own
-        raise WeightsError(_missing(row, f"the download failed ({reason(error)})")) from error
-    return Path(path)
-
-
-def _missing(row: Backbone, cause: str) -> str:
-    places = " or ".join(str(path) for path in weights_places(row))
-    return (
-        f"the ImageNet weights of {row.name} are not here, and {cause}. Download "
-        f"{row.weights_url} to {places}; or name a file with --weights (weights=...), or a folder "
-        f"with FEATX_WEIGHTS; or use the backbone that comes with featx: --backbone {BUNDLED}"
-    )
-
-
-def _file(row: Backbone, text: str) -> Weights:
+        seed = text.removeprefix("random").removeprefix(":")
+        if not (seed.isascii() and seed.isdigit()):
+            raise WeightsError(f"random weights need a seed, as in 'random:0', received {text!r}")
+        digest = hashlib.sha256(f"{RANDOM_RECIPE}:{int(seed)}".encode()).hexdigest()
+        return Weights(f"random:{int(seed)}", digest, seed=int(seed))
     path = Path(text).expanduser()
     if not path.is_file():
         raise WeightsError(
@@ -243,6 +169,62 @@ def _file(row: Backbone, text: str) -> Weights:
             f"expected a weights file that ends in one of {', '.join(_SUFFIXES)}, received {path}"
         )
     return Weights(str(path), file_sha256(path), path)
+
+
+def _bundled(row: Backbone) -> Path:
+    if row.name != BUNDLED:
+        raise WeightsError(
+            f"no weights of {row.name} come with featx: use --backbone {BUNDLED}, "
+            "or --weights imagenet or a file"
+        )
+    path = bundled_folder() / row.weights_file
+    if not path.is_file():
+        raise WeightsError(
+            f"the bundled weights are not where they belong, {path}: reinstall featx"
+        )
+    digest = file_sha256(path)
+    if digest != row.weights_hash:
+        raise WeightsError(
+            f"the bundled weights are damaged: expected SHA-256 {row.weights_hash}, received "
+            f"{digest} from {path}: reinstall featx"
+        )
+    return path
+
+
+def _imagenet(row: Backbone) -> Path:
+    if row.name == BUNDLED:
+        raise WeightsError(f"{row.name} has no ImageNet weights: leave --weights out for its own")
+    path = find_weights_file(row)
+    if path is not None:
+        _require_weights_file(path, "Remove it, and featx downloads it again")
+        return path
+    if os.environ.get("FEATX_OFFLINE"):
+        raise WeightsError(_missing(row, "FEATX_OFFLINE forbids the download"))
+    with quiet_import():
+        import keras
+    _LOGGER.info("downloading %s", row.weights_url)
+    # Keras draws its progress on standard output, which belongs to results.
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        with redirect_stdout(unguarded(sys.stderr) if watched else io.StringIO()):
+            downloaded = keras.utils.get_file(
+                row.weights_file,
+                row.weights_url,
+                cache_subdir="models",
+                file_hash=row.weights_hash or None,
+            )
+    except Exception as error:  # urllib, ssl, socket and Keras each have errors of their own
+        raise WeightsError(_missing(row, f"the download failed ({reason(error)})")) from error
+    return Path(downloaded)
+
+
+def _missing(row: Backbone, cause: str) -> str:
+    places = " or ".join(str(path) for path in weights_places(row))
+    return (
+        f"the ImageNet weights of {row.name} are not here, and {cause}. Download "
+        f"{row.weights_url} to {places}; or name a file with --weights (weights=...), or a folder "
+        f"with FEATX_WEIGHTS; or use the backbone that comes with featx: --backbone {BUNDLED}"
+    )
 
 
 def matching_weights(name: str, weights: WeightsPath | None, sha256: str) -> WeightsPath | None:
@@ -333,16 +315,13 @@ def open_keras_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _contents(path: Path) -> tuple[int, bool]:
-    """Return how many weights a file holds, and whether a layer normalises by ImageNet's means.
-
-    What belongs to an optimizer does not count.
-    """
+    """Return how many weights a file holds, and whether a layer normalises by ImageNet's means."""
     import h5py
     import numpy as np
 
     sizes, normalises = [], []
 
-    def look(name: str, item: Any) -> None:
+    def look(name: str, item: object) -> None:
         if not isinstance(item, h5py.Dataset) or item.dtype.kind != "f":
             return
         if not name.startswith("optimizer"):
@@ -351,16 +330,12 @@ def _contents(path: Path) -> tuple[int, bool]:
         if "normalization" in layer and "batch" not in layer and item.size == 3:
             normalises.append(np.allclose(np.ravel(item[()]), IMAGENET_MEAN, atol=1e-3))
 
-    if path.suffix == ".keras":
-        with (
-            open_keras_zip(path) as archive,
-            archive.open("model.weights.h5") as stored,
-            h5py.File(stored, "r") as file,
-        ):
-            file.visititems(look)
-    else:
-        with h5py.File(path, "r", locking=False) as file:
-            file.visititems(look)
+    with ExitStack() as stack:
+        stored: Path | IO[bytes] = path
+        if path.suffix == ".keras":
+            archive = stack.enter_context(open_keras_zip(path))
+            stored = stack.enter_context(archive.open("model.weights.h5"))
+        stack.enter_context(h5py.File(stored, "r", locking=False)).visititems(look)
     return sum(sizes), any(normalises)
 
 

@@ -23,15 +23,15 @@ from featx.exceptions import EngineError
 if TYPE_CHECKING:
     import keras
 
-Tensor: TypeAlias = Any
-"""A tensor of a backend, on its device."""
-Forward = Callable[[NDArray[np.uint8]], list[Tensor]]
+Native: TypeAlias = Any
+"""A tensor or a device of a backend, which has no types of its own."""
+Forward = Callable[[NDArray[np.uint8]], list[Native]]
 """Takes pixels of shape (n, h, w, 3), starts the forward pass and returns its outputs on the
 device, without waiting for them where the backend allows. May be called from several threads."""
 
 
 class Adapter(ABC):
-    """One backend. Devices are named as `keras.device` takes them, ``"gpu:0"`` for the first GPU."""
+    """One backend, whose devices are named as `keras.device` takes them, such as ``"gpu:0"``."""
 
     # An error says that memory ran out by being of `exhausted`, or by having a sign of `signs` in
     # its text and being of `general`: libraries below the backend have allocations of their own.
@@ -64,7 +64,7 @@ class Adapter(ABC):
         """Make a model that was built on a device a function of pixels."""
 
     @abstractmethod
-    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Native]) -> list[NDArray[np.float32]]:
         """Wait for outputs and bring them to the host; in the thread that started them."""
 
     def out_of_memory(self, error: BaseException) -> bool:
@@ -121,17 +121,17 @@ class TensorFlowAdapter(Adapter):
         signature = tf.TensorSpec(model.input_shape, tf.uint8)
 
         @tf.function(input_signature=[signature], jit_compile=jit, autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
-        def traced(pixels: Tensor) -> Tensor:
+        def traced(pixels: Native) -> Native:
             with tf.device(device):
                 return model(pixels, training=False)
 
-        def forward(pixels: NDArray[np.uint8]) -> list[Tensor]:
+        def forward(pixels: NDArray[np.uint8]) -> list[Native]:
             with tf.device(device):
                 return list(tf.nest.flatten(traced(tf.convert_to_tensor(pixels))))
 
         return forward
 
-    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Native]) -> list[NDArray[np.float32]]:
         return [np.asarray(output.numpy(), np.float32) for output in outputs]
 
 
@@ -152,15 +152,11 @@ class JaxAdapter(Adapter):
     def processors(self) -> list[str]:
         return [f"cpu:{device.id}" for device in self._jax.local_devices(backend="cpu")]
 
-    def _devices(self) -> dict[str, object]:
+    def _devices(self) -> dict[str, Native]:
         return {f"{device.platform}:{device.id}": device for device in self._jax.local_devices()}
 
     def kind(self, device: str) -> str:
-        return (
-            "CPU"
-            if device.startswith("cpu")
-            else str(getattr(self._devices()[device], "device_kind", ""))
-        )
+        return "CPU" if device.startswith("cpu") else str(self._devices()[device].device_kind)
 
     def jit_choices(self, device: str) -> tuple[bool, ...]:
         return (True,)
@@ -181,18 +177,18 @@ class JaxAdapter(Adapter):
             target,
         )
 
-        def call(trainable: list[Tensor], frozen: list[Tensor], pixels: Tensor) -> Tensor:
+        def call(trainable: list[Native], frozen: list[Native], pixels: Native) -> Native:
             outputs, _ = model.stateless_call(trainable, frozen, pixels, training=False)
             return outputs
 
         compiled = jax.jit(call)
 
-        def forward(pixels: NDArray[np.uint8]) -> list[Tensor]:
+        def forward(pixels: NDArray[np.uint8]) -> list[Native]:
             return list(jax.tree.leaves(compiled(*state, jax.device_put(pixels, target))))
 
         return forward
 
-    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Native]) -> list[NDArray[np.float32]]:
         return [np.asarray(output, np.float32) for output in self._jax.device_get(outputs)]
 
 
@@ -233,7 +229,7 @@ class TorchAdapter(Adapter):
         if on_gpu:  # its weights came by the stream of the thread that built it
             torch.cuda.synchronize(_index(device))
 
-        def forward(pixels: NDArray[np.uint8]) -> list[Tensor]:
+        def forward(pixels: NDArray[np.uint8]) -> list[Native]:
             # Each thread has its own device, mode and stream.
             with keras.device(device), torch.inference_mode():
                 batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
@@ -250,7 +246,7 @@ class TorchAdapter(Adapter):
 
         return forward
 
-    def to_numpy(self, outputs: list[Tensor]) -> list[NDArray[np.float32]]:
+    def to_numpy(self, outputs: list[Native]) -> list[NDArray[np.float32]]:
         return [output.to("cpu", self._torch.float32).numpy() for output in outputs]
 
     def clean_up(self) -> None:

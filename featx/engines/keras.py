@@ -40,12 +40,9 @@ _FIRST_SIZE, _LEAST_GAIN_OF_SIZE, _MOST_TRIAL_S = 32, 1.05, 20.0
 class KerasEngine(Engine):
     """Runs a network with Keras, on all GPUs that its backend sees, else on the processor.
 
-    A batch has 32 images on a processor; on a GPU sizes are doubled for as long as that makes it
-    faster, and whether compiling pays is tried as well. Where memory runs out, the batch is halved
-    and run again, and later ones are as small. With the precision ``mixed``, layers compute in
-    float16 on a GPU and in bfloat16 elsewhere, with weights and vectors in float32.
-
-    Tested on processors, and with devices that stand in for GPUs; never on a GPU.
+    On a GPU, size of a batch and compiling are chosen by trial. Where memory runs out, the batch is
+    halved and run again, and later ones are as small. Tested on processors, and with devices that
+    stand in for GPUs; never on a GPU.
     """
 
     name = "keras"
@@ -173,18 +170,16 @@ class KerasEngine(Engine):
         if not compiled:
             return
         plain_per_s = self._rate(self.batch_size) or np.inf
-        self._use(jit=compiled[0])
+        for replica in self._replicas:
+            replica.use(jit=compiled[0])
         try:
             compiled_per_s = self._rate(self.batch_size) or 0.0
         except EngineError as error:  # XLA needs tools that a machine may not have
             _LOG.debug("%s cannot be compiled: %s", self._source_name, error)
             compiled_per_s = 0.0
         if compiled_per_s < _LEAST_GAIN_OF_JIT * plain_per_s:
-            self._use(jit=plain)
-
-    def _use(self, *, jit: bool) -> None:
-        for replica in self._replicas:
-            replica.use(jit=jit)
+            for replica in self._replicas:
+                replica.use(jit=plain)
 
     def _rate(self, batch_size: int) -> float | None:
         """Return images a second with batches of a size, None where memory does not hold them."""
@@ -215,9 +210,8 @@ def best_batch_size(
 ) -> int:
     """Return the last size, doubled from 32, that was 5 % faster than the one before.
 
-    `rate` runs batches of a size and returns images a second, or None where memory ran out. Where
-    memory does not even hold the first size, the result is the largest that it holds, and 1 where
-    it holds none. No further size is tried after 20 s: compiling for one may take long.
+    `rate` returns images a second, None where memory ran out; where it does not even hold the first
+    size, the largest that it holds is returned. Compiling may take long: sizes are tried for 20 s.
     """
     start, best, best_rate = clock(), 0, 0.0
     size = min(_FIRST_SIZE, most)
@@ -239,12 +233,7 @@ def best_batch_size(
 
 
 class Replica:
-    """A network on one device, with the threads that feed it.
-
-    A GPU has two threads: while the kernels of one batch run, the other's pixels are copied. A
-    processor has one, which leaves the caller free to decode and to write; kernels hold no lock of
-    Python's.
-    """
+    """A network on one device, with the threads that feed it."""
 
     def __init__(self, adapter: Adapter, build: Callable[[], keras.Model], device: str) -> None:
         import keras
@@ -254,6 +243,8 @@ class Replica:
         self._adapter = adapter
         with keras.device(device):
             self._model = build()
+        # A GPU has two: while the kernels of one batch run, the other's pixels are copied. On a
+        # processor, one leaves the caller free to decode and to write: kernels hold no lock.
         self.pool = ThreadPoolExecutor(1 if self.on_cpu else 2, f"featx-{device}")
         self._forwards: dict[bool, Forward] = {}
         self._seen: dict[bool, set[int]] = {False: set(), True: set()}
@@ -286,13 +277,11 @@ class Replica:
         return [values[: len(pixels)] for values in vectors]
 
     def _shape(self, images: int, batch_size: int) -> int:
-        """Return the number of images to compile for; 0 where one network takes any number.
-
-        Compiling takes longer than running a batch that is partly empty, but a single image should
-        not cost a full batch for ever: so what was compiled is used, or else a power of two.
-        """
+        """Return the number of images to compile for; 0 where one network takes any number."""
         if not self.jit:
             return 0
+        # Compiling takes longer than running a batch that is partly empty, but a single image
+        # should not cost a full batch for ever.
         fitting = [size for size in tuple(self._seen[True]) if images <= size <= batch_size]
         power = 1 << max(images - 1, 0).bit_length()
         return min(fitting, default=min(power, batch_size))

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 import uuid
 import weakref
@@ -66,6 +67,7 @@ _TEMPORARY = ".tmp-"
 _ABANDONED_S = 24 * 3600
 _LOGGER = logging.getLogger("featx")
 _unwritable: set[Path] = set()
+_converting = threading.Lock()
 _in_use: weakref.WeakSet[OpenVinoEngine | _Batch] = weakref.WeakSet()
 
 
@@ -349,7 +351,8 @@ def convert(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
         outputs = {output_name(index): tensor for index, tensor in enumerate(network.outputs)}
         named = keras.Model(network.inputs, outputs)
         # Shared weights would lie in Keras's memory, which is given back before the model is.
-        model = convert_model(named, share_weights=False)
+        with _variables_found_once():
+            model = convert_model(named, share_weights=False)
         with keras.device("cpu:0"):  # a GPU may round to fewer bits than are compared
             batches = [named([part], training=False) for part in (images, images[:1])]
         together, alone = (
@@ -372,6 +375,32 @@ def convert(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
                 "inference mode, without statistics of the batch and without random numbers"
             )
     return Conversion(source.name, model, images, together)
+
+
+@contextmanager
+def _variables_found_once() -> Iterator[None]:
+    """Keep OpenVINO from looking through all variables for each of them: half of a conversion."""
+    with _converting:
+        try:
+            from openvino.frontend.tensorflow.node_decoder import TFGraphNodeDecoder as Decoder
+
+            usual = Decoder.get_variable
+        except (ImportError, AttributeError):  # another version of OpenVINO
+            yield
+            return
+        variables: dict[tuple[Native, str], Native] = {}
+
+        def find(operation: Native) -> Native:
+            key = operation.graph, operation.name
+            if key not in variables:
+                variables[key] = usual(operation)
+            return variables[key]
+
+        Decoder.get_variable = staticmethod(find)
+        try:
+            yield
+        finally:
+            Decoder.get_variable = staticmethod(usual)
 
 
 @dataclass(frozen=True, slots=True)

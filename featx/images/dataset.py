@@ -20,7 +20,6 @@ from featx.images.labels import SplitNames, as_text, check_names, encode_labels,
 from featx.images.scan import scan_folder
 from featx.images.sources import (
     Source,
-    as_stack,
     check_images,
     check_paths,
     is_pil,
@@ -125,21 +124,20 @@ class ImageDataset:
         return len(self.paths)
 
     def __repr__(self) -> str:
-        parts = [f"{len(self)} image{'' if len(self) == 1 else 's'}"]
+        parts = [_counted(len(self), "image")]
         if self.classes is None:
             parts.append("unlabelled")
         else:
             counts = [f"{name} {n}" for name, n in self.class_counts().items()]
             more = ", ..." if len(counts) > 6 else ""
-            plural = "" if len(counts) == 1 else "es"
-            parts.append(f"{len(counts)} class{plural}: {', '.join(counts[:6])}{more}")
+            parts.append(f"{_counted(len(counts), 'class')}: {', '.join(counts[:6])}{more}")
             if missing := len(self) - sum(self.class_counts().values()):
                 parts.append(f"{missing} without a label")
         if self.splits is not None:
             kinds = sorted(set(self.splits))
             parts.append(", ".join(f"{k or 'no split'} {self.splits.count(k)}" for k in kinds))
         if self.strays:
-            parts.append(f"{len(self.strays)} stray{'' if len(self.strays) == 1 else 's'}")
+            parts.append(_counted(len(self.strays), "stray"))
         return f"{type(self).__name__}({self.name!r}, {', '.join(parts)})"
 
     @property
@@ -277,8 +275,16 @@ class ImageDataset:
                 "the images into one sub-folder a class, or give a CSV with path,label"
             )
         counts = {name: n for name, n in self.class_counts().items() if n}
-        if len(counts) < minimum:
-            raise DatasetError(_too_few_classes(self, counts, minimum))
+        if len(counts) >= minimum:
+            return
+        classes = ", ".join(f"{name!r} ({n} images)" for name, n in counts.items()) or "none"
+        message = f"expected images of at least {minimum} classes, found {len(counts)}: {classes}"
+        if self.empty_classes:
+            message += f"; without any image: {', '.join(map(repr, self.empty_classes[:5]))}"
+        hint = inner_folder(str(self.root or ""), self.paths, self.classes)
+        raise DatasetError(
+            f"{message}; {hint or 'put the images of each class into a sub-folder of its own'}"
+        )
 
     def digest(self) -> str:
         """Return the SHA-256 of paths, labels, classes, splits and groups, 64 hexadecimal digits.
@@ -535,7 +541,7 @@ class ImageDataset:
             case "hdf5":
                 return cls.from_hdf5(source.path, splits=splits)
             case "arrays":
-                return cls.from_arrays(as_stack(source.images))
+                return cls.from_arrays(source.images)
         return cls.from_paths(source.paths, name=source.path.stem or None)
 
     @classmethod
@@ -580,13 +586,9 @@ class ImageDataset:
         )
 
 
-def _too_few_classes(data: ImageDataset, counts: dict[str, int], minimum: int) -> str:
-    classes = ", ".join(f"{name!r} ({n} images)" for name, n in counts.items()) or "none"
-    message = f"expected images of at least {minimum} classes, found {len(counts)}: {classes}"
-    if data.empty_classes:
-        message += f"; without any image: {', '.join(map(repr, data.empty_classes[:5]))}"
-    hint = inner_folder(str(data.root or ""), data.paths, data.classes)
-    return f"{message}; {hint or 'put the images of each class into a sub-folder of its own'}"
+def _counted(n: int, noun: str) -> str:
+    plural = "" if n == 1 else "es" if noun.endswith("s") else "s"
+    return f"{n} {noun}{plural}"
 
 
 def inner_folder(root: str, paths: Sequence[str], classes: Sequence[str] | None) -> str:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
 from featx.images.dataset import ImageDataset
@@ -55,106 +56,89 @@ class Line:
     def __init__(self, indices: Iterator[int], *, ahead: int, chunk: int) -> None:
         self._indices = indices
         self._ahead, self.chunk = ahead, min(chunk, ahead)
-        lock = threading.Lock()
-        self._work = threading.Condition(lock)
-        self._results = threading.Condition(lock)
-        self._chunks: deque[list[Task]] = deque()
-        self._numbers = itertools.count()
-        # Positions that are still to be given out in order, and those that were overtaken.
-        self._order: deque[int] = deque()
-        self._overtaken: set[int] = set()
+        self._tasks: SimpleQueue[list[Task] | None] = SimpleQueue()
+        self._results: SimpleQueue[list[tuple[int, Loaded]] | BaseException] = SimpleQueue()
+        self._idle_since: dict[int, float] = {}
         self._ready: dict[int, Loaded] = {}
         self._late: deque[Loaded] = deque()
-        self._held = 0
-        self._ended = False
-        self._idlers = 0
-        self._idle_since: float | None = None
-        self._error: BaseException | None = None
+        self._overtaken: set[int] = set()
         self.closed = False
 
     def take(self, *, wait: bool = True) -> list[Task] | None:
         """Return what a worker is to do; None when there is nothing (now, or ever again)."""
-        with self._work:
-            if wait and not self._chunks:
-                self._idlers += 1
-                self._note_idleness()
-                while not self._chunks and not self.closed:
-                    self._work.wait()
-                self._idlers -= 1
-            if self.closed or not self._chunks:
+        try:
+            tasks = self._tasks.get_nowait()
+        except Empty:
+            if not wait:
                 return None
-            chunk = self._chunks.popleft()
-            self._note_idleness()
-            return chunk
+            worker = threading.get_ident()
+            self._idle_since[worker] = time.monotonic()
+            self._results.put([])  # so that the consumer does not wait without end
+            tasks = self._tasks.get()
+            del self._idle_since[worker]
+        if tasks is None:  # for the next worker too
+            self._tasks.put(None)
+        return None if self.closed else tasks
 
     def give(self, results: Iterable[tuple[int, Loaded]]) -> None:
         """Take results of a worker, by position in the line."""
-        with self._results:
-            for position, loaded in results:
-                if position in self._overtaken:
-                    self._overtaken.remove(position)
-                    self._late.append(loaded)
-                else:
-                    self._ready[position] = loaded
-            self._results.notify()
+        self._results.put(list(results))
 
     def fail(self, error: BaseException) -> None:
         """End the line with an error, which its consumer will see."""
-        with self._results:
-            self._error = self._error or error
-            self._results.notify()
+        self._results.put(error)
 
     def close(self) -> None:
         """Send all workers home."""
-        with self._work:
-            self.closed = True
-            self._work.notify_all()
+        self.closed = True
+        self._tasks.put(None)
 
     def __iter__(self) -> Iterator[Loaded]:
+        numbers = itertools.count()
+        order: deque[int] = deque()
+        held, ended, filled_s = 0, False, 0.0
         while True:
-            self._fill()
-            if not self._held:
+            while not ended and held + self.chunk <= self._ahead:
+                chosen = itertools.islice(self._indices, self.chunk)
+                tasks = [Task(n, int(index)) for index, n in zip(chosen, numbers, strict=False)]
+                ended = len(tasks) < self.chunk
+                if tasks:
+                    held, filled_s = held + len(tasks), time.monotonic()
+                    order.extend(task.position for task in tasks)
+                    self._tasks.put(tasks)
+            if not held:
                 return
-            # Never under a name: what was given out is the caller's alone.
-            yield self._next()
+            # What is given out is never under a name: it is the caller's alone.
+            if self._late:
+                held -= 1
+                yield self._late.popleft()
+            elif order and order[0] in self._ready:
+                held -= 1
+                yield self._ready.pop(order.popleft())
+            elif not self._receive(filled_s):
+                self._overtaken.update(p for p in order if p not in self._ready)
+                order = deque(sorted(self._ready))
 
-    def _note_idleness(self) -> None:
-        if self._idlers and not self._chunks and self._idle_since is None:
-            self._idle_since = time.monotonic()
-            self._results.notify()
-
-    def _fill(self) -> None:
-        while not self._ended and self._held + self.chunk <= self._ahead:
-            chosen = [int(index) for index in itertools.islice(self._indices, self.chunk)]
-            self._ended = len(chosen) < self.chunk
-            if not chosen:
-                return
-            tasks = [Task(next(self._numbers), index) for index in chosen]
-            with self._work:
-                self._held += len(tasks)
-                self._order.extend(task.position for task in tasks)
-                self._chunks.append(tasks)
-                self._idle_since = None
-                self._work.notify()
-
-    def _next(self) -> Loaded:
-        with self._results:
-            while self._error is None:
-                if self._late:
-                    self._held -= 1
-                    return self._late.popleft()
-                if self._order and self._order[0] in self._ready:
-                    self._held -= 1
-                    return self._ready.pop(self._order.popleft())
-                patience = None
-                if self._idle_since is not None and self._ready:
-                    patience = self._idle_since + _PATIENCE_S - time.monotonic()
-                    if patience <= 0:
-                        self._overtaken.update(p for p in self._order if p not in self._ready)
-                        self._order = deque(sorted(self._ready))
-                        continue
-                self._results.wait(patience)
-            raise self._error
+    def _receive(self, filled_s: float) -> bool:
+        """Wait for results; return False where those that are there have waited long enough."""
+        patience_s = None
+        idle_since = list(self._idle_since.values())
+        if idle_since and self._ready and self._tasks.empty():
+            since = max(min(idle_since), filled_s)
+            patience_s = max(0.0, since + _PATIENCE_S - time.monotonic())
+        try:
+            results = self._results.get(timeout=patience_s)
+        except Empty:
+            return False
+        if isinstance(results, BaseException):
+            raise results
+        for position, loaded in results:
+            if position in self._overtaken:
+                self._overtaken.remove(position)
+                self._late.append(loaded)
+            else:
+                self._ready[position] = loaded
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,27 +171,18 @@ class Job:
         )
 
 
-class ThreadWorker:
-    """Loads images in the thread that runs it."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def run(self) -> None:
-        """Work until the line is closed."""
-        line = self._job.line
-        while chunk := line.take():
-            results: list[tuple[int, Loaded]] = []
-            handed_over = time.monotonic()
-            for position, index in chunk:
-                if line.closed:
-                    return
-                results.append((position, self._job.load_one(index)))
-                if time.monotonic() - handed_over > _HAND_OVER_S:
-                    line.give(results)
-                    results, handed_over = [], time.monotonic()
-            if results:
+def work_off(job: Job) -> None:
+    """Load images in the thread that calls this, until the line is closed."""
+    line = job.line
+    while tasks := line.take():
+        results: list[tuple[int, Loaded]] = []
+        handed_over = time.monotonic()
+        for position, index in tasks:
+            if line.closed:
+                return
+            results.append((position, job.load_one(index)))
+            if time.monotonic() - handed_over > _HAND_OVER_S:
                 line.give(results)
-
-    def kill(self) -> None:
-        """Do nothing: a thread stops after the image in work."""
+                results, handed_over = [], time.monotonic()
+        if results:
+            line.give(results)

@@ -31,7 +31,7 @@ from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
 from featx.images.decode import AnyTarget, Rgb, Target, as_targets, check_truncation_setting
 from featx.images.limits import budget
-from featx.images.line import Job, Line, Loaded, Status, ThreadWorker
+from featx.images.line import Job, Line, Loaded, Status, work_off
 from featx.images.worker_main import HEADER_BYTES, NO_IMAGE, Message, receive, send, slot_bytes
 
 _LOG = logging.getLogger("featx")
@@ -76,17 +76,12 @@ _ENVIRONMENT = {
 }
 
 
-def never(key: bytes) -> bool:
-    """Return False: no key is known."""
-    return False
-
-
 def load_images(
     dataset: ImageDataset,
     indices: Iterable[int],
     targets: Sequence[AnyTarget],
     *,
-    known: Callable[[bytes], bool] = never,
+    known: Callable[[bytes], bool] | None = None,
     workers: int | None = None,
     ahead: int | None = None,
     isolate: bool | None = None,
@@ -121,7 +116,8 @@ def load_images(
     if dataset.arrays is not None or (isolate is None and few):
         isolate = False
     line = Line(iter(indices), ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
-    return _load(Job(line, dataset, as_targets(targets), known), workers, isolate)
+    job = Job(line, dataset, as_targets(targets), known or (lambda key: False))
+    return _load(job, workers, isolate)
 
 
 def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
@@ -138,15 +134,14 @@ def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
                 "images are decoded in this process, as no other can be started: %s", error
             )
 
-    def run(worker: ThreadWorker | ProcessWorker) -> None:
+    def run(worker: ProcessWorker | None) -> None:
         try:
-            worker.run()
+            work_off(job) if worker is None else worker.run()
         except BaseException as error:
             job.line.fail(error)
 
     workers = [
-        ThreadWorker(job) if isolate is False else ProcessWorker(job, without_process)
-        for _ in range(count)
+        None if isolate is False else ProcessWorker(job, without_process) for _ in range(count)
     ]
     # Daemons: the end of the interpreter is the end of processes too, and a thread that hangs in a
     # file system must not hold it up.
@@ -161,7 +156,7 @@ def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
         # A process that was forked off meanwhile has a copy of this, and none of the workers.
         if os.getpid() == process:
             job.line.close()
-            for worker in workers:
+            for worker in filter(None, workers):
                 worker.kill()
             for thread in threads:
                 thread.join()
@@ -228,7 +223,7 @@ class ProcessWorker:
             for item in list(self._items.values()):
                 if not self._line.closed:
                     self._line.give([(item.position, self._job.load_one(item.index, item.key))])
-            ThreadWorker(self._job).run()
+            work_off(self._job)
         finally:
             self.kill()
             if self._process is not None:

@@ -70,7 +70,7 @@ class _Top:
     """A folder at the top: the folders in it that hold images, each with those in turn in it."""
 
     folders: dict[str, set[str]] = field(default_factory=dict)
-    direct: int = 0
+    direct: bool = False
     wrapper: str = ""
 
     @property
@@ -95,13 +95,10 @@ def _tops(tree: _Tree) -> dict[str, _Top]:
     tops: defaultdict[str, _Top] = defaultdict(_Top)
     for path in tree.images:
         parts = path.split("/", 3)
-        if len(parts) == 1:
-            continue
-        top = tops[parts[0]]
         if len(parts) == 2:
-            top.direct += 1
-        else:
-            inner = top.folders.setdefault(parts[1], set())
+            tops[parts[0]].direct = True
+        elif len(parts) > 2:
+            inner = tops[parts[0]].folders.setdefault(parts[1], set())
             inner.add(parts[2] if len(parts) > 3 else "")
     return dict(tops)
 
@@ -167,36 +164,31 @@ def _classify(tree: _Tree, layout: _Layout) -> Listing:
     rows: list[tuple[str, str, str]] = []
     strays = list(tree.strays)
     splits, wrappers = layout.splits, layout.wrappers
-    level = 1 if splits and not layout.below else 0
+    at_top = bool(splits) and not layout.below
     for path in tree.images:
-        parts = path.split("/")
-        if not level:
-            split = splits[parts[1]] if splits and len(parts) > 1 else ""
-            if len(parts) > 1:
-                rows.append((intern(parts[0]), path, split))
-            else:
-                strays.append((path, _BESIDE))
-            continue
-        split = splits.get(parts[0], "") if len(parts) > 1 else ""
-        start = 2 if parts[0] in wrappers else 1
-        if not split:
+        *folders, _ = path.split("/")
+        level = 0 if at_top else 1
+        split = splits.get(folders[level], "") if len(folders) > level else ""
+        start = (2 if folders and folders[0] in wrappers else 1) if at_top else 0
+        inner = folders[start:]
+        if at_top and not split:
             strays.append((path, "an image beside the folders of the splits"))
-        elif len(parts) > start + 1:
-            rows.append((intern(parts[start]), path, split))
-        elif parts[0] in layout.flat:
+        elif inner:
+            rows.append((intern(inner[0]), path, split))
+        elif at_top and folders[0] in layout.flat:
             # A split without class folders holds images to be predicted.
             rows.append(("", path, split))
         else:
-            strays.append((path, _BESIDE))
+            strays.append((path, "an image beside the class folders"))
     rows.sort()
     full = {name for name, _, _ in rows}
     empty = set()
     for folder in tree.folders:
         parts = folder.split("/")
-        start = (2 if parts[0] in wrappers else 1) if level else 0
-        if len(parts) == start + 1 and (not level or parts[0] in splits):
+        start = (2 if parts[0] in wrappers else 1) if at_top else 0
+        if len(parts) == start + 1 and (not at_top or parts[0] in splits):
             empty |= {parts[start]} - full
-        elif level and folder not in splits and len(parts) == 1 and split_of(folder):
+        elif at_top and folder not in splits and len(parts) == 1 and split_of(folder):
             empty.add(folder)
     return Listing(
         paths=[path for _, path, _ in rows],
@@ -208,9 +200,6 @@ def _classify(tree: _Tree, layout: _Layout) -> Listing:
         empty_classes=sorted(empty),
         notes=layout.notes,
     )
-
-
-_BESIDE = "an image beside the class folders"
 
 
 def _walk(root: Path) -> _Tree:
@@ -308,11 +297,8 @@ def image_names(items: Iterable[str | os.PathLike[str]], *, strict: bool = False
 
     A file need not exist. A folder stands for all images below it, a pattern (``photos/*.jpg``,
     ``photos/**/*.png``) for the images that it matches, both sorted. What exists under its own
-    name, or matches nothing, is no pattern, nor is a `FileName`. Items are taken one at a time, so
-    that they may come from a pipe.
-
-    With `strict` a pattern has to match and a folder has to hold images. Otherwise they are named
-    themselves, for the ledger to say that they cannot be read.
+    name, or matches nothing, is no pattern, nor is a `FileName`. With `strict` a pattern has to
+    match and a folder has to hold images; otherwise the ledger says that they cannot be read.
     """
     for item in items:
         try:

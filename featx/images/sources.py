@@ -79,7 +79,7 @@ def recognise(data: object) -> Source:
         below = (images_below(text) if Path(text).is_dir() else [text] for text in texts)
         return Source(kind="files", paths=[path for expanded in below for path in expanded])
     if isinstance(data, np.ndarray | list | tuple):
-        return Source(kind="arrays", images=data)
+        return Source(kind="arrays", images=_as_stack(data))
     if isinstance(data, bytes):
         data = _path_text(data)
     if not isinstance(data, str | os.PathLike):
@@ -140,7 +140,7 @@ def is_picture(value: object) -> bool:
             or len(value) > _LONGEST_PATH
             or (b"\n" in value and sniff(value) == "PPM")
         )
-    if isinstance(value, bytearray | memoryview) or hasattr(value, "getbands"):
+    if isinstance(value, bytearray | memoryview) or is_pil(value):
         return True
     return hasattr(value, "read") and hasattr(value, "seek") and not isinstance(value, os.PathLike)
 
@@ -240,7 +240,7 @@ def listed(
     return Listing(paths=paths, labels=labels, splits=splits, arrays=images)
 
 
-def as_stack(images: object) -> object:
+def _as_stack(images: object) -> object:
     """Return one array image (h, w, c) as (1, h, w, c), and anything else as it is."""
     if not isinstance(images, np.ndarray) or images.ndim != 3:
         return images

@@ -24,6 +24,17 @@ def vectors(pixels, vectors_of):
     return run
 
 
+@pytest.fixture
+def own(tmp_path):
+    """Save a network, and settle it as a backbone."""
+
+    def settle(model, **options):
+        model.save(tmp_path / "net.keras")
+        return resolve_backbone(f"file:{tmp_path / 'net.keras'}", **options)
+
+    return settle
+
+
 def test_a_backbone_takes_its_own_input_size_or_the_one_asked_for():
     assert resolve_backbone("xception", weights="random:0").input_size_px == (299, 299)
     assert resolve_backbone("xception", weights="random:0", input_size=96).input_size_px == (96, 96)
@@ -97,19 +108,17 @@ def test_a_network_of_any_input_size_needs_one(save_model, vectors):
     assert vector.shape == (2, 9 * 17 * 5)
 
 
-def test_an_inner_layer_of_fixed_size_does_not_fix_the_input(keras, tmp_path):
+def test_an_inner_layer_of_fixed_size_does_not_fix_the_input(keras, own):
     images = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 3)(keras.layers.Resizing(16, 16)(images))
-    keras.Model(images, x).save(tmp_path / "resizing.keras")
     with pytest.raises(BackboneError, match="does not fix the size of its input"):
-        resolve_backbone(f"file:{tmp_path / 'resizing.keras'}")
+        own(keras.Model(images, x))
 
 
-def test_a_network_with_channels_first_is_an_error(keras, tmp_path):
+def test_a_network_with_channels_first_is_an_error(keras, own):
     images = keras.Input((3, 16, 16))
-    keras.Model(images, keras.layers.ReLU()(images)).save(tmp_path / "net.keras")
     with pytest.raises(BackboneError, match=r"\(None, 3, 16, 16\): expected .*channels last"):
-        resolve_backbone(f"file:{tmp_path / 'net.keras'}", input_size=16)
+        own(keras.Model(images, keras.layers.ReLU()(images)), input_size=16)
 
 
 GREY = r"\(None, 32, 32, 1\): expected RGB pixels"
@@ -136,11 +145,11 @@ def test_what_an_own_network_does_not_take_is_an_error(saved, options, tap, matc
     [(None, 1, 0), ("none", 1, 0), ("unit", 1 / 255, 0), ("tf", 1 / 127.5, -1)],
 )
 def test_an_own_network_reads_pixels_as_asked(
-    preprocessing, scale, offset, keras, tmp_path, pixels, vectors_of
+    preprocessing, scale, offset, keras, own, pixels, vectors_of
 ):
     images = keras.Input((8, 8, 3))
-    keras.Model(images, keras.layers.Identity()(images)).save(tmp_path / "same.keras")
-    source = resolve_backbone(f"file:{tmp_path / 'same.keras'}", preprocessing=preprocessing)
+    same = keras.Model(images, keras.layers.Identity()(images))
+    source = own(same, preprocessing=preprocessing)
     assert source.spec().preprocessing == (preprocessing or "none")
     batch = pixels(2, 8, 8, 3)
     (received,) = vectors_of(build_tap_model(source, ("flatten",)), batch)
@@ -159,43 +168,39 @@ def test_the_layers_of_an_own_network_are_taps(save_model, vectors):
     assert (last.shape, first.shape) == ((2, 5), (2, 4))
 
 
-def test_a_network_inside_a_network_is_a_tap(keras, tmp_path, vectors):
+def test_a_network_inside_a_network_is_a_tap(keras, own, vectors):
     inner = keras.Sequential(
         [keras.Input((16, 16, 3)), keras.layers.Conv2D(6, 3)], name="inner_net"
     )
     images = keras.Input((16, 16, 3))
     outputs = keras.layers.GlobalAveragePooling2D()(inner(images))
-    keras.Model(images, outputs).save(tmp_path / "nested.keras")
-    source = resolve_backbone(f"file:{tmp_path / 'nested.keras'}")
-    inside, last = vectors(source, "inner_net:avg", "avg")
+    inside, last = vectors(own(keras.Model(images, outputs)), "inner_net:avg", "avg")
     np.testing.assert_allclose(inside, last, rtol=1e-5, atol=1e-5)
 
 
-def test_a_sequential_network_is_taken_as_it_is(keras, tmp_path, vectors):
+def test_a_sequential_network_is_taken_as_it_is(keras, own, vectors):
     layers = [keras.layers.Conv2D(6, 3, name="stem"), keras.layers.GlobalMaxPooling2D()]
-    keras.Sequential([keras.Input((16, 20, 3)), *layers]).save(tmp_path / "row.keras")
-    source = resolve_backbone(f"file:{tmp_path / 'row.keras'}")
+    source = own(keras.Sequential([keras.Input((16, 20, 3)), *layers]))
     assert source.input_size_px == (16, 20)
     stem, last = vectors(source, "stem:max", "avg")
     np.testing.assert_array_equal(stem, last)
 
 
-def test_a_layer_that_is_applied_twice_is_no_tap(keras, tmp_path, vectors):
+def test_a_layer_that_is_applied_twice_is_no_tap(keras, own, vectors):
     shared, images = keras.layers.Conv2D(3, 3, name="shared"), keras.Input((16, 16, 3))
-    keras.Model(images, shared(shared(images))).save(tmp_path / "twice.keras")
-    source = resolve_backbone(f"file:{tmp_path / 'twice.keras'}")
+    source = own(keras.Model(images, shared(shared(images))))
     assert "shared" not in layer_outputs(build_network(source))
     assert vectors(source, "avg")[0].shape == (2, 3)
 
 
-def test_code_in_a_file_is_not_run(keras, tmp_path):
-    path, trace = tmp_path / "evil.keras", tmp_path / "trace"
+def test_code_in_a_file_is_not_run(keras, tmp_path, own):
+    trace = tmp_path / "trace"
     images = keras.Input((8, 8, 3))
     write = f"__import__('pathlib').Path({str(trace)!r}).touch()"
     lamb = keras.layers.Lambda(eval(f"lambda x: ({write}, x)[1]"), output_shape=(8, 8, 3))
-    keras.Model(images, lamb(images)).save(path)
+    model = keras.Model(images, lamb(images))
     trace.unlink(missing_ok=True)
-    source = resolve_backbone(f"file:{path}")
+    source = own(model)
     with pytest.raises(BackboneError, match=r"Lambda layers \('lambda\w*'\)") as raised:
         build_network(source)
     assert "savedmodel:FOLDER --trust" in str(raised.value)
@@ -203,7 +208,7 @@ def test_code_in_a_file_is_not_run(keras, tmp_path):
     assert not trace.exists()
 
 
-def test_layers_that_are_not_keras_s_are_named(keras, tmp_path, monkeypatch):
+def test_layers_that_are_not_keras_s_are_named(keras, tmp_path, own, monkeypatch):
     class Twice(keras.layers.Layer):
         def call(self, x):
             return x * 2
@@ -216,8 +221,7 @@ def test_layers_that_are_not_keras_s_are_named(keras, tmp_path, monkeypatch):
     registered = keras.saving.register_keras_serializable("own")(Thrice)
     images = keras.Input((8, 8, 3))
     model = keras.Model(images, keras.Sequential([Twice(), registered()])(images))
-    model.save(tmp_path / "net.keras")
-    source = resolve_backbone(f"file:{tmp_path / 'net.keras'}")
+    source = own(model)
     monkeypatch.setattr("keras.src.saving.object_registration.GLOBAL_CUSTOM_OBJECTS", {})
     named = r"'Twice', 'Thrice' \(registered as 'own>Thrice'\)"
     with pytest.raises(BackboneError, match=f"received {named}") as raised:

@@ -102,16 +102,13 @@ def adaptive_average(maps, cells):
     )
 
 
-def test_average(pooled):
-    np.testing.assert_allclose(pooled(MAPS, "avg"), MAPS.mean((1, 2)), rtol=1e-5, atol=1e-6)
-
-
-def test_maximum(pooled):
-    np.testing.assert_array_equal(pooled(MAPS, "max"), MAPS.max((1, 2)))
-
-
-def test_flatten_keeps_every_position_and_channel_in_order(pooled):
-    np.testing.assert_array_equal(pooled(MAPS, "flatten"), MAPS.reshape(3, -1))
+@pytest.mark.parametrize("features", [MAPS, MAPS[:, :, 0]], ids=["maps", "steps of a sequence"])
+def test_positions_are_pooled_or_kept_in_order(pooled, features):
+    axes = tuple(range(1, features.ndim - 1))
+    mean = features.mean(axes)
+    np.testing.assert_allclose(pooled(features, "avg"), mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(pooled(features, "max"), features.max(axes))
+    np.testing.assert_array_equal(pooled(features, "flatten"), features.reshape(3, -1))
 
 
 @pytest.mark.parametrize("power", [1, 3, 6])
@@ -130,13 +127,6 @@ def test_grid_is_adaptive_average_pooling(pooled, cells):
     received = pooled(MAPS, f"grid:{cells}")
     assert received.shape == (3, 4 * cells * cells)
     np.testing.assert_allclose(received, adaptive_average(MAPS, cells), rtol=1e-5, atol=1e-6)
-
-
-def test_a_sequence_is_pooled_over_its_steps(pooled):
-    tokens = MAPS[:, :, 0]
-    np.testing.assert_allclose(pooled(tokens, "avg"), tokens.mean(1), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(pooled(tokens, "max"), tokens.max(1))
-    np.testing.assert_array_equal(pooled(tokens, "flatten"), tokens.reshape(3, -1))
 
 
 @pytest.mark.parametrize("tap", ["avg", "max", "gem", "flatten", "grid:2"])

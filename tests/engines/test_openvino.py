@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -57,9 +58,17 @@ def assert_same(ours, theirs):
         assert disagreement(ours[tap], values) <= TOLERANCE, tap
 
 
-def test_without_a_folder_it_converts_in_memory(source, reference, pixels):
-    engine = OpenVinoEngine(source, TAPS)
-    assert_same(engine.run(pixels(4)), reference.run(pixels(4)))
+@pytest.mark.parametrize("known", [True, False])
+def test_it_converts_alike_where_openvino_s_reader_is_another(known, source, reference, pixels):
+    from openvino.frontend.tensorflow import graph_iterator
+
+    reader = graph_iterator.TFGraphNodeDecoder
+    usual = reader.get_variable
+    with pytest.MonkeyPatch.context() as patch:
+        if not known:
+            patch.setitem(sys.modules, "openvino.frontend.tensorflow.node_decoder", None)
+        assert_same(OpenVinoEngine(source, TAPS).run(pixels(4)), reference.run(pixels(4)))
+    assert reader.get_variable is usual
 
 
 def test_a_network_whose_taps_are_one_tensor(keras, tmp_path, pixels):

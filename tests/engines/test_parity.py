@@ -9,9 +9,11 @@ import gc
 import numpy as np
 import pytest
 
-from featx.backbones.build import draw_images
+from featx.backbones.build import build_tap_model, draw_images
 from featx.backbones.catalog import CATALOG
 from featx.backbones.source import resolve_backbone
+from featx.engines import keras as keras_engine
+from featx.engines import openvino as openvino_engine
 from featx.engines.keras import KerasEngine
 from featx.engines.openvino import TOLERANCE, OpenVinoEngine, disagreement
 
@@ -49,12 +51,15 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_architecture_agrees_with_keras(name):
+def test_an_architecture_agrees_with_keras(name, monkeypatch):
     row = CATALOG[name]
     size = 64 if row.shared.min_size_px <= 64 else 96
     source = resolve_backbone(name, weights="random:0", input_size=size)
     taps = ("avg", "max", "gem", f"{BLOCKS[row.family]}:avg", f"{BLOCKS[row.family]}:max")
     images = draw_images((32, size, size), 3)[np.random.default_rng(3).permutation(32)]
+    network = build_tap_model(source, taps)
+    for module in (keras_engine, openvino_engine):
+        monkeypatch.setattr(module, "build_tap_model", lambda *_, **__: network)
     expected = KerasEngine(source, taps, batch_size=32).run(images)
     engine = OpenVinoEngine(source, taps)
     worst = {}

@@ -12,10 +12,18 @@ import pytest
 from PIL import Image
 
 from featx.images.dataset import ImageDataset
-from featx.images.decode import Target, as_targets, decode_image, decode_sizes
+from featx.images.decode import (
+    Box,
+    Target,
+    View,
+    as_targets,
+    change_look,
+    decode_image,
+    decode_sizes,
+    draw_view,
+)
 from featx.images.files import array_key
 from featx.images.loader import load_images
-from featx.images.views import Box, View, change_look, draw_view
 from featx.spec import AUGMENTATIONS, ImagePolicy, ViewPolicy
 
 PLAIN = ImagePolicy()
