@@ -81,12 +81,11 @@ class _Top:
 
 @dataclass
 class _Layout:
-    """Which folders are splits: those at the top, or, `below` the classes, those in each class."""
+    """Which folders are splits: those at the top, if they have `levels`, or those in each class."""
 
     splits: dict[str, str] = field(default_factory=dict)
-    wrappers: dict[str, str] = field(default_factory=dict)
-    flat: set[str] = field(default_factory=set)
-    below: bool = False
+    levels: dict[str, int] = field(default_factory=dict)  # of the classes in each split
+    flat: set[str] = field(default_factory=set)  # splits without classes
     notes: list[str] = field(default_factory=list)
 
 
@@ -134,8 +133,8 @@ def _layout(root: Path, tops: dict[str, _Top], stated: dict[str, str]) -> _Layou
             f"{'splits' if several else 'a split'}: no class folder below is in two of the folders"
         )
         return _Layout(notes=[note] if plain else [])
-    wrappers = {top: tops[top].wrapper for top in splits if tops[top].wrapper}
-    return _Layout(splits, wrappers, {top for top in splits if not classes[top]})
+    levels = {top: 2 if tops[top].wrapper else 1 for top in splits}
+    return _Layout(splits, levels, {top for top in splits if not classes[top]})
 
 
 def _find_wrappers(tops: dict[str, _Top], splits: dict[str, str]) -> None:
@@ -156,26 +155,24 @@ def _splits_below(tops: dict[str, _Top]) -> _Layout:
     whole = all(top.folders and not top.direct for top in tops.values())
     if len(tops) < 2 or not whole or "" in splits.values() or len({*splits.values()}) < 2:
         return _Layout()
-    return _Layout(splits, below=True)
+    return _Layout(splits)
 
 
 def _classify(tree: _Tree, layout: _Layout) -> Listing:
     """Give each image its class and split."""
     rows: list[tuple[str, str, str]] = []
     strays = list(tree.strays)
-    splits, wrappers = layout.splits, layout.wrappers
-    at_top = bool(splits) and not layout.below
+    splits, levels = layout.splits, layout.levels
     for path in tree.images:
         *folders, _ = path.split("/")
-        level = 0 if at_top else 1
-        split = splits.get(folders[level], "") if len(folders) > level else ""
-        start = (2 if folders and folders[0] in wrappers else 1) if at_top else 0
-        inner = folders[start:]
-        if at_top and not split:
+        named = folders[:1] if levels else folders[1:2]
+        split = splits.get(named[0], "") if named else ""
+        classes = folders[levels.get(folders[0], 0) :] if folders else []
+        if levels and not split:
             strays.append((path, "an image beside the folders of the splits"))
-        elif inner:
-            rows.append((intern(inner[0]), path, split))
-        elif at_top and folders[0] in layout.flat:
+        elif classes:
+            rows.append((intern(classes[0]), path, split))
+        elif levels and folders[0] in layout.flat:
             # A split without class folders holds images to be predicted.
             rows.append(("", path, split))
         else:
@@ -185,10 +182,10 @@ def _classify(tree: _Tree, layout: _Layout) -> Listing:
     empty = set()
     for folder in tree.folders:
         parts = folder.split("/")
-        start = (2 if parts[0] in wrappers else 1) if at_top else 0
-        if len(parts) == start + 1 and (not at_top or parts[0] in splits):
-            empty |= {parts[start]} - full
-        elif at_top and folder not in splits and len(parts) == 1 and split_of(folder):
+        level = levels.get(parts[0], -1) if levels else 0
+        if len(parts) == level + 1:
+            empty |= {parts[level]} - full
+        elif levels and folder not in splits and len(parts) == 1 and split_of(folder):
             empty.add(folder)
     return Listing(
         paths=[path for _, path, _ in rows],
