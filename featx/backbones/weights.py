@@ -111,19 +111,19 @@ def weights_places(row: Backbone) -> list[Path]:
     The folder of ``FEATX_WEIGHTS`` comes first, with the published name and ``NAME.weights.h5``;
     then Keras's own folder, where a download would put the file.
     """
-    places = []
+    paths = []
     if folder := os.environ.get("FEATX_WEIGHTS"):
         named = Path(folder).expanduser()
-        places += [named / row.weights_file, named / f"{row.name}.weights.h5"]
+        paths += [named / row.weights_file, named / f"{row.name}.weights.h5"]
     home = os.environ.get("KERAS_HOME")
     keras_home = Path(home).expanduser() if home else Path.home() / ".keras"
-    return [*places, keras_home / "models" / row.weights_file]
+    return [*paths, keras_home / "models" / row.weights_file]
 
 
 def find_weights_file(row: Backbone) -> Path | None:
     """Return the file of a backbone's default weights, None where there is none on this machine."""
-    places = [bundled_folder() / row.weights_file] if row.name == BUNDLED else weights_places(row)
-    return next((path for path in places if path.is_file()), None)
+    paths = [bundled_folder() / row.weights_file] if row.name == BUNDLED else weights_places(row)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def resolve_weights(row: Backbone, weights: WeightsPath | None = None) -> Weights:

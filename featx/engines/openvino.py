@@ -184,13 +184,13 @@ class _Batch:
     """A batch under way, in parts that fit into memory."""
 
     def __init__(self, engine: OpenVinoEngine, pixels: Pixels) -> None:
-        self._engine, self._most = engine, engine._most
+        self._engine, most = engine, engine._most
         # Held until the result is there, since OpenVINO reads from this very memory.
         self._pixels = np.require(pixels, requirements=["C", "W"])
         self._requests: list[tuple[Pixels, Native, Native]] = []
         _in_use.add(self)
-        for start in range(0, max(len(pixels), 1), self._most):
-            part = self._pixels[start : start + self._most]
+        for start in range(0, max(len(pixels), 1), most):
+            part = self._pixels[start : start + most]
             with _translated_batch(part):
                 free = engine._free
                 request = free.pop() if free else engine._compiled.create_infer_request()
