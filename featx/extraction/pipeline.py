@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from featx.backbones.source import BackboneSource
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING
 from featx.cache.space import FeatureSpace, KeyIndex, ShardWriter
-from featx.engines.engine import Engine, Pending, make_engine
+from featx.engines.choice import make_engine
+from featx.engines.engine import Engine, Pending
 from featx.exceptions import DatasetError, FeaturesError, ImageError
 from featx.extraction.progress import Meter, Progress
 from featx.files.identity import Keys, copies

@@ -96,7 +96,7 @@ def extract(
     name : str, optional
         Name of the dataset in the cache, by default that of its folder or file.
     engine : str, default "auto"
-        Key of `featx.engines.engine.ENGINES`.
+        Key of `featx.engines.choice.ENGINES`.
     batch_size : int or "auto", default "auto"
         Number of images in a batch.
     dtype : {"float32", "float16"}, default "float32"

@@ -54,7 +54,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         A cache folder: what `fit` computes is kept there, and what is there is never computed
         again. By default nothing is written to disk.
     engine : str, default "auto"
-        Key of `featx.engines.engine.ENGINES`.
+        Key of `featx.engines.choice.ENGINES`.
     batch_size : int or "auto", default "auto"
         Number of images in a batch of the backbone.
     multilabel : bool, default False
@@ -306,7 +306,7 @@ def load_model(
         The backbone's weights (or the network, for one of one's own), where they are not found
         where they were.
     engine : str, default "auto"
-        Key of `featx.engines.engine.ENGINES`.
+        Key of `featx.engines.choice.ENGINES`.
     trust : bool, default False
         Needed for scikit-learn estimators that featx does not check, see `featx.heads.storage`, and
         for reading images with a ``savedmodel:`` backbone, whose graph may do anything.

@@ -35,7 +35,8 @@ import numpy as np
 
 import featx
 from featx.backbones.source import BackboneSource, resolve_backbone
-from featx.engines.engine import Engine, make_engine
+from featx.engines.choice import make_engine
+from featx.engines.engine import Engine
 from featx.images.loader import load_images
 from featx.quiet import quiet_import
 

@@ -17,7 +17,7 @@ RUN = """
 import json
 import numpy as np
 from featx.backbones.source import resolve_backbone
-from featx.engines.engine import gpus
+from featx.engines.choice import gpus
 from featx.engines.keras import KerasEngine
 source = resolve_backbone("file:{path}", preprocessing="tf")
 images = np.random.default_rng(0).integers(0, 256, (7, 24, 32, 3), dtype=np.uint8)

@@ -16,7 +16,7 @@ import pytest
 
 from featx.engines import keras as keras_engine
 from featx.engines.backends import TensorFlowAdapter, load_adapter
-from featx.engines.engine import gpus
+from featx.engines.choice import gpus
 from featx.engines.keras import KerasEngine, best_batch_size
 from featx.exceptions import EngineError
 

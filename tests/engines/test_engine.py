@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from featx.backbones.source import resolve_backbone
-from featx.engines import engine as engine_module
-from featx.engines.engine import ENGINES, make_engine, may_have_gpu
+from featx.engines import choice as choice_module
+from featx.engines.choice import ENGINES, make_engine, may_have_gpu
 from featx.engines.openvino import TOLERANCE, OpenVinoEngine, disagreement
 from featx.exceptions import BackboneError, EngineError, UnknownNameError
 
@@ -158,7 +158,7 @@ def test_keras_steps_in_for_openvino(backend, level, source, monkeypatch, caplog
         raise EngineError("it does not convert")
 
     monkeypatch.setattr(OpenVinoEngine, "__init__", refuse)
-    monkeypatch.setattr(engine_module, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(choice_module, "may_have_gpu", lambda: False)
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     if backend:
         monkeypatch.setenv("KERAS_BACKEND", backend)
@@ -167,7 +167,7 @@ def test_keras_steps_in_for_openvino(backend, level, source, monkeypatch, caplog
     (record,) = [one for one in caplog.records if "Keras steps in" in one.message]
     assert record.levelname == level
     assert "it does not convert" in record.message
-    engine_module._built.cache_clear()
+    choice_module._built.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_keras_steps_in_for_openvino(backend, level, source, monkeypatch, caplog
     ],
 )
 def test_a_driver_leaves_traces(trace, environment, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_module, "_ROOT", tmp_path)
-    monkeypatch.setattr(engine_module.sys, "platform", "linux")
+    monkeypatch.setattr(choice_module, "_ROOT", tmp_path)
+    monkeypatch.setattr(choice_module.sys, "platform", "linux")
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -197,13 +197,13 @@ def test_a_driver_leaves_traces(trace, environment, expected, tmp_path, monkeypa
         (tmp_path / trace).parent.mkdir(parents=True)
         (tmp_path / trace).touch()
     assert may_have_gpu() is expected
-    monkeypatch.setattr(engine_module.sys, "platform", "darwin")
+    monkeypatch.setattr(choice_module.sys, "platform", "darwin")
     assert may_have_gpu() is False
 
 
 def test_whether_there_could_be_a_gpu_is_known_without_a_backend(run_python):
     code = (
-        "import sys; from featx.engines.engine import may_have_gpu; may_have_gpu()\n"
+        "import sys; from featx.engines.choice import may_have_gpu; may_have_gpu()\n"
         "print({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules))"
     )
     assert run_python(code).stdout == "set()\n"
