@@ -86,7 +86,7 @@ MAY_IMPORT = {
 # Modules of heads: each may import those before it.
 HEADS = (
     *("rows", "targets", "steps", "validation", "table", "to_steps"),
-    *("storage", "moments", "shifted", "sweep", "estimators", "logistic_solver"),
+    *("storage", "moments", "sweep", "estimators", "logistic_solver"),
     *("logistic_path", "logistic_fit", "learning", "head_pipeline", "ridge", "calibrated"),
     *("multilabel", "nearest_mean", "discriminant", "neighbours", "rbf", "trees", "dense_model"),
     *("dense_training", "dense", "logistic", "novelty", "making"),

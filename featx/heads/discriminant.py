@@ -11,9 +11,16 @@ from numpy.typing import DTypeLike, NDArray
 from sklearn.utils.class_weight import compute_class_weight
 
 from featx.heads.estimators import CLASS_WEIGHT, Allowed, LinearScoring
-from featx.heads.moments import Moments, class_sums, fold_moments, require_square, standardise
+from featx.heads.moments import (
+    Moments,
+    ShiftedSystems,
+    class_sums,
+    fold_moments,
+    require_square,
+    solve_shifted,
+    standardise,
+)
 from featx.heads.rows import Batch, Doubles, Floats, Numbers, Rows
-from featx.heads.shifted import ShiftedSystems, solve_shifted
 from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import ClassWeight, Targets, both_columns
 

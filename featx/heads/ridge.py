@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featx.exceptions import HeadError
-from featx.heads.moments import Moments, fold_moments, require_square, standardise
+from featx.heads.moments import Moments, fold_moments, require_square, solve_shifted, standardise
 from featx.heads.rows import Doubles, Floats, Numbers, Rows
-from featx.heads.shifted import solve_shifted
 from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import ClassWeight, Targets
 

@@ -159,28 +159,30 @@ def label_strata(
 
     generator = np.random.default_rng(seed)
     rows = len(labels)
-    own = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = int(own.max()) + 1 if rows else 0
-    own = generator.permutation(units)[own]
-    sizes = np.bincount(own, minlength=units)
-    where = (own, np.arange(rows))
+    unit_of = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = int(unit_of.max()) + 1 if rows else 0
+    unit_of = generator.permutation(units)[unit_of]
+    sizes = np.bincount(unit_of, minlength=units)
+    where = (unit_of, np.arange(rows))
     joined = coo_array((np.ones(rows, np.int64), where), shape=(units, rows)).tocsr()
     counts = (joined @ csr_array(labels.astype(np.int64))).tocsr()
     columns = counts.tocsc()
     total = np.asarray(counts.sum(axis=0)).ravel()
-    left, placed = total.copy(), np.zeros((len(shares), len(total)))
+    left, shared = total.copy(), np.zeros((len(shares), len(total)))
     room = [share * rows for share in shares]
     parts = np.full(units, -1)
 
-    def place(some: NDArray[np.intp], lacking: list[float], weights: NDArray[np.number]) -> None:
+    def share_out(
+        some: NDArray[np.intp], lacking: list[float], weights: NDArray[np.number]
+    ) -> None:
         chance = generator.random(len(shares)).tolist()
-        found = []
+        chosen = []
         for weight, size in zip(weights.tolist(), sizes[some].tolist(), strict=True):
             part = max(range(len(room)), key=lambda p: (lacking[p], room[p], chance[p]))
             lacking[part] -= weight
             room[part] -= size
-            found.append(part)
-        parts[some] = found
+            chosen.append(part)
+        parts[some] = chosen
 
     while (rest := np.flatnonzero(left)).size:
         label = rest[left[rest].argmin()]
@@ -189,16 +191,15 @@ def label_strata(
         free = np.flatnonzero(parts[some] < 0)
         free = free[np.argsort(-weights[free], kind="stable")]
         some, weights = some[free].astype(np.intp), weights[free]
-        place(some, (np.asarray(shares) * total[label] - placed[:, label]).tolist(), weights)
+        share_out(some, (np.asarray(shares) * total[label] - shared[:, label]).tolist(), weights)
         for part in range(len(shares)):
             gained = np.asarray(counts[some[parts[some] == part]].sum(axis=0)).ravel()
-            placed[part] += gained
+            shared[part] += gained
             left -= gained
     some = np.flatnonzero(parts < 0)
     some = some[np.argsort(-sizes[some], kind="stable")]
-    place(some, [0.0] * len(shares), np.zeros(len(some)))
-    found: NDArray[np.intp] = parts[own]
-    return found
+    share_out(some, [0.0] * len(shares), np.zeros(len(some)))
+    return np.asarray(parts[unit_of])
 
 
 def best_labels(scores: Floats, classes: NDArray[np.generic]) -> NDArray[np.generic]:

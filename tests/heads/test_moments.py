@@ -4,8 +4,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
 from featx.heads import moments
-from featx.heads.moments import fold_moments, fold_scales, standardise
-from featx.heads.shifted import ShiftedSystems
+from featx.heads.moments import ShiftedSystems, fold_moments, fold_scales, standardise
 from featx.heads.targets import Targets
 
 RNG = np.random.default_rng(0)
