@@ -247,8 +247,10 @@ _JAVASCRIPT_SHOW_SETS = (
 
 
 def serving_code(path: Path, description: Json) -> dict[str, str]:
-    """Return the lines that run an export."""
+    """Return the lines that run an export, none of a format that has none in the tables above."""
     name, (_, height, width, _) = description["format"], description["input"]["shape"]
+    if name not in _RUN:
+        return {}
     policy = description["input"]["image"]
     file = description_path(path)
     imports, _, rest = _RUN[name].format(path=str(path)).partition("\n\n")
