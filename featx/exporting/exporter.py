@@ -47,12 +47,24 @@ from featx.spec import FeatureSpec
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Export:
-    """What `export` wrote."""
+    """What `export` wrote.
 
-    path: Path  # the file or folder
-    description: Json  # what lies beside it as ``PATH.json``: class names, input, output
-    verification: Json | None = None  # the report of `featx.verify_export`
-    calibrated_on: str = ""  # name of the images that int8 ranges were taken from
+    Parameters
+    ----------
+    path : Path
+        The file or folder.
+    description : dict
+        What lies beside it as ``PATH.json``: class names, input, output.
+    verification : dict or None
+        The report of `featx.verify_export`.
+    calibrated_on : str
+        Name of the images that int8 ranges were taken from.
+    """
+
+    path: Path
+    description: Json
+    verification: Json | None = None
+    calibrated_on: str = ""
 
     @property
     def size_bytes(self) -> int:

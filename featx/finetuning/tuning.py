@@ -243,18 +243,35 @@ def _timed(call: Callable[[], object]) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FineTuned:
-    """What a fine-tuning came to."""
+    """What a fine-tuning came to.
 
-    # Read back from `path`: the fine-tuned one, or the one it started from where that is better.
+    Parameters
+    ----------
+    model : ImageClassifier
+        Read back from `path`: the fine-tuned one, or the one it started from where that is better.
+    path : Path
+        The ``.featx`` file.
+    kept : {"finetuned", "head"}
+        Which of the two it is.
+    metrics : dict
+        As saved: ``protocol``, the scores of what was kept, and under ``finetuning`` those of both.
+    history : list of dict
+        The start (epoch 0), and one entry an epoch.
+    stopped : str
+        Why training ended before its last epoch; empty where it did not.
+    interrupted : bool
+        Whether the user ended it.
+    cut : tuple of str
+        Layers whose activations were cached; none where the network was trained from pixels.
+    """
+
     model: ImageClassifier
-    path: Path  # the ``.featx`` file
-    kept: str  # which of the two it is
-    # As saved: ``protocol``, the scores of what was kept, and under ``finetuning`` those of both.
+    path: Path
+    kept: str
     metrics: Json
-    history: list[Json]  # the start (epoch 0), and one entry an epoch
-    stopped: str  # why training ended before its last epoch; empty where it did not
-    interrupted: bool  # whether the user ended it
-    # Layers whose activations were cached; none where the network was trained from pixels.
+    history: list[Json]
+    stopped: str
+    interrupted: bool
     cut: tuple[str, ...]
 
 

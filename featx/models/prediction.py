@@ -23,17 +23,31 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one image."""
+    """What a model says of one image.
 
-    path: str  # the image as it was named; ``array:000000`` of an array or a PIL image
-    # The most probable classes, best first; empty when the image could not be read, and where none
-    # of several labels is probable.
+    Parameters
+    ----------
+    path : str
+        The image as it was named; ``array:000000`` of an array or a PIL image.
+    top : tuple of (label, probability)
+        The most probable classes, best first; empty when the image could not be read, and where
+        none of several labels is probable.
+    status : {"ok", "failed"}
+        Whether it could be read.
+    reason : str
+        Why not.
+    unknown : bool or None
+        Whether the image is unlike those of training; None where that was not asked for.
+    distance : float or None
+        How unlike, in units of the threshold: above 1 is unknown.
+    """
+
+    path: str
     top: tuple[tuple[Any, float], ...]
-    status: str  # whether it could be read
-    reason: str = ""  # why not
-    # Whether the image is unlike those of training; None where that was not asked for.
+    status: str
+    reason: str = ""
     unknown: bool | None = None
-    distance: float | None = None  # how unlike, in units of the threshold: above 1 is unknown
+    distance: float | None = None
 
 
 def predict(

@@ -272,24 +272,46 @@ def memory_bound(
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """An image that its own folds' heads call something else with conviction."""
+    """An image that its own folds' heads call something else with conviction.
 
-    path: str  # the image
-    label: str  # its label
-    predicted: str  # what a head predicted that had not seen it
-    probability: float  # with which probability
+    Parameters
+    ----------
+    path : str
+        The image.
+    label : str
+        Its label.
+    predicted : str
+        What a head predicted that had not seen it.
+    probability : float
+        With which probability.
+    """
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A fitted classifier and how it was measured."""
+    """A fitted classifier and how it was measured.
 
-    model: ImageClassifier  # fitted on all training images
-    metrics: Json  # ``protocol`` says what the other figures were measured on
-    # Name and number of images of the training data, their digest, and ``keys``, by which
-    # `featx.evaluate` knows them again.
+    Parameters
+    ----------
+    model : ImageClassifier
+        Fitted on all training images.
+    metrics : dict
+        ``protocol`` says what the other figures were measured on.
+    training : dict
+        Name and number of images of the training data, their digest, and ``keys``, by which
+        `featx.evaluate` knows them again.
+    suspects : list of Suspect
+        Images worth looking at, the most convinced contradiction first.
+    """
+
+    model: ImageClassifier
+    metrics: Json
     training: Json
-    # Images worth looking at, the most convinced contradiction first.
     suspects: list[Suspect] = field(default_factory=list)
 
 

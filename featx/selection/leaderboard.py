@@ -107,29 +107,56 @@ def pareto_front(scores: Sequence[float], costs: Sequence[float | None]) -> list
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a leaderboard."""
+    """One line of a leaderboard.
 
-    rank: int  # 1 is the best
-    chosen: bool  # whether it won
-    backbone: str  # what was tried; `head` with its parameters, as a user would type it
+    Parameters
+    ----------
+    rank : int
+        1 is the best.
+    chosen : bool
+        Whether it won.
+    backbone, tap, transform, head : str
+        What was tried; `head` with its parameters, as a user would type it.
+    params : dict
+        Parameters of the head, where they differ from its defaults.
+    score, std : float, optional
+        Mean and standard deviation over the folds, as shown; None where it failed.
+    scores : list of float
+        One a fold.
+    stopped : bool
+        Whether it was given up early.
+    failed : str
+        Why it could not be measured.
+    share : float
+        Share of the training rows that it was trained on.
+    ms, backbone_ms, head_ms : float, optional
+        Milliseconds an image: in all, of the backbone, and of transform and head.
+    mb, backbone_mb, head_mb : float, optional
+        Megabytes (10**6 bytes) of weights, likewise.
+    pareto : bool
+        Whether none is at least as good and as fast, and better in one of the two.
+    """
+
+    rank: int
+    chosen: bool
+    backbone: str
     tap: str
     transform: str
     head: str
-    params: Json  # parameters of the head, where they differ from its defaults
-    # Mean and standard deviation over the folds, as shown; None where it failed.
+    params: Json
     score: float | None
     std: float | None
-    scores: list[float]  # one a fold
-    stopped: bool  # whether it was given up early
-    failed: str  # why it could not be measured
-    share: float  # share of the training rows that it was trained on
-    ms: float | None  # milliseconds an image: in all, of the backbone, and of transform and head
+    scores: list[float]
+    stopped: bool
+    failed: str
+    share: float
+    ms: float | None
     backbone_ms: float | None
     head_ms: float | None
-    mb: float | None  # megabytes (10**6 bytes) of weights, likewise
+    mb: float | None
     backbone_mb: float | None
     head_mb: float | None
-    pareto: bool  # whether none is at least as good and as fast, and better in one of the two
+    pareto: bool
 
     def to_dict(self) -> Json:
         """Return the row as JSON types."""

@@ -97,14 +97,27 @@ def _check_block(X: Floats, what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HonestScore:
-    """A score of the winner on rows that its selection has not seen."""
+    """A score of the winner on rows that its selection has not seen.
 
-    protocol: str  # what it was measured on
-    scoring: str  # the name of the score
-    value: float | None = None  # the score, as it is shown; None where it was not measured
-    # Its 95 % interval, with images taken as independent of each other.
+    Parameters
+    ----------
+    protocol : str
+        What it was measured on.
+    scoring : str
+        The name of the score.
+    value : float, optional
+        The score, as it is shown; None where it was not measured.
+    interval : tuple of float, optional
+        Its 95 % interval, with images taken as independent of each other.
+    images : int
+        Number of images it was measured on.
+    """
+
+    protocol: str
+    scoring: str
+    value: float | None = None
     interval: tuple[float, float] | None = None
-    images: int = 0  # number of images it was measured on
+    images: int = 0
 
     def to_dict(self) -> Json:
         """Return it as JSON types."""
