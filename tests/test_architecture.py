@@ -79,15 +79,14 @@ MAY_IMPORT = {
         "heads",
         "selection",
     },
-    "demonstration": set(),
 }
 
 
 # Modules of heads: each may import those before it.
 HEADS = (
-    *("rows", "targets", "steps", "validation", "table", "to_steps"),
-    *("storage", "moments", "sweep", "estimators", "logistic_solver"),
-    *("logistic_path", "logistic_fit", "learning", "head_pipeline", "ridge", "calibrated"),
+    *("rows", "targets", "estimators", "steps", "table", "to_steps"),
+    *("storage", "moments", "sweep", "logistic_solver"),
+    *("logistic_path", "learning", "head_pipeline", "ridge", "calibrated"),
     *("multilabel", "nearest_mean", "discriminant", "neighbours", "rbf", "trees", "dense_model"),
     *("dense_training", "dense", "logistic", "novelty", "making"),
 )

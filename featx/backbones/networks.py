@@ -17,7 +17,7 @@ from featx.backbones.rescaling import Config, PixelRange, range_of_keras_config
 from featx.backbones.saved_model import load_saved_model, read_endpoint
 from featx.backbones.weights import file_sha256, folder_sha256, open_keras_zip, readable, what_it_is
 from featx.exceptions import BackboneError, FeatxError, MissingExtraError, reason
-from featx.files.plain_network import require_plain_network
+from featx.files.safe_zip import require_plain_network
 from featx.quiet import quiet_import, quiet_loading
 
 if TYPE_CHECKING:

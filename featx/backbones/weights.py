@@ -22,9 +22,8 @@ from typing import IO, Any, TypeGuard
 from featx.backbones.catalog import BUNDLED, CATALOG, IMAGENET_MEAN, Backbone, find_backbone
 from featx.exceptions import WeightsError, reason
 from featx.files.identity import is_settled, stamp_of
-from featx.files.plain_network import MOST_MEMBERS, MOST_RATIO, require_plain_network
 from featx.files.safe_json import read_plain_json
-from featx.files.safe_zip import open_plain_zip
+from featx.files.safe_zip import MOST_MEMBERS, MOST_RATIO, open_plain_zip, require_plain_network
 from featx.quiet import quiet_import
 from featx.spec import FeatureSpec
 from featx.terminal import unguarded

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError, reason
-from featx.files.durable import written_whole
+from featx.files.outputs import written_whole
 from featx.spec import FeatureSpec, folder_name
 
 _LOG = logging.getLogger("featx")

@@ -22,8 +22,7 @@ from featx.cache.hdf5 import Values, create, tag, write_chunks
 from featx.cache.layout import writing
 from featx.cache.manifest import Block
 from featx.exceptions import DatasetError, FeaturesError, MissingExtraError, UnknownNameError
-from featx.files.durable import written_whole
-from featx.files.outputs import is_pack, refuse_replacing
+from featx.files.outputs import is_pack, refuse_replacing, written_whole
 from featx.spec import FeatureSpec
 
 _CHUNK_BYTES = 8 << 20

@@ -11,6 +11,8 @@ from featx.cli import options
 from featx.cli.show import show_scores, table
 from featx.terminal import say
 
+_HELD_OUT_OF = 5
+
 
 @options.command(
     "demo",
@@ -31,7 +33,6 @@ def command(into: Path) -> None:
     featx demo
     """
     import featx
-    from featx.demonstration import write_digits
     from featx.models.prediction import predict
 
     images, cache, model_file = into / "digits", into / "cache", into / "digits.featx"
@@ -81,6 +82,30 @@ def command(into: Path) -> None:
         "  featx predict photos.featx new-photos/*.jpg",
         "",
     )
+
+
+def write_digits(folder: Path) -> tuple[int, int]:
+    """Write scikit-learn's 1,797 digits as PNG files, one folder a class, and return their numbers.
+
+    Every fifth scan goes to ``test/``, the others to ``train/``. The scans are those of the UCI
+    "Optical recognition of handwritten digits" test set, 8 x 8 pixels of 17 levels of grey.
+    """
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    counts = {"train": 0, "test": 0}
+    for number, (scan, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        split = "test" if number % _HELD_OUT_OF == 0 else "train"
+        counts[split] += 1
+        target = folder / split / str(digit) / f"{number:04d}.png"
+        if target.is_file():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        grey = np.round(scan * (255 / 16)).astype(np.uint8)
+        Image.fromarray(grey).save(target)
+    return counts["train"], counts["test"]
 
 
 class _Clock:

@@ -30,7 +30,7 @@ from featx.backbones.source import BackboneSource
 from featx.backbones.weights import file_sha256
 from featx.engines.engine import Engine, Pixels, Provenance, Vectors
 from featx.exceptions import BackboneError, EngineError, FeatxError, reason
-from featx.files.durable import flush, flush_names
+from featx.files.outputs import flush, flush_names
 from featx.forks import require_threads
 from featx.quiet import quiet_import
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from featx.backbones.taps import parse_tap
 from featx.exceptions import ExportError, reason
 from featx.exporting.formats import INPUT, OUTPUT
-from featx.files.durable import beside, flush, flush_names
+from featx.files.outputs import beside, flush, flush_names
 from featx.files.safe_json import Json
 from featx.heads.targets import LABEL_THRESHOLD
 from featx.models.classifier import ImageClassifier

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featx.engines.backends import load_adapter
 from featx.exceptions import FineTuningError
 from featx.exporting.formats import Tensor
-from featx.files.durable import written_whole
+from featx.files.outputs import written_whole
 from featx.files.safe_json import Json
 from featx.files.safe_npy import open_npz
 from featx.finetuning.network import TunedNetwork

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from featx.heads.calibrated import TemperatureCalibrated as TemperatureCalibrated
     from featx.heads.dense import DenseClassifier as DenseClassifier
     from featx.heads.discriminant import ShrinkageLDA as ShrinkageLDA
+    from featx.heads.estimators import check_folds as check_folds
     from featx.heads.head_pipeline import HeadPipeline as HeadPipeline
     from featx.heads.logistic import LogisticPathCV as LogisticPathCV
     from featx.heads.making import make_head as make_head
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from featx.heads.table import HeadSpec as HeadSpec
     from featx.heads.table import head_names as head_names
     from featx.heads.trees import TreeEnsemble as TreeEnsemble
-    from featx.heads.validation import check_folds as check_folds
 
 _MODULES = {
     "HEADS": "table",

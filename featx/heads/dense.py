@@ -16,12 +16,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
 from featx.heads.dense_training import DenseData, DenseSettings, Models, train_heads
-from featx.heads.estimators import CLASS_WEIGHT, Allowed, WeightedClassifier, from_1
+from featx.heads.estimators import (
+    CLASS_WEIGHT,
+    Allowed,
+    WeightedClassifier,
+    check_labels,
+    checked_weights,
+    from_1,
+    require_finite,
+)
 from featx.heads.rows import Rows
 from featx.heads.steps import Sigmoid, Softmax, Step, apply_steps, dense_steps
 from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import LABEL_THRESHOLD, Targets, best_labels
-from featx.heads.validation import check_labels, checked_weights, require_finite
 
 _LOG = logging.getLogger("featx")
 _CHANGE = "change it"

@@ -1,9 +1,12 @@
-"""What featx's own estimators share: how they check parameters and rows, and what they answer."""
+"""What featx's estimators share: checks of rows, labels and parameters, fit and predict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Protocol, Self
 
@@ -14,9 +17,195 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.rows import Floats, Rows
+from featx.heads.rows import Doubles, Floats, Rows
 from featx.heads.targets import Targets, best_labels, both_columns
-from featx.heads.validation import few_images_allowed, training_targets
+
+_LOGGER = logging.getLogger("featx")
+
+
+def check_folds(y: ArrayLike, folds: int) -> None:
+    """Refuse more folds than the smallest class has images.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Labels, one an image.
+    folds : int
+        Folds that are asked for.
+
+    Raises
+    ------
+    HeadError
+        There are fewer than 2 folds, or a class has fewer images than folds.
+
+    Examples
+    --------
+    >>> check_folds(["ants", "ants", "bees"], 2)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    featx.exceptions.HeadError: class 'bees' has 1 image, 2 folds need 2 of each class: ...
+    """
+    if folds < 2:
+        raise HeadError(f"cross-validation needs at least 2 folds, received {folds}")
+    classes, counts = np.unique(np.asarray(y), return_counts=True)
+    few = np.flatnonzero(counts < folds)
+    if not few.size:
+        return
+    worst = few[counts[few].argmin()]
+    count = int(counts[worst])
+    others = f" ({len(few) - 1} more classes have too few)" if len(few) > 1 else ""
+    fewer = f"use {count} folds, " if count >= 2 else ""
+    raise HeadError(
+        f"class {classes[worst : worst + 1].tolist()[0]!r} has {count} "
+        f"image{'' if count == 1 else 's'}, {folds} folds need {folds} of each class{others}: "
+        f"{fewer}add images or leave the class out"
+    )
+
+
+def refuse_unlearnable(X: object, y: object) -> None:
+    """Refuse arrays that no head can learn from, as far as what was given is arrays."""
+    if not isinstance(X, np.ndarray | list | tuple) or y is None:
+        return
+    _require_same_length(X, y)
+    try:
+        features, labels = np.asarray(X), np.asarray(y)
+    except ValueError:
+        return
+    if features.ndim != 2 or features.dtype.kind not in "fiub" or features.size == 0:
+        return
+    require_finite(features)
+    if labels.ndim != 1 or (labels.dtype.kind == "f" and not np.isfinite(labels).all()):
+        return
+    try:
+        classes = np.unique(labels)
+    except TypeError:
+        return
+    require_two_classes(classes)
+    _require_variation(features)
+
+
+@contextmanager
+def few_images_allowed() -> Iterator[None]:
+    """Silence scikit-learn's guess that classes of one or two images are a regression."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        yield
+
+
+def checked_weights(sample_weight: ArrayLike, rows: int) -> Doubles:
+    """Return weights of rows, shape (n,)."""
+    weights: Doubles = np.asarray(sample_weight, np.float64)
+    if weights.ndim == 0:
+        weights = np.full(rows, float(weights))
+    if weights.shape != (rows,):
+        raise HeadError(
+            f"expected one sample weight for each of {rows} rows, received weights of shape "
+            f"{weights.shape}"
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise HeadError(
+            "expected sample weights that are finite, not negative and not all zero, received "
+            f"{weights.min()} to {weights.max()}"
+        )
+    return weights
+
+
+def training_targets(
+    estimator: BaseEstimator,
+    X: ArrayLike,
+    y: ArrayLike | None,
+    sample_weight: ArrayLike | None = None,
+    *,
+    dtype: Sequence[type[np.floating]],
+) -> tuple[Floats, Targets]:
+    """Return (X, y) as a matrix and classes, and record the width on the estimator."""
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import validate_data
+
+    if y is not None:
+        _require_same_length(X, y)
+    features, labels = validate_data(estimator, X, y, dtype=list(dtype), ensure_all_finite=False)
+    with few_images_allowed():
+        check_classification_targets(labels)
+    require_finite(features)
+    targets = Targets.of_classes(labels)
+    require_two_classes(targets.names)
+    if sample_weight is None:
+        return features, targets
+    return features, replace(targets, weights=checked_weights(sample_weight, len(features)))
+
+
+def check_labels(y: object, rows: int) -> NDArray[np.number]:
+    """Return a matrix of 0 and 1 with so many rows, (n, labels), of whatever type it has."""
+    labels = np.asarray(y)
+    if labels.ndim != 2 or labels.shape[1] == 0:
+        raise HeadError(
+            f"several labels an image are a matrix of shape (images, labels), received shape "
+            f"{labels.shape}: pass 1 where an image has a label and 0 where not"
+        )
+    if len(labels) != rows:
+        raise HeadError(
+            f"expected one row of labels a feature row, received {rows} rows and {len(labels)} "
+            "rows of labels: take both from the same dataset, in the same order"
+        )
+    if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+        raise HeadError(
+            f"labels must be 0 or 1, received {np.unique(labels)[:5].tolist()}: pass 1 where an "
+            "image has a label and 0 where not"
+        )
+    return labels
+
+
+def _require_same_length(X: object, y: object) -> None:
+    rows, labels = _length(X), _length(y)
+    if rows is not None and labels is not None and rows != labels:
+        raise HeadError(
+            f"expected one label a feature row, received {rows} rows and {labels} labels: "
+            "take both from the same dataset, in the same order"
+        )
+
+
+def _length(values: object) -> int | None:
+    if shape := getattr(values, "shape", ()):
+        return int(shape[0])
+    return len(values) if isinstance(values, Sized) and not hasattr(values, "shape") else None
+
+
+def require_finite(X: NDArray[np.generic]) -> None:
+    """Refuse features that hold NaN or infinity."""
+    if X.dtype.kind not in "fc":
+        return
+    # The sum is one pass without a copy; only when it is odd are the rows looked at singly.
+    with np.errstate(all="ignore"):
+        if np.isfinite(np.sum(X, dtype=np.float64)):
+            return
+    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    if bad.size:
+        raise HeadError(
+            f"features must be finite, received NaN or inf in {bad.size} of {len(X)} rows "
+            f"(the first is row {bad[0]}): leave these rows out or extract them again"
+        )
+
+
+def require_two_classes(classes: NDArray[np.generic]) -> None:
+    """Refuse a single class."""
+    if len(classes) < 2:
+        raise HeadError(
+            f"one class only: {classes.tolist()[0]!r}; a classifier needs at least two: "
+            "add images of another class"
+        )
+
+
+def _require_variation(X: NDArray[np.generic]) -> None:
+    constant = int(np.count_nonzero(X.max(axis=0) == X.min(axis=0)))
+    if constant == X.shape[1]:
+        raise HeadError(
+            f"every column of the features is constant: all {len(X)} rows are the same, so that "
+            "nothing tells the classes apart; look at the images, or take another layer"
+        )
+    if constant:
+        _LOGGER.info("%d of %d columns are constant and tell nothing", constant, X.shape[1])
+
 
 ABOVE_0, BELOW_1 = float(np.nextafter(0, 1)), float(np.nextafter(1, 0))
 

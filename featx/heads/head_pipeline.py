@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 
+from featx.heads.estimators import few_images_allowed, refuse_unlearnable
 from featx.heads.table import learns_label_sets
 from featx.heads.targets import best_labels
-from featx.heads.validation import few_images_allowed, refuse_unlearnable
 
 
 class HeadPipeline(Pipeline):  # type: ignore[misc]
@@ -41,7 +41,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
             if params or self.memory is not None or type(last).__name__ != "LogisticRegression":
                 super().fit(X, y, **params)
             else:
-                from featx.heads.logistic_fit import fit_logistic
+                from featx.heads.logistic_path import fit_logistic
 
                 before = self[:-1] if len(self.steps) > 1 else None
                 fit_logistic(last, X if before is None else before.fit_transform(X, y), y)

@@ -13,15 +13,15 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
 from featx.exceptions import HeadError
-from featx.heads.rows import BatchSource, Doubles, Floats, Rows
-from featx.heads.table import HEADS, HeadSpec, learns_label_sets
-from featx.heads.targets import Targets
-from featx.heads.validation import (
+from featx.heads.estimators import (
     check_labels,
     few_images_allowed,
     refuse_unlearnable,
     require_two_classes,
 )
+from featx.heads.rows import BatchSource, Doubles, Floats, Rows
+from featx.heads.table import HEADS, HeadSpec, learns_label_sets
+from featx.heads.targets import Targets
 
 
 def fit_rows(estimator: Any, rows: Rows, targets: Targets) -> Any:

@@ -16,8 +16,15 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.exceptions import HeadError
 from featx.heads.estimators import ABOVE_0, CLASS_WEIGHT, Allowed, LinearScoring, WeightedClassifier
-from featx.heads.logistic_fit import ARRAYS, MACHINE_SHARE, unknown_setting
-from featx.heads.logistic_path import SCORINGS, LogisticPath, PathOptions, fit_logistic_path
+from featx.heads.logistic_path import (
+    ARRAYS,
+    MACHINE_SHARE,
+    SCORINGS,
+    LogisticPath,
+    PathOptions,
+    fit_logistic_path,
+    unknown_setting,
+)
 from featx.heads.rows import Doubles, Floats, Fold, Rows
 from featx.heads.sweep import HeldOut, SweepData, swept
 from featx.heads.targets import ClassWeight, Targets, both_columns

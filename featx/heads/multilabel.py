@@ -13,11 +13,17 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.estimators import ABOVE_0, BELOW_1, Allowed
+from featx.heads.estimators import (
+    ABOVE_0,
+    BELOW_1,
+    Allowed,
+    check_labels,
+    few_images_allowed,
+    require_finite,
+)
 from featx.heads.learning import fit_labels
 from featx.heads.rows import Floats, Rows
 from featx.heads.targets import Targets
-from featx.heads.validation import check_labels, few_images_allowed, require_finite
 
 _THRESHOLD = Allowed(
     "threshold",

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import HeadError
+from featx.heads.estimators import few_images_allowed, require_finite
 from featx.heads.moments import fold_scales, standardise
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.table import find_row, make_estimator
 from featx.heads.targets import Targets, both_columns
-from featx.heads.validation import few_images_allowed, require_finite
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -96,7 +96,7 @@ _ROWS = (
         {"C": 0.01, "max_iter": 5000},
         sweep="featx.heads.logistic.sweep_logistic",
         streamed=True,
-        fit="featx.heads.logistic_fit.fit_rows",
+        fit="featx.heads.logistic_path.fit_rows",
         grid={"C": _decades(-5, 1, 2)},
         cost=2,
     ),

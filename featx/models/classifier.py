@@ -12,11 +12,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.estimators import checked_weights
 from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
-from featx.heads.validation import checked_weights
 from featx.images.labels import check_complete, label_matrix, read_label_sets
-from featx.models.image_features import ImageFeatures, as_image_dataset
+from featx.models.extractor import ImageFeatures, as_image_dataset
 from featx.models.model_file import read_model, save_model
 from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy

@@ -42,13 +42,12 @@ from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import as_view_policy
 from featx.files.claims import shortened
-from featx.files.durable import written_whole
-from featx.files.outputs import is_model, refuse_replacing
+from featx.files.outputs import is_model, refuse_replacing, written_whole
 from featx.files.safe_json import Json
 from featx.heads.novelty import dump_novelty, load_novelty
 from featx.heads.storage import DESCRIPTION as STEPS
 from featx.heads.storage import dump_head, load_head
-from featx.models.image_features import ImageFeatures
+from featx.models.extractor import ImageFeatures
 from featx.selection.metrics import MOST_CONFUSED
 from featx.spec import FeatureSpec, ViewPolicy
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.files.durable import written_whole
+from featx.files.outputs import written_whole
 from featx.files.safe_json import Json, json_with_checksum, read_json_with_checksum
 from featx.selection.search_space import Candidate
 

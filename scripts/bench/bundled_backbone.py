@@ -29,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 
 import featx
 from featx.backbones.catalog import find_backbone
-from featx.demonstration import write_digits
+from featx.cli.demo import write_digits
 
 SEEDS = (0, 1, 2)
 GRID = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]}

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import featx
-from featx.demonstration import write_digits
+from featx.cli.demo import write_digits
 from featx.heads.novelty import fit_novelty
 
 SPLITS = 10

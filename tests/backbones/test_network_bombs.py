@@ -16,7 +16,7 @@ from featx.backbones.build import build_network
 from featx.backbones.source import resolve_backbone
 from featx.backbones.weights import unpacked
 from featx.exceptions import BackboneError, WeightsError
-from featx.files.plain_network import require_plain_network
+from featx.files.safe_zip import require_plain_network
 
 SIZE = {"input_size": 32}
 

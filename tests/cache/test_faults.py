@@ -18,7 +18,7 @@ from featx.cache import shard as shard_module
 from featx.cache.manifest import write_manifest
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheFormatError, CacheWriteError
-from featx.files import durable
+from featx.files import outputs as durable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

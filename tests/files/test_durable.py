@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from featx.files import durable
-from featx.files.durable import flush, flush_names, written_whole
+from featx.files import outputs as durable
+from featx.files.outputs import flush, flush_names, written_whole
 
 
 def failing(number):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from featx.exceptions import HeadError
+from featx.heads.estimators import check_folds, refuse_unlearnable
 from featx.heads.making import make_head
 from featx.heads.table import head_names
-from featx.heads.validation import check_folds, refuse_unlearnable
 
 HEADS = [*head_names(), "sklearn.naive_bayes.GaussianNB", "sklearn.svm.SVC"]
 

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featx.heads import logistic_fit, logistic_path
-from featx.heads.logistic_fit import fit_logistic, fit_rows, is_solved_by_path
+from featx.heads import logistic_path
+from featx.heads.logistic_path import fit_logistic, fit_rows, is_solved_by_path
 from featx.heads.logistic_solver import minimise_in_lockstep
 from featx.heads.making import make_head
 from featx.heads.rows import Rows
@@ -77,7 +77,7 @@ def test_what_the_solver_does_not_know_is_left_to_scikit_learn(params):
 def test_what_would_not_fit_twice_is_left_to_scikit_learn(monkeypatch):
     X, y = named(2)
     assert is_solved_by_path(LogisticRegression(), X, y)
-    monkeypatch.setattr(logistic_fit, "machine_bytes", lambda: 8 * X.nbytes)
+    monkeypatch.setattr(logistic_path, "machine_bytes", lambda: 8 * X.nbytes)
     assert not is_solved_by_path(LogisticRegression(), X, y)
 
 
