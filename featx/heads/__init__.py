@@ -37,7 +37,7 @@ _MODULES = {
     "ShrinkageLDA": "discriminant",
     "TemperatureCalibrated": "calibrated",
     "TreeEnsemble": "trees",
-    "check_folds": "validation",
+    "check_folds": "estimators",
     "dump_head": "storage",
     "head_names": "table",
     "load_head": "storage",
