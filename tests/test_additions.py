@@ -1,4 +1,4 @@
-"""A head, a metric, an export format and a kind of input are a row each."""
+"""A head, a metric, an export format and kinds of input are a row each."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ def _run_archive(path: Path) -> Opened:
     finally:
         as_keras.unlink()
 """
+IMAGES = """
+    ".paths": lambda path: Listing(paths=path.read_text("utf-8").split("\\n")),
+"""
 FEATURES = """
     ".txt": lambda path: FeatureTable(rows_of_array(np.loadtxt(path, np.float32))),
 """
@@ -79,6 +82,8 @@ def changed(tmp_path):
     add_row(package / "exporting" / "formats.py", EXPORT, EXPORT_FUNCTIONS)
     readers = "_FORMATS: Mapping[str, Callable[[Path], FeatureTable]] = {"
     add_row(package / "importing" / "feature_files.py", FEATURES, table=readers)
+    readers = "READERS: Mapping[str, Callable[[Path], Listing]] = {"
+    add_row(package / "images" / "sources.py", IMAGES, table=readers)
     return folder
 
 
@@ -87,16 +92,19 @@ def test_each_is_a_row_that_every_command_knows(
 ):
     features = np.random.default_rng(0).normal(size=(40, 5)) + np.arange(40)[:, None] % 2
     np.savetxt(tmp_path / "vectors.txt", features)
+    files = sorted(str(path) for path in photos.glob("*/*.jpg"))
+    (tmp_path / "some.paths").write_text("\n".join(files[:5]), "utf-8")
     (tmp_path / "labels.csv").write_text("label\n" + "odd\neven\n" * 20, "utf-8")
     cache = ["--cache", str(tmp_path / "cache")]
     model, best, archive = (str(tmp_path / name) for name in ("m.featx", "b.featx", "m.archive"))
-    train = ["train", str(photos), "-b", f"file:{small_network}", "--preprocessing", "none", "--cv",
-             "2", "-o", model, "--json", *cache]  # fmt: skip
+    source = ["-b", f"file:{small_network}", "--preprocessing", "none"]
+    train = ["train", str(photos), *source, "--cv", "2", "-o", model, "--json", *cache]
     commands = [
         [*train, "--head", "ridge"],
         ["export", model, "-o", archive, "--verify", str(photos), "--json", *cache],
         [*train, "--head", "bayes:var_smoothing=0.01"],
         ["predict", model, str(photos), "--format", "jsonl", *cache],
+        ["extract", str(tmp_path / "some.paths"), *source, "--json", *cache],
         ["import", "vectors", str(tmp_path / "vectors.txt"), "--labels",
          str(tmp_path / "labels.csv"), "--json", *cache],
         ["search", "vectors", "--head", "bayes", "--head", "ridge:alpha=1", "--scoring",
@@ -104,9 +112,12 @@ def test_each_is_a_row_that_every_command_knows(
     ]  # fmt: skip
     done = run_python(JOB.format(folder=str(changed), commands=commands), check=False)
     assert done.returncode == 0, done.stderr
-    _, exported, trained, *answers, imported, searched = map(json.loads, done.stdout.splitlines())
+    _, exported, trained, *answers, extracted, imported, searched = map(
+        json.loads, done.stdout.splitlines()
+    )
     assert (exported["format"], exported["verification"]["top1_changed"]) == ("archive", 0)
     assert (trained["head"], trained["metrics"]["images"]) == ("bayes:var_smoothing=0.01", 12)
     assert {row["label"] for row in answers} == {"red", "blue"}
+    assert (extracted["dataset"], extracted["images"], extracted["cached"]) == ("some", 5, 5)
     assert (imported["rows"], imported["classes"]) == (40, 2)
     assert (searched["scoring"], len(searched["leaderboard"])) == ("worst_recall", 3)

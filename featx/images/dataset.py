@@ -19,6 +19,7 @@ from featx.images.files import ImageData, ImageSource, Listing, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.scan import scan_folder
 from featx.images.sources import (
+    READERS,
     Source,
     check_images,
     check_paths,
@@ -536,10 +537,9 @@ class ImageDataset:
                 return cls.from_folder(source.path, splits=splits)
             case "table":
                 return cls.from_csv(source.path, root=root, multilabel=multilabel, splits=splits)
-            case "npz":
-                return cls.from_npz(source.path, splits=splits)
-            case "hdf5":
-                return cls.from_hdf5(source.path, splits=splits)
+            case "packed":
+                listing = READERS[source.path.suffix.lower()](source.path)
+                return cls._of(listing, source.path.stem, splits)
             case "arrays":
                 return cls.from_arrays(source.images)
         return cls.from_paths(source.paths, name=source.path.stem or None)

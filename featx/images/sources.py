@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeGuard
@@ -37,15 +37,8 @@ if TYPE_CHECKING:
 
     from featx.files.safe_npy import NpzFile
 
-Kind = Literal["dataset", "folder", "table", "npz", "hdf5", "files", "arrays"]
-_SUFFIXES: dict[str, Kind] = {
-    ".csv": "table",
-    ".tsv": "table",
-    ".npz": "npz",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".hdf": "hdf5",
-}
+Kind = Literal["dataset", "folder", "table", "packed", "files", "arrays"]
+_TABLES = (".csv", ".tsv")
 _LONGEST_PATH = 4096
 _IMAGES = ("x", "X", "images", "image", "data")
 _LABELS = ("y", "Y", "labels", "label", "targets")
@@ -92,9 +85,10 @@ def recognise(data: object) -> Source:
         return Source(kind="folder", path=path)
     if not path.exists():
         raise missing_path_error(path, f"no such file or folder: {str(path)!r}")
-    kind = _SUFFIXES.get(path.suffix.lower())
-    if kind is not None:
-        return Source(kind=kind, path=path)
+    if path.suffix.lower() in _TABLES:
+        return Source(kind="table", path=path)
+    if path.suffix.lower() in READERS:
+        return Source(kind="packed", path=path)
     try:
         with path.open("rb") as file:
             head = file.read(256)
@@ -473,3 +467,12 @@ def _check_layout(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         raise DatasetError(
             f"too large: images of {shape[2]}x{shape[1]} pixels, the limit is {MOST_PIXELS} pixels"
         )
+
+
+READERS: Mapping[str, Callable[[Path], Listing]] = {
+    ".npz": read_npz,
+    ".h5": read_hdf5,
+    ".hdf": read_hdf5,
+    ".hdf5": read_hdf5,
+}
+"""Files that hold many images, by the end of their names."""
