@@ -16,7 +16,7 @@ from featx.heads.estimators import checked_weights
 from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
 from featx.images.labels import check_complete, label_matrix, read_label_sets
-from featx.models.extractor import ImageFeatures, as_image_dataset
+from featx.models.image_features import ImageFeatures, as_image_dataset
 from featx.models.model_file import read_model, save_model
 from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy

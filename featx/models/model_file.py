@@ -47,7 +47,7 @@ from featx.files.safe_json import Json
 from featx.heads.novelty import dump_novelty, load_novelty
 from featx.heads.storage import DESCRIPTION as STEPS
 from featx.heads.storage import dump_head, load_head
-from featx.models.extractor import ImageFeatures
+from featx.models.image_features import ImageFeatures
 from featx.selection.metrics import MOST_CONFUSED
 from featx.spec import FeatureSpec, ViewPolicy
 

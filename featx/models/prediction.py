@@ -16,7 +16,7 @@ from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
 from featx.images.scan import image_names
 from featx.images.sources import listed_paths, listed_pictures
-from featx.models.extractor import ImageFeatures, as_image_dataset
+from featx.models.image_features import ImageFeatures, as_image_dataset
 
 _CHUNK = 4096
 

@@ -1,0 +1,155 @@
+"""What reading images into features asks of a classifier or an extractor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.source import BackboneSource, log_preprocessing
+from featx.backbones.taps import parse_tap
+from featx.cache.layout import CacheLayout
+from featx.exceptions import FeaturesError
+from featx.extraction.backbone_choice import BackboneChoice
+from featx.extraction.job import Job, as_batch_size, engines_folder, with_views
+from featx.extraction.pipeline import Ledger, Network
+from featx.heads.targets import LABEL_THRESHOLD, best_labels
+from featx.images.dataset import ImageDataset
+from featx.images.sources import listed_paths, listed_pictures
+from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
+
+
+def as_image_dataset(X: object) -> ImageDataset | None:
+    """Return the images that `X` stands for, or None when it holds features."""
+    if isinstance(X, ImageDataset):
+        return X
+    if isinstance(X, str | bytes | os.PathLike) or listed_pictures(X) is not None:
+        return ImageDataset.from_any(X)
+    paths = listed_paths(X)
+    if paths is not None:
+        return ImageDataset.from_paths(paths)
+    if isinstance(X, np.ndarray):
+        return ImageDataset.from_any(X) if X.ndim in (3, 4) else None
+    if isinstance(X, list | tuple) and X and np.ndim(X[0]) in (2, 3):
+        return ImageDataset.from_arrays(X)
+    return None
+
+
+class ImageReader:
+    """An estimator's backbone and how images reach it; its attributes are parameters."""
+
+    backbone: str
+    weights: str | os.PathLike[str] | None
+    tap: str
+    input_size: int | tuple[int, int] | None
+    preprocessing: str | None
+    image: ImagePolicy | None
+    view_policy: str | ViewPolicy | None = None
+    cache: str | os.PathLike[str] | None
+    engine: str
+    batch_size: int | str
+    trust: bool
+
+    def job(self, images: ImageDataset, *, views: int = 0, keep: bool = False) -> Job:
+        """Settle the extraction of images and of views of them."""
+        layout = None if self.cache is None else CacheLayout.at(self.cache)
+        source = self.source()
+        network = Network(
+            source,
+            (str(parse_tap(self.tap)),),
+            self.engine,
+            as_batch_size(self.batch_size),
+            folder=engines_folder(layout, writing=keep),
+        )
+        specs = with_views(source.spec(image=self.image), views, self.view_policy)
+        parts = tuple((spec, network) for spec in specs)
+        return Job(parts=parts, data=images, layout=layout, keep=keep)
+
+    def _named(self) -> BackboneChoice:
+        return BackboneChoice(
+            self.backbone, self.weights, self.input_size, self.preprocessing, self.trust
+        )
+
+    @property
+    def choice(self) -> BackboneChoice:
+        """The backbone of the parameters, with its weights of training where they are now."""
+        return self._named().located(getattr(self, "weights_sha256_", ""))
+
+    def source(self) -> BackboneSource:
+        """Settle the backbone, and check that its weights are those of training."""
+        digest = getattr(self, "weights_sha256_", "")
+        source = self._named().find(digest) if digest else self._named().resolve()
+        trained = getattr(self, "spec_", None)
+        if trained is None:
+            log_preprocessing(source)
+        elif digest:
+            _require_same_pixels(trained, source.spec(image=self.image))
+        return source
+
+
+class ImageFeatures(ImageReader):
+    """The part of a classifier that knows images; it imports no scikit-learn."""
+
+    head: Any
+    views: int
+    average_views: bool
+    random_state: int
+    head_: Any
+    spec_: FeatureSpec | None
+    classes_: NDArray[np.generic]
+    multilabel: bool
+    novelty_: Any = None
+    training_: Mapping[str, Any] = MappingProxyType({})
+    n_features_in_: int
+
+    def average_proba(self, parts: Sequence[NDArray[np.generic]]) -> NDArray[np.floating]:
+        """Return the mean of the head's probabilities over matrices of shape (n, d)."""
+        total = self.head_.predict_proba(parts[0])
+        for part in parts[1:]:
+            total = total + self.head_.predict_proba(part)
+        averaged: NDArray[np.floating] = total / len(parts) if len(parts) > 1 else total
+        return averaged
+
+    def decide(self, proba: NDArray[np.floating]) -> NDArray[np.generic]:
+        """Return the labels (n,) of probabilities (n, k), or 0 and 1 of several (n, k)."""
+        if self.multilabel:
+            return (proba > LABEL_THRESHOLD).astype(np.intp)
+        return best_labels(proba, self.classes_)
+
+    @property
+    def views_averaged(self) -> int:
+        """Number of views that a prediction looks at beside the image itself."""
+        return self.views if self.average_views else 0
+
+    def transform_images(
+        self, images: ImageDataset, *, views: int = 0, on_error: str = "raise", keep: bool = False
+    ) -> tuple[list[NDArray[np.floating]], Ledger]:
+        """Return features (m, d) of the readable images and then of each view, and the ledger."""
+        X, ledger = self.job(images, views=views, keep=keep).compute(on_error)
+        if len(X[0]):
+            self.check_width(X[0].shape[1])
+        return X, ledger
+
+    def check_width(self, width: int) -> None:
+        """Raise `FeaturesError` if the head was trained on features of another size."""
+        if hasattr(self, "head_") and width != self.n_features_in_:
+            raise FeaturesError(
+                f"the head was trained on {self.n_features_in_} features an image, received "
+                f"{width} from {self.backbone} with tap {self.tap!r}: use the backbone and tap of "
+                "training"
+            )
+
+
+def _require_same_pixels(trained: FeatureSpec, current: FeatureSpec) -> None:
+    """Raise `FeaturesError` if images would reach the network otherwise than in training."""
+    for part in ("input_size_px", "preprocessing", "image"):
+        then, now = getattr(trained, part), getattr(current, part)
+        if then != now:
+            raise FeaturesError(
+                f"the model was trained with {part} {then}, images would now be read with {now}: "
+                "set the classifier's parameters as they were, or train again"
+            )
