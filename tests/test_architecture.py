@@ -199,3 +199,24 @@ def test_a_backend_of_keras_is_spoken_to_in_its_adapter_and_in_exports_only():
         "exporting/description.py",
         "exporting/formats.py",
     ]
+
+
+# Public functions whose arguments are documented options, and estimators, whose are parameters.
+MANY_ARGUMENTS = {"extract", "train", "search", "finetune", "export"}
+
+
+def is_method(function):
+    return bool(function.args.args) and function.args.args[0].arg in ("self", "cls")
+
+
+def test_no_function_takes_more_than_ten_arguments():
+    many = [
+        f"{path.name}: {function.name}"
+        for path in MODULES.values()
+        for function in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        and function.name not in MANY_ARGUMENTS
+        and not (function.name == "__init__" and path.name in ("classifier.py", "dense.py"))
+        and len({*function.args.args, *function.args.kwonlyargs}) > 10 + is_method(function)
+    ]
+    assert many == []

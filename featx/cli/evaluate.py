@@ -43,15 +43,13 @@ def command(
     model: Path,
     data: str,
     other: Path | None,
-    bootstrap: int,
     confusion: Path | None,
     force: bool,
     weights: str | None,
     trust: bool,
     cache: Path,
-    seed: int,
     as_json: bool,
-    **reading: Any,
+    **settings: Any,
 ) -> None:
     """Score a model on labelled images.
 
@@ -68,10 +66,11 @@ def command(
     if confusion is not None:
         recognise = begins_with("true \\ predicted,", f"label,{_COUNTS[0]},")
         options.check_output(confusion, recognise, "confusion matrix", force=force, data=data)
+    reading = {name: settings.pop(name) for name in ("splits", "root")}
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
     features = _features(classifier, data, cache, reading)
-    metrics = featx.evaluate(classifier, features, bootstrap=bootstrap, seed=seed)
+    metrics = featx.evaluate(classifier, features, **settings)
     report = {"model": str(model), "dataset": features.name, **metrics}
     if confusion is not None:
         _write_confusion(confusion, metrics)
@@ -83,8 +82,7 @@ def command(
                 second,
                 features,
                 _features(second, data, cache, reading),
-                bootstrap=bootstrap,
-                seed=seed,
+                **settings,
             ),
         }
     if as_json:

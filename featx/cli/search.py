@@ -49,7 +49,7 @@ _SHOWN = 15
         show_default=True,
         help="grid, random, halving (all on few rows, the better third on more) or optuna.",
     ),
-    options.whole("--trials", least=1, help="How many to draw; not for grid."),
+    options.whole("--trials", "n_trials", least=1, help="How many to draw; not for grid."),
     options.whole("--cv", default=5, least=2, help="Folds."),
     click.option(
         "--on-split", help="Measure on this split of DATA, such as val, instead of on folds."
@@ -72,6 +72,7 @@ _SHOWN = 15
     ),
     click.option(
         "--budget",
+        "budget_s",
         callback=options.read_seconds,
         help="Time after which no trial is started: 60s, 10m, 1h.",
     ),
@@ -88,22 +89,11 @@ _SHOWN = 15
 )
 def command(
     data: str,
-    heads: tuple[str, ...],
-    transforms: tuple[str, ...],
-    space: Path | None,
-    cv: int,
-    on_split: str | None,
-    trials: int | None,
-    budget: float | None,
-    scoring: str | None,
-    fresh: bool,
     csv_file: Path | None,
     output: Path | None,
     force: bool,
     cache: Path,
     multilabel: bool,
-    label_kind: Any,
-    max_ram: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -126,14 +116,18 @@ def command(
     if csv_file is not None:
         options.check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
     extraction = extraction_arguments(settings)
+    what: dict[str, Any] = {
+        name: list(settings.pop(name)) or None for name in ("heads", "transforms")
+    }
+    learnt = {"multilabel": multilabel, "label_kind": settings.pop("label_kind")}
+    space, max_ram, fresh, on_split = (
+        settings.pop(name) for name in ("space", "max_ram", "fresh", "on_split")
+    )
     how: dict[str, Any] = {
         **settings,
-        "n_trials": trials,
-        "cv": on_split or cv,
-        "scoring": scoring or ("mean_average_precision" if multilabel else "accuracy"),
-        "budget_s": budget,
+        "cv": on_split or settings["cv"],
+        "scoring": settings["scoring"] or ("mean_average_precision" if multilabel else "accuracy"),
     }
-    what: dict[str, Any] = {"heads": list(heads) or None, "transforms": list(transforms) or None}
     # A mistyped name is to be known before an hour of extraction.
     read_space(space, **what, streamed=max_ram is not None)
     SearchOptions(**how)
@@ -147,8 +141,7 @@ def command(
         space=space,
         **how,
         **source,
-        multilabel=multilabel,
-        label_kind=label_kind,
+        **learnt,
         max_ram=max_ram,
         cache=cache,
         resume=not fresh,
