@@ -88,7 +88,7 @@ class NearestNeighbours(OfModel):
     def _model(self, n_neighbors: int) -> KNeighborsClassifier:
         return KNeighborsClassifier(
             n_neighbors,
-            weights=vote_weights if self.weights == "distance" else self.weights,
+            weights=self.weights,
             metric=self.metric,
             algorithm="brute",
             n_jobs=self.n_jobs,

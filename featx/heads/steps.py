@@ -313,13 +313,9 @@ def gaussian_kernel(X: Floats, basis: Floats, gamma: float) -> Floats:
     return np.exp(kernel, out=kernel)
 
 
-# A row's distance to itself, by a product of matrices, is some rounding error of the distances.
-_ROUNDING = 1e-6
-
-
 def vote_weights(distances: Floats) -> Floats:
-    """Return inverse distances; where some of a row are 0, but for rounding, only these count."""
-    same = distances <= _ROUNDING * distances.max(axis=1, keepdims=True)
+    """Return inverse distances; in a row with distances of 0 only these count."""
+    same = distances == 0
     with np.errstate(divide="ignore"):
         weights: Floats = 1 / distances
     return np.where(same.any(axis=1)[:, None], same, weights)

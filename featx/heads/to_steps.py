@@ -28,7 +28,6 @@ from featx.heads.steps import (
     apply_steps,
     dense_steps,
     joined,
-    vote_weights,
 )
 
 _CHECKED_ROWS = 64
@@ -181,8 +180,7 @@ def _neighbours(head: Any) -> list[Step]:
         targets = labels.astype(np.float32)
     else:
         targets = labels.ravel().astype(np.int32)
-    nearer_count_more = model.weights == "distance" or model.weights is vote_weights
-    if not (isinstance(model.metric, str) and (nearer_count_more or model.weights == "uniform")):
+    if not isinstance(model.metric, str) or model.weights not in ("uniform", "distance"):
         raise HeadError(f"{_named(head)} with a metric or weights of one's own")
     return [
         Neighbours(
@@ -190,7 +188,7 @@ def _neighbours(head: Any) -> list[Step]:
             targets,
             columns=targets.shape[1] if targets.ndim == 2 else len(model.classes_),
             count=int(model.n_neighbors),
-            nearer_count_more=nearer_count_more,
+            nearer_count_more=model.weights == "distance",
             metric=model.metric,
         )
     ]

@@ -16,8 +16,6 @@ from featx.heads.discriminant import ShrinkageLDA
 from featx.heads.nearest_mean import NearestMean
 from featx.heads.neighbours import NearestNeighbours
 from featx.heads.rbf import ReducedRBF
-from featx.heads.steps import apply_steps
-from featx.heads.to_steps import steps_of
 from featx.heads.trees import TreeEnsemble
 
 
@@ -109,17 +107,6 @@ def test_one_image_a_class_is_the_nearest_mean(head):
     head.fit([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]], ["a", "b", "c"])
     assert getattr(head, "temperature_", 1.0) == 1.0
     assert head.predict([[1.9, 0.0], [2.1, 0.0], [0.1, 3.0]]).tolist() == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_image_of_training_is_known_whatever_the_rounding(metric, dtype):
-    rng = np.random.default_rng(0)
-    X, y = (rng.normal(size=(60, 30)) + 1).astype(dtype), rng.integers(0, 3, 60)
-    head = NearestNeighbours(metric=metric).fit(X, y)
-    order = rng.permutation(60)
-    np.testing.assert_array_equal(head.predict_proba(X[order]), np.eye(3)[y[order]])
-    np.testing.assert_array_equal(apply_steps(X, steps_of(head)), np.eye(3)[y])
 
 
 def test_fewer_images_than_neighbours_all_vote():
