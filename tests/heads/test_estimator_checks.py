@@ -40,6 +40,10 @@ CHANGES_STEPS = "scikit-learn's Pipeline fits its own steps; scikit-learn expect
 NOT_EXACT = (
     "random rows a tree: a weight of 2 is no second row; scikit-learn expects it to fail too"
 )
+ROUNDED_ZERO = (
+    "the distance of a row to itself is a rounding error, which depends on the order of rows with "
+    "some BLAS kernels: KNeighborsClassifier(weights='distance') of scikit-learn fails it there too"
+)
 NO_MATRIX = "its targets are classes, where several labels an image are a matrix of 0 and 1"
 FAILURES = {
     "MultiLabelHead": dict.fromkeys(
@@ -79,6 +83,9 @@ FAILURES = {
 
 def expected_failures(estimator):
     expected = FAILURES.get(type(estimator).__name__, {})
+    last = estimator[-1] if isinstance(estimator, HeadPipeline) else estimator
+    if isinstance(last, NearestNeighbours):
+        return {**expected, "check_methods_sample_order_invariance": ROUNDED_ZERO}
     if isinstance(estimator, HeadPipeline) and isinstance(estimator[-1], LogisticRegression):
         # The path solver fits it, which leaves the steps as they are.
         return {name: why for name, why in expected.items() if "dont_overwrite" not in name}
