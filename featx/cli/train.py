@@ -63,9 +63,9 @@ def command(
     from featx.heads.making import make_head
 
     # What cannot be trained is to be known before an hour of extraction.
+    untrained = make_head(head, multilabel=multilabel)
     if settings["max_ram"] is not None:
-        require_streamable(make_head(head))
-    make_head(head, multilabel=multilabel)
+        require_streamable(untrained)
     target = options.model_target(output, data, force=force)
     if settings["average_views"] and not settings["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")

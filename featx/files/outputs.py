@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import secrets
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -200,6 +199,8 @@ def begins_with(*starts: str) -> Recognise:
 
 def _member(path: Path, name: str) -> bytes:
     """Return the first bytes of a member of a zip, none where there is no such thing."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as member:
             return member.read(_SHOWN_BYTES)
