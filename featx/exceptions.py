@@ -151,7 +151,7 @@ class UnknownNameError(FeatxError, LookupError):
         names = sorted(known)
         spelled = {known_name.lower(): known_name for known_name in names}
         close = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
-        near = [spelled[found] for found in close]
+        near = [spelled[match] for match in close]
         message = f"unknown {kind} {name!r}"
         if near:
             message += ": did you mean " + " or ".join(repr(n) for n in near) + "?"

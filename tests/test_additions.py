@@ -28,7 +28,7 @@ def _worst_recall(truth: Codes, values: Values) -> float:
     return float(min(right[truth == code].mean() for code in np.unique(truth)))
 """
 EXPORT = """
-    Format("archive", "a .keras file by another name", ".archive", _write_archive, _run_archive),
+    Format("archive", "as .keras", ".archive", _write_archive, _run_archive, _KERAS_PYTHON),
 """
 EXPORT_FUNCTIONS = """
 def _write_archive(network: Any, path: Path, **_: Any) -> None:

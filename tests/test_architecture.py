@@ -194,11 +194,7 @@ def test_a_backend_of_keras_is_spoken_to_in_its_adapter_and_in_exports_only():
         for path in ROOT.rglob("*.py")
         if spoken.search(path.read_text("utf-8"))
     ]
-    assert sorted(speaking) == [
-        "engines/backends.py",
-        "exporting/description.py",
-        "exporting/formats.py",
-    ]
+    assert sorted(speaking) == ["engines/backends.py", "exporting/formats.py"]
 
 
 # Public functions whose arguments are documented options, and estimators, whose are parameters.

@@ -132,7 +132,7 @@ def resolve_backbone(
         raise BackboneError(
             f"a '{kind.prefix}:' backbone brings its own weights: leave --weights out"
         )
-    resolve = _tuned if kind.prefix == "file" and is_tuned_file(path) else _own
+    resolve = _tuned if kind.prefix == "file" and is_tuned_file(path) else _user_network
     source = resolve(kind, path, size, preprocessing)
     return replace(source, trust=trust)
 
@@ -179,7 +179,7 @@ def _tuned(
     return BackboneSource(network_name(kind, path), row, weights, size, trained)
 
 
-def _own(
+def _user_network(
     kind: NetworkKind, path: Path, size: Size | None, preprocessing: str | None
 ) -> BackboneSource:
     """Settle a network that is not in the catalogue from what its files say of its input."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from featx.backbones.taps import parse_tap
 from featx.exceptions import ExportError, reason
-from featx.exporting.formats import INPUT, OUTPUT
+from featx.exporting.formats import FORMATS, INPUT, OUTPUT
 from featx.files.outputs import beside, flush, flush_names
 from featx.files.safe_json import Json
 from featx.heads.targets import LABEL_THRESHOLD
@@ -173,40 +173,6 @@ with open({beside!r}, encoding="utf-8") as file:
     classes = json.load(file)["classes"]
 '''
 
-_RUN = {
-    "keras": """\
-import keras
-
-model = keras.models.load_model({path!r}, compile=False)
-probabilities = model.predict_on_batch(pixels("new.jpg"))[0]
-""",
-    "savedmodel": """\
-import tensorflow as tf
-
-model = tf.saved_model.load({path!r})
-serve = model.signatures["serving_default"]
-probabilities = serve(pixels=tf.constant(pixels("new.jpg")))["probabilities"].numpy()[0]
-""",
-    "tflite": """\
-from ai_edge_litert.interpreter import Interpreter  # pip install ai-edge-litert
-
-model = Interpreter({path!r}).get_signature_runner()
-probabilities = model(pixels=pixels("new.jpg"))["probabilities"][0]
-""",
-    "onnx": """\
-import onnxruntime
-
-model = onnxruntime.InferenceSession({path!r})
-probabilities = model.run(["probabilities"], {{"pixels": pixels("new.jpg")}})[0][0]
-""",
-    "openvino": """\
-import openvino
-
-model = openvino.compile_model({path!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
-probabilities = model([pixels("new.jpg")])["probabilities"][0]
-""",
-}
-
 _SHOW = "print(classes[probabilities.argmax()], probabilities.max())\n"
 _SHOW_SETS = f"print([name for name, p in zip(classes, probabilities) if p > {LABEL_THRESHOLD}])\n"
 
@@ -219,24 +185,6 @@ const rgba = context.getImageData(0, 0, {width}, {height}).data;
 const rgb = rgba.filter((_, i) => i % 4 < 3);
 """
 
-_JAVASCRIPT = {
-    "tflite": """\
-// <script src="https://cdn.jsdelivr.net/npm/@tensorflow/tfjs"></script>
-// <script src="https://cdn.jsdelivr.net/npm/@tensorflow/tfjs-tflite/dist/tf-tflite.min.js"></script>
-const model = await tflite.loadTFLiteModel("{file}");
-{canvas}\
-const output = model.predict(tf.tensor(Int32Array.from(rgb), [1, {height}, {width}, 3], "int32"));
-const probabilities = await (output.probabilities ?? output).data();
-""",
-    "onnx": """\
-import * as ort from "onnxruntime-web"; // npm install onnxruntime-web
-const session = await ort.InferenceSession.create("{file}");
-{canvas}\
-const pixels = new ort.Tensor("uint8", Uint8Array.from(rgb), [1, {height}, {width}, 3]);
-const probabilities = (await session.run({{ pixels }})).probabilities.data;
-""",
-}
-
 _JAVASCRIPT_SHOW = (
     "const best = probabilities.indexOf(Math.max(...probabilities));\n"
     "console.log(classes[best], probabilities[best]);\n"
@@ -247,13 +195,11 @@ _JAVASCRIPT_SHOW_SETS = (
 
 
 def serving_code(path: Path, description: Json) -> dict[str, str]:
-    """Return the lines that run an export, none of a format that has none in the tables above."""
-    name, (_, height, width, _) = description["format"], description["input"]["shape"]
-    if name not in _RUN:
-        return {}
+    """Return the lines that run an export, by language."""
+    row, (_, height, width, _) = FORMATS[description["format"]], description["input"]["shape"]
     policy = description["input"]["image"]
     file = description_path(path)
-    imports, _, rest = _RUN[name].format(path=str(path)).partition("\n\n")
+    imports, _, rest = row.python.format(path=str(path)).partition("\n\n")
     python = _DECODE.format(
         imports=imports,
         height=height,
@@ -264,12 +210,13 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
     )
     several = description["output"]["multilabel"]
     code = {"python": f"{python}\n{rest}{_SHOW_SETS if several else _SHOW}"}
-    if name in _JAVASCRIPT:
+    if row.javascript:
         crop = "left, top, w, h, " if policy["resize"] == "crop" else ""
         canvas = _CANVAS.format(beside=file.name, height=height, width=width, crop=crop)
         if crop:
             canvas = _centre(height, width) + canvas
-        lines = _JAVASCRIPT[name].format(file=path.name, canvas=canvas, height=height, width=width)
+        names = {"file": path.name, "canvas": canvas}
+        lines = row.javascript.format(**names, height=height, width=width)
         code["javascript"] = lines + (_JAVASCRIPT_SHOW_SETS if several else _JAVASCRIPT_SHOW)
     return code
 

@@ -20,14 +20,8 @@ from featx.exporting.description import (
     report_path,
     serving_code,
 )
-from featx.exporting.formats import (
-    FORMATS,
-    Format,
-    build_graph,
-    choose_format,
-    head_steps,
-    require_onnx,
-)
+from featx.exporting.formats import FORMATS, Format, choose_format, require_onnx
+from featx.exporting.graph import build_graph, head_steps
 from featx.exporting.verification import (
     TOLERANCE,
     Calibration,

@@ -1,4 +1,7 @@
-"""The formats: a model as one Keras network, how each is written, and opened in its own runtime."""
+"""The formats: how each is written, opened in its own runtime, and run by a few lines of code.
+
+Importing this module is cheap, because the command line lists the formats in its help.
+"""
 
 from __future__ import annotations
 
@@ -9,111 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from featx.backbones.build import build_tap_model
-from featx.backbones.source import BackboneSource
-from featx.engines.openvino import load_openvino
-from featx.exceptions import ExportError, HeadError, MissingExtraError, UnknownNameError, reason
-from featx.heads.rows import Floats
-from featx.heads.steps import Linear, Rectify, Scale, Sigmoid, Softmax, Step, UnitLength, joined
-from featx.heads.to_steps import steps_of
+from featx.exceptions import ExportError, MissingExtraError, UnknownNameError, reason
 from featx.quiet import quiet_import
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 KerasModel: TypeAlias = Any
 """A ``keras.Model``; Keras has no types."""
 Tensor: TypeAlias = Any
-Pixels: TypeAlias = NDArray[np.uint8]
-Probabilities: TypeAlias = NDArray[np.float32]
+Pixels: TypeAlias = "NDArray[np.uint8]"
+Probabilities: TypeAlias = "NDArray[np.float32]"
 
 INPUT, OUTPUT = "pixels", "probabilities"
 """Names of the input and the output, in every format that has names."""
-EXPORTABLE_HEADS = ("dense", "lda", "logistic", "nearest-mean", "ridge", "svm")
-"""Names of heads that can be exported."""
-_WITH_LAYERS = (Linear, Rectify, Scale, Sigmoid, Softmax, UnitLength)
-_WITHOUT_LAYERS = {
-    "DiagonalGaussians": "the head GaussianNB",
-    "EachLabel": "a network of its own for each label (head='dense' is one for all labels)",
-    "Gaussian": "a Gaussian kernel (ReducedRBF)",
-    "Neighbours": "nearest neighbours (NearestNeighbours)",
-    "Trees": "trees (TreeEnsemble)",
-}
-
-
-def head_steps(head: object) -> list[Step]:
-    """Return a fitted head as steps that formats have layers for, as few as may be."""
-    instead = (
-        f"expected one of {', '.join(EXPORTABLE_HEADS)}, or a linear classifier of scikit-learn. "
-        "Train one of these, or serve the .featx file with featx itself"
-    )
-    try:
-        steps = joined(steps_of(head))
-    except HeadError as error:
-        raise ExportError(f"a model with the head {error} cannot be exported: {instead}") from error
-    for step in steps:
-        if not isinstance(step, _WITH_LAYERS):
-            part = _WITHOUT_LAYERS[type(step).__name__]
-            raise ExportError(f"a model with {part} cannot be exported: {instead}")
-    return steps
-
-
-def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> KerasModel:
-    """Build the network that is exported."""
-    with quiet_import():
-        import keras
-    taps = build_tap_model(source, (tap,))
-    features = taps.outputs[0]
-    network = keras.Model(taps.inputs[0], head_layers(features, steps), name="featx_model")
-    network.trainable = False
-    return network
-
-
-def head_layers(features: Tensor, steps: list[Step]) -> Tensor:
-    """Put the steps of a head behind features."""
-    for number, step in enumerate(steps, start=1):
-        name = OUTPUT if number == len(steps) else f"head_{number}"
-        width = len(step.kernel) if isinstance(step, Linear) else None
-        width = len(step.scale) if isinstance(step, Scale) else width
-        if width not in (None, int(features.shape[-1])):
-            raise ExportError(
-                f"the head takes {width} features, the backbone gives {features.shape[-1]}: name "
-                "the backbone, tap and weights of training"
-            )
-        features = _layer(features, step, name)
-    return features
-
-
-def _layer(x: Tensor, step: Step, name: str) -> Tensor:
-    from keras import layers
-
-    if isinstance(step, Linear):
-        # By set_weights and not by an initializer, which would put the numbers into the JSON.
-        dense = layers.Dense(step.kernel.shape[1], dtype="float32", name=name)
-        y = dense(x)
-        dense.set_weights([_float32(step.kernel), _float32(step.bias)])
-        return y
-    if isinstance(step, Scale):
-        # The one layer of Keras that keeps a factor and an offset a feature as weights.
-        norm = layers.BatchNormalization(epsilon=0.0, dtype="float32", name=name)
-        y = norm(x, training=False)
-        zero = np.zeros(len(step.scale), np.float32)
-        factor = 1 / np.asarray(step.scale, np.float64)
-        norm.set_weights([_float32(factor), _float32(-step.center * factor), zero, zero + 1])
-        return y
-    if isinstance(step, UnitLength):
-        return layers.UnitNormalization(dtype="float32", name=name)(x)
-    if isinstance(step, Rectify):
-        return layers.ReLU(dtype="float32", name=name)(x)
-    if isinstance(step, Sigmoid):
-        return layers.Activation("sigmoid", dtype="float32", name=name)(x)
-    return layers.Softmax(dtype="float32", name=name)(x)
-
-
-def _float32(values: Floats) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +56,14 @@ def conversion_errors(what: str) -> Iterator[None]:
         ) from error
 
 
+_KERAS_PYTHON = """\
+import keras
+
+model = keras.models.load_model({path!r}, compile=False)
+probabilities = model.predict_on_batch(pixels("new.jpg"))[0]
+"""
+
+
 def write_keras(network: KerasModel, path: Path, **_: object) -> None:
     """Write a ``.keras`` file."""
     with conversion_errors("a .keras file"):
@@ -149,6 +72,8 @@ def write_keras(network: KerasModel, path: Path, **_: object) -> None:
 
 def run_keras(path: Path) -> Opened:
     """Open a ``.keras`` file in safe mode."""
+    import numpy as np
+
     with quiet_import():
         import keras
 
@@ -163,10 +88,20 @@ def run_keras(path: Path) -> Opened:
     return Opened(run, f"Keras {keras.__version__}")
 
 
+_OPENVINO_PYTHON = """\
+import openvino
+
+model = openvino.compile_model({path!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+probabilities = model([pixels("new.jpg")])["probabilities"][0]
+"""
+
+
 def write_openvino(
     network: KerasModel, path: Path, *, classes: Sequence[object], **_: object
 ) -> None:
     """Write ``.xml`` and ``.bin``; class names are JSON under ``featx/classes`` in the former."""
+    from featx.engines.openvino import load_openvino
+
     openvino = load_openvino()
     with conversion_errors("OpenVINO"):
         import keras
@@ -181,6 +116,10 @@ def write_openvino(
 
 def run_openvino(path: Path) -> Opened:
     """Open OpenVINO's files on the processor, in single precision."""
+    import numpy as np
+
+    from featx.engines.openvino import load_openvino
+
     openvino = load_openvino()
     with quiet_import():
         core = openvino.Core()
@@ -196,6 +135,13 @@ def run_openvino(path: Path) -> Opened:
     return Opened(run, f"OpenVINO {openvino.__version__.split('-')[0]}", classes)
 
 
+_SAVED_MODEL_PYTHON = """\
+import tensorflow as tf
+
+model = tf.saved_model.load({path!r})
+serve = model.signatures["serving_default"]
+probabilities = serve(pixels=tf.constant(pixels("new.jpg")))["probabilities"].numpy()[0]
+"""
 _SIGNATURE = "serving_default"
 
 
@@ -234,6 +180,8 @@ def write_saved_model(network: KerasModel, path: Path, **_: object) -> None:
 
 def run_saved_model(path: Path) -> Opened:
     """Open a SavedModel in TensorFlow."""
+    import numpy as np
+
     with quiet_import():
         import tensorflow as tf
 
@@ -250,6 +198,22 @@ def run_saved_model(path: Path) -> Opened:
         return np.asarray(output.numpy(), np.float32)
 
     return Opened(run, f"TensorFlow {tf.__version__}")
+
+
+_LITERT_PYTHON = """\
+from ai_edge_litert.interpreter import Interpreter  # pip install ai-edge-litert
+
+model = Interpreter({path!r}).get_signature_runner()
+probabilities = model(pixels=pixels("new.jpg"))["probabilities"][0]
+"""
+_LITERT_JAVASCRIPT = """\
+// <script src="https://cdn.jsdelivr.net/npm/@tensorflow/tfjs"></script>
+// <script src="https://cdn.jsdelivr.net/npm/@tensorflow/tfjs-tflite/dist/tf-tflite.min.js"></script>
+const model = await tflite.loadTFLiteModel("{file}");
+{canvas}\
+const output = model.predict(tf.tensor(Int32Array.from(rgb), [1, {height}, {width}, 3], "int32"));
+const probabilities = await (output.probabilities ?? output).data();
+"""
 
 
 def write_tflite(
@@ -274,6 +238,8 @@ def write_tflite(
 
 def run_tflite(path: Path) -> Opened:
     """Open a LiteRT file in its interpreter."""
+    import numpy as np
+
     interpreter, runtime = _interpreter(path)
     shape: list[tuple[int, ...]] = []
 
@@ -304,6 +270,18 @@ def _interpreter(path: Path) -> tuple[Any, str]:
         return tf.lite.Interpreter(model_path=str(path)), f"LiteRT (TensorFlow {tf.__version__})"
 
 
+_ONNX_PYTHON = """\
+import onnxruntime
+
+model = onnxruntime.InferenceSession({path!r})
+probabilities = model.run(["probabilities"], {{"pixels": pixels("new.jpg")}})[0][0]
+"""
+_ONNX_JAVASCRIPT = """\
+import * as ort from "onnxruntime-web"; // npm install onnxruntime-web
+const session = await ort.InferenceSession.create("{file}");
+{canvas}const pixels = new ort.Tensor("uint8", Uint8Array.from(rgb), [1, {height}, {width}, 3]);
+const probabilities = (await session.run({{ pixels }})).probabilities.data;
+"""
 _OPSET = 17
 _PURPOSE = "exporting to ONNX"
 
@@ -342,6 +320,8 @@ def write_onnx(network: KerasModel, path: Path, *, classes: Sequence[object], **
 
 def run_onnx(path: Path) -> Opened:
     """Open an ONNX file in ONNX Runtime."""
+    import numpy as np
+
     require_onnx()
     with quiet_import():
         import onnxruntime
@@ -365,6 +345,8 @@ class Format:
     suffix: str  # end of the path; empty for a folder
     write: Callable[..., None]  # a network to a path, with ``classes`` and ``calibration``
     open: Callable[[Path], Opened]
+    python: str  # lines from ``pixels("new.jpg")`` to ``probabilities``, a template with ``path``
+    javascript: str = ""  # likewise from ``canvas``, for formats that run in a browser
     beside: str = ""  # suffix of a second file that belongs to it
     int8: bool = False  # whether it can be quantised
 
@@ -373,16 +355,44 @@ class Format:
         return [*([path.with_suffix(self.beside)] if self.beside else []), path]
 
 
-_SAVED_MODEL = "TensorFlow and TensorFlow Serving (a folder)"
-_LITERT = "LiteRT: phones, browsers, small boards"
-_ONNX = "ONNX Runtime, in any language and in browsers"
-_OPENVINO = "OpenVINO on CPUs (.xml, and .bin beside it)"
 _ROWS = (
-    Format("keras", "Keras 3, any backend", ".keras", write_keras, run_keras),
-    Format("savedmodel", _SAVED_MODEL, "", write_saved_model, run_saved_model),
-    Format("tflite", _LITERT, ".tflite", write_tflite, run_tflite, int8=True),
-    Format("onnx", _ONNX, ".onnx", write_onnx, run_onnx),
-    Format("openvino", _OPENVINO, ".xml", write_openvino, run_openvino, beside=".bin"),
+    Format("keras", "Keras 3, any backend", ".keras", write_keras, run_keras, _KERAS_PYTHON),
+    Format(
+        "savedmodel",
+        "TensorFlow and TensorFlow Serving (a folder)",
+        "",
+        write_saved_model,
+        run_saved_model,
+        _SAVED_MODEL_PYTHON,
+    ),
+    Format(
+        "tflite",
+        "LiteRT: phones, browsers, small boards",
+        ".tflite",
+        write_tflite,
+        run_tflite,
+        _LITERT_PYTHON,
+        _LITERT_JAVASCRIPT,
+        int8=True,
+    ),
+    Format(
+        "onnx",
+        "ONNX Runtime, in any language and in browsers",
+        ".onnx",
+        write_onnx,
+        run_onnx,
+        _ONNX_PYTHON,
+        _ONNX_JAVASCRIPT,
+    ),
+    Format(
+        "openvino",
+        "OpenVINO on CPUs (.xml, and .bin beside it)",
+        ".xml",
+        write_openvino,
+        run_openvino,
+        _OPENVINO_PYTHON,
+        beside=".bin",
+    ),
 )
 
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}

@@ -13,7 +13,8 @@ from featx.backbones.build import HalfType, build_network, preprocess
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import block_outputs, layer_outputs, parse_tap, pool, tap_tensor
 from featx.exceptions import ExportError, FineTuningError, UnknownNameError
-from featx.exporting.formats import KerasModel, Tensor, head_steps
+from featx.exporting.formats import KerasModel, Tensor
+from featx.exporting.graph import head_steps
 from featx.heads.steps import Linear, Rectify, Softmax, Step
 from featx.selection.transforms import Estimator
 
@@ -87,15 +88,15 @@ def _first_trained(
     if text.startswith("after:"):
         return _after(network, operations, text)
     pattern = None if source.row is None else re.compile(source.row.shared.block)
-    for place, operation in enumerate(operations):
+    for index, operation in enumerate(operations):
         match = pattern.match(operation.name) if pattern else None
         if match and match.group(1) == text:
-            return place
+            return index
     layers, blocks = layer_outputs(network), block_outputs(network, source)
     if text in layers:
-        for place, operation in enumerate(operations):
+        for index, operation in enumerate(operations):
             if any(tensor is layers[text] for tensor in operation._inbound_nodes[0].outputs):
-                return place
+                return index
     if text in layers or text in blocks:
         raise FineTuningError(
             f"nothing would be trained: {text!r} comes after the tap {tap!r}, which the head "
@@ -118,7 +119,7 @@ def _last_share(operations: list[Layer], text: str) -> int:
         raise FineTuningError(
             f"expected a share of the layers above 0 and up to 100%, received {text!r}"
         )
-    weighted = [place for place, one in enumerate(operations) if _has_weights(one)]
+    weighted = [index for index, layer in enumerate(operations) if _has_weights(layer)]
     return weighted[-max(1, round(len(weighted) * share / 100))] if weighted else 0
 
 
@@ -129,7 +130,7 @@ def _after(network: KerasModel, operations: list[Layer], text: str) -> int:
             f"expected a number of layers that stay frozen, as in after:15, received {text!r}"
         )
     first = {id(layer) for layer in network.layers[: int(number)]}
-    others = (place for place, layer in enumerate(operations) if id(layer) not in first)
+    others = (index for index, layer in enumerate(operations) if id(layer) not in first)
     return next(others, len(operations))
 
 
@@ -153,7 +154,7 @@ def _boundary(
             "the part that is to be trained takes what is no output of one layer of the frozen "
             "part, which the cache cannot hold: name a block, or all"
         )
-    return tuple(names[place] for place in crossing), tuple(crossing.values())
+    return tuple(names[index] for index in crossing), tuple(crossing.values())
 
 
 def _by_block(trained: list[Layer], source: BackboneSource) -> tuple[tuple[Layer, ...], ...]:

@@ -454,7 +454,7 @@ class Pixels:
         """Give rows in their order, `size` at a time."""
         target = self._targets[0 if view is None else 1 + view]
         waiting: dict[int, NDArray[np.uint8]] = {}
-        places = {int(row): place for place, row in enumerate(rows)}
+        numbers = {int(row): number for number, row in enumerate(rows)}
         begin = 0
         for loaded in load_images(self._images, rows.tolist(), [target]):
             if loaded.status != "decoded":
@@ -462,11 +462,11 @@ class Pixels:
                     f"{self._images.paths[loaded.index]} was read before and cannot be read now: "
                     f"{loaded.reason}. Restore it, or extract the data again"
                 )
-            waiting[places[loaded.index]] = loaded.pixels[0]
+            waiting[numbers[loaded.index]] = loaded.pixels[0]
             # Images come nearly in their order; a batch waits for all of its own.
             while begin < len(rows):
                 batch = range(begin, min(begin + size, len(rows)))
-                if not all(place in waiting for place in batch):
+                if not all(number in waiting for number in batch):
                     break
-                yield [np.stack([waiting.pop(place) for place in batch])]
+                yield [np.stack([waiting.pop(number) for number in batch])]
                 begin = batch.stop

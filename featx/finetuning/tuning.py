@@ -110,10 +110,10 @@ def save_tuned(
     overwrite: bool = False,
 ) -> None:
     """Write the fine-tuned network with its head as a ``.featx`` file."""
-    own = start.source.row is None
+    whole = start.source.row is None
     with tempfile.TemporaryDirectory(prefix="featx-") as folder:
-        path = Path(folder) / ("network.keras" if own else "network.weights.h5")
-        network.backbone.save(path) if own else network.backbone.save_weights(path)
+        path = Path(folder) / ("network.keras" if whole else "network.weights.h5")
+        network.backbone.save(path) if whole else network.backbone.save_weights(path)
         data = path.read_bytes()
     spec = start.source.spec(image=start.model.image)
     spec = replace(spec, weights_sha256=hashlib.sha256(data).hexdigest())

@@ -166,9 +166,9 @@ def fit_temperature(margins: Floats, codes: Numbers, weights: Doubles | None = N
     scale = float(np.average(spread, weights=counts))
     if scale == 0 or not np.isfinite(scale):
         return 1.0
-    own = margins[np.arange(rows), codes].astype(np.float64)
-    others = margins.sum(axis=1, dtype=np.float64) - own
-    aligned = float(counts @ ((n + 1) * own + others / (k - 1))) / (n + 2) / scale
+    right = margins[np.arange(rows), codes].astype(np.float64)
+    others = margins.sum(axis=1, dtype=np.float64) - right
+    aligned = float(counts @ ((n + 1) * right + others / (k - 1))) / (n + 2) / scale
 
     def loss(log_slope: float) -> float:
         slope = np.exp(log_slope)

@@ -321,11 +321,12 @@ def sweep_lda(data: SweepData) -> Iterator[HeldOut]:
     for fold, ((train, test), raw) in enumerate(zip(data.folds, parts, strict=True)):
         scale = raw.scale()
         moments, tested = raw.standardised(scale), standardise(data.X[test], scale)
-        means, counts, own = moments.means(), raw.counts.astype(np.intp), data.targets.take(train)
+        means, counts = moments.means(), raw.counts.astype(np.intp)
+        learnt = data.targets.take(train)
         for number, setting in enumerate(data.settings):
             if setting.shrinkage == "auto":
                 trained = Rows.of(standardise(data.X[train], scale))
-                scores = setting.fit_rows(trained, own).decision_function(tested)
+                scores = setting.fit_rows(trained, learnt).decision_function(tested)
                 yield HeldOut(number, fold, both_columns(scores), probabilities=False)
         for weight, shrinkages in groups.values():
             shares = class_shares(weight, counts, data.targets.names)
@@ -334,7 +335,7 @@ def sweep_lda(data: SweepData) -> Iterator[HeldOut]:
                 coefs = _from_moments(moments, values)
             else:
                 trained = Rows.of(standardise(data.X[train], scale))
-                within = replace(own, factors=row_shares(counts, shares))
+                within = replace(learnt, factors=row_shares(counts, shares))
                 coefs = _shrunk(trained, within, means, values)
             for number, coef in zip(shrinkages, coefs, strict=True):
                 intercept = _constants(coef, means, shares).astype(tested.dtype)

@@ -639,8 +639,8 @@ class _Objective:
             values, gradient = self.value(moved(points, lines), which)
             assert self._scale is not None
             scaled = (self._scale[lines] * self._basis.turned(gradient)).reshape(points.shape)
-            given = np.abs(given_gradient(gradient, self._basis.mean))
-            norms[which] = given.reshape(len(which), -1).max(axis=1)
+            slopes = np.abs(given_gradient(gradient, self._basis.mean))
+            norms[which] = slopes.reshape(len(which), -1).max(axis=1)
             # Where rows can be told apart perfectly, the value goes to nothing, and no distance
             # from the minimum is a small share of it.
             gaps = 0.5 * inner(scaled, scaled).ravel() / np.maximum(values, self._aim.tol)

@@ -488,8 +488,8 @@ class _Batch:
     def gradient_norm(self, problems: Numbers) -> Doubles:
         """Return the largest entry of the gradient on the features as given, over the weights."""
         basis = self.rows.basis
-        given = given_gradient(basis.features(self.gradient[problems]), basis.mean)
-        return np.asarray(np.abs(given).max(axis=(1, 2)).astype(np.float64) / self.totals[problems])
+        slopes = np.abs(given_gradient(basis.features(self.gradient[problems]), basis.mean))
+        return np.asarray(slopes.max(axis=(1, 2)).astype(np.float64) / self.totals[problems])
 
     def least_norm(self) -> Doubles:
         """Return what `gradient_norm` is at least, which takes no product with the coordinates."""

@@ -73,9 +73,9 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: o
     """
     if not isinstance(head, str):
         return _for_labels(_cloned(head, params), multilabel)
-    name, given = read_head(head)
+    name, values = read_head(head)
     row = find_row(name)
-    estimator = make_estimator(row, {**given, **params}, seed)
+    estimator = make_estimator(row, {**values, **params}, seed)
     by_path = row.name not in HEADS
     if row.calibrated or (by_path and _gives_margins_only(estimator)):
         estimator = TemperatureCalibrated(estimator)

@@ -174,8 +174,8 @@ def fold_moments(
 
 def fold_scales(X: Floats, folds: Sequence[Fold]) -> Iterator[Scale]:
     """Yield mean and deviation of the training rows of each fold."""
-    one = Targets("classes", np.zeros(1), np.zeros(len(X), np.intp))
-    for moments in fold_moments(X, one, folds, gram=False):
+    together = Targets("classes", np.zeros(1), np.zeros(len(X), np.intp))
+    for moments in fold_moments(X, together, folds, gram=False):
         yield moments.scale()
 
 

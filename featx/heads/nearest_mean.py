@@ -161,21 +161,21 @@ def _fit_temperatures(rows: Rows, parts: Sequence[_Judged], targets: Targets) ->
     codes = [part.codes[judged].astype(np.intp) for part in parts]
     # Of the only row of a class nothing can be taken away.
     able = [
-        part.counts[own] - left_out[judged] > _ROUNDING * part.counts[own]
-        for part, own in zip(parts, codes, strict=True)
+        part.counts[labels] - left_out[judged] > _ROUNDING * part.counts[labels]
+        for part, labels in zip(parts, codes, strict=True)
     ]
     for X, numbers in rows.take(judged).batches():
-        for part, own, some, values in zip(parts, codes, able, scores, strict=True):
+        for part, labels, some, values in zip(parts, codes, able, scores, strict=True):
             inside = some[numbers]
             chosen = numbers[inside]
             values[chosen] = part.head.scores_without(
-                X[inside], own[chosen], part.means, part.counts, left_out[judged[chosen]]
+                X[inside], labels[chosen], part.means, part.counts, left_out[judged[chosen]]
             )
     of_rows = None if targets.weights is None else weights[judged]
-    for part, own, some, values in zip(parts, codes, able, scores, strict=True):
+    for part, labels, some, values in zip(parts, codes, able, scores, strict=True):
         if some.any():
             part.head.temperature_ = fit_temperature(
-                values[some], own[some], None if of_rows is None else of_rows[some]
+                values[some], labels[some], None if of_rows is None else of_rows[some]
             )
 
 

@@ -196,15 +196,15 @@ def sweep_ridge(data: SweepData) -> Iterator[HeldOut]:
     for fold, ((train, test), moments) in enumerate(zip(data.folds, parts, strict=True)):
         scale = moments.scale()
         tested = standardise(data.X[test], scale)
-        own = data.targets.take(train)
+        learnt = data.targets.take(train)
         scaled = moments.standardised(scale) if shared else None
         for weight, intercept, alphas in groups:
             values = list(alphas.values())
             if scaled is not None and weight is None:
-                coef, constant = _from_moments(scaled, own, values, intercept)
+                coef, constant = _from_moments(scaled, learnt, values, intercept)
             else:
                 trained = Rows.of(standardise(data.X[train], scale))
-                coef, constant = solve_ridge(trained, _weighted(own, weight), values, intercept)
+                coef, constant = solve_ridge(trained, _weighted(learnt, weight), values, intercept)
             for number, margins in zip(alphas, _margins(tested, coef, constant), strict=True):
                 yield HeldOut(number, fold, margins, probabilities=False)
 

@@ -245,8 +245,8 @@ def _named(row: HeadSpec, parsed: HeadText) -> dict[str, object]:
         )
     if row.values in parsed.params:
         raise HeadError(f"{row.values!r} of {row.name!r} is given twice: leave one out")
-    given = values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
-    return {row.values: given, **parsed.params}
+    value = values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
+    return {row.values: value, **parsed.params}
 
 
 def make_estimator(row: HeadSpec, params: dict[str, object], seed: int) -> Any:

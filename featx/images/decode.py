@@ -85,7 +85,7 @@ class Decoded(NamedTuple):
     decode_s: float
 
 
-def decode_one(data: ImageData, targets: Sequence[Target], key: bytes) -> Decoded:
+def decode_targets(data: ImageData, targets: Sequence[Target], key: bytes) -> Decoded:
     """Return the pixels of an image for all targets, or why there are none."""
     start = time.perf_counter()
     try:

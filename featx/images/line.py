@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
 from featx.images.dataset import ImageDataset
-from featx.images.decode import Rgb, Target, decode_one
+from featx.images.decode import Rgb, Target, decode_targets
 from featx.images.files import read_one
 
 Status = Literal["decoded", "known", "failed"]
@@ -150,7 +150,7 @@ class Job:
     targets: Sequence[Target]
     known: Callable[[bytes], bool]
 
-    def load_one(self, index: int, counted: bytes | None = None) -> Loaded:
+    def load(self, index: int, counted: bytes | None = None) -> Loaded:
         """Return an image loaded here; a key that was `counted` before is not asked for again."""
         dataset = self.dataset
         read = dataset.read if dataset.arrays is None else dataset.image
@@ -159,7 +159,7 @@ class Job:
             return Loaded(index=index, key=None, status="failed", reason=reason, read_s=read_s)
         if key != counted and self.known(key):
             return Loaded(index=index, key=key, status="known", read_s=read_s)
-        pixels, reason, decode_s = decode_one(data, self.targets, key)
+        pixels, reason, decode_s = decode_targets(data, self.targets, key)
         return Loaded(
             index=index,
             key=key,
@@ -180,7 +180,7 @@ def work_off(job: Job) -> None:
         for position, index in tasks:
             if line.closed:
                 return
-            results.append((position, job.load_one(index)))
+            results.append((position, job.load(index)))
             if time.monotonic() - handed_over > _HAND_OVER_S:
                 line.give(results)
                 results, handed_over = [], time.monotonic()

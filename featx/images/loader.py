@@ -222,7 +222,7 @@ class ProcessWorker:
             self._without_process(error)
             for item in list(self._items.values()):
                 if not self._line.closed:
-                    self._line.give([(item.position, self._job.load_one(item.index, item.key))])
+                    self._line.give([(item.position, self._job.load(item.index, item.key))])
             work_off(self._job)
         finally:
             self.kill()
@@ -248,7 +248,7 @@ class ProcessWorker:
                     path = os.fsencode(self._job.dataset.file(index)).decode("latin-1")
                 except Exception:
                     # No way to a file: this says in the same words why.
-                    loaded = self._job.load_one(index)
+                    loaded = self._job.load(index)
                     self._line.give([(position, loaded)])
                     continue
                 items.append(_Item(position, index, self._free.pop(), path))

@@ -26,7 +26,7 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from featx.images.decode import Target, decode_one
+from featx.images.decode import Target, decode_targets
 from featx.images.files import ImageData, read_file, read_one
 from featx.images.limits import Budget, set_budget
 from featx.spec import ImagePolicy, ViewPolicy
@@ -149,7 +149,7 @@ class _Worker(Budget):
             if not is_wanted:
                 continue
             self._work_on(position)
-            pixels, reason, decode_s = decode_one(data, self._targets, key)
+            pixels, reason, decode_s = decode_targets(data, self._targets, key)
             at = HEADER_BYTES + slot * self._slot_bytes
             for array in pixels:
                 into = np.frombuffer(self._block, np.uint8, array.size, at)

@@ -334,7 +334,7 @@ def _live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None
             for trial in ranked(trials)[:_SHOWN]:
                 candidate = trial.candidate
                 score = trial.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
-                row = (*candidate.place, candidate.transform, candidate.text, score)
+                row = (*candidate.block_key, candidate.transform, candidate.text, score)
                 table.add_row(*map(visible, row))
             live.update(table)
 
@@ -601,7 +601,7 @@ def _canonical_tap(name: str) -> str:
 
 def _used_blocks(features: Features, space: SearchSpace) -> list[BlockName]:
     plain = [(block.backbone, block.tap) for block in features.blocks if block.view is None]
-    used = {place for part in space.parts for place in part.places(plain)}
+    used = {key for part in space.parts for key in part.block_keys(plain)}
     # None is for the search to say: it names what there is.
-    chosen = [place for place in plain if place in used] or plain
+    chosen = [key for key in plain if key in used] or plain
     return [{"backbone": backbone, "tap": tap} for backbone, tap in chosen]

@@ -573,10 +573,10 @@ def _cross_validate(
     paths = features.paths
     return metrics, [
         Suspect(
-            paths[rows[place]],
-            str(truth[place]),
-            str(judged.classes[judged.predicted[place]]),
-            float(judged.confidence[place]),
+            paths[rows[number]],
+            str(truth[number]),
+            str(judged.classes[judged.predicted[number]]),
+            float(judged.confidence[number]),
         )
-        for place in wrong
+        for number in wrong
     ]

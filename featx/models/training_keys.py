@@ -38,9 +38,9 @@ def describe_training(features: Features, y: NDArray[np.generic], rows: NDArray[
     keys = np.ascontiguousarray(features.keys[rows])
     names, codes = np.unique(y[rows].astype(str), return_inverse=True)
     labels = [str(name).encode("utf-8", "surrogateescape") + b"\0" for name in names]
-    for place in np.lexsort((codes, whole_keys(keys))):
-        digest.update(keys[place].data)
-        digest.update(labels[codes[place]])
+    for row in np.lexsort((codes, whole_keys(keys))):
+        digest.update(keys[row].data)
+        digest.update(labels[codes[row]])
     return {
         "dataset": features.name,
         "images": len(rows),

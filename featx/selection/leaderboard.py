@@ -36,12 +36,12 @@ def measure_costs(search: Search, trials: Sequence[Trial]) -> dict[Candidate, Co
     """Return what candidates cost; those never fitted alone are fitted on a few rows."""
     costs: dict[Candidate, Cost] = {}
     probed: dict[tuple[str, ...], tuple[float | None, int | None]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.candidate.place):
+    for trial in sorted(trials, key=lambda trial: trial.candidate.block_key):
         candidate, ms, size = trial.candidate, trial.ms, trial.bytes
-        block, row = search.blocks[candidate.place], HEADS.get(candidate.head)
+        block, row = search.blocks[candidate.block_key], HEADS.get(candidate.head)
         if size is None and not trial.failed:
             layers = "" if row is None else repr(dict(candidate.params).get(row.values))
-            key = (*candidate.place, candidate.transform, candidate.head, layers)
+            key = (*candidate.block_key, candidate.transform, candidate.head, layers)
             if key not in probed:
                 probed[key] = _probe(search, candidate)
             ms, size = probed[key]
@@ -53,7 +53,7 @@ def measure_costs(search: Search, trials: Sequence[Trial]) -> dict[Candidate, Co
 
 def _probe(search: Search, candidate: Candidate) -> tuple[float | None, int | None]:
     size = parse_transform(candidate.transform).size
-    data = search.data(candidate.place, 1.0, set() if size is None else {size})
+    data = search.data(candidate.block_key, 1.0, set() if size is None else {size})
     try:
         return probe(candidate, data, seed=search.options.seed)
     except Exception:  # heads are anybody's code, and a cost that is not known stops nothing

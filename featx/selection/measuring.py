@@ -20,7 +20,7 @@ from featx.heads.sweep import HeldOut, Sweep
 from featx.heads.table import HEADS
 from featx.heads.targets import both_columns
 from featx.selection.metrics import Scorer
-from featx.selection.search_space import Candidate, Place, SearchSpace
+from featx.selection.search_space import BlockKey, Candidate, SearchSpace
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import (
     Estimator,
@@ -82,7 +82,7 @@ class FeatureBlock:
     cost: float = 0.0  # which backbone is cheaper, the same on every machine
 
     @property
-    def place(self) -> Place:
+    def block_key(self) -> BlockKey:
         """Backbone and tap."""
         return self.backbone, self.tap
 
@@ -358,7 +358,7 @@ Watch: TypeAlias = Callable[[list[Trial], int], None]
 class Search:
     """Measures candidates on the folds of some rows, and keeps what is finished."""
 
-    blocks: Mapping[Place, FeatureBlock]
+    blocks: Mapping[BlockKey, FeatureBlock]
     space: SearchSpace
     options: SearchOptions
     sample: Sample
@@ -370,7 +370,7 @@ class Search:
     watch: Watch | None = None
     trials: dict[Candidate, Trial] = field(default_factory=dict, init=False)
     untried: set[Candidate] = field(default_factory=set, init=False)
-    _data: dict[tuple[Place, float], FoldData] = field(default_factory=dict, init=False)
+    _data: dict[tuple[BlockKey, float], FoldData] = field(default_factory=dict, init=False)
 
     def measure(self, candidates: Sequence[Candidate], *, share: float = 1.0) -> list[Trial]:
         """Return the trials of candidates that finished, each trained on a share of each fold."""
@@ -381,7 +381,7 @@ class Search:
             done |= {trial.candidate: trial for trial in known if trial is not None}
             missing = [candidate for candidate in unit if candidate not in done]
             if missing and not self._expired(done):
-                data = self.data(unit[0].place, share, {size for size in sizes if size})
+                data = self.data(unit[0].block_key, share, {size for size in sizes if size})
                 for trials in self._measured(unit, missing, data, done):
                     trials = [replace(trial, share=share) for trial in trials]
                     self.journal.add(self.scope, trials)
@@ -393,13 +393,13 @@ class Search:
         self.untried -= set(done)
         return [done[candidate] for candidate in candidates if candidate in done]
 
-    def data(self, place: Place, share: float, sizes: set[float]) -> FoldData:
+    def data(self, key: BlockKey, share: float, sizes: set[float]) -> FoldData:
         """Return the rows of the folds of one block; one block is held at a time."""
-        if (place, share) not in self._data:
+        if (key, share) not in self._data:
             self._data.clear()
-            block, seed = self.blocks[place], self.options.seed
-            self._data[place, share] = fold_data(block, self.sample, self.folds, share, seed)
-        data = self._data[place, share]
+            block, seed = self.blocks[key], self.options.seed
+            self._data[key, share] = fold_data(block, self.sample, self.folds, share, seed)
+        data = self._data[key, share]
         data.expect(sizes)
         return data
 
@@ -543,14 +543,14 @@ def _units_of(candidates: Sequence[Candidate], *, spread: bool) -> list[list[Can
     """Put candidates that share block, transform and head together."""
     units: dict[tuple[str, ...], list[Candidate]] = {}
     for candidate in candidates:
-        key = (*candidate.place, candidate.transform, candidate.head)
+        key = (*candidate.block_key, candidate.transform, candidate.head)
         units.setdefault(key, []).append(candidate)
-    places = {place: number for number, place in enumerate({key[:2]: None for key in units})}
+    numbers = {block: number for number, block in enumerate({key[:2]: None for key in units})}
 
     def turn(key: tuple[str, ...]) -> tuple[int, int]:
         row = HEADS.get(key[3])
         # Those that are measured together first, those by Keras last.
         cost = 1 if row is None else 0 if row.sweep else 1 + row.needs_keras
-        return (cost, places[key[:2]]) if spread else (places[key[:2]], cost)
+        return (cost, numbers[key[:2]]) if spread else (numbers[key[:2]], cost)
 
     return [units[key] for key in sorted(units, key=turn)]

@@ -246,7 +246,7 @@ def read_space_file(path: str | os.PathLike[str]) -> object:
         ) from error
 
 
-Place: TypeAlias = tuple[str, str]
+BlockKey: TypeAlias = tuple[str, str]
 """Backbone and tap of a block."""
 
 DEFAULT_HEADS = ("nearest-mean", "ridge", "lda", "knn", "logistic")
@@ -268,7 +268,7 @@ class Candidate:
     estimator: Estimator = field(default=None, compare=False, repr=False)  # where one was given
 
     @property
-    def place(self) -> Place:
+    def block_key(self) -> BlockKey:
         """Backbone and tap."""
         return self.backbone, self.tap
 
@@ -300,7 +300,7 @@ class SpacePart:
     backbones: tuple[str, ...] | None = None
     taps: tuple[str, ...] | None = None
 
-    def places(self, blocks: Sequence[Place]) -> list[Place]:
+    def block_keys(self, blocks: Sequence[BlockKey]) -> list[BlockKey]:
         """Return which of some blocks this part is about."""
         chosen = list(blocks)
         for kind, names, number in (("backbone", self.backbones, 0), ("tap", self.taps, 1)):
@@ -358,14 +358,14 @@ class SearchSpace:
                     return f"{head.label}:{name}={axis}"
         return None
 
-    def size(self, blocks: Sequence[Place]) -> int:
+    def size(self, blocks: Sequence[BlockKey]) -> int:
         """Return the number of candidates on some blocks; ranges count as one value."""
         return sum(
             prod(1 if isinstance(axis, Range) else len(axis) for _, axis in head.grid)
             for _, _, head in self.choices(blocks)
         )
 
-    def candidates(self, blocks: Sequence[Place]) -> list[Candidate]:
+    def candidates(self, blocks: Sequence[BlockKey]) -> list[Candidate]:
         """Return every candidate on some blocks once, in the order of the space."""
         ranged = self.ranged()
         if ranged is not None:
@@ -379,20 +379,20 @@ class SearchSpace:
                 "list fewer values, or draw from it with --strategy random"
             )
         candidates: dict[Candidate, None] = {}
-        for place, transform, head in self.choices(blocks):
+        for key, transform, head in self.choices(blocks):
             axes = [axis if isinstance(axis, tuple) else () for _, axis in head.grid]
             for values in product(*axes):
-                candidates[build(place, transform, head, values)] = None
+                candidates[build(key, transform, head, values)] = None
         if not candidates:
             raise _empty("no block, head or value")
         return list(candidates)
 
-    def choices(self, blocks: Sequence[Place]) -> list[tuple[Place, str, HeadGrid]]:
+    def choices(self, blocks: Sequence[BlockKey]) -> list[tuple[BlockKey, str, HeadGrid]]:
         """Return every combination of block, transform and head, without their parameters."""
         return [
-            (place, transform, head)
+            (key, transform, head)
             for part in self.parts
-            for place in part.places(blocks)
+            for key in part.block_keys(blocks)
             for transform in part.transforms
             for head in part.heads
         ]
@@ -413,11 +413,11 @@ class SearchSpace:
         ]
 
 
-def build(place: Place, transform: str, head: HeadGrid, values: Sequence[object]) -> Candidate:
+def build(key: BlockKey, transform: str, head: HeadGrid, values: Sequence[object]) -> Candidate:
     """Put a candidate together from one value of each parameter of a head."""
     names = [name for name, _ in head.grid]
     return Candidate(
-        *place, transform, head.label, tuple(zip(names, values, strict=True)), head.estimator
+        *key, transform, head.label, tuple(zip(names, values, strict=True)), head.estimator
     )
 
 
@@ -438,16 +438,16 @@ def _read_part(
     lists = {key: _listed(whole[key]) for key in _KEYS if whole.get(key) is not None}
     heads = tuple(map(head_grid, lists.pop("heads", DEFAULT_HEADS)))
     transforms = [str(parse_transform(text)) for text in lists.pop("transforms", ["standard"])]
-    places: dict[str, tuple[str, ...]] = {}
+    chosen: dict[str, tuple[str, ...]] = {}
     for key, names in lists.items():
         write = canonical.get(key, str)
-        places[key] = tuple(write(str(name)) for name in names)
+        chosen[key] = tuple(write(str(name)) for name in names)
         if key == "backbones":
-            called |= dict(zip(places[key], map(str, names), strict=True))
-    for key, values in {**places, "heads": heads, "transforms": transforms}.items():
+            called |= dict(zip(chosen[key], map(str, names), strict=True))
+    for key, values in {**chosen, "heads": heads, "transforms": transforms}.items():
         if not values:
             raise _empty(f"{key} is an empty list")
-    return SpacePart(heads, tuple(dict.fromkeys(transforms)), **places)
+    return SpacePart(heads, tuple(dict.fromkeys(transforms)), **chosen)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -37,7 +37,7 @@ from featx.selection.measuring import (
     predicted_values,
 )
 from featx.selection.metrics import Scorer, find_scorer, score_interval
-from featx.selection.search_space import Axis, Candidate, Place, Range, SearchSpace, build
+from featx.selection.search_space import Axis, BlockKey, Candidate, Range, SearchSpace, build
 from featx.selection.splits import named_fold
 from featx.selection.transforms import parse_transform, pipeline
 from featx.selection.trials import Journal
@@ -67,9 +67,9 @@ def ask_optuna(search: Search) -> None:
     for _ in range(search.options.n_trials or _TRIALS):
         proposed = study.ask()
         number = proposed.suggest_categorical("choice", list(range(len(choices))))
-        place, transform, head = choices[number]
+        key, transform, head = choices[number]
         values = [_suggest(proposed, f"{number} {name}", axis) for name, axis in head.grid]
-        trials = search.measure([build(place, transform, head, values)])
+        trials = search.measure([build(key, transform, head, values)])
         if not trials:  # no time is left
             return
         if trials[0].scores:
@@ -94,22 +94,22 @@ def _random(search: Search) -> None:
 
 
 def _draw(search: Search) -> list[Candidate]:
-    count, places = search.options.n_trials or _DRAWN, list(search.blocks)
+    count, keys = search.options.n_trials or _DRAWN, list(search.blocks)
     generator = np.random.default_rng(search.options.seed)
     if search.space.ranged() is None:
-        every = search.space.candidates(places)
+        every = search.space.candidates(keys)
         return [every[number] for number in generator.permutation(len(every))[:count]]
-    choices = search.space.choices(places)
+    choices = search.space.choices(keys)
     drawn: dict[Candidate, None] = {}
     for _ in range(20 * count):  # a small space may have fewer than are asked for
-        place, transform, head = choices[int(generator.integers(len(choices)))]
+        key, transform, head = choices[int(generator.integers(len(choices)))]
         values = [
             axis.at(float(generator.random()))
             if isinstance(axis, Range)
             else axis[int(generator.integers(len(axis)))]
             for _, axis in head.grid
         ]
-        drawn[build(place, transform, head, values)] = None
+        drawn[build(key, transform, head, values)] = None
         if len(drawn) == count:
             break
     return list(drawn)
@@ -275,16 +275,16 @@ def search_arrays(
     started = time.monotonic()
     options = options or SearchOptions()
     find_strategy(options.strategy, options.n_trials)
-    by_place: dict[Place, FeatureBlock] = {block.place: block for block in blocks}
+    by_key: dict[BlockKey, FeatureBlock] = {block.block_key: block for block in blocks}
     y, groups = np.asarray(y), np.arange(len(y)) if groups is None else groups
     for block in blocks:
         check_length(len(block.X), y, f"{block.backbone} {block.tap}")
     labelled = np.arange(len(y)) if rows is None else rows
     data, tested, notes = _set_test_aside(y, labelled, groups, splits, label_sets)
     scorer = find_scorer(options.scoring, len(data.classes), multilabel=data.sets is not None)
-    planned = _planned(space, list(by_place), options)
-    places = {place for part in space.parts for place in part.places(list(by_place))}
-    used = {place: block for place, block in by_place.items() if place in places}
+    planned = _planned(space, list(by_key), options)
+    keys = {key for part in space.parts for key in part.block_keys(list(by_key))}
+    used = {key: block for key, block in by_key.items() if key in keys}
     _require_components(space, used)
     for block in used.values():
         notes.append(_check_block(block.take(data.rows), f"{block.backbone} {block.tap}"))
@@ -471,7 +471,7 @@ def _scored(text: str, scorer: Scorer, rows: Sample, values: Floats, seed: int) 
 
 def _values(candidate: Candidate, search: Search, held: Sample) -> Floats:
     """Return what a candidate says of rows that it has not seen, trained on all of the search."""
-    block, sample = search.blocks[candidate.place], search.sample
+    block, sample = search.blocks[candidate.block_key], search.sample
     made = candidate.make(seed=search.options.seed, multilabel=sample.sets is not None)
     shape = (len(sample.rows) * (1 + len(block.views)), block.X.shape[1])
     head = pipeline(parse_transform(candidate.transform), made, shape)
@@ -510,32 +510,32 @@ def _folds(
     )
 
 
-def _planned(space: SearchSpace, places: list[Place], options: SearchOptions) -> int:
-    size = space.size(places)
+def _planned(space: SearchSpace, keys: list[BlockKey], options: SearchOptions) -> int:
+    size = space.size(keys)
     if not size:
         raise HeadError(
             "the search space is empty: no block of these features has the backbone and the tap of "
-            "one of its parts; there are: " + ", ".join(" ".join(place) for place in places)
+            "one of its parts; there are: " + ", ".join(" ".join(key) for key in keys)
         )
     if options.strategy == "grid":
-        size = len(space.candidates(places))
+        size = len(space.candidates(keys))
     if options.n_trials is None:
         return min(size, 20) if options.strategy == "random" and not space.ranged() else size
     return options.n_trials if space.ranged() else min(size, options.n_trials)
 
 
-def _require_components(space: SearchSpace, blocks: Mapping[Place, FeatureBlock]) -> None:
-    for place, text, _ in space.choices(list(blocks)):
-        size, width = parse_transform(text).size, blocks[place].X.shape[-1]
+def _require_components(space: SearchSpace, blocks: Mapping[BlockKey, FeatureBlock]) -> None:
+    for key, text, _ in space.choices(list(blocks)):
+        size, width = parse_transform(text).size, blocks[key].X.shape[-1]
         if size is not None and size > width:
             raise HeadError(
                 f"{text!r} asks for more components than the {width:,} columns of "
-                f"{' '.join(place)}: ask for fewer, or for a share of the variance such as 0.95"
+                f"{' '.join(key)}: ask for fewer, or for a share of the variance such as 0.95"
             )
 
 
 def _digest(
-    blocks: Mapping[Place, FeatureBlock],
+    blocks: Mapping[BlockKey, FeatureBlock],
     data: Sample,
     groups: NDArray[np.int64],
     splits: NDArray[np.str_] | None,
@@ -549,9 +549,9 @@ def _digest(
         if name not in ("budget_s", "n_jobs", "one_standard_error", "resume")
     }
     digest = hashlib.sha256(json.dumps([decides, space.describe(), _versions()]).encode())
-    for place, block in blocks.items():
+    for key, block in blocks.items():
         content = block.digest or hashlib.sha256(np.ascontiguousarray(block.X).data).hexdigest()
-        digest.update(json.dumps([*place, content, len(block.views)]).encode())
+        digest.update(json.dumps([*key, content, len(block.views)]).encode())
     for column in (data.rows, data.codes, groups, data.classes.astype(str)):
         digest.update(np.ascontiguousarray(column).data)
     if splits is not None:

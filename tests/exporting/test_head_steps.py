@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from featx.exceptions import ExportError
-from featx.exporting.formats import EXPORTABLE_HEADS, head_steps
+from featx.exporting.graph import EXPORTABLE_HEADS, head_steps
 from featx.heads.dense import DenseClassifier
 from featx.heads.logistic import LogisticPathCV
 from featx.heads.making import make_head

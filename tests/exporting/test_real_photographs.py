@@ -8,7 +8,8 @@ import json
 import pytest
 
 import featx
-from featx.exporting.formats import EXPORTABLE_HEADS, FORMATS
+from featx.exporting.formats import FORMATS
+from featx.exporting.graph import EXPORTABLE_HEADS
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
