@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import FAILED, PENDING, Block, Manifest, extract_again, find_manifest
@@ -22,11 +22,17 @@ from featx.spec import FeatureSpec
 Batch: TypeAlias = tuple[Floats, NDArray[np.intp]]
 """Features of shape (b, d), and the numbers of their rows."""
 
+Index: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | NDArray[np.generic]
+"""What chooses rows: a number, a slice, several numbers, or True and False for every row."""
+
 _CHUNKS_A_BUFFER = 16
 
 
 class Features:
     """Features of a dataset, one row an image that could be read.
+
+    ``feats[10:20]``, ``feats[[1, 2, 3]]`` and ``feats[feats.y == "ants"]`` are features of some of
+    the rows, which every function takes in place of all.
 
     Parameters
     ----------
@@ -35,7 +41,7 @@ class Features:
     stores : sequence of FeatureSpace
         Where the features of each block are, in the order of ``manifest.blocks``.
     report : dict, optional
-        What the extraction counted.
+        What the extraction counted; empty for opened and for selected features.
     origins : mapping, optional
         How each backbone was named, by its canonical name and the digest of its weights, as far as
         that is known.
@@ -53,7 +59,9 @@ class Features:
     paths : list of str
         Paths of the inputs, below ``root`` when there is one.
     failed : list of tuple (path, reason)
-        Inputs that have no row.
+        Inputs that have no row; none in a selection of rows.
+    selected_from : int, or None
+        Number of rows that a selection was made from; None where it is of the whole dataset.
 
     Examples
     --------
@@ -61,6 +69,7 @@ class Features:
     >>> feats = featx.extract("photos/", backbone="tiny")  # doctest: +SKIP
     >>> feats.X.shape, feats.y[:2]  # doctest: +SKIP
     ((245, 1280), array(['ants', 'ants'], dtype='<U4'))
+    >>> featx.train(feats[feats.y != "wasps"])  # doctest: +SKIP
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class Features:
         self.report = report or {}
         self._stores = tuple(stores)
         self.rows = manifest.usable
+        self.selected_from: int | None = None
         self._matrices: dict[int, Floats] = {}
         self._looked_up: set[int] = set()
 
@@ -112,7 +122,42 @@ class Features:
     def __repr__(self) -> str:
         blocks = ", ".join(map(str, self.blocks)) or "none"
         classes = len(self.classes) if self.classes else 0
-        return f"<Features {self.name!r}: {len(self)} images, {classes} classes, blocks: {blocks}>"
+        whole = "" if self.selected_from is None else f" of {self.selected_from}"
+        return (
+            f"<Features {self.name!r}: {len(self)}{whole} images, {classes} classes, "
+            f"blocks: {blocks}>"
+        )
+
+    def __getitem__(self, index: Index) -> Features:
+        """Return some of the rows, with the same blocks; no feature is read before it is used.
+
+        Parameters
+        ----------
+        index : int, slice, sequence of int, or sequence of bool of length n
+            Which rows, in which order; a row may come several times.
+
+        Raises
+        ------
+        FeaturesError
+            For rows that there are not, a mask of another length, and anything else.
+        """
+        rows = self.rows[_row_numbers(index, len(self))]
+        selection = Features(self.manifest.take(rows), self._stores, origins=self.origins)
+        selection.selected_from = self.selected_from or len(self)
+        return selection
+
+    def __iter__(self) -> Iterator[Features]:
+        """Yield the rows, each as features of one image."""
+        return (self[row] for row in range(len(self)))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Floats:
+        """Return `X`, so that NumPy and scikit-learn take the features as their matrix."""
+        # Otherwise NumPy would take rows of rows of rows for a nested sequence.
+        return np.array(self.X, dtype=dtype, copy=copy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy in another process needs: it maps the matrices from the cache anew."""
+        return {**self.__dict__, "_matrices": {}, "_looked_up": set()}
 
     @property
     def name(self) -> str:
@@ -168,7 +213,7 @@ class Features:
 
     @property
     def failed(self) -> list[tuple[str, str]]:
-        """Inputs that have no row, and why."""
+        """Inputs that have no row, and why; none in a selection of rows."""
         rows = np.flatnonzero(np.isin(self.manifest.status, (FAILED, PENDING)))
         return [(self.manifest.path[row], self.manifest.reason[row]) for row in rows]
 
@@ -229,7 +274,7 @@ class Features:
     def width(self, *, backbone: str | None = None, tap: str | None = None) -> int:
         """Return the number of features a row of one block, reading one row at most."""
         number = self._find(backbone, tap)
-        return int(self._gather(number, self.keys[:1]).shape[1])
+        return int(self._gather(number, self._keys_of(slice(1))).shape[1])
 
     def batches(
         self,
@@ -319,7 +364,7 @@ class Features:
         view: int | None = None,
     ) -> Floats:
         """Return some rows of one block, shape (m, d), without the others being read."""
-        return self._gather(self._find(backbone, tap, view), self.keys[rows])
+        return self._gather(self._find(backbone, tap, view), self._keys_of(rows))
 
     def recheck(self, *, backbone: str | None = None, tap: str | None = None) -> None:
         """Compare the files of one block with their digests, whatever is known of them.
@@ -328,6 +373,10 @@ class Features:
         """
         number = self._find(backbone, tap)
         self._stores[number].recheck(self.blocks[number].tap, self.keys)
+
+    def _keys_of(self, rows: NDArray[np.intp] | slice) -> Keys:
+        """Return the keys of some rows, without a copy of all."""
+        return self.manifest.key[self.rows[rows]]
 
     def _gather(self, number: int, keys: Keys) -> Floats:
         with self._explained(number):
@@ -372,6 +421,49 @@ class Features:
                 f"expected one block for {which}, found {len(fits)}; there are: {there}"
             )
         return fits[0]
+
+
+def _row_numbers(index: object, count: int) -> NDArray[np.intp]:
+    """Return the numbers of the rows that an index chooses of so many."""
+    if isinstance(index, slice):
+        try:
+            return np.arange(count)[index]
+        except (TypeError, ValueError) as error:
+            raise _wrong_index(index) from error
+    if isinstance(index, bool | np.bool_):
+        raise FeaturesError(
+            f"expected a slice, a mask or row numbers, received {index}: features without splits, "
+            "groups or labels have None there, which equals no name"
+        )
+    try:
+        values = np.atleast_1d(np.asarray(index))
+    except ValueError as error:  # lists of different lengths
+        raise _wrong_index(index) from error
+    if isinstance(index, tuple) or values.ndim != 1:
+        raise _wrong_index(index)
+    if not len(values) and values.dtype != np.bool_:
+        return np.empty(0, np.intp)
+    if values.dtype == np.bool_:
+        if len(values) != count:
+            raise FeaturesError(
+                f"expected a mask of True or False for each of {count:,} rows, received "
+                f"{len(values):,}: make the mask from the same features"
+            )
+        return np.flatnonzero(values)
+    if values.dtype.kind not in "iu":
+        raise _wrong_index(index)
+    beyond = values[(values < -count) | (values >= count)]
+    if len(beyond):
+        numbers = f"rows 0 to {count - 1:,}" if count else "no rows"
+        raise FeaturesError(f"there are {numbers}, received row {int(beyond[0]):,}")
+    return np.where(values < 0, values + count, values).astype(np.intp)
+
+
+def _wrong_index(index: object) -> FeaturesError:
+    return FeaturesError(
+        f"expected a slice, a mask or row numbers, received {str(index)[:60]!r}: for example "
+        "feats[10:20], feats[feats.y == 'ants'] or feats[[1, 2, 3]]"
+    )
 
 
 def _draw_chunks(

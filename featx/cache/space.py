@@ -205,6 +205,10 @@ class FeatureSpace:
             with suppress(CacheWriteError):
                 self.write_spec()
 
+    def __reduce__(self) -> tuple[type[FeatureSpace], tuple[CacheLayout, FeatureSpec]]:
+        """Let a copy in another process open the folder itself."""
+        return FeatureSpace, (self.layout, self.spec)
+
     def refresh(self) -> None:
         """Look for shards that were added or taken away."""
         with self._lock:

@@ -69,6 +69,8 @@ def _feature_block(
     """Return one block, or a sample of its rows, with its views and what its backbone costs."""
     views = [None, *features.views(**name)]
     digests = [features.spec(**name, view=view).digest for view in views]
+    # Features are told by their specifications and the images that they are of.
+    digests.append(hashlib.sha256(np.ascontiguousarray(features.keys).data).hexdigest())
     rows, drawn = (None, []) if sample is None else (sample.rows, [sample.digest])
     ms, size, cost = _backbone_cost(features, name, choice, engine, cache)
     digest = " ".join([name["tap"], *digests, *drawn])

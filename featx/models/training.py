@@ -492,6 +492,8 @@ def check_classes(
             what = f"one class only: {str(names[0])!r} ({counts[0]} images)"
         manifest = features.manifest
         why = [why_unreadable(manifest)]
+        if features.selected_from is not None:
+            why.append(f"these are {len(features):,} of its {features.selected_from:,} images")
         if len(names):
             why.append(inner_folder(manifest.root, manifest.path, [str(names[0])]))
         if empty := features.report.get("empty_classes"):
