@@ -80,6 +80,7 @@ MAY_IMPORT = {
     },
     "reporting": {
         "exceptions",
+        "terminal",
         "spec",
         "files",
         "memory",
