@@ -9,14 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
+from featx.cache.editing import restated
 from featx.cache.layout import CacheLayout, FileVersion, Replaced, writing
 from featx.cache.manifest import (
+    PENDING,
     Manifest,
     find_manifest,
     read_manifest,
     same_manifest,
     write_manifest,
 )
+from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import CacheFormatError, DatasetError
 
 T = TypeVar("T")
@@ -27,19 +32,47 @@ def edit_dataset(
     layout: CacheLayout, name: str, edit: Callable[[Manifest], Manifest]
 ) -> tuple[Manifest, Manifest]:
     """Return a manifest and the edited one that replaced it, or was written under a new name."""
+    used: list[FeatureSpace] = []
 
     def write(version: FileVersion) -> tuple[Manifest, Manifest]:
         before = find_manifest(layout, name)
-        after = edit(before)
+        after = _promised(layout, before, edit(before), used)
         if after.name != before.name:
             with FileVersion(layout.dataset(after.name)) as nothing:
                 _check_free(layout, after.name)
                 write_manifest(layout, after, move=nothing.move)
         elif not same_manifest(before, after):
-            write_manifest(layout, after, move=version.move)
+            move = partial(version.move, still=lambda: all(space.intact() for space in used))
+            write_manifest(layout, after, move=move)
         return before, after
 
     return _until_written(layout, name, write)
+
+
+def _promised(
+    layout: CacheLayout, before: Manifest, after: Manifest, used: list[FeatureSpace]
+) -> Manifest:
+    """Return an edited dataset in which rows that come back count only if they have features."""
+    used.clear()
+    rows, blocks = after.usable, after.blocks
+    if after.name != before.name or len(rows) <= len(before.usable):
+        return after
+    here = {before.path[row] for row in before.usable}
+    rows = rows[[after.path[row] not in here for row in rows]]
+    keys, present = after.key[rows], np.ones(len(rows), np.bool_)
+    for block in blocks:
+        try:
+            space = open_space(layout, block.space)
+            space.touch([block.tap], keys)
+            present &= space.has([block.tap], keys)
+        except CacheFormatError:
+            present[:] = False
+        else:
+            used.append(space)
+    status, reasons = after.status.copy(), list(after.reason)
+    for row in rows[~present].tolist():
+        status[row], reasons[row] = PENDING, "not reached"
+    return restated(replace(after, status=status, reason=reasons))
 
 
 def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:

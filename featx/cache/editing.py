@@ -2,12 +2,16 @@
 
 What was edited is kept in the manifest as a list of edits, and done again when the folder of the
 dataset is extracted again (`replay_edits`): labels and splits made here outlast what the folder
-says, and hold for images that came since.
+says, and hold for images that came since. The rows before the edits are kept too, so that the last
+edit can be taken back: the others are done again to these rows.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -21,19 +25,31 @@ from featx.cache.manifest import DUPLICATE, OK, STATUSES, Edit, Manifest
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
 from featx.files.identity import Keys, copies, related_rows
 
+_ESCAPED = re.compile(r"\[([*?[])\]")
+_SHOWN = 3
 # Held-out splits are cut first: a val added later takes from train and never from test.
 _FIRST, _LAST = ("test", "val"), "train"
 
 
 def remove_rows(
-    manifest: Manifest, globs: Iterable[str] = (), *, status: Iterable[str] = ()
+    manifest: Manifest,
+    globs: Iterable[str] = (),
+    *,
+    status: Iterable[str] = (),
+    paths: Iterable[str] = (),
 ) -> Manifest:
-    """Remove rows by patterns such as ``red/*.gif`` (``*`` crosses slashes), or by status."""
-    patterns, statuses = sorted(globs), sorted(status)
+    """Remove rows by patterns such as ``red/*.gif`` (``*`` crosses slashes), path, or status."""
+    patterns, statuses = sorted({*globs, *map(glob.escape, paths)}), sorted(status)
     for name in statuses:
         if name not in STATUSES:
             raise UnknownNameError("status", name, STATUSES)
-    remaining = _edited(manifest, {"edit": "remove", "globs": patterns, "status": statuses})
+    edit: Edit = {"edit": "remove", "globs": patterns, "status": statuses}
+    remaining = _edited(manifest, edit)
+    if any(old.get("method") == "stratified" for old in manifest.edits):
+        # Shares of what is left would give them other splits when they come back.
+        left = set(remaining.path)
+        pairs = zip(manifest.path, manifest.split, strict=True)
+        edit["splits"] = {path: split for path, split in pairs if split and path not in left}
     if len(remaining) == len(manifest):
         raise DatasetError(
             f"no row of {manifest.name!r} fits "
@@ -49,10 +65,22 @@ def remove_rows(
 
 def _remove(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
     keep = ~np.isin(manifest.status, [STATUSES.index(name) for name in edit["status"]])
-    globs = edit["globs"]
-    if globs:
-        keep &= ~np.array([any(fnmatchcase(p, g) for g in globs) for p in manifest.path], np.bool_)
+    keep &= ~_fitting(manifest.path, edit["globs"])
     return _take(manifest, np.flatnonzero(keep))
+
+
+def _fitting(paths: Sequence[str], globs: Iterable[str]) -> NDArray[np.bool_]:
+    """Return which paths fit a pattern."""
+    # Thousands of patterns are paths themselves: those are looked up.
+    plain, patterns = set(), []
+    for pattern in globs:
+        path = _ESCAPED.sub(r"\1", pattern)
+        if glob.escape(path) == pattern:
+            plain.add(path)
+        else:
+            patterns.append(pattern)
+    fits = (path in plain or any(fnmatchcase(path, each) for each in patterns) for path in paths)
+    return np.fromiter(fits, np.bool_, len(paths))
 
 
 def relabel(
@@ -60,12 +88,19 @@ def relabel(
     *,
     classes: Mapping[str, str] | None = None,
     paths: Mapping[str, str] | None = None,
+    new_classes: bool = True,
 ) -> Manifest:
-    """Rename or join classes (old to new), or label images by path; "" is none."""
+    """Rename or join classes (old to new), or label images by path; "" is none.
+
+    Without `new_classes` a label of an image has to be a class that there is, or that `classes`
+    makes; data without labels have none, and take any.
+    """
     renamed = dict(classes or {})
     for name in renamed:
         if name not in (manifest.classes or ()):
             raise UnknownNameError("class", name, manifest.classes or ())
+    if manifest.classes and not new_classes:
+        _check_known({*manifest.classes, *renamed.values(), ""}, (paths or {}).values())
     keys = {}
     row_of = {path: row for row, path in enumerate(manifest.path)}
     for path, label in (paths or {}).items():
@@ -75,7 +110,54 @@ def relabel(
         if not manifest.key[row].any():
             raise DatasetError(f"{path} could not be read, so that its label cannot be kept")
         keys[manifest.key[row].tobytes().hex()] = label
-    return _edited(manifest, {"edit": "relabel", "classes": renamed, "keys": keys})
+    edit: Edit = {"edit": "relabel", "classes": renamed, "keys": keys}
+    if before := _labels_of(keys, manifest.before_edits):
+        edit["before"] = {key: sorted(names) for key, names in before.items()}
+    return _edited(manifest, edit)
+
+
+def _check_known(known: set[str], labels: Iterable[str]) -> None:
+    for label in labels:
+        if label not in known:
+            raise UnknownNameError(
+                "class", label, known - {""}, hint="--new-class makes it (new_classes=True)"
+            )
+
+
+def _labels_of(keys: Iterable[str], manifest: Manifest | None) -> dict[str, set[str]]:
+    """Return the labels that the images of each key have, one for each of its copies."""
+    labels: dict[str, set[str]] = {}
+    looked_up = {bytes.fromhex(key) for key in keys}
+    if manifest is None or not looked_up:
+        return labels
+    names = [*(manifest.classes or ()), ""]
+    for row in manifest.usable.tolist():
+        key = manifest.key[row].tobytes()
+        if key in looked_up:
+            labels.setdefault(key.hex(), set()).add(names[manifest.label[row]])
+    return labels
+
+
+def label_conflicts(manifest: Manifest) -> list[dict[str, str]]:
+    """Return the images that were labelled here and have moved to another class folder since.
+
+    Each with its ``path``, the ``label`` that it has here, what its ``folder`` says now, and what
+    it said ``before``. An image that moved to the class that it has here is none.
+    """
+    labels: dict[str, str] = {}
+    before: dict[str, list[str]] = {}
+    for edit in manifest.edits:
+        labels |= edit.get("keys", {})
+        before |= edit.get("before", {})
+    folders = _labels_of(before, manifest.before_edits)
+    moved = {key: names - {*before[key], labels[key]} for key, names in folders.items()}
+    conflicts = []
+    for row in manifest.usable if any(moved.values()) else ():
+        key = manifest.key[row].tobytes().hex()
+        if moved.get(key):
+            now = {"folder": min(moved[key]), "before": before[key][0]}
+            conflicts.append({"path": manifest.path[row], "label": labels[key], **now})
+    return conflicts
 
 
 def _relabel(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
@@ -84,7 +166,7 @@ def _relabel(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manif
     if by_key:
         for row, key in enumerate(manifest.key):
             labels[row] = by_key.get(key.tobytes(), labels[row])
-    return _with_labels(manifest, labels)
+    return with_labels(manifest, labels)
 
 
 def assign_splits(
@@ -162,8 +244,9 @@ def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) ->
         blocks=blocks,
         strays=(),
         edits=(),
+        unedited=None,
     )
-    return _with_labels(restated(whole), [*ours.label_names, *theirs.label_names])
+    return with_labels(restated(whole), [*ours.label_names, *theirs.label_names])
 
 
 def _absolute(manifest: Manifest) -> Manifest:
@@ -175,7 +258,7 @@ def _absolute(manifest: Manifest) -> Manifest:
 
 def _take(manifest: Manifest, rows: NDArray[np.intp]) -> Manifest:
     taken = restated(manifest.take(rows))
-    return _with_labels(taken, taken.label_names)
+    return with_labels(taken, taken.label_names)
 
 
 def restated(manifest: Manifest) -> Manifest:
@@ -187,7 +270,7 @@ def restated(manifest: Manifest) -> Manifest:
     return replace(manifest, status=status)
 
 
-def _with_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
+def with_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
     """Label all rows; classes keep their order, new ones follow, those without a row vanish."""
     used = set(labels) - {""}
     old = [name for name in manifest.classes or () if name in used]
@@ -205,15 +288,48 @@ _APPLY: dict[str, Callable[[Manifest, Edit, Manifest | None], Manifest]] = {
 
 
 def _edited(manifest: Manifest, edit: Edit) -> Manifest:
-    """Do an edit and keep it with the manifest; a split makes earlier splits void."""
-    kind = edit["edit"]
-    void = kind if kind == "split" else None
-    earlier = [old for old in manifest.edits if old["edit"] != void]
-    return replace(_APPLY[kind](manifest, edit, None), edits=(*earlier, edit))
+    """Do an edit and keep it with the manifest; a split makes an earlier split void."""
+    edits, unedited = list(manifest.edits), manifest.before_edits
+    if edit["edit"] == "split":
+        for place in reversed(range(len(edits))):
+            if edits[place]["edit"] == "split":
+                edit["replaced"] = {"place": place, "edit": edits.pop(place)}
+    edited = _APPLY[edit["edit"]](manifest, edit, None)
+    return replace(edited, edits=(*edits, edit), unedited=unedited)
+
+
+def undo_edit(manifest: Manifest) -> Manifest:
+    """Return a dataset without its last edit: the others are done again to its rows before all."""
+    name, raw = manifest.name, manifest.before_edits
+    if not manifest.edits:
+        raise DatasetError(f"{name!r} has no edit that could be taken back")
+    if raw is None:
+        again = f"`featx extract {manifest.root}`" if manifest.root else "import or extract it"
+        raise DatasetError(
+            f"featx 0.1 edited {name!r} and kept no rows from before: {again} again, then undo"
+        )
+    *edits, last = manifest.edits
+    earlier = _with_removed(manifest, raw, last)
+    if last["edit"] == "split":
+        if replaced := last.get("replaced"):
+            edits.insert(replaced["place"], replaced["edit"])
+        earlier = replace(earlier, split=[""] * len(earlier))
+    return replay_edits(raw, replace(earlier, edits=tuple(edits)))
+
+
+def _with_removed(manifest: Manifest, raw: Manifest, last: Edit) -> Manifest:
+    """Return a dataset with the rows that its last edit removed, in the splits that they had."""
+    if not last.get("splits"):
+        return manifest
+    here, splits = set(manifest.path), last["splits"]
+    gone = [row for row, path in enumerate(raw.path) if path in splits and path not in here]
+    back = raw.take(np.array(gone, np.intp))
+    return manifest.joined(replace(back, split=[splits[path] for path in back.path]))
 
 
 def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
     """Return a new manifest of the same data with the edits of the earlier one."""
+    edited, known = fresh, earlier if any(earlier.split) else None
     for edit in earlier.edits:
         if edit["edit"] not in _APPLY:
             raise CacheFormatError(
@@ -221,25 +337,77 @@ def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
                 "upgrade featx"
             )
         try:
-            fresh = _APPLY[edit["edit"]](fresh, edit, earlier)
+            edited = _APPLY[edit["edit"]](edited, edit, known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CacheFormatError(f"damaged edits of {earlier.name!r}: {reason(error)}") from error
-    return replace(fresh, edits=earlier.edits)
+    raw = replace(fresh, edits=(), unedited=None) if earlier.edits else None
+    return replace(edited, edits=earlier.edits, unedited=raw)
 
 
-def later_edits(earlier: Manifest | None, current: Manifest) -> Manifest:
-    """Return a dataset with only the edits that came after an earlier state of it."""
+def later_edits(earlier: Manifest | None, current: Manifest) -> Manifest | None:
+    """Return a dataset with only the edits that came after an earlier state; None if some went."""
     before = () if earlier is None else earlier.edits
     begins_alike = current.edits[: len(before)] == before
-    return replace(current, edits=current.edits[len(before) :] if begins_alike else ())
+    return replace(current, edits=current.edits[len(before) :]) if begins_alike else None
 
 
 def kept_rows(earlier: Manifest, paths: Sequence[str]) -> list[int]:
     """Return the rows of a folder whose paths no edit removed: the others need not be read."""
-    globs = [glob for edit in earlier.edits for glob in edit.get("globs", ())]
-    return [
-        row for row, path in enumerate(paths) if not any(fnmatchcase(path, glob) for glob in globs)
+    globs = [pattern for edit in earlier.edits for pattern in edit.get("globs", ())]
+    return np.flatnonzero(~_fitting(paths, globs)).tolist()
+
+
+# Edits as sentences
+
+
+def describe_edit(edit: Edit) -> str:
+    """Return what an edit did as a sentence."""
+    describe = _SENTENCES.get(edit["edit"])
+    return f"Unknown edit {edit['edit']!r}." if describe is None else describe(edit)
+
+
+def _describe_remove(edit: Edit) -> str:
+    parts = [f"images that {_STATUS_WORDS.get(name, name)}" for name in edit["status"]]
+    paths = [_ESCAPED.sub(r"\1", pattern) for pattern in edit["globs"]]
+    if paths:
+        parts.append(_listed(paths) if len(paths) <= _SHOWN else f"{len(paths):,} images by path")
+    return f"Left out {' and '.join(parts)}."
+
+
+_STATUS_WORDS = {"failed": "could not be read", "duplicate": "equal an earlier one"}
+
+
+def _describe_relabel(edit: Edit) -> str:
+    parts = [
+        f"took the label {old} away" if not new else f"called the class {old} {new}"
+        for old, new in edit["classes"].items()
     ]
+    counts = Counter(edit["keys"].values()).most_common()
+    if counts:
+        total = sum(count for _, count in counts)
+        kinds = [f"{count:,} as {name}" if name else f"{count:,} as none" for name, count in counts]
+        more = "" if len(kinds) <= _SHOWN else f" and {len(kinds) - _SHOWN:,} more classes"
+        images = "image" if total == 1 else "images"
+        parts.append(f"labelled {total:,} {images}: {_listed(kinds[:_SHOWN])}{more}")
+    text = ", ".join(parts) or "changed no label"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _describe_split(edit: Edit) -> str:
+    shares = [f"{share:.0%} {name}" for name, share in reversed(edit["fractions"].items())]
+    how = "by hash" if edit["method"] == "hash" else "with equal shares of each class"
+    return f"Split into {_listed(shares)} {how}, seed {edit['seed']}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
+
+
+_SENTENCES: dict[str, Callable[[Edit], str]] = {
+    "relabel": _describe_relabel,
+    "remove": _describe_remove,
+    "split": _describe_split,
+}
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.hdf5 import (
     create,
+    find_group,
     open_checked,
     read_array,
     read_strings,
@@ -24,6 +25,9 @@ from featx.cache.layout import CacheLayout, locked, publish
 from featx.exceptions import CacheFormatError, DatasetError
 from featx.files.identity import STAMP, Keys
 
+if TYPE_CHECKING:
+    import h5py
+
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
 _KIND = "featx-manifest"
@@ -31,6 +35,8 @@ _STRINGS = ("path", "group", "split", "reason")
 _NUMBERS = {**dict.fromkeys(STAMP, "<i8"), "label": "<i4", "key": "|u1", "status": "|u1"}
 # Absent in manifests of featx 0.1.
 _OPTIONAL = ("ctime_ns", "birth_ns")
+_OF_THE_WHOLE = ("name", "root", "blocks", "source", "strays")
+_UNEDITED, _UNEDITED_KIND = "unedited", "featx-unedited"
 
 
 class Edit(TypedDict, total=False):
@@ -44,6 +50,10 @@ class Edit(TypedDict, total=False):
     fractions: dict[str, float]
     method: str
     seed: int
+    # Only to take an edit back and to find conflicts; absent in edits of featx 0.1.
+    before: dict[str, list[str]]  # relabel: what the folders called the copies of each key
+    splits: dict[str, str]  # remove: the splits of the paths, where shares decided them
+    replaced: dict[str, Any]  # split: the earlier split, and its place among the edits
 
 
 def _unknown() -> NDArray[np.int64]:
@@ -92,6 +102,7 @@ class Manifest:
     edits: tuple[Edit, ...] = ()
     ctime_ns: NDArray[np.int64] = field(default_factory=_unknown)
     birth_ns: NDArray[np.int64] = field(default_factory=_unknown)
+    unedited: Manifest | None = None  # the rows before the edits, where these are known
 
     def __post_init__(self) -> None:
         for name in _OPTIONAL:
@@ -112,6 +123,14 @@ class Manifest:
         names = [*(self.classes or ()), ""]
         return [names[code] for code in self.label.tolist()]
 
+    @property
+    def before_edits(self) -> Manifest | None:
+        """The dataset without its edits; None where edits of featx 0.1 left no trace of it."""
+        if self.unedited is None:
+            return None if self.edits else self
+        same = {name: getattr(self, name) for name in _OF_THE_WHOLE}
+        return replace(self.unedited, **same, edits=(), unedited=None)
+
     def take(self, rows: NDArray[np.intp]) -> Manifest:
         """Return some of the rows."""
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _NUMBERS}
@@ -128,13 +147,16 @@ class Manifest:
         return replace(self, **columns)
 
 
-def same_manifest(first: Manifest, second: Manifest, *, but: Container[str] = ()) -> bool:
+def same_manifest(first: Manifest, second: Manifest, *, but: Collection[str] = ()) -> bool:
     """Return whether two manifests say the same in all columns but some."""
     for column in fields(Manifest):
         if column.name in but:
             continue
         left, right = getattr(first, column.name), getattr(second, column.name)
-        if isinstance(left, np.ndarray):
+        if isinstance(left, Manifest) and isinstance(right, Manifest):
+            if not same_manifest(left, right, but={*but, *_OF_THE_WHOLE}):
+                return False
+        elif isinstance(left, np.ndarray):
             if not np.array_equal(left, right):
                 return False
         elif left != right:
@@ -162,12 +184,12 @@ def write_manifest(
         with create(temporary) as file:
             tag(file, _KIND)
             write_strings(file, "header", [json.dumps(header, sort_keys=True)])
-            for name in _STRINGS:
-                write_strings(file, name, getattr(manifest, name))
-            for name, dtype in _NUMBERS.items():
-                values = np.asarray(getattr(manifest, name), dtype)
-                if name not in _OPTIONAL or (values != -1).any():
-                    write_array(file, name, values, "featx-array")
+            _write_columns(file, manifest)
+            if manifest.edits and manifest.unedited is not None:
+                group = file.create_group(_UNEDITED)
+                tag(group, _UNEDITED_KIND)
+                write_strings(group, "classes", manifest.unedited.classes or ())
+                _write_columns(group, manifest.unedited)
 
     def replace_any(new: Path, target: Path) -> None:
         with locked(target.parent):
@@ -177,20 +199,46 @@ def write_manifest(
     return path
 
 
+def _write_columns(group: h5py.Group, manifest: Manifest) -> None:
+    for name in _STRINGS:
+        write_strings(group, name, getattr(manifest, name))
+    for name, dtype in _NUMBERS.items():
+        values = np.asarray(getattr(manifest, name), dtype)
+        if name not in _OPTIONAL or (values != -1).any():
+            write_array(group, name, values, "featx-array")
+
+
+def _read_columns(group: h5py.Group) -> dict[str, Any]:
+    columns: dict[str, Any] = {name: read_strings(group, name) for name in _STRINGS}
+    for name, dtype in _NUMBERS.items():
+        if name not in _OPTIONAL or name in group:
+            columns[name] = read_array(group, name, dtype=dtype, ndim=1 + (name == "key"))
+    if len(set(map(len, columns.values()))) != 1 or columns["key"].shape[1:] != (32,):
+        raise CacheFormatError("the columns differ in length")
+    return columns
+
+
+def _read_unedited(file: h5py.File, name: str) -> Manifest | None:
+    if _UNEDITED not in file:
+        return None
+    group = find_group(file, _UNEDITED, _UNEDITED_KIND)
+    classes = tuple(read_strings(group, "classes")) or None
+    columns = _read_columns(group)
+    if columns["label"].max(initial=-1) >= len(classes or ()):
+        raise CacheFormatError("a label before the edits is of no class")
+    return Manifest(name=name, root="", classes=classes, **columns)
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest, checking every digest."""
     with open_checked(path, _KIND) as file:
         header = json.loads(read_strings(file, "header")[0])
-        columns: dict[str, Any] = {name: read_strings(file, name) for name in _STRINGS}
-        for name, dtype in _NUMBERS.items():
-            if name not in _OPTIONAL or name in file:
-                columns[name] = read_array(file, name, dtype=dtype, ndim=1 + (name == "key"))
-        if len(set(map(len, columns.values()))) != 1 or columns["key"].shape[1:] != (32,):
-            raise CacheFormatError("the columns differ in length")
+        columns = _read_columns(file)
         edits = header.get("edits", [])
         if not all(isinstance(edit, dict) and isinstance(edit.get("edit"), str) for edit in edits):
             raise CacheFormatError("the edits are not a list of objects")
         return Manifest(
+            unedited=_read_unedited(file, header["name"]) if edits else None,
             name=header["name"],
             root=header["root"],
             classes=None if header["classes"] is None else tuple(header["classes"]),

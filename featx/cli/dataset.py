@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,10 @@ from featx.cli.show import show_data, table
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
+    from featx.auditing.findings import Action
     from featx.cache.manifest import Manifest
+
+_KNOWN_OF_DATA = ("unlabelled", "contradictions", "look_alike", "conflicts", "notes")
 
 
 def class_names(manifest: Manifest) -> list[str]:
@@ -26,6 +28,7 @@ def class_names(manifest: Manifest) -> list[str]:
 
 def summary(manifest: Manifest) -> dict[str, Any]:
     """Return what is known of a dataset, as ``--json`` prints it."""
+    from featx.cache.editing import describe_edit
     from featx.cache.manifest import DUPLICATE, FAILED, OK
     from featx.extraction.report import data_report
 
@@ -47,7 +50,8 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "splits": dict(sorted(splits.items())),
         "blocks": [str(block) for block in manifest.blocks],
         "edits": list(manifest.edits),
-        **{what: known[what] for what in ("unlabelled", "contradictions", "look_alike", "notes")},
+        "history": [describe_edit(edit) for edit in manifest.edits],
+        **{what: known[what] for what in _KNOWN_OF_DATA},
     }
 
 
@@ -163,8 +167,10 @@ def show(name: str, cache: Path, as_json: bool) -> None:
     show_data({**known, "splits": {}})
     for block in known["blocks"]:
         say(f"  features {block}")
-    for edit in known["edits"]:
-        say(f"  edited: {json.dumps(edit, ensure_ascii=False)[:200]}")
+    if known["history"]:
+        say("  history (`featx dataset undo` takes the last edit back):")
+    for number, sentence in enumerate(known["history"], 1):
+        say(f"    {number}. {sentence}")
 
 
 @options.command(
@@ -212,18 +218,31 @@ def split(
     report(after, as_json=as_json, moved=sum(bool(old) and old != new for old, new in pairs))
 
 
+_table = options.file_path(
+    "--from", "table", help="The table of `featx audit --csv`, with the lines that you kept."
+)
+
+
 @options.command(
     "relabel",
     _name,
     click.argument("changes", metavar="OLD=NEW...", nargs=-1),
     options.file_path("--labels", help="A CSV with the columns path and label, for single images."),
+    _table,
+    options.flag("--new-class", help="Labels of single images may be classes that there are not."),
     options.cache,
     options.as_json,
     group=command,
     short_help="Rename, join or drop classes.",
 )
 def relabel_(
-    name: str, changes: tuple[str, ...], labels: Path | None, cache: Path, as_json: bool
+    name: str,
+    changes: tuple[str, ...],
+    labels: Path | None,
+    table: Path | None,
+    new_class: bool,
+    cache: Path,
+    as_json: bool,
 ) -> None:
     """Rename, join or drop classes, or label single images.
 
@@ -232,6 +251,7 @@ def relabel_(
     \b
     featx dataset relabel photos ant=ants wasp=bees
     featx dataset relabel photos --labels corrected.csv
+    featx dataset relabel photos --from audit.csv
     """
     from featx.cache.editing import relabel
 
@@ -241,13 +261,46 @@ def relabel_(
         for change, (old, equals, _) in zip(changes, pairs, strict=True)
         if not (old and equals)
     ]
-    if wrong or not (changes or labels):
+    if wrong or not (changes or labels or table):
         raise click.UsageError(f"expected OLD=NEW, received {wrong[0] if wrong else 'nothing'!r}")
-    paths = None if labels is None else _labels_by_path(labels)
+    if labels and table:
+        raise click.UsageError("expected --labels or --from, received both")
+    decided = None if table is None else _decisions(cache, name, table, "relabel")
+    paths = decided if labels is None else _labels_by_path(labels)
     classes = {old: new for old, _, new in pairs}
-    before, after = _edit(cache, name, lambda m: relabel(m, classes=classes, paths=paths))
+    before, after = _edit(
+        cache,
+        name,
+        lambda m: relabel(m, classes=classes, paths=paths, new_classes=new_class),
+    )
     old, new = class_names(before), class_names(after)
     report(after, as_json=as_json, relabelled=sum(a != b for a, b in zip(old, new, strict=True)))
+    made = sorted({*(after.classes or ())}.difference(before.classes or ()))
+    if made and not as_json:
+        say(f"  new classes: {', '.join(made[:10])} (`featx dataset undo {name}` takes it back)")
+
+
+def _decisions(cache: Path, name: str, table: Path, action: Action) -> dict[str, str]:
+    """Return the lines of an audit's table with one action, for images that are still there."""
+    from featx.auditing.findings import read_decisions
+    from featx.cache.layout import CacheLayout
+    from featx.cache.manifest import find_manifest
+    from featx.exceptions import DatasetError
+
+    lines = read_decisions(table, action)
+    there = set(find_manifest(CacheLayout.at(cache), name).path)
+    decisions = {path: label for path, label in lines.items() if path in there}
+    gone = len(lines) - len(decisions)
+    if not lines:
+        raise DatasetError(f"no line of {str(table)!r} has the action {action}: nothing to do")
+    if not decisions:
+        raise DatasetError(
+            f"none of the {gone:,} images of {str(table)!r} with the action {action} is in "
+            f"{name!r}, such as {next(iter(lines))!r}"
+        )
+    if gone:
+        say(f"{gone:,} images of {table} are not in {name} (any more): left as they are", err=True)
+    return decisions
 
 
 @options.command(
@@ -260,13 +313,19 @@ def relabel_(
         multiple=True,
         help="Leave out what failed, or all but the first of equal images.",
     ),
+    _table,
     options.cache,
     options.as_json,
     group=command,
     short_help="Leave rows out of a dataset.",
 )
 def remove(
-    name: str, globs: tuple[str, ...], status: tuple[str, ...], cache: Path, as_json: bool
+    name: str,
+    globs: tuple[str, ...],
+    status: tuple[str, ...],
+    table: Path | None,
+    cache: Path,
+    as_json: bool,
 ) -> None:
     """Leave rows out of a dataset; neither images nor features are deleted.
 
@@ -276,13 +335,47 @@ def remove(
     \b
     featx dataset remove photos 'red/*.gif' '*/thumb_*'
     featx dataset remove photos --status failed
+    featx dataset remove photos --from audit.csv
     """
     from featx.cache.editing import remove_rows
 
-    if not globs and not status:
-        raise click.UsageError("expected GLOB or --status, received nothing")
-    before, after = _edit(cache, name, lambda m: remove_rows(m, globs, status=status))
+    if not (globs or status or table):
+        raise click.UsageError("expected GLOB, --status or --from, received nothing")
+    paths = {} if table is None else _decisions(cache, name, table, "remove")
+    before, after = _edit(cache, name, lambda m: remove_rows(m, globs, status=status, paths=paths))
     report(after, as_json=as_json, removed=len(before) - len(after))
+
+
+@options.command(
+    "undo",
+    _name,
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Take the last edit of a dataset back.",
+)
+def undo(name: str, cache: Path, as_json: bool) -> None:
+    """Take the last edit of a dataset back: a split, labels, or rows that were left out.
+
+    Run it again for the edit before. `featx dataset show` lists the edits.
+
+    \b
+    featx dataset undo photos
+    """
+    from featx.cache.editing import describe_edit, undo_edit
+    from featx.cache.manifest import PENDING, extract_again
+
+    before, after = _edit(cache, name, undo_edit)
+    undone = describe_edit(before.edits[-1])
+    if as_json:
+        say_json({**summary(after), "undone": undone})
+        return
+    say(f"taken back: {undone}")
+    say(f"{name}: {len(after):,} rows, {len(after.edits):,} edits are left")
+    waiting = int((after.status == PENDING).sum() - (before.status == PENDING).sum())
+    if waiting > 0:
+        say(f"  {waiting:,} of them have no features any more; to make them again:")
+        say(*(f"    {extract_again(after, block)}" for block in after.blocks))
 
 
 @options.command(

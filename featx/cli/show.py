@@ -122,6 +122,15 @@ def show_data(report: dict[str, Any]) -> None:
     for group in report.get("look_alike", ())[:_SHOWN]:
         names = " and ".join(repr(name) for name in group)
         say(f"  classes that differ only in case, spaces or the form of accents: {names}")
+    _list(
+        "were labelled by hand and have moved to another class folder since; the label given by "
+        "hand is kept",
+        [
+            f"{row['path']}: moved from {row['before'] or 'no class'} to "
+            f"{row['folder'] or 'no class'}, labelled {row['label'] or 'as none'}"
+            for row in report.get("conflicts", ())
+        ],
+    )
     groups = report.get("contradictions", ())
     _list(
         "images have the same content but different labels",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.datasets import rewrite_dataset
-from featx.cache.editing import kept_rows, later_edits, replay_edits, restated
+from featx.cache.editing import kept_rows, later_edits, replay_edits, restated, with_labels
 from featx.cache.layout import FileVersion
 from featx.cache.manifest import (
     DUPLICATE,
@@ -50,6 +50,7 @@ class DatasetRecord:
         images = job.images()
         chosen = name if job.named is None else job.named.name
         self._find(images, chosen)
+        self._paths = images.paths
         self.images = _without_removed(images, self._earlier) if self._replay else images
         self._read_ns = time.time_ns()
         self._stats = _stat(self.images)
@@ -225,12 +226,19 @@ class DatasetRecord:
         if current is None or current.root != fresh.root:
             current = self._earlier
         manifest = replace(fresh, blocks=tuple(self._all_blocks(fresh, current, used)))
-        if current is None:
+        if current is None or not (current.edits or manifest.edits):
             return manifest
         if self._replay:
-            return replay_edits(manifest, current)
-        edited = replay_edits(manifest, later_edits(self._earlier, current))
-        return replace(edited, edits=(*manifest.edits, *edited.edits))
+            whole = _with_unread(manifest, current, self._paths)
+            return _read_only(replay_edits(whole, current), manifest)
+        later = later_edits(self._earlier, current)
+        raw = current.before_edits
+        if raw is not None:
+            raw = _updated(raw, manifest)
+            if later is None:  # an edit was taken back meanwhile
+                return _read_only(replay_edits(raw, current), manifest)
+        edited = replay_edits(manifest, later or replace(current, edits=()))
+        return replace(edited, edits=(*manifest.edits, *edited.edits), unedited=raw)
 
     def _all_blocks(
         self, fresh: Manifest, earlier: Manifest | None, used: list[FeatureSpace]
@@ -249,6 +257,47 @@ class DatasetRecord:
                 blocks.append(block)
                 used.append(space)
         return blocks
+
+
+def _with_unread(fresh: Manifest, earlier: Manifest, paths: Sequence[str]) -> Manifest:
+    """Return what was read, and the rows of files still there that an edit left out unread."""
+    raw, place = earlier.before_edits, {path: number for number, path in enumerate(paths)}
+    read = set(fresh.path)
+    names = [] if raw is None else raw.path
+    rows = [row for row, path in enumerate(names) if path in place and path not in read]
+    if raw is None or not rows:
+        return fresh
+    unread = raw.take(np.array(rows, np.intp))
+    whole = fresh.joined(unread)
+    labels = [*fresh.label_names, *unread.label_names]
+    order = np.argsort([place[path] for path in whole.path], kind="stable")
+    return restated(with_labels(whole, labels).take(order))
+
+
+def _updated(raw: Manifest, fresh: Manifest) -> Manifest:
+    """Return the rows before edits with what was read of their files since."""
+    row_of = {path: row for row, path in enumerate(fresh.path)}
+    rows = np.array([row_of.get(path, -1) for path in raw.path], np.intp)
+    known = np.flatnonzero(rows >= 0)
+    columns: dict[str, NDArray[np.generic]] = {}
+    for name in ("key", "status", *STAMP):
+        columns[name] = getattr(raw, name).copy()
+        columns[name][known] = getattr(fresh, name)[rows[known]]
+    reasons = list(raw.reason)
+    for row in known.tolist():
+        reasons[row] = fresh.reason[rows[row]]
+    return restated(replace(raw, reason=reasons, **columns))  # type: ignore[arg-type]
+
+
+def _read_only(edited: Manifest, fresh: Manifest) -> Manifest:
+    """Return an edited dataset in which only rows that were read count as done."""
+    done = {fresh.path[row] for row in fresh.usable}
+    rows = [row for row in edited.usable.tolist() if edited.path[row] not in done]
+    if not rows:
+        return edited
+    status = edited.status.copy()
+    status[rows] = PENDING
+    return restated(_with_reasons(replace(edited, status=status)))
 
 
 class FeaturesGone(Exception):  # noqa: N818

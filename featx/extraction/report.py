@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featx.cache.editing import label_conflicts
 from featx.cache.features import Features
 from featx.cache.manifest import DUPLICATE, FAILED, Manifest
 from featx.extraction.pipeline import Stage
@@ -82,6 +83,7 @@ def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[
         "empty_classes": [] if images is None else list(images.empty_classes),
         "contradictions": contradictions(manifest),
         "look_alike": look_alike(manifest),
+        "conflicts": label_conflicts(manifest),
         "notes": notes,
     }
 

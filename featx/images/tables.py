@@ -33,7 +33,7 @@ _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 
 def read_table(file: Path, *, root: Path, multilabel: bool = False) -> Listing:
     """Return the columns of a table, as `ImageDataset.from_csv` explains them."""
-    table = _Table(file)
+    table = Table(file)
     table.check_names()
     several = _LabelColumns.of(table, strict=multilabel)
     like_splits = {i: set[str]() for i, name in enumerate(table.header) if name in _FOR_SPLIT}
@@ -74,7 +74,7 @@ def read_label_file(file: Path) -> Listing:
                     "allowed for labels"
                 )
             return Listing(paths=(), labels=values.tolist())
-    table = _Table(file)
+    table = Table(file)
     if "label" not in table.header:
         raise DatasetError(
             f"expected a header with the column 'label' in {str(file)!r}, received "
@@ -91,7 +91,7 @@ def read_label_file(file: Path) -> Listing:
     )
 
 
-class _Table:
+class Table:
     """A table in UTF-8, with commas, semicolons or tabs between its columns."""
 
     def __init__(self, file: Path) -> None:
@@ -188,12 +188,12 @@ class _Table:
 class _LabelColumns:
     """Columns of 0 and 1, one a label; unless they have to be, anything else ends them."""
 
-    def __init__(self, table: _Table, names: dict[int, str], *, strict: bool) -> None:
+    def __init__(self, table: Table, names: dict[int, str], *, strict: bool) -> None:
         self._table, self._names, self._strict = table, names, strict
         self.labels: list[str] | None = []
 
     @classmethod
-    def of(cls, table: _Table, *, strict: bool) -> _LabelColumns | None:
+    def of(cls, table: Table, *, strict: bool) -> _LabelColumns | None:
         """Return the columns that may be labels, None where there are none."""
         written, header, file = table.written, table.header, str(table.file)
         if "label" in header:

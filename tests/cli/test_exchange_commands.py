@@ -12,7 +12,7 @@ from featx.cache.manifest import Block
 from featx.cli import dataset as dataset_command
 from featx.cli import import_ as import_command
 from featx.cli.cache import pack
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, UnknownNameError
 from featx.importing.importer import import_features
 
 
@@ -126,12 +126,15 @@ def test_split_is_used_by_training(dataset, texts, tmp_path):
 def test_relabel_remove_and_add(dataset, texts, tmp_path):
     assert "50 relabelled" in dataset("relabel", "texts", "a=c").output
     (tmp_path / "l.csv").write_text("path,label\n0/0.txt,d\n1/1.txt,\n")
-    found = json.loads(dataset("relabel", "texts", "--labels", "l.csv", "--json").output)
+    with pytest.raises(UnknownNameError, match="unknown class 'd'.* --new-class makes it"):
+        dataset("relabel", "texts", "--labels", "l.csv")
+    options = ("--labels", "l.csv", "--new-class", "--json")
+    found = json.loads(dataset("relabel", "texts", *options).output)
     assert (found["relabelled"], found["classes"]) == (2, {"b": 49, "c": 49, "d": 1})
     for wrong in ((), ("a",), ("=x",)):
         assert "expected OLD=NEW" in dataset("relabel", "texts", *wrong, fails=True).output
     assert json.loads(dataset("remove", "texts", "3/*", "--json").output)["removed"] == 25
-    assert "expected GLOB or --status" in dataset("remove", "texts", fails=True).output
+    assert "expected GLOB, --status or --from" in dataset("remove", "texts", fails=True).output
     assert featx.Features.open("texts", cache=tmp_path / "cache").X.shape == (75, 4)
     added = json.loads(dataset("add", "texts", "texts", "--as", "twice", "--json").output)
     assert (added["dataset"], added["added"], added["duplicates"]) == ("twice", 75, 75)
