@@ -79,7 +79,7 @@ def _draw_photo(folder: Path, name: str, *, seed: int, colour: tuple[int, int, i
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def draw_photo():
     """A function that writes a JPEG of noise around a colour."""
     return _draw_photo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,7 +17,11 @@ from featx.cache.shard import Floats
 from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import FeaturesError
 from featx.files.identity import Keys
+from featx.notebooks import NotebookValue, data_frame
 from featx.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Batch: TypeAlias = tuple[Floats, NDArray[np.intp]]
 """Features of shape (b, d), and the numbers of their rows."""
@@ -28,7 +32,7 @@ Index: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | NDArray[np.gen
 _CHUNKS_A_BUFFER = 16
 
 
-class Features:
+class Features(NotebookValue):
     """Features of a dataset, one row an image that could be read.
 
     ``feats[10:20]``, ``feats[[1, 2, 3]]`` and ``feats[feats.y == "ants"]`` are features of some of
@@ -365,6 +369,51 @@ class Features:
     ) -> Floats:
         """Return some rows of one block, shape (m, d), without the others being read."""
         return self._gather(self._find(backbone, tap, view), self._keys_of(rows))
+
+    def to_pandas(
+        self, *, features: bool = False, backbone: str | None = None, tap: str | None = None
+    ) -> DataFrame:
+        """Return what is known of each row as a table of pandas.
+
+        Parameters
+        ----------
+        features : bool, default False
+            Whether the features are columns too: ``feature_0``, ``feature_1`` and so on.
+        backbone, tap : str, optional
+            Which block, where there are several.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row an image, numbered as here: ``feats[table.query("label == 'ants'").index]``
+            selects images by the table. The columns are ``path``, ``label``, ``split``, ``group``
+            (missing where there is none) and ``key``, the SHA-256 of the file in hexadecimal.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        FeaturesError
+            If features are to be columns, and not exactly one block fits.
+
+        Examples
+        --------
+        >>> feats.to_pandas().groupby("label").size()  # doctest: +SKIP
+        """
+        digits, manifest = self.keys.tobytes().hex(), self.manifest
+        names = [*(self.classes or ()), None]
+        columns: dict[str, Any] = {
+            "path": self.paths,
+            "label": [names[code] for code in self.labels.tolist()],
+            "split": [manifest.split[row] or None for row in self.rows],
+            "group": [manifest.group[row] or None for row in self.rows],
+            "key": [digits[start : start + 64] for start in range(0, len(digits), 64)],
+        }
+        table = data_frame(columns)
+        if not features:
+            return table
+        matrix = self.matrix(backbone=backbone, tap=tap)
+        return table.join(data_frame(matrix, [f"feature_{n}" for n in range(matrix.shape[1])]))
 
     def recheck(self, *, backbone: str | None = None, tap: str | None = None) -> None:
         """Compare the files of one block with their digests, whatever is known of them.

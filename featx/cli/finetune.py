@@ -138,7 +138,6 @@ def command(
         else:
             _show_rehearsal(rehearsal, settings["epochs"])
         return
-    from featx.extraction.progress import terminal_progress
     from featx.finetuning.tuning import tensorboard_writer, training_folder
 
     curves = tensorboard_writer(training_folder(target)) if tensorboard else None
@@ -149,23 +148,17 @@ def command(
         if not as_json:
             _show_epoch(epoch)
 
-    with terminal_progress(True, "training") as bar:
-
-        def step(epoch: int, done: int, total: int) -> None:
-            if bar:
-                bar((epoch - 1) * total + done, settings["epochs"] * total, 0)
-
-        done = featx.finetune(
-            model,
-            source,
-            target,
-            **settings,
-            resume=not restart,
-            command=command_line(),
-            overwrite=force,
-            progress=step,
-            on_epoch=tell,
-        )
+    done = featx.finetune(
+        model,
+        source,
+        target,
+        **settings,
+        resume=not restart,
+        command=command_line(),
+        overwrite=force,
+        progress=True,
+        on_epoch=tell,
+    )
     if as_json:
         say_json(_as_json(done))
     else:

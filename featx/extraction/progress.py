@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from featx.notebooks import escaped, in_notebook, live_output
 from featx.terminal import console, drawing, visible
 
 Progress = Callable[[int, int, int], None]
@@ -95,13 +96,21 @@ class Meter:
 def terminal_progress(
     choice: bool | Progress, title: str, meter: Meter | None = None
 ) -> Iterator[Progress | None]:
-    """Yield a callable choice, or for True a bar after a title, where stderr is a terminal."""
+    """Yield a callable choice, or for True a bar after a title: in a terminal or a notebook."""
     if callable(choice):
         yield choice
-        return
-    if not choice or not sys.stderr.isatty():
+    elif choice and in_notebook():
+        with _notebook_bar(title, meter) as show:
+            yield show
+    elif choice and sys.stderr.isatty():
+        with _terminal_bar(title, meter) as show:
+            yield show
+    else:
         yield None
-        return
+
+
+@contextmanager
+def _terminal_bar(title: str, meter: Meter | None) -> Iterator[Progress]:
     from rich import progress as rich_progress
 
     columns = (
@@ -124,12 +133,38 @@ def terminal_progress(
                 # What the cache had came at once and says nothing of what is still to come.
                 before = done
                 bar.reset(task, total=total, completed=done)
-            speed = bar.tasks[0].speed
-            text = f"{speed:,.0f} images/s" if speed else "starting"
-            if meter is not None and meter.binds and done - before > _MEASURED:
-                text += f", {meter.binds} binds"
-            if failed:
-                text += f", {failed} failed"
+            text = _state(bar.tasks[0].speed, done - before, failed, meter)
             bar.update(task, completed=done, total=total, rate=text)
 
         yield show
+
+
+@contextmanager
+def _notebook_bar(title: str, meter: Meter | None) -> Iterator[Progress]:
+    with live_output() as draw:
+        before, started = 0, 0.0
+
+        def show(done: int, total: int, failed: int) -> None:
+            nonlocal before, started
+            if not started:
+                before, started = done, time.perf_counter()
+
+            def page() -> str:
+                new, seconds = done - before, time.perf_counter() - started
+                text = f"{done:,} of {total:,}"
+                if new or done < total:
+                    text += f", {_state(new / seconds, new, failed, meter)}"
+                bar = f'<progress value="{done}" max="{max(total, 1)}"></progress>'
+                return f"<div>{escaped(title)} {bar} {escaped(text)}</div>"
+
+            draw(page)
+
+        yield show
+
+
+def _state(speed: float | None, new: int, failed: int, meter: Meter | None) -> str:
+    """Return how fast a run goes, what binds it, and how many images could not be read."""
+    text = f"{speed:,.0f} images/s" if speed else "starting"
+    if meter is not None and meter.binds and new > _MEASURED:
+        text += f", {meter.binds} binds"
+    return f"{text}, {failed:,} failed" if failed else text

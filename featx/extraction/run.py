@@ -121,7 +121,7 @@ def extract(
         Whether images are decoded in processes of their own, which survives a decoder that crashes;
         by default where there are many. See `featx.images.loader.load_images`.
     progress : bool or callable, default False
-        True draws a bar where standard error is a terminal; a callable gets the numbers of images
+        True draws a bar, in a terminal or in a notebook; a callable gets the numbers of images
         done, in all, and failed.
 
     Returns

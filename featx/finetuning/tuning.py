@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import FineTuningError, MissingExtraError
 from featx.exporting.formats import Tensor
+from featx.extraction.progress import Progress, terminal_progress
 from featx.extraction.run import plan_extraction
 from featx.files.outputs import is_model, refuse_replacing
 from featx.files.safe_json import Json
@@ -327,7 +328,8 @@ def finetune(
     overwrite : bool, default False
         Whether to replace a file at `output` that is no model made by featx.
     progress : bool or callable, default False
-        True draws a bar for the extraction; a callable gets epoch, images done, images in all.
+        True draws a bar for the extraction and one for the training, in a terminal or in a
+        notebook; a callable gets epoch, images done, images in all.
     on_epoch : callable, optional
         Called with every `featx.finetuning.trainer.Epoch`, the start first.
     **options
@@ -378,18 +380,19 @@ def finetune(
         progress=bool(progress),
     )
     network, inputs = prepare_material(start, progress=bool(progress))
-    training = Training(
-        start,
-        network,
-        inputs,
-        training_folder(target),
-        _job(start, network),
-        on_epoch=on_epoch,
-        on_step=progress if callable(progress) else None,
-    )
-    if not resume:
-        training.checkpoint.unlink(missing_ok=True)
-    trained = training.run()
+    with terminal_progress(progress is True, "training") as bar:
+        training = Training(
+            start,
+            network,
+            inputs,
+            training_folder(target),
+            _job(start, network),
+            on_epoch=on_epoch,
+            on_step=progress if callable(progress) else _steps_shown(bar, chosen.epochs),
+        )
+        if not resume:
+            training.checkpoint.unlink(missing_ok=True)
+        trained = training.run()
     tested = None
     if len(start.test):
         batches = inputs.batches(start.test, chosen.batch_size)
@@ -422,6 +425,13 @@ def finetune(
         trained.interrupted,
         () if network.from_pixels else network.cut.layers,
     )
+
+
+def _steps_shown(bar: Progress | None, epochs: int) -> Callable[[int, int, int], None] | None:
+    """Return what tells a bar of all epochs how far one of them is, None without a bar."""
+    if bar is None:
+        return None
+    return lambda epoch, done, total: bar((epoch - 1) * total + done, epochs * total, 0)
 
 
 def training_folder(output: Path) -> Path:

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,14 @@ from featx.models.training import (
     require_labels,
     untrained_model,
 )
+from featx.notebooks import (
+    NotebookValue,
+    data_frame,
+    escaped,
+    html_table,
+    in_notebook,
+    live_output,
+)
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
 from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
@@ -53,6 +62,9 @@ from featx.selection.splits import named_fold
 from featx.selection.transforms import parse_transform, pipeline
 from featx.selection.trials import Trial
 from featx.terminal import console, drawing, visible
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _BATCH = 32
 _MEASURE_S = 0.5
@@ -207,7 +219,7 @@ def _sample_rows(
     return SearchSample(np.sort(rows[order[turn < quota[codes[order]]]]), training)
 
 
-class SearchResult:
+class SearchResult(NotebookValue):
     """What a search found.
 
     Attributes
@@ -291,6 +303,19 @@ class SearchResult:
         """Return the leaderboard as CSV."""
         return self._board.to_csv()
 
+    def to_pandas(self) -> DataFrame:
+        """Return the leaderboard as a table of pandas, one row a trial, the best first.
+
+        The columns are those of `to_csv`: see `featx.selection.leaderboard.Row`, and
+        ``score_fold_0`` and so on.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        return data_frame(self._board.columns())
+
     def to_dict(self) -> Json:
         """Return everything but the model as JSON types."""
         return {
@@ -314,10 +339,39 @@ def _live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None
     """Yield what is called with the trials that are finished and how many are planned."""
     if callable(choice):
         yield choice
-        return
-    if not choice or not sys.stderr.isatty():
+    elif choice and in_notebook():
+        with live_output() as draw:
+            # Copied, as it is drawn later.
+            yield lambda trials, planned: draw(
+                partial(_leaders_as_html, title, trials.copy(), planned)
+            )
+    elif choice and sys.stderr.isatty():
+        with _terminal_leaderboard(title) as show:
+            yield show
+    else:
         yield None
-        return
+
+
+_HEADER = ("backbone", "tap", "transform", "head", "score")
+
+
+def _leaders(title: str, trials: list[Trial], planned: int) -> tuple[str, list[tuple[str, ...]]]:
+    """Return the title and the first lines of a leaderboard that grows."""
+    rows: list[tuple[str, ...]] = []
+    for trial in ranked(trials)[:_SHOWN]:
+        candidate = trial.candidate
+        score = trial.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
+        rows.append((*candidate.block_key, candidate.transform, candidate.text, score))
+    return f"{title}: {len(trials):,} of {max(planned, len(trials)):,}", rows
+
+
+def _leaders_as_html(title: str, trials: list[Trial], planned: int) -> str:
+    heading, rows = _leaders(title, trials, planned)
+    return f"<div>{escaped(heading)}</div>{html_table(_HEADER, rows, numbers=1)}"
+
+
+@contextmanager
+def _terminal_leaderboard(title: str) -> Iterator[Watch]:
     from rich.live import Live
     from rich.table import Table
 
@@ -327,16 +381,11 @@ def _live_leaderboard(choice: bool | Watch, title: str) -> Iterator[Watch | None
     with drawing(live):
 
         def show(trials: list[Trial], planned: int) -> None:
-            table = Table(
-                title=f"{visible(title)}: {len(trials):,} of {max(planned, len(trials)):,}"
-            )
-            for name in ("backbone", "tap", "transform", "head"):
-                table.add_column(name)
-            table.add_column("score", justify="right")
-            for trial in ranked(trials)[:_SHOWN]:
-                candidate = trial.candidate
-                score = trial.failed or f"{trial.score:.4f} ± {trial.std:.4f}"
-                row = (*candidate.block_key, candidate.transform, candidate.text, score)
+            heading, rows = _leaders(title, trials, planned)
+            table = Table(title=visible(heading))
+            for name in _HEADER:
+                table.add_column(name, justify="right" if name == "score" else "left")
+            for row in rows:
                 table.add_row(*map(visible, row))
             live.update(table)
 
@@ -446,7 +495,7 @@ def search(
     resume : bool, default True
         Whether to go on from finished trials.
     progress : bool or callable, default False
-        Whether to draw the leaderboard as it grows, where standard error is a terminal.
+        Whether to draw the leaderboard as it grows, in a terminal or in a notebook.
 
     Returns
     -------

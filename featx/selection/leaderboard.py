@@ -216,15 +216,22 @@ class Leaderboard:
         """Which candidate won."""
         return self.trials[self.chosen].candidate
 
+    def columns(self) -> Json:
+        """Return the table by column, a line for each trial, None where there is no value."""
+        names = [name for name in Row.__slots__ if name not in ("params", "scores")]
+        columns: Json = {name: [getattr(row, name) for row in self.rows] for name in names}
+        for fold in range(self.folds):
+            scores = [row.scores[fold] if fold < len(row.scores) else None for row in self.rows]
+            columns[f"score_fold_{fold}"] = scores
+        return columns
+
     def to_csv(self) -> str:
         """Return the table as CSV, a line for each trial."""
         text = io.StringIO()
-        names = [name for name in Row.__slots__ if name not in ("params", "scores")]
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*names, *(f"score_fold_{fold}" for fold in range(self.folds))])
-        for row in self.rows:
-            cells = ["" if (cell := getattr(row, name)) is None else cell for name in names]
-            writer.writerow([*cells, *row.scores, *[""] * (self.folds - len(row.scores))])
+        columns = self.columns()
+        writer = csv.writer(text, lineterminator="\n")  # which writes None as no text
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
         return text.getvalue()
 
     def cv_results(self) -> Json:

@@ -1,0 +1,146 @@
+"""HTML of values in a notebook: short, with a few pictures, in the colours of the page around it.
+
+It needs no network, no script, no style sheet and no optional package.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import singledispatch
+
+import numpy as np
+
+from featx.cache.features import Features
+from featx.exceptions import FeatxError
+from featx.models.search import SearchResult
+from featx.notebooks import escaped, html_table
+from featx.reporting.thumbnails import thumbnails
+from featx.selection.leaderboard import Row
+
+_LOG = logging.getLogger("featx")
+_PICTURES, _CLASSES, _LEADERS = 8, 6, 8
+_SIDE_PX = 72
+_FRAME = "max-width:60em;overflow:auto"
+_TILE = f"width:{_SIDE_PX}px;height:{_SIDE_PX}px;border-radius:4px;display:block"
+_GREY = f"{_TILE};background:rgba(128,128,128,.3);font-size:9px;overflow:hidden;padding:2px"
+_GREY += ";box-sizing:border-box;overflow-wrap:anywhere"
+_LINE = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:11px"
+
+
+@singledispatch
+def as_html(value: object) -> str:
+    """Return a value as a piece of HTML."""
+    raise TypeError(f"no HTML of {type(value).__name__}")
+
+
+@as_html.register
+def _features(features: Features) -> str:
+    count, whole = len(features), features.selected_from
+    images = f"{count:,}" if whole is None else f"{count:,} of {whole:,}"
+    lines = [f"{_strong(features.name)} {images} image{'s' * (count != 1)}"]
+    if without := len(features.manifest) - count:
+        lines.append(f"{without:,} could not be read: see .failed")
+    lines += _classes(features)
+    blocks = [
+        (block.backbone, block.tap, _width(features, block.backbone, block.tap), views)
+        for block in features.blocks
+        if block.view is None
+        for views in [len(features.views(backbone=block.backbone, tap=block.tap))]
+    ]
+    parts = [_lines(lines), html_table(("backbone", "tap", "features", "views"), blocks, numbers=2)]
+    if count and features.manifest.source != "imported":
+        spread = np.unique(np.linspace(0, count - 1, _PICTURES).astype(int))
+        shown = features[spread]
+        labels = [""] * len(shown) if shown.y is None else shown.y.tolist()
+        parts.append(_pictures(shown, [[label] for label in labels]))
+    return _framed(parts)
+
+
+def _classes(features: Features) -> list[str]:
+    """Return the largest classes with their numbers of images, as lines."""
+    if features.classes is None:
+        return ["no labels"]
+    labels = features.labels
+    counts = np.bincount(labels[labels >= 0], minlength=len(features.classes))
+    order = np.argsort(-counts, kind="stable")
+    order = order[counts[order] > 0]
+    shown = [f"{escaped(features.classes[code])} ({counts[code]:,})" for code in order[:_CLASSES]]
+    more = f" and {len(order) - _CLASSES:,} more" if len(order) > _CLASSES else ""
+    lines = [f"{len(order):,} class{'es' * (len(order) != 1)}: {', '.join(shown)}{more}"]
+    if unlabelled := len(features) - int(counts.sum()):
+        lines.append(f"{unlabelled:,} without a label")
+    return lines
+
+
+def _width(features: Features, backbone: str, tap: str) -> str:
+    with suppress(FeatxError, OSError):
+        return f"{features.width(backbone=backbone, tap=tap):,}" if len(features) else "-"
+    return "gone"
+
+
+@as_html.register
+def _search(result: SearchResult) -> str:
+    best, score = result.best, result.score
+    tried = f"{len(result.leaderboard):,} of {result.planned:,} candidates"
+    where = escaped(f"on {best.backbone} {best.tap}, {best.transform}")
+    lines = [f"{_strong(best.head)} {where}: the best of {tried} in {result.seconds:,.1f} s"]
+    text = score.protocol
+    if score.value is not None and score.interval is not None:
+        low, high = score.interval
+        text = f"{score.scoring} {score.value:.4f} (95 %: {low:.3f} to {high:.3f}), {text}"
+    lines += map(escaped, [text, *result.notes])
+    shown = [row for row in result.leaderboard if row.rank <= _LEADERS or row.chosen]
+    header = ("", "backbone", "tap", "transform", "head", result.scoring, "±", "ms", "MB")
+    table = html_table(header, map(_leader, shown), numbers=4)
+    if more := len(result.leaderboard) - len(shown):
+        table += _lines([f"and {more:,} more: see .leaderboard"])
+    return _framed([_lines(lines), table])
+
+
+def _leader(row: Row) -> tuple[str, ...]:
+    states = {"chosen": row.chosen, "stopped early": row.stopped, "failed": bool(row.failed)}
+    digits = ((row.score, 4), (row.std, 4), (row.ms, 3), (row.mb, 2))
+    return (
+        ", ".join(state for state, holds in states.items() if holds),
+        *(row.backbone, row.tap, row.transform, row.head),
+        *(_number(value, places) for value, places in digits),
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+# Pieces of HTML
+
+
+def _framed(parts: Sequence[str]) -> str:
+    return f'<div style="{_FRAME}">{"".join(parts)}</div>'
+
+
+def _strong(text: object) -> str:
+    return f"<strong>{escaped(text)}</strong>"
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "".join(f"<div>{line}</div>" for line in lines)
+
+
+def _pictures(features: Features, captions: Sequence[Sequence[str]]) -> str:
+    """Return a picture of each of a few rows with lines below it; grey where the image is gone."""
+    try:
+        pictures = thumbnails(features, range(len(features)), side_px=_SIDE_PX)
+    except Exception:  # decoders and disks are anybody's: a grey tile says as much
+        _LOG.debug("no pictures of %r", features, exc_info=True)
+        pictures = {}
+    tiles = []
+    for row, (path, lines) in enumerate(zip(features.paths, captions, strict=True)):
+        name = escaped(path)
+        picture = f'<div style="{_GREY}">{escaped(path.rpartition("/")[2])}</div>'
+        if row in pictures:
+            picture = f'<img src="{pictures[row]}" alt="{name}" style="{_TILE}">'
+        below = "".join(f'<div style="{_LINE}">{escaped(line)}</div>' for line in lines)
+        tiles.append(f'<div title="{name}" style="width:{_SIDE_PX}px">{picture}{below}</div>')
+    return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(tiles)}</div>'

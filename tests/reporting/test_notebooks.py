@@ -1,0 +1,177 @@
+"""What a notebook shows, in this process and in a real kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import featx
+from featx.exceptions import MissingExtraError
+
+HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202e'\""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, draw_photo):
+    """A folder of photographs of two classes, the cache, and the features."""
+    folder = tmp_path_factory.mktemp("notebook")
+    for number in range(10):
+        draw_photo(folder, f"photos/red/{number}.jpg", seed=number, colour=(200, 60, 60))
+        draw_photo(folder, f"photos/<b>blue/{number}.jpg", seed=99 - number, colour=(60, 60, 200))
+    os.rename(folder / "photos/red/3.jpg", folder / "photos/red" / f"{HOSTILE}.jpg")
+    return folder, featx.extract(folder / "photos", cache=folder / "cache")
+
+
+def text_of(html):
+    return re.sub(r"<[^>]*>", " ", html)
+
+
+def pictures(html):
+    return html.count("<img ")
+
+
+def test_features_show_what_they_are_with_a_few_pictures(dataset):
+    _, feats = dataset
+    html = feats._repr_html_()
+    assert len(html) < 60_000
+    assert pictures(html) == html.count('src="data:image/webp;base64,') == 8
+    for words in ("photos", "20 images", "&lt;b&gt;blue (10), red (10)", "1,280"):
+        assert words in text_of(html)
+    part = feats[feats.y == "red"]._repr_html_()
+    assert "10 of 20 images" in text_of(part)
+    assert "1 class: red (10)" in text_of(part)
+    assert "no such" not in feats[[]]._repr_html_()
+
+
+def test_names_are_text_and_steer_nothing(dataset):
+    _, feats = dataset
+    number = next(row for row, path in enumerate(feats.paths) if "onerror" in path)
+    html = feats[[number]]._repr_html_()
+    assert pictures(html) == 1
+    assert r"&lt;img src=x onerror=alert(1)&gt;\x1b[31m\u202e&#x27;&quot;" in html
+    assert html.isascii()
+
+
+def test_images_that_are_gone_are_grey_tiles_with_their_names(dataset, tmp_path):
+    folder, _ = dataset
+    shutil.copytree(folder / "photos", tmp_path / "moved")
+    feats = featx.extract(tmp_path / "moved", cache=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "moved")
+    html = feats._repr_html_()
+    assert pictures(html) == 0
+    assert ">0.jpg</div>" in html
+    shutil.rmtree(tmp_path / "cache")  # of the features, all is gone too
+    opened = feats._repr_html_()
+    assert "20 images" in text_of(opened)
+
+
+def test_imported_features_show_no_pictures_and_no_labels_are_said(tmp_path):
+    feats = featx.import_features("numbers", np.ones((3, 4), np.float32), cache=tmp_path)
+    html = feats._repr_html_()
+    assert "3 images" in text_of(html)
+    assert "no labels" in text_of(html)
+    assert "<img" not in html
+
+
+def test_an_image_that_cannot_be_drawn_leaves_the_rest(dataset, monkeypatch):
+    _, feats = dataset
+
+    def fail(*_, **__):
+        raise RuntimeError("no decoder")
+
+    monkeypatch.setattr("featx.reporting.notebook_html.thumbnails", fail)
+    assert "20 images" in text_of(feats._repr_html_())
+    monkeypatch.setattr("featx.reporting.notebook_html.html_table", fail)
+    assert feats._repr_html_() is None  # and a notebook shows the text
+
+
+def test_a_search_shows_its_first_lines(dataset):
+    _, feats = dataset
+    result = featx.search(feats, heads=["knn", "nearest-mean"], cv=2, score="none")
+    html = result._repr_html_()
+    assert f"the best of {len(result.leaderboard)} of" in text_of(html)
+    assert html.count("<tr>") == 1 + min(8, len(result.leaderboard))
+    assert "chosen" in html
+
+
+def test_tables_of_pandas_have_a_row_an_image_and_a_row_a_trial(dataset, tmp_path):
+    pandas = pytest.importorskip("pandas", reason="needs the extra pandas")
+    _, feats = dataset
+    table = feats.to_pandas()
+    assert list(table) == ["path", "label", "split", "group", "key"]
+    assert table["path"].tolist() == feats.paths
+    assert table["label"].tolist() == feats.y.tolist()
+    assert table["split"].isna().all()
+    assert [bytes.fromhex(key) for key in table["key"]] == [key.tobytes() for key in feats.keys]
+    reds = feats[table.query("label == 'red'").index]
+    assert set(reds.y) == {"red"}
+    wide = feats[:3].to_pandas(features=True)
+    np.testing.assert_array_equal(wide.iloc[:, 5:].to_numpy(), feats[:3].X)
+    assert wide.columns[-1] == "feature_1279"
+    result = featx.search(feats, heads="knn", cv=2, score="none")
+    leaders = result.to_pandas()
+    assert leaders["head"].tolist() == [row.head for row in result.leaderboard]
+    assert leaders["score_fold_1"].tolist() == [row.scores[1] for row in result.leaderboard]
+    odd = featx.import_features("odd", feats.X[:2], paths=["a\udcff", "b"], cache=tmp_path)
+    assert odd.to_pandas()["path"].tolist() == ["a\udcff", "b"]
+    assert isinstance(table, pandas.DataFrame)
+
+
+def test_without_pandas_the_extra_is_named(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"to_pandas\(\) needs pandas.*featx\[pandas\]"):
+        dataset[1].to_pandas()
+
+
+CELLS = [
+    "import featx\nfeats = featx.extract('photos', cache='new', progress=True)",
+    "feats",
+    "result = featx.search(feats, heads='knn', cv=2, score='none', progress=True)",
+    "feats[:2]._repr_html_",
+]
+
+
+def test_a_kernel_shows_values_and_draws_progress(dataset):
+    """The outputs of a notebook, as its front end has them after each change."""
+    pytest.importorskip("ipykernel", reason="needs ipykernel, for a notebook's kernel")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client = pytest.importorskip("nbclient", reason="needs nbclient, to run a notebook")
+        from nbformat.v4 import new_code_cell, new_notebook
+
+        notebook = new_notebook(cells=[new_code_cell(cell) for cell in CELLS])
+        drawn = []
+
+        class Client(client.NotebookClient):
+            def output(self, outs, msg, display_id, cell_index):
+                drawn.append((cell_index, msg["msg_type"], msg["content"].get("data", {})))
+                return super().output(outs, msg, display_id, cell_index)
+
+            def process_message(self, msg, cell, cell_index):
+                if msg["msg_type"] == "update_display_data":
+                    drawn.append((cell_index, msg["msg_type"], msg["content"]["data"]))
+                return super().process_message(msg, cell, cell_index)
+
+        os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+        runner = Client(notebook, timeout=600, resources={"metadata": {"path": str(dataset[0])}})
+        runner.execute()
+    updates = [
+        text_of(data["text/html"])
+        for cell, kind, data in drawn
+        if kind == "update_display_data" and cell == 0
+    ]
+    assert any("photos" in text and "of 20" in text for text in updates)
+    extracted, value, searched, _ = [cell["outputs"] for cell in notebook.cells]
+    assert [output["output_type"] for output in extracted] == ["display_data"]
+    assert "20 of 20" in text_of(extracted[0]["data"]["text/html"])
+    assert "<progress" in extracted[0]["data"]["text/html"]
+    assert pictures(value[0]["data"]["text/html"]) == 8
+    assert value[0]["data"]["text/plain"].startswith("<Features 'photos': 20 images")
+    assert "search photos" in text_of(searched[0]["data"]["text/html"])
+    assert "knn" in searched[0]["data"]["text/html"]
