@@ -62,7 +62,7 @@ def html_table(
         first = len(row) - numbers
         sides = ["left" if place < first else "right" for place in range(len(row))]
         return "".join(
-            f'<{tag} style="text-align:{side}">{escaped(cell)}</{tag}>'
+            f'<{tag} style="text-align:{side};padding:2px 8px">{escaped(cell)}</{tag}>'
             for side, cell in zip(sides, row, strict=True)
         )
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,12 @@ from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details, save_model
 from featx.models.training_keys import describe_training
+from featx.notebooks import NotebookValue, data_frame
 from featx.selection.metrics import score_predictions
 from featx.spec import ViewPolicy
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
 
@@ -243,7 +247,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FineTuned:
+class FineTuned(NotebookValue):
     """What a fine-tuning came to.
 
     Parameters
@@ -274,6 +278,16 @@ class FineTuned:
     stopped: str
     interrupted: bool
     cut: tuple[str, ...]
+
+    def to_pandas(self) -> DataFrame:
+        """Return the history as a table of pandas, one row an epoch; 0 is the start.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        return data_frame(self.history)
 
 
 def finetune(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from featx.images.labels import label_matrix
 from featx.models.classifier import ImageClassifier
 from featx.models.training import BlockName
 from featx.models.training_keys import count_training_images, overlap_note
+from featx.notebooks import NotebookValue, data_frame
 from featx.selection.metrics import (
     CALIBRATION_BINS,
     bootstrap_difference,
@@ -31,12 +32,68 @@ from featx.selection.metrics import (
     score_predictions,
 )
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 _LOG = logging.getLogger("featx")
+
+
+class Evaluation(dict[str, Any], NotebookValue):
+    """Scores of a model by name, as `evaluate` returns them: a dict that a notebook shows."""
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table of pandas, one row a class.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``label``, ``images`` (that have it), ``precision`` (missing where it was never
+            predicted), ``recall`` and ``f1`` (missing where no image has it); where an image has
+            several labels, ``average_precision`` too.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        return data_frame(self.by_class())
+
+    def by_class(self) -> dict[str, list[Any]]:
+        """Return the columns of `to_pandas`, with None for what is missing."""
+        columns: dict[str, list[Any]] = {}
+        if "labels" in self:
+            counts = np.array([row["confusion"] for row in self["labels"]]).reshape(-1, 2, 2)
+            truths, guesses, hits = counts[:, 1].sum(1), counts[:, :, 1].sum(1), counts[:, 1, 1]
+            columns["label"] = [row["label"] for row in self["labels"]]
+        else:
+            matrix = np.array(self["confusion"])
+            truths, guesses, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
+            columns["label"] = list(self["classes"])
+        columns |= {
+            "images": truths.tolist(),
+            "precision": _ratios(hits, guesses, guesses > 0),
+            "recall": _ratios(hits, truths, truths > 0),
+            "f1": _ratios(2 * hits, truths + guesses, truths > 0),
+        }
+        if "labels" in self:
+            columns["average_precision"] = [row["average_precision"] for row in self["labels"]]
+        return columns
+
+
+def _ratios(
+    parts: NDArray[np.integer], wholes: NDArray[np.integer], known: NDArray[np.bool_]
+) -> list[float | None]:
+    """Return quotients, None where they are not known."""
+    values = parts / np.maximum(wholes, 1)
+    return [
+        value if there else None
+        for value, there in zip(values.tolist(), known.tolist(), strict=True)
+    ]
 
 
 def evaluate(
     model: ImageClassifier, data: Features | ImageDataset, *, bootstrap: int = 1000, seed: int = 0
-) -> Json:
+) -> Evaluation:
     """Score a model on labelled images.
 
     Parameters
@@ -53,9 +110,9 @@ def evaluate(
 
     Returns
     -------
-    dict
-        As `featx.selection.metrics.score_predictions`, with ``failed``: images that could not be
-        read, and ``intervals``: ``[low, high]`` by score (see
+    Evaluation
+        A dict that a notebook shows, as `featx.selection.metrics.score_predictions` gives it, with
+        ``failed``: images that could not be read, and ``intervals``: ``[low, high]`` by score (see
         `featx.selection.metrics.bootstrap_intervals`; copies of an image are drawn together), with
         what they rest on, and ``training_overlap``: how many of the ``images`` were
         ``in_training``, of those that could be ``compared`` (absent for models of which it is not
@@ -75,7 +132,7 @@ def evaluate(
         _LOG.warning("%s", note)
     score = score_label_sets if model.multilabel else score_predictions
     judged = answers.y, answers.proba, answers.classes
-    scores: Json = {**score(*judged), "failed": answers.failed}
+    scores = Evaluation(score(*judged), failed=answers.failed)
     if answers.overlap is not None:
         scores["training_overlap"] = answers.overlap
     if not model.multilabel:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from featx.images.labels import (
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
 from featx.models.training_keys import describe_training
+from featx.notebooks import NotebookValue, data_frame
 from featx.selection.measuring import (
     FeatureBlock,
     Sample,
@@ -48,6 +49,9 @@ from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 logger = logging.getLogger("featx")
 
@@ -293,7 +297,7 @@ class Suspect:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingResult:
+class TrainingResult(NotebookValue):
     """A fitted classifier and how it was measured.
 
     Parameters
@@ -313,6 +317,16 @@ class TrainingResult:
     metrics: Json
     training: Json
     suspects: list[Suspect] = field(default_factory=list)
+
+    def to_pandas(self) -> DataFrame:
+        """Return the suspects as a table of pandas: path, label, predicted and probability.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        return data_frame(list(map(asdict, self.suspects)), list(Suspect.__slots__))
 
 
 def train(

@@ -6,21 +6,30 @@ It needs no network, no script, no style sheet and no optional package.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import singledispatch
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featx.cache.features import Features
 from featx.exceptions import FeatxError
-from featx.models.search import SearchResult
+from featx.files.safe_json import Json
 from featx.notebooks import escaped, html_table
 from featx.reporting.thumbnails import thumbnails
-from featx.selection.leaderboard import Row
+
+if TYPE_CHECKING:
+    from featx.finetuning.tuning import FineTuned
+    from featx.models.classifier import ImageClassifier
+    from featx.models.evaluation import Evaluation
+    from featx.models.search import SearchResult
+    from featx.models.training import TrainingResult
+    from featx.selection.leaderboard import Row
 
 _LOG = logging.getLogger("featx")
 _PICTURES, _CLASSES, _LEADERS = 8, 6, 8
+_MOST_COUNTED = 1000  # classes: a matrix of more takes seconds to add up
 _SIDE_PX = 72
 _FRAME = "max-width:60em;overflow:auto"
 _TILE = f"width:{_SIDE_PX}px;height:{_SIDE_PX}px;border-radius:4px;display:block"
@@ -29,13 +38,13 @@ _GREY += ";box-sizing:border-box;overflow-wrap:anywhere"
 _LINE = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:11px"
 
 
-@singledispatch
 def as_html(value: object) -> str:
     """Return a value as a piece of HTML."""
-    raise TypeError(f"no HTML of {type(value).__name__}")
+    # By names of types, so that showing features imports no model.
+    pages = [_PAGES[kind.__name__] for kind in type(value).__mro__ if kind.__name__ in _PAGES]
+    return pages[0](value)
 
 
-@as_html.register
 def _features(features: Features) -> str:
     count, whole = len(features), features.selected_from
     images = f"{count:,}" if whole is None else f"{count:,} of {whole:,}"
@@ -80,7 +89,6 @@ def _width(features: Features, backbone: str, tap: str) -> str:
     return "gone"
 
 
-@as_html.register
 def _search(result: SearchResult) -> str:
     best, score = result.best, result.score
     tried = f"{len(result.leaderboard):,} of {result.planned:,} candidates"
@@ -112,6 +120,99 @@ def _leader(row: Row) -> tuple[str, ...]:
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
+
+def _training(result: TrainingResult) -> str:
+    model, training = result.model, result.training
+    lines = [
+        f"{_model(model)}, trained on {training['images']:,} images of "
+        f"{escaped(training['dataset'])}",
+        _score(result.metrics),
+    ]
+    header = ("look at", "labelled", "looks like", "probability")
+    rows = [
+        (suspect.path, suspect.label, suspect.predicted, f"{suspect.probability:.2f}")
+        for suspect in result.suspects[:_LEADERS]
+    ]
+    table = html_table(header, rows, numbers=1) if rows else ""
+    if len(result.suspects) > _LEADERS:
+        table += _lines([f"and {len(result.suspects) - _LEADERS:,} more: see .suspects"])
+    return _framed([_lines(lines), table])
+
+
+def _tuning(result: FineTuned) -> str:
+    kept = "fine-tuned" if result.kept == "finetuned" else "the head as it was: no epoch was better"
+    lines = [f"{_model(result.model)}, kept: {kept}", _score(result.metrics)]
+    lines += [escaped(result.stopped)] if result.stopped else []
+    best = result.metrics["finetuning"].get("best_epoch", 0)
+    shown = [entry for entry in result.history if entry["epoch"] in (0, best)]
+    shown += [entry for entry in result.history if entry not in shown][-_LEADERS:]
+    rows = [
+        (
+            f"{entry['epoch']}{', the best' * (entry['epoch'] == best)}",
+            _number(entry["loss"], 4),
+            _number(entry["val_loss"], 4),
+            _number(entry["val_accuracy"], 4),
+        )
+        for entry in sorted(shown, key=lambda entry: entry["epoch"])
+    ]
+    header = ("epoch", "loss", "hold-out loss", "hold-out accuracy")
+    return _framed([_lines(lines), html_table(header, rows, numbers=3)])
+
+
+def _evaluation(scores: Evaluation) -> str:
+    lines = [f"{_score(scores)}, {scores['images']:,} images"]
+    if failed := scores["failed"]:
+        lines.append(f"{failed:,} could not be read")
+    if (overlap := scores.get("training_overlap")) and overlap["in_training"]:
+        lines.append(_strong(f"{overlap['in_training']:,} of them were used in training"))
+    if len(scores.get("labels") or scores["classes"]) > _MOST_COUNTED:
+        return _framed([_lines(lines)])
+    columns = scores.by_class()
+    rows = [
+        (label, f"{images:,}", *(_number(value, 3) for value in values))
+        for label, images, *values in zip(*columns.values(), strict=True)
+    ]
+    table = html_table(
+        [name.replace("_", " ") for name in columns], rows[:_LEADERS], numbers=len(columns) - 1
+    )
+    if len(rows) > _LEADERS:
+        table += _lines([f"and {len(rows) - _LEADERS:,} more: see .to_pandas()"])
+    return _framed([_lines(lines), table])
+
+
+def _model(model: ImageClassifier) -> str:
+    head = model.head if isinstance(model.head, str) else type(model.head).__name__
+    what = "labels" if model.multilabel else "classes"
+    return f"{_strong(head)} on {escaped(model.backbone)} {escaped(model.tap)}, " + (
+        f"{len(model.classes_):,} {what}"
+    )
+
+
+_SCORES = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}
+
+
+def _score(metrics: Json) -> str:
+    """Return the first score with its interval, and how it was measured."""
+    parts = []
+    for key, name in _SCORES.items():
+        if key in metrics:
+            parts.append(f"{name} {metrics[key]:.4f}")
+            if key in metrics.get("intervals", {}):
+                low, high = metrics["intervals"][key]
+                parts[0] += f" (95 %: {low:.3f} to {high:.3f})"
+    parts += [metrics["protocol"]] if "protocol" in metrics else []
+    return escaped(", ".join(parts))
+
+
+_PAGES: Mapping[str, Callable[[Any], str]] = MappingProxyType(
+    {
+        "Features": _features,
+        "TrainingResult": _training,
+        "SearchResult": _search,
+        "FineTuned": _tuning,
+        "Evaluation": _evaluation,
+    }
+)
 
 # Pieces of HTML
 

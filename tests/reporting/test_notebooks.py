@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
 import shutil
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import featx
 from featx.exceptions import MissingExtraError
+from featx.finetuning.tuning import FineTuned
+from featx.models.evaluation import Evaluation
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\u202e'\""
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, draw_photo):
-    """A folder of photographs of two classes, the cache, and the features."""
+    """A folder of photographs of two classes, one of them mislabelled, and the features."""
     folder = tmp_path_factory.mktemp("notebook")
     for number in range(10):
         draw_photo(folder, f"photos/red/{number}.jpg", seed=number, colour=(200, 60, 60))
         draw_photo(folder, f"photos/<b>blue/{number}.jpg", seed=99 - number, colour=(60, 60, 200))
+    draw_photo(folder, "photos/<b>blue/odd.jpg", seed=7, colour=(200, 60, 60))
     os.rename(folder / "photos/red/3.jpg", folder / "photos/red" / f"{HOSTILE}.jpg")
     return folder, featx.extract(folder / "photos", cache=folder / "cache")
 
@@ -41,10 +47,10 @@ def test_features_show_what_they_are_with_a_few_pictures(dataset):
     html = feats._repr_html_()
     assert len(html) < 60_000
     assert pictures(html) == html.count('src="data:image/webp;base64,') == 8
-    for words in ("photos", "20 images", "&lt;b&gt;blue (10), red (10)", "1,280"):
+    for words in ("photos", "21 images", "&lt;b&gt;blue (11), red (10)", "1,280"):
         assert words in text_of(html)
     part = feats[feats.y == "red"]._repr_html_()
-    assert "10 of 20 images" in text_of(part)
+    assert "10 of 21 images" in text_of(part)
     assert "1 class: red (10)" in text_of(part)
     assert "no such" not in feats[[]]._repr_html_()
 
@@ -68,7 +74,7 @@ def test_images_that_are_gone_are_grey_tiles_with_their_names(dataset, tmp_path)
     assert ">0.jpg</div>" in html
     shutil.rmtree(tmp_path / "cache")  # of the features, all is gone too
     opened = feats._repr_html_()
-    assert "20 images" in text_of(opened)
+    assert "21 images" in text_of(opened)
 
 
 def test_imported_features_show_no_pictures_and_no_labels_are_said(tmp_path):
@@ -86,7 +92,7 @@ def test_an_image_that_cannot_be_drawn_leaves_the_rest(dataset, monkeypatch):
         raise RuntimeError("no decoder")
 
     monkeypatch.setattr("featx.reporting.notebook_html.thumbnails", fail)
-    assert "20 images" in text_of(feats._repr_html_())
+    assert "21 images" in text_of(feats._repr_html_())
     monkeypatch.setattr("featx.reporting.notebook_html.html_table", fail)
     assert feats._repr_html_() is None  # and a notebook shows the text
 
@@ -98,6 +104,53 @@ def test_a_search_shows_its_first_lines(dataset):
     assert f"the best of {len(result.leaderboard)} of" in text_of(html)
     assert html.count("<tr>") == 1 + min(8, len(result.leaderboard))
     assert "chosen" in html
+
+
+def test_a_training_shows_its_score_and_its_errors(dataset):
+    _, feats = dataset
+    result = featx.train(feats, cv=3)
+    html = result._repr_html_()
+    (suspect,) = result.suspects
+    assert suspect.path == "<b>blue/odd.jpg"
+    assert "&lt;b&gt;blue/odd.jpg" in html
+    for words in ("logistic", "2 classes", "21 images of photos", "looks like", "accuracy 0.95"):
+        assert words in text_of(html)
+    assert pickle.loads(pickle.dumps(result))._repr_html_() == html
+    unmeasured = featx.train(feats, cv=0)._repr_html_()
+    assert "not measured" in text_of(unmeasured)
+    assert "look at" not in unmeasured
+
+
+def test_an_evaluation_is_a_dict_that_shows_itself(dataset):
+    _, feats = dataset
+    model = featx.train(feats, head="nearest-mean", cv=0).model
+    scores = featx.evaluate(model, feats, bootstrap=50)
+    assert json.loads(json.dumps(scores)) == dict(scores)
+    html = text_of(scores._repr_html_())
+    assert re.search(r"accuracy 0.95\d\d \(95 %: 0\.\d+ to 1.000\), 21 images", html)
+    assert "21 of them were used in training" in html
+    columns = scores.by_class()
+    assert columns["label"] == ["<b>blue", "red"]
+    assert columns["images"] == [11, 10]
+    assert columns["precision"] == [1.0, 10 / 11]
+    assert columns["recall"] == [10 / 11, 1.0]
+    never = Evaluation(confusion=[[0, 0], [2, 0]], classes=["a", "b"])
+    assert never.by_class()["precision"] == [0.0, None]
+    assert never.by_class()["recall"] == [None, 0.0]
+
+
+def test_a_fine_tuning_shows_its_epochs(dataset):
+    result = featx.train(dataset[1], cv=0)
+    epochs = [(0, None, 0.7, 0.5), (1, 0.9, 0.6, 0.6), (2, 0.8, 0.61, 0.55)]
+    names = ("epoch", "loss", "val_loss", "val_accuracy")
+    history = [dict(zip(names, epoch, strict=True)) for epoch in epochs]
+    metrics = {"protocol": "split test", "accuracy": 0.75, "finetuning": {"best_epoch": 1}}
+    tuned = FineTuned(result.model, Path("m"), "finetuned", metrics, history, "", False, ())
+    html = text_of(tuned._repr_html_())
+    assert "kept: fine-tuned" in html
+    assert "accuracy 0.7500, split test" in html
+    assert re.findall(r"(\d)(, the best)? ", html.partition("hold-out accuracy")[2])[0]
+    assert "1, the best" in html
 
 
 def test_tables_of_pandas_have_a_row_an_image_and_a_row_a_trial(dataset, tmp_path):
@@ -118,6 +171,10 @@ def test_tables_of_pandas_have_a_row_an_image_and_a_row_a_trial(dataset, tmp_pat
     leaders = result.to_pandas()
     assert leaders["head"].tolist() == [row.head for row in result.leaderboard]
     assert leaders["score_fold_1"].tolist() == [row.scores[1] for row in result.leaderboard]
+    doubtful = featx.train(feats, cv=3).to_pandas()
+    assert list(doubtful) == ["path", "label", "predicted", "probability"]
+    assert doubtful["path"].tolist() == ["<b>blue/odd.jpg"]
+    assert not len(featx.train(feats, cv=0).to_pandas())
     odd = featx.import_features("odd", feats.X[:2], paths=["a\udcff", "b"], cache=tmp_path)
     assert odd.to_pandas()["path"].tolist() == ["a\udcff", "b"]
     assert isinstance(table, pandas.DataFrame)
@@ -166,12 +223,12 @@ def test_a_kernel_shows_values_and_draws_progress(dataset):
         for cell, kind, data in drawn
         if kind == "update_display_data" and cell == 0
     ]
-    assert any("photos" in text and "of 20" in text for text in updates)
+    assert any("photos" in text and "of 21" in text for text in updates)
     extracted, value, searched, _ = [cell["outputs"] for cell in notebook.cells]
     assert [output["output_type"] for output in extracted] == ["display_data"]
-    assert "20 of 20" in text_of(extracted[0]["data"]["text/html"])
+    assert "21 of 21" in text_of(extracted[0]["data"]["text/html"])
     assert "<progress" in extracted[0]["data"]["text/html"]
     assert pictures(value[0]["data"]["text/html"]) == 8
-    assert value[0]["data"]["text/plain"].startswith("<Features 'photos': 20 images")
+    assert value[0]["data"]["text/plain"].startswith("<Features 'photos': 21 images")
     assert "search photos" in text_of(searched[0]["data"]["text/html"])
     assert "knn" in searched[0]["data"]["text/html"]
