@@ -232,6 +232,13 @@ class Features(NotebookValue):
             )
         return self.matrix()
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of `X`, reading one row at most."""
+        plain = [block for block in self.blocks if block.view is None]
+        # Of several blocks or none, `X` says what to do.
+        return len(self), self.width() if len(plain) == 1 else self.X.shape[1]
+
     def matrix(
         self, *, backbone: str | None = None, tap: str | None = None, view: int | None = None
     ) -> Floats:
@@ -474,9 +481,11 @@ class Features(NotebookValue):
 
 def _row_numbers(index: object, count: int) -> NDArray[np.intp]:
     """Return the numbers of the rows that an index chooses of so many."""
+    if isinstance(index, tuple) and len(index) == 2 and index[1] is Ellipsis:
+        index = index[0]  # as scikit-learn selects rows, in `train_test_split`
     if isinstance(index, slice):
         try:
-            return np.arange(count)[index]
+            return np.arange(*index.indices(count))
         except (TypeError, ValueError) as error:
             raise _wrong_index(index) from error
     if isinstance(index, bool | np.bool_):

@@ -71,8 +71,7 @@ def _classes(features: Features) -> list[str]:
     """Return the largest classes with their numbers of images, as lines."""
     if features.classes is None:
         return ["no labels"]
-    labels = features.labels
-    counts = np.bincount(labels[labels >= 0], minlength=len(features.classes))
+    counts = np.bincount(features.labels + 1, minlength=len(features.classes) + 1)[1:]
     order = np.argsort(-counts, kind="stable")
     order = order[counts[order] > 0]
     shown = [f"{escaped(features.classes[code])} ({counts[code]:,})" for code in order[:_CLASSES]]
@@ -164,7 +163,8 @@ def _evaluation(scores: Evaluation) -> str:
     if failed := scores["failed"]:
         lines.append(f"{failed:,} could not be read")
     if (overlap := scores.get("training_overlap")) and overlap["in_training"]:
-        lines.append(_strong(f"{overlap['in_training']:,} of them were used in training"))
+        text = f"{overlap['in_training']:,} of them were used in training: no measure of accuracy"
+        lines.append(_strong(text))
     if len(scores.get("labels") or scores["classes"]) > _MOST_COUNTED:
         return _framed([_lines(lines)])
     columns = scores.by_class()

@@ -126,11 +126,17 @@ def test_a_selection_is_packed_and_copied_as_it_is(feats, tmp_path):
 
 
 def test_numpy_and_scikit_learn_take_features_for_their_matrix(feats):
+    from sklearn.model_selection import train_test_split
     from sklearn.neighbors import KNeighborsClassifier
 
     np.testing.assert_array_equal(np.asarray(feats[:7], dtype=np.float64), feats.X[:7])
     knn = KNeighborsClassifier().fit(feats, feats.y)
     assert knn.score(feats[MASK], feats[MASK].y) > 0.8
+    assert feats.shape == (60, 5)
+    train, test = train_test_split(feats, test_size=0.25, stratify=feats.y, random_state=0)
+    assert isinstance(test, featx.Features)
+    assert sorted(train.paths + test.paths) == sorted(feats.paths)
+    assert featx.train(train[train.y != "ants"], cv=0).training["images"] > 20
 
 
 @pytest.mark.parametrize(
