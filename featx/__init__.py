@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featx.auditing.audit import audit
     from featx.cache.features import Features
     from featx.cache.maintenance import FeatureCache
     from featx.cache.pack import pack_dataset
@@ -74,6 +75,7 @@ __all__ = [
     "UnknownNameError",
     "ViewPolicy",
     "WeightsError",
+    "audit",
     "compare_models",
     "evaluate",
     "export",
@@ -98,6 +100,7 @@ _HOMES = {
     "ImageDataset": "featx.images.dataset",
     "ImagePolicy": "featx.spec",
     "ViewPolicy": "featx.spec",
+    "audit": "featx.auditing.audit",
     "compare_models": "featx.models.evaluation",
     "evaluate": "featx.models.evaluation",
     "export": "featx.exporting.exporter",

@@ -33,7 +33,7 @@ class Kind:
     severity: Severity
     title: str  # what its findings are, after their number
     advice: str = ""  # what to do, as a sentence
-    command: str = ""  # what acts on it; {name} is the dataset, {table} the table of the audit
+    command: str = ""  # what acts on it; {name} is the dataset
 
 
 # In the order in which a person would look at them.
@@ -48,37 +48,37 @@ KINDS: dict[str, Kind] = {
         "error",
         "images that were relabelled and have moved to another class folder since",
         "The label given by hand is kept. Give the right one again.",
-        "featx dataset relabel {name} --from {table}",
+        "featx dataset relabel {name} --from audit.csv",
     ),
     "contradiction": Kind(
         "error",
         "groups of equal images with different labels",
         "An image of one group has one label.",
-        "featx dataset relabel {name} --from {table}",
+        "featx dataset relabel {name} --from audit.csv",
     ),
     "leak": Kind(
         "error",
         "groups of equal images in different splits",
         "Scores on such images are too good. Leave the copies out of training.",
-        "featx dataset remove {name} --from {table}",
+        "featx dataset remove {name} --from audit.csv",
     ),
     "near-leak": Kind(
         "error",
         "pairs of nearly equal images in different splits",
         "Scores on such images are too good. Leave the copies out of training.",
-        "featx dataset remove {name} --from {table}",
+        "featx dataset remove {name} --from audit.csv",
     ),
     "near-contradiction": Kind(
         "warning",
         "pairs of nearly equal images with different labels",
         "Look at each pair, and write the right label into new_label.",
-        "featx dataset relabel {name} --from {table}",
+        "featx dataset relabel {name} --from audit.csv",
     ),
     "label": Kind(
         "warning",
         "images whose label the other images contradict",
         "Look at each. Delete the lines of those that are right.",
-        "featx dataset relabel {name} --from {table}",
+        "featx dataset relabel {name} --from audit.csv",
     ),
     "class-names": Kind(
         "warning",
@@ -94,7 +94,7 @@ KINDS: dict[str, Kind] = {
         "warning",
         "images of one colour, or nearly",
         "Leave them out.",
-        "featx dataset remove {name} --from {table}",
+        "featx dataset remove {name} --from audit.csv",
     ),
     "few": Kind(
         "warning",
@@ -120,13 +120,13 @@ KINDS: dict[str, Kind] = {
         "note",
         "pairs of nearly equal images",
         "They count twice. Keep one of each.",
-        "featx dataset remove {name} --from {table}",
+        "featx dataset remove {name} --from audit.csv",
     ),
     "outlier": Kind(
         "note",
         "images unlike all others",
         "Look at each. Write remove into the column action for those that do not belong.",
-        "featx dataset remove {name} --from {table}",
+        "featx dataset remove {name} --from audit.csv",
     ),
     "imbalance": Kind(
         "note",
@@ -336,5 +336,5 @@ def _lines(table: Table, action: Action) -> Iterator[tuple[int, str, str]]:
 
 def by_importance(findings: Sequence[Finding]) -> list[Finding]:
     """Return findings in the order of `KINDS`, the surest of each kind first."""
-    place = {kind: number for number, kind in enumerate(KINDS)}
-    return sorted(findings, key=lambda finding: (place[finding.kind], -(finding.score or 0.0)))
+    order = {kind: number for number, kind in enumerate(KINDS)}
+    return sorted(findings, key=lambda finding: (order[finding.kind], -(finding.score or 0.0)))

@@ -291,9 +291,9 @@ def _edited(manifest: Manifest, edit: Edit) -> Manifest:
     """Do an edit and keep it with the manifest; a split makes an earlier split void."""
     edits, unedited = list(manifest.edits), manifest.before_edits
     if edit["edit"] == "split":
-        for place in reversed(range(len(edits))):
-            if edits[place]["edit"] == "split":
-                edit["replaced"] = {"place": place, "edit": edits.pop(place)}
+        for index in reversed(range(len(edits))):
+            if edits[index]["edit"] == "split":
+                edit["replaced"] = {"index": index, "edit": edits.pop(index)}
     edited = _APPLY[edit["edit"]](manifest, edit, None)
     return replace(edited, edits=(*edits, edit), unedited=unedited)
 
@@ -312,7 +312,7 @@ def undo_edit(manifest: Manifest) -> Manifest:
     earlier = _with_removed(manifest, raw, last)
     if last["edit"] == "split":
         if replaced := last.get("replaced"):
-            edits.insert(replaced["place"], replaced["edit"])
+            edits.insert(replaced["index"], replaced["edit"])
         earlier = replace(earlier, split=[""] * len(earlier))
     return replay_edits(raw, replace(earlier, edits=tuple(edits)))
 

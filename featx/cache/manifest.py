@@ -53,7 +53,7 @@ class Edit(TypedDict, total=False):
     # Only to take an edit back and to find conflicts; absent in edits of featx 0.1.
     before: dict[str, list[str]]  # relabel: what the folders called the copies of each key
     splits: dict[str, str]  # remove: the splits of the paths, where shares decided them
-    replaced: dict[str, Any]  # split: the earlier split, and its place among the edits
+    replaced: dict[str, Any]  # split: the earlier split, and its index among the edits
 
 
 def _unknown() -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "search": "Find the best backbone, head and parameters.",
     "finetune": "Train the top of a model's backbone too.",
     "evaluate": "Score a model on labelled images.",
+    "audit": "Say what is doubtful in a dataset.",
     "predict": "Predict images with a model.",
     "export": "Write a model as a file that other programs run.",
     "backbones": "List the backbones, or describe one.",

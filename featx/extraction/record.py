@@ -261,16 +261,16 @@ class DatasetRecord:
 
 def _with_unread(fresh: Manifest, earlier: Manifest, paths: Sequence[str]) -> Manifest:
     """Return what was read, and the rows of files still there that an edit left out unread."""
-    raw, place = earlier.before_edits, {path: number for number, path in enumerate(paths)}
+    raw, number_of = earlier.before_edits, {path: number for number, path in enumerate(paths)}
     read = set(fresh.path)
     names = [] if raw is None else raw.path
-    rows = [row for row, path in enumerate(names) if path in place and path not in read]
+    rows = [row for row, path in enumerate(names) if path in number_of and path not in read]
     if raw is None or not rows:
         return fresh
     unread = raw.take(np.array(rows, np.intp))
     whole = fresh.joined(unread)
     labels = [*fresh.label_names, *unread.label_names]
-    order = np.argsort([place[path] for path in whole.path], kind="stable")
+    order = np.argsort([number_of[path] for path in whole.path], kind="stable")
     return restated(with_labels(whole, labels).take(order))
 
 

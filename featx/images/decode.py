@@ -159,6 +159,12 @@ def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> Rgb:
             return np.array(file.rgb(scale))
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Return height and width of an upright image file, from its header."""
+    with short_failures():
+        return _File(data).size_px
+
+
 class _File:
     """The bytes of an image file, of which Pillow has read no more than the header."""
 
@@ -171,6 +177,14 @@ class _File:
             check_pixels("WEBP", self._container.size_px or (0, 0))
         else:
             self._header = open_image(self._container)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the upright image; zeros where the header does not tell."""
+        height, width = self._container.size_px or (0, 0)
+        if self._header is not None:
+            width, height = self._header.size
+        return (height, width) if self._container.orientation < 5 else (width, height)
 
     def scale(self, least_px: tuple[int, int] | None) -> int:
         """Return the factor by which a JPEG shrinks.

@@ -26,6 +26,7 @@ from featx.cache.manifest import (
     write_manifest,
 )
 from featx.exceptions import DatasetError, UnknownNameError
+from featx.files.identity import STAMP
 
 HALVES = {"train": 0.5, "test": 0.5}
 
@@ -137,7 +138,8 @@ def test_edits_are_taken_back_after_the_folder_was_extracted_again(
     else:
         draw_photo(photos, "blue/new.jpg", seed=77, colour=(0, 0, 255))
         assert len(extract()) == 11
-        assert same_manifest(find_manifest(layout, "photos"), extract().manifest)
+        # Whether a time stamp counts as known depends on how long ago the file was written.
+        assert same_manifest(find_manifest(layout, "photos"), extract().manifest, but=STAMP)
     paths = {*before.path} if named else {*before.path, "blue/new.jpg"} - {"blue/3.jpg"}
     after = edit_dataset(layout, "photos", undo_edit)[1]
     assert set(after.path) == paths

@@ -134,6 +134,7 @@ COMMANDS = {
     "extract --plan": ["extract", f"photos{NAME}", "--plan"],
     "train": ["train", f"photos{NAME}", "-o", f"new{NAME}.featx"],
     "search": ["search", "photos", "--head", "ridge", "--cv", "2", "-o", f"found{NAME}.featx"],
+    "audit": ["audit", f"photos{NAME}", "--csv", f"audit{NAME}.csv"],
     "evaluate": ["evaluate", f"m{NAME}.featx", "photos", "--bootstrap", "10"],
     "predict": ["predict", f"m{NAME}.featx", "photos"],
     "predict csv": ["predict", f"m{NAME}.featx", "photos", "--format", "csv"],

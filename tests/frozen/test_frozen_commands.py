@@ -63,6 +63,7 @@ STEPS = {
     "backbones as text": "backbones",
     "import": "import numbers numbers.npz --json",
     "import again": "import numbers numbers.npz --labels labels.csv --json",
+    "audit": "audit pictures --csv audit.csv",
     "dataset list": "dataset list --json",
     "dataset show": "dataset show pictures --json",
     "dataset split": "dataset split halves --test 0.25 --val 0.25 --method stratified --json",

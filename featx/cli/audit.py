@@ -1,0 +1,152 @@
+"""``featx audit``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from featx.cli import options
+from featx.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from featx.auditing.findings import Audit
+    from featx.cache.features import Features
+
+_SHOWN, _NAMED = 5, 3
+_TABLE = "--from audit.csv"
+
+
+@options.command(
+    "audit",
+    options.data,
+    options.backbone(several=True),
+    options.file_path(
+        "--csv",
+        "csv_file",
+        help="Write a line an image, for `featx dataset relabel|remove --from`.",
+    ),
+    options.flag("--no-pictures", help="Look at the features only, not at the originals."),
+    click.option(
+        "--max-ram",
+        default="1GiB",
+        show_default=True,
+        metavar="SIZE",
+        help="Memory for features; labels are judged in batches beyond half of it.",
+    ),
+    options.force(),
+    options.cache,
+    options.seed,
+    options.multilabel,
+    options.as_json,
+)
+def command(
+    data: str,
+    csv_file: Path | None,
+    force: bool,
+    cache: Path,
+    no_pictures: bool,
+    max_ram: str,
+    seed: int,
+    multilabel: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Say what is doubtful in a dataset: copies, wrong labels, strangers, bad pictures, classes.
+
+    Features that are missing are extracted first; a dataset that is named by its name is judged by
+    all features that it has. Nothing is changed. Look at the images before you act: the table of
+    --csv is applied as you leave it, and `featx dataset undo` takes an edit back.
+
+    \b
+    featx audit photos/ -b mobilenet_v2 --csv audit.csv
+    featx dataset relabel photos --from audit.csv
+    featx dataset remove photos --from audit.csv
+    """
+    import featx
+    from featx.auditing.findings import is_audit
+    from featx.exceptions import HeadError
+    from featx.memory import as_bytes
+
+    try:
+        as_bytes(max_ram, name="it")
+    except HeadError as error:
+        raise click.BadParameter(str(error), param_hint="--max-ram") from error
+    if csv_file is not None:
+        options.check_output(csv_file, is_audit, "table of an audit", force=force, data=data)
+    features = _features(data, cache, multilabel, settings)
+    chosen = settings["chosen"]
+    result = featx.audit(features, **chosen, pictures=not no_pictures, seed=seed, max_ram=max_ram)
+    if csv_file is not None:
+        result.write_csv(csv_file)
+    if as_json:
+        say_json(result.to_dict())
+        return
+    _show(result, csv_file)
+
+
+def _features(data: str, cache: Path, multilabel: bool, settings: dict[str, Any]) -> Features:
+    """Return the features of a dataset of the cache as they are, else those asked for."""
+    import featx
+    from featx.cache.layout import CacheLayout
+
+    backbones, taps = settings["backbone"], settings["taps"]
+    settings["chosen"] = {}
+    if not backbones and not Path(data).exists() and CacheLayout.at(cache).dataset(data).is_file():
+        return featx.Features.open(data, cache=cache)
+    if len(backbones) == 1:
+        settings["chosen"] = {"backbone": backbones[0]}
+        if len(taps) == 1:
+            settings["chosen"]["tap"] = taps[0]
+    arguments = options.extraction_arguments(settings)
+    return featx.extract(data, **arguments, multilabel=multilabel, cache=cache, progress=True)
+
+
+def _show(result: Audit, csv_file: Path | None) -> None:
+    """Print what was found, the worst first, with the command that acts on it."""
+    from featx.auditing.findings import KINDS
+
+    counts = result.counts()
+    total = sum(counts.values())
+    say(f"{result.dataset}: {result.images:,} images, {total:,} finding{'s' * (total != 1)}")
+    for line in result.checked:
+        say(f"  looked at {line}")
+    for line in result.left_out:
+        say(f"  left out: {line}")
+    for kind, count in counts.items():
+        row = KINDS[kind]
+        say("", f"{row.severity}: {row.title}: {count:,}")
+        findings = result.of(kind)
+        for finding in findings[:_SHOWN]:
+            names = [
+                f"{image.path} ({image.label})" if image.label else image.path
+                for image in finding.images[:_NAMED]
+            ]
+            more = len(finding.images) - len(names)
+            listed = ", ".join(names) + (f" and {more:,} more" if more else "")
+            say(f"  {listed}: {finding.evidence}" if listed else f"  {finding.evidence}")
+        if count > _SHOWN:
+            where = "--csv FILE has all" if csv_file is None else f"{csv_file} has all"
+            say(f"  and {count - _SHOWN:,} more ({where})")
+        say(f"  {row.advice}")
+        commands = dict.fromkeys(finding.command for finding in findings if finding.command)
+        for text in list(commands)[:_SHOWN]:
+            if _TABLE not in text or csv_file is not None:
+                say(f"  next: {_completed(text, csv_file)}")
+    if csv_file is not None:
+        say("", f"saved {csv_file}: look at the images, and delete the lines that are not so")
+    elif any(_TABLE in row.command for kind, row in KINDS.items() if kind in counts):
+        say("", "Add --csv audit.csv for a table that `featx dataset relabel|remove` act on.")
+
+
+def _completed(text: str, csv_file: Path | None) -> str:
+    """Return a command with the table and the cache of this one."""
+    if csv_file is not None:
+        text = text.replace(_TABLE, f"--from {shlex.quote(str(csv_file))}")
+    context = click.get_current_context()
+    if context.get_parameter_source("cache") is ParameterSource.COMMANDLINE:
+        text += f" --cache {shlex.quote(str(context.params['cache']))}"
+    return text

@@ -1,0 +1,196 @@
+"""An audit of real files tells what is wrong with them, and nothing is changed by it."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter, ImageOps
+
+import featx
+from featx.auditing.audit import audit
+from featx.auditing.label_errors import doubt_labels
+from featx.exceptions import FeaturesError
+
+
+def draw(seed, *, colour=(0, 0, 0), side=160):
+    """A picture of overlapping boxes of random colours: no two are alike."""
+    generator = np.random.default_rng(seed)
+    pixels = np.full((side, side, 3), colour, np.float64)
+    for _ in range(25):
+        x, y = generator.integers(0, side - 20, 2)
+        w, h = generator.integers(10, 70, 2)
+        pixels[y : y + h, x : x + w] = generator.integers(0, 256, 3) * 0.6 + np.array(colour) * 0.4
+    noise = generator.normal(0, 4, pixels.shape)
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes in two splits, 15 pictures each, with one doubtful image of every kind."""
+    root = tmp_path_factory.mktemp("data") / "boxes"
+
+    def save(image, path, **options):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / path, **options)
+
+    for split in ("train", "test"):
+        for number in range(15):
+            seed = number + 100 * (split == "test")
+            save(draw(seed, colour=(230, 0, 0)), f"{split}/red/{number}.png")
+            save(draw(500 + seed, colour=(0, 0, 230)), f"{split}/blue/{number}.png")
+    original = Image.open(root / "train" / "red" / "0.png")
+    save(ImageOps.mirror(original), "test/red/mirror.png")
+    save(original, "test/red/encoded.jpg", quality=40)
+    save(Image.open(root / "train/blue/1.png").crop((10, 20, 150, 155)), "test/blue/crop.png")
+    save(draw(900, colour=(230, 0, 0)), "train/blue/wrong.png")
+    (root / "train/blue/copy.png").write_bytes((root / "train/red/2.png").read_bytes())
+    (root / "test/red/leak.png").write_bytes((root / "train/red/3.png").read_bytes())
+    save(Image.new("RGB", (160, 160), (250, 0, 0)), "train/red/blank.png")
+    save(draw(901, colour=(0, 0, 230)).point(lambda v: v // 8), "train/blue/dark.png")
+    save(draw(902).filter(ImageFilter.GaussianBlur(12)), "train/red/blurred.png")
+    save(draw(903, side=30), "train/red/small.png")
+    save(draw(904).resize((700, 40)), "train/blue/wide.png")
+    (root / "train/red/bad.png").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def features(folder):
+    return featx.extract(folder, backbone="tiny", cache=folder.parent / "cache")
+
+
+@pytest.fixture(scope="module")
+def result(features):
+    return audit(features)
+
+
+def paths(result, kind):
+    return [{image.path for image in finding.images} for finding in result.of(kind)]
+
+
+def test_copies_are_found_within_and_across_splits(result):
+    assert {"train/red/2.png", "train/blue/copy.png"} in paths(result, "contradiction")
+    assert paths(result, "leak") == [{"train/red/3.png", "test/red/leak.png"}]
+    near = paths(result, "near-leak")
+    for name in ("mirror.png", "encoded.jpg"):
+        assert {"train/red/0.png", f"test/red/{name}"} in near
+    assert {"train/blue/1.png", "test/blue/crop.png"} in near
+    kept = {"train/red/0.png", "test/red/mirror.png", "test/red/encoded.jpg"}
+    for pair in near + paths(result, "near-duplicate"):
+        assert pair <= kept or pair == {"train/blue/1.png", "test/blue/crop.png"}
+    for finding in result.of("near-leak"):
+        removed = [image.path for image in finding.images if image.action == "remove"]
+        assert [path.split("/")[0] for path in removed] == ["train"]
+
+
+def test_a_wrong_label_is_named_with_the_right_one(result):
+    images = {image.path: image for finding in result.of("label") for image in finding.images}
+    assert images["train/blue/wrong.png"].new_label == "red"
+    assert len(images) < 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("blank", "train/red/blank.png"),
+        ("dark", "train/blue/dark.png"),
+        ("tiny", "train/red/small.png"),
+        ("aspect", "train/blue/wide.png"),
+        ("blurred", "train/red/blurred.png"),
+        ("unreadable", "train/red/bad.png"),
+    ],
+)
+def test_bad_pictures_are_named(result, kind, name):
+    assert {name} in paths(result, kind)
+    assert len(result.of(kind)) <= 3
+
+
+def test_rows_are_those_of_the_features_and_the_table_holds_every_image(result, features, tmp_path):
+    for finding in result.findings:
+        for image in finding.images:
+            assert image.row < 0 or features.paths[image.row] == image.path
+    result.write_csv(tmp_path / "audit.csv")
+    with (tmp_path / "audit.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [i.path for f in result.findings for i in f.images]
+    assert json.loads(json.dumps(result.to_dict()))["counts"] == result.counts()
+
+
+def test_small_held_out_parts_are_said_to_be_so(result):
+    assert any("the split test has 3" in finding.evidence for finding in result.of("few"))
+
+
+def test_missing_originals_leave_out_what_needs_them(features, tmp_path, folder):
+    moved = folder.rename(folder.with_name("elsewhere"))
+    try:
+        result = audit(features)
+    finally:
+        moved.rename(folder)
+    assert any("no original is where it was" in text for text in result.left_out)
+    assert result.of("leak")
+    assert not result.of("dark")
+
+
+def test_features_without_images_names_and_labels_are_audited(tmp_path):
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(400, 4)).astype(np.float32)
+    X[200:] += 9
+    names = ["Käse"] * 100 + ["kase "] * 100 + ["x\x1b[2J<b>"] * 200
+    named = featx.import_features("n", X, y=names, cache=tmp_path)
+    result = audit(named)
+    assert result.of("class-names")[0].classes == ("Käse", "kase ")
+    assert "'kase =Käse'" in result.of("class-names")[0].command
+    assert [finding.kind for finding in result.of("class-features")] == ["class-features"]
+    bare = audit(featx.import_features("b", X, cache=tmp_path))
+    assert "labels: there are none" in bare.left_out
+    single = audit(featx.import_features("s", X, y=["a"] * 400, cache=tmp_path))
+    assert any("one class only" in text for text in single.left_out)
+    many = audit(featx.import_features("m", X, y=[f"c{n}" for n in range(400)], cache=tmp_path))
+    assert len(many.of("few")) == 1
+    assert len(many.of("near-contradiction")) < 40
+    with pytest.raises(FeaturesError, match="no block for backbone='tiny'"):
+        audit(named, backbone="tiny")
+
+
+def test_rows_in_clusters_are_found_as_among_all(tmp_path):
+    from featx.auditing.near_duplicates import near_pairs
+
+    generator = np.random.default_rng(0)
+    X = np.abs(generator.normal(size=(3000, 32))).astype(np.float32)
+    X[1500:1600] = X[:100] + 0.05 * generator.normal(size=(100, 32))
+    features = featx.import_features("n", X, cache=tmp_path)
+    block = {"backbone": "import:n", "tap": "imported"}
+    near = near_pairs(features, block, np.arange(3000), exact_rows=100)
+    pairs = {tuple(pair) for pair in near.pairs.tolist()}
+    assert sum((row, 1500 + row) in pairs for row in range(100)) >= 98
+
+
+def test_label_doubts_are_those_of_cleanlab():
+    filters = pytest.importorskip("cleanlab.filter", reason="cleanlab is not installed")
+    rank = pytest.importorskip("cleanlab.rank")
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 4, 2000)
+    proba = generator.dirichlet(np.ones(4), 2000) + 0.8 * np.eye(4)[codes]
+    proba /= proba.sum(axis=1, keepdims=True)
+    codes[:200] = generator.integers(0, 4, 200)
+    doubts = doubt_labels(codes, proba)
+    expected = filters.find_label_issues(codes, proba, filter_by="confident_learning", n_jobs=1)
+    np.testing.assert_array_equal(doubts.wrong, expected)
+    np.testing.assert_allclose(doubts.quality, rank.get_label_quality_scores(codes, proba))
+
+
+def test_the_command_prints_findings_and_writes_a_table_once(folder, featx_command, tmp_path):
+    arguments = ("audit", folder, "--cache", folder.parent / "cache")
+    first = featx_command(*arguments, "--csv", "audit.csv")
+    assert first.returncode == 0, first.stderr
+    assert "error: groups of equal images with different labels: 1" in first.stdout
+    assert "next: featx dataset relabel boxes --from audit.csv --cache " in first.stdout
+    (tmp_path / "mine.csv").write_text("mine\n")
+    refused = featx_command(*arguments, "--csv", "mine.csv")
+    assert (refused.returncode, "no table of an audit" in refused.stderr) == (2, True)
+    report = json.loads(featx_command("audit", "boxes", *arguments[2:], "--json").stdout)
+    assert report["counts"]["leak"] == 1
+    assert featx_command(*arguments, "--csv", "audit.csv").returncode == 0
