@@ -490,8 +490,8 @@ def _row_numbers(index: object, count: int) -> NDArray[np.intp]:
             raise _wrong_index(index) from error
     if isinstance(index, bool | np.bool_):
         raise FeaturesError(
-            f"expected a slice, a mask or row numbers, received {index}: features without splits, "
-            "groups or labels have None there, which equals no name"
+            f"expected a slice, a mask or row numbers, received {index}: .splits, .groups and .y "
+            "are None where the dataset has none, and make no mask"
         )
     try:
         values = np.atleast_1d(np.asarray(index))

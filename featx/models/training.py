@@ -500,6 +500,11 @@ def check_classes(
         raise DatasetError(f"label_kind must be 'auto' or 'class', received {kind!r}")
     if kind == "auto" and len(rows):
         _check_kind(features, y, rows, names, counts)
+    if not len(features) and features.selected_from is not None:
+        raise DatasetError(
+            f"none of the {features.selected_from:,} images of {features.name!r} is selected: the "
+            "mask or the row numbers choose no row"
+        )
     if len(names) < 2:
         what = "no labels"
         if len(names):

@@ -76,7 +76,8 @@ def _classes(features: Features) -> list[str]:
     order = order[counts[order] > 0]
     shown = [f"{escaped(features.classes[code])} ({counts[code]:,})" for code in order[:_CLASSES]]
     more = f" and {len(order) - _CLASSES:,} more" if len(order) > _CLASSES else ""
-    lines = [f"{len(order):,} class{'es' * (len(order) != 1)}: {', '.join(shown)}{more}"]
+    count = f"{len(order):,} class{'es' * (len(order) != 1)}"
+    lines = [f"{count}: {', '.join(shown)}{more}" if shown else count]
     if unlabelled := len(features) - int(counts.sum()):
         lines.append(f"{unlabelled:,} without a label")
     return lines
