@@ -38,12 +38,14 @@ if TYPE_CHECKING:
     from featx.finetuning.tuning import finetune
     from featx.images.dataset import ImageDataset
     from featx.importing.importer import import_features
+    from featx.models.choosing import select
     from featx.models.classifier import ImageClassifier
     from featx.models.classifier import load_model as load
     from featx.models.evaluation import compare_models, evaluate
     from featx.models.extractor import FeatureExtractor
     from featx.models.prediction import predict
     from featx.models.search import search
+    from featx.models.similarity import similar
     from featx.models.training import train
     from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
@@ -87,6 +89,8 @@ __all__ = [
     "plan_extraction",
     "predict",
     "search",
+    "select",
+    "similar",
     "train",
     "verify_export",
 ]
@@ -112,6 +116,8 @@ _HOMES = {
     "plan_extraction": "featx.extraction.run",
     "predict": "featx.models.prediction",
     "search": "featx.models.search",
+    "select": "featx.models.choosing",
+    "similar": "featx.models.similarity",
     "train": "featx.models.training",
     "verify_export": "featx.exporting.verification",
 }

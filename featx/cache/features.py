@@ -12,9 +12,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import FAILED, PENDING, Block, Manifest, extract_again, find_manifest
+from featx.cache.nearest import Nearest, nearest
 from featx.cache.records import Identity, Origin, recall_origin
 from featx.cache.shard import Floats
-from featx.cache.space import FeatureSpace, open_space
+from featx.cache.space import FeatureSpace, LyingRows, open_space
 from featx.exceptions import FeaturesError
 from featx.files.identity import Keys
 from featx.notebooks import NotebookValue, data_frame
@@ -92,6 +93,7 @@ class Features(NotebookValue):
         self.selected_from: int | None = None
         self._matrices: dict[int, Floats] = {}
         self._looked_up: set[int] = set()
+        self._lying: dict[int, list[LyingRows]] = {}
 
     @classmethod
     def open(cls, name: str, *, cache: str | os.PathLike[str] | None = None) -> Features:
@@ -161,7 +163,7 @@ class Features(NotebookValue):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process needs: it maps the matrices from the cache anew."""
-        return {**self.__dict__, "_matrices": {}, "_looked_up": set()}
+        return {**self.__dict__, "_matrices": {}, "_looked_up": set(), "_lying": {}}
 
     @property
     def name(self) -> str:
@@ -421,6 +423,107 @@ class Features(NotebookValue):
             return table
         matrix = self.matrix(backbone=backbone, tap=tap)
         return table.join(data_frame(matrix, [f"feature_{n}" for n in range(matrix.shape[1])]))
+
+    def neighbours(
+        self,
+        query: int | str | Sequence[int] | Sequence[str] | NDArray[Any],
+        k: int = 10,
+        *,
+        backbone: str | None = None,
+        tap: str | None = None,
+        metric: str = "cosine",
+        exclude: NDArray[np.integer[Any]] | None = None,
+        max_ram_bytes: int = 256 << 20,
+    ) -> Nearest:
+        """Return the nearest rows of images of the dataset, or of other features.
+
+        The search is exact. Features are read once, where they lie in the cache.
+
+        Parameters
+        ----------
+        query : int, str, sequence of these, or ndarray of float, shape (q, d) or (d,)
+            What to look for: numbers of rows, paths as `paths` has them, or features of other
+            images. An image of the dataset is not its own neighbour; copies of it are.
+        k : int, default 10
+            How many rows each.
+        backbone, tap : str, optional
+            Which block, where there are several.
+        metric : {"cosine", "euclidean"}, default "cosine"
+            Cosine similarity, or Euclidean distance.
+        exclude : ndarray of int, shape (q,) or (q, m), optional
+            Numbers of rows that are no neighbours of each query; by default its own, if it has one.
+        max_ram_bytes : int, default 256 MiB
+            Bound on what is held beside the queries and the result.
+
+        Returns
+        -------
+        rows : ndarray of shape (q, k), or (k,) for a single query
+            Numbers of rows, the nearest first: ``[features.paths[row] for row in rows]``. Rows that
+            are equally near come in their order. There are fewer columns where there are fewer
+            rows, and -1 where `exclude` leaves too few.
+        values : ndarray of shape (q, k) or (k,)
+            Cosine similarities, from -1 to 1, or Euclidean distances; NaN beside -1.
+
+        Raises
+        ------
+        FeaturesError
+            If not exactly one block fits, there is no such row or path, or the features of a query
+            have another size, NaN or infinity.
+
+        See Also
+        --------
+        featx.similar : The same for image files, whose features are computed as the dataset's.
+
+        Notes
+        -----
+        See `featx.cache.nearest.nearest`.
+
+        Examples
+        --------
+        >>> rows, similarities = feats.neighbours("ants/1.jpg", k=5)  # doctest: +SKIP
+        >>> feats.y[rows], similarities.round(2)  # doctest: +SKIP
+        (array(['ants', 'ants', 'ants', 'bees', 'ants']), array([0.93, 0.91, 0.9 , 0.88, 0.88]))
+        """
+        number = self._find(backbone, tap)
+        values = np.asarray(query)
+        single = values.ndim == (1 if values.dtype.kind == "f" else 0)
+        if values.dtype.kind == "f":
+            X: Floats = np.atleast_2d(values)
+        else:
+            rows = self._rows_of(np.atleast_1d(values))
+            X = self.take(rows, backbone=backbone, tap=tap)
+            exclude = rows if exclude is None else exclude
+        if number not in self._lying:
+            with self._explained(number):
+                parts = self._stores[number].parts(self.blocks[number].tap, self.keys)
+            self._lying[number] = parts
+        batches = (batch for part in self._lying[number] for batch in part.batches())
+        result = nearest(X, batches, k, metric=metric, exclude=exclude, max_ram_bytes=max_ram_bytes)
+        return Nearest(result.rows[0], result.values[0]) if single else result
+
+    def _rows_of(self, queries: NDArray[Any]) -> NDArray[np.intp]:
+        """Return the numbers of rows that are named by number or by path."""
+        if queries.dtype.kind in "iu" and queries.ndim == 1:
+            wrong = queries[(queries < -len(self)) | (queries >= len(self))]
+            if wrong.size:
+                raise FeaturesError(
+                    f"{self.name!r} has rows 0 to {len(self) - 1}, received {wrong[0]}"
+                )
+            return queries.astype(np.intp) % max(1, len(self))
+        if queries.dtype.kind != "U" or queries.ndim != 1:
+            raise FeaturesError(
+                "expected numbers of rows, paths, or features of shape (q, d), received "
+                f"{queries.dtype} of shape {queries.shape}"
+            )
+        by_path = {path: row for row, path in enumerate(self.paths)}
+        for path in queries.tolist():
+            if path not in by_path:
+                near = [other for other in by_path if other.endswith(path.rpartition("/")[2])]
+                like = ", ".join(map(repr, (near or list(by_path))[:3])) or "none"
+                raise FeaturesError(
+                    f"{self.name!r} has no image {path!r}; its paths are such as {like}"
+                )
+        return np.array([by_path[path] for path in queries.tolist()], np.intp)
 
     def recheck(self, *, backbone: str | None = None, tap: str | None = None) -> None:
         """Compare the files of one block with their digests, whatever is known of them.

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ _YOUNG_S = 3600.0
 _GROWTH = 8
 _BLOCK_ROWS = 1 << 20
 _ROW_MASK = np.uint64((1 << 32) - 1)
+_LEAST_RUN = 64  # fewer rows are copied sooner than mapped
 
 
 # Rows by key
@@ -164,6 +165,30 @@ def open_space(layout: CacheLayout, name: str) -> FeatureSpace:
 
 
 Located = tuple[NDArray[np.int64], NDArray[np.int64], Sequence[Shard]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LyingRows:
+    """Rows of one shard, in rising order, and the numbers that whoever asked has for them."""
+
+    shard: Floats  # all its rows, mapped
+    rows: NDArray[np.int64]
+    numbers: NDArray[np.intp]
+
+    def batches(self) -> Iterator[tuple[Floats, NDArray[np.intp]]]:
+        """Yield features and their numbers: long runs as they lie, others copied bit by bit."""
+        ends = np.flatnonzero(np.diff(self.rows) != 1) + 1
+        starts = np.concatenate([[0], ends])
+        lengths = np.diff(np.concatenate([starts, [len(self.rows)]]))
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            if length >= _LEAST_RUN:
+                first = int(self.rows[start])
+                yield self.shard[first : first + length], self.numbers[start : start + length]
+        rest = np.flatnonzero(np.repeat(lengths < _LEAST_RUN, lengths))
+        step = max(1, SHARD_BYTES // max(1, self.shard[:1].nbytes))
+        for start in range(0, len(rest), step):
+            some = rest[start : start + step]
+            yield self.shard[self.rows[some]], self.numbers[some]
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +377,22 @@ class FeatureSpace:
             here = np.flatnonzero(part == number)
             out[here] = arrays[number].map()[row[here]]
         return out
+
+    def parts(self, tap: str, keys: Keys) -> list[LyingRows]:
+        """Return where the features of keys (m, 32) lie, shard by shard, mapped."""
+        part, row, arrays = self._locate(tap, keys)
+        order = np.lexsort((row, part))
+        parts = []
+        for numbers in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+            if not len(numbers):
+                continue
+            try:
+                lying = LyingRows(arrays[part[numbers[0]]].map(), row[numbers], numbers)
+            except FileNotFoundError:  # compacted away since
+                values = self.gather(tap, keys[numbers])
+                lying = LyingRows(values, np.arange(len(numbers)), numbers)
+            parts.append(lying)
+        return parts
 
     def disk_order(self, tap: str, keys: Keys) -> NDArray[np.intp]:
         """Return the order of keys of shape (m, 32) in which they lie on the disk."""

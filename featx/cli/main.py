@@ -26,6 +26,8 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Score a model on labelled images.",
     "audit": "Say what is doubtful in a dataset.",
     "predict": "Predict images with a model.",
+    "similar": "Find the images most like others.",
+    "select": "Choose which images to label next.",
     "export": "Write a model as a file that other programs run.",
     "backbones": "List the backbones, or describe one.",
     "import": "Bring in features that were made elsewhere.",

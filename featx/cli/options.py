@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -406,6 +406,69 @@ def _complete_data(ctx: click.Context, param: Any, incomplete: str) -> list[Comp
 
 
 data = click.argument("data", metavar="DATA", shell_complete=_complete_data)
+
+
+block = stacked(
+    click.option(
+        "-b",
+        "--backbone",
+        shell_complete=_complete_backbone,
+        help="Which features of DATA, where it has several.  [default: its only ones; of new DATA, "
+        "tiny]",
+    ),
+    click.option("--tap", help="Which tap of it.  [default: its only one; of new DATA, avg]"),
+    weights,
+    flag("--trust", help="Run a savedmodel: backbone, which may do anything."),
+)
+
+
+def open_block(
+    data: str, cache: Path, backbone: str | None, tap: str | None, **extraction: Any
+) -> tuple[Features, dict[str, str]]:
+    """Return features that the cache has of DATA, else computed now, and which block is meant."""
+    import featx
+    from featx.backbones.source import canonical_name
+    from featx.backbones.taps import parse_tap
+    from featx.cache.layout import CacheLayout
+    from featx.extraction.backbone_choice import known_dataset
+    from featx.extraction.job import find_named
+
+    layout = CacheLayout.at(cache)
+    manifest = find_named(layout, data) or known_dataset(layout, data)
+    if manifest is None:
+        features = featx.extract(
+            data, backbone=backbone, taps=tap, cache=cache, progress=True, **extraction
+        )
+    else:
+        features = featx.Features.open(manifest.name, cache=cache)
+    plain = [block for block in features.blocks if block.view is None]
+    name = None if backbone is None else canonical_name(backbone)
+    fits = [
+        block
+        for block in plain
+        if name in (None, block.backbone)
+        and (tap is None or block.tap in (tap, str(parse_tap(tap))))
+    ]
+    if len(fits) != 1:
+        step = "choose one with -b and --tap" if fits else "extract the ones that you want first"
+        there = "".join(f"\n  -b {block.backbone} --tap {block.tap}" for block in fits or plain)
+        raise click.UsageError(
+            f"{features.name!r} has {len(fits)} such blocks of features: {step}; there are:{there}"
+        )
+    return features, {"backbone": fits[0].backbone, "tap": fits[0].tap}
+
+
+def image_arguments(images: Iterable[str]) -> Iterator[str]:
+    """Return names of files: patterns are expanded in arguments, and none in standard input."""
+    from featx.images.scan import FileName, image_names
+
+    for item in images:
+        if item == "-":
+            # Bytes, since names of files need not be valid text.
+            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+            yield from (FileName(os.fsdecode(line)) for line in lines if line.strip())
+        else:
+            yield from map(FileName, image_names([item], strict=True))
 
 
 def complete_head(_: Any, __: Any, incomplete: str) -> list[str]:

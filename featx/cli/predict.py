@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -66,7 +64,9 @@ def command(
 
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
-    rows = _counted(predict(classifier, _names(images), top_k=top_k, unknown=unknown), counts)
+    rows = _counted(
+        predict(classifier, options.image_arguments(images), top_k=top_k, unknown=unknown), counts
+    )
     printer = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}[style]
     printer(rows, unknown)
     if counts["failed"]:
@@ -78,19 +78,6 @@ def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Pre
     for row in rows:
         counts[row.status] += 1
         yield row
-
-
-def _names(images: Iterable[str]) -> Iterator[str]:
-    """Return names of files: patterns are expanded in arguments, and none in standard input."""
-    from featx.images.scan import FileName, image_names
-
-    for item in images:
-        if item == "-":
-            # Bytes, since names of files need not be valid text.
-            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-            yield from (FileName(os.fsdecode(line)) for line in lines if line.strip())
-        else:
-            yield from map(FileName, image_names([item], strict=True))
 
 
 def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:

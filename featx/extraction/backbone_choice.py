@@ -94,7 +94,7 @@ def known_weights(
     """Return by backbone the weights that were named when a dataset was extracted."""
     rows = {name: find_backbone(name).name for name in names if ":" not in name}
     rows = {name: row for name, row in rows.items() if row != BUNDLED}
-    manifest = named or _earlier(layout, data) if rows else None
+    manifest = named or known_dataset(layout, data) if rows else None
     if manifest is None:
         return {}
     chosen = {}
@@ -125,7 +125,7 @@ def known_weights(
     return chosen
 
 
-def _earlier(layout: CacheLayout, data: object) -> Manifest | None:
+def known_dataset(layout: CacheLayout, data: object) -> Manifest | None:
     """Return what the cache knows of a folder or a table under its name."""
     if not isinstance(data, str | os.PathLike):
         return None

@@ -63,7 +63,7 @@ _MACHINE_SHARE, _TAKEN_SHARE = 2, 4
 _MOST_ROWS, _LEAST_ROWS = 16384, 16
 _BATCH_SHARE, _BUFFER_SHARE = 32, 4
 _MOST_OF_NOVELTY, _FEWEST_OF_NOVELTY, _COPIES_OF_NOVELTY = 4000, 20, 12
-_HELD_OUT = ("test", "val")
+HELD_OUT = ("test", "val")
 
 
 class BlockName(TypedDict):
@@ -484,10 +484,10 @@ def _training_rows(features: Features) -> tuple[Numbers, Numbers | None]:
     splits = features.splits
     check_splits(splits, repr(features.name))
     if splits is not None:
-        for name in _HELD_OUT:
+        for name in HELD_OUT:
             held_out = np.flatnonzero(labelled & (splits == name))
             if held_out.size:
-                return np.flatnonzero(labelled & ~np.isin(splits, _HELD_OUT)), held_out
+                return np.flatnonzero(labelled & ~np.isin(splits, HELD_OUT)), held_out
     return np.flatnonzero(labelled), None
 
 

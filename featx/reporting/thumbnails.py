@@ -11,6 +11,7 @@ from PIL import Image
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.extraction.job import images_of
+from featx.images.dataset import ImageDataset
 from featx.images.decode import Rgb, Target
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
@@ -30,12 +31,32 @@ def thumbnails(features: Features, rows: Sequence[int], *, side_px: int = 96) ->
     except DatasetError:  # made from arrays, which are gone
         return {}
     keys, numbers = features.keys, {int(features.rows[row]): int(row) for row in rows}
-    pictures: dict[int, str] = {}
-    for loaded in load_images(images, list(numbers), [Target((side_px, side_px), _POLICY)]):
-        row = numbers[loaded.index]
-        if loaded.status == "decoded" and loaded.key == keys[row].tobytes():
-            pictures[row] = _data_uri(loaded.pixels[0])
-    return pictures
+    return {
+        row: uri
+        for index, (key, uri) in _pictures(images, list(numbers), side_px).items()
+        if key == keys[row := numbers[index]].tobytes()
+    }
+
+
+def file_thumbnails(paths: Sequence[str], *, side_px: int = 96) -> dict[str, str]:
+    """Return pictures of image files, by path, as `thumbnails` does."""
+    images = ImageDataset.from_paths(list(dict.fromkeys(paths))) if paths else None
+    if images is None:
+        return {}
+    pictures = _pictures(images, range(len(images)), side_px)
+    return {images.paths[index]: uri for index, (_, uri) in pictures.items()}
+
+
+def _pictures(
+    images: ImageDataset, indices: Sequence[int], side_px: int
+) -> dict[int, tuple[bytes | None, str]]:
+    """Return the key and the picture of each image that can be read, by its index."""
+    targets = [Target((side_px, side_px), _POLICY)]
+    return {
+        loaded.index: (loaded.key, _data_uri(loaded.pixels[0]))
+        for loaded in load_images(images, indices, targets)
+        if loaded.status == "decoded"
+    }
 
 
 def _data_uri(pixels: Rgb) -> str:

@@ -12,6 +12,7 @@ import pytest
 from featx.cache import records
 from featx.cache.features import Features
 from featx.cache.manifest import write_manifest
+from featx.cache.nearest import nearest
 from featx.cache.pack import pack_dataset
 from featx.cache.shard import Shard, read_shard
 from featx.cache.space import FeatureSpace
@@ -261,3 +262,26 @@ def test_a_budget_below_two_batches_is_refused(features):
         next(features.batches(batch_size=100, max_ram_bytes=6000))
     with pytest.raises(FeaturesError, match="positive batch_size"):
         next(features.batches(batch_size=0))
+
+
+def test_neighbours_are_read_as_they_lie_and_found_by_row_path_or_features(kit, tmp_path):
+    keys, values = kit.rows(700)
+    cache = kit.fill(tmp_path / "cache", keys, values, at_once=350)
+    chosen = np.random.default_rng(3).permutation(700)[:600]
+    chosen[500:] = np.arange(100)  # long runs, scattered rows, and images that come twice
+    write_manifest(cache.layout, kit.dataset("some", keys[chosen]))
+    features = Features.open("some", cache=cache.root)
+    X = values[chosen]
+    expected = nearest(X[:40], X, 5, exclude=np.arange(40))
+    rows, similarities = features.neighbours(np.arange(40), 5)
+    np.testing.assert_array_equal(rows, expected.rows)
+    np.testing.assert_array_equal(similarities, expected.values)
+    single = features.neighbours(features.paths[7], 5)
+    np.testing.assert_array_equal(single.rows, expected.rows[7])
+    other = features.neighbours(X[7], 5)
+    assert other.rows.shape == (5,)
+    assert other.values[0] == 1
+    with pytest.raises(FeaturesError, match="'some' has no image 'lost.jpg'; its paths are such"):
+        features.neighbours("lost.jpg")
+    with pytest.raises(FeaturesError, match="has rows 0 to 599, received 600"):
+        features.neighbours(600)
