@@ -25,7 +25,6 @@ Every message says what was expected, what was received, and what to do next.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -148,6 +147,8 @@ class UnknownNameError(FeatxError, LookupError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+        import difflib  # an error has the time; `featx --help` has not
+
         names = sorted(known)
         spelled = {known_name.lower(): known_name for known_name in names}
         close = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -35,6 +34,9 @@ def quiet_import(*, shown_on_error: bool = True) -> Iterator[None]:
         with _root_logger_kept():
             yield
         return
+    # Not above: the help of a command that lists what libraries can do is to be quick.
+    import tempfile
+
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     with _LOCK, _root_logger_kept(), tempfile.TemporaryFile() as caught:

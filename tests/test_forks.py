@@ -69,6 +69,7 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_what_a_fork_cannot_do_it_says_at_once_and_the_rest_it_does(run):
     lines = run(
         """

@@ -62,7 +62,9 @@ MAX_FILE_BYTES = 512 << 20
 
 def is_image_name(name: str) -> bool:
     """Return whether a file name has the extension of an image, in upper or lower case."""
-    return PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
+    # By hand: `PurePath` takes a third of the time in which a large folder is looked through.
+    stem, _, extension = name.rpartition(".")
+    return stem[-1:] not in ("", "/") and f".{extension.lower()}" in IMAGE_EXTENSIONS
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

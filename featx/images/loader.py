@@ -201,6 +201,7 @@ class ProcessWorker:
         self._slots = _CHUNKS_AHEAD * job.line.chunk
         self._free = list(range(self._slots))
         self._items: dict[int, _Item] = {}
+        self._settled: list[tuple[int, Loaded]] = []
         self._process: WorkerProcess | None = None
         self._lock = threading.Lock()
         self._fruitless = self._taken = 0
@@ -281,8 +282,9 @@ class ProcessWorker:
             self._fruitless = 0
             pixels = [] if reason else process.pixels(item.slot)
             self._settle(item, "failed" if reason else "decoded", reason, pixels, decode_s)
+        answers = [answer for image in message.get("keys", ()) for answer in self._answer(*image)]
+        self._give_settled()
         if "keys" in message:
-            answers = [answer for image in message["keys"] for answer in self._answer(*image)]
             # New tasks go first, so that the process finds them when it has done what it has.
             if self._items:
                 self._top_up()
@@ -323,7 +325,13 @@ class ProcessWorker:
             read_s=item.read_s,
             decode_s=decode_s,
         )
-        self._line.give([(item.position, loaded)])
+        self._settled.append((item.position, loaded))
+
+    def _give_settled(self) -> None:
+        """Hand results over together, as each hand-over wakes the consumer."""
+        results, self._settled = self._settled, []
+        if results:
+            self._line.give(results)
 
     def _give_back(self, taken_bytes: int) -> None:
         """Give back memory that the process took to decode an image."""
@@ -350,6 +358,7 @@ class ProcessWorker:
         if item is not None:
             self._fruitless = 0
             self._settle(item, "failed", f"the decoder ended its process ({how})")
+            self._give_settled()
 
 
 class WorkerProcess:

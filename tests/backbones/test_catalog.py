@@ -22,6 +22,7 @@ SIX = [
     "convnext_tiny",
     "mobilenet_v3_small",
 ]
+LONGEST = ("convnext_tiny", "densenet121")
 
 
 class StopError(Exception):
@@ -190,7 +191,10 @@ def test_settling_a_backbone_imports_no_numerical_framework(
 # Networks
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LONGEST else ()) for n in SIX],
+)
 def test_pixels_go_in_and_the_features_of_the_application_come_out(
     name, built, application_module, keras, pixels, vectors_of
 ):

@@ -40,6 +40,7 @@ def weights_files(keras, tmp_path_factory):
     return files
 
 
+@pytest.mark.slow
 def test_published_weights_give_the_features_that_keras_gives(
     weights_files, keras, pixels, vectors_of, monkeypatch
 ):

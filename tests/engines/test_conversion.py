@@ -233,6 +233,7 @@ def test_a_folder_that_cannot_be_written_is_named_once(source, expected, pixels,
     assert f"cannot be kept in {folder}" in message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
 def test_a_disk_that_is_full_costs_nothing_but_the_conversion(source, tmp_path, run_python):
     folder = tmp_path / "engines"

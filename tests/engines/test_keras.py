@@ -98,7 +98,9 @@ def close(ours, theirs):
 
 
 # Cosines. A network that was never trained makes much of small differences.
-@pytest.mark.parametrize(("name", "least"), [("own", 0.999), ("tiny", 0.99)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("own", 0.999), pytest.param("tiny", 0.99, marks=pytest.mark.slow)]
+)
 def test_mixed_precision_gives_nearly_the_same_vectors_in_float32(name, least, source):
     source = source if name == "own" else resolve_backbone(name)
     coarse = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)

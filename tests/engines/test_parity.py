@@ -41,7 +41,6 @@ ALWAYS = {
     "mobilenet_v3_small",
     "efficientnet_b0",
     "vgg16",
-    "resnet50",
 }
 
 

@@ -127,6 +127,7 @@ def test_a_thousand_classes_and_numbers_as_labels(small_network, files, tmp_path
     assert done.verification["largest_difference"] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_keras_file_needs_keras_alone(keras_export, model, files, run_python, tmp_path):
     np.save(tmp_path / "pixels.npy", pixels_of(model, files[:2]))
     code = (

@@ -32,7 +32,10 @@ def activations(pixels, tmp_path_factory):
     return extract
 
 
-@pytest.mark.parametrize("head", ["logistic:C=0.1", "dense:16,max_epochs=5"])
+@pytest.mark.parametrize(
+    "head",
+    ["logistic:C=0.1", pytest.param("dense:16,max_epochs=5", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "backbone",
     [

@@ -56,6 +56,7 @@ def test_the_cut_trains_as_the_whole_network_does(training):
     assert cached.losses[-1] < 0.7 * cached.losses[0]
 
 
+@pytest.mark.slow
 def test_views_are_taken_in_turn_at_the_cut_as_from_pixels(training):
     cached, whole = training("cached", views=2), training("whole", views=2, cut="pixels")
     cached.run(), whole.run()
@@ -71,7 +72,13 @@ class Killed(BaseException):
     """Stands in for a process that ends."""
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradual": True, "unfreeze": "all", "views": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"gradual": True, "unfreeze": "all", "views": 1}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_training_goes_on_to_the_same_weights(training, changes):
     expected = training("whole", **changes)
     expected.run()
@@ -181,8 +188,8 @@ def test_another_error_is_not_taken_for_memory(training):
     "changes",
     [
         {"mixing": "mixup"},
-        {"mixing": "cutmix", "cut": "pixels"},
-        {"label_smoothing": 0.1},
+        pytest.param({"mixing": "cutmix", "cut": "pixels"}, marks=pytest.mark.slow),
+        pytest.param({"label_smoothing": 0.1}, marks=pytest.mark.slow),
         {"train_batchnorm": True},
         {"mixed": True},
     ],

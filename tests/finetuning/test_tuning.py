@@ -51,7 +51,7 @@ def test_the_result_is_better_and_says_on_what(tuned):
     assert not (tuned.path.parent / "tuned.featx.training" / "checkpoint.npz").exists()
 
 
-@pytest.mark.parametrize("which", ["tuned", "catalogued"])
+@pytest.mark.parametrize("which", ["tuned", pytest.param("catalogued", marks=pytest.mark.slow)])
 def test_it_predicts_the_same_in_a_fresh_process_with_a_fresh_cache(
     which, request, pictures, run_python, tmp_path
 ):
@@ -77,6 +77,7 @@ def test_it_exports_and_verifies(catalogued, pictures, cache, tmp_path):
     assert done.verification["top1_changed"] == 0
 
 
+@pytest.mark.slow
 def test_it_is_a_backbone_and_weights(catalogued, pictures, cache, tmp_path):
     own = {"backbone": f"file:{catalogued.path}", "cache": cache}
     features = featx.extract(pictures, **own)

@@ -220,6 +220,7 @@ def weights_digest():
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_answer_here_and_in_a_fresh_process():
     code = inspect.getsource(weights_digest) + "print(weights_digest())"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

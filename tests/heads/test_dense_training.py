@@ -119,6 +119,7 @@ def test_a_head_that_diverges_takes_no_other_with_it(digits):
     assert_same(whole, fit_alone(whole, digits))
 
 
+@pytest.mark.slow
 def test_heads_of_other_seeds_batches_and_class_weights(digits):
     grid = [
         {"random_state": 1},
@@ -255,6 +256,7 @@ def test_several_heads_share_the_passes(data):
     assert all(head.n_iter_ == 3 for head in heads)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_batches():
     rows, width, size = 20_000, 200, 500
     y = np.arange(rows) % 4

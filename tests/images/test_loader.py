@@ -283,8 +283,7 @@ def impatient(monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(("ahead", "chunk"), [(1, 4), (4, 4), (10, 4), (64, 1)])
-def test_everything_comes_once_and_in_order(workers, ahead, chunk, monkeypatch):
-    monkeypatch.setattr(line_module, "_PATIENCE_S", 600)
+def test_everything_comes_once_and_in_order(workers, ahead, chunk):
     line = Line(iter(range(200)), ahead=ahead, chunk=chunk)
     threads = [serve(line) for _ in range(workers)]
     assert [row.index for row in line] == list(range(200))
@@ -369,7 +368,7 @@ def test_an_error_ends_the_line():
     assert line.take() is None
 
 
-def test_one_slow_file_does_not_stall_the_others(images, monkeypatch):
+def test_one_slow_file_does_not_stall_the_others(images, monkeypatch, impatient):
     # As a file on a network drive that does not answer.
     gate, read = threading.Event(), ImageDataset.read
 

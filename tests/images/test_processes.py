@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 from featx.exceptions import CacheError, DatasetError
-from featx.images import line as line_module
 from featx.images import loader
 from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
@@ -99,13 +98,7 @@ def facts(row):
     return row.index, row.key, row.status, row.reason, [p.tobytes() for p in row.pixels]
 
 
-@pytest.fixture
-def patient(monkeypatch):
-    """Nothing is overtaken, however long a busy machine takes for an image."""
-    monkeypatch.setattr(line_module, "_PATIENCE_S", 600)
-
-
-def test_processes_and_threads_give_the_same(folder, patient):
+def test_processes_and_threads_give_the_same(folder):
     (folder / "02.jpg").write_bytes(b"<html>")
     (folder / "04.jpg").write_bytes((folder / "04.jpg").read_bytes()[:300])
     (folder / "06.jpg").write_bytes(b"")
@@ -253,7 +246,7 @@ def wait_until_asleep(process):
         time.sleep(0.01)
 
 
-def test_a_process_that_dies_between_images_is_replaced(folder, patient):
+def test_a_process_that_dies_between_images_is_replaced(folder):
     data = ImageDataset.from_folder(folder, labels="none")
     expected = list(load_images(data, range(40), TARGETS, isolate=False))
     asked = []

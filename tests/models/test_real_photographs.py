@@ -48,6 +48,7 @@ def test_five_folds_reach_what_a_plain_pipeline_reaches(features):
     assert result.metrics["accuracy"] >= 0.96
 
 
+@pytest.mark.slow
 def test_held_out_probabilities_agree_with_a_plain_script(
     features, ants_bees, options, mobilenet_weights, tmp_path
 ):

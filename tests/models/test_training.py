@@ -58,7 +58,7 @@ def test_a_head_is_made_once_and_its_text_is_parsed_once(numbers, tmp_path, monk
         "logistic:C=0.1",
         "logistic:fit_intercept=False",  # which its sweep does not know
         "knn:n_neighbors=3",
-        "dense:8,learning_rate=0.03",
+        pytest.param("dense:8,learning_rate=0.03", marks=pytest.mark.slow),
         "nearest-mean:metric=euclidean",
         "ridge:alpha=10",
     ],

@@ -71,7 +71,7 @@ def finish(cache, strategy):
 @pytest.mark.parametrize(
     ("kills", "strategy"),
     [
-        (2, "grid"),
+        (1, "grid"),
         pytest.param(20, "grid", marks=pytest.mark.slow),
         pytest.param(20, "halving", marks=pytest.mark.slow),
     ],
