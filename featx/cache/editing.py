@@ -361,9 +361,9 @@ def kept_rows(earlier: Manifest, paths: Sequence[str]) -> list[int]:
 
 
 def describe_edit(edit: Edit) -> str:
-    """Return what an edit did as a sentence."""
+    """Return what an edit did as a sentence about its command."""
     describe = _SENTENCES.get(edit["edit"])
-    return f"Unknown edit {edit['edit']!r}." if describe is None else describe(edit)
+    return f'"{edit["edit"]}" {"is not known here" if describe is None else describe(edit)}.'
 
 
 def _describe_remove(edit: Edit) -> str:
@@ -371,7 +371,7 @@ def _describe_remove(edit: Edit) -> str:
     paths = [_ESCAPED.sub(r"\1", pattern) for pattern in edit["globs"]]
     if paths:
         parts.append(_listed(paths) if len(paths) <= _SHOWN else f"{len(paths):,} images by path")
-    return f"Left out {' and '.join(parts)}."
+    return f"left out {' and '.join(parts)}"
 
 
 _STATUS_WORDS = {"failed": "could not be read", "duplicate": "equal an earlier one"}
@@ -379,7 +379,7 @@ _STATUS_WORDS = {"failed": "could not be read", "duplicate": "equal an earlier o
 
 def _describe_relabel(edit: Edit) -> str:
     parts = [
-        f"took the label {old} away" if not new else f"called the class {old} {new}"
+        f"took the label {old} away" if not new else f"renamed the class {old} to {new}"
         for old, new in edit["classes"].items()
     ]
     counts = Counter(edit["keys"].values()).most_common()
@@ -389,14 +389,13 @@ def _describe_relabel(edit: Edit) -> str:
         more = "" if len(kinds) <= _SHOWN else f" and {len(kinds) - _SHOWN:,} more classes"
         images = "image" if total == 1 else "images"
         parts.append(f"labelled {total:,} {images}: {_listed(kinds[:_SHOWN])}{more}")
-    text = ", ".join(parts) or "changed no label"
-    return f"{text[0].upper()}{text[1:]}."
+    return ", ".join(parts) or "changed no label"
 
 
 def _describe_split(edit: Edit) -> str:
     shares = [f"{share:.0%} {name}" for name, share in reversed(edit["fractions"].items())]
     how = "by hash" if edit["method"] == "hash" else "with equal shares of each class"
-    return f"Split into {_listed(shares)} {how}, seed {edit['seed']}."
+    return f"made {_listed(shares)} {how}, seed {edit['seed']}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -96,12 +96,12 @@ def test_history_reads_as_sentences(manifest):
         manifest = step(manifest)
     manifest = remove_rows(manifest, ["ants/*5.jpg"])
     assert [describe_edit(edit) for edit in manifest.edits] == [
-        "Called the class ants bees.",
-        "Labelled 2 images: 1 as bees and 1 as none.",
-        "Left out bees/[1]*.jpg.",
-        "Left out images that equal an earlier one.",
-        "Split into 50% train and 50% test by hash, seed 5.",
-        "Left out ants/*5.jpg.",
+        '"relabel" renamed the class ants to bees.',
+        '"relabel" labelled 2 images: 1 as bees and 1 as none.',
+        '"remove" left out bees/[1]*.jpg.',
+        '"remove" left out images that equal an earlier one.',
+        '"split" made 50% train and 50% test by hash, seed 5.',
+        '"remove" left out ants/*5.jpg.',
     ]
 
 
@@ -173,9 +173,9 @@ def test_a_labelled_file_that_moves_is_a_conflict_until_it_is_labelled_again(
     featx_command("dataset", "relabel", "photos", "--labels", "labels.csv")
     shown = json.loads(featx_command("dataset", "show", "photos", "--json").stdout)
     assert shown["conflicts"] == []
-    assert shown["history"][-1] == "Labelled 1 image: 1 as green."
+    assert shown["history"][-1] == '"relabel" labelled 1 image: 1 as green.'
     undone = featx_command("dataset", "undo", "photos").stdout
-    assert "taken back: Labelled 1 image: 1 as green." in undone
+    assert 'taken back: "relabel" labelled 1 image: 1 as green.' in undone
 
 
 def test_copies_in_several_folders_are_no_conflict(manifest):
