@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from featx.models.search import search
     from featx.models.similarity import similar
     from featx.models.training import train
+    from featx.reporting.model_report import report
     from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 __version__ = "0.1.0"
@@ -88,6 +89,7 @@ __all__ = [
     "pack_dataset",
     "plan_extraction",
     "predict",
+    "report",
     "search",
     "select",
     "similar",
@@ -115,6 +117,7 @@ _HOMES = {
     "pack_dataset": "featx.cache.pack",
     "plan_extraction": "featx.extraction.run",
     "predict": "featx.models.prediction",
+    "report": "featx.reporting.model_report",
     "search": "featx.models.search",
     "select": "featx.models.choosing",
     "similar": "featx.models.similarity",

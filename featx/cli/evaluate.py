@@ -32,6 +32,7 @@ _COUNTS = ("true positives", "false positives", "false negatives", "true negativ
         "--confusion",
         help="Write the confusion matrix as CSV; of several labels an image, four counts a label.",
     ),
+    options.report,
     options.loading,
     options.force(),
     options.reading,
@@ -44,6 +45,7 @@ def command(
     data: str,
     other: Path | None,
     confusion: Path | None,
+    report_file: Path | None,
     force: bool,
     weights: str | None,
     trust: bool,
@@ -62,16 +64,28 @@ def command(
     """
     import featx
     from featx.files.outputs import begins_with
+    from featx.models.evaluation import extract_for
 
     if confusion is not None:
         recognise = begins_with("true \\ predicted,", f"label,{_COUNTS[0]},")
         options.check_output(confusion, recognise, "confusion matrix", force=force, data=data)
+    options.check_report(report_file, data, force=force)
     reading = {name: settings.pop(name) for name in ("splits", "root")}
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
-    features = _features(classifier, data, cache, reading)
+    features = extract_for(classifier, data, cache=cache, progress=True, **reading)
     metrics = featx.evaluate(classifier, features, **settings)
     report = {"model": str(model), "dataset": features.name, **metrics}
+    if report_file is not None:
+        featx.report(
+            classifier,
+            features,
+            report_file,
+            scores=metrics,
+            name=model.name,
+            seed=settings["seed"],
+            overwrite=force,
+        )
     if confusion is not None:
         _write_confusion(confusion, metrics)
     if second is not None:
@@ -81,7 +95,7 @@ def command(
                 classifier,
                 second,
                 features,
-                _features(second, data, cache, reading),
+                extract_for(second, data, cache=cache, progress=True, **reading),
                 **settings,
             ),
         }
@@ -91,27 +105,10 @@ def command(
     say(f"{features.name}: {metrics['images']:,} images, {metrics['failed']:,} failed")
     notes(features)
     show_scores(metrics)
+    if report_file is not None:
+        say(f"report    {report_file}")
     if second is not None:
         _show_comparison(report["comparison"])
-
-
-def _features(classifier: Any, data: str, cache: Path, reading: dict[str, Any]) -> Any:
-    import featx
-
-    return featx.extract(
-        data,
-        **reading,
-        multilabel=classifier.multilabel,
-        **classifier.choice.arguments(),
-        taps=classifier.tap,
-        image=classifier.image,
-        views=classifier.views_averaged,
-        view_policy=classifier.view_policy,
-        dtype="float32" if classifier.spec_ is None else classifier.spec_.dtype,
-        precision="f32" if classifier.spec_ is None else classifier.spec_.precision,
-        cache=cache,
-        progress=True,
-    )
 
 
 def _write_confusion(path: Path, metrics: dict[str, Any]) -> None:

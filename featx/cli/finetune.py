@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         help="Cache what the frozen part gives, or run it in every step.",
     ),
     options.flag("--mixed", help="Compute in bfloat16; for GPUs, tested on a CPU only."),
+    options.report,
     options.flag("--restart", help="Start anew, though a checkpoint could be gone on from."),
     options.flag("--dry-run", help="Say what it would take, and train nothing."),
     options.flag("--tensorboard", help="Write curves for TensorBoard, if installed."),
@@ -101,6 +102,7 @@ def command(
     model: Path,
     data: str,
     output: Path | None,
+    report_file: Path | None,
     force: bool,
     restart: bool,
     dry_run: bool,
@@ -129,6 +131,7 @@ def command(
     settings["class_weight"] = "balanced" if balanced else None
     target = output or model.with_name(f"{model.stem}-finetuned.featx")
     options.check_output(target, is_model, "model", force=force, data=data)
+    options.check_report(report_file, data, force=force)
     if dry_run:
         from featx.finetuning.tuning import rehearse
 
@@ -159,10 +162,14 @@ def command(
         progress=True,
         on_epoch=tell,
     )
+    if report_file is not None:
+        done.report(report_file, seed=settings["seed"], overwrite=force)
     if as_json:
         say_json(_as_json(done))
     else:
         _show(done, data)
+        if report_file is not None:
+            say(f"report    {report_file}")
     if done.interrupted:
         what = "the best epoch so far" if done.kept == "finetuned" else "the model as it was"
         raise KeyboardInterrupt(f"{what} is in {done.path}")

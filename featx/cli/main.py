@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "predict": "Predict images with a model.",
     "similar": "Find the images most like others.",
     "select": "Choose which images to label next.",
+    "report": "Show a model and its errors on one page.",
     "export": "Write a model as a file that other programs run.",
     "backbones": "List the backbones, or describe one.",
     "import": "Bring in features that were made elsewhere.",

@@ -355,6 +355,9 @@ loading = stacked(
     weights, flag("--trust", help="Load any scikit-learn head; run a savedmodel: backbone.")
 )
 output = stacked(file_path("-o", "--output", help="Where to save it."), force())
+report = file_path(
+    "--report", "report_file", help="Write a page with the images, scores and plots there."
+)
 model = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 
 
@@ -485,7 +488,7 @@ def check_output(
     from featx.files.outputs import check_output as check
 
     params = click.get_current_context().params
-    outputs = {"output", "csv_file", "confusion"}
+    outputs = {"output", "csv_file", "confusion", "report_file"}
     inputs = [
         value
         for name, values in params.items()
@@ -512,6 +515,26 @@ def _images(data: str, cache: Path) -> list[Path]:
     except FeatxError:
         return []
     return [Path(manifest.root or "", path) for path in manifest.path]
+
+
+def check_report(report: Path | None, data: str, *, force: bool) -> None:
+    """Refuse early what a report could not be written over, or without."""
+    if report is not None:
+        from featx.reporting.model_report import require_extras
+        from featx.reporting.page import is_page
+
+        check_output(report, is_page, "page", force=force, data=data)
+        require_extras()
+
+
+def write_report(result: Any, report: Path | None, *, seed: int, force: bool) -> str:
+    """Write the page of a result where one is wanted, and return what to tell of it."""
+    if report is None:
+        return ""
+    if result.scored is None:
+        return "report    not written: nothing was measured"
+    result.report(report, seed=seed, overwrite=force)
+    return f"report    {report}"
 
 
 def model_target(output: Path | None, data: str, *, force: bool) -> Path:

@@ -80,6 +80,7 @@ _SHOWN = 15
     options.flag("--fresh", help="Forget finished trials of the same search."),
     options.file_path("--csv", "csv_file", help="Write the whole leaderboard there."),
     options.output,
+    options.report,
     options.cache,
     options.seed,
     options.multilabel,
@@ -91,6 +92,7 @@ def command(
     data: str,
     csv_file: Path | None,
     output: Path | None,
+    report_file: Path | None,
     force: bool,
     cache: Path,
     multilabel: bool,
@@ -113,6 +115,7 @@ def command(
     from featx.selection.measuring import SearchOptions
 
     target = options.model_target(output, data, force=force)
+    options.check_report(report_file, data, force=force)
     if csv_file is not None:
         options.check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
     extraction = extraction_arguments(settings)
@@ -150,6 +153,7 @@ def command(
     result.save(target, command=command_line(), overwrite=force)
     if csv_file is not None:
         csv_file.write_text(result.to_csv(), "utf-8", "surrogateescape")
+    reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
         say_json({"model": str(target), **result.to_dict(), "extraction": features.report})
         return
@@ -158,6 +162,8 @@ def command(
     if csv_file is not None:
         say(f"table     {csv_file}: all {len(result.leaderboard):,} trials")
     say(f"saved     {target}")
+    if reported:
+        say(reported)
     say(f"next: {next_prediction(target, data, features)}")
 
 

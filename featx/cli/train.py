@@ -28,6 +28,7 @@ from featx.terminal import say, say_json
     ),
     options.whole("--cv", default=5, least=0, help="Folds; 0 for none."),
     options.output,
+    options.report,
     options.cache,
     options.seed,
     options.flag(
@@ -41,6 +42,7 @@ from featx.terminal import say, say_json
 def command(
     data: str,
     output: Path | None,
+    report_file: Path | None,
     force: bool,
     cache: Path,
     head: str,
@@ -67,6 +69,7 @@ def command(
     if settings["max_ram"] is not None:
         require_streamable(untrained)
     target = options.model_target(output, data, force=force)
+    options.check_report(report_file, data, force=force)
     if settings["average_views"] and not settings["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
     extraction = extraction_arguments(settings)
@@ -84,6 +87,7 @@ def command(
         command=command_line(),
         overwrite=force,
     )
+    reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
         saved = {"model": str(target), "head": head, "metrics": result.metrics}
         say_json({**saved, "extraction": features.report, "train_seconds": seconds})
@@ -93,6 +97,8 @@ def command(
     say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
     _show_accuracy(result)
     say(f"saved     {target}")
+    if reported:
+        say(reported)
     say(f"next: {next_prediction(target, data, features)}")
 
 

@@ -37,9 +37,11 @@ from featx.heads.steps import Softmax, dense_steps, fitted_head
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details, save_model
+from featx.models.scored import Scored
+from featx.models.training import write_report
 from featx.models.training_keys import describe_training
 from featx.notebooks import NotebookValue, data_frame
-from featx.selection.metrics import score_predictions
+from featx.selection.metrics import Judged
 from featx.spec import ViewPolicy
 
 if TYPE_CHECKING:
@@ -67,8 +69,8 @@ def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
     return write
 
 
-def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | None) -> Json:
-    """Return the scores of what is to be kept, with the comparison under ``finetuning``."""
+def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | None) -> Scored:
+    """Return what the better of both says, with its scores and the comparison ``finetuning``."""
     codes = start.codes[start.held_out]
     before = start.probabilities(start.held_out)
     probe = hold_out_scores(before, codes)
@@ -100,8 +102,17 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
         }
         proba = tested if trained.best_epoch else unseen
         protocol = f"split test: {len(rows)} images that had no say in the training"
-    scores = score_predictions(start.y[rows], proba, np.asarray(start.model.classes_).astype(str))
-    return {"protocol": protocol, **scores, "finetuning": comparison}
+    classes = np.asarray(start.model.classes_).astype(str)
+    judged = Judged(start.y[rows], classes)
+    judged.add(np.arange(len(rows)), proba)
+    return Scored(
+        features=start.features,
+        **start.block,
+        rows=rows,
+        names=classes,
+        scores={"protocol": protocol, **judged.scores(), "finetuning": comparison},
+        judged=judged,
+    )
 
 
 def save_tuned(
@@ -268,6 +279,8 @@ class FineTuned(NotebookValue):
         Whether the user ended it.
     cut : tuple of str
         Layers whose activations were cached; none where the network was trained from pixels.
+    scored : Scored
+        What the better of the two says of each image of the hold-out, or of the split ``test``.
     """
 
     model: ImageClassifier
@@ -278,6 +291,11 @@ class FineTuned(NotebookValue):
     stopped: str
     interrupted: bool
     cut: tuple[str, ...]
+    scored: Scored
+
+    def report(self, output: str | os.PathLike[str], **options: Any) -> None:
+        """Write a page about the training and the hold-out; see `featx.report` for `options`."""
+        write_report(self, output, **options)
 
     def to_pandas(self) -> DataFrame:
         """Return the history as a table of pandas, one row an epoch; 0 is the start.
@@ -411,7 +429,8 @@ def finetune(
     if len(start.test):
         batches = inputs.batches(start.test, chosen.batch_size)
         tested = np.concatenate([network.probabilities(batch) for batch in batches])
-    metrics = score_outcome(start, trained, tested)
+    scored = score_outcome(start, trained, tested)
+    metrics = scored.scores
     details = {} if isinstance(model, ImageClassifier) else read_details(model)
     if metrics["finetuning"]["kept"] == "finetuned":
         save_tuned(start, network, trained, metrics, target, command, overwrite=overwrite)
@@ -438,6 +457,7 @@ def finetune(
         trained.stopped,
         trained.interrupted,
         () if network.from_pixels else network.cut.layers,
+        scored,
     )
 
 

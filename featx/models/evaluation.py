@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,24 @@ from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
+from featx.extraction.run import extract
 from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
 from featx.models.classifier import ImageClassifier
+from featx.models.scored import Scored
 from featx.models.training import BlockName
-from featx.models.training_keys import count_training_images, overlap_note
+from featx.models.training_keys import (
+    count_training_images,
+    images_in_training,
+    overlap_note,
+)
 from featx.notebooks import NotebookValue, data_frame
 from featx.selection.metrics import (
     CALIBRATION_BINS,
+    Judged,
     bootstrap_difference,
     bootstrap_intervals,
     bootstrap_label_sets,
@@ -130,6 +138,43 @@ def evaluate(
     answers = _answer(model, data)
     if note := overlap_note(answers.overlap):
         _LOG.warning("%s", note)
+    return _scores(model, answers, bootstrap, seed)
+
+
+def score_images(
+    model: ImageClassifier,
+    features: Features,
+    scores: Json | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Scored:
+    """Return what a model says of labelled images, with the scores of `evaluate`, or those given.
+
+    The arguments and errors are those of `evaluate`.
+    """
+    answers = _answer(model, features)
+    if scores is None:
+        scores = _scores(model, answers, bootstrap, seed)
+    looked_up = images_in_training(model.training_, answers.keys)
+    judged = None
+    if not model.multilabel:
+        judged = Judged(answers.y, answers.classes)
+        judged.add(np.arange(len(answers.y)), answers.proba)
+    block = model_block(model, features)
+    return Scored(
+        features=features,
+        **block,
+        rows=answers.rows,
+        names=answers.classes,
+        scores=scores,
+        judged=judged,
+        label_sets=(answers.y, answers.proba) if model.multilabel else None,
+        trained_on=None if looked_up is None else looked_up[1],
+    )
+
+
+def _scores(model: ImageClassifier, answers: _Answers, bootstrap: int, seed: int) -> Evaluation:
     score = score_label_sets if model.multilabel else score_predictions
     judged = answers.y, answers.proba, answers.classes
     scores = Evaluation(score(*judged), failed=answers.failed)
@@ -249,6 +294,7 @@ class _Answers:
     classes: NDArray[np.str_]
     names: list[str]
     keys: NDArray[np.uint8]
+    rows: NDArray[np.intp]
     failed: int
     overlap: dict[str, int] | None
 
@@ -294,7 +340,8 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
     if not chosen.any():
         raise DatasetError(f"{name!r} has no labelled image that could be read")
     known = model.classes_.astype(str)
-    names, keys = [paths[row] for row in np.flatnonzero(chosen)], np.asarray(keys)[chosen]
+    rows = np.flatnonzero(chosen)
+    names, keys = [paths[row] for row in rows], np.asarray(keys)[chosen]
     truth: NDArray[np.generic] = y[chosen]
     if model.multilabel:
         truth = label_matrix(truth.tolist(), known.tolist(), what=repr(name))
@@ -307,16 +354,46 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
     answers = model.decide(proba)
     overlap = count_training_images(model.training_, keys)
     answers = answers if model.multilabel else answers.astype(str)
-    return _Answers(truth, answers, proba, known, names, keys, failed, overlap)
+    return _Answers(truth, answers, proba, known, names, keys, rows, failed, overlap)
 
 
-def _from_features(model: ImageClassifier, features: Features) -> list[Floats]:
+def model_block(model: ImageClassifier, features: Features) -> BlockName:
+    """Return which block of features a model reads."""
     several = sum(block.view is None for block in features.blocks) > 1
     named = features.block(
         backbone=canonical_name(model.backbone) if several else None,
         tap=str(parse_tap(model.tap)) if several else None,
     )
-    block: BlockName = {"backbone": named.backbone, "tap": named.tap}
+    return {"backbone": named.backbone, "tap": named.tap}
+
+
+def extract_for(
+    model: ImageClassifier,
+    data: object,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    **reading: Any,
+) -> Features:
+    """Return the features of images that a model reads, as `featx.extract` makes them."""
+    return extract(
+        data,
+        **reading,
+        multilabel=model.multilabel,
+        **model.choice.arguments(),
+        taps=model.tap,
+        image=model.image,
+        views=model.views_averaged,
+        view_policy=model.view_policy,
+        dtype="float32" if model.spec_ is None else model.spec_.dtype,
+        precision="f32" if model.spec_ is None else model.spec_.precision,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def _from_features(model: ImageClassifier, features: Features) -> list[Floats]:
+    block = model_block(model, features)
     model.check_width(features.width(**block))
     spec = features.spec(**block)
     if model.spec_ is not None and spec != model.spec_:

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from featx.backbones.weights import find_weights_file
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.engines.engine import Engine
-from featx.exceptions import FeatxError, HeadError
+from featx.exceptions import DatasetError, FeatxError, HeadError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
@@ -33,9 +33,10 @@ from featx.heads.learning import require_streamable
 from featx.heads.rows import Numbers
 from featx.heads.table import HEADS
 from featx.heads.targets import label_strata
-from featx.images.labels import check_splits, split_of
+from featx.images.labels import check_splits, label_matrix, split_of
 from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
+from featx.models.scored import Scored
 from featx.models.training import (
     BlockName,
     Fitting,
@@ -44,7 +45,9 @@ from featx.models.training import (
     label_targets,
     read_block,
     require_labels,
+    score_answers,
     untrained_model,
+    write_report,
 )
 from featx.notebooks import (
     NotebookValue,
@@ -58,8 +61,8 @@ from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
 from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
 from featx.selection.searching import HonestScore, SearchOutcome, check_length, search_arrays
-from featx.selection.splits import named_fold
-from featx.selection.transforms import parse_transform, pipeline
+from featx.selection.splits import named_fold, repeated_folds
+from featx.selection.transforms import Estimator, parse_transform, pipeline
 from featx.selection.trials import Trial
 from featx.terminal import console, drawing, visible
 
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _BATCH = 32
+_FOLDS = 5
 _MEASURE_S = 0.5
 
 
@@ -219,6 +223,41 @@ def _sample_rows(
     return SearchSample(np.sort(rows[order[turn < quota[codes[order]]]]), training)
 
 
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """The winner of a search as it was fitted, and what it was fitted on."""
+
+    fitting: Fitting
+    names: NDArray[np.str_] | None  # of the labels where an image has several
+    training: Numbers  # rows
+    tested: Numbers  # rows of a split test
+    head: Estimator  # fitted on all of `training`
+    seed: int
+
+    def score(self) -> Scored | None:
+        """Return what it says of images that it has not learnt from."""
+        fitting, names = self.fitting, self.names
+        if len(self.tested):
+            answers = fitting.answers(self.head, self.tested, 0)
+            scored = score_answers(fitting, names, self.tested, answers, trained=self.training)
+            protocol = f"split test of {len(self.tested):,} images"
+        else:
+            rows, features = self.training, fitting.features
+            groups = related_rows(features.keys, features.groups)[rows]
+            try:
+                folds = repeated_folds(
+                    fitting.targets[rows], folds=_FOLDS, groups=groups, seed=self.seed
+                )
+            except DatasetError:
+                return None
+            scored = score_answers(fitting, names, rows, fitting.held_out(rows, folds, 0))
+            protocol = (
+                f"{len(folds)}-fold cross-validation of the winner on the images that it was "
+                "chosen by: optimistic"
+            )
+        return replace(scored, scores={"protocol": protocol, **scored.scores})
+
+
 class SearchResult(NotebookValue):
     """What a search found.
 
@@ -246,8 +285,11 @@ class SearchResult(NotebookValue):
         How long the search took.
     """
 
-    def __init__(self, model: ImageClassifier, outcome: SearchOutcome) -> None:
+    def __init__(
+        self, model: ImageClassifier, outcome: SearchOutcome, winner: Winner | None = None
+    ) -> None:
         self.model, self.training = model, model.training_
+        self._winner = winner
         self._board = outcome.leaderboard
         self.leaderboard: list[Row] = self._board.rows
         self.best = self.leaderboard[self._board.chosen]
@@ -298,6 +340,19 @@ class SearchResult(NotebookValue):
         ``command`` and ``overwrite`` are those of `featx.models.model_file.save_model`.
         """
         self.model.save(path, metrics=self.metrics, training=self.training, **details)
+
+    @cached_property
+    def scored(self) -> Scored | None:
+        """What the winner says of images that it has not learnt from.
+
+        These are the images of a split ``test`` where there is one. Else it is trained again, in a
+        cross-validation, when this is first asked for; None where that is not possible.
+        """
+        return None if self._winner is None else self._winner.score()
+
+    def report(self, output: str | os.PathLike[str], **options: Any) -> None:
+        """Write a page about the winner and the leaderboard; see `featx.report` for `options`."""
+        write_report(self, output, **options)
 
     def to_csv(self) -> str:
         """Return the leaderboard as CSV."""
@@ -605,9 +660,24 @@ def search(
         random_state=seed,
     )
     fitting = Fitting(features, won, head, targets, None if sample is None else bound)
-    fitting.finish(model, labels, training, names)
+    fitted = fitting.finish(model, labels, training, names)
     model.novelty_ = fitting.novelty(training, labels, seed=seed)
-    return SearchResult(model, outcome)
+    tested = _tested_rows(features, labels, rows, training)
+    if names is not None:
+        targets[tested] = label_matrix(
+            labels[tested].tolist(), names.tolist(), what="the split test"
+        )
+    return SearchResult(model, outcome, Winner(fitting, names, training, tested, fitted, seed))
+
+
+def _tested_rows(
+    features: Features, labels: NDArray[np.generic], rows: Numbers, training: Numbers
+) -> Numbers:
+    """Return the rows of a split named test; none where some have labels of no training row."""
+    if features.splits is None:
+        return rows[:0]
+    tested = rows[(features.splits[rows] == "test") & ~np.isin(rows, training)]
+    return tested if np.isin(labels[tested], labels[training]).all() else rows[:0]
 
 
 def read_space(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -36,6 +38,7 @@ from featx.images.labels import (
 )
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
+from featx.models.scored import Scored
 from featx.models.training_keys import describe_training
 from featx.notebooks import NotebookValue, data_frame
 from featx.selection.measuring import (
@@ -311,12 +314,19 @@ class TrainingResult(NotebookValue):
         `featx.evaluate` knows them again.
     suspects : list of Suspect
         Images worth looking at, the most convinced contradiction first.
+    scored : Scored, optional
+        What was said of each image that the score is of; None where nothing was measured.
     """
 
     model: ImageClassifier
     metrics: Json
     training: Json
     suspects: list[Suspect] = field(default_factory=list)
+    scored: Scored | None = None
+
+    def report(self, output: str | os.PathLike[str], **options: Any) -> None:
+        """Write a page about the images that the score is of; see `featx.report` for `options`."""
+        write_report(self, output, **options)
 
     def to_pandas(self) -> DataFrame:
         """Return the suspects as a table of pandas: path, label, predicted and probability.
@@ -327,6 +337,16 @@ class TrainingResult(NotebookValue):
             If pandas is not installed.
         """
         return data_frame(list(map(asdict, self.suspects)), list(Suspect.__slots__))
+
+
+def write_report(
+    result: object, output: str | os.PathLike[str], *arguments: Any, **options: Any
+) -> None:
+    """Write a page about a result; see `featx.report`."""
+    # By name: pages are made of results, and imports run the way of the data.
+    import_module("featx.reporting.model_report").report_result(
+        result, output, *arguments, **options
+    )
 
 
 def train(
@@ -418,16 +438,20 @@ def train(
     fitting = Fitting(features, block, made, targets, bound)
     metrics: Json = {"protocol": "not measured"}
     suspects: list[Suspect] = []
+    scored: Scored | None = None
     if held_out is None and cv:
-        metrics, suspects = _cross_validate(model, fitting, names, rows, cv)
+        metrics, suspects, scored = _cross_validate(model, fitting, names, rows, cv)
     fitted = fitting.finish(model, y, rows, names)
     if held_out is not None:
         answers = fitting.answers(fitted, held_out, averaged)
         protocol = f"held-out split of {len(held_out)} images{_averaging(model)}"
-        metrics = {"protocol": protocol, **_measured(fitting, names, held_out, answers)[0]}
+        scored = score_answers(fitting, names, held_out, answers, trained=rows)
+        metrics = {"protocol": protocol, **scored.scores}
     if not multilabel:
         model.novelty_ = fitting.novelty(rows, y, seed=seed)
-    return TrainingResult(model, metrics, dict(model.training_), suspects)
+    if scored is not None:
+        scored = replace(scored, scores=metrics)
+    return TrainingResult(model, metrics, dict(model.training_), suspects, scored)
 
 
 def _targets(
@@ -544,21 +568,44 @@ def _check_kind(
     raise error
 
 
-def _measured(
-    fitting: Fitting, names: NDArray[np.str_] | None, rows: Numbers, answers: Answers
-) -> tuple[Json, Judged | None]:
-    """Return the scores of what heads say of rows, and of one class each what decides these."""
+def score_answers(
+    fitting: Fitting,
+    names: NDArray[np.str_] | None,
+    rows: Numbers,
+    answers: Answers,
+    *,
+    trained: Numbers | None = None,
+) -> Scored:
+    """Return what heads say of rows, of one class each or of several `names`, with its scores.
+
+    The classes are those of the rows that the heads were `trained` on, by default the same.
+    """
     truth = fitting.targets[rows]
     if names is None:
-        judged = Judged(truth, np.unique(truth))
+        judged = Judged(truth, np.unique(fitting.targets[rows if trained is None else trained]))
         for proba, places in answers:
             judged.add(places, proba)
-        return judged.scores(most_confused=MOST_CONFUSED), judged
+        return Scored(
+            features=fitting.features,
+            **fitting.block,
+            rows=rows,
+            names=judged.classes.astype(str),
+            scores=judged.scores(most_confused=MOST_CONFUSED),
+            judged=judged,
+        )
     dtype = np.float64 if fitting.max_ram_bytes is None else np.float32
     every = np.zeros((len(rows), len(names)), dtype)
     for proba, places in answers:
         every[places] = proba
-    return score_label_sets(truth.astype(np.uint8, copy=False), every, names), None
+    sets: NDArray[np.uint8] = truth.astype(np.uint8, copy=False)
+    return Scored(
+        features=fitting.features,
+        **fitting.block,
+        rows=rows,
+        names=names,
+        scores=score_label_sets(sets, every, names),
+        label_sets=(sets, every),
+    )
 
 
 def _averaging(model: ImageClassifier) -> str:
@@ -567,32 +614,36 @@ def _averaging(model: ImageClassifier) -> str:
 
 def _cross_validate(
     model: ImageClassifier, fitting: Fitting, names: NDArray[np.str_] | None, rows: Numbers, cv: int
-) -> tuple[Json, list[Suspect]]:
+) -> tuple[Json, list[Suspect], Scored | None]:
     features, truth = fitting.features, fitting.targets[rows]
     groups = related_rows(features.keys, features.groups)[rows]
     # The folds of a search, so that a head has one score, whichever measures it.
     try:
         folds = repeated_folds(truth, folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
-        return {"protocol": f"not measured: {error}"}, []
+        return {"protocol": f"not measured: {error}"}, [], None
     name = model.head.partition(":")[0].strip() if isinstance(model.head, str) else ""
     answers = fitting.held_out(
         rows, folds, model.views_averaged, name=name, seed=model.random_state
     )
-    scores, judged = _measured(fitting, names, rows, answers)
+    scored = score_answers(fitting, names, rows, answers)
+    judged = scored.judged
     protocol = f"{len(folds)}-fold cross-validation"
     if len(folds) < cv and names is None:
         smallest = f"the smallest class has {len(folds)} distinct images or groups"
         protocol += f" (in place of {cv}: {smallest})"
-    metrics = {"protocol": f"{protocol}, equal images on one side{_averaging(model)}", **scores}
+    metrics = {
+        "protocol": f"{protocol}, equal images on one side{_averaging(model)}",
+        **scored.scores,
+    }
     if judged is None:
-        return metrics, []
+        return metrics, [], scored
     accuracies = [float(judged.right[test].mean()) for _, test in folds]
     metrics |= {"accuracy": float(np.mean(accuracies)), "accuracy_by_fold": accuracies}
     wrong = np.flatnonzero(~judged.right)
     wrong = wrong[np.argsort(-judged.confidence[wrong], kind="stable")]
     paths = features.paths
-    return metrics, [
+    suspects = [
         Suspect(
             paths[rows[number]],
             str(truth[number]),
@@ -601,3 +652,4 @@ def _cross_validate(
         )
         for number in wrong
     ]
+    return metrics, suspects, scored

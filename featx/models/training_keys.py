@@ -52,6 +52,21 @@ def describe_training(features: Features, y: NDArray[np.generic], rows: NDArray[
 
 def count_training_images(training: object, keys: NDArray[np.uint8]) -> dict[str, int] | None:
     """Return how many images a model was trained on."""
+    known = images_in_training(training, keys)
+    if known is None:
+        return None
+    compared, seen = known
+    return {
+        "images": len(keys),
+        "compared": int(compared.sum()),
+        "in_training": int(seen.sum()),
+    }
+
+
+def images_in_training(
+    training: object, keys: NDArray[np.uint8]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Return which images can be looked up, and which of them a model was trained on, (n,) each."""
     stated = training.get("keys") if isinstance(training, dict) else None
     if not isinstance(stated, str):
         return None
@@ -60,14 +75,11 @@ def count_training_images(training: object, keys: NDArray[np.uint8]) -> dict[str
         known = np.sort(np.frombuffer(data, "<u8"))
     except (binascii.Error, ValueError):
         return None
-    looked_up = _prefixes(keys)
+    prefixes = _prefixes(keys)
+    compared = np.ones(len(prefixes), np.bool_)
     if len(known) >= MOST_KEYS:
-        looked_up = looked_up[looked_up <= known[-1]]
-    return {
-        "images": len(keys),
-        "compared": len(looked_up),
-        "in_training": int(np.isin(looked_up, known).sum()),
-    }
+        compared = prefixes <= known[-1]
+    return compared, compared & np.isin(prefixes, known)
 
 
 def overlap_note(overlap: dict[str, int] | None) -> str:

@@ -57,6 +57,12 @@ class Judged:
         right: NDArray[np.bool_] = self.predicted == self.truth
         return right
 
+    @property
+    def likelihood(self) -> Doubles:
+        """The probability of the true class of each image, at least 1e-15."""
+        likelihood: Doubles = np.exp(-self._losses)
+        return likelihood
+
     @cached_property
     def _bins(self) -> NDArray[np.intp]:
         bins = (self.confidence * CALIBRATION_BINS).astype(np.intp)
@@ -315,11 +321,19 @@ def bootstrap_intervals(
     The percentile bootstrap: Efron, Tibshirani: "An Introduction to the Bootstrap", 1993, chapter
     13. With few images it is too narrow.
     """
-    judged, drawn, cells = _judged(y, proba, classes), [], []
-    for weights in _draws(len(y), groups, samples, seed):
+    judged = _judged(y, proba, classes)
+    return bootstrap_intervals_of(judged, groups=groups, samples=samples, seed=seed)
+
+
+def bootstrap_intervals_of(
+    judged: Judged, *, groups: Codes | None = None, samples: int = 1000, seed: int = 0
+) -> Json:
+    """Return the intervals of `bootstrap_intervals` of images that are judged already."""
+    drawn, cells = [], []
+    for weights in _draws(len(judged.truth), groups, samples, seed):
         scores, counts = judged.weighted(weights)
         drawn.append(scores)
-        if len(classes) ** 2 <= _MOST_CELLS:
+        if len(judged.classes) ** 2 <= _MOST_CELLS:
             cells.append(counts)
     intervals: Json = {name: _interval([scores[name] for scores in drawn]) for name in drawn[0]}
     if cells:

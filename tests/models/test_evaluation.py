@@ -248,3 +248,16 @@ def test_of_many_images_a_sample_is_kept_and_tells_of_the_share(monkeypatch):
     assert seen["in_training"] / seen["compared"] == pytest.approx(0.5, abs=0.1)
     assert "images were looked up" in overlap_note(seen)
     assert count_training_images(stated, others)["in_training"] == 0
+
+
+def test_a_held_out_split_may_lack_a_class(tmp_path):
+    X = np.repeat(10 * np.eye(3, dtype=np.float32), 10, axis=0)
+    X += np.random.default_rng(0).normal(size=X.shape).astype(np.float32)
+    y = np.repeat(["ant", "bee", "fly"], 10).tolist()
+    splits = ["test" if row % 10 > 6 and row >= 10 else "train" for row in range(30)]
+    features = featx.import_features("some", X, y=y, splits=splits, cache=tmp_path)
+    result = featx.train(features, head="nearest-mean")
+    assert result.metrics["images"] == 6
+    assert result.metrics["accuracy"] == 1
+    assert result.metrics["classes"] == ["ant", "bee", "fly"]
+    assert result.scored.right.all()
