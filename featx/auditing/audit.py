@@ -19,7 +19,14 @@ from featx.auditing.label_errors import (
     doubt_labels,
     held_out_probabilities,
 )
-from featx.auditing.near_duplicates import Agreement, Near, compare_pictures, near_pairs
+from featx.auditing.near_duplicates import (
+    EXACT_ROWS,
+    Agreement,
+    Near,
+    compare_pictures,
+    near_pairs,
+    similar_looks,
+)
 from featx.auditing.pictures import Pictures, doubtful_pictures, greys_of, look_at
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
@@ -187,7 +194,11 @@ class _Study:
         self.checked.append(f"features of {len(firsts):,} different images, with each other")
         imported = self.features.manifest.source == "imported"
         if with_pictures and not imported:
-            self.pictures = look_at(self.features, np.unique(self.near.pairs).tolist())
+            few = len(firsts) <= EXACT_ROWS
+            kept = firsts if few else np.unique(self.near.pairs)
+            self.pictures = look_at(self.features, kept.tolist())
+            if few and self.pictures is not None:
+                self._add_similar_looks(firsts[self.pictures.seen[firsts]])
         if self.pictures is None:
             why = "left out" if not with_pictures else "no original is where it was"
             self.left_out.append(
@@ -207,6 +218,17 @@ class _Study:
         if len(used):
             greys = greys_of(self.pictures, used)
             self.agreement = compare_pictures(greys, numbers.reshape(-1, 2))
+
+    def _add_similar_looks(self, rows: Numbers) -> None:
+        """Add pairs of rows that look alike in their coarse shades."""
+        assert self.near is not None
+        assert self.pictures is not None
+        if not len(rows):
+            return
+        more = rows[similar_looks(greys_of(self.pictures, rows))]
+        pairs, at = np.unique(np.concatenate([self.near.pairs, more]), axis=0, return_index=True)
+        cosine = np.concatenate([self.near.cosine, np.full(len(more), np.nan)])[at]
+        self.near = Near(pairs, cosine, self.near.nearness)
 
     def equal_pairs(self) -> Iterator[tuple[int, int, float, str]]:
         """Yield rows that are nearly equal, how nearly, and what they are to each other."""

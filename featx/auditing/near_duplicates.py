@@ -30,7 +30,7 @@ SIDE = 64
 EXACT_ROWS = 40_000
 """Rows up to which all are compared with all."""
 
-NEIGHBOURS, _FEW = 6, 3
+NEIGHBOURS, _FEW = 4, 3
 _LEAST_COSINE = 0.6
 # Windows that a crop may be: sides relative to the whole, each at all places about 1/16 apart.
 _SCALES = (1.0, 0.93, 0.86, 0.8, 0.74, 0.68, 0.62)
@@ -38,8 +38,9 @@ _COARSE, _FINE = 12, 32
 _HALVED = SIDE // 2
 _LEAST_COARSE = 0.7
 _STEPS = 10
-_LEAST_PLAIN, _LEAST_DETAIL = 0.9, 0.75
-_LEAST_WINDOW, _LEAST_AREA = 0.45, 0.3
+_LEAST_PLAIN, _LEAST_DETAIL = 0.95, 0.9
+_LEAST_WINDOW, _LEAST_AREA = 0.45, 0.5
+_LEAST_LOOK = 0.95
 _FLAT = 3.0  # a standard deviation of grey below which a picture has nothing to compare
 _PAIRS_AT_ONCE = 256
 
@@ -185,6 +186,29 @@ def _cosines(features: Features, block: BlockName, first: Numbers, second: Numbe
 
 
 # Whether the pixels agree
+
+
+def similar_looks(pictures: Greys) -> Numbers:
+    """Return pairs of pictures (m, 64, 64) whose coarse shades agree, or do so mirrored.
+
+    Features of a small network differ between an image and its smaller copy; the shades do not.
+    """
+    looks, mirrored = (
+        [np.empty((0, _COARSE**2), np.float32)],
+        [np.empty((0, _COARSE**2), np.float32)],
+    )
+    for start in range(0, len(pictures), 1024):
+        grey = pictures[start : start + 1024].astype(np.float32)
+        half = grey.reshape(-1, _HALVED, 2, _HALVED, 2).mean(axis=(2, 4))
+        looks.append(_standard(_shrunk(half)).astype(np.float32))
+        mirrored.append(_standard(_shrunk(half[:, :, ::-1])).astype(np.float32))
+    known, queries = np.concatenate(looks), (np.concatenate(looks), np.concatenate(mirrored))
+    pairs = [np.empty((0, 2), np.intp)]
+    for each in queries if len(known) > 1 else ():
+        result = nearest(each, known, min(2, len(known) - 1), exclude=np.arange(len(known)))
+        first, column = np.nonzero(result.values >= _LEAST_LOOK)
+        pairs.append(np.sort(np.stack([first, result.rows[first, column]], axis=1), axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 class Agreement(NamedTuple):

@@ -26,6 +26,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def planted(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def relabelled(features: featx.Features, codes: np.ndarray) -> Any:
+    """Return what is known of a dataset, with other labels of its rows."""
+    label = features.manifest.label.copy()
+    label[features.rows] = codes
+    return replace(features.manifest, label=label)
+
+
 def labels(options: argparse.Namespace) -> dict[str, Any]:
     """Return how well flipped labels are ranked, by featx and by cleanlab."""
     from sklearn.metrics import average_precision_score
@@ -149,7 +157,7 @@ def labels(options: argparse.Namespace) -> dict[str, Any]:
         codes = true.copy()
         step = generator.integers(1, true.max() + 1, len(true))
         codes[flipped] = (true + step)[flipped] % (true.max() + 1)
-        features.manifest.label[features.rows] = codes
+        features.manifest = relabelled(features, codes)
         which = {"backbone": block.backbone, "tap": block.tap}
         proba = held_out_probabilities(features, which, rows, seed=seed)
         doubts = doubt_labels(codes, proba)
@@ -173,7 +181,6 @@ def labels(options: argparse.Namespace) -> dict[str, Any]:
                 "choices that differ": int((wrong != doubts.wrong).sum()),
             }
         results.append(row)
-    features.manifest.label[features.rows] = true
     means = {key: float(np.mean([row[key] for row in results])) for key in results[0]}
     return {"images": len(true), "seeds": options.seeds, **means}
 
