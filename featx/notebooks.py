@@ -56,7 +56,7 @@ def escaped(value: object) -> str:
 def html_table(
     header: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: int = 0
 ) -> str:
-    """Return a table of text, of which the last columns are `numbers`, to the right."""
+    """Return a table of text whose last columns, so many `numbers`, are aligned to the right."""
 
     def cells(tag: str, row: Sequence[object]) -> str:
         first = len(row) - numbers

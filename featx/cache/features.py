@@ -66,7 +66,7 @@ class Features(NotebookValue):
     failed : list of tuple (path, reason)
         Inputs that have no row; none in a selection of rows.
     selected_from : int, or None
-        Number of rows that a selection was made from; None where it is of the whole dataset.
+        Number of rows that a selection was made from; None for a whole dataset.
 
     Examples
     --------
@@ -145,7 +145,7 @@ class Features(NotebookValue):
         Raises
         ------
         FeaturesError
-            For rows that there are not, a mask of another length, and anything else.
+            If a row does not exist, a mask has another length, or the index is of another kind.
         """
         rows = self.rows[_row_numbers(index, len(self))]
         selection = Features(self.manifest.take(rows), self._stores, origins=self.origins)

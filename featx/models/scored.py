@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from featx.cache.features import Features
 from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
+from featx.images.labels import SEPARATOR
 from featx.selection.metrics import Judged, bootstrap_intervals_of, bootstrap_label_sets
 
 
@@ -96,6 +97,33 @@ class Scored:
         places = np.arange(len(self.rows)), self.doubtful
         likelihood: NDArray[np.float64] = 1 - np.abs(truth[places] - proba[places].astype(float))
         return likelihood
+
+    def table(self, most: int | None = None) -> Json:
+        """Return what is said of images by column, the most confident error first.
+
+        ``row`` is that of the features; then ``path``, ``label``, ``predicted``, ``probability``
+        (see `confidence`) and ``right``.
+        """
+        certain = np.where(self.right, 2 - self.confidence, -self.confidence)
+        order = np.argsort(certain, kind="stable")[:most]
+        rows = self.rows[order]
+        return {
+            "row": rows.tolist(),
+            "path": self.features[rows].paths,
+            "label": self._labels(order, predicted=False),
+            "predicted": self._labels(order, predicted=True),
+            "probability": self.confidence[order].tolist(),
+            "right": self.right[order].tolist(),
+        }
+
+    def _labels(self, places: NDArray[np.intp], *, predicted: bool) -> list[str]:
+        """Return the classes of images, or their labels with ``|``: the true or predicted ones."""
+        if self.judged is not None:
+            codes = self.judged.predicted if predicted else self.judged.truth
+            return list(self.names[codes[places]].tolist())
+        assert self.label_sets is not None
+        sets = self.decided if predicted else self.label_sets[0] > 0
+        return [SEPARATOR.join(self.names[row].tolist()) for row in sets[places]]
 
     def intervals(self, *, samples: int = 1000, seed: int = 0) -> Json:
         """Return 95 % intervals of the scores, by drawing images again, copies together."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -329,14 +329,22 @@ class TrainingResult(NotebookValue):
         write_report(self, output, **options)
 
     def to_pandas(self) -> DataFrame:
-        """Return the suspects as a table of pandas: path, label, predicted and probability.
+        """Return what was said of each image that the score is of, as a table of pandas.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``row`` (``feats[table["row"]]`` are the images), ``path``, ``label``, ``predicted``,
+            ``probability`` of the prediction, and ``right``. The most confident errors come first,
+            then the right answers, the least certain first. Without a score, no rows.
 
         Raises
         ------
         MissingExtraError
             If pandas is not installed.
         """
-        return data_frame(list(map(asdict, self.suspects)), list(Suspect.__slots__))
+        columns = ("row", "path", "label", "predicted", "probability", "right")
+        return data_frame({} if self.scored is None else self.scored.table(), columns)
 
 
 def write_report(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featx.finetuning.tuning import FineTuned
     from featx.models.classifier import ImageClassifier
     from featx.models.evaluation import Evaluation
+    from featx.models.scored import Scored
     from featx.models.search import SearchResult
     from featx.models.training import TrainingResult
     from featx.selection.leaderboard import Row
@@ -128,15 +129,7 @@ def _training(result: TrainingResult) -> str:
         f"{escaped(training['dataset'])}",
         _score(result.metrics),
     ]
-    header = ("look at", "labelled", "looks like", "probability")
-    rows = [
-        (suspect.path, suspect.label, suspect.predicted, f"{suspect.probability:.2f}")
-        for suspect in result.suspects[:_LEADERS]
-    ]
-    table = html_table(header, rows, numbers=1) if rows else ""
-    if len(result.suspects) > _LEADERS:
-        table += _lines([f"and {len(result.suspects) - _LEADERS:,} more: see .suspects"])
-    return _framed([_lines(lines), table])
+    return _framed([_lines(lines), _errors(result.scored)])
 
 
 def _tuning(result: FineTuned) -> str:
@@ -156,7 +149,7 @@ def _tuning(result: FineTuned) -> str:
         for entry in sorted(shown, key=lambda entry: entry["epoch"])
     ]
     header = ("epoch", "loss", "hold-out loss", "hold-out accuracy")
-    return _framed([_lines(lines), html_table(header, rows, numbers=3)])
+    return _framed([_lines(lines), html_table(header, rows, numbers=3), _errors(result.scored)])
 
 
 def _evaluation(scores: Evaluation) -> str:
@@ -205,6 +198,23 @@ def _score(metrics: Json) -> str:
     return escaped(", ".join(parts))
 
 
+def _errors(scored: Scored | None) -> str:
+    """Return pictures of the most confident errors."""
+    wrong = 0 if scored is None else int((~scored.right).sum())
+    if scored is None or not wrong:
+        return ""
+    table = scored.table(min(wrong, _PICTURES))
+    answers = zip(table["label"], table["predicted"], table["probability"], strict=True)
+    captions = [
+        (label, f"→ {predicted or 'none'}", f"{probability:.2f}")
+        for label, predicted, probability in answers
+    ]
+    heading = (
+        f"{wrong:,} of {len(scored.rows):,} wrong, the most confident first: label → prediction"
+    )
+    return _lines([heading]) + _pictures(scored.features[table["row"]], captions)
+
+
 _PAGES: Mapping[str, Callable[[Any], str]] = MappingProxyType(
     {
         "Features": _features,
@@ -239,7 +249,7 @@ def _pictures(features: Features, captions: Sequence[Sequence[str]]) -> str:
         pictures = {}
     tiles = []
     for row, (path, lines) in enumerate(zip(features.paths, captions, strict=True)):
-        name = escaped(path)
+        name = escaped(", ".join(filter(None, (path, *lines))))
         picture = f'<div style="{_GREY}">{escaped(path.rpartition("/")[2])}</div>'
         if row in pictures:
             picture = f'<img src="{pictures[row]}" alt="{name}" style="{_TILE}">'

@@ -106,19 +106,21 @@ def test_a_search_shows_its_first_lines(dataset):
     assert "chosen" in html
 
 
-def test_a_training_shows_its_score_and_its_errors(dataset):
+def test_a_training_shows_its_errors_as_pictures(dataset):
     _, feats = dataset
     result = featx.train(feats, cv=3)
     html = result._repr_html_()
     (suspect,) = result.suspects
     assert suspect.path == "<b>blue/odd.jpg"
-    assert "&lt;b&gt;blue/odd.jpg" in html
-    for words in ("logistic", "2 classes", "21 images of photos", "looks like", "accuracy 0.95"):
+    assert pictures(html) == 1
+    assert 'alt="&lt;b&gt;blue/odd.jpg, &lt;b&gt;blue, → red, 0.' in html
+    assert "→ red</div>" in html
+    for words in ("logistic", "2 classes", "21 images of photos", "1 of 21 wrong", "accuracy 0.95"):
         assert words in text_of(html)
     assert pickle.loads(pickle.dumps(result))._repr_html_() == html
     unmeasured = featx.train(feats, cv=0)._repr_html_()
     assert "not measured" in text_of(unmeasured)
-    assert "look at" not in unmeasured
+    assert pictures(unmeasured) == 0
 
 
 def test_an_evaluation_is_a_dict_that_shows_itself(dataset):
@@ -140,16 +142,19 @@ def test_an_evaluation_is_a_dict_that_shows_itself(dataset):
 
 
 def test_a_fine_tuning_shows_its_epochs(dataset):
-    result = featx.train(dataset[1], cv=0)
+    result = featx.train(dataset[1], cv=3)
     epochs = [(0, None, 0.7, 0.5), (1, 0.9, 0.6, 0.6), (2, 0.8, 0.61, 0.55)]
     names = ("epoch", "loss", "val_loss", "val_accuracy")
     history = [dict(zip(names, epoch, strict=True)) for epoch in epochs]
     metrics = {"protocol": "split test", "accuracy": 0.75, "finetuning": {"best_epoch": 1}}
-    tuned = FineTuned(result.model, Path("m"), "finetuned", metrics, history, "", False, ())
+    assert result.scored is not None
+    tuned = FineTuned(
+        result.model, Path("m"), "finetuned", metrics, history, "", False, (), result.scored
+    )
+    assert pictures(tuned._repr_html_()) == 1
     html = text_of(tuned._repr_html_())
     assert "kept: fine-tuned" in html
     assert "accuracy 0.7500, split test" in html
-    assert re.findall(r"(\d)(, the best)? ", html.partition("hold-out accuracy")[2])[0]
     assert "1, the best" in html
 
 
@@ -171,9 +176,11 @@ def test_tables_of_pandas_have_a_row_an_image_and_a_row_a_trial(dataset, tmp_pat
     leaders = result.to_pandas()
     assert leaders["head"].tolist() == [row.head for row in result.leaderboard]
     assert leaders["score_fold_1"].tolist() == [row.scores[1] for row in result.leaderboard]
-    doubtful = featx.train(feats, cv=3).to_pandas()
-    assert list(doubtful) == ["path", "label", "predicted", "probability"]
-    assert doubtful["path"].tolist() == ["<b>blue/odd.jpg"]
+    answers = featx.train(feats, cv=3).to_pandas()
+    assert len(answers) == 21
+    assert answers["right"].tolist() == [False] + [True] * 20
+    assert feats[answers["row"]].paths == answers["path"].tolist()
+    assert answers.loc[0, ["label", "predicted"]].tolist() == ["<b>blue", "red"]
     assert not len(featx.train(feats, cv=0).to_pandas())
     odd = featx.import_features("odd", feats.X[:2], paths=["a\udcff", "b"], cache=tmp_path)
     assert odd.to_pandas()["path"].tolist() == ["a\udcff", "b"]
