@@ -531,6 +531,7 @@ class Features(NotebookValue):
         Rows of a damaged one count as missing from then on.
         """
         number = self._find(backbone, tap)
+        self._lying.pop(number, None)
         self._stores[number].recheck(self.blocks[number].tap, self.keys)
 
     def _keys_of(self, rows: NDArray[np.intp] | slice) -> Keys:
