@@ -57,9 +57,10 @@ def command(
     import featx
 
     if output is not None:
-        from featx.reporting.page import is_page
+        from featx.reporting.page import is_page, render_page
 
         options.check_output(output, is_page, "page", force=force, data=data)
+        render_page("base.html")  # raises now what would keep the page from being made
     names = list(_names(images))
     features, which = options.open_block(data, cache, **block)
     named: dict[str, Any] = {**block, **which}
