@@ -157,9 +157,7 @@ def test_a_region_of_the_map_lists_its_files_as_csv(opened, trained):
     for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 4)):
         page.mouse.move(x, y, steps=4)
     page.mouse.up()
-    page.wait_for_function(
-        "document.getElementById('map-selected-title').textContent.startsWith('36 ')"
-    )
+    page.wait_for_selector("#map-selected-title:has-text('36 images selected')")
     with page.expect_download() as download:
         page.click("#map-save")
     with open(download.value.path(), encoding="utf-8", newline="") as file:
