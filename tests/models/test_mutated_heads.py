@@ -105,14 +105,16 @@ def mutate(schema, files, draw):
         name = f"{draw.randrange(10**9)}.npy"
         files[name], node["file"] = out.getvalue(), name
         return
-    if kind < 8:
-        scalars = [n for _, _, n in found if n["__loader__"] == "JsonNode"]
+    # Changes before this one may have taken all nodes of a kind away.
+    scalars = [n for _, _, n in found if n["__loader__"] == "JsonNode"]
+    objects = [n for _, _, n in found if n["__loader__"] == "ObjectNode"]
+    lists = [n for _, _, n in found if n["__loader__"] in ("ListNode", "TupleNode")]
+    if kind < 8 and scalars:
         draw.choice(scalars)["content"] = draw.choice(SCALARS)
     elif kind == 8 and parent is not None:
         other = draw.choice(found)[2]
         parent[place] = copy.deepcopy(other) if len(json.dumps(other)) < 50_000 else None
-    elif kind == 9:
-        objects = [n for _, _, n in found if n["__loader__"] == "ObjectNode"]
+    elif kind == 9 and objects:
         node = draw.choice(objects)
         state = node["content"]["content"]
         if draw.random() < 0.4:
@@ -122,8 +124,7 @@ def mutate(schema, files, draw):
         else:
             value = copy.deepcopy(draw.choice(found)[2])
             state[draw.choice([*ATTRIBUTES, *state])] = value
-    elif kind == 10:
-        lists = [n for _, _, n in found if n["__loader__"] in ("ListNode", "TupleNode")]
+    elif kind == 10 and lists:
         content = draw.choice(lists)["content"]
         if content:
             content[:] = draw.choice([content[:-1], content + content[:1], content[::-1], []])
