@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -182,7 +183,7 @@ class _Study:
     ) -> Finding:
         """Return a finding with the command of its kind."""
         # As words, not as a pattern: a name may have braces.
-        text = command or KINDS[kind].command.replace("{name}", _word(self.features.name))
+        text = command or KINDS[kind].command.replace("{name}", shlex.quote(self.features.name))
         return Finding(kind, evidence, tuple(images), tuple(classes), score, text)
 
     def compare(self, with_pictures: bool) -> None:
@@ -336,12 +337,6 @@ def _joined(groups: NDArray[np.int64], pairs: Sequence[tuple[int, int]]) -> NDAr
     return joined
 
 
-def _word(name: str) -> str:
-    import shlex
-
-    return shlex.quote(name)
-
-
 # Files
 
 
@@ -474,8 +469,10 @@ def _classes(study: _Study) -> Iterator[Finding]:
     for names in groups.values():
         if len(names) > 1:
             largest = max(names, key=lambda name: counts[study.classes.index(name)])
-            changes = [_word(f"{name}={largest}") for name in names if name != largest]
-            command = f"featx dataset relabel {_word(study.features.name)} {' '.join(changes)}"
+            changes = [shlex.quote(f"{name}={largest}") for name in names if name != largest]
+            command = (
+                f"featx dataset relabel {shlex.quote(study.features.name)} {' '.join(changes)}"
+            )
             evidence = f"they differ only in case, accents, blanks or marks: {', '.join(names)}"
             yield study.finding("class-names", evidence, classes=names, score=1.0, command=command)
     if study.proba is None:
@@ -495,8 +492,8 @@ def _classes(study: _Study) -> Iterator[Finding]:
             evidence = (
                 f"{there:.0%} of {names[0]} look like {names[1]}, and {back:.0%} the other way"
             )
-            change = _word(f"{names[1]}={names[0]}")
-            command = f"featx dataset relabel {_word(study.features.name)} {change}"
+            change = shlex.quote(f"{names[1]}={names[0]}")
+            command = f"featx dataset relabel {shlex.quote(study.features.name)} {change}"
             score = min(1.0, (there + back) / 2)
             yield study.finding(
                 "class-features", evidence, classes=names, score=score, command=command

@@ -25,9 +25,7 @@ _COUNTS = ("true positives", "false positives", "false negatives", "true negativ
         type=click.Path(path_type=Path),
         help="A second model: McNemar's test on the same images.",
     ),
-    options.whole(
-        "--bootstrap", default=1000, least=0, help="Samples behind the intervals; 0 for none."
-    ),
+    options.bootstrap,
     options.file_path(
         "--confusion",
         help="Write the confusion matrix as CSV; of several labels an image, four counts a label.",

@@ -358,6 +358,9 @@ output = stacked(file_path("-o", "--output", help="Where to save it."), force())
 report = file_path(
     "--report", "report_file", help="Write a page with the images, scores and plots there."
 )
+bootstrap = whole(
+    "--bootstrap", default=1000, least=0, help="Samples behind the intervals; 0 for none."
+)
 model = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 
 

@@ -23,9 +23,7 @@ from featx.terminal import say, say_json
         show_default=True,
         help="Where the page goes.",
     ),
-    options.whole(
-        "--bootstrap", default=1000, least=0, help="Samples behind the intervals; 0 for none."
-    ),
+    options.bootstrap,
     options.flag("--audit", help="Show what `featx audit` says of DATA too."),
     options.loading,
     options.force(),

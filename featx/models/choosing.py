@@ -10,10 +10,11 @@ import numpy as np
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
-from featx.exceptions import DatasetError, FeaturesError
+from featx.exceptions import DatasetError
 from featx.files.identity import whole_keys
 from featx.heads.rows import Doubles, Numbers
 from featx.models.classifier import ImageClassifier
+from featx.models.evaluation import require_spec
 from featx.models.training import HELD_OUT, BlockName
 from featx.selection.coverage import choose_rows
 
@@ -169,12 +170,7 @@ class _Opinions(NamedTuple):
 def _opinions(
     model: ImageClassifier, features: Features, which: BlockName, pool: Numbers
 ) -> _Opinions:
-    model.check_width(features.width(**which))
-    spec = features.spec(**which)
-    if model.spec_ is not None and spec != model.spec_:
-        raise FeaturesError(
-            f"the features are of {spec.name}, the model was trained on {model.spec_.name}"
-        )
+    require_spec(model, features, which)
     parts = []
     for X, _ in features.batches(**which, rows=pool):
         proba = np.asarray(model.average_proba([X]), np.float64)

@@ -39,6 +39,7 @@ from featx.selection.metrics import (
     score_label_sets,
     score_predictions,
 )
+from featx.spec import FeatureSpec
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -392,14 +393,20 @@ def extract_for(
     )
 
 
-def _from_features(model: ImageClassifier, features: Features) -> list[Floats]:
-    block = model_block(model, features)
+def require_spec(model: ImageClassifier, features: Features, block: BlockName) -> FeatureSpec:
+    """Return the specification of a block; `FeaturesError` if the model is of another or size."""
     model.check_width(features.width(**block))
     spec = features.spec(**block)
     if model.spec_ is not None and spec != model.spec_:
         raise FeaturesError(
             f"the features are of {spec.name}, the model was trained on {model.spec_.name}"
         )
+    return spec
+
+
+def _from_features(model: ImageClassifier, features: Features) -> list[Floats]:
+    block = model_block(model, features)
+    spec = require_spec(model, features, block)
     specs = with_views(spec, model.views_averaged, model.view_policy)
     views = [None, *features.views(**block)]
     view_of = {features.spec(**block, view=view): view for view in views}
