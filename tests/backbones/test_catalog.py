@@ -22,7 +22,7 @@ SIX = [
     "convnext_tiny",
     "mobilenet_v3_small",
 ]
-LONGEST = ("convnext_tiny", "densenet121")
+LONGEST = ("convnext_tiny", "densenet121", "efficientnet_b0")
 
 
 class StopError(Exception):
@@ -256,10 +256,10 @@ def stage(block):
         ("mobilenet_v2", 64, 17),
         ("efficientnet_b0", 64, 16),
         ("resnet50", 64, 16),
-        ("densenet121", 64, 58),
+        pytest.param("densenet121", 64, 58, marks=pytest.mark.slow),
         ("convnext_tiny", 64, 18),
         ("mobilenet_v3_small", 64, 11),
-        ("xception", 71, 14),
+        pytest.param("xception", 71, 14, marks=pytest.mark.slow),
     ],
 )
 def test_the_output_of_a_block_is_what_the_next_block_reads(name, size, blocks, built):
@@ -420,7 +420,7 @@ def test_no_image_drowns_the_others(built, vectors_of):
     assert spectrum.sum() ** 2 / (spectrum**2).sum() > 5
 
 
-@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize("size", [32, pytest.param(96, marks=pytest.mark.slow)])
 def test_activations_neither_vanish_nor_overflow_at_small_inputs(size, keras, vectors_of):
     source = resolve_backbone("efficientnet_b0", weights="random:0", input_size=size)
     coarse = np.random.default_rng(7).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)

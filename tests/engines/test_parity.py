@@ -39,8 +39,6 @@ ALWAYS = {
     "tiny",
     "mobilenet",
     "mobilenet_v3_small",
-    "efficientnet_b0",
-    "vgg16",
 }
 
 

@@ -190,8 +190,8 @@ def test_another_error_is_not_taken_for_memory(training):
         {"mixing": "mixup"},
         pytest.param({"mixing": "cutmix", "cut": "pixels"}, marks=pytest.mark.slow),
         pytest.param({"label_smoothing": 0.1}, marks=pytest.mark.slow),
-        {"train_batchnorm": True},
-        {"mixed": True},
+        pytest.param({"train_batchnorm": True}, marks=pytest.mark.slow),
+        pytest.param({"mixed": True}, marks=pytest.mark.slow),
     ],
 )
 def test_what_may_be_asked_for_changes_the_course_and_is_repeatable(training, changes):

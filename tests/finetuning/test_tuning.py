@@ -133,6 +133,7 @@ def test_splits_of_the_dataset_are_kept_to(trained, pictures, cache, tmp_path):
     assert "had no say in the training" in result.metrics["protocol"]
 
 
+@pytest.mark.slow
 def test_class_weights_change_the_course(tune):
     plain, balanced = tune("a.featx"), tune("b.featx", class_weight={"ant": 5.0})
     assert plain.history[1]["loss"] != balanced.history[1]["loss"]

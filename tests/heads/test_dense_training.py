@@ -62,6 +62,7 @@ def test_a_head_is_the_same_together_and_alone(digits):
     np.testing.assert_array_equal(loaded.predict_proba(digits[0]), expected)
 
 
+@pytest.mark.slow
 def test_each_head_stops_when_it_would_alone(digits, monkeypatch):
     # A stack is made smaller whenever a head has left it.
     monkeypatch.setattr("featx.heads.dense_training._REBUILD_FLOP", 0.0)

@@ -161,6 +161,7 @@ def test_two_images_a_label_and_balanced_weights(table, options):
         assert result.model.predict(features.X).shape == (4, 2)
 
 
+@pytest.mark.slow
 def test_a_search_over_heads_of_several_labels(table, options, tmp_path):
     features = featx.extract(table, **options)
     what = {"heads": ["logistic:C=0.0001|1", "ridge"], "cv": 3, "n_jobs": 1, "multilabel": True}
