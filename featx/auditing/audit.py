@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from featx.auditing.findings import KINDS, Audit, AuditedImage, Finding, by_importance
 from featx.auditing.label_errors import (
     LabelDoubts,
-    Values,
+    Passes,
     doubt_labels,
     held_out_probabilities,
+    mean_probabilities,
 )
 from featx.auditing.near_duplicates import (
-    EXACT_ROWS,
+    SIDE,
     Agreement,
     Near,
     compare_pictures,
@@ -34,17 +35,17 @@ from featx.backbones.taps import parse_tap
 from featx.cache.editing import label_conflicts
 from featx.cache.features import Features
 from featx.cache.manifest import FAILED
-from featx.exceptions import DatasetError, FeaturesError
+from featx.exceptions import DatasetError, FeaturesError, HeadError, MissingExtraError
 from featx.files.identity import related_rows
 from featx.images.labels import SEPARATOR
-from featx.memory import as_bytes, shown_bytes
-from featx.models.training import BlockName, block_bytes, check_classes
+from featx.memory import as_bytes
+from featx.models.training import BlockName, check_classes
 
 Numbers = NDArray[np.intp]
 
 _KEPT_FIRST = ("test", "val", "train", "")
 _UNLIKE = 3.5  # standard deviations, of the logarithm of the distance to the nearest images
-_SURELY_NEAR, _NEARER = 0.99, 0.2
+_SURELY_NEAR, _NEARER = 0.01, 0.04  # distances of features, and in those of rows to their nearest
 _FEW_OF_A_CLASS, _FEW_IN_ALL = 10, 139
 _UNEQUAL = 10.0
 _MIXED_UP, _EACH_WAY, _ENOUGH = 0.6, 0.2, 10
@@ -142,7 +143,6 @@ class _Study:
     pictures: Pictures | None = None
     agreement: Agreement | None = None
     rows: Numbers = field(default_factory=lambda: np.empty(0, np.intp))  # whose labels are judged
-    proba: Values | None = None
     doubts: LabelDoubts | None = None
     left_out: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
@@ -153,6 +153,7 @@ class _Study:
         self.classes = manifest.classes or ()
         self.labels = self.features.labels
         self.copies = related_rows(self.features.keys, None)
+        self.most_compared = max(2, self.ram_bytes // 4 // SIDE**2)
 
     def path(self, row: int) -> str:
         return self.features.manifest.path[int(self.numbers[row])]
@@ -189,14 +190,23 @@ class _Study:
     def compare(self, with_pictures: bool) -> None:
         """Find images that are near each other, and compare their pixels where these are there."""
         firsts = np.unique(self.copies).astype(np.intp)
-        self.near = near_pairs(
-            self.features, self.blocks[0], firsts, max_ram_bytes=self.ram_bytes // 4, seed=self.seed
-        )
-        self.checked.append(f"features of {len(firsts):,} different images, with each other")
+        try:
+            self.near = near_pairs(
+                self.features,
+                self.blocks[0],
+                firsts,
+                max_ram_bytes=self.ram_bytes // 4,
+                seed=self.seed,
+            )
+        except MissingExtraError as error:
+            self.near = Near.nothing(len(self.features))
+            self.left_out.append(f"nearly equal images and outliers: {error}")
+        else:
+            self.checked.append(f"features of {len(firsts):,} different images, with each other")
         imported = self.features.manifest.source == "imported"
         if with_pictures and not imported:
-            few = len(firsts) <= EXACT_ROWS
-            kept = firsts if few else np.unique(self.near.pairs)
+            few = len(firsts) <= self.most_compared
+            kept = firsts if few else self._nearest_rows()
             self.pictures = look_at(self.features, kept.tolist())
             if few and self.pictures is not None:
                 self._add_similar_looks(firsts[self.pictures.seen[firsts]])
@@ -213,8 +223,14 @@ class _Study:
             self.left_out.append(
                 f"pixels of {missing:,} images whose files are gone or have changed since"
             )
-        both = seen[self.near.pairs].all(axis=1)
-        self.near = Near(self.near.pairs[both], self.near.cosine[both], self.near.nearness)
+        compared = np.zeros(len(seen), np.bool_)
+        compared[list(self.pictures.greys)] = True
+        if len(firsts) > self.most_compared:
+            self.left_out.append(
+                f"pairs whose features are not among the nearest: pixels of {compared.sum():,} "
+                "images were compared with each other"
+            )
+        self.near = self.near.take(np.flatnonzero(compared[self.near.pairs].all(axis=1)))
         used, numbers = np.unique(self.near.pairs, return_inverse=True)
         if len(used):
             greys = greys_of(self.pictures, used)
@@ -257,11 +273,15 @@ class _Study:
     def _surely_near(self) -> Numbers:
         """Return the pairs that are far nearer to each other than images are to their nearest."""
         assert self.near is not None
-        pairs, distance, others = self.near.pairs, 1 - self.near.cosine, 1 - self.near.nearness
-        if not len(pairs):
-            return np.empty(0, np.intp)
-        usual = np.maximum(others[pairs].max(axis=1) / 5, np.nanmedian(others) / 20)
-        return np.flatnonzero((distance <= 1 - _SURELY_NEAR) & (distance <= _NEARER * usual))
+        near = (1 - self.near.cosine <= _SURELY_NEAR) & (self.near.relative_distance <= _NEARER)
+        return np.flatnonzero(near)
+
+    def _nearest_rows(self) -> Numbers:
+        """Return the rows of the pairs that are nearest, as many as are looked at."""
+        assert self.near is not None
+        pairs = self.near.pairs[np.argsort(self.near.relative_distance, kind="stable")]
+        rows, first = np.unique(pairs, return_index=True)
+        return np.sort(rows[np.argsort(first)[: self.most_compared]])
 
     def judge_labels(self) -> None:
         """Judge the labels by heads that have not seen the images."""
@@ -273,53 +293,37 @@ class _Study:
         units = np.unique(np.stack([self.labels[rows], self.copies[rows]]), axis=1)
         several = np.flatnonzero(np.bincount(units[0]) >= 2)
         rows = rows[np.isin(self.labels[rows], several)]
-        size_bytes = 2 * len(rows) * len(self.classes)
-        if size_bytes > self.ram_bytes // 2:
-            self.left_out.append(
-                f"labels: the probabilities of {len(self.classes):,} classes would take "
-                f"{shown_bytes(size_bytes)}, more than half of --max-ram"
-            )
-            return
         try:
             check_classes(features, y, rows)
-            self.proba = self._probabilities(rows)
-        except DatasetError as error:
+            self.doubts = doubt_labels(self.labels[rows], self._probabilities(rows))
+        except (DatasetError, HeadError) as error:
             self.left_out.append(f"labels: {error}")
             return
         self.rows = rows
-        self.doubts = doubt_labels(self.labels[rows], self.proba)
         by = ", ".join(f"{block['backbone']} {block['tap']}" for block in self.blocks)
         self.checked.append(f"labels of {len(rows):,} images, by {by}")
 
-    def _probabilities(self, rows: Numbers) -> Values:
+    def _probabilities(self, rows: Numbers) -> Passes:
         """Return the mean of what heads on all blocks say of rows that they have not seen."""
         related = related_rows(self.features.keys, self.features.groups)
         pairs = [(first, second) for first, second, _, _ in self.equal_pairs()]
         together = _joined(related, pairs)[rows]
-        total: Values | None = None
+        parts = []
         for block in self.blocks:
-            half = self.ram_bytes // 2
-            bound = half if block_bytes(self.features, block) > half else None
             judge = partial(
                 held_out_probabilities,
                 self.features,
                 block,
                 rows,
-                max_ram_bytes=bound,
+                max_ram_bytes=self.ram_bytes,
                 seed=self.seed,
             )
             try:
-                proba = judge(together=together)
+                parts.append(judge(together=together))
             except DatasetError:
                 # Nearly equal images may tie a whole class together; copies alone seldom do.
-                proba = judge()
-            if total is None:
-                total = proba
-            else:
-                total += proba
-        assert total is not None
-        total /= len(self.blocks)
-        return total
+                parts.append(judge())
+        return mean_probabilities(parts)
 
 
 def _joined(groups: NDArray[np.int64], pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -384,12 +388,10 @@ def _contradiction(study: _Study, rows: list[int], labels: Counter[str]) -> Find
     """Return a finding about equal images; most of them decide, else the other images do."""
     (first, most), (_, next_most), *_ = labels.most_common()
     better = first if most > next_most else ""
-    number = np.flatnonzero(np.isin(study.rows, rows))
-    if not better and study.proba is not None and len(number):
-        codes = [study.classes.index(label) for label in labels]
-        known = [code for code in codes if code < study.proba.shape[1]]
-        if known:
-            better = study.classes[known[int(study.proba[number[0], known].argmax())]]
+    numbers = np.flatnonzero(np.isin(study.rows, rows))
+    if not better and study.doubts is not None and len(numbers):
+        most_probable = study.rows[numbers[study.doubts.quality[numbers].argmax()]]
+        better = study.label(int(most_probable))
     images = [
         study.image(row, "relabel", better)
         if better and study.label(row) != better
@@ -447,13 +449,13 @@ def _more_doubtful(study: _Study, rows: tuple[int, int]) -> int | None:
 
 
 def _labels(study: _Study) -> Iterator[Finding]:
-    if study.doubts is None or study.proba is None:
+    if study.doubts is None:
         return
     doubts = study.doubts
     for number in np.flatnonzero(doubts.wrong).tolist():
         row, quality = int(study.rows[number]), float(doubts.quality[number])
         better = study.classes[doubts.better[number]]
-        sure = float(study.proba[number, doubts.better[number]])
+        sure = float(doubts.better_probability[number])
         evidence = f"by the other images it is {better} ({sure:.0%}), not {study.label(row)} "
         evidence += f"({quality:.0%})"
         images = [study.image(row, "relabel", better)]
@@ -475,10 +477,9 @@ def _classes(study: _Study) -> Iterator[Finding]:
             )
             evidence = f"they differ only in case, accents, blanks or marks: {', '.join(names)}"
             yield study.finding("class-names", evidence, classes=names, score=1.0, command=command)
-    if study.proba is None:
+    if study.doubts is None:
         return
-    predicted = study.proba.argmax(axis=1)
-    k = study.proba.shape[1]
+    predicted, k = study.doubts.predicted, len(study.classes)
     pairs, times = np.unique(study.labels[study.rows] * np.int64(k) + predicted, return_counts=True)
     often = dict(zip(pairs.tolist(), times.tolist(), strict=True))
     totals = np.bincount(study.labels[study.rows], minlength=k)

@@ -6,32 +6,40 @@ their ranking and their choice are those of cleanlab 2 (a test compares them whe
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
 
 from featx.cache.features import Features
+from featx.exceptions import HeadError
 from featx.files.identity import related_rows
+from featx.heads.calibrated import fit_temperature
+from featx.heads.discriminant import weights_of_sums
 from featx.heads.making import make_head
-from featx.models.training import BlockName, Fitting
+from featx.heads.moments import Moments
+from featx.heads.rows import Fold
+from featx.heads.targets import Targets
+from featx.memory import shown_bytes
+from featx.models.training import BlockName, Fitting, block_bytes
 from featx.selection.splits import repeated_folds
 
 Numbers: TypeAlias = NDArray[np.intp]
 Values: TypeAlias = NDArray[np.floating[Any]]
+Passes: TypeAlias = Callable[[], Iterator[tuple[Values, Numbers]]]
+"""A pass over probabilities: batches (b, k), with the numbers (b,) of the rows they are of."""
 
 _FOLDS = 5
-# Up to here logistic regression; beyond, a head whose folds are sums, solved at once.
-_MOST_CELLS = 40_000_000
-_CELLS = 4_000_000
+_MOST_CELLS = 200_000_000  # rows, features and classes (of which 20 count) of logistic regression
+_BATCH_ROWS, _MOST_ROWS = 1024, 8192
+_SHRINKAGES = np.array([0.01, 0.1, 0.5])
+_CALIBRATED_ON = 20_000
 _NEARLY = 2.220446049250313e-15  # ten roundings, as in cleanlab
-_HEAD, _QUICK_HEAD = "logistic", "lda"
-
-
-def head_for(rows: int, width: int, classes: int) -> str:
-    """Return the head whose probabilities judge labels: the best that takes minutes."""
-    return _HEAD if rows * min(classes, 20) * width <= 20 * _MOST_CELLS else _QUICK_HEAD
 
 
 def held_out_probabilities(
@@ -40,31 +48,115 @@ def held_out_probabilities(
     rows: Numbers,
     *,
     together: NDArray[np.int64] | None = None,
-    max_ram_bytes: int | None = None,
+    max_ram_bytes: int = 1 << 30,
     seed: int = 0,
-) -> Values:
-    """Return what heads say of rows that they have not seen, shape (n, classes).
+) -> Passes:
+    """Return what heads say of rows that they have not seen, of every class up to the last code.
 
     The folds are those of `featx.train`. Rows that are `together` are on one side too: nearly equal
-    images would confirm each other's wrong labels.
+    images would confirm each other's wrong labels. Logistic regression, where that takes minutes
+    and the features fit a quarter of the memory; else linear discriminants.
 
     Raises
     ------
     DatasetError
         If a class has one image only, or there are fewer than two classes.
+    HeadError
+        If linear discriminants of so many features do not fit the memory.
     """
     codes = features.labels[rows]
-    name = head_for(len(rows), features.width(**block), int(codes.max()) + 1)
-    fitting = Fitting(features, block, make_head(name, seed=seed), features.labels, max_ram_bytes)
     groups = related_rows(features.keys, features.groups)
     groups = groups[rows] if together is None else together
     folds = repeated_folds(codes, folds=_FOLDS, groups=groups, seed=seed)
+    cells = len(rows) * min(int(codes.max()) + 1, 20) * features.width(**block)
+    if cells > _MOST_CELLS or block_bytes(features, block) > max_ram_bytes // 4:
+        return _by_discriminants(features, block, rows, folds, max_ram_bytes, seed)
+    fitting = Fitting(features, block, make_head("logistic", seed=seed), features.labels)
+    proba = np.zeros((len(rows), int(codes.max()) + 1), np.float32)
     present = np.unique(codes)
-    shape = len(rows), int(codes.max()) + 1
-    proba = np.zeros(shape, np.float32 if np.prod(shape) <= _MOST_CELLS else np.float16)
-    for values, numbers in fitting.held_out(rows, folds, 0, name=name, seed=seed):
+    for values, numbers in fitting.held_out(rows, folds, 0, name="logistic", seed=seed):
         proba[numbers[:, None], present] = values
-    return proba
+
+    def batches() -> Iterator[tuple[Values, Numbers]]:
+        for start in range(0, len(rows), _BATCH_ROWS):
+            numbers = np.arange(start, min(start + _BATCH_ROWS, len(rows)))
+            yield proba[numbers], numbers
+
+    return batches
+
+
+def _by_discriminants(
+    features: Features,
+    block: BlockName,
+    rows: Numbers,
+    folds: Sequence[Fold],
+    max_ram_bytes: int,
+    seed: int,
+) -> Passes:
+    """Return what linear discriminants say, all of which come from one pass over the features.
+
+    Shrinkage and temperature are those that explain the held-out labels of a sample best.
+    """
+    codes, width = features.labels[rows].astype(np.intp), features.width(**block)
+    targets = Targets("classes", np.arange(int(codes.max()) + 1), codes)
+    # Sums of products of each fold and of a few more in between; weights and sums of each class.
+    needed = 8 * width * ((len(folds) + 6) * (width + targets.columns))
+    if needed > max_ram_bytes // 2:
+        raise HeadError(
+            f"sums of products of {width:,} features and {targets.columns:,} classes take "
+            f"{shown_bytes(needed)}, more than half of --max-ram: raise it, or take a tap with "
+            "fewer features, such as avg"
+        )
+    fold_of = np.empty(len(rows), np.intp)
+    for fold, (_, test) in enumerate(folds):
+        fold_of[test] = fold
+
+    def batches(numbers: Numbers, size: int) -> Iterator[tuple[Values, Numbers]]:
+        for start in range(0, len(numbers), size):
+            some = numbers[start : start + size]
+            yield features.take(rows[some], **block).astype(np.float32, copy=False), some
+
+    size = int(np.clip(max_ram_bytes // 16 // (4 * width), 16, _MOST_ROWS))
+    every = np.arange(len(rows))
+    parts = Moments.of_groups(batches(every, size), targets, fold_of, gram=True)
+    total = reduce(operator.add, parts)
+    heads = [list(weights_of_sums(total - part, _SHRINKAGES)) for part in parts]
+    del parts, total
+
+    def margins(X: Values, numbers: Numbers, which: int) -> Values:
+        values = np.empty((len(X), targets.columns), np.float32)
+        for fold, shrinkages in enumerate(heads):
+            inside = np.flatnonzero(fold_of[numbers] == fold)
+            weights, constants = shrinkages[which]
+            values[inside] = X[inside] @ weights + constants
+        return values
+
+    count = min(_CALIBRATED_ON, max(1, max_ram_bytes // 16 // (4 * targets.columns)), len(rows))
+    sample = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
+    losses, temperatures = [], []
+    for which in range(len(_SHRINKAGES)):
+        judged = np.concatenate([margins(*batch, which) for batch in batches(sample, size)])
+        temperature = fit_temperature(judged, codes[sample])
+        logs = log_softmax(judged / temperature, axis=1)
+        losses.append(-float(logs[np.arange(count), codes[sample]].mean(dtype=np.float64)))
+        temperatures.append(temperature)
+    best = int(np.argmin(losses))
+
+    def passes() -> Iterator[tuple[Values, Numbers]]:
+        for X, numbers in batches(every, _BATCH_ROWS):
+            yield softmax(margins(X, numbers, best) / temperatures[best], axis=1), numbers
+
+    return passes
+
+
+def mean_probabilities(parts: Sequence[Passes]) -> Passes:
+    """Return the mean of what several heads say of the same rows."""
+
+    def passes() -> Iterator[tuple[Values, Numbers]]:
+        for batches in zip(*(part() for part in parts), strict=True):
+            yield np.mean([proba for proba, _ in batches], axis=0), batches[0][1]
+
+    return parts[0] if len(parts) == 1 else passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +167,25 @@ class LabelDoubts:
     ----------
     quality : ndarray of shape (n,)
         Probability of the label: the lower, the more doubtful.
+    predicted : ndarray of shape (n,)
+        The code of the most probable class.
     better : ndarray of shape (n,)
         The code of the class that is more probable than those of it usually are.
+    better_probability : ndarray of shape (n,)
+        How probable that is.
     wrong : ndarray of bool, shape (n,)
         Whether this is another class than the label.
     """
 
     quality: Values
+    predicted: Numbers
     better: Numbers
+    better_probability: Values
     wrong: NDArray[np.bool_]
 
 
-def doubt_labels(codes: NDArray[np.integer[Any]], proba: Values) -> LabelDoubts:
-    """Return how doubtful labels are, by their codes (n,) and probabilities (n, k).
+def doubt_labels(labels: NDArray[np.integer[Any]], passes: Passes) -> LabelDoubts:
+    """Return how doubtful labels are, by their codes (n,) and two passes over probabilities.
 
     Notes
     -----
@@ -96,20 +194,25 @@ def doubt_labels(codes: NDArray[np.integer[Any]], proba: Values) -> LabelDoubts:
     by the probability of the label, which cleanlab calls self-confidence. The choice is that of
     cleanlab's ``find_label_issues(filter_by="confident_learning")``.
     """
-    rows = np.arange(len(codes))
-    quality = proba[rows, codes].astype(np.float64)
-    k = proba.shape[1]
-    counts = np.bincount(codes, minlength=k)
-    thresholds = np.bincount(codes, quality, minlength=k) / np.maximum(counts, 1)
+    codes: Numbers = labels.astype(np.intp)
+    quality, highest = np.zeros((2, len(codes)))
+    predicted: Numbers = codes.copy()
+    columns = 1
+    for proba, numbers in passes():
+        columns = proba.shape[1]
+        quality[numbers] = proba[np.arange(len(numbers)), codes[numbers]]
+        predicted[numbers], highest[numbers] = proba.argmax(axis=1), proba.max(axis=1)
+    counts = np.bincount(codes, minlength=columns)
+    thresholds = np.bincount(codes, quality, minlength=columns) / np.maximum(counts, 1)
     thresholds[counts == 0] = np.inf
-    better = np.array(codes, np.intp)
-    step = max(1, _CELLS // max(1, k))
-    for start in range(0, len(codes), step):
-        part = slice(start, start + step)
-        confident = proba[part] >= thresholds - 1e-6
+    better: Numbers = codes.copy()
+    better_probability = quality.copy()
+    for proba, numbers in passes():
+        confident = proba >= thresholds - 1e-6
         number = confident.sum(axis=1)
-        choice = np.where(number > 1, proba[part].argmax(axis=1), confident.argmax(axis=1))
-        better[part] = np.where(number > 0, choice, better[part])
+        choice = np.where(number > 1, predicted[numbers], confident.argmax(axis=1))
+        better[numbers] = np.where(number > 0, choice, codes[numbers])
+        better_probability[numbers] = proba[np.arange(len(numbers)), better[numbers]]
     # As in cleanlab, a label that is the most probable class, or nearly so, is not wrong.
-    wrong = (better != codes) & (proba.max(axis=1) - quality > _NEARLY)
-    return LabelDoubts(quality, better, wrong)
+    wrong = (better != codes) & (highest - quality > _NEARLY)
+    return LabelDoubts(quality, predicted, better, better_probability, wrong)

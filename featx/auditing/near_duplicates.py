@@ -8,14 +8,15 @@ mirrored, in its details too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.features import Features
-from featx.cache.nearest import nearest
+from featx.cache.nearest import Nearest, nearest
+from featx.exceptions import MissingExtraError
 from featx.models.training import BlockName
 
 Numbers: TypeAlias = NDArray[np.intp]
@@ -27,11 +28,15 @@ Greys: TypeAlias = NDArray[np.uint8]
 SIDE = 64
 """Pixels of a side of the pictures that are compared."""
 
-EXACT_ROWS = 40_000
+EXACT_ROWS = 200_000
 """Rows up to which all are compared with all."""
 
 NEIGHBOURS, _FEW = 4, 3
 _LEAST_COSINE = 0.6
+_MOST_ROWS = 8192
+# Of the index: axes, rows a list that it learns from, lists that each row is looked for in, and
+# rows that are compared beside those that are asked for.
+_DIMENSIONS, _OF_A_LIST, _LISTS_LOOKED_AT, _MORE = 64, 40, 16, 6
 # Windows that a crop may be: sides relative to the whole, each at all places about 1/16 apart.
 _SCALES = (1.0, 0.93, 0.86, 0.8, 0.74, 0.68, 0.62)
 _COARSE, _FINE = 12, 32
@@ -65,124 +70,150 @@ class Near(NamedTuple):
     cosine: Doubles
     nearness: Doubles
 
+    @classmethod
+    def nothing(cls, count: int) -> Near:
+        """Return no pairs among this many rows."""
+        return cls(np.empty((0, 2), np.intp), np.empty(0), np.full(count, np.nan))
+
+    @property
+    def relative_distance(self) -> Doubles:
+        """How far the rows of each pair are apart, in distances of such rows to their nearest."""
+        usual = 1 - self.nearness
+        if not len(self.pairs):
+            return np.empty(0)
+        least = np.nanmedian(usual) / 4
+        relative: Doubles = (1 - self.cosine) / np.maximum(usual[self.pairs].max(axis=1), least)
+        return relative
+
+    def take(self, numbers: Numbers) -> Near:
+        """Return some of the pairs."""
+        return Near(self.pairs[numbers], self.cosine[numbers], self.nearness)
+
 
 def near_pairs(
     features: Features,
     block: BlockName,
     rows: Numbers,
     *,
-    exact_rows: int = EXACT_ROWS,
     max_ram_bytes: int = 256 << 20,
     seed: int = 0,
 ) -> Near:
     """Return pairs of rows each of which is among the nearest of the other, or has it so.
 
-    Up to `exact_rows` rows all pairs are looked at. More are put into clusters, and looked at
-    within the two clusters that are nearest to each.
+    Up to `EXACT_ROWS` rows all are compared with all. Of more, each is compared with those that an
+    index of faiss finds.
+
+    Raises
+    ------
+    MissingExtraError
+        If there are more rows, and faiss is not installed.
     """
-    nearness = np.full(len(features), np.nan)
-    if len(rows) < 2:
-        return Near(np.empty((0, 2), np.intp), np.empty(0), nearness)
-    if len(rows) <= exact_rows:
-        X = features.take(rows, **block)
-        numbers = np.arange(len(rows))
-        result = nearest(
-            X, X, min(NEIGHBOURS, len(rows) - 1), exclude=numbers, max_ram_bytes=max_ram_bytes
+    nothing, k = Near.nothing(len(features)), min(NEIGHBOURS, len(rows) - 1)
+    if k < 1:
+        return nothing
+    find = _exactly if len(rows) <= EXACT_ROWS else partial(_by_index, seed=seed)
+    result = find(features, block, rows, k, max_ram_bytes)
+    nothing.nearness[rows] = result.values[:, :_FEW].mean(axis=1)
+    both = np.sort(np.stack([np.repeat(rows, k), result.rows.ravel()], axis=1), axis=1)
+    cosine = result.values.ravel()
+    fits = (cosine >= _LEAST_COSINE) & (both[:, 0] >= 0)
+    pairs, at = np.unique(both[fits], axis=0, return_index=True)
+    return Near(pairs, cosine[fits][at], nothing.nearness)
+
+
+def _exactly(
+    features: Features, block: BlockName, rows: Numbers, k: int, max_ram_bytes: int
+) -> Nearest:
+    """Compare all rows with all, as many at once as the memory holds beside what they meet."""
+    row_bytes = 4 * features.width(**block)
+    at_once = max(1, max_ram_bytes // 2 // row_bytes)
+    rest_bytes = max(1, max_ram_bytes // 4)
+    results = []
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        batches = features.batches(
+            **block,
+            rows=rows,
+            batch_size=max(1, min(_MOST_ROWS, rest_bytes // row_bytes // 2)),
+            max_ram_bytes=max(rest_bytes, 2 * row_bytes),
         )
-        first = np.repeat(numbers, result.rows.shape[1])
-        second, cosine = result.rows.ravel(), result.values.ravel()
-        nearness[rows] = result.values[:, :_FEW].mean(axis=1)
-    else:
-        first, second, cosine, nearness[rows] = _pairs_in_clusters(features, block, rows, seed)
-        sure = np.flatnonzero(cosine > _SURE)  # such pairs may be named by their features alone
-        cosine[sure] = _cosines(features, block, rows[first[sure]], rows[second[sure]])
-    fits = (second >= 0) & (cosine >= _LEAST_COSINE)
-    both = np.stack([rows[first[fits]], rows[second[fits]]], axis=1)
-    both.sort(axis=1)
-    pairs, at = np.unique(both, axis=0, return_index=True)
-    return Near(pairs, cosine[fits][at], nearness)
+        queries = features.take(some, **block)
+        results.append(nearest(queries, batches, k, exclude=some, max_ram_bytes=rest_bytes))
+    return Nearest(*(np.concatenate(column) for column in zip(*results, strict=True)))
 
 
-_SAMPLE, _DIMENSIONS, _BATCH = 20_000, 64, 8192
-_LEAST_PROJECTED, _SURE = 0.85, 0.97
-_CELLS = 1 << 24
-
-
-def _pairs_in_clusters(
-    features: Features, block: BlockName, rows: Numbers, seed: int
-) -> tuple[Numbers, Numbers, Doubles, Doubles]:
-    """Return pairs of numbers of rows, their cosine in a projection, and how near all rows are.
+def _by_index(
+    features: Features, block: BlockName, rows: Numbers, k: int, max_ram_bytes: int, *, seed: int
+) -> Nearest:
+    """Compare each row with those that an index names, by all of its features.
 
     Notes
     -----
-    An inverted file (Jégou et al., "Product quantization for nearest neighbor search", 2011) over
-    the principal components of a sample, each row in the two lists that are nearest.
+    The index is an inverted file of faiss (Jégou et al., "Product quantization for nearest neighbor
+    search", 2011) over the principal components of a sample, a byte each: 64 MB a million rows.
     """
-    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.decomposition import PCA
 
+    faiss = _faiss()
     generator = np.random.default_rng(seed)
-    sample = np.sort(generator.choice(len(rows), min(_SAMPLE, len(rows)), replace=False))
-    X = features.take(rows[sample], **block).astype(np.float32)
-    mean = X.mean(axis=0)
-    X -= mean
-    _, vectors = np.linalg.eigh(X.T @ X)
-    axes = vectors[:, -min(_DIMENSIONS, X.shape[1]) :].astype(np.float32)
-    count = max(2, round(np.sqrt(len(rows))))
-    known = _directions((X @ axes)[: 10 * count])
-    del X
-    clusters = MiniBatchKMeans(min(count, len(known)), random_state=seed, n_init=1, max_iter=20)
-    centres = _directions(clusters.fit(known).cluster_centers_.astype(np.float32))
-    projected = np.empty((len(rows), axes.shape[1]), np.float16)
-    lists = np.empty((len(rows), min(2, len(centres))), np.int32)
-    for start in range(0, len(rows), _BATCH):
-        part = slice(start, start + _BATCH)
-        Z = _directions((features.take(rows[part], **block).astype(np.float32) - mean) @ axes)
-        lists[part] = np.argpartition(-(Z @ centres.T), lists.shape[1] - 1)[:, : lists.shape[1]]
-        projected[part] = Z
-    order = np.argsort(lists.ravel(), kind="stable")
-    ends = np.cumsum(np.bincount(lists.ravel(), minlength=len(centres)))
-    pairs, cosines, nearness = [], [], np.full(len(rows), -1.0)
-    for start, end in zip(np.append(0, ends[:-1]), ends, strict=True):
-        members = order[start:end] // lists.shape[1]
-        for numbers, near, values in _nearest_among(projected[members].astype(np.float32)):
-            queries = members[numbers]
-            nearness[queries] = np.maximum(nearness[queries], values.mean(axis=1))
-            first, column = np.nonzero(values > _LEAST_PROJECTED)
-            left, right = queries[first], members[near[first, column]]
-            pairs.append(np.minimum(left, right) * len(rows) + np.maximum(left, right))
-            cosines.append(values[first, column])
-    both, at = np.unique(np.concatenate([np.empty(0, np.intp), *pairs]), return_index=True)
-    cosine = np.concatenate([np.empty(0, np.float32), *cosines])[at].astype(np.float64)
-    return both // len(rows), both % len(rows), cosine, nearness
+    at_once = int(np.clip(max_ram_bytes // 32 // features.width(**block), 16, _MOST_ROWS))
+
+    def directions(some: Numbers) -> Floats:
+        return _unit(features.take(some, **block).astype(np.float32))
+
+    def sample(count: int) -> Numbers:
+        return np.sort(generator.choice(rows, min(count, len(rows)), replace=False))
+
+    def parts(some: Numbers, size: int) -> Iterator[Numbers]:
+        return (some[start : start + size] for start in range(0, len(some), size))
+
+    X = directions(sample(at_once))
+    pca = PCA(min(_DIMENSIONS, *X.shape), svd_solver="randomized", random_state=seed).fit(X)
+    lists = max(1, round(len(rows) ** 0.5))
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(pca.n_components_),
+        pca.n_components_,
+        lists,
+        faiss.ScalarQuantizer.QT_8bit,
+        faiss.METRIC_INNER_PRODUCT,
+    )
+    index.cp.seed, index.nprobe = seed, min(_LISTS_LOOKED_AT, lists)
+
+    def projected(X: Floats) -> Floats:
+        return np.ascontiguousarray(_unit(pca.transform(X)), np.float32)
+
+    known = parts(sample(_OF_A_LIST * lists), at_once)
+    index.train(np.concatenate([projected(directions(some)) for some in known]))
+    for some in parts(rows, at_once):
+        index.add(projected(directions(some)))
+    results = []
+    for some in parts(rows, max(1, at_once // (k + _MORE))):
+        queries = directions(some)
+        _, numbers = index.search(projected(queries), k + _MORE)
+        found = np.where(numbers < 0, -1, rows[numbers])
+        used, at = np.unique(found, return_inverse=True)
+        others, at = directions(np.maximum(used, 0)), at.reshape(found.shape)
+        cosine = np.stack([np.einsum("ij,ij->i", queries, others[column]) for column in at.T], 1)
+        cosine[(found < 0) | (found == some[:, None])] = -1
+        best = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+        chosen, values = (np.take_along_axis(each, best, axis=1) for each in (found, cosine))
+        results.append(Nearest(chosen, values.astype(np.float64)))
+    return Nearest(*(np.concatenate(column) for column in zip(*results, strict=True)))
 
 
-def _nearest_among(Z: Floats) -> Iterator[tuple[Numbers, Numbers, Floats]]:
-    """Yield numbers of directions (b,), those of their nearest (b, k), and how near these are."""
-    k = min(_FEW, len(Z) - 1)
-    if k < 1:
-        return
-    step = max(1, _CELLS // len(Z))
-    for start in range(0, len(Z), step):
-        products = Z[start : start + step] @ Z.T
-        numbers = np.arange(len(products))
-        products[numbers, numbers + start] = -1
-        near = np.argpartition(products, -k, axis=1)[:, -k:]
-        yield numbers + start, near, np.take_along_axis(products, near, 1)
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        purpose = f"comparing more than {EXACT_ROWS:,} images"
+        raise MissingExtraError("faiss-cpu", extra="audit", purpose=purpose) from error
+    return faiss
 
 
-def _directions(X: Floats) -> Floats:
+def _unit(X: Floats) -> Floats:
     lengths = np.sqrt(np.einsum("ij,ij->i", X, X))[:, None]
     scaled: Floats = X / np.maximum(lengths, 1e-12)
     return scaled
-
-
-def _cosines(features: Features, block: BlockName, first: Numbers, second: Numbers) -> Doubles:
-    cosine = np.empty(len(first))
-    for start in range(0, len(first), _BATCH):
-        part = slice(start, start + _BATCH)
-        left, right = (_directions(features.take(r[part], **block)) for r in (first, second))
-        cosine[part] = np.einsum("ij,ij->i", left, right)
-    return cosine
 
 
 # Whether the pixels agree

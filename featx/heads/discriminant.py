@@ -343,6 +343,25 @@ def sweep_lda(data: SweepData) -> Iterator[HeldOut]:
                 yield HeldOut(number, fold, scores, probabilities=False)
 
 
+def weights_of_sums(
+    moments: Moments, shrinkages: Doubles
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield weights (d, k) and constants (k,) of features as they are, for each shrinkage.
+
+    A class without a row gets the share of half a row and no weights.
+    """
+    scale, counts = moments.scale(), moments.counts
+    present = np.flatnonzero(counts)
+    some = replace(moments, counts=counts[present], sums=moments.sums[present]).standardised(scale)
+    shares = np.maximum(counts, 0.5) / counts.sum()
+    for coef in _from_moments(some, shrinkages):
+        weights, constants = np.zeros((len(scale.center), len(counts))), np.log(shares)
+        weights[:, present] = coef / scale.scale[:, None]
+        constants[present] = _constants(coef, some.means(), shares[present])
+        constants -= scale.center @ weights
+        yield weights.astype(np.float32), constants.astype(np.float32)
+
+
 def _from_moments(moments: Moments, shrinkages: Doubles) -> Iterator[Floats]:
     assert moments.gram is not None
     # The sums of a class are of shifted rows; its mean takes out the same shift.

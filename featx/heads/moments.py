@@ -62,6 +62,23 @@ class Moments:
             raise HeadError("the stream gave no batch: expected pairs (X, rows)")
         return total
 
+    @classmethod
+    def of_groups(
+        cls, batches: Iterable[Batch], targets: Targets, group_of: Numbers, *, gram: bool
+    ) -> list[Moments]:
+        """Return the sums over the rows of each group, by their groups (n,), from one pass."""
+        totals: list[Moments] = []
+        for X, numbers in batches:
+            if not totals:
+                shift = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+                count = int(group_of.max()) + 1
+                totals = [_empty(shift, targets.columns, gram=gram) for _ in range(count)]
+            for group, total in enumerate(totals):
+                inside = np.flatnonzero(group_of[numbers] == group)
+                if len(inside):
+                    totals[group] = total._with(X[inside], numbers[inside], targets)
+        return totals
+
     def _with(self, X: Floats, numbers: Numbers, targets: Targets) -> Moments:
         """Return the sums with those of a batch; arrays are added to in place."""
         near = X - self.shift.astype(X.dtype)
@@ -91,15 +108,22 @@ class Moments:
         return replace(self, weight=self.weight + weight)
 
     def __sub__(self, other: Moments) -> Moments:
-        """Leave out the rows of another one."""
-        gram = None if self.gram is None or other.gram is None else self.gram - other.gram
+        """Leave out the rows of another one, of the same shift."""
+        return self._combined(other, np.subtract)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Take in the rows of another one, of the same shift."""
+        return self._combined(other, np.add)
+
+    def _combined(self, other: Moments, combine: np.ufunc) -> Moments:
+        gram = None if self.gram is None or other.gram is None else combine(self.gram, other.gram)
         return replace(
             self,
-            weight=self.weight - other.weight,
-            counts=self.counts - other.counts,
-            whole=self.whole - other.whole,
-            sums=self.sums - other.sums,
-            squares=self.squares - other.squares,
+            weight=float(combine(self.weight, other.weight)),
+            counts=combine(self.counts, other.counts),
+            whole=combine(self.whole, other.whole),
+            sums=combine(self.sums, other.sums),
+            squares=combine(self.squares, other.squares),
             gram=gram,
         )
 

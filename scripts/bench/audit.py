@@ -11,8 +11,9 @@ smaller copies (half to four fifths of the sides) of some images, in another spl
 many are found, and how many of the pairs that are named are of different images. Pairs of the
 data's own are listed with --list, for a person to look at. `labels` gives 5 % of the images another
 label, and prints the average precision of featx's ranking and of cleanlab's on the same
-probabilities, and both choices. `scale` measures seconds and the peak of memory on made-up
-features with planted pairs. Features are cached in --cache, so that a second run is quick.
+probabilities, and both choices. `scale` measures seconds and peaks of memory on made-up features
+with planted pairs: anonymous memory, and all that is resident, of which pages of mapped shards are
+the kernel's to drop. Features are cached in --cache, so that a second run is quick.
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ def labels(options: argparse.Namespace) -> dict[str, Any]:
         codes[flipped] = (true + step)[flipped] % (true.max() + 1)
         features.manifest = relabelled(features, codes)
         which = {"backbone": block.backbone, "tap": block.tap}
-        proba = held_out_probabilities(features, which, rows, seed=seed)
-        doubts = doubt_labels(codes, proba)
+        passes = held_out_probabilities(features, which, rows, seed=seed)
+        doubts = doubt_labels(codes, passes)
         row = {
             "featx AP": average_precision_score(flipped, 1 - doubts.quality),
             "featx precision": flipped[doubts.wrong].mean(),
@@ -172,7 +173,7 @@ def labels(options: argparse.Namespace) -> dict[str, Any]:
         except ImportError:
             print("cleanlab is not installed", file=sys.stderr)
         else:
-            doubles = proba.astype(np.float64)
+            doubles = np.concatenate([proba for proba, _ in passes()]).astype(np.float64)
             doubles /= doubles.sum(axis=1, keepdims=True)
             wrong = find_label_issues(codes, doubles, filter_by="confident_learning", n_jobs=1)
             quality = get_label_quality_scores(codes, doubles)
@@ -190,25 +191,39 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
     name = f"made-up-{options.rows}"
     if not (options.cache / "datasets" / f"{name}.h5").is_file():
         generator = np.random.default_rng(0)
-        centres = generator.normal(size=(options.classes, WIDTH)).astype(np.float32)
+        centres = generator.standard_normal((options.classes, WIDTH), np.float32)
         y = generator.integers(0, options.classes, options.rows)
-        X = np.abs(generator.normal(size=(options.rows, WIDTH)).astype(np.float32) + centres[y])
+        X = generator.standard_normal((options.rows, WIDTH), np.float32)
+        for start in range(0, options.rows, 10_000):
+            part = slice(start, start + 10_000)
+            np.abs(X[part] + centres[y[part]], out=X[part])
         pairs = options.rows // 100
-        X[-pairs:] = X[:pairs] + 0.1 * generator.normal(size=(pairs, WIDTH)).astype(np.float32)
+        X[-pairs:] = X[:pairs] + 0.1 * generator.standard_normal((pairs, WIDTH), np.float32)
         y[-pairs:] = y[:pairs]
         featx.import_features(name, X, y=[f"c{code}" for code in y], cache=options.cache)
         del X
     code = (
-        "import json, resource, time, featx\n"
+        "import json, threading, time, featx\n"
+        "peaks = {'RssAnon': 0, 'VmRSS': 0}\n"
+        "def watch():\n"
+        "    while True:\n"
+        "        for line in open('/proc/self/status'):\n"
+        "            name, _, rest = line.partition(':')\n"
+        "            if name in peaks:\n"
+        "                peaks[name] = max(peaks[name], int(rest.split()[0]) / 2**20)\n"
+        "        time.sleep(0.05)\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
         f"features = featx.Features.open({name!r}, cache={str(options.cache)!r})\n"
         "started = time.perf_counter()\n"
         "audit = featx.audit(features)\n"
         "pairs = {f.rows for k in ('near-duplicate', 'near-contradiction') for f in audit.of(k)}\n"
         f"n, p = {options.rows}, {options.rows // 100}\n"
         "found = sum((row, n - p + row) in pairs for row in range(p)) / p\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
         "print(json.dumps({'rows': n, 'seconds': round(time.perf_counter() - started, 1),\n"
-        "    'peak GiB': round(peak, 2), 'planted pairs found': found, **audit.counts()}))\n"
+        "    'anonymous GiB': round(peaks['RssAnon'], 2),\n"
+        "    'resident GiB': round(peaks['VmRSS'], 2),\n"
+        "    'left out': audit.left_out, 'processor s': round(time.process_time(), 1),\n"
+        "    'planted pairs found': found, **audit.counts()}))\n"
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
     return json.loads(output.stdout)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import featx
+from featx.auditing import label_errors, near_duplicates
 from featx.auditing.audit import audit
-from featx.auditing.label_errors import doubt_labels
+from featx.auditing.label_errors import doubt_labels, held_out_probabilities
+from featx.auditing.near_duplicates import near_pairs
 from featx.exceptions import FeaturesError
+from featx.selection.splits import repeated_folds
+
+IMPORTED = {"backbone": "import:n", "tap": "imported"}
 
 
 def draw(seed, *, colour=(0, 0, 0), side=160):
@@ -155,17 +165,21 @@ def test_features_without_images_names_and_labels_are_audited(tmp_path):
         audit(named, backbone="tiny")
 
 
-def test_rows_in_clusters_are_found_as_among_all(tmp_path):
-    from featx.auditing.near_duplicates import near_pairs
-
+def test_an_index_names_the_pairs_that_all_comparisons_name(tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss is not installed: extra audit")
     generator = np.random.default_rng(0)
     X = np.abs(generator.normal(size=(3000, 32))).astype(np.float32)
     X[1500:1600] = X[:100] + 0.05 * generator.normal(size=(100, 32))
     features = featx.import_features("n", X, cache=tmp_path)
-    block = {"backbone": "import:n", "tap": "imported"}
-    near = near_pairs(features, block, np.arange(3000), exact_rows=100)
-    pairs = {tuple(pair) for pair in near.pairs.tolist()}
+    exact = near_pairs(features, IMPORTED, np.arange(3000))
+    monkeypatch.setattr(near_duplicates, "EXACT_ROWS", 100)
+    near = near_pairs(features, IMPORTED, np.arange(3000), max_ram_bytes=1 << 20)
+    pairs = dict(zip(map(tuple, near.pairs.tolist()), near.cosine, strict=True))
     assert sum((row, 1500 + row) in pairs for row in range(100)) >= 98
+    known = dict(zip(map(tuple, exact.pairs.tolist()), exact.cosine, strict=True))
+    both = [pair for pair in known if pair in pairs]
+    assert len(both) > 0.8 * len(known)
+    np.testing.assert_allclose([pairs[p] for p in both], [known[p] for p in both], atol=1e-6)
 
 
 def test_label_doubts_are_those_of_cleanlab():
@@ -176,7 +190,7 @@ def test_label_doubts_are_those_of_cleanlab():
     proba = generator.dirichlet(np.ones(4), 2000) + 0.8 * np.eye(4)[codes]
     proba /= proba.sum(axis=1, keepdims=True)
     codes[:200] = generator.integers(0, 4, 200)
-    doubts = doubt_labels(codes, proba)
+    doubts = doubt_labels(codes, lambda: iter([(proba, np.arange(2000))]))
     expected = filters.find_label_issues(codes, proba, filter_by="confident_learning", n_jobs=1)
     np.testing.assert_array_equal(doubts.wrong, expected)
     np.testing.assert_allclose(doubts.quality, rank.get_label_quality_scores(codes, proba))
@@ -194,3 +208,46 @@ def test_the_command_prints_findings_and_writes_a_table_once(folder, featx_comma
     report = json.loads(featx_command("audit", "boxes", *arguments[2:], "--json").stdout)
     assert report["counts"]["leak"] == 1
     assert featx_command(*arguments, "--csv", "audit.csv").returncode == 0
+
+
+def test_many_labels_are_judged_by_discriminants_as_by_scikit_learn(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_errors, "_MOST_CELLS", 0)
+    monkeypatch.setattr(label_errors, "_SHRINKAGES", np.array([0.2]))
+    monkeypatch.setattr(label_errors, "_BATCH_ROWS", 70)
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 3, 300)
+    X = (generator.normal(size=(300, 6)) * 3 + 5 + y[:, None] * [2, 0, 1, 0, 0, 9]).astype("f4")
+    labels = y.copy()
+    labels[:15] = (y[:15] + 1) % 3
+    features = featx.import_features("n", X, y=[f"c{code}" for code in labels], cache=tmp_path)
+    passes = held_out_probabilities(features, IMPORTED, np.arange(300), seed=0)
+    proba = np.concatenate([part for part, _ in passes()])
+    model = make_pipeline(
+        StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2)
+    )
+    expected = np.zeros((300, 3))
+    for train, test in repeated_folds(labels, folds=5, groups=np.arange(300), seed=0):
+        expected[test] = model.fit(X[train], labels[train]).predict_log_proba(X[test])
+    np.testing.assert_array_equal(proba.argmax(axis=1), expected.argmax(axis=1))
+    # One temperature divides all.
+    ratio = (np.log(proba[:, :1]) - np.log(proba)) / (expected[:, :1] - expected + 1e-9)
+    np.testing.assert_allclose(ratio[:, 1:], np.median(ratio[:, 1:]), rtol=1e-2)
+    assert doubt_labels(labels, passes).wrong[:15].sum() >= 12
+
+
+def test_sums_that_do_not_fit_leave_labels_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_errors, "_MOST_CELLS", 0)
+    X = np.random.default_rng(0).normal(size=(60, 50)).astype(np.float32)
+    features = featx.import_features("n", X, y=["a", "b"] * 30, cache=tmp_path)
+    (reason,) = audit(features, max_ram="300KB").left_out[1:]
+    assert re.search(r"labels: sums of products of 50 features .* half of --max-ram", reason)
+
+
+def test_more_images_than_are_compared_exactly_need_an_index(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(near_duplicates, "EXACT_ROWS", 30)
+    X = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    result = audit(featx.import_features("n", X, y=["a", "b"] * 30, cache=tmp_path))
+    assert any("pip install 'featx[audit]'" in text for text in result.left_out)
+    assert any(text.startswith("labels of 60 images") for text in result.checked)
+    assert not result.of("outlier")
