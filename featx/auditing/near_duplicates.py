@@ -45,6 +45,7 @@ _LEAST_COARSE = 0.7
 _STEPS = 10
 _LEAST_PLAIN, _LEAST_DETAIL = 0.95, 0.9
 _LEAST_WINDOW, _LEAST_AREA = 0.45, 0.5
+_LEAST_MIRRORED_AREA = 0.82  # a part of an image is like the mirror image of another's by chance
 _LEAST_LOOK = 0.95
 _FLAT = 3.0  # a standard deviation of grey below which a picture has nothing to compare
 _PAIRS_AT_ONCE = 256
@@ -264,7 +265,7 @@ class Agreement(NamedTuple):
     def equal(self) -> NDArray[np.bool_]:
         """Whether the two are pictures of the very same scene at the same instant."""
         agree: NDArray[np.bool_] = (self.plain >= _LEAST_PLAIN) & (self.detail >= _LEAST_DETAIL)
-        return agree & (self.window >= _LEAST_AREA)
+        return agree & (self.window >= np.where(self.mirrored, _LEAST_MIRRORED_AREA, _LEAST_AREA))
 
 
 def compare_pictures(pictures: Greys, pairs: Numbers) -> Agreement:
