@@ -232,7 +232,14 @@ class Winner:
     training: Numbers  # rows
     tested: Numbers  # rows of a split test
     head: Estimator  # fitted on all of `training`
+    fit_s: float  # how long that took
     seed: int
+    name: str = ""  # of the head, where it is the head as `featx.train` makes it
+
+    @property
+    def score_s(self) -> float:
+        """About how long `score` takes in seconds, where it fits heads."""
+        return 0.0 if len(self.tested) else _FOLDS * self.fit_s
 
     def score(self) -> Scored | None:
         """Return what it says of images that it has not learnt from."""
@@ -250,7 +257,8 @@ class Winner:
                 )
             except DatasetError:
                 return None
-            scored = score_answers(fitting, names, rows, fitting.held_out(rows, folds, 0))
+            answers = fitting.held_out(rows, folds, 0, name=self.name, seed=self.seed)
+            scored = score_answers(fitting, names, rows, answers)
             protocol = (
                 f"{len(folds)}-fold cross-validation of the winner on the images that it was "
                 "chosen by: optimistic"
@@ -349,6 +357,11 @@ class SearchResult(NotebookValue):
         cross-validation, when this is first asked for; None where that is not possible.
         """
         return None if self._winner is None else self._winner.score()
+
+    @property
+    def seconds_to_scored(self) -> float:
+        """About how long `scored` takes: nothing to speak of once it was asked for."""
+        return 0.0 if self._winner is None or "scored" in self.__dict__ else self._winner.score_s
 
     def report(self, output: str | os.PathLike[str], **options: Any) -> None:
         """Write a page about the winner and the leaderboard; see `featx.report` for `options`."""
@@ -660,14 +673,18 @@ def search(
         random_state=seed,
     )
     fitting = Fitting(features, won, head, targets, None if sample is None else bound)
+    started = time.perf_counter()
     fitted = fitting.finish(model, labels, training, names)
+    fit_s = time.perf_counter() - started
     model.novelty_ = fitting.novelty(training, labels, seed=seed)
     tested = _tested_rows(features, labels, rows, training)
     if names is not None:
         targets[tested] = label_matrix(
             labels[tested].tolist(), names.tolist(), what="the split test"
         )
-    return SearchResult(model, outcome, Winner(fitting, names, training, tested, fitted, seed))
+    name = winner.head if plain else ""
+    won_by = Winner(fitting, names, training, tested, fitted, fit_s, seed, name)
+    return SearchResult(model, outcome, won_by)
 
 
 def _tested_rows(

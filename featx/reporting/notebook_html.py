@@ -32,6 +32,7 @@ _LOG = logging.getLogger("featx")
 _PICTURES, _CLASSES, _LEADERS = 8, 6, 8
 _MOST_COUNTED = 1000  # classes: a matrix of more takes seconds to add up
 _SIDE_PX = 72
+_PATIENCE_S = 5.0
 _FRAME = "max-width:60em;overflow:auto"
 _TILE = f"width:{_SIDE_PX}px;height:{_SIDE_PX}px;border-radius:4px;display:block"
 _GREY = f"{_TILE};background:rgba(128,128,128,.3);font-size:9px;overflow:hidden;padding:2px"
@@ -105,7 +106,19 @@ def _search(result: SearchResult) -> str:
     table = html_table(header, map(_leader, shown), numbers=4)
     if more := len(result.leaderboard) - len(shown):
         table += _lines([f"and {more:,} more: see .leaderboard"])
-    return _framed([_lines(lines), table])
+    return _framed([_lines(lines), table, _winner_errors(result)])
+
+
+def _winner_errors(result: SearchResult) -> str:
+    """Return pictures of the winner's errors, or how to see them where that takes long."""
+    if (seconds := result.seconds_to_scored) > _PATIENCE_S:
+        again = f"its errors: see .scored, which takes about {seconds:,.0f} s, and show this again"
+        return _lines([again])
+    with suppress(FeatxError, OSError):  # the features may be gone
+        scored = result.scored
+        if scored is not None and (pictures := _errors(scored)):
+            return _lines([escaped(scored.scores["protocol"])]) + pictures
+    return ""
 
 
 def _leader(row: Row) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,24 @@ def test_a_search_shows_its_first_lines(dataset):
     assert f"the best of {len(result.leaderboard)} of" in text_of(html)
     assert html.count("<tr>") == 1 + min(8, len(result.leaderboard))
     assert "chosen" in html
+    assert "its errors" not in html
+    assert pictures(html) == int((~result.scored.right).sum()) > 0
+    assert 'alt="&lt;b&gt;blue/odd.jpg, &lt;b&gt;blue, → red, ' in html
+    assert "on the images that it was chosen by" in text_of(html)
+
+
+def test_a_search_shows_no_errors_where_that_takes_long_or_features_are_gone(dataset, tmp_path):
+    folder, _ = dataset
+    feats = featx.extract(folder / "photos", cache=tmp_path)
+    slow, gone = (featx.search(feats, heads="ridge", cv=2, score="none") for _ in range(2))
+    slow._winner = replace(slow._winner, fit_s=60.0)
+    html = slow._repr_html_()
+    assert "see .scored, which takes about 300 s, and show this again" in html
+    assert pictures(html) == 0
+    assert slow.scored is not None
+    assert pictures(slow._repr_html_()) > 0
+    shutil.rmtree(tmp_path)
+    assert "the best of" in text_of(gone._repr_html_())
 
 
 def test_a_training_shows_its_errors_as_pictures(dataset):
