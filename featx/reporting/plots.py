@@ -225,13 +225,16 @@ def leaderboard(rows: Sequence[Row], scoring: str) -> Json | None:
     timed = [row for row in rows if row.score is not None and row.ms is not None]
     if not timed:
         return None
-    from bokeh.models import ColumnDataSource, HoverTool
+    from bokeh.models import BasicTickFormatter, ColumnDataSource, HoverTool
 
     figure = _figure(
         x_axis_type="log",
         x_axis_label="milliseconds an image",
         y_axis_label=visible(scoring),
     )
+    # Bokeh's own ticks leave out most of an axis of few powers of ten.
+    figure.xaxis.ticker = _log_ticks([row.ms or 0.0 for row in timed])
+    figure.xaxis.formatter = BasicTickFormatter(use_scientific=False)
     kinds = (
         ("others", "circle", GREY, [row for row in timed if not row.pareto and not row.chosen]),
         ("none is faster and better", "triangle", BLUE, [row for row in timed if row.pareto]),
@@ -258,6 +261,15 @@ def leaderboard(rows: Sequence[Row], scoring: str) -> Json | None:
     figure.legend.location = "bottom_right"
     figure.legend.label_text_font_size = "12px"
     return _item(figure)
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Return round numbers beside positive values, few enough for a narrow axis."""
+    low, high = min(values) / 2.5, max(values) * 2.5
+    first, last = (int(np.floor(np.log10(max(value, 1e-9)))) for value in (low, high))
+    steps = (1.0, 2.0, 5.0) if last - first <= 3 else (1.0,)
+    ticks = [float(f"{step:g}e{power}") for power in range(first, last + 1) for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def curves(history: Sequence[Json]) -> list[tuple[str, Json]]:

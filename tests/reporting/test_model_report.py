@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import featx
 from featx.exceptions import DatasetError, OutputError
 from featx.models.scored import Scored
-from featx.reporting import feature_map
+from featx.reporting import feature_map, plots
 from featx.selection.metrics import Judged
 
 pytest.importorskip("jinja2", reason="reports need the extra report")
@@ -176,6 +177,9 @@ def test_a_search_shows_its_leaderboard(trained, tmp_path):
     assert "nearest-mean" in text
     assert "optimistic" in text
     assert result.score.protocol in text
+    rows = [replace(result.leaderboard[0], ms=ms) for ms in (3.7, 98.0)]
+    plot = json.dumps(plots.leaderboard(rows, "accuracy"))
+    assert "[2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0]" in plot
 
 
 def test_the_command_writes_a_page_and_says_where(

@@ -283,10 +283,26 @@
   };
   classTable(byId("class-table"), data.classes);
 
-  // ---- Plots, drawn when they come into view, or before the page is printed.
+  // ---- Plots, drawn when they come into view, or when the browser has nothing to do: a page that
+  // is printed does not wait for them.
   const embedded = new Map();
+  // Tab leaves out what does nothing in a plot, and shows which of its tools it has reached.
+  const focused = new CSSStyleSheet();
+  focused.replaceSync(":focus-visible { outline: 3px solid #0b57a4 !important; outline-offset: -3px; }");
+  const mendFocus = (root) => {
+    root.adoptedStyleSheets = [...root.adoptedStyleSheets, focused];
+    for (const element of root.querySelectorAll("*")) {
+      if (element.classList.contains("bk-events")) element.tabIndex = -1;
+      if (element.shadowRoot) mendFocus(element.shadowRoot);
+    }
+  };
   const embed = (element, item) => {
-    if (!embedded.has(element)) embedded.set(element, Bokeh.embed.embed_item(item, element));
+    if (!embedded.has(element)) {
+      embedded.set(element, Bokeh.embed.embed_item(item, element).then((views) => {
+        for (const child of element.children) if (child.shadowRoot) mendFocus(child.shadowRoot);
+        return views;
+      }));
+    }
     return embedded.get(element);
   };
   const places = [...document.querySelectorAll("[data-plot]")].map((element) => [element, () => embed(element, data.plots[element.dataset.plot])]);
@@ -301,6 +317,14 @@
     for (const entry of entries) if (entry.isIntersecting) { watcher.unobserve(entry.target); draw(entry.target); }
   }, {rootMargin: "200px"});
   for (const [element] of places) watcher.observe(element);
+  const MANY = 5000;
+  const whenIdle = window.requestIdleCallback || ((call) => setTimeout(call, 200));
+  const drawNext = async () => {
+    const [element] = [...pending.keys()].filter((place) => n <= MANY || place.id !== "map-plot");
+    if (!element) return;
+    await draw(element);
+    whenIdle(drawNext);
+  };
   addEventListener("beforeprint", () => { for (const [element] of places) draw(element); });
 
   // ---- The map.
@@ -526,4 +550,5 @@
   window.featxReport = {screen, column, nameOf};
   document.documentElement.dataset.ready = "yes";
   performance.mark("ready");
+  whenIdle(drawNext);
 })();
