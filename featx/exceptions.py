@@ -50,16 +50,16 @@ __all__ = [
 ]
 
 _MOST_CHARACTERS = 200
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Patterns are compiled where an error has happened: commands that only print help import this too.
+_SENTENCE = r"(?<=[.!?])\s+(?=[A-Z`'\"(])"
+_COLOUR = r"\x1b\[[0-9;]*m"
 # Advice for programs that call the library themselves, which nobody can follow in featx.
-_ADVICE = re.compile(
-    r"safe_mode|custom_object|load_model|from_config|get_config|unsafe|weights_only|compile=|"
-    r"allow_pickle|bug report|github\.com|\bplease\b|^consider\b|^try\b",
-    re.IGNORECASE,
+_ADVICE = (
+    r"(?i)safe_mode|custom_object|load_model|from_config|get_config|unsafe|weights_only|compile=|"
+    r"allow_pickle|bug report|github\.com|\bplease\b|^consider\b|^try\b"
 )
 # Where an error was raised, but not what is wrong.
-_PLACE = re.compile(
+_PLACE = (
     r"^(Exception from |Traceback |File \"|Check '|\[\[|Detected at node|Arguments received by|"
     r"<class |Exception encountered when calling )"
 )
@@ -103,12 +103,12 @@ def reason(error: BaseException) -> str:
     """
     if isinstance(error, FeatxError):
         return str(error)
-    lines = [" ".join(line.split()) for line in _COLOUR.sub("", str(error)).splitlines()]
-    lines = [line for line in lines if line and not _PLACE.match(line)]
+    lines = [" ".join(line.split()) for line in re.sub(_COLOUR, "", str(error)).splitlines()]
+    lines = [line for line in lines if line and not re.match(_PLACE, line)]
     if len(lines) > 1 and lines[0].endswith(":"):  # a heading of TensorFlow; the reason comes last
         lines = [f"{lines[0]} {lines[-1]}"]
-    sentences = [part for line in lines for part in _SENTENCE.split(line)]
-    facts = (part for part in sentences if not _ADVICE.search(part))
+    sentences = [part for line in lines for part in re.split(_SENTENCE, line)]
+    facts = (part for part in sentences if not re.search(_ADVICE, part))
     text = next(facts, type(error).__name__)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if isinstance(error, KeyError) and " " not in text:

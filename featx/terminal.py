@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
@@ -63,6 +62,8 @@ def say_json(value: Any) -> None:
 
 def _as_json(value: Any) -> Any:
     """Return the fields of a dataclass, or a path as text."""
+    from dataclasses import asdict, is_dataclass  # `featx --help` needs neither
+
     is_record = is_dataclass(value) and not isinstance(value, type)
     return asdict(value) if is_record else os.fspath(value)
 

@@ -10,9 +10,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from featx.exceptions import ExportError, MissingExtraError, UnknownNameError, reason
 from featx.quiet import quiet_import
@@ -31,8 +30,7 @@ INPUT, OUTPUT = "pixels", "probabilities"
 """Names of the input and the output, in every format that has names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """An exported file in its own runtime."""
 
     run: Callable[[Pixels], Probabilities]  # (n, h, w, 3) to (n, k)
@@ -336,8 +334,7 @@ def run_onnx(path: Path) -> Opened:
     return Opened(run, f"ONNX Runtime {onnxruntime.__version__}", classes)
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A format to export to."""
 
     name: str  # what the user types
