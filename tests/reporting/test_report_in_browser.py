@@ -19,6 +19,7 @@ def opened(browser, report_file):
 
     def opened(width=1280, height=900):
         context = browser.new_context(viewport={"width": width, "height": height})
+        context.set_default_timeout(600_000)  # a busy machine is no fault of the page
         contexts.append(context)
         page = context.new_page()
         page.requests, page.errors = [], []
