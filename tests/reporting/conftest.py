@@ -66,3 +66,15 @@ def report_file(trained, tmp_path_factory):
     target = tmp_path_factory.mktemp("report") / "report.html"
     trained.report(target, bootstrap=50)
     return target
+
+
+@pytest.fixture(scope="session")
+def search_file(trained, tmp_path_factory):
+    """The report of a search on the same images."""
+    pytest.importorskip("jinja2", reason="reports need the extra report")
+    pytest.importorskip("bokeh", reason="reports need the extra report")
+    target = tmp_path_factory.mktemp("search") / "search.html"
+    heads = ["ridge:alpha=1|10", "knn:n_neighbors=1|3"]
+    result = featx.search(trained.scored.features, heads=heads, cv=3, score="none", n_jobs=1)
+    result.report(target, bootstrap=0)
+    return target

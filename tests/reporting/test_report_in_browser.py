@@ -17,7 +17,7 @@ def opened(browser, report_file):
     """A function that opens the report; every request and error of the page is kept."""
     contexts = []
 
-    def opened(width=1280, height=900):
+    def opened(width=1280, height=900, file=report_file):
         context = browser.new_context(viewport={"width": width, "height": height})
         context.set_default_timeout(600_000)  # a busy machine is no fault of the page
         contexts.append(context)
@@ -29,7 +29,7 @@ def opened(browser, report_file):
             "console",
             lambda line: page.errors.append(line.text) if line.type == "error" else None,
         )
-        page.goto(report_file.as_uri())
+        page.goto(file.as_uri())
         page.wait_for_selector("html[data-ready]")
         return page
 
@@ -186,3 +186,46 @@ def test_a_phone_shows_all_without_scrolling_sideways(opened):
     assert page.locator("#images-close").is_visible()
     page.click("#images-close")
     screenshot(page, "phone")
+
+
+def test_the_words_of_a_leaderboard_stay_whole(opened, search_file):
+    for width in (390, 1280):
+        page = opened(width=width, file=search_file)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        cells = page.locator("#search tbody tr:first-child > :nth-child(-n+5):not(th)")
+        heights = cells.evaluate_all(
+            "cells => cells.map(cell => { const range = document.createRange();"
+            " range.selectNodeContents(cell); return range.getClientRects().length; })"
+        )
+        assert heights == [1, 1, 1, 1]  # rank, transform, backbone and tap: a line each
+
+
+def test_plots_are_there_to_be_printed_before_anybody_looks_at_them(opened, search_file):
+    page = opened(file=search_file)
+    for name in ("reliability", "coverage", "leaderboard"):
+        page.wait_for_selector(f"[data-plot={name}] > *", state="attached")
+    page.wait_for_selector("html[data-map=drawn]", state="attached")
+    assert page.evaluate("scrollY") == 0
+    assert page.errors == []
+
+
+def test_tab_shows_where_it_is(opened):
+    page = opened()
+    draw_map(page)
+    page.locator("#map-mode").focus()
+    reached = []
+    while len(reached) < 5:
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                """() => {
+                    let element = document.activeElement;
+                    while (element.shadowRoot?.activeElement)
+                        element = element.shadowRoot.activeElement;
+                    return [element.title || element.id, getComputedStyle(element).outlineStyle];
+                }"""
+            )
+        )
+    assert ["map-plot", "solid"] in reached
+    assert ["Lasso Select", "solid"] in reached
+    assert {style for _, style in reached} == {"solid"}
