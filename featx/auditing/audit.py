@@ -37,7 +37,7 @@ from featx.cache.features import Features
 from featx.cache.manifest import FAILED
 from featx.exceptions import DatasetError, FeaturesError, HeadError, MissingExtraError
 from featx.files.identity import related_rows
-from featx.images.labels import SEPARATOR
+from featx.images.labels import SEPARATOR, look_like_sets
 from featx.memory import as_bytes
 from featx.models.training import BlockName, check_classes
 
@@ -48,7 +48,7 @@ _UNLIKE = 3.5  # standard deviations, of the logarithm of the distance to the ne
 _SURELY_NEAR, _NEARER = 0.01, 0.04  # distances of features, and in those of rows to their nearest
 _FEW_OF_A_CLASS, _FEW_IN_ALL = 10, 139
 _UNEQUAL = 10.0
-_MIXED_UP, _EACH_WAY, _ENOUGH = 0.6, 0.2, 10
+_MIXED_UP, _EACH_WAY, _SWALLOWED, _ENOUGH = 0.6, 0.2, 0.8, 10
 _LISTED = 5
 
 
@@ -290,6 +290,9 @@ class _Study:
         if y is None or not len(rows):
             self.left_out.append("labels: there are none")
             return
+        if sets := look_like_sets(self.classes):
+            self.left_out.append(f"labels: they {sets}, which are not judged yet")
+            return
         units = np.unique(np.stack([self.labels[rows], self.copies[rows]]), axis=1)
         several = np.flatnonzero(np.bincount(units[0]) >= 2)
         rows = rows[np.isin(self.labels[rows], several)]
@@ -483,19 +486,22 @@ def _classes(study: _Study) -> Iterator[Finding]:
     pairs, times = np.unique(study.labels[study.rows] * np.int64(k) + predicted, return_counts=True)
     often = dict(zip(pairs.tolist(), times.tolist(), strict=True))
     totals = np.bincount(study.labels[study.rows], minlength=k)
-    for pair in pairs.tolist():
-        true, other = divmod(pair, k)
-        if true >= other or min(totals[true], totals[other]) < _ENOUGH:
+    mixed = {tuple(sorted(divmod(pair, k), key=lambda c: (-totals[c], c))) for pair in often}
+    for large, small in sorted(mixed):
+        if large == small or totals[small] < _ENOUGH:
             continue
-        there, back = often[pair] / totals[true], often.get(other * k + true, 0) / totals[other]
-        if min(there, back) >= _EACH_WAY and there + back >= _MIXED_UP:
-            names = [study.classes[true], study.classes[other]]
+        there = often.get(small * k + large, 0) / totals[small]
+        back = often.get(large * k + small, 0) / totals[large]
+        # Of a class that was cut in two unequal parts, heads take all for the larger one.
+        swallowed = there >= _SWALLOWED
+        if swallowed or (min(there, back) >= _EACH_WAY and there + back >= _MIXED_UP):
+            names = [study.classes[large], study.classes[small]]
             evidence = (
-                f"{there:.0%} of {names[0]} look like {names[1]}, and {back:.0%} the other way"
+                f"{there:.0%} of {names[1]} look like {names[0]}, and {back:.0%} the other way"
             )
             change = shlex.quote(f"{names[1]}={names[0]}")
             command = f"featx dataset relabel {shlex.quote(study.features.name)} {change}"
-            score = min(1.0, (there + back) / 2)
+            score = float(min(1.0, max(there, (there + back) / 2)))
             yield study.finding(
                 "class-features", evidence, classes=names, score=score, command=command
             )

@@ -210,6 +210,25 @@ def test_the_command_prints_findings_and_writes_a_table_once(folder, featx_comma
     assert featx_command(*arguments, "--csv", "audit.csv").returncode == 0
 
 
+@pytest.mark.parametrize("cut", [100, 500])
+def test_a_class_that_was_cut_in_two_is_joined_again(tmp_path, cut):
+    generator = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 1000)
+    X = generator.normal(size=(4000, 16)) + 2 * generator.normal(size=(4, 16))[y]
+    names = np.array(["ant", "bee", "car", "dog"])[y]
+    names[1000 : 1000 + cut] = "hum"
+    features = featx.import_features("n", X.astype(np.float32), y=names.tolist(), cache=tmp_path)
+    (finding,) = audit(features).of("class-features")
+    assert set(finding.classes) == {"bee", "hum"}
+    assert "hum=bee" in finding.command or cut == 500
+
+
+def test_several_labels_an_image_are_not_judged(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    features = featx.import_features("n", X, y=["a|b", "a", "b"] * 20, cache=tmp_path)
+    assert any("several labels an image" in text for text in audit(features).left_out)
+
+
 def test_many_labels_are_judged_by_discriminants_as_by_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.setattr(label_errors, "_MOST_CELLS", 0)
     monkeypatch.setattr(label_errors, "_SHRINKAGES", np.array([0.2]))
