@@ -20,7 +20,6 @@ from featx.auditing.audit import audit
 from featx.auditing.label_errors import doubt_labels, held_out_probabilities
 from featx.auditing.near_duplicates import near_pairs
 from featx.exceptions import FeaturesError
-from featx.selection.splits import repeated_folds
 
 IMPORTED = {"backbone": "import:n", "tap": "imported"}
 
@@ -235,7 +234,7 @@ def test_many_labels_are_judged_by_discriminants_as_by_scikit_learn(tmp_path, mo
     monkeypatch.setattr(label_errors, "_BATCH_ROWS", 70)
     generator = np.random.default_rng(0)
     y = generator.integers(0, 3, 300)
-    X = (generator.normal(size=(300, 6)) * 3 + 5 + y[:, None] * [2, 0, 1, 0, 0, 9]).astype("f4")
+    X = (generator.normal(size=(300, 6)) * 3 + 5 + y[:, None] * [4, 0, 1, 0, 0, 12]).astype("f4")
     labels = y.copy()
     labels[:15] = (y[:15] + 1) % 3
     features = featx.import_features("n", X, y=[f"c{code}" for code in labels], cache=tmp_path)
@@ -245,13 +244,22 @@ def test_many_labels_are_judged_by_discriminants_as_by_scikit_learn(tmp_path, mo
         StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2)
     )
     expected = np.zeros((300, 3))
-    for train, test in repeated_folds(labels, folds=5, groups=np.arange(300), seed=0):
+    fold_of = label_errors._deal(labels, np.arange(300), 0)
+    for train, test in ((fold_of != fold, fold_of == fold) for fold in range(5)):
+        assert np.ptp(np.bincount(labels[test])[:3] - np.bincount(labels)[:3] / 5) < 2
         expected[test] = model.fit(X[train], labels[train]).predict_log_proba(X[test])
     np.testing.assert_array_equal(proba.argmax(axis=1), expected.argmax(axis=1))
     # One temperature divides all.
     ratio = (np.log(proba[:, :1]) - np.log(proba)) / (expected[:, :1] - expected + 1e-9)
     np.testing.assert_allclose(ratio[:, 1:], np.median(ratio[:, 1:]), rtol=1e-2)
     assert doubt_labels(labels, passes).wrong[:15].sum() >= 12
+
+
+def test_related_rows_are_judged_by_heads_that_have_seen_none_of_them():
+    groups = np.random.default_rng(0).integers(0, 40, 300)
+    fold_of = label_errors._deal(groups % 3, groups, 0)
+    assert all(len(set(fold_of[groups == group])) == 1 for group in range(40))
+    assert sorted(set(fold_of)) == [0, 1, 2, 3, 4]
 
 
 def test_sums_that_do_not_fit_leave_labels_out(tmp_path, monkeypatch):
