@@ -479,6 +479,11 @@ class Search:
         # Threads, since they start at once and fits leave the interpreter alone; what they change
         # of the filters of warnings, which are the process's, is undone.
         with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+            # scikit-learn empties and refills these filters for each tree of a forest, so that in
+            # several threads it is chance which of them hold. None may turn a warning into an
+            # error, which would fail a candidate, and what a forest says of it is no news.
+            warnings.filters = [entry for entry in warnings.filters if entry[0] != "error"]
+            warnings.filterwarnings("ignore", "`sklearn.utils.parallel.delayed`", UserWarning)
             jobs = Parallel(
                 n_jobs=1 if alone else self.options.n_jobs,
                 backend="threading",

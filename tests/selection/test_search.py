@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -142,6 +143,24 @@ def test_one_seed_gives_one_answer_whatever_the_number_of_jobs(features):
     assert timeless(first) == timeless(again)
     assert first.score == again.score
     assert timeless(first) != timeless(other)
+
+
+class WarnsOnFolds(LogisticRegression):
+    def fit(self, X, y):
+        if len(X) < 240:
+            warnings.warn("as a head may do", UserWarning, stacklevel=1)
+        return super().fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:as a head may do")
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_warning_fails_no_candidate_where_warnings_are_errors(features, n_jobs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        kept = list(warnings.filters)
+        result = featx.search(features, heads=WarnsOnFolds(), score="none", n_jobs=n_jobs)
+        assert list(warnings.filters) == kept
+    assert [row.failed for row in result.leaderboard] == [""]
 
 
 def test_the_test_split_takes_no_part_in_the_selection_and_scores_the_winner(
