@@ -26,7 +26,7 @@ from featx.heads.moments import Moments
 from featx.heads.targets import Targets
 from featx.memory import shown_bytes
 from featx.models.training import BlockName, Fitting, block_bytes
-from featx.selection.splits import repeated_folds
+from featx.selection.splits import dealt_folds, repeated_folds
 
 Numbers: TypeAlias = NDArray[np.intp]
 Values: TypeAlias = NDArray[np.floating[Any]]
@@ -68,7 +68,7 @@ def held_out_probabilities(
     groups = groups[rows] if together is None else together
     cells = len(rows) * min(int(codes.max()) + 1, 20) * features.width(**block)
     if cells > _MOST_CELLS or block_bytes(features, block) > max_ram_bytes // 4:
-        fold_of = _deal(codes, groups, seed)
+        fold_of = dealt_folds(codes, groups, _FOLDS, seed)
         return _by_discriminants(features, block, rows, fold_of, max_ram_bytes, seed)
     folds = repeated_folds(codes, folds=_FOLDS, groups=groups, seed=seed)
     fitting = Fitting(features, block, make_head("logistic", seed=seed), features.labels)
@@ -83,18 +83,6 @@ def held_out_probabilities(
             yield proba[numbers], numbers
 
     return batches
-
-
-def _deal(codes: NDArray[np.integer[Any]], groups: NDArray[np.int64], seed: int) -> Numbers:
-    """Return a fold (n,) for each row: the groups of each class are dealt out in turn.
-
-    scikit-learn's StratifiedGroupKFold goes over groups in Python: a million take ten minutes.
-    """
-    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
-    order = np.lexsort((np.random.default_rng(seed).random(len(first)), codes[first]))
-    fold_of_group = np.empty(len(first), np.intp)
-    fold_of_group[order] = np.arange(len(first)) % _FOLDS
-    return np.asarray(fold_of_group[group_of])
 
 
 def _by_discriminants(

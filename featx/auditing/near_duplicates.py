@@ -64,7 +64,7 @@ class Near(NamedTuple):
     cosine : ndarray of shape (p,)
         Similarity of their features.
     nearness : ndarray of shape (n,)
-        Mean similarity of each row of the features to its three nearest; NaN where not looked for.
+        Mean similarity of each row of the features to its three nearest; NaN where none is known.
     """
 
     pairs: Numbers
@@ -83,7 +83,7 @@ class Near(NamedTuple):
         if not len(self.pairs):
             return np.empty(0)
         least = np.nanmedian(usual) / 4
-        relative: Doubles = (1 - self.cosine) / np.maximum(usual[self.pairs].max(axis=1), least)
+        relative: Doubles = (1 - self.cosine) / np.maximum(np.fmax(*usual[self.pairs].T), least)
         return relative
 
     def take(self, numbers: Numbers) -> Near:
@@ -114,7 +114,8 @@ def near_pairs(
         return nothing
     find = _exactly if len(rows) <= EXACT_ROWS else partial(_by_index, seed=seed)
     result = find(features, block, rows, k, max_ram_bytes)
-    nothing.nearness[rows] = result.values[:, :_FEW].mean(axis=1)
+    few = np.ma.masked_invalid(result.values[:, :_FEW])
+    nothing.nearness[rows] = few.mean(axis=1).filled(np.nan)
     both = np.sort(np.stack([np.repeat(rows, k), result.rows.ravel()], axis=1), axis=1)
     cosine = result.values.ravel()
     fits = (cosine >= _LEAST_COSINE) & (both[:, 0] >= 0)
@@ -146,7 +147,7 @@ def _exactly(
 def _by_index(
     features: Features, block: BlockName, rows: Numbers, k: int, max_ram_bytes: int, *, seed: int
 ) -> Nearest:
-    """Compare each row with those that an index names, by all of its features.
+    """Compare each row with those that an index names; where it names too few, by NaN.
 
     Notes
     -----
@@ -195,7 +196,7 @@ def _by_index(
         used, at = np.unique(found, return_inverse=True)
         others, at = directions(np.maximum(used, 0)), at.reshape(found.shape)
         cosine = np.stack([np.einsum("ij,ij->i", queries, others[column]) for column in at.T], 1)
-        cosine[(found < 0) | (found == some[:, None])] = -1
+        cosine[(found < 0) | (found == some[:, None])] = np.nan
         best = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
         chosen, values = (np.take_along_axis(each, best, axis=1) for each in (found, cosine))
         results.append(Nearest(chosen, values.astype(np.float64)))

@@ -30,11 +30,9 @@ _TABLE = "--from audit.csv"
         help="Write a line an image, for `featx dataset relabel|remove --from`.",
     ),
     options.flag("--no-pictures", help="Look at the features only, not at the originals."),
-    click.option(
-        "--max-ram",
+    options.memory(
         default="1GiB",
         show_default=True,
-        metavar="SIZE",
         help="Memory for features; labels are judged in batches beyond half of it.",
     ),
     options.force(),
@@ -68,13 +66,7 @@ def command(
     """
     import featx
     from featx.auditing.findings import is_audit
-    from featx.exceptions import HeadError
-    from featx.memory import as_bytes
 
-    try:
-        as_bytes(max_ram, name="it")
-    except HeadError as error:
-        raise click.BadParameter(str(error), param_hint="--max-ram") from error
     if csv_file is not None:
         options.check_output(csv_file, is_audit, "table of an audit", force=force, data=data)
     features = _features(data, cache, multilabel, settings)

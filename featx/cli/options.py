@@ -376,11 +376,13 @@ def _checked_size(_: click.Context, __: click.Parameter, value: str | None) -> s
     return value
 
 
-max_ram = click.option(
-    "--max-ram",
-    callback=_checked_size,
-    metavar="SIZE",
-    help="Train on batches within this memory, as 1GiB, where features are larger than it.",
+def memory(*, help: str, **more: Any) -> Decorator:
+    """Return the option that bounds the memory for features."""
+    return click.option("--max-ram", callback=_checked_size, metavar="SIZE", help=help, **more)
+
+
+max_ram = memory(
+    help="Train on batches within this memory, as 1GiB, where features are larger than it."
 )
 
 

@@ -183,6 +183,13 @@ class Request:
             assert job.layout is not None
             weights = known_weights(job.layout, names, job.data, job.named)
         by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
+        if len(names) > 1 and isinstance(weights, str | os.PathLike):
+            file = os.fspath(weights)
+            if not file.startswith("random") and file not in ("imagenet", "bundled"):
+                raise BackboneError(
+                    f"weights of one network are given for {len(names)} backbones: name theirs, "
+                    f"--weights {names[-1]}={file} (weights={{{names[-1]!r}: {file!r}}})"
+                )
         unknown = set(by_name) - set(names)
         if unknown:
             raise BackboneError(

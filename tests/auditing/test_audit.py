@@ -20,6 +20,7 @@ from featx.auditing.audit import audit
 from featx.auditing.label_errors import doubt_labels, held_out_probabilities
 from featx.auditing.near_duplicates import near_pairs
 from featx.exceptions import FeaturesError
+from featx.selection.splits import dealt_folds
 
 IMPORTED = {"backbone": "import:n", "tap": "imported"}
 
@@ -181,6 +182,23 @@ def test_an_index_names_the_pairs_that_all_comparisons_name(tmp_path, monkeypatc
     np.testing.assert_allclose([pairs[p] for p in both], [known[p] for p in both], atol=1e-6)
 
 
+def test_where_an_index_names_no_other_row_nothing_is_said_of_how_near_they_are(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("faiss", reason="faiss is not installed: extra audit")
+    monkeypatch.setattr(near_duplicates, "EXACT_ROWS", 100)
+    monkeypatch.setattr(near_duplicates, "_LISTS_LOOKED_AT", 1)
+    X = np.abs(np.random.default_rng(0).normal(size=(400, 8))).astype(np.float32)
+    X[1] = X[0] + 0.3 * X[1]
+    X[:2] *= -1  # two rows in a list of their own
+    features = featx.import_features("n", X, cache=tmp_path)
+    near = near_pairs(features, IMPORTED, np.arange(400))
+    cosine = float(X[0] @ X[1] / np.linalg.norm(X[0]) / np.linalg.norm(X[1]))
+    assert near.nearness[:2] == pytest.approx([cosine] * 2, abs=1e-5)
+    assert (near.pairs[0] == [0, 1]).all()
+    assert np.isfinite(near.relative_distance).all()
+
+
 def test_label_doubts_are_those_of_cleanlab():
     filters = pytest.importorskip("cleanlab.filter", reason="cleanlab is not installed")
     rank = pytest.importorskip("cleanlab.rank")
@@ -244,7 +262,7 @@ def test_many_labels_are_judged_by_discriminants_as_by_scikit_learn(tmp_path, mo
         StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2)
     )
     expected = np.zeros((300, 3))
-    fold_of = label_errors._deal(labels, np.arange(300), 0)
+    fold_of = dealt_folds(labels, np.arange(300), 5, 0)
     for train, test in ((fold_of != fold, fold_of == fold) for fold in range(5)):
         assert np.ptp(np.bincount(labels[test])[:3] - np.bincount(labels)[:3] / 5) < 2
         expected[test] = model.fit(X[train], labels[train]).predict_log_proba(X[test])
@@ -253,13 +271,6 @@ def test_many_labels_are_judged_by_discriminants_as_by_scikit_learn(tmp_path, mo
     ratio = (np.log(proba[:, :1]) - np.log(proba)) / (expected[:, :1] - expected + 1e-9)
     np.testing.assert_allclose(ratio[:, 1:], np.median(ratio[:, 1:]), rtol=1e-2)
     assert doubt_labels(labels, passes).wrong[:15].sum() >= 12
-
-
-def test_related_rows_are_judged_by_heads_that_have_seen_none_of_them():
-    groups = np.random.default_rng(0).integers(0, 40, 300)
-    fold_of = label_errors._deal(groups % 3, groups, 0)
-    assert all(len(set(fold_of[groups == group])) == 1 for group in range(40))
-    assert sorted(set(fold_of)) == [0, 1, 2, 3, 4]
 
 
 def test_sums_that_do_not_fit_leave_labels_out(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ SIX = [
     "convnext_tiny",
     "mobilenet_v3_small",
 ]
-LONGEST = ("convnext_tiny", "densenet121", "efficientnet_b0")
+LONGEST = ("convnext_tiny", "densenet121", "efficientnet_b0", "resnet50")
 
 
 class StopError(Exception):

@@ -16,6 +16,7 @@ import pytest
 from featx.cache.layout import CacheLayout
 from featx.cache.shard import read_shard, write_shard
 from featx.exceptions import CacheFormatError, CacheWriteError
+from featx.memory import peak_bytes
 
 DIGEST = "ab" * 32
 KEYS = np.random.default_rng(0).integers(0, 256, (300, 32), dtype=np.uint8)
@@ -189,24 +190,19 @@ CRAFTS = {
 }
 
 
-def peak_mib():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def read_crafted(folder):
     """Read each crafted shard; print its name, what was said, and what memory it took."""
     for kind, craft in CRAFTS.items():
         path = write(CacheLayout(folder))
         read_shard(path, DIGEST)
         craft(path)
-        before = peak_mib()
+        before = peak_bytes()
         message = ""
         try:
             read_shard(path, DIGEST)
         except CacheFormatError as error:
             message = str(error)
-        print(json.dumps([kind, path.name, message, peak_mib() - before]), flush=True)
+        print(json.dumps([kind, path.name, message, (peak_bytes() - before) / 2**20]), flush=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

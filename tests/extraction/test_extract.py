@@ -379,6 +379,11 @@ def test_a_damaged_file_of_the_cache_is_made_again(
         ({"batch_size": 0}, BackboneError, "'auto' or a positive number"),
         ({"on_error": "ignore"}, DatasetError, "'skip' or 'raise'"),
         ({"weights": {"resnet50": "imagenet"}}, BackboneError, "weights are given for resnet50"),
+        (
+            {"backbone": ["tiny", "resnet50"], "weights": "mine.h5"},
+            BackboneError,
+            r"of one network .* for 2 backbones: .* --weights resnet50=mine\.h5",
+        ),
     ],
 )
 def test_bad_options_are_named(photos, extract, options, error, message):

@@ -24,10 +24,9 @@ def activations(pixels, tmp_path_factory):
     """A function that gives cached features and activations of a backbone."""
     folder = tmp_path_factory.mktemp("activations")
 
-    def extract(backbone, taps):
-        images = featx.ImageDataset.from_arrays(pixels, np.arange(24) % 3, name=backbone)
-        asked = {"backbone": backbone, "weights": "random:1", "input_size": 48}
-        return featx.extract(images, **asked, taps=taps, cache=folder)
+    def extract(backbone, taps, **choice):
+        images = featx.ImageDataset.from_arrays(pixels, np.arange(24) % 3, name="pixels")
+        return featx.extract(images, backbone=backbone, taps=taps, cache=folder, **choice)
 
     return extract
 
@@ -37,23 +36,24 @@ def activations(pixels, tmp_path_factory):
     ["logistic:C=0.1", pytest.param("dense:16,max_epochs=5", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize(
-    "backbone",
-    [
-        name if name == "mobilenet_v2" else pytest.param(name, marks=pytest.mark.slow)
-        for name in PARTS
-    ],
+    "backbone", ["own", *(pytest.param(name, marks=pytest.mark.slow) for name in PARTS)]
 )
-def test_the_probabilities_before_the_first_step_are_those_of_the_head(backbone, head, activations):
-    features = activations(backbone, "avg")
+def test_the_probabilities_before_the_first_step_are_those_of_the_head(
+    backbone, head, activations, small_network
+):
+    choice = {} if backbone == "own" else {"weights": "random:1", "input_size": 48}
+    part = PARTS.get(backbone, "second")
+    backbone = f"file:{small_network}" if backbone == "own" else backbone
+    features = activations(backbone, "avg", **choice)
     X, y = np.array(features.X), np.asarray(features.y)
     fitted = make_head(head).fit(X, y)
     from featx.backbones.source import resolve_backbone
 
-    source = resolve_backbone(backbone, weights="random:1", input_size=48)
-    network = build_tuned(source, "avg", trainable_steps(fitted), PARTS[backbone])
+    source = resolve_backbone(backbone, **choice)
+    network = build_tuned(source, "avg", trainable_steps(fitted), part)
     assert network.cut.layers
     taps = [f"{layer}:flatten" for layer in network.cut.layers]
-    cached = activations(backbone, taps)
+    cached = activations(backbone, taps, **choice)
     inputs = [
         np.array(cached.matrix(tap=tap)).reshape(-1, *tensor.shape[1:])
         for tap, tensor in zip(taps, network.cut.tensors, strict=True)

@@ -72,8 +72,13 @@ def test_it_predicts_the_same_in_a_fresh_process_with_a_fresh_cache(
     assert [row.top[0][0] for row in table] == result.model.predict(files).tolist()
 
 
-def test_it_exports_and_verifies(catalogued, pictures, cache, tmp_path):
-    done = featx.export(catalogued.path, tmp_path / "m.tflite", verify=pictures, cache=cache)
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [("tuned", "m.keras"), pytest.param("catalogued", "m.tflite", marks=pytest.mark.slow)],
+)
+def test_it_exports_and_verifies(which, name, request, pictures, cache, tmp_path):
+    path = request.getfixturevalue(which).path
+    done = featx.export(path, tmp_path / name, verify=pictures, cache=cache)
     assert done.verification["top1_changed"] == 0
 
 

@@ -21,8 +21,7 @@ import json, sys, featx
 features = featx.Features.open("clusters", cache=sys.argv[1])
 result = featx.search(
     features,
-    heads=["svm:C=0.001|0.1", "logistic:C=0.001|0.01|0.1|1.0|10.0", "knn", "ridge", "lda",
-           "forest:n_estimators=20|30,min_samples_leaf=1|2"],
+    heads=sys.argv[3:],
     transforms=["standard", "pca:4"],
     strategy=sys.argv[2],
     score="holdout",
@@ -36,9 +35,16 @@ print(json.dumps([rows, result.score.to_dict(), result.planned]))
 """
 
 
-def start(cache, strategy):
+FEW = ["logistic:C=0.01|1.0", "ridge", "forest:n_estimators=10|12"]
+MANY = [
+    *("svm:C=0.001|0.1", "logistic:C=0.001|0.01|0.1|1.0|10.0", "knn", "ridge", "lda"),
+    "forest:n_estimators=20|30,min_samples_leaf=1|2",
+]
+
+
+def start(cache, strategy, heads):
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SEARCH, str(cache), strategy],
+        [sys.executable, "-W", "ignore", "-c", SEARCH, str(cache), strategy, *heads],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(featx.__file__).parents[1])},
@@ -49,10 +55,10 @@ def lines_of(cache):
     return sum(file.read_bytes().count(b"\n") for file in (cache / "searches").glob("*.jsonl"))
 
 
-def kill_after_more_trials(cache, strategy):
+def kill_after_more_trials(cache, *search):
     """Kill a search as soon as it has kept something new; return whether it was still running."""
     before = lines_of(cache)
-    process = start(cache, strategy)
+    process = start(cache, *search)
     while process.poll() is None and lines_of(cache) <= before:
         time.sleep(0.002)
     killed = process.poll() is None
@@ -61,31 +67,32 @@ def kill_after_more_trials(cache, strategy):
     return killed
 
 
-def finish(cache, strategy):
-    process = start(cache, strategy)
+def finish(cache, *search):
+    process = start(cache, *search)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0
     return json.loads(output)
 
 
 @pytest.mark.parametrize(
-    ("kills", "strategy"),
+    ("kills", "strategy", "heads"),
     [
-        (1, "grid"),
-        pytest.param(20, "grid", marks=pytest.mark.slow),
-        pytest.param(20, "halving", marks=pytest.mark.slow),
+        (1, "grid", FEW),
+        pytest.param(20, "grid", MANY, marks=pytest.mark.slow),
+        pytest.param(20, "halving", MANY, marks=pytest.mark.slow),
     ],
 )
 def test_killing_and_resuming_gives_the_uninterrupted_leaderboard(
-    features, tmp_path, draw_clusters, kills, strategy
+    features, tmp_path, draw_clusters, kills, strategy, heads
 ):
     X, codes = draw_clusters(n=600)
     for name in ("killed", "whole"):
         featx.import_features("clusters", X, y=codes, cache=tmp_path / name)
-    killed = sum(kill_after_more_trials(tmp_path / "killed", strategy) for _ in range(kills))
+    search = strategy, heads
+    killed = sum(kill_after_more_trials(tmp_path / "killed", *search) for _ in range(kills))
     assert killed == kills
-    resumed = finish(tmp_path / "killed", strategy)
-    whole = finish(tmp_path / "whole", strategy)
+    resumed = finish(tmp_path / "killed", *search)
+    whole = finish(tmp_path / "whole", *search)
     assert resumed == whole
 
 

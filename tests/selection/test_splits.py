@@ -5,6 +5,7 @@ import pytest
 
 from featx.exceptions import DatasetError
 from featx.files.identity import related_rows
+from featx.selection import splits
 from featx.selection.splits import hold_out, repeated_folds
 
 
@@ -19,7 +20,11 @@ def test_repeats_differ_and_each_covers_every_row_once():
     assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, once, strict=False))
 
 
-def test_every_training_part_has_every_class_and_no_group_is_on_both_sides():
+@pytest.mark.parametrize("most_groups", [100, 10], ids=["few", "many"])
+def test_every_training_part_has_every_class_and_no_group_is_on_both_sides(
+    monkeypatch, most_groups
+):
+    monkeypatch.setattr(splits, "_MOST_GROUPS", most_groups)
     generator = np.random.default_rng(0)
     for seed in range(30):
         y = generator.integers(0, 4, 80)
@@ -28,6 +33,17 @@ def test_every_training_part_has_every_class_and_no_group_is_on_both_sides():
         for train, test in repeated_folds(y, folds=5, repeats=2, groups=groups, seed=seed):
             assert set(y[train]) == set(y)
             assert not set(groups[train]) & set(groups[test])
+            assert len(test) == pytest.approx(16, abs=10)
+
+
+def test_a_million_groups_are_dealt_out_in_equal_shares():
+    generator = np.random.default_rng(0)
+    y = generator.choice(3, 1_000_001, p=[0.9, 0.09, 0.01])
+    groups = np.r_[0, np.arange(1_000_000)]
+    folds = repeated_folds(y, groups=groups)
+    shares = [np.bincount(y[test]) for _, test in folds]
+    assert np.ptp(shares, axis=0).max() <= 2
+    assert np.sort(np.concatenate([test for _, test in folds])).tolist() == list(range(1_000_001))
 
 
 def test_a_hold_out_is_stratified_and_leaks_nothing():
