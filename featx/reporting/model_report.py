@@ -274,6 +274,7 @@ def _described(subject: Subject, data: Json) -> Json:
         "warnings": subject.warnings,
         "headline": subject.headline or _headline(scores),
         "scores": _score_rows(scores, len(scored.names)),
+        "protocol": scores.get("protocol", "") if subject.headline else "",
         "left_out": _left_out(scored),
         "errors": int((~scored.right).sum()),
         "images": len(scored.rows),

@@ -258,9 +258,15 @@ def leaderboard(rows: Sequence[Row], scoring: str) -> Json | None:
             "x", "y", source=source, size=size, marker=marker, color=colour, legend_label=label
         )
     figure.add_tools(HoverTool(tooltips=[("", "@head"), ("", "@block"), ("ms", "@x"), ("", "@y")]))
-    figure.legend.location = "bottom_right"
-    figure.legend.label_text_font_size = "12px"
+    _legend_above(figure)
     return _item(figure)
+
+
+def _legend_above(figure: Any) -> None:
+    """Put the legend above a plot: inside it hides what lies there."""
+    (legend,) = figure.legend
+    legend.label_text_font_size, legend.orientation = "12px", "horizontal"
+    figure.add_layout(legend, "above")
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
@@ -288,7 +294,8 @@ def curves(history: Sequence[Json]) -> list[tuple[str, Json]]:
             x, y = [point[0] for point in points], [point[1] for point in points]
             figure.line(x, y, line_color=colour, line_width=2, line_dash=dash, legend_label=label)
             figure.scatter(x, y, color=colour, size=6)
-        figure.legend.label_text_font_size = "12px"
+        _legend_above(figure)
+        figure.legend.visible = len(lines) > 1
         plots.append((title, _item(figure)))
     return plots
 

@@ -175,6 +175,7 @@ def test_a_search_shows_its_leaderboard(trained, tmp_path):
     result.report(tmp_path / "r.html", bootstrap=10)
     text = text_of(tmp_path / "r.html")
     assert "nearest-mean" in text
+    assert "Here and below: 5-fold cross-validation of the winner" in text
     assert "optimistic" in text
     assert result.score.protocol in text
     rows = [replace(result.leaderboard[0], ms=ms) for ms in (3.7, 98.0)]
