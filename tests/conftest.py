@@ -36,6 +36,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "tests" / "helpers"))
 
 
 def pytest_addoption(parser):

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from onnx_files import write_tokens
 
 import featx
 from featx.cli.main import main
@@ -27,9 +28,10 @@ EXPECTED = {
     ("resnet50", "dense:1024"): (SMALL, 2048, "caffe", [1024]),
     ("inception_v3", "dense:1024"): ((*SMALL, "--input-size", "75"), 2048, "tf", [1024]),
     ("savedmodel:models/feature_vector/2", "logistic"): (("--cv", "0"), 6, "unit", []),
+    ("onnx:models/dinov2.onnx", "logistic"): (("--cv", "0"), 5, "torch", []),
     ("hub:models/resnet_preset", "logistic"): (("--cv", "0"), 4, "torch", []),
 }
-QUICK = ("savedmodel:", "hub:", "vgg16")
+QUICK = ("savedmodel:", "hub:", "onnx:", "vgg16")
 
 
 def option(words, *names, default=None):
@@ -52,6 +54,7 @@ def workplace(tmp_path, monkeypatch, draw_photo, hub_module):
                 path = f"class {number}/{image}.jpg"
                 draw_photo(tmp_path / name, path, seed=10 * number + image, colour=colour)
     shutil.copytree(hub_module, tmp_path / "models" / "feature_vector" / "2")
+    write_tokens(tmp_path / "models" / "dinov2.onnx")
     preset = tmp_path / "models" / "resnet_preset"
     preset.mkdir()
     stated = {

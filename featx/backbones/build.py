@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.catalog import PREPROCESSINGS, Backbone, Preprocessing
+from featx.backbones.catalog import Backbone
 from featx.backbones.networks import NETWORK_KINDS
+from featx.backbones.preprocessing import Preprocessing, find_preprocessing
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap, pool, require_channels_last, tap_tensor
 from featx.backbones.weights import misfit, readable
@@ -91,7 +92,7 @@ def _build_catalogued(source: BackboneSource, row: Backbone) -> keras.Model:
     path, seed = source.weights.path, source.weights.seed
     if path is None:
         assert seed is not None
-        draw_weights(network, seed, PREPROCESSINGS[source.preprocessing])
+        draw_weights(network, seed, find_preprocessing(source.preprocessing)[1])
         return network
     try:
         with readable(path) as file, quiet_loading():
@@ -108,7 +109,7 @@ def preprocess(pixels: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """Map pixels (n, h, w, 3), 0 to 255 RGB of any type, to a network's float32 input."""
     from keras import layers, ops
 
-    rule = PREPROCESSINGS[name]
+    _, rule = find_preprocessing(name)
     x = ops.cast(pixels, "float32")
     if rule.bgr:
         x = ops.flip(x, axis=-1)

@@ -15,46 +15,7 @@ from featx.exceptions import UnknownNameError
 BUNDLED = "tiny"
 """The backbone whose weights come with featx."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """``input = pixel * scale + offset`` by channel, of pixels from 0 to 255."""
-
-    scale: tuple[float, ...]  # scale and offset are in the channel order of the network
-    offset: tuple[float, ...]
-    summary: str
-    bgr: bool = False  # whether the network wants blue first
-
-
-PREPROCESSINGS: dict[str, Preprocessing] = {
-    "none": Preprocessing((1.0,) * 3, (0.0,) * 3, "pixels from 0 to 255"),
-    "unit": Preprocessing((1 / 255,) * 3, (0.0,) * 3, "pixels from 0 to 1"),
-    "tf": Preprocessing((1 / 127.5,) * 3, (-1.0,) * 3, "pixels from -1 to 1"),
-    "torch": Preprocessing(
-        tuple(1 / (255 * std) for std in _IMAGENET_STD),
-        tuple(-mean / std for mean, std in zip(IMAGENET_MEAN, _IMAGENET_STD, strict=True)),
-        "ImageNet's mean and deviation",
-    ),
-    "caffe": Preprocessing(
-        (1.0,) * 3, (-103.939, -116.779, -123.68), "ImageNet's mean, blue first", bgr=True
-    ),
-    # Keras's EfficientNet, and only it, divides once more by sqrt(std) after its Normalization
-    # layer when it is built with weights="imagenet". An affine map of the pixels around the mean
-    # does the same before that layer, so that one architecture serves all weights.
-    "efficientnet-imagenet": Preprocessing(
-        tuple(std**-0.5 for std in _IMAGENET_STD),
-        tuple(
-            255.0 * mean * (1.0 - std**-0.5)
-            for mean, std in zip(IMAGENET_MEAN, _IMAGENET_STD, strict=True)
-        ),
-        "EfficientNet's rescaling for ImageNet weights",
-    ),
-}
-"""Preprocessings by name: ``tf``, ``torch`` and ``caffe`` are the modes of Keras Applications."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +154,8 @@ def find_backbone(name: str) -> Backbone:
         "backbone",
         name,
         CATALOG,
-        hint="A network of your own is 'file:PATH.keras', 'savedmodel:FOLDER' or 'hub:FOLDER'; "
+        hint="A network of your own is 'file:PATH.keras', 'onnx:PATH.onnx', 'savedmodel:FOLDER' or "
+        "'hub:FOLDER'; "
         "`featx backbones` shows the table",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -12,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featx.backbones.catalog import PREPROCESSINGS
+from featx.backbones.onnx_file import Layout, read_onnx, stated_preprocessing
+from featx.backbones.preprocessing import named_preprocessing
 from featx.backbones.rescaling import Config, PixelRange, range_of_keras_config
 from featx.backbones.saved_model import load_saved_model, read_endpoint
 from featx.backbones.weights import file_sha256, folder_sha256, open_keras_zip, readable, what_it_is
@@ -29,7 +31,6 @@ Json = Mapping[str, object]
 _MOST_CONFIG_BYTES = 64 << 20
 _SHOWN, _MOST_CHARACTERS = 5, 60
 _HUB = "keras_hub"
-_SAME = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,10 @@ class StatedInput:
     """What the files of a network say of its input."""
 
     size_px: Size | None  # height and width, where they are fixed
-    preprocessing: str  # key of `PREPROCESSINGS`, empty where none is known
+    preprocessing: str  # as `find_preprocessing` reads it, empty where none is known
     pixels: PixelRange = ""  # which pixels the network itself takes, as far as its graph tells
     statement: str = ""  # what states the preprocessing, empty where it is a convention
+    layout: Layout = "nhwc"  # where channels are
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class NetworkKind:
     suffixes: tuple[str, ...] = ()  # of files; a folder has none
     needs_trust: bool = False  # whether building the network runs what is in the folder
     opaque: bool = False  # one function in its own number types: its outputs are its only places
+    native: bool = False  # whether OpenVINO reads it itself, and Keras cannot
+    beside: Callable[[Path], tuple[Path, ...]] | None = None  # further files with weights
 
     @property
     def noun(self) -> str:
@@ -70,7 +74,11 @@ class NetworkKind:
 
     def digest(self, path: Path) -> str:
         """Return the SHA-256 that identifies the network."""
-        return file_sha256(path) if self.suffixes else folder_sha256(path)
+        if not self.suffixes:
+            return folder_sha256(path)
+        beside = self.beside(path) if self.beside else ()
+        digests = [file_sha256(file) for file in (path, *beside)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest() if beside else digests[0]
 
 
 def locate_network(name: str) -> tuple[NetworkKind, Path] | None:
@@ -295,16 +303,10 @@ def _preprocessing_of(converter: Json) -> str:
     if not {"mean", "variance"}.isdisjoint(converter):  # of an early version
         return ""
     scale, offset = _three(converter.get("scale"), 1.0), _three(converter.get("offset"), 0.0)
-    for name, rule in PREPROCESSINGS.items():
-        # Compared as inputs of the network, at both ends of the range of pixels.
-        same = all(
-            abs(a * pixel + b - (c * pixel + d)) <= _SAME * max(1.0, abs(c) * 255)
-            for a, b, c, d in zip(scale, offset, rule.scale, rule.offset, strict=False)
-            for pixel in (0, 255)
-        )
-        if scale and offset and same and not rule.bgr:
-            return name
-    return ""
+    if not scale or not offset or min(scale) <= 0:
+        return ""
+    mean = [-o / s for o, s in zip(offset, scale, strict=True)]
+    return named_preprocessing(mean, [1 / s for s in scale])[0]
 
 
 def _three(value: object, default: float) -> list[float]:
@@ -323,6 +325,23 @@ def _read_saved_model(folder: Path) -> StatedInput:
     preprocessing = "none" if whole or endpoint.pixels == "0..255" else "unit"
     statement = "its function takes whole numbers" if whole else ""
     return StatedInput(endpoint.input_size_px, preprocessing, endpoint.pixels, statement)
+
+
+# ONNX
+
+
+def _read_onnx(path: Path) -> StatedInput:
+    file = read_onnx(path)
+    preprocessing, statement = stated_preprocessing(file)
+    size = file.size_px(file.layout) if file.layout else None
+    return StatedInput(size, preprocessing, "", statement, file.layout)
+
+
+def _load_onnx(path: Path, size_px: Size, preprocessing: str) -> keras.Model:
+    raise BackboneError(
+        f"{path} is an ONNX network, which OpenVINO runs in single precision, and Keras does not: "
+        "leave --engine and --precision out"
+    )
 
 
 NETWORK_KINDS = {
@@ -344,6 +363,16 @@ NETWORK_KINDS = {
             opaque=True,
         ),
         NetworkKind("hub", "a preset of KerasHub", _read_preset, _load_preset),
+        NetworkKind(
+            "onnx",
+            "an ONNX network",
+            _read_onnx,
+            _load_onnx,
+            suffixes=(".onnx",),
+            opaque=True,
+            native=True,
+            beside=lambda path: read_onnx(path).beside,
+        ),
     )
 }
 """Every kind by its prefix."""

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from featx.files.messages import Message
+
 PixelRange = Literal["0..255", "0..1", ""]
 """What a network takes; empty where its graph does not tell."""
 
@@ -26,8 +28,6 @@ _LEAST_MEAN = 20.0
 _MOST_OFFSET_OF_UNIT = 10.0
 
 Numbers = NDArray[np.float64]
-Message: TypeAlias = Any
-"""A message of `featx.backbones.saved_model`, whose class is made while featx runs."""
 Config: TypeAlias = Any
 """What a ``config.json`` holds, of any form: whatever does not fit raises, and is caught."""
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from featx.backbones.rescaling import Message, PixelRange, range_of_graph
+from featx.backbones.rescaling import PixelRange, range_of_graph
 from featx.exceptions import BackboneError, reason
+from featx.files.messages import Message, message_class
 from featx.quiet import quiet_import, quiet_loading
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ _PREFERRED = ("default", "serving_default", "serve")
 _OWN_SIGNATURE = "__saved_model_"
 _DTYPES = {1: "float32", 4: "uint8"}
 # What is read of TensorFlow's messages (saved_model.proto, meta_graph.proto, graph.proto,
-# saved_object_graph.proto, struct.proto): by message its fields with number, name and type; a star
-# stands for several. A map is a list of entries.
-_SCHEMA = """
+# saved_object_graph.proto, struct.proto).
+SCHEMA = """
 SavedModel: 2 meta_graphs MetaGraph*
 MetaGraph: 2 graph Graph, 5 signatures SignatureEntry*, 7 objects Objects
 SignatureEntry: 1 key string, 2 value Signature
@@ -65,40 +65,9 @@ Tensor: 1 dtype int64, 2 shape Shape, 4 content bytes, 5 float_val float*, 6 dou
 """
 
 
-def schema() -> dict[str, list[tuple[int, str, str, bool]]]:
-    """Return by message its fields: number, name, type, and whether there are several."""
-    messages = {}
-    for line in _SCHEMA.strip().splitlines():
-        message, _, listed = line.partition(": ")
-        fields = [field.split() for field in listed.split(", ")]
-        messages[message] = [
-            (int(number), name, kind.rstrip("*"), kind.endswith("*"))
-            for number, name, kind in fields
-        ]
-    return messages
-
-
-@cache
-def message_class(name: str) -> Message:
-    """Return the class of a message of the schema."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    file = descriptor_pb2.FileDescriptorProto(name="featx_saved_model.proto", syntax="proto3")
-    file.package = "featx_saved_model"
-    types = descriptor_pb2.FieldDescriptorProto
-    messages = schema()
-    for message, fields in messages.items():
-        described = file.message_type.add(name=message)
-        for number, field, kind, several in fields:
-            added = described.field.add(name=field, number=number)
-            added.label = types.LABEL_REPEATED if several else types.LABEL_OPTIONAL
-            if kind in messages:
-                added.type, added.type_name = types.TYPE_MESSAGE, f".{file.package}.{kind}"
-            else:
-                added.type = getattr(types, f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}"))
+def graph_message(name: str) -> Message:
+    """Return the class of a message of TensorFlow's."""
+    return message_class("featx_saved_model", SCHEMA, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +140,7 @@ def _read_graph(file: Path) -> Message:
     from google.protobuf.message import DecodeError
 
     try:
-        graphs = message_class("SavedModel").FromString(file.read_bytes()).meta_graphs
+        graphs = graph_message("SavedModel").FromString(file.read_bytes()).meta_graphs
     except FileNotFoundError as error:
         raise BackboneError(
             f"{file.parent} is no SavedModel: expected a folder with {_FILE}, received one without"

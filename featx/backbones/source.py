@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featx.backbones.catalog import PREPROCESSINGS, Backbone, find_backbone
+from featx.backbones.catalog import Backbone, find_backbone
 from featx.backbones.networks import (
     NetworkKind,
     Size,
@@ -14,6 +14,7 @@ from featx.backbones.networks import (
     locate_network,
     network_name,
 )
+from featx.backbones.preprocessing import CHOICES, find_preprocessing
 from featx.backbones.weights import (
     NETWORK,
     Weights,
@@ -23,10 +24,10 @@ from featx.backbones.weights import (
     resolve_weights,
     weights_preprocessing,
 )
-from featx.exceptions import BackboneError, UnknownNameError
+from featx.exceptions import BackboneError
 from featx.spec import FeatureSpec, ImagePolicy, Precision, StorageDtype
 
-_CHOICES = "none, unit, tf, torch, caffe"
+_PLACES = {"nchw": "first", "nhwc": "last"}
 _LOGGER = logging.getLogger("featx.preprocessing")
 _logged: set[str] = set()
 
@@ -39,7 +40,7 @@ class BackboneSource:
     row: Backbone | None  # of the catalogue; None for a network of one's own
     weights: Weights
     input_size_px: Size  # height and width
-    preprocessing: str  # key of `PREPROCESSINGS`
+    preprocessing: str  # a canonical name of `find_preprocessing`
     note: str = field(default="", compare=False)  # which preprocessing was chosen, and why
     doubtful: bool = field(default=False, compare=False)  # whether it may be the wrong one
     trust: bool = field(default=False, compare=False)  # whether the caller trusts what it may do
@@ -94,14 +95,17 @@ def resolve_backbone(
     """Settle a backbone, its weights, its input size and its preprocessing.
 
     `name` is of the catalogue, or a network of one's own: ``file:PATH.keras``, ``file:PATH.featx``
-    (one that was fine-tuned), ``savedmodel:FOLDER`` (TensorFlow) or ``hub:FOLDER`` (a preset of
-    KerasHub). `weights` are as `featx.backbones.weights.resolve_weights` takes them. The input size
-    is in pixels, by default the backbone's own.
+    (one that was fine-tuned), ``onnx:PATH.onnx``, ``savedmodel:FOLDER`` (TensorFlow) or
+    ``hub:FOLDER`` (a preset of KerasHub). `weights` are as
+    `featx.backbones.weights.resolve_weights` takes them. The input size is in pixels, by default
+    the backbone's own.
 
     A `preprocessing` is only for networks of one's own: ``none`` (pixels 0 to 255), ``unit``,
-    ``tf``, ``torch`` or ``caffe``. By default it is ``none`` for ``file:``, what the preset states
-    for ``hub:``, and for ``savedmodel:`` ``none`` where its graph rescales pixels itself or takes
-    uint8, else ``unit``, TensorFlow Hub's convention. `log_preprocessing` says what was chosen.
+    ``tf``, ``torch``, ``caffe`` or numbers such as ``mean=127/std=128``, see
+    `featx.backbones.preprocessing.find_preprocessing`. By default it is ``none`` for ``file:``,
+    what the files state for ``onnx:`` and ``hub:``, and for ``savedmodel:`` ``none`` where its
+    graph rescales pixels itself or takes uint8, else ``unit``, TensorFlow Hub's convention.
+    `log_preprocessing` says what was chosen.
 
     `trust` is needed for ``savedmodel:``, whose graph may do anything, such as read and write
     files. Without it nothing in the folder is read.
@@ -191,10 +195,21 @@ def _user_network(
     if not chosen:
         raise BackboneError(
             f"{path} states no preprocessing that featx has: give --preprocessing "
-            f"(preprocessing=...), one of {_CHOICES}"
+            f"(preprocessing=...), one of {CHOICES}"
         )
-    if chosen not in PREPROCESSINGS:
-        raise UnknownNameError("preprocessing", chosen, PREPROCESSINGS)
+    chosen, rule = find_preprocessing(chosen)
+    if not stated.layout and not rule.layout:
+        raise BackboneError(
+            f"{path} leaves open where the channels of its input are: add nchw (channels first) or "
+            f"nhwc (last) to --preprocessing (preprocessing=...), as in {chosen}/nchw"
+        )
+    if stated.layout and rule.layout == stated.layout:
+        chosen, rule = find_preprocessing(chosen.removesuffix(f"/{rule.layout}"))
+    if stated.layout and rule.layout:
+        raise BackboneError(
+            f"{path} takes images with their channels {_PLACES[stated.layout]}, as its shape says: "
+            f"leave {rule.layout} out of --preprocessing (preprocessing=...)"
+        )
     size = size or stated.size_px
     if size is None:
         raise BackboneError(
@@ -207,7 +222,7 @@ def _user_network(
 
 def _note(name: str, chosen: str, stated: StatedInput, *, explicit: bool) -> tuple[str, bool]:
     """Return what a user should know of the preprocessing, and whether it may be wrong."""
-    used = f"{name}: preprocessing {chosen} ({PREPROCESSINGS[chosen].summary})"
+    used = f"{name}: preprocessing {chosen} ({find_preprocessing(chosen)[1].summary})"
     if stated.pixels == "0..255" and chosen != "none":
         return (
             f"{used}, and the network rescales pixels itself, so that they are rescaled twice. "
@@ -220,7 +235,7 @@ def _note(name: str, chosen: str, stated: StatedInput, *, explicit: bool) -> tup
         return f"{used}, because the network rescales pixels itself", False
     if stated.statement:
         return f"{used}, because {stated.statement}", False
-    change = f"give --preprocessing (preprocessing=...), one of {_CHOICES}"
+    change = f"give --preprocessing (preprocessing=...), one of {CHOICES}"
     if stated.pixels == "0..1" and chosen == "none":
         return f"{used}, but the network seems to take pixels from 0 to 1: {change}", True
     if stated.pixels == "0..1":

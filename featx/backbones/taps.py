@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from featx.backbones.saved_model import DEFAULT_OUTPUT
 from featx.exceptions import BackboneError, UnknownNameError
@@ -23,10 +23,16 @@ POOLINGS: dict[str, str] = {
     "gem": "generalised mean, gem:P sets the power (3 by default)",
     "flatten": "every position and channel",
     "grid": "means over K x K cells, grid:K",
+    "cls": "the first token of a sequence",
+    "mean-tokens": "mean over the tokens behind the first",
+    "cls+mean": "the first token and the mean over the others, side by side",
 }
 """Poolings by name, with what they do."""
 
-
+_OF_TOKENS = ("cls", "mean-tokens", "cls+mean")
+Native: TypeAlias = Any
+"""A tensor of Keras or of another library, which has no types."""
+_NUMBERED = re.compile(rf"(?!(?:{'|'.join(map(re.escape, POOLINGS))}):)[^:]+:\d+(?=$|:)")
 _GEM_POWER = 3
 _GEM_FLOOR = 1e-6
 
@@ -52,7 +58,10 @@ def parse_tap(text: str) -> Tap:
     A layer without a pooling is averaged. ``gem`` is the generalised mean with the power 3,
     ``gem:P`` with another; ``grid:K`` averages over K x K cells.
     """
-    head, _, rest = text.strip().partition(":")
+    # Tensors of TensorFlow have a number behind a colon, as in Identity:0.
+    named = _NUMBERED.match(text.strip())
+    head = named[0] if named else text.strip().partition(":")[0]
+    rest = text.strip()[len(head) + 1 :]
     if not head:
         raise BackboneError(f"expected a tap such as 'avg' or 'block_12:max', received {text!r}")
     if head in POOLINGS:
@@ -84,46 +93,145 @@ def parse_taps(taps: str | Iterable[str] | None) -> tuple[str, ...]:
     return names
 
 
-def pool(features: keras.KerasTensor, tap: Tap) -> keras.KerasTensor:
+class Arithmetic(Protocol):
+    """What poolings compute with; `Native` is a tensor of a graph."""
+
+    def shape(self, x: Native) -> tuple[int | None, ...]:
+        """Return the extents of a tensor, None where they are open."""
+
+    def mean(self, x: Native, axes: tuple[int, ...]) -> Native:
+        """Return the mean over axes."""
+
+    def largest(self, x: Native, axes: tuple[int, ...]) -> Native:
+        """Return the maximum over axes."""
+
+    def power(self, x: Native, exponent: float) -> Native:
+        """Return every number to a power."""
+
+    def at_least(self, x: Native, least: float) -> Native:
+        """Return numbers, those below the least one raised to it."""
+
+    def cut(self, x: Native, axis: int, start: int, stop: int) -> Native:
+        """Return a part of a tensor."""
+
+    def flat(self, x: Native, width: int) -> Native:
+        """Return a tensor of shape (n, width)."""
+
+    def joined(self, parts: list[Native]) -> Native:
+        """Return vectors side by side."""
+
+
+class KerasArithmetic:
+    """Arithmetic on tensors of Keras."""
+
+    def shape(self, x: Native) -> tuple[int | None, ...]:
+        """Return the extents of a tensor, None where they are open."""
+        return tuple(x.shape)
+
+    def mean(self, x: Native, axes: tuple[int, ...]) -> Native:
+        """Return the mean over axes."""
+        return _ops().mean(x, axis=axes)
+
+    def largest(self, x: Native, axes: tuple[int, ...]) -> Native:
+        """Return the maximum over axes."""
+        return _ops().max(x, axis=axes)
+
+    def power(self, x: Native, exponent: float) -> Native:
+        """Return every number to a power."""
+        return _ops().power(x, exponent)
+
+    def at_least(self, x: Native, least: float) -> Native:
+        """Return numbers, those below the least one raised to it."""
+        return _ops().maximum(x, least)
+
+    def cut(self, x: Native, axis: int, start: int, stop: int) -> Native:
+        """Return a part of a tensor."""
+        return x[(slice(None),) * axis + (slice(start, stop),)]
+
+    def flat(self, x: Native, width: int) -> Native:
+        """Return a tensor of shape (n, width)."""
+        return _ops().reshape(x, (-1, width))
+
+    def joined(self, parts: list[Native]) -> Native:
+        """Return vectors side by side."""
+        return _ops().concatenate(parts, axis=-1)
+
+
+def _ops() -> Native:
+    from keras import ops
+
+    return ops
+
+
+def pool(features: Native, tap: Tap, on: Arithmetic | None = None) -> Native:
     """Pool maps (n, h, w, c) or sequences (n, t, c) to vectors (n, d); vectors pass unchanged.
+
+    Tensors are Keras's, or of another arithmetic.
 
     Notes
     -----
     ``gem`` is Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation" (2018),
     equation 3, of the values clipped at 1e-6.
     """
-    from keras import ops
-
-    rank = len(features.shape)
+    on = on or KerasArithmetic()
+    shape = on.shape(features)
+    rank = len(shape)
     if rank == 2:
         return features
     if rank not in (3, 4):
-        raise BackboneError(f"tap {tap} has an output of shape {features.shape}: not poolable")
+        raise BackboneError(f"tap {tap} has an output of shape {shape}: not poolable")
     axes = tuple(range(1, rank - 1))
     if tap.pooling == "avg":
-        return ops.mean(features, axis=axes)
+        return on.mean(features, axes)
     if tap.pooling == "max":
-        return ops.max(features, axis=axes)
+        return on.largest(features, axes)
     if tap.pooling == "gem":
-        powered = ops.power(ops.maximum(features, _GEM_FLOOR), float(tap.argument))
-        return ops.power(ops.mean(powered, axis=axes), 1.0 / tap.argument)
+        powered = on.power(on.at_least(features, _GEM_FLOOR), float(tap.argument))
+        return on.power(on.mean(powered, axes), 1.0 / tap.argument)
     if tap.pooling == "flatten":
-        return ops.reshape(features, (-1, math.prod(features.shape[1:])))
+        return on.flat(features, _whole(shape[1:], tap))
+    if tap.pooling in _OF_TOKENS:
+        return _pool_tokens(features, shape, tap, on)
     # Cells as in adaptive average pooling: from floor(i*h/k) to ceil((i+1)*h/k).
     cells = tap.argument
-    if len(features.shape) != 4 or min(features.shape[1:3]) < cells:
+    if rank != 4 or min(extent or 0 for extent in shape[1:3]) < cells:
         raise BackboneError(
             f"tap {tap} needs a feature map of at least {cells}x{cells} positions, received shape "
-            f"{features.shape}"
+            f"{shape}"
         )
-    rows, columns = (
-        [slice(i * extent // cells, -(-(i + 1) * extent // cells)) for i in range(cells)]
-        for extent in features.shape[1:3]
+    height, width = (
+        [(i * extent // cells, -(-(i + 1) * extent // cells)) for i in range(cells)]
+        for extent in (shape[1] or 0, shape[2] or 0)
     )
     means = [
-        ops.mean(features[:, row, column, :], axis=(1, 2)) for row in rows for column in columns
+        on.mean(on.cut(on.cut(features, 1, *rows), 2, *columns), (1, 2))
+        for rows in height
+        for columns in width
     ]
-    return ops.concatenate(means, axis=-1)
+    return on.joined(means)
+
+
+def _pool_tokens(
+    features: Native, shape: tuple[int | None, ...], tap: Tap, on: Arithmetic
+) -> Native:
+    """Pool a sequence (n, t, c) whose first token stands for the image."""
+    if len(shape) != 3 or (shape[1] or 0) < 2:
+        raise BackboneError(
+            f"tap {tap} needs tokens, an output of shape (n, t, c) as transformers have, received "
+            f"shape {shape}: take avg"
+        )
+    first = on.flat(on.cut(features, 1, 0, 1), _whole(shape[2:], tap))
+    if tap.pooling == "cls":
+        return first
+    others = on.mean(on.cut(features, 1, 1, shape[1] or 0), (1,))
+    return others if tap.pooling == "mean-tokens" else on.joined([first, others])
+
+
+def _whole(extents: tuple[int | None, ...], tap: Tap) -> int:
+    """Return how many numbers a tensor has, which has to be known."""
+    if None in extents:
+        raise BackboneError(f"tap {tap} has an output of no fixed shape, {extents}: not poolable")
+    return math.prod(extent or 0 for extent in extents)
 
 
 def tap_tensor(network: keras.Model, source: BackboneSource, tap: Tap) -> keras.KerasTensor:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
-from featx.backbones.catalog import BUNDLED, CATALOG, IMAGENET_MEAN, Backbone, find_backbone
+from featx.backbones.catalog import BUNDLED, CATALOG, Backbone, find_backbone
+from featx.backbones.preprocessing import IMAGENET_MEAN
 from featx.exceptions import WeightsError, reason
 from featx.files.identity import is_settled, stamp_of
 from featx.files.safe_json import read_plain_json

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,10 +107,15 @@ def write_shard(
             group = file.create_group("features")
             tag(group, "featx-taps")
             for name, values in features.items():
-                write_array(group, name, values, "featx-features")
+                write_array(group, _stored_name(name), values, "featx-features")
 
     publish(layout, path, write)
     return path
+
+
+def _stored_name(tap: str) -> str:
+    """Return a tap's name without slashes, which make a path of it in HDF5; `unquote` reads it."""
+    return tap.replace("%", "%25").replace("/", "%2F")
 
 
 def new_shard(folder: Path) -> Path:
@@ -128,7 +134,7 @@ def read_shard(path: Path, spec_digest: str) -> Shard:
             raise CacheFormatError(f"keys have {keys.shape[1]} bytes, expected {_KEY_BYTES}")
         group = find_group(file, "features", "featx-taps")
         taps = {
-            name: find_array(group, name, "featx-features", ndim=2, dtypes=("<f4", "<f2"))
+            unquote(name): find_array(group, name, "featx-features", ndim=2, dtypes=("<f4", "<f2"))
             for name in group
         }
         for name, array in taps.items():

@@ -195,7 +195,8 @@ def backbone(*, several: bool) -> Decorator:
             multiple=several,
             show_default="tiny, the one that comes with featx",
             shell_complete=_complete_backbone,
-            help="Name of a backbone, file:PATH.keras, savedmodel:FOLDER or hub:FOLDER." + more,
+            help="Name of a backbone, file:PATH.keras, onnx:PATH.onnx, savedmodel:FOLDER or "
+            "hub:FOLDER." + more,
         ),
         click.option(
             "--weights",

@@ -8,6 +8,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from featx.backbones.networks import NETWORK_KINDS
 from featx.backbones.source import BackboneSource
 from featx.engines.backends import load_adapter
 from featx.engines.engine import Engine
@@ -65,8 +66,14 @@ def _built(
     precision: Precision,
     folder: Path | None,
 ) -> Engine:
+    native = bool(source.kind) and NETWORK_KINDS[source.kind].native
+    if native and (name == "keras" or precision != "f32"):
+        raise EngineError(
+            f"{source.name} runs with OpenVINO in f32, and Keras cannot read it: leave --engine "
+            "and --precision out"
+        )
     # Asking a backend for GPUs imports it, so only where the machine could have one.
-    first = name == "auto" and precision == "f32" and not (may_have_gpu() and gpus())
+    first = native or (name == "auto" and precision == "f32" and not (may_have_gpu() and gpus()))
     if name == "openvino" or first:
         require_threads("OpenVINO")
         try:
@@ -74,7 +81,7 @@ def _built(
 
             return OpenVinoEngine(source, taps, batch_size=batch_size, folder=folder)
         except (EngineError, ImportError) as error:
-            if name == "openvino":
+            if name == "openvino" or native:
                 raise
             # With another backend Keras is what the user chose: no warning then.
             chosen = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"

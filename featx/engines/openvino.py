@@ -25,10 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.build import build_tap_model, draw_images
-from featx.backbones.catalog import PREPROCESSINGS
+from featx.backbones.networks import NETWORK_KINDS
+from featx.backbones.preprocessing import find_preprocessing
 from featx.backbones.source import BackboneSource
 from featx.backbones.weights import file_sha256
 from featx.engines.engine import Engine, Pixels, Provenance, Vectors
+from featx.engines.onnx_network import read_network, with_taps
 from featx.exceptions import BackboneError, EngineError, FeatxError, reason
 from featx.files.outputs import flush, flush_names
 from featx.forks import require_threads
@@ -104,14 +106,18 @@ class OpenVinoEngine(Engine):
         self._core.set_property({"ENABLE_MMAP": False})
         self._free: list[Native] = []
         _in_use.add(self)
-        self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
+        self.converts = not (source.kind and NETWORK_KINDS[source.kind].native)
+        if self.converts:
+            self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
+        else:
+            self._open_native(source)
 
     def provenance(self) -> Provenance:
         """Return the versions of OpenVINO and of the Keras converted from, and the precision."""
         return {
             "engine": self.name,
             "openvino": version("openvino"),
-            "keras": version("keras"),
+            **({"keras": version("keras")} if self.converts else {}),
             "precision": self._precision,
         }
 
@@ -120,6 +126,14 @@ class OpenVinoEngine(Engine):
         self.require_pixels(pixels)
         require_threads("OpenVINO")
         return _Batch(self, pixels)
+
+    def _open_native(self, source: BackboneSource) -> None:
+        """Open a network that OpenVINO reads itself, and see that it treats images one by one."""
+        model = read_network(self._openvino, self._core, source)
+        names = tuple(map(output_name, range(len(self.taps))))
+        self._load(with_taps(self._openvino, model, source, self.taps, names))
+        images = draw_images((_CHECKED, *source.input_size_px), _SEED)
+        require_features(source, self.run(images), self.run(images[:1]))
 
     def _open(self, source: BackboneSource, stored: StoredConversion | None) -> None:
         if stored and stored.is_whole():
@@ -368,13 +382,25 @@ def convert(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
                 f"{source.name} gives features that are no finite numbers at the tap {tap} for "
                 f"drawn images, so that OpenVINO cannot be compared with Keras: {FALL_BACK}"
             )
+    require_features(source, together, alone)
+    return Conversion(source.name, model, images, together)
+
+
+def require_features(source: BackboneSource, together: TapVectors, alone: TapVectors) -> None:
+    """Raise `BackboneError` unless images have vectors, and the first the same one alone."""
+    for tap, vectors in together.items():
+        if vectors.ndim != 2 or not np.isfinite(vectors).all():
+            raise BackboneError(
+                f"{source.name} gives no finite numbers, or no vector an image, at the tap {tap} "
+                f"for drawn images: received shape {vectors.shape}. Take another tap, or another "
+                "preprocessing"
+            )
         if disagreement(alone[tap], vectors[:1]) > _LARGEST_CHANGE:
             raise BackboneError(
                 f"{source.name} gives an image other features at the tap {tap} when it is alone "
                 "than beside other images, so that they cannot be cached: expected a network in "
                 "inference mode, without statistics of the batch and without random numbers"
             )
-    return Conversion(source.name, model, images, together)
 
 
 @contextmanager
@@ -486,7 +512,7 @@ class StoredConversion:
 
 
 def _identity(source: BackboneSource, taps: tuple[str, ...]) -> dict[str, object]:
-    row, rule = source.row, PREPROCESSINGS[source.preprocessing]
+    row, (_, rule) = source.row, find_preprocessing(source.preprocessing)
     # What makes the layers beside Keras itself.
     builder: tuple[object, ...] = () if row is None else (row.keras_name, row.arguments)
     if source.kind == "hub":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sklearn.utils.validation import check_is_fitted
 
+from featx.backbones.networks import NETWORK_KINDS
 from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
 from featx.exporting.description import (
@@ -163,6 +164,12 @@ def export(
     _require_backend(row)
     steps = head_steps(fitted.head_)
     source, tap = fitted.source(), str(parse_tap(fitted.tap))
+    if source.kind and NETWORK_KINDS[source.kind].native:
+        raise ExportError(
+            f"{source.name} is {NETWORK_KINDS[source.kind].summary}, which no export has in it "
+            "yet: use the .featx file with `featx predict`, or train a model on a backbone of the "
+            "catalogue"
+        )
     if row.name == "keras" and source.name.startswith("savedmodel:"):
         raise ExportError(
             f"a Keras file holds layers, and {source.name} is a graph of TensorFlow that it would "

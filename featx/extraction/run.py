@@ -70,9 +70,9 @@ def extract(
         The inputs: anything that `ImageDataset.from_any` takes, or the name of a dataset that was
         extracted before, whose images need not be there any more.
     backbone : str or sequence of str, optional
-        Names of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``;
-        ``"tiny"`` by default, for a dataset of imported features theirs. Several share one
-        decoding of each image.
+        Names of the catalogue, ``file:PATH.keras``, ``onnx:PATH.onnx``, ``savedmodel:FOLDER`` or
+        ``hub:FOLDER``; ``"tiny"`` by default, for a dataset of imported features theirs. Several
+        share one decoding of each image.
     weights : str, path or mapping, optional
         For all backbones, or one by backbone: ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a
         path. See `featx.backbones.weights.resolve_weights`.

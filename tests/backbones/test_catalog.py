@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from featx.backbones.build import build_network, build_tap_model, draw_images, preprocess
-from featx.backbones.catalog import BUNDLED, CATALOG, PREPROCESSINGS, find_backbone
+from featx.backbones.catalog import BUNDLED, CATALOG, find_backbone
+from featx.backbones.preprocessing import PREPROCESSINGS
 from featx.backbones.source import resolve_backbone
 from featx.backbones.taps import block_outputs, layer_outputs
 from featx.exceptions import BackboneError, UnknownNameError

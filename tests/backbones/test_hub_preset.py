@@ -44,6 +44,7 @@ def write_preset(tmp_path):
         ({"scale": 1 / 255, "offset": None}, "unit"),
         ({"scale": [1 / 127.5] * 3, "offset": -1}, "tf"),
         ({"scale": None, "offset": None}, "none"),
+        ({"scale": [1 / 255 / 0.3] * 3, "offset": -1}, "mean=76.5/std=76.5"),
     ],
 )
 def test_the_preset_states_size_and_preprocessing(write_preset, converter, expected):
@@ -57,7 +58,7 @@ def test_the_preset_states_size_and_preprocessing(write_preset, converter, expec
 
 @pytest.mark.parametrize(
     "converter",
-    [None, {"scale": [1 / 255 / 0.3] * 3, "offset": -1}, {"scale": "x"}, {"scale": 1, "mean": [0]}],
+    [None, {"scale": -1}, {"scale": "x"}, {"scale": 1, "mean": [0]}],
 )
 def test_a_preprocessing_that_featx_does_not_have_has_to_be_chosen(write_preset, converter):
     folder = write_preset(converter)

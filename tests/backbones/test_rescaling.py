@@ -108,9 +108,9 @@ def test_a_strange_configuration_tells_nothing(config):
 
 
 def test_functions_that_call_themselves_end():
-    from featx.backbones.saved_model import message_class
+    from featx.backbones.saved_model import graph_message
 
-    graph = message_class("Graph")()
+    graph = graph_message("Graph")()
     function = graph.library.functions.add()
     function.signature.name = "loop"
     function.signature.inputs.add(name="x")

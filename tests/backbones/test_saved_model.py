@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from featx.backbones.build import build_network, build_tap_model
-from featx.backbones.saved_model import schema
+from featx.backbones.saved_model import SCHEMA
 from featx.backbones.source import canonical_name, resolve_backbone
 from featx.backbones.weights import folder_sha256
 from featx.exceptions import BackboneError, UnknownNameError, WeightsError
+from featx.files.messages import parse_schema
 
 
 def resolve(folder, **options):
@@ -249,6 +250,6 @@ def test_what_is_read_has_the_numbers_of_tensorflow():
                 seen.add(kind)
                 compare(kind, field.message_type)
 
-    messages, seen = schema(), {"SavedModel"}
+    messages, seen = parse_schema(SCHEMA), {"SavedModel"}
     compare("SavedModel", saved_model_pb2.SavedModel.DESCRIPTOR)
     assert seen == set(messages)
