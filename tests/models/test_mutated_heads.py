@@ -79,11 +79,12 @@ def changed_array(array, draw):
         large = [-(2**40), -2, -1, 0, 1, 5, 10**6, 2**40]
         flat[name][place] = draw.choice([0, 1, 2, 200] if flat[name].itemsize < 8 else large)
     elif array.dtype.kind in "iu":
-        flat[place] = (
+        changed = (
             draw.choice([-1, 0, 1, 3, 100])
             if array.dtype.itemsize < 8
             else draw.choice([-1, 3, 100, 10**10, -(2**62), 2**62])
         )
+        flat[place] = np.int64(changed).astype(array.dtype)  # which wraps where there is no sign
     elif array.dtype.kind == "f":
         flat[place] = draw.choice([np.nan, np.inf, -np.inf, 1e30, -1.0, 0.0])
     elif array.dtype.kind in "US":
