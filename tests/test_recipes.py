@@ -31,7 +31,7 @@ EXPECTED = {
     ("onnx:models/dinov2.onnx", "logistic"): (("--cv", "0"), 5, "torch", []),
     ("hub:models/resnet_preset", "logistic"): (("--cv", "0"), 4, "torch", []),
 }
-QUICK = ("savedmodel:", "hub:", "onnx:", "vgg16")
+QUICK = ("savedmodel:", "hub:", "onnx:")
 
 
 def option(words, *names, default=None):

@@ -256,7 +256,7 @@ def stage(block):
     [
         ("mobilenet_v2", 64, 17),
         ("efficientnet_b0", 64, 16),
-        ("resnet50", 64, 16),
+        pytest.param("resnet50", 64, 16, marks=pytest.mark.slow),
         pytest.param("densenet121", 64, 58, marks=pytest.mark.slow),
         ("convnext_tiny", 64, 18),
         ("mobilenet_v3_small", 64, 11),

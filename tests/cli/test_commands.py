@@ -153,14 +153,13 @@ def test_predict_formats_folders_and_standard_input(model, featx_command, featx_
     assert "blue" in table.stdout.splitlines()[1]
 
 
-def test_backbones_lists_and_describes(featx_command, featx_process):
+def test_backbones_lists_and_describes(featx_command):
     listed = featx_command("backbones")
     assert listed.returncode == 0
     assert "mobilenet_v2" in listed.stdout
     assert len(json.loads(featx_command("backbones", "--json").stdout)["backbones"]) >= 40
-    one = featx_process("backbones", "mobilenet_v2")
+    one = featx_command("backbones", "mobilenet_v2")
     assert "block_12" in one.stdout
-    assert is_quiet(one)
     wrong = featx_command("backbones", "mobilnet")
     assert wrong.returncode == 1
     assert "did you mean 'mobilenet'" in wrong.stderr

@@ -38,7 +38,6 @@ BLOCKS = {
 ALWAYS = {
     "tiny",
     "mobilenet",
-    "mobilenet_v3_small",
 }
 
 

@@ -119,6 +119,7 @@ def test_two_images_a_class_are_enough(images):
     assert head.score(X[10 * images :], y[10 * images :]) > 0.9
 
 
+@pytest.mark.slow
 def test_a_thousand_classes():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(1000, 48)).astype(np.float32)

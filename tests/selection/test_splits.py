@@ -36,14 +36,14 @@ def test_every_training_part_has_every_class_and_no_group_is_on_both_sides(
             assert len(test) == pytest.approx(16, abs=10)
 
 
-def test_a_million_groups_are_dealt_out_in_equal_shares():
+def test_many_groups_are_dealt_out_in_equal_shares():
     generator = np.random.default_rng(0)
-    y = generator.choice(3, 1_000_001, p=[0.9, 0.09, 0.01])
-    groups = np.r_[0, np.arange(1_000_000)]
+    y = generator.choice(3, 150_001, p=[0.9, 0.09, 0.01])
+    groups = np.r_[0, np.arange(150_000)]
     folds = repeated_folds(y, groups=groups)
     shares = [np.bincount(y[test]) for _, test in folds]
     assert np.ptp(shares, axis=0).max() <= 2
-    assert np.sort(np.concatenate([test for _, test in folds])).tolist() == list(range(1_000_001))
+    assert np.sort(np.concatenate([test for _, test in folds])).tolist() == list(range(150_001))
 
 
 def test_a_hold_out_is_stratified_and_leaks_nothing():
