@@ -155,8 +155,7 @@ def find_backbone(name: str) -> Backbone:
         name,
         CATALOG,
         hint="A network of your own is 'file:PATH.keras', 'onnx:PATH.onnx', 'savedmodel:FOLDER' or "
-        "'hub:FOLDER'; "
-        "`featx backbones` shows the table",
+        "'hub:FOLDER'; `featx backbones` shows the table",
     )
 
 

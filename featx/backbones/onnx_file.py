@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from featx.backbones.preprocessing import find_preprocessing, named_preprocessing
+from featx.backbones.weights import file_sha256
 from featx.exceptions import BackboneError, FeatxError, reason
 from featx.files.messages import Message, message_class
 
@@ -138,13 +140,21 @@ def _message(path: Path) -> Message:
     from google.protobuf.message import DecodeError
 
     try:
-        model = message_class("featx_onnx", _SCHEMA, "Model").FromString(path.read_bytes())
+        model = _parsed(path, file_sha256(path))
     except (OSError, DecodeError) as error:
         raise BackboneError(
             f"{path} cannot be read as an ONNX network ({reason(error)}): it is none, or damaged"
         ) from error
     if not model.version or not model.graph.nodes:
         raise BackboneError(f"{path} is no ONNX network: expected a graph, received none")
+    return model
+
+
+@lru_cache(maxsize=1)
+def _parsed(path: Path, sha256: str) -> Message:
+    """Parse a file once for all that asks about it, and let go of the weights in it."""
+    model = message_class("featx_onnx", _SCHEMA, "Model").FromString(path.read_bytes())
+    model.DiscardUnknownFields()
     return model
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featx.backbones.catalog import Backbone, find_backbone
 from featx.backbones.networks import (
+    NETWORK_KINDS,
     NetworkKind,
     Size,
     StatedInput,
@@ -50,6 +51,11 @@ class BackboneSource:
         """Key of `NETWORK_KINDS`, empty for a name of the catalogue."""
         prefix, colon, _ = self.name.partition(":")
         return prefix if colon else ""
+
+    @property
+    def is_native(self) -> bool:
+        """Whether OpenVINO reads the network itself, and Keras cannot."""
+        return bool(self.kind) and NETWORK_KINDS[self.kind].native
 
     @property
     def address(self) -> str:

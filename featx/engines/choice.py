@@ -8,7 +8,6 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from featx.backbones.networks import NETWORK_KINDS
 from featx.backbones.source import BackboneSource
 from featx.engines.backends import load_adapter
 from featx.engines.engine import Engine
@@ -66,7 +65,7 @@ def _built(
     precision: Precision,
     folder: Path | None,
 ) -> Engine:
-    native = bool(source.kind) and NETWORK_KINDS[source.kind].native
+    native = source.is_native
     if native and (name == "keras" or precision != "f32"):
         raise EngineError(
             f"{source.name} runs with OpenVINO in f32, and Keras cannot read it: leave --engine "

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.build import build_tap_model, draw_images
-from featx.backbones.networks import NETWORK_KINDS
 from featx.backbones.preprocessing import find_preprocessing
 from featx.backbones.source import BackboneSource
 from featx.backbones.weights import file_sha256
@@ -106,7 +105,7 @@ class OpenVinoEngine(Engine):
         self._core.set_property({"ENABLE_MMAP": False})
         self._free: list[Native] = []
         _in_use.add(self)
-        self.converts = not (source.kind and NETWORK_KINDS[source.kind].native)
+        self.converts = not source.is_native
         if self.converts:
             self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
         else:

@@ -164,7 +164,7 @@ def export(
     _require_backend(row)
     steps = head_steps(fitted.head_)
     source, tap = fitted.source(), str(parse_tap(fitted.tap))
-    if source.kind and NETWORK_KINDS[source.kind].native:
+    if source.is_native:
         raise ExportError(
             f"{source.name} is {NETWORK_KINDS[source.kind].summary}, which no export has in it "
             "yet: use the .featx file with `featx predict`, or train a model on a backbone of the "
