@@ -368,7 +368,7 @@ NETWORK_KINDS = {
             "an ONNX network",
             _read_onnx,
             _load_onnx,
-            suffixes=(".onnx",),
+            suffixes=(".onnx", ".featx"),
             opaque=True,
             native=True,
             beside=lambda path: read_onnx(path).beside,

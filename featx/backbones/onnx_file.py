@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from featx.backbones.preprocessing import find_preprocessing, named_preprocessing
-from featx.backbones.weights import file_sha256
+from featx.backbones.weights import file_sha256, is_tuned_file, readable
 from featx.exceptions import BackboneError, FeatxError, reason
 from featx.files.messages import Message, message_class
 
@@ -153,7 +153,9 @@ def _message(path: Path) -> Message:
 @lru_cache(maxsize=1)
 def _parsed(path: Path, sha256: str) -> Message:
     """Parse a file once for all that asks about it, and let go of the weights in it."""
-    model = message_class("featx_onnx", _SCHEMA, "Model").FromString(path.read_bytes())
+    with readable(path) as file:
+        data = file.read_bytes()
+    model = message_class("featx_onnx", _SCHEMA, "Model").FromString(data)
     model.DiscardUnknownFields()
     return model
 
@@ -188,7 +190,7 @@ def _weights_beside(path: Path, graph: Message) -> Iterator[Path]:
                 f"{path} looks for weights in {name!r}: expected a file in its own folder. Save it "
                 "again with its weights inside, or beside it"
             )
-        if not file.is_file():
+        if is_tuned_file(path) or not file.is_file():
             raise BackboneError(
                 f"{path} has its weights in {name!r}, which is not beside it: copy it from where "
                 "the network was"

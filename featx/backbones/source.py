@@ -17,7 +17,6 @@ from featx.backbones.networks import (
 )
 from featx.backbones.preprocessing import CHOICES, find_preprocessing
 from featx.backbones.weights import (
-    NETWORK,
     Weights,
     WeightsPath,
     is_tuned_file,
@@ -100,8 +99,8 @@ def resolve_backbone(
 ) -> BackboneSource:
     """Settle a backbone, its weights, its input size and its preprocessing.
 
-    `name` is of the catalogue, or a network of one's own: ``file:PATH.keras``, ``file:PATH.featx``
-    (one that was fine-tuned), ``onnx:PATH.onnx``, ``savedmodel:FOLDER`` (TensorFlow) or
+    `name` is of the catalogue, or a network of one's own: ``file:PATH.keras``, ``onnx:PATH.onnx``,
+    either with ``.featx`` (a model with its network in it), ``savedmodel:FOLDER`` (TensorFlow) or
     ``hub:FOLDER`` (a preset of KerasHub). `weights` are as
     `featx.backbones.weights.resolve_weights` takes them. The input size is in pixels, by default
     the backbone's own.
@@ -142,7 +141,7 @@ def resolve_backbone(
         raise BackboneError(
             f"a '{kind.prefix}:' backbone brings its own weights: leave --weights out"
         )
-    resolve = _tuned if kind.prefix == "file" and is_tuned_file(path) else _user_network
+    resolve = _tuned if is_tuned_file(path) else _user_network
     source = resolve(kind, path, size, preprocessing)
     return replace(source, trust=trust)
 
@@ -175,16 +174,18 @@ def _catalogued(
 def _tuned(
     kind: NetworkKind, path: Path, size: Size | None, preprocessing: str | None
 ) -> BackboneSource:
-    """Settle a network that was fine-tuned: read as in its training, unless asked otherwise."""
+    """Settle a network in a model of featx: read as in its training, unless asked otherwise."""
     tuned = read_tuned(path)
+    if tuned.prefix != kind.prefix:
+        raise BackboneError(f"{path} has another network in it: name it as {tuned.prefix}:{path}")
     trained = tuned.spec.preprocessing
     if preprocessing not in (None, trained):
         raise BackboneError(
-            f"{path} was fine-tuned with the preprocessing {trained!r}, received "
-            f"{preprocessing!r}: leave --preprocessing out"
+            f"{path} was trained with the preprocessing {trained!r}, received {preprocessing!r}: "
+            "leave --preprocessing out"
         )
-    row = find_backbone(tuned.architecture) if tuned.member == NETWORK else None
-    weights = Weights(f"file:{path}", tuned.sha256, path)
+    row = find_backbone(tuned.architecture) if tuned.architecture else None
+    weights = Weights(f"{kind.prefix}:{path}", tuned.sha256, path)
     size = size or tuned.spec.input_size_px
     return BackboneSource(network_name(kind, path), row, weights, size, trained)
 

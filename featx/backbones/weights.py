@@ -1,6 +1,6 @@
 """Files of weights: where they are found, the digest that identifies them, and what is in them.
 
-A model that was fine-tuned, ``.featx``, is such a file too: its network lies in it.
+A model of featx, ``.featx``, is such a file too where its network lies in it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ NETWORK = "network.weights.h5"
 """Member with the weights of a network of the catalogue, as Keras writes them."""
 OWN_NETWORK = "network.keras"
 """Member with a whole network, where it is of nobody's catalogue."""
+ONNX_NETWORK = "network.onnx"
+"""Member with an ONNX network."""
+NETWORKS = (NETWORK, "network.h5", OWN_NETWORK, ONNX_NETWORK)
+"""Every name that such a member may have: its end says what it is, as that of a file does."""
 
 _MOST_MEMBERS = 16
 _MOST_JSON_BYTES = 64 << 20
@@ -157,8 +161,8 @@ def resolve_weights(row: Backbone, weights: WeightsPath | None = None) -> Weight
         tuned = read_tuned(path)
         if tuned.architecture != row.name:
             raise WeightsError(
-                f"{path} is a fine-tuned {tuned.architecture or tuned.spec.backbone}, not "
-                f"{row.name}: use --backbone file:{path}, or another model"
+                f"{path} has a {tuned.architecture or tuned.spec.backbone} in it, not {row.name}: "
+                f"use --backbone {tuned.prefix}:{path}, or another model"
             )
         return Weights(text, tuned.sha256, path)
     _require_weights_file(
@@ -384,7 +388,7 @@ def misfit(row: Backbone, path: Path, stored: Path, error: BaseException) -> Wei
     )
 
 
-# Models that were fine-tuned.
+# Models with their network in them: fine-tuned, or saved so.
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,8 +398,13 @@ class TunedFile:
     path: Path
     spec: FeatureSpec  # of the features that the network makes
     architecture: str  # its name in the catalogue, empty where it has none
-    member: str  # `NETWORK` or `OWN_NETWORK`
+    member: str  # one of `NETWORKS`
     sha256: str  # of the member's bytes, as the file states it; `member_bytes` checks it
+
+    @property
+    def prefix(self) -> str:
+        """The kind of backbone that it is read as."""
+        return "onnx" if self.member == ONNX_NETWORK else "file"
 
 
 def is_tuned_file(path: WeightsPath | None) -> TypeGuard[WeightsPath]:
@@ -421,12 +430,14 @@ def read_tuned(path: WeightsPath) -> TunedFile:
     """Return what a ``.featx`` file says of the network in it, or raise `WeightsError`."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise WeightsError(f"expected a fine-tuned model, received {str(path)!r}, which is no file")
+        raise WeightsError(
+            f"expected a model with its network, received {str(path)!r}, which is no file"
+        )
     try:
         with open_model_zip(file) as archive:
             description = read_description(archive)
         digests = description["files"]
-        member = next((name for name in (NETWORK, OWN_NETWORK) if name in digests), None)
+        member = next((name for name in NETWORKS if name in digests), None)
         spec, digest = FeatureSpec.from_dict(description["spec"]), digests.get(member, "")
         architecture = str(description["network"]["architecture"]) if member else ""
     # `zipfile` has no base of its errors: damage shows as any of ten types.
@@ -436,13 +447,13 @@ def read_tuned(path: WeightsPath) -> TunedFile:
         ) from error
     if member is None:
         raise WeightsError(
-            f"{file} holds a head and no network, as the backbone is {spec.backbone} as it was "
-            "published: name that backbone, or a model that `featx finetune` made"
+            f"{file} holds a head and no network, since the backbone, {spec.backbone}, was neither "
+            "fine-tuned nor saved with it (--embed): name that backbone"
         )
     if digest != spec.weights_sha256:
         raise WeightsError(
             f"{file} states another digest of its network than its specification does: it was "
-            "changed; fine-tune again, or take a copy"
+            "changed; make it again, or take a copy"
         )
     return TunedFile(file, spec, architecture, member, digest)
 

@@ -318,6 +318,11 @@ def _weights_by_backbone(values: tuple[str, ...], backbones: tuple[str, ...]) ->
     return {name: choice for name, _, choice in pairs}
 
 
+embed = flag(
+    "--embed", help="Keep the backbone's file in the model, for machines that do not have it."
+)
+
+
 def force(*aliases: str) -> Decorator:
     """Return ``--force``, with other names for it."""
     return flag(

@@ -80,6 +80,7 @@ _SHOWN = 15
     options.flag("--fresh", help="Forget finished trials of the same search."),
     options.file_path("--csv", "csv_file", help="Write the whole leaderboard there."),
     options.output,
+    options.embed,
     options.report,
     options.cache,
     options.seed,
@@ -93,6 +94,7 @@ def command(
     csv_file: Path | None,
     output: Path | None,
     report_file: Path | None,
+    embed: bool,
     force: bool,
     cache: Path,
     multilabel: bool,
@@ -150,7 +152,7 @@ def command(
         resume=not fresh,
         progress=True,
     )
-    result.save(target, command=command_line(), overwrite=force)
+    result.save(target, command=command_line(), embed=embed, overwrite=force)
     if csv_file is not None:
         csv_file.write_text(result.to_csv(), "utf-8", "surrogateescape")
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)

@@ -28,6 +28,7 @@ from featx.terminal import say, say_json
     ),
     options.whole("--cv", default=5, least=0, help="Folds; 0 for none."),
     options.output,
+    options.embed,
     options.report,
     options.cache,
     options.seed,
@@ -43,6 +44,7 @@ def command(
     data: str,
     output: Path | None,
     report_file: Path | None,
+    embed: bool,
     force: bool,
     cache: Path,
     head: str,
@@ -85,6 +87,7 @@ def command(
         metrics=result.metrics,
         training=result.training,
         command=command_line(),
+        embed=embed,
         overwrite=force,
     )
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)

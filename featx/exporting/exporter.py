@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones.networks import NETWORK_KINDS
 from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
 from featx.exporting.description import (
@@ -23,6 +22,7 @@ from featx.exporting.description import (
 )
 from featx.exporting.formats import FORMATS, Format, choose_format, require_onnx
 from featx.exporting.graph import build_graph, head_steps
+from featx.exporting.onnx_graph import write_joined
 from featx.exporting.verification import (
     TOLERANCE,
     Calibration,
@@ -161,15 +161,10 @@ def export(
         training = read_details(model)["training"]
     check_is_fitted(fitted, "head_")
     require_one_view(fitted)
-    _require_backend(row)
     steps = head_steps(fitted.head_)
     source, tap = fitted.source(), str(parse_tap(fitted.tap))
-    if source.is_native:
-        raise ExportError(
-            f"{source.name} is {NETWORK_KINDS[source.kind].summary}, which no export has in it "
-            "yet: use the .featx file with `featx predict`, or train a model on a backbone of the "
-            "catalogue"
-        )
+    if not source.is_native:
+        _require_backend(row)
     if row.name == "keras" and source.name.startswith("savedmodel:"):
         raise ExportError(
             f"a Keras file holds layers, and {source.name} is a graph of TensorFlow that it would "
@@ -185,11 +180,14 @@ def export(
         spec=spec,
         calibration=None if ranges is None else ranges.describe(),
     )
-    network = build_graph(source, tap, steps)
+    network = None if source.is_native else build_graph(source, tap, steps)
     with placed_whole([description_path(target), *row.files(target)]) as folder:
         made = folder / target.name
         pixels = None if ranges is None else ranges.pixels
-        row.write(network, made, classes=description["classes"], calibration=pixels)
+        if network is None:
+            write_joined(row, source, tap, steps, made, description["classes"])
+        else:
+            row.write(network, made, classes=description["classes"], calibration=pixels)
         description_path(made).write_text(as_json(description), "utf-8")
     report_path(target).unlink(missing_ok=True)  # it was about what was there before
     report = None

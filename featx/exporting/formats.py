@@ -97,16 +97,24 @@ probabilities = model([pixels("new.jpg")])["probabilities"][0]
 def write_openvino(
     network: KerasModel, path: Path, *, classes: Sequence[object], **_: object
 ) -> None:
-    """Write ``.xml`` and ``.bin``; class names are JSON under ``featx/classes`` in the former."""
+    """Write ``.xml`` and ``.bin``, see `save_openvino`."""
     from featx.engines.openvino import load_openvino
 
-    openvino = load_openvino()
+    load_openvino()
     with conversion_errors("OpenVINO"):
         import keras
         from openvino.tools.ovc import convert_model
 
         named = keras.Model(network.inputs, {OUTPUT: network.outputs[0]})
         model = convert_model(named, share_weights=False)
+    save_openvino(model, path, classes)
+
+
+def save_openvino(model: Any, path: Path, classes: Sequence[object]) -> None:
+    """Write a model of OpenVINO; class names are JSON under ``featx/classes`` in its ``.xml``."""
+    with conversion_errors("OpenVINO"):
+        import openvino
+
         model.set_rt_info(json.dumps(list(classes)), ["featx", "classes"])
         # By default it would halve the weights' precision.
         openvino.save_model(model, str(path), compress_to_fp16=False)
@@ -294,11 +302,9 @@ def require_onnx() -> None:
 
 
 def write_onnx(network: KerasModel, path: Path, *, classes: Sequence[object], **_: object) -> None:
-    """Write an ONNX file (opset 17) whose metadata has the class names, as JSON under `classes`."""
+    """Write an ONNX file of opset 17, see `save_onnx`."""
     require_onnx()
     with conversion_errors("ONNX"):
-        import onnx
-
         # tf2onnx 1.17 does not know NumPy 2; Keras has the remedy and applies it in its own export.
         from keras.src.export.tf2onnx_lib import patch_tf2onnx
 
@@ -311,9 +317,16 @@ def write_onnx(network: KerasModel, path: Path, *, classes: Sequence[object], **
         model, _ = tf2onnx.convert.from_function(serve, list(serve.input_signature), opset=_OPSET)
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
-        onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
-        onnx.checker.check_model(model)
-        onnx.save_model(model, str(path))
+        save_onnx(model, path, classes)
+
+
+def save_onnx(model: Any, path: Path, classes: Sequence[object]) -> None:
+    """Write a message of the onnx package; its metadata has class names, as JSON of `classes`."""
+    import onnx
+
+    onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    onnx.checker.check_model(model)
+    onnx.save_model(model, str(path))
 
 
 def run_onnx(path: Path) -> Opened:

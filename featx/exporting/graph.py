@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from featx.backbones.build import build_tap_model
 from featx.backbones.source import BackboneSource
+from featx.engines.onnx_network import GraphArithmetic
 from featx.exceptions import ExportError, HeadError
 from featx.exporting.formats import OUTPUT, KerasModel, Tensor
 from featx.heads.rows import Floats
@@ -58,15 +59,44 @@ def head_layers(features: Tensor, steps: list[Step]) -> Tensor:
     """Put the steps of a head behind features."""
     for number, step in enumerate(steps, start=1):
         name = OUTPUT if number == len(steps) else f"head_{number}"
-        width = len(step.kernel) if isinstance(step, Linear) else None
-        width = len(step.scale) if isinstance(step, Scale) else width
-        if width not in (None, int(features.shape[-1])):
-            raise ExportError(
-                f"the head takes {width} features, the backbone gives {features.shape[-1]}: name "
-                "the backbone, tap and weights of training"
-            )
+        _require_width(step, int(features.shape[-1]))
         features = _layer(features, step, name)
     return features
+
+
+def head_behind(x: Tensor, steps: list[Step], on: GraphArithmetic) -> Tensor:
+    """Put the steps of a head behind features, as operators."""
+    for step in steps:
+        _require_width(step, on.shape(x)[-1])
+        if isinstance(step, Linear):
+            ones = np.ones(step.kernel.shape[1], np.float32)
+            x = on.affine(on.product(x, _float32(step.kernel)), ones, _float32(step.bias))
+        elif isinstance(step, Scale):
+            x = on.affine(x, *_factor_and_offset(step))
+        elif isinstance(step, UnitLength):
+            x = on.unit_length(x)
+        elif isinstance(step, Rectify):
+            x = on.at_least(x, 0.0)
+        elif isinstance(step, Sigmoid):
+            x = on.sigmoid(x)
+        else:
+            x = on.softmax(x)
+    return x
+
+
+def _require_width(step: Step, features: int | None) -> None:
+    width = len(step.kernel) if isinstance(step, Linear) else None
+    width = len(step.scale) if isinstance(step, Scale) else width
+    if width not in (None, features):
+        raise ExportError(
+            f"the head takes {width} features, the backbone gives {features}: name the backbone, "
+            "tap and weights of training"
+        )
+
+
+def _factor_and_offset(step: Scale) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    factor = 1 / np.asarray(step.scale, np.float64)
+    return _float32(factor), _float32(-step.center * factor)
 
 
 def _layer(x: Tensor, step: Step, name: str) -> Tensor:
@@ -83,8 +113,7 @@ def _layer(x: Tensor, step: Step, name: str) -> Tensor:
         norm = layers.BatchNormalization(epsilon=0.0, dtype="float32", name=name)
         y = norm(x, training=False)
         zero = np.zeros(len(step.scale), np.float32)
-        factor = 1 / np.asarray(step.scale, np.float64)
-        norm.set_weights([_float32(factor), _float32(-step.center * factor), zero, zero + 1])
+        norm.set_weights([*_factor_and_offset(step), zero, zero + 1])
         return y
     if isinstance(step, UnitLength):
         return layers.UnitNormalization(dtype="float32", name=name)(x)

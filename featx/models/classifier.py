@@ -271,13 +271,14 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         **details
             ``metrics`` and ``training``: figures, and what it was trained on, as JSON types;
             ``spec``: specification of the features, by default found out from the parameters;
-            ``command``: the command line that made it; ``overwrite``: whether to replace a file
-            that is no model made by featx.
+            ``command``: the command line that made it; ``embed``: whether to keep the backbone's
+            file in it, so that it works where that file is not; ``overwrite``: whether to replace a
+            file that is no model made by featx.
 
         Raises
         ------
         ArtefactError
-            If the file cannot be written.
+            If the file cannot be written, or the backbone is more than one file, or compressed.
         OutputError
             If there is a file that is no model made by featx.
         WeightsError

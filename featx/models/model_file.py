@@ -9,6 +9,7 @@ is refused.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -25,12 +26,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.networks import locate_network
-from featx.backbones.source import canonical_name
+from featx.backbones.networks import NETWORK_KINDS, locate_network
+from featx.backbones.source import BackboneSource, canonical_name
 from featx.backbones.taps import parse_tap
 from featx.backbones.weights import (
     DESCRIPTION,
     NETWORK,
+    NETWORKS,
+    ONNX_NETWORK,
     OWN_NETWORK,
     is_tuned_file,
     member_bytes,
@@ -44,6 +47,7 @@ from featx.extraction.job import as_view_policy
 from featx.files.claims import shortened
 from featx.files.outputs import is_model, refuse_replacing, written_whole
 from featx.files.safe_json import Json
+from featx.files.safe_zip import require_plain_network
 from featx.heads.novelty import dump_novelty, load_novelty
 from featx.heads.storage import DESCRIPTION as STEPS
 from featx.heads.storage import dump_head, load_head
@@ -55,7 +59,7 @@ KIND = "featx-model"
 VERSION = 3
 """The highest version that is read: 2 has a network of its own, 3 a head of steps."""
 NOVELTY = "novelty.h5"
-_MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, NETWORK, OWN_NETWORK)
+_MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, *NETWORKS)
 _MOST_BYTES = 4 << 30
 
 
@@ -165,7 +169,7 @@ def read_model(
 
 def _with_own_network(path: Path, details: Json) -> Json:
     """Return the description of a model that takes its network, where it has one, from its file."""
-    networks = [name for name in (NETWORK, OWN_NETWORK) if name in details["files"]]
+    networks = [name for name in NETWORKS if name in details["files"]]
     if not networks:
         return details
     stated, expected = details["files"][networks[0]], details["spec"]["weights_sha256"]
@@ -174,7 +178,8 @@ def _with_own_network(path: Path, details: Json) -> Json:
     backbone = details["parameters"]["backbone"]
     if locate_network(backbone) is None:
         return {**details, "weights": str(path.resolve())}
-    parameters = {**details["parameters"], "backbone": f"file:{path.resolve()}"}
+    prefix = "onnx" if networks[0] == ONNX_NETWORK else "file"
+    parameters = {**details["parameters"], "backbone": f"{prefix}:{path.resolve()}"}
     spec = {**details["spec"], "backbone": canonical_name(parameters["backbone"])}
     return {**details, "parameters": parameters, "spec": spec}
 
@@ -277,13 +282,15 @@ def save_model(
     spec: FeatureSpec | None = None,
     command: str | None = None,
     network: bytes | None = None,
+    embed: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write a fitted classifier as a ``.featx`` file, whole or not at all.
 
     Parameters and errors are those of `featx.ImageClassifier.save`. ``network`` is the backbone
     with weights of its own, kept in the file: as Keras writes them for a backbone of the catalogue,
-    else as ``.keras``. Networks that come from a ``.featx`` file are kept without being asked.
+    else as ``.keras``. With ``embed`` the file of the backbone is kept as it is. Networks that come
+    from a ``.featx`` file are kept without being asked.
     """
     target = Path(path)
     refuse_replacing(target, is_model, "model", force=overwrite)
@@ -292,7 +299,7 @@ def save_model(
     novelty = {}
     if model.novelty_ is not None:
         novelty["novelty"], files[NOVELTY] = dump_novelty(model.novelty_)
-    carried, members = _network(model, known, network)
+    carried, members = _network(model, known, network, embed)
     files |= members
     metrics = dict(metrics or {})
     if len(metrics.get("confusion", ())) > MOST_CONFUSED:
@@ -324,28 +331,54 @@ def save_model(
 
 
 def _network(
-    model: ImageFeatures, spec: FeatureSpec, network: bytes | None
+    model: ImageFeatures, spec: FeatureSpec, network: bytes | None, embed: bool
 ) -> tuple[Json, dict[str, bytes]]:
     """Return the network that belongs into the file, nothing where others have it too."""
-    prefix, _, path = model.backbone.partition(":")
-    carrier = path if prefix == "file" and path else model.weights
+    located = locate_network(model.backbone)
+    carrier = model.weights if located is None else located[1]
+    architecture = canonical_name(model.backbone) if located is None else ""
+    member = NETWORK if architecture else OWN_NETWORK
     tuned = read_tuned(carrier) if is_tuned_file(carrier) else None
-    if network is None:
-        if tuned is None:
-            return {}, {}
-        network = member_bytes(tuned)
     if tuned is not None:
         architecture = tuned.architecture
-    else:
-        outside = locate_network(model.backbone) is not None
-        architecture = "" if outside else canonical_name(model.backbone)
+        member = tuned.member if network is None else NETWORK if architecture else OWN_NETWORK
+        network = member_bytes(tuned) if network is None else network
+    elif network is None and embed:
+        source = model.source()
+        if source.weights.path is None or source.weights.source == "bundled":
+            return {}, {}  # every featx has it, or draws it
+        member, network = _network_of(source)
+    if network is None:
+        return {}, {}
     if hashlib.sha256(network).hexdigest() != spec.weights_sha256:
         raise ArtefactError(
             "the network to be saved is not the one that the head was trained on: extract its "
             "features again, and train on these"
         )
-    member = NETWORK if architecture else OWN_NETWORK
     return {"network": {"architecture": architecture}}, {member: network}
+
+
+def _network_of(source: BackboneSource) -> tuple[str, bytes]:
+    """Return the file of a backbone, under the name that it has in a model."""
+    path = source.weights.path
+    assert path is not None
+    instead = "Leave --embed (embed=True) out: the model then names it by path and digest"
+    kind = NETWORK_KINDS.get(source.kind)
+    if path.is_dir() or (kind and kind.beside and kind.beside(path)):
+        raise ArtefactError(f"{path} is more than one file, and --embed keeps one. {instead}")
+    end = next(
+        (end for end in (".weights.h5", ".keras", ".onnx") if path.name.endswith(end)), ".h5"
+    )
+    member = f"network{end}"
+    data = path.read_bytes()
+    try:
+        require_plain_network(io.BytesIO(data), member)
+    except Exception as error:
+        raise ArtefactError(
+            f"{path} cannot be kept in a model ({reason(error)}): save it uncompressed, in one "
+            f"file. {instead}"
+        ) from error
+    return member, data
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:

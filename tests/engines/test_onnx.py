@@ -29,7 +29,6 @@ from featx.engines.choice import make_engine
 from featx.exceptions import (
     BackboneError,
     EngineError,
-    ExportError,
     FineTuningError,
     UnknownNameError,
     WeightsError,
@@ -291,8 +290,6 @@ print(sorted({{"tensorflow", "keras"}} & set(sys.modules)))
     assert again.report["extracted"] == 0
     with pytest.raises(FineTuningError, match="an ONNX network, one function without layers"):
         featx.finetune(tmp_path / "m.featx", photos, tmp_path / "f.featx", cache=tmp_path / "c")
-    with pytest.raises(ExportError, match="an ONNX network, which no export has in it yet"):
-        featx.export(tmp_path / "m.featx", tmp_path / "m.keras")
     write_net(path, metadata={"preprocessing": "tf"})
     with pytest.raises(WeightsError, match="SHA-256"):
         featx.load(tmp_path / "m.featx", cache=tmp_path / "e").predict([str(photos / "red/0.jpg")])

@@ -271,5 +271,5 @@ def test_a_network_that_links_out_of_its_file_is_refused(catalogued, tmp_path):
 def test_a_model_without_a_network_of_its_own_is_no_backbone(trained, catalogued, pictures):
     with pytest.raises(WeightsError, match="holds a head and no network"):
         featx.extract(pictures, backbone=f"file:{trained()}")
-    with pytest.raises(WeightsError, match="is a fine-tuned tiny, not resnet50"):
+    with pytest.raises(WeightsError, match="has a tiny in it, not resnet50"):
         featx.extract(pictures, backbone="resnet50", weights=catalogued.path)

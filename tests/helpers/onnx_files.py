@@ -47,7 +47,7 @@ def node(op, inputs, output, domain="", **attributes):
     }  # fmt: skip
 
 
-def write(path, nodes, inputs, outputs, weights=None, *, metadata=None, external=""):
+def write(path, nodes, inputs, outputs, weights=None, *, metadata=None, external="", opset=17):
     """Write a network; `external` names the file that its weights are in."""
     tensors = []
     for name, array in (weights or {}).items():
@@ -60,7 +60,7 @@ def write(path, nodes, inputs, outputs, weights=None, *, metadata=None, external
         else:
             stored["raw_data"] = array.tobytes()
         tensors.append(stored)
-    opsets = [{"version": 17}, {"domain": "mine", "version": 1}]
+    opsets = [{"version": opset}, {"domain": "mine", "version": 1}]
     metadata_props = [{"key": key, "value": text} for key, text in (metadata or {}).items()]
     graph = {"node": nodes, "name": "g", "initializer": tensors, "input": inputs, "output": outputs}
     model = message_class("featx_test_onnx", SCHEMA, "Model")(
@@ -76,8 +76,8 @@ IMAGE = value("image", FLOAT, N, 3, 16, 24)
 MAP = value("map", FLOAT, N, 5, 16, 24)
 
 
-def write_net(path, image=IMAGE, outputs=(MAP,), nodes=NET, **more):
-    return write(path, nodes, [image], list(outputs), {"kernel": KERNEL}, **more)
+def write_net(path, image=IMAGE, outputs=(MAP,), nodes=NET, weights=None, **more):
+    return write(path, nodes, [image], list(outputs), {"kernel": KERNEL, **(weights or {})}, **more)
 
 
 def write_tokens(path):

@@ -1,0 +1,180 @@
+"""Models on ONNX networks: exported in one file, and kept whole in a ``.featx``."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+from onnx_files import FLOAT, FLOAT16, KERNEL, MAP, NET, UINT8, N, node, value, write_net
+
+import featx
+from featx.exceptions import ArtefactError, BackboneError, ExportError, WeightsError
+
+HAS_ONNX = importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")
+FORMATS = [pytest.param("m.onnx", marks=needs_onnx), "m.xml"]
+HEADS = ["logistic", "svm", "lda", "nearest-mean:metric=cosine", "dense:8,max_epochs=2"]
+TAPS = ["max", "gem:2", "grid:2", "flatten", "conv:avg"]
+LAST = value("image", FLOAT, N, 16, 24, 3)
+TURNED = [
+    node("Transpose", "image", "turned", perm=[0, 3, 1, 2]),
+    node("Conv", "turned kernel", "conv"),
+    NET[1],
+]
+CAST = [node("Cast", "image", "float", to=FLOAT), node("Conv", "float kernel", "conv"), NET[1]]
+NETWORKS = {
+    "channels last": {"image": LAST, "nodes": TURNED},
+    "whole numbers": {"image": value("image", UINT8, N, 3, 16, 24), "nodes": CAST},
+    "half precision": {"image": value("image", FLOAT16, N, 3, 16, 24), "nodes": CAST},
+    "opset 18": {"opset": 18},
+    "names of ours": {
+        "image": value("pixels", FLOAT, N, 3, 16, 24),
+        "nodes": [node("Conv", "pixels kernel", "constant_0"), node("Relu", "constant_0", "map")],
+    },
+}  # fmt: skip
+
+
+def trained(path, files, head="logistic", **options):
+    if "whole" not in str(path):
+        options = {"preprocessing": "mean=120,110,100/std=60,50,40/bgr", **options}
+    model = featx.ImageClassifier(f"onnx:{path}", head, **options)
+    return model.fit(files, np.repeat(["ant", "bee", "moth"], 5))
+
+
+def agrees(model, target, pictures):
+    done = featx.export(model, target, verify=pictures)
+    assert (done.verification["images"], done.verification["passed"]) == (15, True)
+    assert done.verification["largest_difference"] < 1e-5
+    assert done.verification["batch_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "options", [*({"head": head} for head in HEADS), *({"tap": tap} for tap in TAPS)], ids=str
+)
+def test_preprocessing_network_pooling_and_head_are_one_file(
+    tmp_path, files, pictures, name, options
+):
+    path = write_net(tmp_path / "net.onnx")
+    agrees(trained(path, files, **options), tmp_path / name, pictures)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_kind_of_input_is_exported(tmp_path, files, pictures, name, kind):
+    path = write_net(tmp_path / f"{kind}.onnx", **NETWORKS[kind])
+    agrees(trained(path, files), tmp_path / name, pictures)
+
+
+@needs_onnx
+def test_what_the_head_does_not_need_stays_out_and_the_batch_open(tmp_path, files):
+    import onnx
+
+    far = np.zeros((5, 100_000), np.float32)
+    nodes = [*NET, node("ReduceMean", "map", "pooled", axes=[2, 3], keepdims=0),
+             node("MatMul", "pooled far", "logits")]  # fmt: skip
+    outputs = (MAP, value("logits", FLOAT, N, 100_000))
+    path = write_net(tmp_path / "net.onnx", outputs=outputs, nodes=nodes, weights={"far": far})
+    done = featx.export(trained(path, files, tap="map:avg"), tmp_path / "m.onnx")
+    made = onnx.load(done.path)
+    assert "network/far" not in {weight.name for weight in made.graph.initializer}
+    assert done.size_bytes < 100_000
+    (image,) = made.graph.input
+    dims = image.type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 16, 24, 3]
+
+
+def test_formats_of_keras_say_what_to_take(tmp_path, files):
+    model = trained(write_net(tmp_path / "net.onnx"), files)
+    for name in ("m.keras", "m.tflite"):
+        with pytest.raises(ExportError, match="take --format onnx or openvino"):
+            featx.export(model, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_with_its_network_needs_no_other_file(tmp_path, files, pictures, name):
+    (tmp_path / "here").mkdir()
+    path = write_net(tmp_path / "here" / "net.onnx")
+    model = trained(path, files)
+    model.save(tmp_path / "whole.featx", embed=True)
+    model.save(tmp_path / "head.featx")
+    expected = model.predict_proba(files)
+    shutil.rmtree(tmp_path / "here")
+    whole = featx.load(tmp_path / "whole.featx")
+    np.testing.assert_allclose(whole.predict_proba(files), expected, atol=1e-6)
+    with pytest.raises((BackboneError, WeightsError), match=r"net\.onnx"):
+        featx.load(tmp_path / "head.featx").predict(files)
+    agrees(whole, tmp_path / name, pictures)
+    whole.save(tmp_path / "again.featx")  # stays whole
+    (tmp_path / "whole.featx").unlink()
+    again = featx.load(tmp_path / "again.featx")
+    np.testing.assert_allclose(again.predict_proba(files), expected, atol=1e-6)
+    features = featx.extract(
+        pictures, backbone=f"onnx:{tmp_path / 'again.featx'}", cache=tmp_path / "c"
+    )
+    assert features.matrix().shape == (15, 5)
+    with pytest.raises(BackboneError, match="name it as onnx:"):
+        featx.extract(pictures, backbone=f"file:{tmp_path / 'again.featx'}", cache=tmp_path / "c")
+
+
+def test_networks_of_keras_and_weights_are_kept_as_well(tmp_path, small_network, files):
+    import h5py
+    import keras
+    from keras.src.legacy.saving import legacy_h5_format
+
+    own, legacy = tmp_path / "own.keras", tmp_path / "mobile.h5"
+    shutil.copy(small_network, own)
+    network = keras.applications.MobileNetV2(weights=None, include_top=False)
+    network.save_weights(plain := tmp_path / "mobile.weights.h5")
+    with h5py.File(legacy, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    for backbone, weights, beside in (
+        (f"file:{own}", None, own),
+        ("mobilenet_v2", plain, plain),
+        ("mobilenet_v2", legacy, legacy),
+    ):
+        model = featx.ImageClassifier(backbone, weights=weights, input_size=32)
+        model.fit(files, np.repeat(["ant", "bee", "moth"], 5))
+        model.save(tmp_path / "m.featx", embed=True)
+        expected = model.predict_proba(files)
+        beside.unlink()
+        loaded = featx.load(tmp_path / "m.featx")
+        np.testing.assert_allclose(loaded.predict_proba(files), expected, atol=1e-6)
+    model = featx.ImageClassifier("tiny").fit(files, np.repeat(["ant", "bee", "moth"], 5))
+    model.save(tmp_path / "t.featx", embed=True)  # every featx has it
+    assert (tmp_path / "t.featx").stat().st_size < 200_000
+
+
+def test_what_is_more_than_one_file_is_refused_and_the_model_is_not_lost(tmp_path, files):
+    path = write_net(tmp_path / "net.onnx", external="net.bin")
+    model = trained(path, files)
+    with pytest.raises(ArtefactError, match=r"more than one file.*Leave --embed"):
+        model.save(tmp_path / "m.featx", embed=True)
+    assert not (tmp_path / "m.featx").exists()
+    model.save(tmp_path / "m.featx")
+    assert featx.load(tmp_path / "m.featx").predict(files).shape == (15,)
+
+
+def test_a_network_inside_may_not_point_out_of_the_model(tmp_path, files):
+    import hashlib
+    import json
+    import zipfile
+
+    trained(write_net(tmp_path / "net.onnx"), files).save(tmp_path / "m.featx", embed=True)
+    pointing = write_net(tmp_path / "other.onnx", external="secret.bin").read_bytes()
+    with zipfile.ZipFile(tmp_path / "m.featx") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    described = json.loads(members["model.json"])
+    members["network.onnx"] = pointing
+    digest = hashlib.sha256(pointing).hexdigest()
+    described["files"]["network.onnx"] = described["spec"]["weights_sha256"] = digest
+    members["model.json"] = json.dumps(described).encode()
+    with zipfile.ZipFile(tmp_path / "m.featx", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    assert (tmp_path / "secret.bin").read_bytes() == KERNEL.tobytes()
+    with pytest.raises(BackboneError, match=r"weights in 'secret\.bin'"):
+        featx.load(tmp_path / "m.featx").predict(files)
