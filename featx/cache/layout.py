@@ -53,11 +53,6 @@ class CacheLayout:
         return self.root / "datasets"
 
     @property
-    def engines(self) -> Path:
-        """Converted models."""
-        return self.root / "engines"
-
-    @property
     def checked(self) -> Path:
         """One file a space: which of its shards were compared with their digests."""
         return self.root / "checked"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from featx.exceptions import FeaturesError, UnknownNameError
+from featx.threads import usable_processors
 
 Doubles: TypeAlias = NDArray[np.float64]
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -180,12 +180,12 @@ def nearest(
             f"expected finite queries of shape (q, d), received shape {queries.shape}"
             + (" with NaN or infinity" if queries.ndim == 2 else "")
         )
-    search = _Search(queries, k, METRICS[metric], exclude, max_ram_bytes // _threads())
+    search = _Search(queries, k, METRICS[metric], exclude, max_ram_bytes // usable_processors())
     batches = [(rows, np.arange(len(rows)))] if isinstance(rows, np.ndarray) else rows
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_threads()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(usable_processors()) as pool:
         waiting: set[Future[None]] = set()
         for block in search.blocks(batches):
-            if len(waiting) > _threads():
+            if len(waiting) > usable_processors():
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
@@ -193,11 +193,6 @@ def nearest(
         for future in waiting:
             future.result()
     return search.result()
-
-
-def _threads() -> int:
-    several = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if several else os.cpu_count() or 1
 
 
 def _slices(values: Floats, rows: int = _QUERIES) -> Iterator[slice]:

@@ -64,7 +64,7 @@ def command(
     names = list(_names(images))
     features, which = options.open_block(data, cache, **block)
     named: dict[str, Any] = {**block, **which}
-    results = featx.similar(features, names, k, **named, cache=cache)
+    results = featx.similar(features, names, k, **named)
     if output is not None:
         from featx.reporting.contact_sheet import write_contact_sheet
 

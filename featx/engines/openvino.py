@@ -25,15 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.build import build_tap_model, draw_images
+from featx.backbones.catalog import BUNDLED
 from featx.backbones.preprocessing import find_preprocessing
 from featx.backbones.source import BackboneSource
-from featx.backbones.weights import file_sha256
+from featx.backbones.taps import parse_tap, pool
+from featx.backbones.weights import bundled_folder, file_sha256
 from featx.engines.engine import Engine, Pixels, Provenance, Vectors
-from featx.engines.onnx_network import read_network, with_taps
+from featx.engines.onnx_network import OpenVinoArithmetic, read_network, with_taps
 from featx.exceptions import BackboneError, EngineError, FeatxError, reason
 from featx.files.outputs import flush, flush_names
 from featx.forks import require_threads
 from featx.quiet import quiet_import
+from featx.threads import usable_processors
 
 Native: TypeAlias = Any
 """The module of OpenVINO or an object of its, which has no types."""
@@ -95,8 +98,7 @@ class OpenVinoEngine(Engine):
         self._most = max(1, _MOST_PX // (height * width))
         usual = min(max(1, _BATCH_PX // (height * width)), _MOST_IMAGES)
         self.batch_size = batch_size or usual
-        several = hasattr(os, "sched_getaffinity")
-        processors = len(os.sched_getaffinity(0)) if several else os.cpu_count() or 1
+        processors = usable_processors()
         self._options = _options(processors)
         self.in_flight = min(processors, _MOST_STREAMS) + 1
         self._openvino = load_openvino()
@@ -105,11 +107,16 @@ class OpenVinoEngine(Engine):
         self._core.set_property({"ENABLE_MMAP": False})
         self._free: list[Native] = []
         _in_use.add(self)
-        self.converts = not source.is_native
-        if self.converts:
-            self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
-        else:
+        shipped = StoredConversion.shipped(source, taps)
+        if shipped and not shipped.is_whole():
+            shipped = None
+        self.converts = not source.is_native and shipped is None
+        if shipped:
+            self._load(self._with_poolings(shipped.model))
+        elif source.is_native:
             self._open_native(source)
+        else:
+            self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
 
     def provenance(self) -> Provenance:
         """Return the versions of OpenVINO and of the Keras converted from, and the precision."""
@@ -133,6 +140,15 @@ class OpenVinoEngine(Engine):
         self._load(with_taps(self._openvino, model, source, self.taps, names))
         images = draw_images((_CHECKED, *source.input_size_px), _SEED)
         require_features(source, self.run(images), self.run(images[:1]))
+
+    def _with_poolings(self, path: Path) -> Native:
+        """Return a network that comes with featx, up to its last map, with the taps behind it."""
+        model, on = self._core.read_model(path), OpenVinoArithmetic(self._openvino)
+        features = on.transposed(model.get_results()[0].input_value(0), [0, 2, 3, 1])
+        results = [on.ops.result(pool(features, parse_tap(tap), on)) for tap in self.taps]
+        for index, result in enumerate(results):
+            result.output(0).get_tensor().set_names({output_name(index)})
+        return self._openvino.Model(results, model.get_parameters(), "featx")
 
     def _open(self, source: BackboneSource, stored: StoredConversion | None) -> None:
         if stored and stored.is_whole():
@@ -446,6 +462,30 @@ class StoredConversion:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.name)[:80]
         return cls(folder / f"{name}-{digest}", identity)
+
+    @classmethod
+    def shipped(cls, source: BackboneSource, taps: tuple[str, ...]) -> StoredConversion | None:
+        """Return the conversion that comes with featx, where it is what is asked for.
+
+        It has the last feature map, behind which every pooling of it is put.
+        """
+        row = source.row
+        if (
+            row is None
+            or row.name != BUNDLED
+            or source.weights.sha256 != row.weights_hash
+            or source.input_size_px != (row.input_size_px,) * 2
+            or any(parse_tap(tap).layer for tap in taps)
+        ):
+            return None
+        identity = {
+            "type": _TYPE,
+            "version": _VERSION,
+            "backbone": source.name,
+            "weights_sha256": source.weights.sha256,
+            "input_size_px": list(source.input_size_px),
+        }
+        return cls(bundled_folder() / f"{BUNDLED}.openvino", identity)
 
     @property
     def model(self) -> Path:

@@ -168,7 +168,7 @@ class Request:
                 self.engine,
                 batch_size=as_batch_size(self.batch_size),
                 precision=self.precision,
-                folder=engines_folder(layout, writing=True),
+                folder=engines_folder(),
             )
             plain = source.spec(image=self.image, dtype=self.dtype, precision=self.precision)
             specs = with_views(plain, self.views, self.view_policy)
@@ -236,16 +236,13 @@ def as_batch_size(value: int | str) -> int | None:
     raise BackboneError(f"batch_size must be 'auto' or a positive number, received {value!r}")
 
 
-def engines_folder(layout: CacheLayout | None, *, writing: bool) -> Path:
-    """Return where converted models are kept."""
+def engines_folder() -> Path:
+    """Return where converted networks are kept: of the user, for every cache."""
     named = os.environ.get("FEATX_ENGINES")
     if named:
         return Path(named).expanduser()
-    if layout is not None and (writing or layout.root.is_dir()):
-        return layout.engines
-    # Reading makes no cache.
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "featx" / "engines"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "featx" / "engines"
 
 
 def find_named(layout: CacheLayout, data: object, splits: SplitNames = None) -> Manifest | None:

@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline
 from featx.heads.estimators import few_images_allowed, refuse_unlearnable
 from featx.heads.table import learns_label_sets
 from featx.heads.targets import best_labels
+from featx.threads import on_idle_processors
 
 
 class HeadPipeline(Pipeline):  # type: ignore[misc]
@@ -37,7 +38,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
         """
         refuse_unlearnable(X, y)
         last = self.steps[-1][1]
-        with few_images_allowed():
+        with few_images_allowed(), on_idle_processors():
             if params or self.memory is not None or type(last).__name__ != "LogisticRegression":
                 super().fit(X, y, **params)
             else:

@@ -15,6 +15,7 @@ from featx.heads.moments import fold_scales, standardise
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.table import find_row, make_estimator
 from featx.heads.targets import Targets, both_columns
+from featx.threads import on_idle_processors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +102,8 @@ class Sweep:
             _require_every_class(targets, folds)
         row = find_row(self.name)
         settings = [make_estimator(row, dict(candidate), seed) for candidate in candidates]
-        yield from self.measure(SweepData(features, targets, folds, settings))
+        with on_idle_processors():
+            yield from self.measure(SweepData(features, targets, folds, settings))
 
 
 def swept(

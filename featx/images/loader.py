@@ -33,6 +33,7 @@ from featx.images.decode import AnyTarget, Rgb, Target, as_targets, check_trunca
 from featx.images.limits import budget
 from featx.images.line import Job, Line, Loaded, Status, work_off
 from featx.images.worker_main import HEADER_BYTES, NO_IMAGE, Message, receive, send, slot_bytes
+from featx.threads import usable_processors
 
 _LOG = logging.getLogger("featx")
 # Images a worker is given at once: one would cost a hand-over each, many hold back the first.
@@ -100,9 +101,7 @@ def load_images(
     process takes a moment to start. Arrays stay in threads.
     """
     if workers is None:
-        several = hasattr(os, "sched_getaffinity")
-        cpus = len(os.sched_getaffinity(0)) if several else os.cpu_count() or 1
-        workers = max(2, min(_MOST_WORKERS, cpus))
+        workers = max(2, min(_MOST_WORKERS, usable_processors()))
     if ahead is None:
         fitting = _MOST_HELD_BYTES // max(1, slot_bytes(as_targets(targets)))
         ahead = max(1, 2 * workers, min(fitting, max(64, 16 * workers)))

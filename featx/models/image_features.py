@@ -63,7 +63,7 @@ class ImageReader:
             (str(parse_tap(self.tap)),),
             self.engine,
             as_batch_size(self.batch_size),
-            folder=engines_folder(layout, writing=keep),
+            folder=engines_folder(),
         )
         specs = with_views(source.spec(image=self.image), views, self.view_policy)
         parts = tuple((spec, network) for spec in specs)

@@ -80,7 +80,6 @@ def _feature_block(
     choice: BackboneChoice,
     sample: SearchSample | None,
     engine: str,
-    cache: str | os.PathLike[str] | None,
 ) -> FeatureBlock:
     """Return one block, or a sample of its rows, with its views and what its backbone costs."""
     views = [None, *features.views(**name)]
@@ -88,7 +87,7 @@ def _feature_block(
     # Features are told by their specifications and the images that they are of.
     digests.append(hashlib.sha256(np.ascontiguousarray(features.keys).data).hexdigest())
     rows, drawn = (None, []) if sample is None else (sample.rows, [sample.digest])
-    ms, size, cost = _backbone_cost(features, name, choice, engine, cache)
+    ms, size, cost = _backbone_cost(features, name, choice, engine)
     digest = " ".join([name["tap"], *digests, *drawn])
     return read_block(features, name, rows, digest=digest, ms=ms, bytes=size, cost=cost)
 
@@ -98,7 +97,6 @@ def _backbone_cost(
     name: BlockName,
     choice: BackboneChoice,
     engine: str,
-    cache: str | os.PathLike[str] | None,
 ) -> tuple[float | None, int | None, float]:
     """Return milliseconds an image of a block's backbone on random pixels, bytes, and its order."""
     spec, backbone = features.spec(**name), name["backbone"]
@@ -115,9 +113,7 @@ def _backbone_cost(
         if size is None and source.weights.path is not None:
             size = _bytes(source.weights.path)
             cost = size / 4 * height * width
-        layout = None if cache is None else CacheLayout.at(cache)
-        folder = engines_folder(layout, writing=False)
-        network = Network(source, (name["tap"],), engine, folder=folder).open()
+        network = Network(source, (name["tap"],), engine, folder=engines_folder()).open()
     except (FeatxError, OSError):
         return None, size, cost
     return _milliseconds(network, (height, width)), size, cost
@@ -637,7 +633,7 @@ def search(
             trust=trust,
         ).completed(features.spec(**block), features.origin(**block))
         choices[block["backbone"]] = choice
-        blocks.append(_feature_block(features, block, choice, sample, engine, cache))
+        blocks.append(_feature_block(features, block, choice, sample, engine))
     with _live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,

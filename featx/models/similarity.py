@@ -13,7 +13,6 @@ import numpy as np
 
 from featx.backbones.source import BackboneSource
 from featx.cache.features import Features
-from featx.cache.layout import CacheLayout
 from featx.cache.manifest import FAILED
 from featx.cache.space import KeyIndex
 from featx.exceptions import DatasetError
@@ -89,7 +88,6 @@ def similar(
     weights: StrPath | None = None,
     trust: bool = False,
     engine: str = "auto",
-    cache: StrPath | None = None,
 ) -> list[Similar]:
     """Return the cached images that are nearest to each of some images.
 
@@ -113,8 +111,6 @@ def similar(
         Needed for ``savedmodel:`` backbones, whose graph may do anything.
     engine : str, default "auto"
         Key of `featx.engines.choice.ENGINES`.
-    cache : path, optional
-        The cache, which keeps the converted network.
 
     Returns
     -------
@@ -164,7 +160,7 @@ def similar(
             (block.tap,),
             engine,
             precision=spec.precision,
-            folder=engines_folder(None if cache is None else CacheLayout.at(cache), writing=False),
+            folder=engines_folder(),
         )
         unseen = ImageDataset.from_paths([names[n] for n in new])
         job = Job(parts=((spec, network),), data=unseen, layout=None, keep=False)

@@ -97,6 +97,10 @@ def test_other_number_types_of_the_input(tmp_path, dtype):
     x = images().astype(np.float32)
     np.testing.assert_allclose(vectors(path, **options)["avg"], map_of(x).mean((1, 2)), rtol=2e-3)
     assert resolve_backbone(f"onnx:{path}", **options).preprocessing == "none"
+    if dtype == UINT8:
+        close(vectors(path, preprocessing="none/bgr")["avg"], map_of(x[..., ::-1]).mean((1, 2)))
+        with pytest.raises(BackboneError, match="takes whole numbers from 0 to 255, received"):
+            vectors(path, preprocessing="torch")
 
 
 def test_of_several_outputs_one_is_named_or_is_the_only_map(tmp_path):
