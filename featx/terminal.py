@@ -3,7 +3,8 @@ r"""The one place that writes to the terminal; nothing that came from data can s
 Names of files, classes and types are anybody's. `say` writes lines in which every character that
 would move the cursor, change colours, turn the direction of text or begin a new line is a visible
 escape such as ``\x1b``. `guard_stderr` does the same for what libraries, warnings and tracebacks
-write, and `drawing` for what is written beside a progress bar.
+write, and `drawing` for what is written beside a progress bar. Where nothing is written for a
+while, `waiting_line` says what is being done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import csv
 import json
 import logging
 import os
+import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -50,6 +54,7 @@ def visible(value: Any) -> str:
 def say(*lines: str, err: bool = False) -> None:
     """Write lines to standard output, or to standard error."""
     stream = sys.stderr if err else sys.stdout
+    _clear()
     stream.write("".join(f"{visible(line)}\n" for line in lines))
     stream.flush()
 
@@ -72,7 +77,12 @@ def row_writer() -> Callable[[Sequence[Any]], object]:
     """Return what writes a row of CSV to standard output: exact, but escaped on a terminal."""
     if sys.stdout.isatty():
         escaped = csv.writer(sys.stdout, lineterminator="\n")
-        return lambda row: escaped.writerow([visible(cell) for cell in row])
+
+        def write(row: Sequence[Any]) -> None:
+            _clear()
+            escaped.writerow([visible(cell) for cell in row])
+
+        return write
     # Paths as the bytes that they are, so that a program finds the files again.
     codecs.register_error("featx-bytes", _as_bytes)
     sys.stdout.reconfigure(errors="featx-bytes")  # type: ignore[union-attr]
@@ -94,6 +104,7 @@ class _Guarded:
         self.stream = stream
 
     def write(self, text: str) -> int:
+        _clear()
         self.stream.write("\n".join(visible(line) for line in text.split("\n")))
         return len(text)
 
@@ -144,7 +155,7 @@ def console() -> Console:
 @contextmanager
 def drawing(display: Live | Progress) -> Iterator[None]:
     """Draw until the body is done; what is written meanwhile appears above, escaped."""
-    with display:
+    with _hushed(), display:
         # rich puts streams of its own in their place, which take escapes for styles and links.
         before = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = map(_guarded, before)
@@ -152,3 +163,100 @@ def drawing(display: Live | Progress) -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = before
+
+
+_QUIET_S, _TICK_S = 0.7, 0.1
+_stages: list[tuple[str, float]] = []
+_line: _WaitingLine | None = None
+
+
+@contextmanager
+def stage(doing: str) -> Iterator[None]:
+    """Name what is done in the body, for the line or the bar that shows it."""
+    entry = (doing, time.monotonic())
+    _stages.append(entry)
+    try:
+        yield
+    finally:
+        _stages.remove(entry)
+
+
+def current_stage() -> str:
+    """Return what is being done, empty where nobody has said it."""
+    return _stages[-1][0] if _stages else ""
+
+
+class _WaitingLine:
+    """One line at the end of a terminal: what is being done, and for how long."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.lock = threading.RLock()
+        self.shown, self.hushed = "", 0
+        self.quiet_since = time.monotonic()
+        self.ended = threading.Event()
+
+    def tick(self) -> None:
+        """Draw where nothing was written for a while, until the end."""
+        while not self.ended.wait(_TICK_S):
+            with self.lock:
+                quiet = time.monotonic() - self.quiet_since > _QUIET_S
+                if quiet and not self.hushed and _stages:
+                    self.draw()
+
+    def draw(self) -> None:
+        doing, since = _stages[-1]
+        text = f"{visible(doing)} ({time.monotonic() - since:.0f} s)"
+        text = text[: shutil.get_terminal_size().columns - 1]
+        if text != self.shown:
+            self.stream.write(f"\r{text}\x1b[K")
+            self.stream.flush()
+            self.shown = text
+
+    def clear(self) -> None:
+        with self.lock:
+            if self.shown:
+                self.stream.write("\r\x1b[K")
+                self.stream.flush()
+            self.shown, self.quiet_since = "", time.monotonic()
+
+
+def _clear() -> None:
+    if _line is not None:
+        _line.clear()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Leave the terminal to something else that draws."""
+    line = _line
+    if line is not None:
+        line.clear()
+        line.hushed += 1
+    try:
+        yield
+    finally:
+        if line is not None:
+            line.hushed -= 1
+            line.clear()
+
+
+@contextmanager
+def waiting_line(doing: str) -> Iterator[None]:
+    """Say on a terminal what is being done where nothing else is shown for most of a second."""
+    global _line
+    stream = sys.stderr
+    if _line is not None or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    line = _line = _WaitingLine(unguarded(stream))
+    thread = threading.Thread(target=line.tick, daemon=True)
+    thread.start()
+    try:
+        with stage(doing):
+            yield
+    finally:
+        line.ended.set()
+        thread.join()
+        line.clear()
+        _line = None

@@ -21,7 +21,16 @@ MAY_IMPORT = {
     "spec": {"exceptions"},
     "images": {"exceptions", "spec", "files", "threads"},
     "backbones": {"exceptions", "forks", "spec", "quiet", "terminal", "files"},
-    "engines": {"exceptions", "forks", "spec", "quiet", "threads", "files", "backbones"},
+    "engines": {
+        "exceptions",
+        "forks",
+        "spec",
+        "quiet",
+        "terminal",
+        "threads",
+        "files",
+        "backbones",
+    },
     "cache": {"exceptions", "spec", "files", "notebooks", "threads"},
     "importing": {"exceptions", "files", "spec", "images", "cache"},
     "extraction": {

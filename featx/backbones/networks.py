@@ -31,6 +31,7 @@ Json = Mapping[str, object]
 _MOST_CONFIG_BYTES = 64 << 20
 _SHOWN, _MOST_CHARACTERS = 5, 60
 _HUB = "keras_hub"
+_TOWER = "vision_encoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ def _read_preset(folder: Path) -> StatedInput:
     file = folder / "image_converter.json"
     converter = _json_object(file).get("config") if file.is_file() else None
     stated = converter if isinstance(converter, dict) else {}
-    size = _size(stated.get("image_size")) or _size(config.get("image_shape"))
+    size = _size(stated.get("image_size")) or _size(_of_images(config).get("image_shape"))
     preprocessing = _preprocessing_of(stated) if stated else ""
     return StatedInput(size, preprocessing, statement="its image_converter.json states it")
 
@@ -252,13 +253,22 @@ def _load_preset(folder: Path, size_px: Size, preprocessing: str) -> keras.Model
     shape = {"image_shape": (*size_px, 3)} if "image_shape" in config else {}
     try:
         with quiet_loading():
-            return keras_hub.models.Backbone.from_preset(str(folder), **shape)
+            network = keras_hub.models.Backbone.from_preset(str(folder), **shape)
+            # Of a network of images and texts, such as CLIP, the part that sees images.
+            return getattr(network, _TOWER, network)
     except Exception as error:  # Keras raises what a preset's layers raise
         raise BackboneError(
             f"the preset {folder} cannot be loaded for inputs of {size_px[0]}x{size_px[1]} px: "
             f"{reason(error)}. Is it whole, and of this version of "
             "keras-hub? Leave --input-size out for its own size"
         ) from error
+
+
+def _of_images(config: Json) -> Json:
+    """Return the configuration of the part of a network that sees images."""
+    tower = config.get(_TOWER)
+    inner = tower.get("config") if isinstance(tower, dict) else None
+    return inner if isinstance(inner, dict) else config
 
 
 def _preset_config(folder: Path) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from featx import __version__
-from featx.terminal import guard_stderr, say
+from featx.terminal import guard_stderr, say, waiting_line
 
 # One line of help a command, repeated here so that `featx --help` need not import them.
 COMMANDS: dict[str, str] = {
@@ -91,6 +92,21 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(_run(sys.argv[1:] if args is None else args))
 
 
+def run() -> None:
+    """Run the command line as a program of its own.
+
+    All is written and closed by then, and Python would take half a second to clear up.
+    """
+    status = _run(sys.argv[1:])
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # the reader of our output has gone
+        status = status or 1
+    os._exit(status)
+
+
 def _run(args: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):
@@ -98,7 +114,8 @@ def _run(args: list[str]) -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     guard_stderr()
     try:
-        result = cli.main(args, prog_name="featx", standalone_mode=False)
+        with waiting_line(f"featx {args[0]}" if args else "featx"):
+            result = cli.main(args, prog_name="featx", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as error:
         # click replaces the one that says what is kept.
         kept = str(error.__cause__ or error) or "everything finished so far is kept"

@@ -9,7 +9,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import show_features, table
+from featx.cli.show import Laps, show_features, table
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def command(
     from featx.models.search import read_space
     from featx.selection.measuring import SearchOptions
 
+    laps = Laps()
     target = options.model_target(output, data, force=force)
     options.check_report(report_file, data, force=force)
     if csv_file is not None:
@@ -137,6 +138,7 @@ def command(
     read_space(space, **what, streamed=max_ram is not None)
     SearchOptions(**how)
     features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
+    laps.lap("features")
     if extraction["backbone"]:
         what["backbones"] = list(extraction["backbone"])
     source = {name: extraction[name] for name in ("weights", "preprocessing", "trust", "engine")}
@@ -152,9 +154,11 @@ def command(
         resume=not fresh,
         progress=True,
     )
+    laps.lap("search and its winner")
     result.save(target, command=command_line(), embed=embed, overwrite=force)
     if csv_file is not None:
         csv_file.write_text(result.to_csv(), "utf-8", "surrogateescape")
+    laps.lap("score and saving")
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
         say_json({"model": str(target), **result.to_dict(), "extraction": features.report})
@@ -165,7 +169,9 @@ def command(
         say(f"table     {csv_file}: all {len(result.leaderboard):,} trials")
     say(f"saved     {target}")
     if reported:
+        laps.lap("report")
         say(reported)
+    laps.say()
     say(f"next: {next_prediction(target, data, features)}")
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.terminal import say, visible
@@ -10,6 +14,7 @@ from featx.terminal import say, visible
 if TYPE_CHECKING:
     from featx.cache.features import Features
 
+_IMPORTED_S = time.perf_counter()
 _SHOWN = 10
 _SCORES = {
     "accuracy": "accuracy",
@@ -27,6 +32,32 @@ _SET_SCORES = {
 }
 BESIDE = "an image "
 _ANIMATED = (".gif", ".webp", ".apng")
+
+
+class Laps:
+    """Where the time of a command goes, from the start of its process: all of it has a name."""
+
+    def __init__(self) -> None:
+        self.laps: list[tuple[str, float]] = []
+        self.lap("start")
+
+    def lap(self, what: str) -> None:
+        """Give the time since the last lap a name."""
+        self.laps.append((what, process_seconds() - sum(seconds for _, seconds in self.laps)))
+
+    def say(self) -> None:
+        """Print the whole time and its parts."""
+        parts = ", ".join(f"{what} {seconds:.1f}" for what, seconds in self.laps)
+        say(f"time      {sum(seconds for _, seconds in self.laps):.1f} s: {parts}")
+
+
+def process_seconds() -> float:
+    """Return how long this process has been running, where the system says when it began."""
+    with suppress(OSError, ValueError, IndexError):
+        began = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()[19]
+        uptime = float(Path("/proc/uptime").read_text("ascii").split()[0])
+        return uptime - int(began) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter() - _IMPORTED_S
 
 
 def show_extraction(features: Features) -> None:

@@ -10,7 +10,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import label_scores, show_features
+from featx.cli.show import Laps, label_scores, show_features
 from featx.terminal import say, say_json
 
 
@@ -66,6 +66,7 @@ def command(
     from featx.heads.learning import require_streamable
     from featx.heads.making import make_head
 
+    laps = Laps()
     # What cannot be trained is to be known before an hour of extraction.
     untrained = make_head(head, multilabel=multilabel)
     if settings["max_ram"] is not None:
@@ -76,12 +77,14 @@ def command(
         raise click.UsageError("--average-views needs --views K, the number of views")
     extraction = extraction_arguments(settings)
     features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
+    laps.lap("features")
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
     started = time.perf_counter()
     result = featx.train(
         features, head=head, multilabel=multilabel, cache=cache, **source, **settings
     )
     seconds = time.perf_counter() - started
+    laps.lap("head and its score")
     result.model.save(
         target,
         metrics=result.metrics,
@@ -90,6 +93,7 @@ def command(
         embed=embed,
         overwrite=force,
     )
+    laps.lap("saving")
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
         saved = {"model": str(target), "head": head, "metrics": result.metrics}
@@ -101,7 +105,9 @@ def command(
     _show_accuracy(result)
     say(f"saved     {target}")
     if reported:
+        laps.lap("report")
         say(reported)
+    laps.say()
     say(f"next: {next_prediction(target, data, features)}")
 
 

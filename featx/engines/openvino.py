@@ -36,6 +36,7 @@ from featx.exceptions import BackboneError, EngineError, FeatxError, reason
 from featx.files.outputs import flush, flush_names
 from featx.forks import require_threads
 from featx.quiet import quiet_import
+from featx.terminal import stage
 from featx.threads import usable_processors
 
 Native: TypeAlias = Any
@@ -372,6 +373,13 @@ def convert(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
             "OpenVINO converts networks of Keras on TensorFlow; expected the Keras backend "
             f"'tensorflow', received {backend!r}: set KERAS_BACKEND=tensorflow, or {FALL_BACK}"
         )
+    with stage(f"converting {source.name} to OpenVINO, once"):
+        return _converted(source, taps)
+
+
+def _converted(source: BackboneSource, taps: tuple[str, ...]) -> Conversion:
+    import keras
+
     network = build_tap_model(source, taps)
     images = draw_images((_CHECKED, *source.input_size_px), _SEED)
     with translated(f"the conversion of {source.name} to OpenVINO"), quiet_import():

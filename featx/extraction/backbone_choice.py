@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.catalog import BUNDLED, find_backbone
+from featx.backbones.networks import locate_network
 from featx.backbones.source import BackboneSource, canonical_name, resolve_backbone
-from featx.backbones.weights import matching_weights
+from featx.backbones.weights import is_tuned_file, matching_weights
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Manifest, read_manifest
 from featx.cache.records import Origin, recall_origin
@@ -99,10 +100,7 @@ def known_weights(
         return {}
     chosen = {}
     for name, row in rows.items():
-        digests = set()
-        for space in {block.space for block in manifest.blocks if block.backbone == row}:
-            with suppress(CacheFormatError, FileNotFoundError):
-                digests.add(read_spec(layout.spaces / space).weights_sha256)
+        digests = {spec.weights_sha256 for spec in _known_specs(layout, manifest, row)}
         if len(digests) != 1:
             continue  # none, or several: then the published ones are as good as any
         (digest,) = digests
@@ -123,6 +121,35 @@ def known_weights(
             chosen[name],
         )
     return chosen
+
+
+def known_preprocessing(
+    layout: CacheLayout, name: str, data: object, named: Manifest | None, *, trust: bool
+) -> str | None:
+    """Return the preprocessing of a network of one's own when a dataset was extracted with it."""
+    located = locate_network(name)
+    if located is None or (located[0].needs_trust and not trust):
+        return None
+    manifest = named or known_dataset(layout, data)
+    if manifest is None:
+        return None
+    specs = _known_specs(layout, manifest, canonical_name(name))
+    if len({(spec.preprocessing, spec.weights_sha256) for spec in specs}) != 1:
+        return None
+    kind, path = located
+    kind.require(path, name)
+    # The default may be another today, and another network of this name may want another.
+    same = not is_tuned_file(path) and kind.digest(path) == specs[0].weights_sha256
+    return specs[0].preprocessing if same else None
+
+
+def _known_specs(layout: CacheLayout, manifest: Manifest, backbone: str) -> list[FeatureSpec]:
+    """Return the specifications of a dataset's features of a backbone."""
+    specs = []
+    for space in {block.space for block in manifest.blocks if block.backbone == backbone}:
+        with suppress(CacheFormatError, FileNotFoundError):
+            specs.append(read_spec(layout.spaces / space))
+    return specs
 
 
 def known_dataset(layout: CacheLayout, data: object) -> Manifest | None:

@@ -19,7 +19,7 @@ from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names
 from featx.cache.records import Identity, Origin, remember_origin
 from featx.cache.space import FeatureSpace
 from featx.exceptions import BackboneError, DatasetError, UnknownNameError
-from featx.extraction.backbone_choice import BackboneChoice, known_weights
+from featx.extraction.backbone_choice import BackboneChoice, known_preprocessing, known_weights
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
 from featx.images.dataset import ImageDataset
 from featx.images.labels import SplitNames, read_splits
@@ -178,9 +178,9 @@ class Request:
     def _choices(self, names: list[str], job: Job) -> list[BackboneChoice]:
         if not names:
             raise BackboneError("expected at least one backbone, received none")
+        assert job.layout is not None
         weights = self.weights
         if weights is None:
-            assert job.layout is not None
             weights = known_weights(job.layout, names, job.data, job.named)
         by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
         if len(names) > 1 and isinstance(weights, str | os.PathLike):
@@ -197,9 +197,17 @@ class Request:
                 f"{', '.join(names)}"
             )
         return [
-            BackboneChoice(name, by_name.get(name), self.input_size, self.preprocessing, self.trust)
+            BackboneChoice(
+                name, by_name.get(name), self.input_size, self._preprocessing(name, job), self.trust
+            )
             for name in names
         ]
+
+    def _preprocessing(self, name: str, job: Job) -> str | None:
+        if self.preprocessing is not None:
+            return self.preprocessing
+        assert job.layout is not None
+        return known_preprocessing(job.layout, name, job.data, job.named, trust=self.trust)
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:

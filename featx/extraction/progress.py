@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from featx.notebooks import escaped, in_notebook, live_output
-from featx.terminal import console, drawing, visible
+from featx.terminal import console, current_stage, drawing, visible
 
 Progress = Callable[[int, int, int], None]
 """Called with the numbers of images done, in all, and failed."""
@@ -117,7 +118,7 @@ def _terminal_bar(title: str, meter: Meter | None) -> Iterator[Progress]:
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("{task.fields[rate]}"),
+        _rate_column(),
         rich_progress.TimeRemainingColumn(),
     )
     bar = rich_progress.Progress(
@@ -137,6 +138,18 @@ def _terminal_bar(title: str, meter: Meter | None) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, rate=text)
 
         yield show
+
+
+def _rate_column() -> Any:
+    """Return the column of the rate; before there is one it shows what is done instead."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["rate"] or visible(current_stage()))
+
+    return Rate()
 
 
 @contextmanager
@@ -164,7 +177,7 @@ def _notebook_bar(title: str, meter: Meter | None) -> Iterator[Progress]:
 
 def _state(speed: float | None, new: int, failed: int, meter: Meter | None) -> str:
     """Return how fast a run goes, what binds it, and how many images could not be read."""
-    text = f"{speed:,.0f} images/s" if speed else "starting"
+    text = f"{speed:,.0f} images/s" if speed else current_stage() or "starting"
     if meter is not None and meter.binds and new > _MEASURED:
         text += f", {meter.binds} binds"
     return f"{text}, {failed:,} failed" if failed else text

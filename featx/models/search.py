@@ -64,7 +64,7 @@ from featx.selection.searching import HonestScore, SearchOutcome, check_length, 
 from featx.selection.splits import named_fold, repeated_folds
 from featx.selection.transforms import Estimator, parse_transform, pipeline
 from featx.selection.trials import Trial
-from featx.terminal import console, drawing, visible
+from featx.terminal import console, drawing, stage, visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -437,10 +437,16 @@ def _leaders_as_html(title: str, trials: list[Trial], planned: int) -> str:
 @contextmanager
 def _terminal_leaderboard(title: str) -> Iterator[Watch]:
     from rich.live import Live
+    from rich.spinner import Spinner
     from rich.table import Table
+    from rich.text import Text
 
     live = Live(
-        console=console(), transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
+        Spinner("line", Text(visible(title))),
+        console=console(),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=sys.stdout.isatty(),
     )
     with drawing(live):
 
@@ -633,7 +639,8 @@ def search(
             trust=trust,
         ).completed(features.spec(**block), features.origin(**block))
         choices[block["backbone"]] = choice
-        blocks.append(_feature_block(features, block, choice, sample, engine))
+        with stage(f"timing {block['backbone']}"):
+            blocks.append(_feature_block(features, block, choice, sample, engine))
     with _live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,
@@ -670,9 +677,11 @@ def search(
     )
     fitting = Fitting(features, won, head, targets, None if sample is None else bound)
     started = time.perf_counter()
-    fitted = fitting.finish(model, labels, training, names)
+    with stage(f"training {winner.text} on {len(training):,} images"):
+        fitted = fitting.finish(model, labels, training, names)
     fit_s = time.perf_counter() - started
-    model.novelty_ = fitting.novelty(training, labels, seed=seed)
+    with stage("measuring what would be unlike the training images"):
+        model.novelty_ = fitting.novelty(training, labels, seed=seed)
     tested = _tested_rows(features, labels, rows, training)
     if names is not None:
         targets[tested] = label_matrix(

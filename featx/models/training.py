@@ -52,6 +52,7 @@ from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator
+from featx.terminal import stage
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -447,16 +448,20 @@ def train(
     metrics: Json = {"protocol": "not measured"}
     suspects: list[Suspect] = []
     scored: Scored | None = None
+    shown = head if isinstance(head, str) else type(head).__name__
     if held_out is None and cv:
-        metrics, suspects, scored = _cross_validate(model, fitting, names, rows, cv)
-    fitted = fitting.finish(model, y, rows, names)
+        with stage(f"cross-validating {shown} on {len(rows):,} images"):
+            metrics, suspects, scored = _cross_validate(model, fitting, names, rows, cv)
+    with stage(f"training {shown} on {len(rows):,} images"):
+        fitted = fitting.finish(model, y, rows, names)
     if held_out is not None:
         answers = fitting.answers(fitted, held_out, averaged)
         protocol = f"held-out split of {len(held_out)} images{_averaging(model)}"
         scored = score_answers(fitting, names, held_out, answers, trained=rows)
         metrics = {"protocol": protocol, **scored.scores}
     if not multilabel:
-        model.novelty_ = fitting.novelty(rows, y, seed=seed)
+        with stage("measuring what would be unlike the training images"):
+            model.novelty_ = fitting.novelty(rows, y, seed=seed)
     if scored is not None:
         scored = replace(scored, scores=metrics)
     return TrainingResult(model, metrics, dict(model.training_), suspects, scored)

@@ -10,6 +10,7 @@ import pytest
 
 from featx.backbones.build import build_network, build_tap_model
 from featx.backbones.source import resolve_backbone
+from featx.engines.choice import make_engine
 from featx.exceptions import BackboneError, MissingExtraError, UnknownNameError
 
 STD, MEAN = (0.229, 0.224, 0.225), (0.485, 0.456, 0.406)
@@ -149,6 +150,46 @@ def test_a_network_of_keras_hub_gives_what_it_gives_behind_its_own_converter(
     (received,) = vectors_of(build_tap_model(source, ("flatten",)), images)
     expected = keras.ops.convert_to_numpy(network(converter(images.astype(np.float32))))
     np.testing.assert_allclose(received, expected.reshape(2, -1), rtol=1e-4, atol=1e-4)
+
+
+SMALL = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "image_shape": (32, 32, 3)}
+TEXT = {"vocabulary_size": 50, "embedding_dim": 16, "num_layers": 1, "num_heads": 2,
+        "hidden_dim": 16, "intermediate_dim": 32, "max_sequence_length": 8}  # fmt: skip
+
+
+def transformer(name):
+    """A small one of a family, and the part of it that sees images."""
+    hub = pytest.importorskip("keras_hub").models
+    if name == "ViT":
+        network = hub.ViTBackbone(patch_size=8, mlp_dim=32, **SMALL)
+        return network, network
+    if name == "DINOV2":
+        network = hub.DINOV2Backbone(patch_size=8, intermediate_dim=32, **SMALL)
+        return network, network
+    images = getattr(hub, f"{name}VisionEncoder")(patch_size=8, intermediate_dim=32, **SMALL)
+    if name == "CLIP":
+        return hub.CLIPBackbone(images, hub.CLIPTextEncoder(**TEXT), projection_dim=12), images
+    from keras_hub.src.models.siglip.siglip_text_encoder import SigLIPTextEncoder
+
+    return hub.SigLIPBackbone(images, SigLIPTextEncoder(**TEXT)), images
+
+
+@pytest.mark.parametrize("name", ["ViT", "DINOV2", "CLIP", "SigLIP"])
+def test_transformers_give_the_tokens_of_their_images(tmp_path, pixels, keras, name):
+    network, tower = transformer(name)
+    network.save_to_preset(tmp_path / "preset")
+    source = resolve_backbone(f"hub:{tmp_path / 'preset'}", preprocessing="tf")
+    assert source.input_size_px == (32, 32)
+    images = pixels(3, 32, 32, 3)
+    tokens = keras.Model(tower.inputs[0], tower.outputs[0])(images.astype(np.float32) / 127.5 - 1)
+    tokens = keras.ops.convert_to_numpy(tokens)
+    taps = ("cls", "mean-tokens", "cls+mean", "avg")
+    others = tokens[:, 1:].mean(1)
+    both = np.hstack([tokens[:, 0], others])
+    for engine in ("openvino", "keras"):
+        found = make_engine(engine, source, taps).run(images)
+        for tap, expected in zip(taps, (tokens[:, 0], others, both, tokens.mean(1)), strict=True):
+            np.testing.assert_allclose(found[tap], expected, rtol=1e-3, atol=1e-4, err_msg=tap)
 
 
 def test_a_saved_network_with_layers_of_keras_hub_names_the_extra(save_model, tmp_path):

@@ -316,3 +316,27 @@ def test_options_that_say_nothing_leave_decoding_to_the_backbone(resize, draft, 
 
     policy = None if expected is None else featx.ImagePolicy(**expected)
     assert _image_policy(resize, draft) == policy
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "out"),
+    [
+        (["backbones", "--json"], 0, '{"backbones"'),
+        (["predict", "none.featx", "x.jpg"], 1, ""),
+        (["train"], 2, ""),
+    ],
+)
+def test_the_program_ends_at_once_with_all_of_its_output(run_python, words, status, out):
+    code = f"""
+import atexit, sys
+from featx.cli.main import run
+sys.argv = ["featx", *{words!r}]
+atexit.register(lambda: print("cleared up"))
+run()
+print("never")
+"""
+    done = run_python(code, check=False)
+    assert done.returncode == status
+    assert done.stdout.startswith(out)
+    assert done.stdout.endswith("cleared up\n")
+    assert bool(done.stderr) == (status != 0)

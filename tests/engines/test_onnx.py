@@ -299,6 +299,21 @@ print(sorted({{"tensorflow", "keras"}} & set(sys.modules)))
         featx.load(tmp_path / "m.featx", cache=tmp_path / "e").predict([str(photos / "red/0.jpg")])
 
 
+def test_a_file_is_described_without_running_it(tmp_path, featx_command):
+    path = write_net(tmp_path / "net.onnx", metadata={"preprocessing": "torch"})
+    told = json.loads(featx_command("backbones", f"onnx:{path}", "--json").stdout)
+    assert told["name"] == "onnx:net"
+    assert (told["input_size_px"], told["preprocessing"]) == ([16, 24], "torch")
+    assert (told["outputs"], told["tensors"]) == ("map", ["conv", "map"])
+    image = value("image", FLOAT, N, "c", "h", "w")
+    silent = write_net(tmp_path / "silent.onnx", image)
+    shown = featx_command("backbones", f"onnx:{silent}").stdout
+    assert "not stated: give --input-size" in shown
+    assert "channels first or last" in shown
+    missing = featx_command("backbones", f"onnx:{tmp_path / 'none.onnx'}")
+    assert (missing.returncode, "which is no file" in missing.stderr) == (1, True)
+
+
 def test_names_of_tensors_with_slashes_and_numbers_are_kept(tmp_path, photos):
     nodes = [
         node("Conv", "image kernel", "/stage.1/conv_100%:0"),

@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from onnx_files import NET, node, write_net
 
 import featx
 from featx.cache.layout import CacheLayout
 from featx.cache.records import Origin, recall_origin, remember_origin
-from featx.exceptions import WeightsError
+from featx.exceptions import BackboneError, WeightsError
 
 SIZE = ("--input-size", "32")
 
@@ -101,6 +102,21 @@ def test_networks_of_ones_own_are_found_by_path_and_preprocessing(photos, small_
         model.save(tmp_path / "m.featx")
         found = featx.load(tmp_path / "m.featx").predict_proba(images)
         np.testing.assert_allclose(found, model.predict_proba(features.X[:2]), atol=1e-4)
+
+
+def test_how_pixels_go_in_is_asked_once_a_network(photos, tmp_path):
+    path = write_net(tmp_path / "net.onnx")
+    own = {"backbone": f"onnx:{path}", "cache": tmp_path / "cache"}
+    with pytest.raises(BackboneError, match="states no preprocessing"):
+        featx.extract(photos, **own)
+    first = featx.extract(photos, preprocessing="torch", **own)
+    for data in (photos, "photos"):
+        again = featx.extract(data, **own)
+        assert again.report["cached"] == len(first)
+        assert again.spec().preprocessing == "torch"
+    write_net(path, nodes=[NET[0], node("Abs", "conv", "map")])  # another network
+    with pytest.raises(BackboneError, match="states no preprocessing"):
+        featx.extract(photos, **own)
 
 
 def test_trust_is_of_these_features_and_in_no_file(photos, small_network, tmp_path):
