@@ -21,6 +21,8 @@ _OWN_THREADS = Path("/proc/self/task")
 _LOOKS = 5
 _BETWEEN_S = 0.001
 _FRESH_S = 0.25
+# Numbers that one thread has done with before several have waited for each other.
+_SMALL = 1 << 20
 
 
 def usable_processors() -> int:
@@ -81,7 +83,7 @@ class _Limits:
         self.looked_s = -math.inf
         self.limits: threadpool_limits | None = None
 
-    def enter(self) -> None:
+    def enter(self, entries: int) -> None:
         from threadpoolctl import threadpool_info, threadpool_limits
 
         with self.lock:
@@ -91,8 +93,8 @@ class _Limits:
             pools = [pool["num_threads"] for pool in threadpool_info()]
             most = max(pools, default=1)
             # What has been limited already is not given more.
-            if most > 1 and self._idle() < most:
-                self.limits = threadpool_limits(self._idle())
+            if most > 1 and (worth := 1 if entries < _SMALL else self._idle()) < most:
+                self.limits = threadpool_limits(worth)
 
     def _idle(self) -> int:
         """Return what was found, or looked for again where it is old: many fits are short."""
@@ -121,14 +123,15 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def on_idle_processors() -> Iterator[None]:
-    """Keep linear algebra to as many threads as there are idle processors.
+def worthwhile_threads(entries: int) -> Iterator[None]:
+    """Keep linear algebra on so many numbers to the threads that are worth having.
 
-    Its threads wait for each other in loops. One that has to share a processor holds up the rest,
-    and a fit takes ten times as long as with one thread.
+    That is one for a small matrix, else as many as processors are idle. These threads wait for each
+    other in loops. One that has to share a processor holds up the rest, and a fit takes ten times
+    as long as with one thread.
     """
     limits = _limits
-    limits.enter()
+    limits.enter(entries)
     try:
         yield
     finally:

@@ -12,7 +12,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import featx.threads
 from featx.heads.making import make_head
-from featx.threads import idle_processors, on_idle_processors, usable_processors
+from featx.threads import idle_processors, usable_processors, worthwhile_threads
+
+LARGE = 1 << 22
 
 
 @pytest.fixture
@@ -93,15 +95,18 @@ def two_threads():
 def test_the_limit_holds_while_somebody_needs_it(machine, two_threads):
     machine(2, running=(2,))
     before = pools()
-    with on_idle_processors():
+    with worthwhile_threads(LARGE):
         assert set(pools()) == {1}
-        with on_idle_processors():
+        with worthwhile_threads(LARGE):
             pass
         assert set(pools()) == {1}
     assert pools() == before
     machine(2, running=(0,))
-    with on_idle_processors():
+    with worthwhile_threads(LARGE):
         assert pools() == before
+    with worthwhile_threads(1000):  # too little to share
+        assert set(pools()) == {1}
+    assert pools() == before
 
 
 def test_threads_that_fit_at_once_leave_the_limit_as_it_was(machine, two_threads):
@@ -132,7 +137,7 @@ def test_a_fit_sees_one_thread_and_an_error_gives_the_others_back(
 
 
 def _limited(_):
-    with on_idle_processors():
+    with worthwhile_threads(LARGE):
         return True
 
 
@@ -140,5 +145,5 @@ def _limited(_):
 def test_a_child_that_is_forked_meanwhile_does_not_wait(machine, two_threads):
     machine(2, running=(2,) * 5)
     context = multiprocessing.get_context("fork")
-    with on_idle_processors(), featx.threads._limits.lock, context.Pool(1) as pool:
+    with worthwhile_threads(LARGE), featx.threads._limits.lock, context.Pool(1) as pool:
         assert pool.map_async(_limited, [0]).get(60) == [True]

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.exceptions import HeadError
 from featx.heads.rows import Doubles, Floats, Rows
 from featx.heads.targets import Targets, best_labels, both_columns
-from featx.threads import on_idle_processors
+from featx.threads import worthwhile_threads
 
 _LOGGER = logging.getLogger("featx")
 
@@ -279,7 +279,7 @@ class OwnClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
         self._validate_params()
         features, targets = training_targets(self, X, y, sample_weight, dtype=self._dtypes)
-        with few_images_allowed(), on_idle_processors():
+        with few_images_allowed(), worthwhile_threads(features.size):
             return self.fit_rows(Rows.of(features), targets)
 
     def _validate_params(self) -> None:

@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from featx.heads.estimators import few_images_allowed, refuse_unlearnable
 from featx.heads.table import learns_label_sets
 from featx.heads.targets import best_labels
-from featx.threads import on_idle_processors
+from featx.threads import worthwhile_threads
 
 
 class HeadPipeline(Pipeline):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
         """
         refuse_unlearnable(X, y)
         last = self.steps[-1][1]
-        with few_images_allowed(), on_idle_processors():
+        with few_images_allowed(), worthwhile_threads(np.size(X)):
             if params or self.memory is not None or type(last).__name__ != "LogisticRegression":
                 super().fit(X, y, **params)
             else:

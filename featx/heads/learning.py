@@ -22,12 +22,12 @@ from featx.heads.estimators import (
 from featx.heads.rows import BatchSource, Doubles, Floats, Rows
 from featx.heads.table import HEADS, HeadSpec, learns_label_sets
 from featx.heads.targets import Targets
-from featx.threads import on_idle_processors
+from featx.threads import worthwhile_threads
 
 
 def fit_rows(estimator: Any, rows: Rows, targets: Targets) -> Any:
     """Fit an estimator and return it: by its ``fit_rows``, the table's function, or its ``fit``."""
-    with on_idle_processors():
+    with worthwhile_threads(rows.count * rows.width):
         return _fit_rows(estimator, rows, targets)
 
 

@@ -15,7 +15,7 @@ from featx.heads.moments import fold_scales, standardise
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.table import find_row, make_estimator
 from featx.heads.targets import Targets, both_columns
-from featx.threads import on_idle_processors
+from featx.threads import worthwhile_threads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +102,7 @@ class Sweep:
             _require_every_class(targets, folds)
         row = find_row(self.name)
         settings = [make_estimator(row, dict(candidate), seed) for candidate in candidates]
-        with on_idle_processors():
+        with worthwhile_threads(features.size):
             yield from self.measure(SweepData(features, targets, folds, settings))
 
 
