@@ -55,8 +55,8 @@ def command(
 ) -> None:
     """Say what is doubtful in a dataset: copies, wrong labels, strangers, bad pictures, classes.
 
-    Features that are missing are extracted first; a dataset that is named by its name is judged by
-    all features that it has. Nothing is changed. Look at the images before you act: the table of
+    Features that are missing are extracted first; without -b a dataset is judged by all features
+    that it has. Nothing is changed. Look at the images before you act: the table of
     --csv is applied as you leave it, and `featx dataset undo` takes an edit back.
 
     \b
@@ -81,14 +81,24 @@ def command(
 
 
 def _features(data: str, cache: Path, multilabel: bool, settings: dict[str, Any]) -> Features:
-    """Return the features of a dataset of the cache as they are, else those asked for."""
+    """Return the features asked for, else all that the cache has of a dataset."""
     import featx
     from featx.cache.layout import CacheLayout
+    from featx.extraction.backbone_choice import known_dataset
+    from featx.extraction.job import find_named
 
     backbones, taps = settings["backbone"], settings["taps"]
     settings["chosen"] = {}
-    if not backbones and not Path(data).exists() and CacheLayout.at(cache).dataset(data).is_file():
-        return featx.Features.open(data, cache=cache)
+    layout = CacheLayout.at(cache)
+    named = find_named(layout, data)
+    known = named or known_dataset(layout, data)
+    if not backbones and known is not None:
+        plain = {(block.backbone, block.tap) for block in known.blocks if block.view is None}
+        every, places = ({pair[which] for pair in plain} for which in (0, 1))
+        if named or any(":" in name for name in every) or len(plain) != len(every) * len(places):
+            return featx.Features.open(known.name, cache=cache)
+        # What has come into the folder since is to be judged too.
+        settings["backbone"], settings["taps"] = tuple(sorted(every)), tuple(sorted(places))
     if len(backbones) == 1:
         settings["chosen"] = {"backbone": backbones[0]}
         if len(taps) == 1:

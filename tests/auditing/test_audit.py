@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from onnx_files import write_net
 from PIL import Image, ImageFilter, ImageOps
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.pipeline import make_pipeline
@@ -234,6 +236,26 @@ def test_the_command_prints_findings_and_writes_a_table_once(folder, featx_comma
     report = json.loads(featx_command("audit", "boxes", *arguments[2:], "--json").stdout)
     assert report["counts"]["leak"] == 1
     assert featx_command(*arguments, "--csv", "audit.csv").returncode == 0
+
+
+def test_a_folder_is_judged_by_the_features_that_it_has(photos, featx_command, tmp_path):
+    folder, path = shutil.copytree(photos, tmp_path / "shots"), write_net(tmp_path / "net.onnx")
+    own = ("-b", f"onnx:{path}", "--preprocessing", "unit")
+
+    def audited():
+        told = featx_command("audit", folder, "--json")
+        assert told.returncode == 0, told.stderr
+        return json.loads(told.stdout)
+
+    featx_command("extract", folder, "--tap", "max")
+    shutil.copy(folder / "red" / "0.jpg", folder / "red" / "new.jpg")
+    report = audited()
+    assert "by tiny max" in report["checked"][-1]
+    assert report["images"] == 13  # with the one that came since
+    featx_command("extract", folder, *own)
+    report = audited()
+    assert "by onnx:net avg, tiny max" in report["checked"][-1]
+    assert len(featx.Features.open("shots", cache=tmp_path / "cache").blocks) == 2
 
 
 @pytest.mark.parametrize("cut", [100, 500])
