@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _LOAD = Path("/proc/loadavg")
@@ -81,20 +82,29 @@ class _Limits:
         self.lock = threading.Lock()
         self.users, self.idle = 0, 1
         self.looked_s = -math.inf
-        self.limits: threadpool_limits | None = None
+        self.limits: Any = None  # of threadpoolctl, which has no name for it
+        self.controller: ThreadpoolController | None = None
+        self.modules = 0
 
     def enter(self, entries: int) -> None:
-        from threadpoolctl import threadpool_info, threadpool_limits
-
         with self.lock:
             self.users += 1
             if self.users > 1:
                 return
-            pools = [pool["num_threads"] for pool in threadpool_info()]
-            most = max(pools, default=1)
+            controller = self._controller()
+            most = max((pool["num_threads"] for pool in controller.info()), default=1)
             # What has been limited already is not given more.
             if most > 1 and (worth := 1 if entries < _SMALL else self._idle()) < most:
-                self.limits = threadpool_limits(worth)
+                self.limits = controller.limit(limits=worth)
+
+    def _controller(self) -> ThreadpoolController:
+        """Return what knows the libraries with threads; new ones come with new modules."""
+        from threadpoolctl import ThreadpoolController
+
+        modules = len(sys.modules)
+        if self.controller is None or modules != self.modules:
+            self.controller, self.modules = ThreadpoolController(), modules
+        return self.controller
 
     def _idle(self) -> int:
         """Return what was found, or looked for again where it is old: many fits are short."""

@@ -137,9 +137,10 @@ def known_preprocessing(
     if len({(spec.preprocessing, spec.weights_sha256) for spec in specs}) != 1:
         return None
     kind, path = located
-    kind.require(path, name)
+    if not path.exists() or is_tuned_file(path):
+        return None
     # The default may be another today, and another network of this name may want another.
-    same = not is_tuned_file(path) and kind.digest(path) == specs[0].weights_sha256
+    same = kind.digest(path) == specs[0].weights_sha256
     return specs[0].preprocessing if same else None
 
 

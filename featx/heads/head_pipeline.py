@@ -38,7 +38,7 @@ class HeadPipeline(Pipeline):  # type: ignore[misc]
         """
         refuse_unlearnable(X, y)
         last = self.steps[-1][1]
-        with few_images_allowed(), worthwhile_threads(np.size(X)):
+        with few_images_allowed(), worthwhile_threads(np.asarray(X).size):
             if params or self.memory is not None or type(last).__name__ != "LogisticRegression":
                 super().fit(X, y, **params)
             else:

@@ -56,8 +56,9 @@ def test_a_damaged_one_is_named_and_not_used(tiny, monkeypatch, tmp_path, damage
     if damage == "other weights":
         said = tmp_path / "tiny.openvino" / "conversion.json"
         said.write_text(said.read_text().replace(tiny.weights.sha256, "0" * 64))
-    engine = OpenVinoEngine(tiny, ("avg",))
-    assert engine.converts
+    monkeypatch.setattr(engine_module, "convert", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        OpenVinoEngine(tiny, ("avg",))
     assert ("is damaged" in caplog.text) == (damage != "gone")
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import shutil
+import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from onnx_files import FLOAT, FLOAT16, KERNEL, MAP, NET, UINT8, N, node, value, write_net
 
 import featx
+from featx.backbones.weights import Weights, bundled_folder
 from featx.exceptions import ArtefactError, BackboneError, ExportError, WeightsError
+from featx.models.model_file import _network_of
 
 HAS_ONNX = importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")
@@ -121,22 +127,11 @@ def test_a_model_with_its_network_needs_no_other_file(tmp_path, files, pictures,
 
 
 def test_networks_of_keras_and_weights_are_kept_as_well(tmp_path, small_network, files):
-    import h5py
-    import keras
-    from keras.src.legacy.saving import legacy_h5_format
-
-    own, legacy = tmp_path / "own.keras", tmp_path / "mobile.h5"
+    own, weights = tmp_path / "own.keras", tmp_path / "mine.weights.h5"
     shutil.copy(small_network, own)
-    network = keras.applications.MobileNetV2(weights=None, include_top=False)
-    network.save_weights(plain := tmp_path / "mobile.weights.h5")
-    with h5py.File(legacy, "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, network)
-    for backbone, weights, beside in (
-        (f"file:{own}", None, own),
-        ("mobilenet_v2", plain, plain),
-        ("mobilenet_v2", legacy, legacy),
-    ):
-        model = featx.ImageClassifier(backbone, weights=weights, input_size=32)
+    shutil.copy(bundled_folder() / "tiny.weights.h5", weights)
+    for backbone, named, beside in ((f"file:{own}", None, own), ("tiny", weights, weights)):
+        model = featx.ImageClassifier(backbone, weights=named)
         model.fit(files, np.repeat(["ant", "bee", "moth"], 5))
         model.save(tmp_path / "m.featx", embed=True)
         expected = model.predict_proba(files)
@@ -146,6 +141,24 @@ def test_networks_of_keras_and_weights_are_kept_as_well(tmp_path, small_network,
     model = featx.ImageClassifier("tiny").fit(files, np.repeat(["ant", "bee", "moth"], 5))
     model.save(tmp_path / "t.featx", embed=True)  # every featx has it
     assert (tmp_path / "t.featx").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("file", "member"),
+    [
+        ("a.weights.h5", "network.weights.h5"),
+        ("aweights.h5", "network.h5"),
+        ("a.hdf5", "network.h5"),
+        ("a.keras", "network.keras"),
+    ],
+)
+def test_a_file_keeps_the_end_of_its_name(tmp_path, small_network, file, member):
+    with zipfile.ZipFile(small_network) as archive:
+        weights = archive.read("model.weights.h5")
+    path = tmp_path / file
+    path.write_bytes(small_network.read_bytes() if file.endswith("keras") else weights)
+    source = SimpleNamespace(kind="", weights=Weights(str(path), "", path))
+    assert _network_of(source) == (member, path.read_bytes())
 
 
 def test_what_is_more_than_one_file_is_refused_and_the_model_is_not_lost(tmp_path, files):
@@ -159,10 +172,6 @@ def test_what_is_more_than_one_file_is_refused_and_the_model_is_not_lost(tmp_pat
 
 
 def test_a_network_inside_may_not_point_out_of_the_model(tmp_path, files):
-    import hashlib
-    import json
-    import zipfile
-
     trained(write_net(tmp_path / "net.onnx"), files).save(tmp_path / "m.featx", embed=True)
     pointing = write_net(tmp_path / "other.onnx", external="secret.bin").read_bytes()
     with zipfile.ZipFile(tmp_path / "m.featx") as archive:
