@@ -391,6 +391,11 @@ def misfit(row: Backbone, path: Path, stored: Path, error: BaseException) -> Wei
 # Models with their network in them: fine-tuned, or saved so.
 
 
+def network_prefix(member: str) -> str:
+    """Return the kind of backbone that one of `NETWORKS` is read as."""
+    return "onnx" if member == ONNX_NETWORK else "file"
+
+
 @dataclass(frozen=True, slots=True)
 class TunedFile:
     """What a ``.featx`` file says of the network in it."""
@@ -404,7 +409,7 @@ class TunedFile:
     @property
     def prefix(self) -> str:
         """The kind of backbone that it is read as."""
-        return "onnx" if self.member == ONNX_NETWORK else "file"
+        return network_prefix(self.member)
 
 
 def is_tuned_file(path: WeightsPath | None) -> TypeGuard[WeightsPath]:

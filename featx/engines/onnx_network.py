@@ -173,10 +173,7 @@ def with_taps(
         parameter.output(0).replace(network.from_pixels(pixels.output(0), on))
         if behind is not None:
             vectors = [behind(vector, on) for vector in vectors]
-        results = [on.ops.result(vector) for vector in vectors]
-        for result, name in zip(results, names, strict=True):
-            result.output(0).get_tensor().set_names({name})
-        return openvino.Model(results, [pixels], "featx")
+        return model_of(openvino, [pixels], dict(zip(names, vectors, strict=True)))
     except FeatxError:
         raise
     except Exception as error:  # OpenVINO raises RuntimeError, and what its parsers raise
@@ -184,6 +181,14 @@ def with_taps(
             f"{path} cannot be applied to inputs of {height}x{width} px: {reason(error)}. "
             "Give the size that it takes with --input-size (input_size=...)"
         ) from error
+
+
+def model_of(openvino: Native, parameters: list[Native], outputs: dict[str, Native]) -> Native:
+    """Return a model from parameters to outputs by their names."""
+    results = [openvino.opset13.result(output) for output in outputs.values()]
+    for result, name in zip(results, outputs, strict=True):
+        result.output(0).get_tensor().set_names({name})
+    return openvino.Model(results, parameters, "featx")
 
 
 def tensor_extents(

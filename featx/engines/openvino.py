@@ -31,7 +31,7 @@ from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap, pool
 from featx.backbones.weights import bundled_folder, file_sha256
 from featx.engines.engine import Engine, Pixels, Provenance, Vectors
-from featx.engines.onnx_network import OpenVinoArithmetic, read_network, with_taps
+from featx.engines.onnx_network import OpenVinoArithmetic, model_of, read_network, with_taps
 from featx.exceptions import BackboneError, EngineError, FeatxError, reason
 from featx.files.outputs import flush, flush_names
 from featx.forks import require_threads
@@ -146,10 +146,11 @@ class OpenVinoEngine(Engine):
         """Return a network that comes with featx, up to its last map, with the taps behind it."""
         model, on = self._core.read_model(path), OpenVinoArithmetic(self._openvino)
         features = on.transposed(model.get_results()[0].input_value(0), [0, 2, 3, 1])
-        results = [on.ops.result(pool(features, parse_tap(tap), on)) for tap in self.taps]
-        for index, result in enumerate(results):
-            result.output(0).get_tensor().set_names({output_name(index)})
-        return self._openvino.Model(results, model.get_parameters(), "featx")
+        vectors = {
+            output_name(index): pool(features, parse_tap(tap), on)
+            for index, tap in enumerate(self.taps)
+        }
+        return model_of(self._openvino, model.get_parameters(), vectors)
 
     def _open(self, source: BackboneSource, stored: StoredConversion | None) -> None:
         if stored and stored.is_whole():

@@ -33,10 +33,10 @@ from featx.backbones.weights import (
     DESCRIPTION,
     NETWORK,
     NETWORKS,
-    ONNX_NETWORK,
     OWN_NETWORK,
     is_tuned_file,
     member_bytes,
+    network_prefix,
     open_model_zip,
     read_description,
     read_tuned,
@@ -178,8 +178,8 @@ def _with_own_network(path: Path, details: Json) -> Json:
     backbone = details["parameters"]["backbone"]
     if locate_network(backbone) is None:
         return {**details, "weights": str(path.resolve())}
-    prefix = "onnx" if networks[0] == ONNX_NETWORK else "file"
-    parameters = {**details["parameters"], "backbone": f"{prefix}:{path.resolve()}"}
+    name = f"{network_prefix(networks[0])}:{path.resolve()}"
+    parameters = {**details["parameters"], "backbone": name}
     spec = {**details["spec"], "backbone": canonical_name(parameters["backbone"])}
     return {**details, "parameters": parameters, "spec": spec}
 
