@@ -12,6 +12,7 @@ SPEC = FeatureSpec(
     weights_sha256="ab" * 32,
     input_size_px=(224, 192),
     preprocessing="tf",
+    image=ImagePolicy(draft=False),
 )
 VIEWS = ViewPolicy(policy="flip-crop-colour-1", seed=7)
 # Every cache in the world is named by this text: a change orphans all of them.
@@ -27,12 +28,13 @@ CHANGES = [
     {"weights_sha256": "cd" * 32},
     {"input_size_px": (192, 224)},
     {"preprocessing": "caffe"},
-    {"image": ImagePolicy(resize="crop")},
-    {"image": ImagePolicy(interpolation="bicubic")},
-    {"image": ImagePolicy(draft=True)},
-    {"image": ImagePolicy(decoder=2)},
+    {"image": ImagePolicy(draft=False, resize="crop")},
+    {"image": ImagePolicy(draft=False, interpolation="bicubic")},
+    {"image": ImagePolicy()},
+    {"image": ImagePolicy(draft=False, decoder=2)},
     {"dtype": "float16"},
     {"precision": "mixed"},
+    {"precision": f"int8:{'0' * 64}"},
     {"views": VIEWS},
     {"views": ViewPolicy(policy="flip-crop-colour-1", seed=8)},
     {"views": ViewPolicy(policy="flip-crop-1", seed=7)},

@@ -22,7 +22,7 @@ Numbers: TypeAlias = NDArray[np.intp]
 Doubles: TypeAlias = NDArray[np.float64]
 
 _DETAIL_PX = 192
-_POLICY = ImagePolicy(draft=True)
+_POLICY = ImagePolicy()
 _TARGETS = [
     Target((SIDE, SIDE), _POLICY),
     Target((_DETAIL_PX, _DETAIL_PX), _POLICY),

@@ -72,7 +72,6 @@ class Backbone:
     weights_hash: str  # its published MD5 or SHA-256, empty where none is published
     weights_remote: str = ""  # the file's name at its address, where it differs
     arguments: tuple[tuple[str, float], ...] = ()  # further arguments of the builder
-    draft: bool = False  # whether JPEG files are decoded at a reduced size by default
 
     @property
     def shared(self) -> Family:
@@ -94,7 +93,7 @@ class Backbone:
 # fmt: off
 # name, builder, family, input px, features, parameters, top-1 %, weights file, its hash, its remote name
 _ROWS: tuple[Backbone, ...] = (
-    Backbone("tiny", "MobileNetV2", "MobileNetV2", 64, 1280, 1_382_064, None, "tiny.weights.h5", "d0c7648ee2f5330d88ca7ac67b809efddaceb625ed9c8a361b3eafe5720571d2", arguments=(("alpha", 0.75),), draft=True),
+    Backbone("tiny", "MobileNetV2", "MobileNetV2", 64, 1280, 1_382_064, None, "tiny.weights.h5", "d0c7648ee2f5330d88ca7ac67b809efddaceb625ed9c8a361b3eafe5720571d2", arguments=(("alpha", 0.75),)),
     Backbone("mobilenet_v3_small", "MobileNetV3Small", "MobileNetV3", 224, 576, 939_120, 68.1, "weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5", "d3e8ec802a04aa4fc771ee12a9a9b836"),
     Backbone("mobilenet_v2", "MobileNetV2", "MobileNetV2", 224, 1280, 2_257_984, 71.3, "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", ""),
     Backbone("mobilenet", "MobileNet", "MobileNet", 224, 1024, 3_228_864, 70.4, "mobilenet_1_0_224_tf_no_top.h5", ""),

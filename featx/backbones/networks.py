@@ -349,8 +349,8 @@ def _read_onnx(path: Path) -> StatedInput:
 
 def _load_onnx(path: Path, size_px: Size, preprocessing: str) -> keras.Model:
     raise BackboneError(
-        f"{path} is an ONNX network, which OpenVINO runs in single precision, and Keras does not: "
-        "leave --engine and --precision out"
+        f"{path} is an ONNX network, which OpenVINO runs, and Keras cannot read: leave --engine "
+        "keras and --precision mixed out"
     )
 
 

@@ -77,13 +77,13 @@ class BackboneSource:
         dtype: StorageDtype = "float32",
         precision: Precision = "f32",
     ) -> FeatureSpec:
-        """Return the specification of its features; by default JPEG is drafted as its row says."""
+        """Return the specification of its features."""
         return FeatureSpec(
             backbone=self.name,
             weights_sha256=self.weights.sha256,
             input_size_px=self.input_size_px,
             preprocessing=self.preprocessing,
-            image=image or ImagePolicy(draft=self.row is not None and self.row.draft),
+            image=image or ImagePolicy(),
             dtype=dtype,
             precision=precision,
         )

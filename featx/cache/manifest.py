@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,10 +229,34 @@ def _read_unedited(file: h5py.File, name: str) -> Manifest | None:
     return Manifest(name=name, root="", classes=classes, **columns)
 
 
+class Heading(NamedTuple):
+    """What a manifest says of its dataset before its rows."""
+
+    name: str
+    root: str
+    blocks: tuple[Block, ...]
+
+
+def read_heading(path: Path) -> Heading:
+    """Read the first part of a manifest, which takes as long for any number of rows."""
+    with open_checked(path, _KIND) as file:
+        header = _read_header(file)
+        return Heading(header["name"], header["root"], _blocks(header))
+
+
+def _read_header(file: h5py.File) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(read_strings(file, "header")[0])
+    return header
+
+
+def _blocks(header: dict[str, Any]) -> tuple[Block, ...]:
+    return tuple(Block(*block) for block in header["blocks"])
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest, checking every digest."""
     with open_checked(path, _KIND) as file:
-        header = json.loads(read_strings(file, "header")[0])
+        header = _read_header(file)
         columns = _read_columns(file)
         edits = header.get("edits", [])
         if not all(isinstance(edit, dict) and isinstance(edit.get("edit"), str) for edit in edits):
@@ -243,7 +267,7 @@ def read_manifest(path: Path) -> Manifest:
             root=header["root"],
             classes=None if header["classes"] is None else tuple(header["classes"]),
             strays=tuple(header["strays"]),
-            blocks=tuple(Block(*block) for block in header["blocks"]),
+            blocks=_blocks(header),
             source=header["source"],
             edits=tuple(edits),
             **columns,

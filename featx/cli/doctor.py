@@ -35,7 +35,7 @@ def command(cache: Path, as_json: bool) -> int:
     \b
     featx doctor
     """
-    checks = [*_packages(), _backend(), _weights(), _writing(cache)]
+    checks = [*_packages(), _backend(), _engine(), _weights(), _writing(cache)]
     broken = [check for check in checks if check["state"] == "broken"]
     if as_json:
         say_json({"checks": checks, "broken": len(broken)})
@@ -90,6 +90,23 @@ def _backend() -> dict[str, str]:
     if total != 4.0:
         return _check("broken", "backend", f"{backend} adds up four ones to {total}")
     return _check("ok", "backend", f"{backend} on {', '.join(devices)}")
+
+
+def _engine() -> dict[str, str]:
+    from featx.engines.choice import gpus, may_have_gpu
+    from featx.engines.openvino import half_precision
+    from featx.exceptions import EngineError
+    from featx.threads import usable_processors
+
+    if seen := may_have_gpu() and gpus():
+        return _check("ok", "engine", f"keras on {', '.join(seen)}; --precision fast is mixed")
+    try:
+        half = half_precision()
+    except EngineError as error:
+        return _check("note", "engine", f"keras on the processor: {error}")
+    fast = half or "f32, as this processor has neither bf16 nor f16"
+    threads = usable_processors()
+    return _check("ok", "engine", f"openvino, {threads} threads; --precision fast is {fast}")
 
 
 def _weights() -> dict[str, Any]:

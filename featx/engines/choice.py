@@ -14,7 +14,7 @@ from featx.engines.engine import Engine
 from featx.exceptions import EngineError, UnknownNameError
 from featx.forks import require_threads
 from featx.quiet import quiet_import
-from featx.spec import Precision
+from featx.spec import HALVES, INT8, Precision
 
 ENGINES: dict[str, str] = {
     "auto": "keras where there is a GPU, else openvino",
@@ -23,6 +23,10 @@ ENGINES: dict[str, str] = {
 }
 """Engines by name, with what they are."""
 
+_PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "keras": ("f32", "mixed"),
+    "openvino": ("f32", *HALVES, "int8"),
+}
 _LOG = logging.getLogger("featx")
 _ROOT = Path("/")
 # What drivers of GPUs put there, and the variables that hide their devices from a process. Under
@@ -47,10 +51,10 @@ def make_engine(
     """Return an engine, by a name of `ENGINES`; converted models are kept in `folder`, if given."""
     if name not in ENGINES:
         raise UnknownNameError("engine", name, ENGINES)
-    if name == "openvino" and precision != "f32":
+    if name != "auto" and precision.partition(":")[0] not in _PRECISIONS[name]:
         raise EngineError(
-            "the engine 'openvino' computes in f32 only: leave --precision out, or take "
-            "--engine keras"
+            f"the engine {name!r} computes in {' or '.join(_PRECISIONS[name])}, received "
+            f"{precision!r}: take another --precision, or leave --engine out"
         )
     return _built(name, source, taps, batch_size, precision, folder)
 
@@ -66,21 +70,24 @@ def _built(
     folder: Path | None,
 ) -> Engine:
     native = source.is_native
-    if native and (name == "keras" or precision != "f32"):
+    if native and (name == "keras" or precision == "mixed"):
         raise EngineError(
-            f"{source.name} runs with OpenVINO in f32, and Keras cannot read it: leave --engine "
-            "and --precision out"
+            f"{source.name} runs with OpenVINO, and Keras cannot read it: leave --engine keras and "
+            "--precision mixed out"
         )
-    # Asking a backend for GPUs imports it, so only where the machine could have one.
-    first = native or (name == "auto" and precision == "f32" and not (may_have_gpu() and gpus()))
-    if name == "openvino" or first:
+    only = native or name == "openvino" or precision in HALVES or precision.startswith(INT8)
+    if only or (name == "auto" and precision == "f32" and not _has_gpu()):
         require_threads("OpenVINO")
         try:
             from featx.engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine(source, taps, batch_size=batch_size, folder=folder)
+            if precision.startswith(INT8):
+                return _int8_engine(source, taps, batch_size, precision, folder)
+            return OpenVinoEngine(
+                source, taps, batch_size=batch_size, precision=precision, folder=folder
+            )
         except (EngineError, ImportError) as error:
-            if name == "openvino" or native:
+            if only:
                 raise
             # With another backend Keras is what the user chose: no warning then.
             chosen = os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow"
@@ -93,6 +100,48 @@ def _built(
     from featx.engines.keras import KerasEngine
 
     return KerasEngine(source, taps, batch_size=batch_size, precision=precision)
+
+
+def _int8_engine(
+    source: BackboneSource,
+    taps: tuple[str, ...],
+    batch_size: int | None,
+    precision: Precision,
+    folder: Path | None,
+) -> Engine:
+    from featx.engines.int8 import find_int8
+    from featx.engines.openvino import OpenVinoEngine
+
+    int8 = find_int8(precision, source, taps, folder)
+    if int8 is None:
+        raise EngineError(
+            f"the int8 network of {source.name} that these features were made with is not in "
+            f"{folder}: extract with --precision int8 again, which calibrates another, or with f32"
+        )
+    return OpenVinoEngine(source, taps, batch_size=batch_size, int8=int8, folder=folder)
+
+
+def settle_precision(choice: str, name: str, source: BackboneSource) -> Precision:
+    """Return the arithmetic that a choice stands for with an engine on this machine.
+
+    ``fast`` is mixed precision where Keras runs the network, else the half precision that the
+    processor has, else f32.
+    """
+    if choice != "fast":
+        return choice
+    if not source.is_native and (name == "keras" or (name == "auto" and _has_gpu())):
+        return "mixed"
+    from featx.engines.openvino import half_precision
+
+    half = half_precision()
+    if half is None:
+        _LOG.warning("this processor has neither bf16 nor f16: --precision fast is f32 here")
+    return half or "f32"
+
+
+def _has_gpu() -> bool:
+    # Asking a backend for GPUs imports it, so only where the machine could have one.
+    return may_have_gpu() and bool(gpus())
 
 
 def may_have_gpu() -> bool:

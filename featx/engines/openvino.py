@@ -36,6 +36,7 @@ from featx.exceptions import BackboneError, EngineError, FeatxError, reason
 from featx.files.outputs import flush, flush_names
 from featx.forks import require_threads
 from featx.quiet import quiet_import
+from featx.spec import Precision
 from featx.terminal import stage
 from featx.threads import usable_processors
 
@@ -48,7 +49,9 @@ FALL_BACK = "use the Keras engine instead: --engine keras (engine='keras')"
 TOLERANCE = 1e-4
 """Largest `disagreement` with Keras."""
 
-_PRECISION = "f32"
+_FULL: Precision = "f32"
+# Of the types that OpenVINO can compute in, by its own names; the first that a processor has.
+_HALVES: dict[str, Precision] = {"BF16": "bf16", "FP16": "f16"}
 # Pixels of a batch: 4 images of 224 x 224, since the maps of more leave the processor's caches. A
 # batch of more than eight times as many is run in parts: it would only take memory, and where that
 # runs out, Linux may end the process without an error.
@@ -81,7 +84,8 @@ class OpenVinoEngine(Engine):
 
     A full batch has 4 images of 224 px, and more or fewer of other sizes. The conversion is
     compared with Keras before it is used for the first time. It is kept in `folder`, so that the
-    next engine starts without TensorFlow; without a folder every engine converts anew.
+    next engine starts without TensorFlow; without a folder every engine converts anew. With
+    `int8`, a quantised network is read from a file, and nothing is converted.
     """
 
     name = "openvino"
@@ -92,6 +96,8 @@ class OpenVinoEngine(Engine):
         taps: tuple[str, ...],
         *,
         batch_size: int | None = None,
+        precision: Precision = _FULL,
+        int8: Path | None = None,
         folder: Path | None = None,
     ) -> None:
         super().__init__(source, taps)
@@ -112,12 +118,18 @@ class OpenVinoEngine(Engine):
         if shipped and not shipped.is_whole():
             shipped = None
         self.converts = not source.is_native and shipped is None
-        if shipped:
+        if int8 is not None:
+            self._load(int8)
+            self._precision = "int8"
+        elif shipped:
             self._load(self._with_poolings(shipped.model))
         elif source.is_native:
             self._open_native(source)
         else:
             self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
+        if precision != _FULL:
+            # What is compared with Keras, and tried out, computes in full.
+            self._compile(precision)
 
     def provenance(self) -> Provenance:
         """Return the versions of OpenVINO and of the Keras converted from, and the precision."""
@@ -186,21 +198,27 @@ class OpenVinoEngine(Engine):
             self._load(conversion.model)
 
     def _load(self, model: Native) -> None:
-        self._free = []
         with translated("reading the network with OpenVINO"):
-            if isinstance(model, Path):
-                model = self._core.read_model(model)
-            self._compiled = self._core.compile_model(model, "CPU", self._options)
+            self.network = self._core.read_model(model) if isinstance(model, Path) else model
+        self._compile(_FULL)
+
+    def _compile(self, precision: Precision) -> None:
+        self._free = []
+        # OpenVINO takes bfloat16 by itself where the processor has it.
+        options = {**self._options, "INFERENCE_PRECISION_HINT": precision}
+        with translated("compiling the network with OpenVINO"):
+            self._compiled = self._core.compile_model(self.network, "CPU", options)
             self._outputs = {
                 tap: self._compiled.output(output_name(index))
                 for index, tap in enumerate(self.taps)
             }
             received = self._compiled.get_property("INFERENCE_PRECISION_HINT")
             self._precision = received.get_type_name()
-        if self._precision != _PRECISION:
+        if self._precision != precision:
             raise EngineError(
-                f"expected OpenVINO to compute in {_PRECISION}, received {self._precision}: "
-                f"{FALL_BACK}"
+                f"expected OpenVINO to compute in {precision}, received {self._precision}, as this "
+                "processor has no other: take --precision f32 (precision='f32'), or a processor "
+                f"that computes in {precision}"
             )
 
     def _shrink(self, failed: int) -> None:
@@ -270,8 +288,6 @@ if hasattr(os, "register_at_fork"):
 
 def _options(processors: int) -> dict[str, object]:
     return {
-        # OpenVINO takes bfloat16 by itself where the processor has it.
-        "INFERENCE_PRECISION_HINT": _PRECISION,
         "NUM_STREAMS": min(processors, _MOST_STREAMS),
         "INFERENCE_NUM_THREADS": processors,
         # Pinned threads wait for the processor that a decoding thread is on.
@@ -279,26 +295,40 @@ def _options(processors: int) -> dict[str, object]:
     }
 
 
+def half_precision() -> Precision | None:
+    """Return the half precision that this processor computes in natively, None without one."""
+    native = load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return next((half for name, half in _HALVES.items() if name in native), None)
+
+
 def load_openvino() -> Native:
     """Return the module of OpenVINO, imported without its telemetry."""
     require_threads("OpenVINO")
-    # Telemetry writes into the home folder and asks the network as soon as `openvino` is imported,
-    # and no environment variable keeps it from that. OpenVINO does without it where it is not
-    # installed, so that is what it finds.
-    absent = _TELEMETRY not in sys.modules
-    if absent:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
-        with quiet_import():
+        with without_telemetry(), quiet_import():
             import openvino
     except Exception as error:  # a library that does not fit the machine raises many kinds
         raise EngineError(
             f"OpenVINO cannot be imported ({reason(error)}): pip install openvino, or {FALL_BACK}"
         ) from error
+    return openvino
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Import OpenVINO or NNCF as if the package of their telemetry were not installed.
+
+    It writes into the home folder and asks the network as soon as it is imported, and no
+    environment variable keeps it from that.
+    """
+    absent = _TELEMETRY not in sys.modules
+    if absent:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
     finally:
         if absent:
             sys.modules.pop(_TELEMETRY, None)
-    return openvino
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from featx.models.classifier import ImageClassifier, load_model
 from featx.models.model_file import read_details
 from featx.quiet import quiet_import
 from featx.spec import FeatureSpec
+
+_LOG = logging.getLogger("featx")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,6 +174,12 @@ def export(
             "only point to: take --format savedmodel, tflite, onnx or openvino"
         )
     spec = fitted.spec_ or source.spec(image=fitted.image)
+    if spec.precision != "f32":
+        _LOG.warning(
+            "the model was trained on features in %s: the export computes in f32, and is compared "
+            "with the model's predictions in f32",
+            spec.precision.partition(":")[0],
+        )
     checked = None if verify is None else find_images(verify, cache)
     ranges = _calibration(calibrate, checked, training, spec, cache) if int8 else None
     description = describe(

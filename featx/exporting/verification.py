@@ -320,7 +320,7 @@ def verify_export(
     batch = 0.0
     for start in range(0, len(images), _CHUNK):
         chunk = images.subset(list(range(start, min(start + _CHUNK, len(images)))))
-        parts, ledger = model.transform_images(chunk, on_error="skip")
+        parts, ledger = model.transform_images(chunk, on_error="skip", precision="f32")
         readable = ledger.usable
         known = [short_key(ledger.key[row].tobytes()) in calibrated for row in readable]
         left_out += sum(known)

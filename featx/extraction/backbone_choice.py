@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from featx.backbones.networks import locate_network
 from featx.backbones.source import BackboneSource, canonical_name, resolve_backbone
 from featx.backbones.weights import is_tuned_file, matching_weights
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Manifest, read_manifest
+from featx.cache.manifest import Heading, Manifest, read_heading
 from featx.cache.records import Origin, recall_origin
 from featx.cache.space import read_spec
 from featx.exceptions import CacheFormatError, WeightsError
-from featx.spec import FeatureSpec
+from featx.spec import INT8, FeatureSpec, ImagePolicy, Precision, folder_name
 
 _LOG = logging.getLogger("featx")
+_EARLIER_DEFAULT = ImagePolicy(draft=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,16 @@ class BackboneChoice:
 
 
 def known_weights(
-    layout: CacheLayout, names: list[str], data: object, named: Manifest | None
+    layout: CacheLayout, names: list[str], known: Manifest | Heading | None
 ) -> dict[str, str]:
     """Return by backbone the weights that were named when a dataset was extracted."""
+    if known is None:
+        return {}
     rows = {name: find_backbone(name).name for name in names if ":" not in name}
     rows = {name: row for name, row in rows.items() if row != BUNDLED}
-    manifest = named or known_dataset(layout, data) if rows else None
-    if manifest is None:
-        return {}
     chosen = {}
     for name, row in rows.items():
-        digests = {spec.weights_sha256 for spec in _known_specs(layout, manifest, row)}
+        digests = {spec.weights_sha256 for spec in _known_specs(layout, known, row)}
         if len(digests) != 1:
             continue  # none, or several: then the published ones are as good as any
         (digest,) = digests
@@ -108,7 +109,7 @@ def known_weights(
         if origin is None or origin.weights is None:
             continue
         try:
-            user = f"the dataset {manifest.name!r} was extracted"
+            user = f"the dataset {known.name!r} was extracted"
             source = BackboneChoice(row, origin.weights).find(digest, user)
         except WeightsError as error:
             raise WeightsError(f"{error}; --weights imagenet takes the published ones") from error
@@ -117,23 +118,20 @@ def known_weights(
             "%s: %s was extracted with the weights %s, which are used; --weights imagenet takes "
             "the published ones",
             row,
-            manifest.name,
+            known.name,
             chosen[name],
         )
     return chosen
 
 
 def known_preprocessing(
-    layout: CacheLayout, name: str, data: object, named: Manifest | None, *, trust: bool
+    layout: CacheLayout, name: str, known: Manifest | Heading | None, *, trust: bool
 ) -> str | None:
     """Return the preprocessing of a network of one's own when a dataset was extracted with it."""
     located = locate_network(name)
-    if located is None or (located[0].needs_trust and not trust):
+    if known is None or located is None or (located[0].needs_trust and not trust):
         return None
-    manifest = named or known_dataset(layout, data)
-    if manifest is None:
-        return None
-    specs = _known_specs(layout, manifest, canonical_name(name))
+    specs = _known_specs(layout, known, canonical_name(name))
     if len({(spec.preprocessing, spec.weights_sha256) for spec in specs}) != 1:
         return None
     kind, path = located
@@ -144,16 +142,61 @@ def known_preprocessing(
     return specs[0].preprocessing if same else None
 
 
-def _known_specs(layout: CacheLayout, manifest: Manifest, backbone: str) -> list[FeatureSpec]:
+def known_image(
+    layout: CacheLayout, source: BackboneSource, known: Manifest | Heading | None
+) -> ImagePolicy | None:
+    """Return the default of featx 0.1 where a dataset, or else the cache, has only features of it.
+
+    So nothing is computed again, and the features of one cache fit together.
+    """
+    of_cache = [path.name for path in layout.spaces.glob(f"{folder_name(source.name)}-*")]
+    of_dataset = [] if known is None else [block.space for block in known.blocks]
+    for spaces in (of_dataset, of_cache):
+        policies = {
+            spec.image
+            for spec in _specs(layout, spaces)
+            if (spec.backbone, spec.weights_sha256) == (source.name, source.weights.sha256)
+        }
+        if policies & {_EARLIER_DEFAULT, ImagePolicy()}:
+            return None if ImagePolicy() in policies else _EARLIER_DEFAULT
+    return None
+
+
+def known_int8(
+    layout: CacheLayout,
+    plain: FeatureSpec,
+    source: BackboneSource,
+    taps: tuple[str, ...],
+    known: Manifest | Heading | None,
+    folder: Path,
+) -> Precision | None:
+    """Return the precision of a dataset's features whose quantised network is still kept."""
+    from featx.engines.int8 import find_int8
+
+    for spec in [] if known is None else _known_specs(layout, known, source.name):
+        same = replace(spec, precision="f32", dtype=plain.dtype, views=None) == plain
+        quantised = same and spec.precision.startswith(INT8)
+        if quantised and find_int8(spec.precision, source, taps, folder):
+            return spec.precision
+    return None
+
+
+def _known_specs(
+    layout: CacheLayout, known: Manifest | Heading, backbone: str
+) -> list[FeatureSpec]:
     """Return the specifications of a dataset's features of a backbone."""
+    return _specs(layout, [block.space for block in known.blocks if block.backbone == backbone])
+
+
+def _specs(layout: CacheLayout, spaces: Iterable[str]) -> list[FeatureSpec]:
     specs = []
-    for space in {block.space for block in manifest.blocks if block.backbone == backbone}:
+    for space in set(spaces):
         with suppress(CacheFormatError, FileNotFoundError):
             specs.append(read_spec(layout.spaces / space))
     return specs
 
 
-def known_dataset(layout: CacheLayout, data: object) -> Manifest | None:
+def known_dataset(layout: CacheLayout, data: object) -> Heading | None:
     """Return what the cache knows of a folder or a table under its name."""
     if not isinstance(data, str | os.PathLike):
         return None
@@ -162,7 +205,7 @@ def known_dataset(layout: CacheLayout, data: object) -> Manifest | None:
         for name in dict.fromkeys((path.resolve().name, path.resolve().stem)):
             if not layout.dataset(name).is_file():
                 continue
-            manifest = read_manifest(layout.dataset(name))
-            if Path(manifest.root) in (path.resolve(), path.resolve().parent):
-                return manifest
+            heading = read_heading(layout.dataset(name))
+            if Path(heading.root) in (path.resolve(), path.resolve().parent):
+                return heading
     return None

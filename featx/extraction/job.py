@@ -15,16 +15,27 @@ from featx.backbones.source import log_preprocessing
 from featx.backbones.taps import parse_taps
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
-from featx.cache.manifest import Block, Manifest, find_manifest, manifest_names
+from featx.cache.manifest import Block, Heading, Manifest, find_manifest, manifest_names
 from featx.cache.records import Identity, Origin, remember_origin
 from featx.cache.space import FeatureSpace
+from featx.engines.choice import settle_precision
 from featx.exceptions import BackboneError, DatasetError, UnknownNameError
-from featx.extraction.backbone_choice import BackboneChoice, known_preprocessing, known_weights
+from featx.extraction.backbone_choice import (
+    BackboneChoice,
+    known_dataset,
+    known_image,
+    known_int8,
+    known_preprocessing,
+    known_weights,
+)
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
 from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
 from featx.images.labels import SplitNames, read_splits
+from featx.images.loader import load_images
 from featx.spec import (
     AUGMENTATIONS,
+    INT8,
     FeatureSpec,
     ImagePolicy,
     Precision,
@@ -32,6 +43,8 @@ from featx.spec import (
     ViewPolicy,
 )
 
+# Images that a quantised network is calibrated on, where all of them can be read.
+_CALIBRATED = 128
 WeightsChoice = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
 
 
@@ -137,7 +150,7 @@ class Request:
     engine: str = "auto"
     batch_size: int | str = "auto"
     dtype: StorageDtype = "float32"
-    precision: Precision = "f32"
+    precision: str = "f32"
     splits: SplitNames = None
     root: str | os.PathLike[str] | None = None
     multilabel: bool = False
@@ -156,7 +169,8 @@ class Request:
             _check_imported(job.named, self.backbone)
             return job
         names = ["tiny"] if self.backbone is None else _listed(self.backbone)
-        sources = [choice.resolve() for choice in self._choices(names, job)]
+        known = job.named or known_dataset(layout, data)
+        sources = [choice.resolve() for choice in self._choices(names, layout, known)]
         for source in sources:
             log_preprocessing(source)
         taps = parse_taps(self.taps)
@@ -167,21 +181,27 @@ class Request:
                 taps,
                 self.engine,
                 batch_size=as_batch_size(self.batch_size),
-                precision=self.precision,
                 folder=engines_folder(),
             )
-            plain = source.spec(image=self.image, dtype=self.dtype, precision=self.precision)
-            specs = with_views(plain, self.views, self.view_policy)
+            image = self.image or known_image(layout, source, known)
+            plain = source.spec(image=image, dtype=self.dtype)
+            if self.precision == INT8.rstrip(":"):
+                precision = known_int8(
+                    layout, plain, source, taps, known, engines_folder()
+                ) or _calibrated(job.images(), plain, network)
+            else:
+                precision = settle_precision(self.precision, self.engine, source)
+            network = replace(network, precision=precision)
+            specs = with_views(replace(plain, precision=precision), self.views, self.view_policy)
             parts += [(spec, network) for spec in specs]
         return replace(job, parts=tuple(parts))
 
-    def _choices(self, names: list[str], job: Job) -> list[BackboneChoice]:
+    def _choices(
+        self, names: list[str], layout: CacheLayout, known: Manifest | Heading | None
+    ) -> list[BackboneChoice]:
         if not names:
             raise BackboneError("expected at least one backbone, received none")
-        assert job.layout is not None
-        weights = self.weights
-        if weights is None:
-            weights = known_weights(job.layout, names, job.data, job.named)
+        weights = known_weights(layout, names, known) if self.weights is None else self.weights
         by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
         if len(names) > 1 and isinstance(weights, str | os.PathLike):
             file = os.fspath(weights)
@@ -198,16 +218,14 @@ class Request:
             )
         return [
             BackboneChoice(
-                name, by_name.get(name), self.input_size, self._preprocessing(name, job), self.trust
+                name,
+                by_name.get(name),
+                self.input_size,
+                self.preprocessing or known_preprocessing(layout, name, known, trust=self.trust),
+                self.trust,
             )
             for name in names
         ]
-
-    def _preprocessing(self, name: str, job: Job) -> str | None:
-        if self.preprocessing is not None:
-            return self.preprocessing
-        assert job.layout is not None
-        return known_preprocessing(job.layout, name, job.data, job.named, trust=self.trust)
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
@@ -242,6 +260,16 @@ def as_batch_size(value: int | str) -> int | None:
     if isinstance(value, int) and value > 0:
         return value
     raise BackboneError(f"batch_size must be 'auto' or a positive number, received {value!r}")
+
+
+def _calibrated(images: ImageDataset, plain: FeatureSpec, network: Network) -> Precision:
+    """Return the precision of a network that is quantised on some of the images."""
+    from featx.engines.int8 import quantise
+
+    rows = np.random.default_rng(0).permutation(len(images))[:_CALIBRATED].tolist()
+    loading = load_images(images, rows, [Target(plain.input_size_px, plain.image)])
+    pixels = [image.pixels[0] for image in loading if image.pixels]
+    return quantise(network.source, network.taps, pixels, engines_folder())
 
 
 def engines_folder() -> Path:

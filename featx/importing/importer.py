@@ -22,7 +22,7 @@ from featx.files.identity import Keys, copies
 from featx.images.files import AnyArray, array_key
 from featx.images.labels import as_text, encode_labels, read_splits
 from featx.importing.feature_files import RowSource, rows_of_array
-from featx.spec import FeatureSpec
+from featx.spec import FeatureSpec, ImagePolicy
 
 IMPORTED = "imported"
 """Tap of imported features, and source of their datasets."""
@@ -96,6 +96,7 @@ def import_features(
         weights_sha256=sha256,
         input_size_px=(0, 0),
         preprocessing="none",
+        image=ImagePolicy(draft=False),  # there are no images: as featx 0.1 named such spaces
         dtype="float16" if dtype.itemsize == 2 else "float32",
     )
     space = FeatureSpace(layout, spec)

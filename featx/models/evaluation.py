@@ -398,8 +398,12 @@ def require_spec(model: ImageClassifier, features: Features, block: BlockName) -
     model.check_width(features.width(**block))
     spec = features.spec(**block)
     if model.spec_ is not None and spec != model.spec_:
+        ours, theirs = spec.to_dict(), model.spec_.to_dict()
+        parts = [part for part in theirs if ours.get(part) != theirs[part]]
         raise FeaturesError(
-            f"the features are of {spec.name}, the model was trained on {model.spec_.name}"
+            f"the features are of {spec.name}, the model was trained on {model.spec_.name}: they "
+            f"differ in {', '.join(parts) or 'views'}. Give the images in place of the features, "
+            "or extract these as for the model"
         )
     return spec
 

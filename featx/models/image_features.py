@@ -20,7 +20,7 @@ from featx.extraction.pipeline import Ledger, Network
 from featx.heads.targets import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
 from featx.images.sources import listed_paths, listed_pictures
-from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
+from featx.spec import HALVES, INT8, FeatureSpec, ImagePolicy, Precision, ViewPolicy
 
 
 def as_image_dataset(X: object) -> ImageDataset | None:
@@ -54,20 +54,47 @@ class ImageReader:
     batch_size: int | str
     trust: bool
 
-    def job(self, images: ImageDataset, *, views: int = 0, keep: bool = False) -> Job:
-        """Settle the extraction of images and of views of them."""
+    def job(
+        self,
+        images: ImageDataset,
+        *,
+        views: int = 0,
+        keep: bool = False,
+        precision: Precision | None = None,
+    ) -> Job:
+        """Settle the extraction of images and of views of them, by default as in training."""
         layout = None if self.cache is None else CacheLayout.at(self.cache)
         source = self.source()
+        precision = precision or self._precision(source)
         network = Network(
             source,
             (str(parse_tap(self.tap)),),
             self.engine,
             as_batch_size(self.batch_size),
-            folder=engines_folder(),
+            precision,
+            engines_folder(),
         )
-        specs = with_views(source.spec(image=self.image), views, self.view_policy)
+        plain = source.spec(image=self.image, precision=precision)
+        specs = with_views(plain, views, self.view_policy)
         parts = tuple((spec, network) for spec in specs)
         return Job(parts=parts, data=images, layout=layout, keep=keep)
+
+    def _precision(self, source: BackboneSource) -> Precision:
+        """Return the arithmetic of training where this machine has it, else f32."""
+        trained: FeatureSpec | None = getattr(self, "spec_", None)
+        if trained is None or self.engine == "keras":
+            return "f32"
+        precision = trained.precision
+        if precision in HALVES:
+            from featx.engines.openvino import half_precision
+
+            return precision if precision == half_precision() else "f32"
+        if precision.startswith(INT8):
+            from featx.engines.int8 import find_int8
+
+            taps = (str(parse_tap(self.tap)),)
+            return precision if find_int8(precision, source, taps, engines_folder()) else "f32"
+        return "f32"
 
     def _named(self) -> BackboneChoice:
         return BackboneChoice(
@@ -126,10 +153,13 @@ class ImageFeatures(ImageReader):
         return self.views if self.average_views else 0
 
     def transform_images(
-        self, images: ImageDataset, *, views: int = 0, on_error: str = "raise", keep: bool = False
+        self, images: ImageDataset, *, on_error: str = "raise", **options: Any
     ) -> tuple[list[NDArray[np.floating]], Ledger]:
-        """Return features (m, d) of the readable images and then of each view, and the ledger."""
-        X, ledger = self.job(images, views=views, keep=keep).compute(on_error)
+        """Return features (m, d) of the readable images and then of each view, and the ledger.
+
+        The options are those of `job`.
+        """
+        X, ledger = self.job(images, **options).compute(on_error)
         if len(X[0]):
             self.check_width(X[0].shape[1])
         return X, ledger

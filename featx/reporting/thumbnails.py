@@ -16,7 +16,7 @@ from featx.images.decode import Rgb, Target
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 
-_POLICY = ImagePolicy(resize="crop", draft=True)
+_POLICY = ImagePolicy(resize="crop")
 _QUALITY = 60
 
 

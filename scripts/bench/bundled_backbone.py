@@ -55,7 +55,7 @@ def fold_accuracy(X: Any, y: Any, seed: int) -> float:
 def raw_pixels(data: featx.ImageDataset, size_px: int) -> Any:
     from featx.images.decode import decode_image
 
-    policy = featx.ImagePolicy()
+    policy = featx.ImagePolicy(draft=False)
     rows = [decode_image(data.read(i), (size_px, size_px), policy) for i in range(len(data))]
     return np.stack(rows).reshape(len(data), -1).astype(np.float32) / 255
 

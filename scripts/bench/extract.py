@@ -14,6 +14,15 @@ counted; figures are medians over the rounds.
 - `forward`, `decode`: the model on pixels in memory, and the decoding of the files, each alone with
   the whole machine; limit = 1 / (1 / forward + 1 / decode), as both need the same cores.
 
+With `--engine` only featx is measured, against its own limits, in under three minutes. This needs
+no TensorFlow: ``KERAS_BACKEND=jax`` or ``torch`` runs it on whatever that backend sees.
+
+    python scripts/bench/extract.py --engine auto -b resnet50=random:0
+    python scripts/bench/extract.py --engine auto --precision fast -b mobilenet_v2=WEIGHTS
+
+It prints images/s in f32 and in the precision asked for, what binds, and the share of the limit: of
+min(forward, decode) on a GPU, which leaves the processor to the decoders.
+
 Prints a table and one line of JSON.
 """
 
@@ -34,11 +43,14 @@ from typing import Any
 import numpy as np
 
 import featx
+import featx.extraction.run
 from featx.backbones.source import BackboneSource, resolve_backbone
-from featx.engines.choice import make_engine
+from featx.engines.choice import gpus, make_engine, may_have_gpu
 from featx.engines.engine import Engine
+from featx.extraction.job import engines_folder
 from featx.images.loader import load_images
 from featx.quiet import quiet_import
+from featx.spec import Precision
 
 DEFAULT = ["mobilenet_v2=random:0", "efficientnet_b0=random:0", "resnet50=random:0"]
 SEVERAL_TAPS = ("avg", "max", "gem", "grid:2")
@@ -72,6 +84,7 @@ class Bench:
         self.data = featx.ImageDataset.from_folder(photos)
         self.size = source.input_size_px
         self.spec = source.spec()
+        self.report: dict[str, Any] = {}
 
     def keras_sides(self) -> dict[str, Callable[[], None]]:
         """Keras as people run it: uint8 files in, pooled vectors out."""
@@ -111,21 +124,27 @@ class Bench:
 
         return {"predict": predict, "loop": loop}
 
-    def featx_side(self, engine: str) -> Callable[[], None]:
+    def featx_side(self, engine: str, precision: Precision = "f32") -> Callable[[], None]:
         """Files to features in an empty cache."""
 
         def extract() -> None:
             cache = self.folder / "cache"
             shutil.rmtree(cache / "spaces", ignore_errors=True)
             shutil.rmtree(cache / "datasets", ignore_errors=True)
-            features = featx.extract(self.photos, cache=cache, engine=engine, **self.asked)
+            features = featx.extract(
+                self.photos, cache=cache, engine=engine, precision=precision, **self.asked
+            )
             assert features.report["cached"] == features.report["duplicates"], features.report
+            self.report = features.report
 
         return extract
 
-    def engine(self, name: str, taps: tuple[str, ...] = ("avg",)) -> Engine:
+    def engine(
+        self, name: str, taps: tuple[str, ...] = ("avg",), precision: Precision = "f32"
+    ) -> Engine:
         """Return the very engine that the extraction uses."""
-        return make_engine(name, self.source, taps, folder=self.folder / "cache" / "engines")
+        folder = engines_folder()
+        return make_engine(name, self.source, taps, precision=precision, folder=folder)
 
     def forward(self, engine: Engine) -> Callable[[], None]:
         """Run the model alone, on as many images as there are files."""
@@ -192,6 +211,45 @@ def bench_backbone(
     found["limit"] = statistics.median(limits)
     found["of_limit"] = _ratio(rates["featx_openvino"], limits)
     return {"backbone": asked["backbone"], "images": images, **found}
+
+
+def bench_engine(
+    photos: Path, asked: dict[str, Any], args: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
+    """Measure one engine alone, in f32 and in another precision."""
+    source = resolve_backbone(asked["backbone"], weights=asked["weights"])
+    # What it comes to on this machine; for int8 the network is calibrated here.
+    options = {**asked, "engine": args.engine, "precision": args.precision}
+    chosen = featx.extract(photos, cache=folder / "chosen", **options).spec().precision
+    on_gpu = bool(may_have_gpu() and gpus()) and args.engine != "openvino"
+    bench = Bench(photos, source, asked, folder)
+    # The comparison with f32 is made once a dataset, and is no part of the rate.
+    featx.extraction.run.agreements = lambda *_: []
+    sides, binds = {"decode": bench.decode}, {}
+    for precision in dict.fromkeys(("f32", chosen)):
+        sides[precision] = bench.featx_side(args.engine, precision)
+        sides[f"forward {precision}"] = bench.forward(
+            bench.engine(args.engine, precision=precision)
+        )
+        sides[precision]()
+        binds[precision] = bench.report["binds"]
+    rates = in_turns(sides, args.rounds, len(bench.data))
+    found: dict[str, Any] = {name: statistics.median(values) for name, values in rates.items()}
+    for precision, what in binds.items():
+        limits = [
+            min(forward, decode) if on_gpu else 1 / (1 / forward + 1 / decode)
+            for forward, decode in zip(rates[f"forward {precision}"], rates["decode"], strict=True)
+        ]
+        print(
+            f"{source.name} {args.engine} {precision.partition(':')[0]}: {found[precision]:.1f} images/s, forward "
+            f"{found[f'forward {precision}']:.1f}, decode {found['decode']:.1f}, "
+            f"{_ratio(rates[precision], limits):.2f} of the limit, {what} binds",
+            flush=True,
+        )
+    if chosen != "f32":
+        found["times_f32"] = _ratio(rates[chosen], rates["f32"])
+        print(f"{args.precision} is {found['times_f32']:.2f} times as fast as f32")
+    return {"backbone": source.name, "engine": args.engine, "binds": binds, **found}
 
 
 def _ratio(over: list[float], under: list[float]) -> float:
@@ -266,6 +324,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--draw", type=int, default=256, help="photographs to draw without PHOTOS")
+    parser.add_argument("--engine", help="measure this one only: auto, keras or openvino")
+    parser.add_argument("--precision", default="f32", help="with --engine, beside f32")
     parser.add_argument("--no-start", action="store_true", help="leave out the process starts")
     args = parser.parse_args()
     backbones = [
@@ -277,6 +337,10 @@ def main() -> None:
         photos = args.photos or folder / "photos"
         if args.photos is None:
             draw_photographs(photos, args.draw)
+        if args.engine:
+            rows = [bench_engine(photos, asked, args, folder) for asked in backbones]
+            print(json.dumps({"rows": rows}))
+            return
         print(
             "| images/s | predict | loop | featx keras | featx openvino | forward keras | "
             "forward openvino | decode | times predict | of the limit |"

@@ -99,18 +99,6 @@ def test_a_batch_that_nobody_waits_for_disturbs_nothing(engine, reference, pixel
     assert_same(engine.run(pixels(4)), reference.run(pixels(4)))
 
 
-def test_a_processor_that_computes_in_bfloat16_is_not_trusted(source, folder, engine, monkeypatch):
-    core = load_openvino().Core()
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this processor has no bfloat16")
-    usual = engine_module._options(1)
-    monkeypatch.setattr(
-        engine_module, "_options", lambda _: {**usual, "INFERENCE_PRECISION_HINT": "bf16"}
-    )
-    with pytest.raises(EngineError, match="compute in f32, received bf16: use the Keras engine"):
-        OpenVinoEngine(source, TAPS)
-
-
 def test_bfloat16_would_differ(source, folder, engine, pixels):
     openvino = load_openvino()
     core = openvino.Core()

@@ -452,3 +452,27 @@ def test_a_missing_specification_is_written_again(photos, extract, tmp_path):
         featx.Features.open("photos", cache=tmp_path / "cache")
     assert counts(extract(photos))["cached"] == 12
     assert spec.read_text() == text
+
+
+def test_jpeg_files_are_decoded_at_a_reduced_size_by_default(tmp_path, draw_photo, extract):
+    large = Image.open(draw_photo(tmp_path / "few", "a/1.jpg", seed=1, colour=(80, 90, 200)))
+    large.resize((640, 480)).save(tmp_path / "few" / "a" / "1.jpg", quality=95)
+    usual = extract(tmp_path / "few")
+    assert usual.spec().image == featx.ImagePolicy() == featx.ImagePolicy(draft=True)
+    whole = extract(tmp_path / "few", image=featx.ImagePolicy(draft=False))
+    assert not np.array_equal(whole.X, usual.X)
+    np.testing.assert_allclose(whole.X, usual.X, atol=0.05)
+
+
+def test_a_dataset_keeps_the_way_in_which_its_images_were_decoded(photos, extract, draw_photo):
+    before = extract(photos, image=featx.ImagePolicy(draft=False))
+    draw_photo(photos, "red/new.jpg", seed=7, colour=(210, 60, 60))
+    again = extract(photos)
+    assert counts(again) == {"cached": 12, "extracted": 1, "failed": 0}
+    assert again.spec() == before.spec()
+    # Taps that are added come from the same pixels; another policy is another space.
+    assert extract(photos, taps=["avg", "max"]).spec(tap="max") == before.spec()
+    chosen = extract(photos, image=featx.ImagePolicy())
+    assert counts(chosen)["extracted"] == 13
+    # With features of both in the dataset, the default decides.
+    assert extract(photos).spec() == chosen.spec()

@@ -12,7 +12,8 @@ import pytest
 
 from featx.cli.main import COMMANDS
 
-OWN = "-b file:small.keras"
+NET = "-b file:small.keras"
+OWN = f"{NET} --no-draft"  # as 0.1 decoded by default
 SCORED = "--cv 3 --json"
 
 # Command lines by name. Those with --json or --format jsonl are compared line by line.
@@ -91,17 +92,17 @@ STEPS = {
 
 WRONG = [
     "", "nonsense", "extract", "extract pictures --nonsense", "extract nowhere",
-    "extract no/where", "extract pictures -b resnet51", f"extract pictures {OWN} --tap nowhere",
+    "extract no/where", "extract pictures -b resnet51", f"extract pictures {NET} --tap nowhere",
     "extract pictures --workers 0", "extract pictures -b file:missing.keras",
-    "extract pictures -b vgg16 --weights missing.h5", f"extract empty {OWN}",
-    f"extract broken {OWN}", f"extract pictures {OWN} --on-error raise --cache fresh",
-    f"extract pictures {OWN} --max-failures 0 --cache fresh2",
-    f"extract pictures {OWN} --cache c.csv", f"train pictures {OWN} --tap avg --head logistik",
-    f"train one {OWN}", f"train pictures {OWN} --tap avg --head ridge:alfa=1",
-    f"train pictures {OWN} -o no/such.featx", f"train pictures {OWN} --tap avg -o table.csv",
-    "train pictures --cv x", f"train sets.csv {OWN}",
-    f"search pictures {OWN} --tap avg --head nonsense", f"search pictures {OWN} --budget soon",
-    f"search pictures {OWN} --tap avg --strategy nonsense", f"search pictures {OWN} --cv 1",
+    "extract pictures -b vgg16 --weights missing.h5", f"extract empty {NET}",
+    f"extract broken {NET}", f"extract pictures {NET} --on-error raise --cache fresh",
+    f"extract pictures {NET} --max-failures 0 --cache fresh2",
+    f"extract pictures {NET} --cache c.csv", f"train pictures {NET} --tap avg --head logistik",
+    f"train one {NET}", f"train pictures {NET} --tap avg --head ridge:alfa=1",
+    f"train pictures {NET} -o no/such.featx", f"train pictures {NET} --tap avg -o table.csv",
+    "train pictures --cv x", f"train sets.csv {NET}",
+    f"search pictures {NET} --tap avg --head nonsense", f"search pictures {NET} --budget soon",
+    f"search pictures {NET} --tap avg --strategy nonsense", f"search pictures {NET} --cv 1",
     "finetune missing.featx pictures", "finetune m.featx pictures --unfreeze nowhere",
     "finetune m.featx pictures --epochs 0", "finetune m.featx pictures --holdout 2",
     "evaluate damaged.featx pictures", "evaluate missing.featx pictures",

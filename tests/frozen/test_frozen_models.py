@@ -87,7 +87,8 @@ def test_saved_models_are_scored_and_compared_as_before(archived, drawn, frozen,
                    weights=archived / "small.keras")
         for name in ("plain", "views")
     )  # fmt: skip
-    options = {"backbone": f"file:{archived / 'small.keras'}", "cache": cache}
+    image = featx.ImagePolicy(draft=False)  # the default of 0.1
+    options = {"backbone": f"file:{archived / 'small.keras'}", "image": image, "cache": cache}
     data = featx.extract(drawn / "pictures", **options)
     more = featx.extract(drawn / "pictures", **options, taps="first:max", views=2)
     scores = {

@@ -30,6 +30,9 @@ def pixels_of(archived, tmp_path_factory):
     return read
 
 
+PLAIN = featx.ImagePolicy(draft=False)  # the default of 0.1
+
+
 @pytest.fixture(scope="module")
 def files(archived):
     return sorted((archived / "files").iterdir())
@@ -37,13 +40,15 @@ def files(archived):
 
 @pytest.fixture(scope="module")
 def from_paths(files, pixels_of):
-    return pixels_of(list(map(str, files)))
+    return pixels_of(list(map(str, files)), image=PLAIN)
 
 
 def test_pixels_of_every_kind_of_file(files, from_paths, pixels_of, frozen):
     policies = {
         "stretch": from_paths,
-        "crop": pixels_of(list(map(str, files)), image=featx.ImagePolicy(resize="crop")),
+        "crop": pixels_of(
+            list(map(str, files)), image=featx.ImagePolicy(resize="crop", draft=False)
+        ),
         "draft": pixels_of(list(map(str, files)), image=featx.ImagePolicy(draft=True)),
     }
     exact, means = {}, {}
@@ -76,7 +81,7 @@ def test_every_door_gives_the_same(door, files, from_paths, pixels_of):
         "file": lambda path: io.BytesIO(path.read_bytes()),
         "picture": lambda path: loaded(path.read_bytes()),
     }[door]
-    pixels, keys = pixels_of([enter(path) for path in files])
+    pixels, keys = pixels_of([enter(path) for path in files], image=PLAIN)
     assert [path.name for path, one, other in zip(files, pixels, from_paths[0], strict=True)
             if not np.array_equal(one, other)] == []  # fmt: skip
     if door != "picture":

@@ -414,23 +414,23 @@ def test_draft_shrinks_but_never_below_twice_the_size():
     turned = encode(photo, "JPEG", quality=95, exif=exif(6))
     assert decode_rgb(turned, draft_px=(200, 150)).shape == (200, 150, 3)
     assert decode_rgb(turned, draft_px=(200, 151)).shape == (400, 300, 3)
-    plain = decode_image(data, (96, 96), ImagePolicy()).astype(int)
+    plain = decode_image(data, (96, 96), ImagePolicy(draft=False)).astype(int)
     draft = decode_image(data, (96, 96), ImagePolicy(draft=True)).astype(int)
     assert 0 < np.abs(plain - draft).mean() < 1.5
     # At 301 pixels twice the size is larger than half the image, so nothing may shrink.
     whole = decode_image(data, (301, 301), ImagePolicy(draft=True))
-    assert np.array_equal(whole, decode_image(data, (301, 301), ImagePolicy()))
+    assert np.array_equal(whole, decode_image(data, (301, 301), ImagePolicy(draft=False)))
 
 
 def test_several_sizes_equal_each_size_alone():
     photo = PHOTO.resize((640, 480))
     for data in (encode(photo, "JPEG", exif=exif(8)), encode(photo, "PNG")):
         targets = [
-            ((224, 224), ImagePolicy()),
+            ((224, 224), ImagePolicy(draft=False)),
             ((64, 64), ImagePolicy(draft=True)),
             ((33, 50), ImagePolicy(draft=True, resize="crop")),
             ((224, 224), ImagePolicy(interpolation="nearest")),
-            ((64, 64), ImagePolicy()),
+            ((64, 64), ImagePolicy(draft=False)),
             ((64, 64), ImagePolicy(draft=True)),
         ]
         got = decode_sizes(data, targets)

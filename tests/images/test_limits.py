@@ -21,7 +21,7 @@ from tests.images.test_decode import encode, png, png_chunk
 
 RNG = np.random.default_rng(3)
 PHOTO = Image.fromarray(RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-PLAIN = ImagePolicy()
+PLAIN = ImagePolicy(draft=False)
 
 
 def segment(code, body):

@@ -26,7 +26,7 @@ from featx.images.files import array_key
 from featx.images.loader import load_images
 from featx.spec import AUGMENTATIONS, ImagePolicy, ViewPolicy
 
-PLAIN = ImagePolicy()
+PLAIN = ImagePolicy(draft=False)
 KEYS = [hashlib.sha256(bytes([i % 256, i // 256])).digest() for i in range(2000)]
 
 
