@@ -241,7 +241,8 @@ def bench_engine(
             for forward, decode in zip(rates[f"forward {precision}"], rates["decode"], strict=True)
         ]
         print(
-            f"{source.name} {args.engine} {precision.partition(':')[0]}: {found[precision]:.1f} images/s, forward "
+            f"{source.name} {args.engine} {precision.partition(':')[0]}: "
+            f"{found[precision]:.1f} images/s, forward "
             f"{found[f'forward {precision}']:.1f}, decode {found['decode']:.1f}, "
             f"{_ratio(rates[precision], limits):.2f} of the limit, {what} binds",
             flush=True,
