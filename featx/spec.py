@@ -22,7 +22,7 @@ Precision: TypeAlias = str
 PRECISIONS = ("f32", "bf16", "f16", "mixed")
 HALVES = PRECISIONS[1:3]
 """The half precisions of processors."""
-INT8 = "int8:"
+INT8 = "int8"
 StorageDtype = Literal["float32", "float16"]
 
 _RESIZES = ("stretch", "crop")
@@ -210,7 +210,7 @@ class FeatureSpec:
     views: ViewPolicy | None = None
 
     def __post_init__(self) -> None:
-        dtypes, digest = get_args(StorageDtype), rf"{INT8}[0-9a-f]{{64}}"
+        dtypes, digest = get_args(StorageDtype), rf"{INT8}:[0-9a-f]{{64}}"
         if self.dtype not in dtypes:
             raise FeaturesError(f"dtype must be one of {dtypes}, received {self.dtype!r}")
         if self.precision not in PRECISIONS and not re.fullmatch(digest, str(self.precision)):

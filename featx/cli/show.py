@@ -99,7 +99,8 @@ def _show_seconds(report: dict[str, Any]) -> None:
         return
     parts = [
         f"{part} {report[f'{part}_s']:.1f}"
-        for part in ("start", "read", "decode", "forward", "write")
+        for part in ("calibrate", "start", "read", "decode", "forward", "write", "compare")
+        if f"{part}_s" in report
     ]
     binds = f", {report['binds']} binds" if report["binds"] else ""
     say(

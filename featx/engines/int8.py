@@ -78,14 +78,14 @@ def quantise(
             with stored.writing() as path:
                 for suffix in (".xml", ".bin"):
                     path.with_suffix(suffix).write_bytes(written.with_suffix(suffix).read_bytes())
-    return INT8 + digest
+    return f"{INT8}:{digest}"
 
 
 def find_int8(
     precision: str, source: BackboneSource, taps: tuple[str, ...], folder: Path | None
 ) -> Path | None:
     """Return the file of the network that a precision names, None where it is not kept."""
-    digest = precision.removeprefix(INT8)
+    digest = precision.removeprefix(f"{INT8}:")
     stored = folder and _stored(folder, digest, source, taps)
     if not stored or not stored.is_whole() or _digest(stored.model) != digest:
         return None

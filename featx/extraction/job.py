@@ -185,7 +185,7 @@ class Request:
             )
             image = self.image or known_image(layout, source, known)
             plain = source.spec(image=image, dtype=self.dtype)
-            if self.precision == INT8.rstrip(":"):
+            if self.precision == INT8:
                 precision = known_int8(
                     layout, plain, source, taps, known, engines_folder()
                 ) or _calibrated(job.images(), plain, network)

@@ -25,7 +25,7 @@ from featx.extraction.report import engine_names, missing_files, run_report
 from featx.files.identity import Keys
 from featx.images.dataset import ImageDataset
 from featx.images.labels import SplitNames
-from featx.spec import ImagePolicy, StorageDtype, ViewPolicy
+from featx.spec import INT8, ImagePolicy, StorageDtype, ViewPolicy
 from featx.terminal import visible
 
 _ATTEMPTS = 5
@@ -175,6 +175,7 @@ def extract(
         root=root,
         multilabel=multilabel,
     ).settle(data)
+    calibrated = time.perf_counter()
     stages = job.open()
     features = job.complete(stages)
     if features is not None:
@@ -188,10 +189,14 @@ def extract(
     job.remember_origins()
     if not len(features):
         raise _nothing_readable(features)
-    seconds = time.perf_counter() - started
-    features.report = run_report(features, seconds, record.images, stages, meter)
-    if measured := agreements(job, record.images, record.ledger, stages):
-        features.report["agreement"] = measured
+    extracted = time.perf_counter()
+    agreement = agreements(job, record.images, record.ledger, stages)
+    ended = time.perf_counter()
+    features.report = run_report(features, ended - started, record.images, stages, meter)
+    if agreement:
+        features.report |= {"agreement": agreement, "compare_s": round(ended - extracted, 3)}
+    if precision == INT8:
+        features.report["calibrate_s"] = round(calibrated - started, 3)
     return features
 
 
