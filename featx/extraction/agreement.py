@@ -57,6 +57,7 @@ def agreements(
             job,
             data=images.subset(rows),
             named=None,
+            reading={},
             keep=False,
             parts=((replace(spec, precision="f32"), network),),
         )

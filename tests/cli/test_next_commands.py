@@ -60,7 +60,7 @@ def test_several_where_several_mean_something_are_taken():
 
 
 @pytest.fixture
-def pasted(tmp_path):
+def pasted(tmp_path, monkeypatch):
     """Run a command, and then in a shell the command that it prints; return the first output."""
     wrapper = tmp_path / "bin" / "featx"
     wrapper.parent.mkdir()
@@ -68,13 +68,12 @@ def pasted(tmp_path):
         f"#!{sys.executable}\nfrom featx.cli.main import main\nmain()\n", encoding="utf-8"
     )
     wrapper.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
     path = f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}"
 
     def run(*args):
-        first = subprocess.run(
-            [wrapper, *map(str, args)], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert first.returncode == 0, first.stderr
+        first = CliRunner().invoke(cli, [*map(str, args)])
+        assert first.exit_code == 0, first.output
         (command,) = re.findall("^next: (.*)$", first.stdout, flags=re.M)
         second = subprocess.run(
             ["bash", "-c", command],

@@ -95,6 +95,19 @@ def test_an_extraction_says_how_far_it_is_from_f32(photos, extract, tmp_path, ca
     assert first["least_cosine"] == pytest.approx(agreement["least_cosine"], abs=1e-4)
 
 
+def test_images_of_a_table_and_of_splits_are_compared_too(photos, extract, tmp_path):
+    rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in photos.rglob("*.jpg")]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+    mixed = {"engine": "keras", "precision": "mixed"}
+    table = extract(tmp_path / "table.csv", root=photos, **mixed)
+    assert table.report["agreement"][0]["images"] == 12
+    photos.rename(tmp_path / "pilot")
+    (tmp_path / "split").mkdir()
+    (tmp_path / "pilot").rename(tmp_path / "split" / "pilot")
+    split = extract(tmp_path / "split", splits={"pilot": "train"}, taps="max", **mixed)
+    assert split.report["agreement"][0]["tap"] == "max"
+
+
 def test_a_few_new_images_are_not_compared_again(photos, extract, draw_photo):
     extract(photos, engine="keras", precision="mixed")
     draw_photo(photos, "red/new.jpg", seed=77, colour=(190, 70, 70))
