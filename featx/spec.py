@@ -195,7 +195,7 @@ class FeatureSpec:
     >>> spec = FeatureSpec(backbone="tiny", weights_sha256="0" * 64, input_size_px=(96, 96),
     ...                    preprocessing="tf")
     >>> spec.name
-    'tiny-650cafdead1a'
+    'tiny-6511e2b59f11'
     >>> FeatureSpec.from_dict(spec.to_dict()) == spec
     True
     """
