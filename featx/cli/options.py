@@ -229,7 +229,7 @@ def backbone(*, several: bool) -> Decorator:
             default=None,
             help="Decode large JPEG files at a reduced size, never below twice the input: several "
             "times as fast on photographs of a camera, with slightly other features.  [default: "
-            "--draft, and for a dataset that was extracted before, as then]",
+            "--draft, but --no-draft for what a cache has from featx 0.1]",
         ),
         click.option(
             "--preprocessing",

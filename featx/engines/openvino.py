@@ -113,6 +113,7 @@ class OpenVinoEngine(Engine):
         # A mapped file that somebody cuts short would end the process.
         self._core.set_property({"ENABLE_MMAP": False})
         self._free: list[Native] = []
+        self.network: Native = None  # as it was read or converted; to quantise it
         _in_use.add(self)
         shipped = StoredConversion.shipped(source, taps)
         if shipped and not shipped.is_whole():
@@ -215,10 +216,10 @@ class OpenVinoEngine(Engine):
             received = self._compiled.get_property("INFERENCE_PRECISION_HINT")
             self._precision = received.get_type_name()
         if self._precision != precision:
+            step = f"take --precision f32 (precision='f32'): this processor has no {precision}"
             raise EngineError(
-                f"expected OpenVINO to compute in {precision}, received {self._precision}, as this "
-                "processor has no other: take --precision f32 (precision='f32'), or a processor "
-                f"that computes in {precision}"
+                f"expected OpenVINO to compute in {precision}, received {self._precision}: "
+                f"{FALL_BACK if precision == _FULL else step}"
             )
 
     def _shrink(self, failed: int) -> None:
