@@ -356,6 +356,7 @@ label_kind = choice(
     default="auto",
     help="class: train also on labels that look like measurements or like several labels.",
 )
+balanced = flag("--balanced", help="Let each class count the same, however few images it has.")
 weights = click.option(
     "--weights", help="The backbone's weights, when they are not where they were."
 )

@@ -86,6 +86,7 @@ _SHOWN = 15
     options.seed,
     options.multilabel,
     options.label_kind,
+    options.balanced,
     options.max_ram,
     options.as_json,
 )
@@ -125,7 +126,10 @@ def command(
     what: dict[str, Any] = {
         name: list(settings.pop(name)) or None for name in ("heads", "transforms")
     }
-    learnt = {"multilabel": multilabel, "label_kind": settings.pop("label_kind")}
+    learnt = {
+        "multilabel": multilabel,
+        **{name: settings.pop(name) for name in ("label_kind", "balanced")},
+    }
     space, max_ram, fresh, on_split = (
         settings.pop(name) for name in ("space", "max_ram", "fresh", "on_split")
     )
@@ -135,7 +139,9 @@ def command(
         "scoring": settings["scoring"] or ("mean_average_precision" if multilabel else "accuracy"),
     }
     # A mistyped name is to be known before an hour of extraction.
-    read_space(space, **what, streamed=max_ram is not None)
+    named = read_space(space, **what, streamed=max_ram is not None)
+    if learnt["balanced"]:
+        named.balanced()
     SearchOptions(**how)
     features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
     laps.lap("features")

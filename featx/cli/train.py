@@ -37,6 +37,7 @@ from featx.terminal import say, say_json
     ),
     options.multilabel,
     options.label_kind,
+    options.balanced,
     options.max_ram,
     options.as_json,
 )
@@ -64,10 +65,11 @@ def command(
     """
     import featx
     from featx.heads.learning import require_streamable
-    from featx.heads.making import make_head
+    from featx.heads.making import balanced_head, make_head
 
     laps = Laps()
     # What cannot be trained is to be known before an hour of extraction.
+    head = balanced_head(head) if settings.pop("balanced") else head
     untrained = make_head(head, multilabel=multilabel)
     if settings["max_ram"] is not None:
         require_streamable(untrained)

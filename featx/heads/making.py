@@ -18,6 +18,7 @@ from featx.heads.table import (
     head_names,
     learns_label_sets,
     make_estimator,
+    parse_head,
     read_head,
     require_known,
 )
@@ -83,6 +84,30 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: o
     if row.standardised and not (by_path and _takes_no_negatives(estimator)):
         steps.insert(0, ("scale", StandardScaler()))
     return HeadPipeline(steps)
+
+
+def balanced_head(head: Any) -> Any:
+    """Return a head that weighs each class by the inverse of its number of rows.
+
+    One that has class weights of its own stays as it is.
+
+    Raises
+    ------
+    HeadError
+        If the head has no ``class_weight``.
+
+    Examples
+    --------
+    >>> balanced_head("logistic:C=0.1")
+    'logistic:C=0.1,class_weight=balanced'
+    """
+    if not isinstance(head, str):
+        weights = getattr(head, "class_weight", None)
+        return head if weights is not None else make_head(head, class_weight="balanced")
+    if "class_weight" in parse_head(head).params:
+        return head
+    make_head(head, class_weight="balanced")  # refuses it where the head has none
+    return f"{head}{',' if ':' in head else ':'}class_weight=balanced"
 
 
 def _for_labels(estimator: Any, multilabel: bool) -> Any:

@@ -326,7 +326,7 @@ def require_known(name: str, params: Iterable[str], known: Iterable[str]) -> Non
         if param == "class_weight":
             able = [row for row in HEADS.values() if row.name != name and _takes_class_weight(row)]
             raise HeadError(
-                f"{name!r} takes no class_weight: leave it out, or use one of "
+                f"{name!r} takes no class_weight: leave it (or --balanced) out, or use one of "
                 f"{', '.join(row.name for row in able)}"
             )
         near = difflib.get_close_matches(param.casefold(), by_folded, n=3, cutoff=0.5)

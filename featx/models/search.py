@@ -476,6 +476,7 @@ def search(
     repeats: int = 1,
     multilabel: bool = False,
     label_kind: str = "auto",
+    balanced: bool = False,
     scoring: str | None = None,
     score: str = "auto",
     one_standard_error: bool = False,
@@ -532,6 +533,9 @@ def search(
         folds have each label in equal shares.
     label_kind : {"auto", "class"}, default "auto"
         As for `featx.train`; not looked at with `y`.
+    balanced : bool, default False
+        Whether each class counts the same, however few images it has: heads that take it get
+        ``class_weight="balanced"``. ``scoring="balanced_accuracy"`` goes with it.
     scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
         What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
         and ``"micro_f1"``.
@@ -607,6 +611,8 @@ def search(
     bound = None if max_ram is None else as_bytes(max_ram)
     named: Json = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
     tried = read_space(space, **named, streamed=bound is not None)
+    if balanced:
+        tried = tried.balanced()
     check_splits(features.splits, repr(features.name))
     labels = np.asarray(require_labels(features) if y is None else y)
     rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))

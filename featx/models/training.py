@@ -23,7 +23,7 @@ from featx.extraction.report import why_unreadable
 from featx.files.identity import related_rows
 from featx.files.safe_json import Json
 from featx.heads.learning import fit_head_streamed, require_streamable
-from featx.heads.making import make_head
+from featx.heads.making import balanced_head, make_head
 from featx.heads.novelty import Novelty, fit_novelty
 from featx.heads.rows import Batch, Floats, Fold, Numbers
 from featx.heads.table import HEADS
@@ -371,6 +371,7 @@ def train(
     cv: int = 5,
     multilabel: bool = False,
     label_kind: str = "auto",
+    balanced: bool = False,
     seed: int = 0,
     max_ram: str | int | None = None,
     cache: Any = None,
@@ -403,6 +404,9 @@ def train(
     label_kind : {"auto", "class"}, default "auto"
         ``"auto"`` refuses labels that look like measurements, or like several labels an image
         without `multilabel`; ``"class"`` trains on them as classes.
+    balanced : bool, default False
+        Whether each class counts the same, however few images it has: the head gets
+        ``class_weight="balanced"``.
     seed : int, default 0
         Seed of the head and of the folds.
     max_ram : str or int, optional
@@ -422,6 +426,8 @@ def train(
     HeadError
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
+    if balanced:
+        head = balanced_head(head)
     name = None if backbone is None else canonical_name(backbone)
     stored = features.block(backbone=name, tap=None if tap is None else str(parse_tap(tap)))
     block: BlockName = {"backbone": stored.backbone, "tap": stored.tap}

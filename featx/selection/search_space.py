@@ -104,6 +104,18 @@ def head_grid(head: Any) -> HeadGrid:
     return read
 
 
+def _balanced(head: HeadGrid) -> HeadGrid:
+    """Return a head with balanced class weights, as it is where it has none or states its own."""
+    weighted = replace(head, grid=(*head.grid, ("class_weight", ("balanced",))))
+    if "class_weight" in dict(head.grid):
+        return head
+    try:
+        weighted.make(class_weight="balanced")
+    except HeadError:
+        return head
+    return weighted
+
+
 def _axis(name: str, value: Any) -> Axis:
     if isinstance(value, Range):
         return value
@@ -349,6 +361,16 @@ class SearchSpace:
         called: dict[str, str] = {}
         read = [_read_part(part, defaults or {}, canonical or {}, called) for part in parts]
         return cls(tuple(read), called)
+
+    def balanced(self) -> SearchSpace:
+        """Return the space with heads that weigh classes by their rarity, where they can."""
+        parts = [replace(part, heads=tuple(map(_balanced, part.heads))) for part in self.parts]
+        if not any("class_weight" in dict(head.grid) for part in parts for head in part.heads):
+            raise HeadError(
+                "no head of the space weighs classes: add logistic, ridge, lda, svm, rbf, forest, "
+                "extra-trees or dense, or leave --balanced (balanced=True) out"
+            )
+        return replace(self, parts=tuple(parts))
 
     def ranged(self) -> str | None:
         """Return a parameter that has a range in place of values, or None."""
