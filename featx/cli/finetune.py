@@ -196,6 +196,10 @@ def _show(done: FineTuned, data: str) -> None:
             f"finetuned accuracy {tuned['accuracy']:.4f}, epoch {scores['best_epoch']} of "
             f"{scores['epochs']}, chosen by the hold-out: optimistic"
         )
+        say(
+            f"log loss  {tuned['log_loss']:.4f}, of the head {head['log_loss']:.4f}; logits "
+            f"divided by the temperature {scores['temperature']:.2f}, chosen likewise"
+        )
     else:
         say("kept      the head: no epoch was better on the hold-out")
     if "test" in scores:

@@ -189,10 +189,23 @@ class TunedNetwork:
     cut: Cut
     from_pixels: bool
 
+    def logits(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Return what the softmax takes for one batch, shape (n, k)."""
+        return np.asarray(self.model.predict_on_batch(inputs), np.float32)
+
     def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float32]:
         """Return the probability of each class for one batch, shape (n, k)."""
-        logits = np.asarray(self.model.predict_on_batch(inputs), np.float32)
-        return Softmax().apply(logits).astype(np.float32, copy=False)
+        return Softmax().apply(self.logits(inputs)).astype(np.float32, copy=False)
+
+    def cool(self, temperature: float) -> None:
+        """Divide the logits by a temperature, for good: the last layer of the head takes it up.
+
+        Notes
+        -----
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2: training
+        until the labels are right makes a network too sure of itself.
+        """
+        self.head[-1].set_weights([value / temperature for value in self.head[-1].get_weights()])
 
     def head_weights(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Return kernel and bias of every layer of the head."""

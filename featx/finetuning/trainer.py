@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from featx.engines.backends import load_adapter
 from featx.exceptions import FineTuningError
@@ -23,6 +25,7 @@ from featx.files.safe_npy import open_npz
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.start import Array, Arrays, Inputs, Mixing, Start
 from featx.heads.rows import Floats, Numbers
+from featx.heads.steps import Softmax
 
 Optimizer: TypeAlias = Any
 """A ``keras.optimizers.Optimizer``; Keras has no types."""
@@ -49,6 +52,7 @@ class Trained:
     stopped: str  # why it ended before its last epoch
     interrupted: bool  # whether the user ended it
     probabilities: NDArray[np.float32]  # of the hold-out, after the best epoch
+    temperature: float  # that the head was divided by after it; 1 where that is 0
 
 
 def hold_out_scores(probabilities: Floats, codes: Numbers) -> tuple[float, float]:
@@ -56,6 +60,28 @@ def hold_out_scores(probabilities: Floats, codes: Numbers) -> tuple[float, float
     right = float((probabilities.argmax(axis=1) == codes).mean())
     likely = probabilities[np.arange(len(codes)), codes].astype(np.float64)
     return right, float(-np.log(np.maximum(likely, 1e-12)).mean())
+
+
+def best_temperature(logits: Floats, codes: Numbers) -> float:
+    """Return the number by which logits (n, k) have to be divided for the least log loss.
+
+    Notes
+    -----
+    Without the correction of `featx.heads.calibrated.fit_temperature`, which adds to the loss a
+    share of every margin: a trained network has some of a hundred nats. That few images are all
+    right is no reason to be surer of them, so that the temperature of n images is at least
+    1 - n / 100, and at least a half.
+    """
+    lowest = max(0.5, 1 - len(codes) / 100)
+    wide = logits.astype(np.float64)
+    right = wide[np.arange(len(codes)), codes]
+
+    def loss(log_temperature: float) -> float:
+        scale = math.exp(-log_temperature)
+        return float((logsumexp(wide * scale, axis=1) - right * scale).mean())
+
+    bounds = math.log(lowest), math.log(_HIGHEST_TEMPERATURE)
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
 def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) -> float:
@@ -219,6 +245,7 @@ HISTORY = "history.jsonl"
 """Name of the file with one line an epoch."""
 
 _HOLD_OUT_BATCH = 64
+_HIGHEST_TEMPERATURE = 100.0
 # A loss of so many times that of guessing, or of the start, is no noise of a batch.
 _DIVERGED = 5.0
 _SMOOTHING = 0.8
@@ -265,7 +292,7 @@ class Training:
         return self._folder / "checkpoint.npz"
 
     def run(self) -> Trained:
-        """Train, and leave the weights of the best epoch in the network."""
+        """Train, and leave the weights of the best epoch in the network, its confidence mended."""
         state = self._resumed() or self._begun()
         self._loss_of_start = float(state.history[0]["val_loss"])
         stopped, interrupted = "", False
@@ -276,8 +303,12 @@ class Training:
             stopped, interrupted = "interrupted", True
         # Weights of an epoch that was not finished are nobody's.
         self._set_weights(state.best if state.best_epoch else self._start)
+        temperature = 1.0
+        if state.best_epoch:
+            temperature = best_temperature(self._logits(), self._codes[self._held_out])
+            self._network.cool(temperature)
         proba = self._predict()
-        return Trained(state.history, state.best_epoch, stopped, interrupted, proba)
+        return Trained(state.history, state.best_epoch, stopped, interrupted, proba, temperature)
 
     def prepare(self) -> None:
         """Set up for the first epoch without scoring or keeping anything, as to time epochs."""
@@ -459,8 +490,11 @@ class Training:
         return f"no better hold-out score for {waited} epochs"
 
     def _predict(self) -> NDArray[np.float32]:
+        return Softmax().apply(self._logits()).astype(np.float32, copy=False)
+
+    def _logits(self) -> NDArray[np.float32]:
         batches = self._inputs.batches(self._held_out, _HOLD_OUT_BATCH)
-        return np.concatenate([self._network.probabilities(batch) for batch in batches])
+        return np.concatenate([self._network.logits(batch) for batch in batches])
 
     def _weights(self) -> Arrays:
         return [np.array(value) for value in self._network.model.get_weights()]

@@ -81,6 +81,7 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
         "kept": kept,
         "hold_out": f"{where} of {len(codes)} images",
         "best_epoch": trained.best_epoch,
+        "temperature": trained.temperature,
         "epochs": epochs,
         "stopped": trained.stopped,
         "head": {"accuracy": probe[0], "log_loss": probe[1]},
@@ -92,7 +93,8 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
         {"accuracy": after[0], "log_loss": after[1]} if trained.best_epoch else None
     )
     rows = start.held_out
-    protocol = f"{where} of {len(codes)} images, best of {epochs} epochs by it: optimistic"
+    chose = "the epoch and the temperature" if trained.best_epoch else "the epoch"
+    protocol = f"{where} of {len(codes)} images, which chose {chose} (best of {epochs}): optimistic"
     if tested is not None:
         rows, unseen = start.test, start.probabilities(start.test)
         comparison["test"] = {
@@ -331,7 +333,9 @@ def finetune(
     comparison is fair (unless these are what it was trained on); the network then starts from the
     backbone with this head and gives the same probabilities before the first step. Activations of
     the part that stays frozen come from the cache. After every epoch the hold-out is scored; the
-    best epoch is kept, and where none is better than the head, the model stays as it was.
+    best epoch is kept, and where none is better than the head, the model stays as it was. In the
+    end the logits are divided by the temperature that explains the hold-out best, so that the
+    probabilities say how often the network is right.
 
     Parameters
     ----------

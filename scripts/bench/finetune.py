@@ -11,7 +11,8 @@ PHOTOS is a folder with one sub-folder a class; the weights are those of MobileN
             of 50 steps are apart. The other side is at its best: its frozen layers have no
             gradient, and decoding overlaps with training.
     gain    head and fine-tuned network on images that neither has seen, ``--train`` and ``--test``
-            of them drawn by class, with the seconds of the whole fine-tuning
+            of them drawn by class: accuracy, log loss and calibration error, with the seconds of
+            the whole fine-tuning
 
 Prints figures and one line of JSON.
 """
@@ -36,10 +37,14 @@ from featx.finetuning.trainer import Training
 STEPS = 50
 
 
-def model_on(data: Any, args: argparse.Namespace, cache: Path) -> Any:
+def extracted(data: Any, args: argparse.Namespace, cache: Path) -> featx.Features:
     asked = {"backbone": "mobilenet_v2", "weights": args.weights}
-    features = featx.extract(data, **asked, input_size=args.input_size, cache=cache)
-    return featx.train(features, head="logistic:C=0.01", **asked, cv=0, cache=cache).model
+    return featx.extract(data, **asked, input_size=args.input_size, cache=cache)
+
+
+def model_on(data: Any, args: argparse.Namespace, cache: Path) -> Any:
+    features = extracted(data, args, cache)
+    return featx.train(features, head="logistic:C=0.01", cv=0, cache=cache).model
 
 
 def speed(args: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -93,11 +98,21 @@ def gain(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     done = featx.finetune(
         model, table, folder / "tuned.featx", cache=cache, unfreeze="block_13", epochs=args.epochs
     )
+    seconds = time.perf_counter() - started
     said = done.metrics["finetuning"]
+    features = extracted(table, args, cache)
+    of_head = featx.evaluate(model, features[features.splits == "test"], bootstrap=0)
+    confidence = {
+        f"{name} of the {side}": scores[name]
+        for side, scores in (("head", of_head), ("network", done.metrics))
+        for name in ("log_loss", "calibration_error")
+    }
     return {
         **said["test"],
+        **confidence,
+        "temperature": said["temperature"],
         "best_epoch": said["best_epoch"],
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 import featx
 from featx.backbones.weights import NETWORK, OWN_NETWORK, read_tuned, unpacked
@@ -19,6 +20,7 @@ from featx.exceptions import (
     UnknownNameError,
     WeightsError,
 )
+from featx.finetuning.trainer import best_temperature, hold_out_scores
 from featx.finetuning.tuning import finetune, rehearse
 
 
@@ -45,10 +47,43 @@ def test_the_result_is_better_and_says_on_what(tuned):
     assert tuned.kept == said["kept"] == "finetuned"
     assert said["finetuned"]["accuracy"] >= said["head"]["accuracy"]
     assert said["finetuned"]["log_loss"] < said["head"]["log_loss"]
-    assert "hold-out of 10 images, best of 8 epochs by it: optimistic" in tuned.metrics["protocol"]
+    chose = "hold-out of 10 images, which chose the epoch and the temperature (best of 8)"
+    assert f"{chose}: optimistic" in tuned.metrics["protocol"]
     best = tuned.history[said["best_epoch"]]
     assert best["val_accuracy"] == said["finetuned"]["accuracy"] == tuned.metrics["accuracy"]
     assert not (tuned.path.parent / "tuned.featx.training" / "checkpoint.npz").exists()
+
+
+def test_the_temperature_is_in_the_model_and_explains_the_hold_out(tuned):
+    said, scored = tuned.metrics["finetuning"], tuned.scored
+    files = [scored.features.paths[row] for row in scored.rows]
+    root = Path(scored.features.manifest.root)
+    proba = tuned.model.predict_proba([root / file for file in files])
+    codes = np.searchsorted(tuned.model.classes_, scored.features.y[scored.rows])
+    accuracy, loss = hold_out_scores(proba, codes)
+    assert accuracy == said["finetuned"]["accuracy"]
+    assert loss == pytest.approx(said["finetuned"]["log_loss"], rel=1e-3)
+    # Without it the network is what the best epoch left.
+    warm = np.log(proba) * said["temperature"]
+    warm = np.exp(warm) / np.exp(warm).sum(axis=1, keepdims=True)
+    before = tuned.history[said["best_epoch"]]["val_loss"]
+    assert hold_out_scores(warm, codes)[1] == pytest.approx(before, rel=1e-2, abs=1e-3)
+    assert loss <= before + 1e-3
+
+
+def test_the_best_temperature_has_the_least_log_loss():
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 3, 400)
+    logits = generator.normal(size=(400, 3)) + 1.5 * np.eye(3)[codes]
+    sure = best_temperature(20 * logits, codes)
+    assert sure == pytest.approx(20 * best_temperature(logits, codes), rel=1e-3)
+    for other in (0.8, 1.25):
+        least, more = (logsumexp(20 * logits / t, axis=1) - (20 * logits / t)[range(400), codes]
+                       for t in (sure, sure * other))  # fmt: skip
+        assert least.mean() < more.mean()
+    # A few images that are all right make nothing surer.
+    assert best_temperature(np.eye(3) * 2, np.arange(3)) == pytest.approx(0.97, abs=1e-3)
+    assert best_temperature(np.eye(3)[codes] * 10, codes) == pytest.approx(0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("which", ["tuned", pytest.param("catalogued", marks=pytest.mark.slow)])
