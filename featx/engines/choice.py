@@ -79,7 +79,11 @@ def _built(
     if only or (name == "auto" and precision == "f32" and not _has_gpu()):
         require_threads("OpenVINO")
         try:
-            return _openvino_engine(source, taps, batch_size, precision, folder)
+            from featx.engines.openvino import OpenVinoEngine
+
+            engine = OpenVinoEngine(
+                source, taps, batch_size=batch_size, precision=precision, folder=folder
+            )
         except (EngineError, ImportError) as error:
             if only:
                 raise
@@ -91,36 +95,12 @@ def _built(
                 source.name,
                 error,
             )
+        else:
+            engine.network = None  # compiled, it has its weights a second time
+            return engine
     from featx.engines.keras import KerasEngine
 
     return KerasEngine(source, taps, batch_size=batch_size, precision=precision)
-
-
-def _openvino_engine(
-    source: BackboneSource,
-    taps: tuple[str, ...],
-    batch_size: int | None,
-    precision: Precision,
-    folder: Path | None,
-) -> Engine:
-    from featx.engines.openvino import OpenVinoEngine
-
-    int8: Path | None = None
-    if precision.startswith(INT8):
-        from featx.engines.int8 import find_int8
-
-        int8, precision = find_int8(precision, source, taps, folder), "f32"
-        if int8 is None:
-            raise EngineError(
-                f"the int8 network of {source.name} that these features were made with is not in "
-                f"{folder}: extract with --precision int8 again, which calibrates another, or with "
-                "f32"
-            )
-    engine = OpenVinoEngine(
-        source, taps, batch_size=batch_size, precision=precision, int8=int8, folder=folder
-    )
-    engine.network = None  # compiled, it has its weights a second time
-    return engine
 
 
 def settle_precision(choice: str, name: str, source: BackboneSource) -> Precision:

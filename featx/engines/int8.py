@@ -6,10 +6,7 @@ its features is ``int8:`` and the digest of its file, by which it is found again
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -20,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from featx.backbones.source import BackboneSource
-from featx.backbones.weights import file_sha256
 from featx.engines.engine import Pixels
 from featx.engines.openvino import (
     OpenVinoEngine,
     StoredConversion,
+    digest_of,
     load_openvino,
     translated,
     without_telemetry,
@@ -35,7 +32,6 @@ from featx.spec import INT8
 from featx.terminal import stage
 
 _FEWEST_IMAGES = 10
-_TYPE, _VERSION = "featx-openvino-int8", 1
 
 
 def quantise(
@@ -72,46 +68,13 @@ def quantise(
         )
         written = Path(scratch, "model.xml")
         openvino.save_model(quantised, written, compress_to_fp16=False)
-        digest = _digest(written)
-        stored = _stored(folder, digest, source, taps)
+        digest = digest_of(written)
+        stored = StoredConversion.int8(folder, digest, source, taps)
         if not stored.is_whole():
             with stored.writing() as path:
                 for suffix in (".xml", ".bin"):
                     path.with_suffix(suffix).write_bytes(written.with_suffix(suffix).read_bytes())
     return f"{INT8}:{digest}"
-
-
-def find_int8(
-    precision: str, source: BackboneSource, taps: tuple[str, ...], folder: Path | None
-) -> Path | None:
-    """Return the file of the network that a precision names, None where it is not kept."""
-    digest = precision.removeprefix(f"{INT8}:")
-    stored = folder and _stored(folder, digest, source, taps)
-    if not stored or not stored.is_whole() or _digest(stored.model) != digest:
-        return None
-    return stored.model
-
-
-def _stored(
-    folder: Path, digest: str, source: BackboneSource, taps: tuple[str, ...]
-) -> StoredConversion:
-    identity: dict[str, object] = {
-        "type": _TYPE,
-        "version": _VERSION,
-        "backbone": source.name,
-        "weights_sha256": source.weights.sha256,
-        "input_size_px": list(source.input_size_px),
-        "preprocessing": source.preprocessing,
-        "taps": list(taps),
-    }
-    whole = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.name)[:80]
-    return StoredConversion(folder / f"{name}-int8-{digest[:16]}-{whole[:8]}", identity)
-
-
-def _digest(path: Path) -> str:
-    parts = [file_sha256(path.with_suffix(suffix)) for suffix in (".xml", ".bin")]
-    return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
 
 
 def _load_nncf() -> Any:

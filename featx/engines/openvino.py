@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,7 +37,7 @@ from featx.exceptions import BackboneError, EngineError, FeatxError, reason
 from featx.files.outputs import flush, flush_names
 from featx.forks import require_threads
 from featx.quiet import quiet_import
-from featx.spec import Precision
+from featx.spec import HALVES, INT8, Precision
 from featx.terminal import stage
 from featx.threads import usable_processors
 
@@ -67,7 +68,7 @@ _CHECKED = 4
 # Above what half precision rounds away.
 _LARGEST_CHANGE = 0.02
 _SEED = 20
-_TYPE = "featx-openvino-conversion"
+_TYPE, _INT8_TYPE = "featx-openvino-conversion", "featx-openvino-int8"
 # To be raised whenever the same identity makes another graph: other poolings, other blocks.
 _VERSION = 1
 _MODEL, _WEIGHTS, _DESCRIPTION = "model.xml", "model.bin", "conversion.json"
@@ -84,8 +85,8 @@ class OpenVinoEngine(Engine):
 
     A full batch has 4 images of 224 px, and more or fewer of other sizes. The conversion is
     compared with Keras before it is used for the first time. It is kept in `folder`, so that the
-    next engine starts without TensorFlow; without a folder every engine converts anew. With
-    `int8`, a quantised network is read from a file, and nothing is converted.
+    next engine starts without TensorFlow; without a folder every engine converts anew. A
+    quantised network is read from there, and nothing is converted.
     """
 
     name = "openvino"
@@ -97,7 +98,6 @@ class OpenVinoEngine(Engine):
         *,
         batch_size: int | None = None,
         precision: Precision = _FULL,
-        int8: Path | None = None,
         folder: Path | None = None,
     ) -> None:
         super().__init__(source, taps)
@@ -119,16 +119,15 @@ class OpenVinoEngine(Engine):
         if shipped and not shipped.is_whole():
             shipped = None
         self.converts = not source.is_native and shipped is None
-        if int8 is not None:
-            self._load(int8)
-            self._precision = "int8"
+        if precision.startswith(INT8):
+            self._open_int8(source, precision, folder)
         elif shipped:
             self._load(self._with_poolings(shipped.model))
         elif source.is_native:
             self._open_native(source)
         else:
             self._open(source, StoredConversion.of(folder, source, taps) if folder else None)
-        if precision != _FULL:
+        if precision in HALVES:
             # What is compared with Keras, and tried out, computes in full.
             self._compile(precision)
 
@@ -146,6 +145,17 @@ class OpenVinoEngine(Engine):
         self.require_pixels(pixels)
         require_threads("OpenVINO")
         return _Batch(self, pixels)
+
+    def _open_int8(self, source: BackboneSource, precision: Precision, folder: Path | None) -> None:
+        path = find_int8(precision, source, self.taps, folder)
+        if path is None:
+            raise EngineError(
+                f"the int8 network of {source.name} that these features were made with is not in "
+                f"{folder}: extract with --precision int8 again, which calibrates another, or with "
+                "f32"
+            )
+        self._load(path)
+        self._precision = INT8
 
     def _open_native(self, source: BackboneSource) -> None:
         """Open a network that OpenVINO reads itself, and see that it treats images one by one."""
@@ -296,6 +306,7 @@ def _options(processors: int) -> dict[str, object]:
     }
 
 
+@cache
 def half_precision() -> Precision | None:
     """Return the half precision that this processor computes in natively, None without one."""
     native = load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -498,10 +509,31 @@ class StoredConversion:
     @classmethod
     def of(cls, folder: Path, source: BackboneSource, taps: tuple[str, ...]) -> StoredConversion:
         """Return where a backbone with its taps is kept below the folder of conversions."""
-        identity = _identity(source, taps)
+        return cls.named(folder, source.name, _identity(source, taps))
+
+    @classmethod
+    def named(cls, folder: Path, name: str, identity: Mapping[str, object]) -> StoredConversion:
+        """Return where what has an identity is kept, under a name that a person knows."""
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.name)[:80]
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:80]
         return cls(folder / f"{name}-{digest}", identity)
+
+    @classmethod
+    def int8(
+        cls, folder: Path, digest: str, source: BackboneSource, taps: tuple[str, ...]
+    ) -> StoredConversion:
+        """Return where a quantised network is kept whose files have a digest, see `digest_of`."""
+        identity = {
+            "type": _INT8_TYPE,
+            "version": 1,
+            "backbone": source.name,
+            "weights_sha256": source.weights.sha256,
+            "input_size_px": list(source.input_size_px),
+            "preprocessing": source.preprocessing,
+            "taps": list(taps),
+            "digest": digest,
+        }
+        return cls.named(folder, f"{source.name}-{INT8}", identity)
 
     @classmethod
     def shipped(cls, source: BackboneSource, taps: tuple[str, ...]) -> StoredConversion | None:
@@ -554,8 +586,7 @@ class StoredConversion:
         return "" if stated == actual else "its files are not those that it states"
 
     def _description(self, folder: Path) -> dict[str, object]:
-        digests = {name: file_sha256(folder / name) for name in (_MODEL, _WEIGHTS)}
-        return {**self.identity, "sha256": digests}
+        return {**self.identity, "sha256": _file_digests(folder / _MODEL)}
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
@@ -588,6 +619,26 @@ class StoredConversion:
         finally:
             for folder in (written, aside):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _file_digests(model: Path) -> dict[str, str]:
+    return {name: file_sha256(model.with_name(name)) for name in (_MODEL, _WEIGHTS)}
+
+
+def digest_of(model: Path) -> str:
+    """Return the digest of a model's two files, which names a quantised network."""
+    return hashlib.sha256("".join(_file_digests(model).values()).encode("ascii")).hexdigest()
+
+
+def find_int8(
+    precision: Precision, source: BackboneSource, taps: tuple[str, ...], folder: Path | None
+) -> Path | None:
+    """Return the file of the network that a precision names, None where it is not kept."""
+    digest = precision.removeprefix(f"{INT8}:")
+    stored = folder and StoredConversion.int8(folder, digest, source, taps)
+    if not stored or not stored.is_whole() or digest_of(stored.model) != digest:
+        return None
+    return stored.model
 
 
 def _identity(source: BackboneSource, taps: tuple[str, ...]) -> dict[str, object]:

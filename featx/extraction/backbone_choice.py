@@ -171,7 +171,7 @@ def known_int8(
     folder: Path,
 ) -> Precision | None:
     """Return the precision of a dataset's features whose quantised network is still kept."""
-    from featx.engines.int8 import find_int8
+    from featx.engines.openvino import find_int8
 
     for spec in [] if known is None else _known_specs(layout, known, source.name):
         same = replace(spec, precision="f32", dtype=plain.dtype, views=None) == plain

@@ -303,11 +303,11 @@ class Training:
             stopped, interrupted = "interrupted", True
         # Weights of an epoch that was not finished are nobody's.
         self._set_weights(state.best if state.best_epoch else self._start)
-        temperature = 1.0
+        logits, temperature = self._logits(), 1.0
         if state.best_epoch:
-            temperature = best_temperature(self._logits(), self._codes[self._held_out])
+            temperature = best_temperature(logits, self._codes[self._held_out])
             self._network.cool(temperature)
-        proba = self._predict()
+        proba = Softmax().apply(logits / np.float32(temperature)).astype(np.float32, copy=False)
         return Trained(state.history, state.best_epoch, stopped, interrupted, proba, temperature)
 
     def prepare(self) -> None:

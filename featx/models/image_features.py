@@ -90,7 +90,7 @@ class ImageReader:
 
             return precision if precision == half_precision() else "f32"
         if precision.startswith(INT8):
-            from featx.engines.int8 import find_int8
+            from featx.engines.openvino import find_int8
 
             taps = (str(parse_tap(self.tap)),)
             return precision if find_int8(precision, source, taps, engines_folder()) else "f32"
