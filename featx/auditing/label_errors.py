@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
-from featx.cache.features import Features
+from featx.cache.features import BlockName, Features
 from featx.exceptions import HeadError
 from featx.files.identity import related_rows
 from featx.heads.calibrated import fit_temperature
@@ -25,7 +25,7 @@ from featx.heads.making import make_head
 from featx.heads.moments import Moments
 from featx.heads.targets import Targets
 from featx.memory import shown_bytes
-from featx.models.training import BlockName, Fitting, block_bytes
+from featx.models.training import Fitting, block_bytes
 from featx.selection.splits import dealt_folds, repeated_folds
 
 Numbers: TypeAlias = NDArray[np.intp]

@@ -21,7 +21,7 @@ _SHOWN = 15
 @options.command(
     "search",
     options.data,
-    options.backbone(several=True),
+    options.backbone,
     click.option(
         "--head",
         "heads",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,15 +47,38 @@ def head_steps(head: object) -> list[Step]:
     return steps
 
 
-def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> KerasModel:
-    """Build the network that is exported."""
+class Part(NamedTuple):
+    """A network, and the taps that are read of it."""
+
+    source: BackboneSource
+    taps: tuple[str, ...]
+
+
+def build_graph(parts: Sequence[Part], steps: list[Step]) -> KerasModel:
+    """Build the network that is exported: all parts on the same pixels, and the head behind."""
     with quiet_import():
         import keras
-    taps = build_tap_model(source, (tap,))
-    features = taps.outputs[0]
-    network = keras.Model(taps.inputs[0], head_layers(features, steps), name="featx_model")
+    features = features_model(parts)
+    probabilities = head_layers(features.outputs[0], steps)
+    network = keras.Model(features.inputs[0], probabilities, name="featx_model")
     network.trainable = False
     return network
+
+
+def features_model(parts: Sequence[Part]) -> KerasModel:
+    """Build the network from pixels to the features of all parts, side by side."""
+    with quiet_import():
+        import keras
+    built = [build_tap_model(part.source, part.taps) for part in parts]
+    if len(built) == 1 and len(built[0].outputs) == 1:
+        return built[0]
+    pixels = built[0].inputs[0]
+    features = list(built[0].outputs)
+    for number, network in enumerate(built[1:], start=2):
+        network.name = f"featx_taps_{number}"
+        features += network(pixels)
+    joint = keras.layers.Concatenate(name="featx_features")(features)
+    return keras.Model(pixels, joint, name="featx_taps")
 
 
 def head_layers(features: Tensor, steps: list[Step]) -> Tensor:

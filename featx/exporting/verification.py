@@ -313,7 +313,7 @@ def verify_export(
     images = find_images(data, cache)
     opened = _open(description, target)
     columns = _columns(model, description, opened, target)
-    spec = model.spec_ or model.source().spec(image=model.image)
+    spec = model.plain_specs()[0]
     tally = _Agreement(model.classes_.astype(str), model.multilabel)
     calibrated = set(description.get("calibration", {}).get("keys", ()))
     failed = left_out = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from featx.heads.estimators import checked_weights
 from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
 from featx.images.labels import check_complete, label_matrix, read_label_sets
-from featx.models.image_features import ImageFeatures, as_image_dataset
+from featx.models.image_features import ImageFeatures, PerBackbone, as_image_dataset
 from featx.models.model_file import read_model, save_model
 from featx.models.training_keys import encode_keys
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
@@ -27,19 +28,22 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
 
     Parameters
     ----------
-    backbone : str, default "tiny"
-        A name of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``.
+    backbone : str or sequence of str, default "tiny"
+        A name of the catalogue, ``file:PATH.keras``, ``onnx:PATH.onnx``, ``savedmodel:FOLDER`` or
+        ``hub:FOLDER``. The features of several are side by side.
     head : str or estimator, default "logistic"
         A name of `featx.heads.table`, such as ``"knn"`` or ``"dense:1024,1024"``, or any
         scikit-learn classifier.
-    weights : str or path, optional
+    weights : str, path or mapping, optional
         ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a file; see
-        `featx.backbones.weights.resolve_weights`.
-    tap : str, default "avg"
-        Where in the network, see `featx.backbones.taps.parse_tap`.
-    input_size : int or tuple of two int, optional
+        `featx.backbones.weights.resolve_weights`. For all backbones, or by backbone, as the next
+        three.
+    tap : str, sequence of str or mapping, default "avg"
+        Where in the network, see `featx.backbones.taps.parse_tap`. The features of several are
+        side by side.
+    input_size : int, tuple of two int or mapping, optional
         Height and width of the network's input in pixels; by default the backbone's own.
-    preprocessing : str, optional
+    preprocessing : str or mapping, optional
         Only for backbones of one's own, see `featx.backbones.source.resolve_backbone`.
     image : ImagePolicy, optional
         Decoding and resizing.
@@ -73,8 +77,11 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         Number of features an image.
     head_ : estimator
         The head, fitted.
+    specs_ : tuple of FeatureSpec
+        What identifies the features, one for each backbone; empty after training on features that
+        were handed in.
     spec_ : FeatureSpec or None
-        What identifies the features; None after training on features that were handed in.
+        The first of them.
     training_ : dict
         What it was trained on, where that is known: `featx.evaluate` knows these images again.
     novelty_ : Novelty or None
@@ -102,13 +109,13 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
 
     def __init__(
         self,
-        backbone: str = "tiny",
+        backbone: str | Sequence[str] = "tiny",
         head: Any = "logistic",
         *,
-        weights: str | os.PathLike[str] | None = None,
-        tap: str = "avg",
-        input_size: int | tuple[int, int] | None = None,
-        preprocessing: str | None = None,
+        weights: str | os.PathLike[str] | PerBackbone | None = None,
+        tap: str | Sequence[str] | PerBackbone = "avg",
+        input_size: int | tuple[int, int] | PerBackbone | None = None,
+        preprocessing: str | PerBackbone | None = None,
         image: ImagePolicy | None = None,
         views: int = 0,
         average_views: bool = False,
@@ -177,7 +184,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         if images is None:
             kinds = {"dtype": [np.float32, np.float64], "multi_output": self.multilabel}
             X, y = validate_data(self, X, y, **kinds)
-            self.spec_: FeatureSpec | None = None
+            self.specs_ = ()
         else:
             targets = np.asarray(y)
             if targets.shape[:1] != (len(images),):
@@ -185,7 +192,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
                     f"expected one label for each of {len(images)} images, received labels of "
                     f"shape {targets.shape}"
                 )
-            for learnt in ("head_", "spec_", "weights_sha256_"):
+            for learnt in ("head_", "specs_"):
                 self.__dict__.pop(learnt, None)
             parts, ledger = self.transform_images(images, views=self.views, keep=True)
             self.training_ = {"images": len(images), "keys": encode_keys(ledger.key)}
@@ -194,7 +201,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
                 weights = checked_weights(sample_weight, len(images))
                 sample_weight = np.concatenate([weights] * len(parts))
             self.n_features_in_ = X.shape[1]
-            self.spec_ = self.source().spec(image=self.image)
+            self.specs_ = self.plain_specs()
         if sample_weight is not None:
             sample_weight = checked_weights(sample_weight, len(X))
             counted = sample_weight > 0
@@ -210,19 +217,22 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         else:
             fit_weighted(self.head_, X, y, sample_weight)
         self.classes_ = self.head_.classes_ if names is None else names
-        self.weights_sha256_ = "" if self.spec_ is None else self.spec_.weights_sha256
         return self
 
     def take_head(
-        self, head: Any, spec: FeatureSpec, *, n_features: int, labels: NDArray[Any] | None = None
+        self,
+        head: Any,
+        specs: Sequence[FeatureSpec],
+        *,
+        n_features: int,
+        labels: NDArray[Any] | None = None,
     ) -> None:
-        """Take a head that was fitted on features of a specification, in place of `fit`.
+        """Take a head that was fitted on features of these specifications, in place of `fit`.
 
         Of several labels an image, the head knows the columns; ``labels`` are their names.
         """
         self.head_, self.classes_ = head, head.classes_ if labels is None else labels
-        self.n_features_in_ = n_features
-        self.spec_, self.weights_sha256_ = spec, spec.weights_sha256
+        self.n_features_in_, self.specs_ = n_features, tuple(specs)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each row, shape (n,); with ``multilabel`` 0 and 1, shape (n, k)."""
@@ -270,10 +280,10 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
             Where to; the folder must exist. A model that is there is replaced.
         **details
             ``metrics`` and ``training``: figures, and what it was trained on, as JSON types;
-            ``spec``: specification of the features, by default found out from the parameters;
-            ``command``: the command line that made it; ``embed``: whether to keep the backbone's
-            file in it, so that it works where that file is not; ``overwrite``: whether to replace a
-            file that is no model made by featx.
+            ``spec``: specification of the features of one backbone, by default found out from the
+            parameters; ``command``: the command line that made it; ``embed``: whether to keep the
+            backbone's file in it, so that it works where that file is not; ``overwrite``: whether
+            to replace a file that is no model made by featx.
 
         Raises
         ------

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ from featx.backbones.catalog import CATALOG
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.backbones.weights import find_weights_file
-from featx.cache.features import Features
+from featx.cache.features import BlockName, Features
 from featx.cache.layout import CacheLayout
 from featx.engines.engine import Engine
 from featx.exceptions import DatasetError, FeatxError, HeadError
-from featx.extraction.backbone_choice import BackboneChoice
+from featx.extraction.backbone_choice import Branch
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
 from featx.files.identity import related_rows
@@ -38,9 +38,9 @@ from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
 from featx.models.scored import Scored
 from featx.models.training import (
-    BlockName,
     Fitting,
     block_bytes,
+    branches_of,
     check_classes,
     label_targets,
     read_block,
@@ -64,6 +64,7 @@ from featx.selection.searching import HonestScore, SearchOutcome, check_length, 
 from featx.selection.splits import named_fold, repeated_folds
 from featx.selection.transforms import Estimator, parse_transform, pipeline
 from featx.selection.trials import Trial
+from featx.spec import FeatureSpec
 from featx.terminal import console, drawing, stage, visible
 
 if TYPE_CHECKING:
@@ -77,46 +78,68 @@ _MEASURE_S = 0.5
 def _feature_block(
     features: Features,
     name: BlockName,
-    choice: BackboneChoice,
+    branches: list[Branch],
     sample: SearchSample | None,
     engine: str,
 ) -> FeatureBlock:
     """Return one block, or a sample of its rows, with its views and what its backbone costs."""
     views = [None, *features.views(**name)]
-    digests = [features.spec(**name, view=view).digest for view in views]
+    digests = [spec.digest for view in views for spec in features.specs(**name, view=view)]
     # Features are told by their specifications and the images that they are of.
     digests.append(hashlib.sha256(np.ascontiguousarray(features.keys).data).hexdigest())
     rows, drawn = (None, []) if sample is None else (sample.rows, [sample.digest])
-    ms, size, cost = _backbone_cost(features, name, choice, engine)
     digest = " ".join([name["tap"], *digests, *drawn])
-    return read_block(features, name, rows, digest=digest, ms=ms, bytes=size, cost=cost)
+    costs = [
+        _backbone_cost(branch, spec, engine)
+        for branch, spec in zip(branches, features.specs(**name), strict=True)
+    ]
+    return read_block(
+        features,
+        name,
+        rows,
+        digest=digest,
+        ms=_total([cost.ms for cost in costs]),
+        bytes=_total([cost.bytes for cost in costs]),
+        cost=sum(cost.order for cost in costs),
+    )
 
 
-def _backbone_cost(
-    features: Features,
-    name: BlockName,
-    choice: BackboneChoice,
-    engine: str,
-) -> tuple[float | None, int | None, float]:
-    """Return milliseconds an image of a block's backbone on random pixels, bytes, and its order."""
-    spec, backbone = features.spec(**name), name["backbone"]
+class _Cost(NamedTuple):
+    """What a backbone costs."""
+
+    ms: float | None  # milliseconds an image
+    bytes: int | None
+    order: float  # which backbone is cheaper, the same on every machine
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _total(parts: Sequence[Number | None]) -> Number | None:
+    """Return a sum, None where a part is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def _backbone_cost(branch: Branch, spec: FeatureSpec, engine: str) -> _Cost:
+    """Return what a backbone costs on random pixels."""
     height, width = spec.input_size_px
-    row = CATALOG.get(backbone)
+    row, choice = CATALOG.get(spec.backbone), branch.choice
     size = None if row is None else int(row.parameters * 4)
     cost = 0.0 if size is None else size / 4 * height * width
-    if backbone.startswith("import:"):
-        return None, None, 0.0
+    if spec.backbone.startswith("import:"):
+        return _Cost(None, None, 0.0)
     if row is not None and choice.weights is None and find_weights_file(row) is None:
-        return None, size, cost  # a timing is not worth a download
+        return _Cost(None, size, cost)  # a timing is not worth a download
     try:
         source = choice.find(spec.weights_sha256)
         if size is None and source.weights.path is not None:
             size = _bytes(source.weights.path)
             cost = size / 4 * height * width
-        network = Network(source, (name["tap"],), engine, folder=engines_folder()).open()
+        network = Network(source, branch.taps, engine, folder=engines_folder()).open()
     except (FeatxError, OSError):
-        return None, size, cost
-    return _milliseconds(network, (height, width)), size, cost
+        return _Cost(None, size, cost)
+    return _Cost(_milliseconds(network, (height, width)), size, cost)
 
 
 def _bytes(path: Path) -> int:
@@ -635,18 +658,12 @@ def search(
         check_length(len(features), labels, features.name)
         sample = _sample_rows(features, targets, rows, groups, used, bound, seed)
     seen = np.arange(len(labels)) if sample is None else sample.rows
-    choices, blocks = {}, []
+    stated: Json = {"called": tried.called, "weights": weights, "preprocessing": preprocessing}
+    blocks = []
     for block in used:
-        name = tried.called.get(block["backbone"], block["backbone"])
-        choice = BackboneChoice(
-            name,
-            weights.get(name) if isinstance(weights, Mapping) else weights,
-            preprocessing=preprocessing,
-            trust=trust,
-        ).completed(features.spec(**block), features.origin(**block))
-        choices[block["backbone"]] = choice
+        branches = branches_of(features, block, **stated, trust=trust)
         with stage(f"timing {block['backbone']}"):
-            blocks.append(_feature_block(features, block, choice, sample, engine))
+            blocks.append(_feature_block(features, block, branches, sample, engine))
     with _live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,
@@ -676,7 +693,7 @@ def search(
         features,
         won,
         winner.text if plain else head,
-        choices[winner.backbone],
+        branches_of(features, won, **stated, trust=trust),
         cache=cache,
         multilabel=multilabel,
         random_state=seed,

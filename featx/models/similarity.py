@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from featx.backbones.source import BackboneSource
-from featx.cache.features import Features
+from featx.cache.features import BlockName, Features
 from featx.cache.manifest import FAILED
 from featx.cache.space import KeyIndex
 from featx.exceptions import DatasetError
@@ -22,7 +22,6 @@ from featx.extraction.pipeline import Network
 from featx.heads.rows import Doubles, Numbers
 from featx.images.dataset import ImageDataset
 from featx.images.files import local_path, read_file, read_one
-from featx.models.training import BlockName
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -213,7 +212,7 @@ def _find_source(
     """Return the backbone of a block, with the weights that its features were computed with."""
     spec = features.spec(**which)
     choice = BackboneChoice(which["backbone"], weights, trust=trust)
-    completed = choice.completed(spec, features.origin(**which))
+    completed = choice.completed(spec, features.origin(spec))
     return completed.find(spec.weights_sha256, f"the dataset {features.name!r} was extracted")
 
 

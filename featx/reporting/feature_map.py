@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.features import Features
-from featx.models.training import BlockName
+from featx.cache.features import BlockName, Features
 
 MOST_FITTED = 20_000
 """Rows that UMAP lays out; the others are placed among them."""

@@ -190,7 +190,7 @@ def _evaluation(scores: Evaluation) -> str:
 def _model(model: ImageClassifier) -> str:
     head = model.head if isinstance(model.head, str) else type(model.head).__name__
     what = "labels" if model.multilabel else "classes"
-    return f"{_strong(head)} on {escaped(model.backbone)} {escaped(model.tap)}, " + (
+    return f"{_strong(head)} on {escaped(model.shown_block)}, " + (
         f"{len(model.classes_):,} {what}"
     )
 
