@@ -23,6 +23,16 @@ from featx.models.model_file import read_details
 TAPS = {"tiny": ["avg", "max"]}
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, draw_photo):
+    """A folder of 2 classes with 12 JPEG files each."""
+    folder = tmp_path_factory.mktemp("joined") / "photos"
+    for number in range(12):
+        draw_photo(folder, f"red/{number}.jpg", seed=number, colour=(200, 60, 60))
+        draw_photo(folder, f"blue/{number}.jpg", seed=100 + number, colour=(60, 60, 200))
+    return folder
+
+
 @pytest.fixture
 def own(small_network):
     return f"file:{small_network}"
@@ -77,7 +87,7 @@ def test_it_is_evaluated_on_features_and_on_images(model, features, photos):
     on_features = featx.evaluate(model, features)
     on_images = featx.evaluate(model, featx.ImageDataset.from_any(photos))
     assert on_features["accuracy"] == on_images["accuracy"] == 1.0
-    assert on_features["training_overlap"]["in_training"] == 12
+    assert on_features["training_overlap"]["in_training"] == 24
 
 
 def test_estimators_fit_on_images(photos, own):
@@ -99,7 +109,7 @@ def test_views_are_of_all_parts(photos, own, tmp_path):
     model = featx.train(feats, backbone=["tiny", own], tap="avg", average_views=True, cache=cache)
     assert model.model.views_averaged == 2
     assert featx.evaluate(model.model, feats)["accuracy"] == 1.0
-    assert len(model.model.predict(photos)) == 12
+    assert len(model.model.predict(photos)) == 24
 
 
 def test_bounded_memory_gives_the_same_labels(features, own):
@@ -129,14 +139,15 @@ def test_networks_of_different_sizes_cannot_share_an_export(model, tmp_path):
 
 def test_the_command_trains_one_model_on_all(photos, own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = ["train", "photos", "-b", "tiny", "-b", own, "--tap", "avg", "--tap", "max"]
+    photos = str(photos)
+    args = ["train", photos, "-b", "tiny", "-b", own, "--tap", "avg", "--tap", "max"]
     done = CliRunner().invoke(cli, [*args, "-o", "both.featx"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     loaded = featx.load("both.featx")
     assert loaded.block == {"backbone": "tiny + file:small", "tap": "avg,max + avg,max"}
-    predicted = CliRunner().invoke(cli, ["predict", "both.featx", "photos"], catch_exceptions=False)
+    predicted = CliRunner().invoke(cli, ["predict", "both.featx", photos], catch_exceptions=False)
     assert predicted.exit_code == 0, predicted.output
-    scored = CliRunner().invoke(cli, ["evaluate", "both.featx", "photos", "--json"])
+    scored = CliRunner().invoke(cli, ["evaluate", "both.featx", photos, "--json"])
     assert json.loads(scored.stdout)["accuracy"] == 1.0
 
 
@@ -146,7 +157,7 @@ def test_what_cannot_be_is_refused(features, model, own, photos, tmp_path):
     with pytest.raises(FeaturesError, match="expected one block for backbone='tiny', tap=None"):
         featx.train(features, backbone=["tiny", own])
     with pytest.raises(BackboneError, match="taps are given for resnet50, the backbones are tiny"):
-        featx.ImageClassifier("tiny", tap={"resnet50": "avg"}).fit(photos, ["red"] * 12)
+        featx.ImageClassifier("tiny", tap={"resnet50": "avg"}).fit(photos, ["red"] * 24)
     with pytest.raises(FeaturesError, match="expected one block, received 3 side by side"):
         features.neighbours(0, **model.block)
     with pytest.raises(FineTuningError, match="fine-tuning takes one backbone and one tap"):
