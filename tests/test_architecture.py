@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "heads": {"exceptions", "forks", "quiet", "memory", "threads", "files"},
     "memory": {"exceptions"},
     "threads": set(),
-    "selection": {"exceptions", "files", "heads"},
+    "selection": {"exceptions", "spec", "files", "heads"},
     "exporting": {
         "exceptions",
         "spec",
@@ -131,7 +131,7 @@ HEADS = (
     *("storage", "moments", "sweep", "logistic_solver"),
     *("logistic_path", "learning", "head_pipeline", "ridge", "calibrated"),
     *("multilabel", "nearest_mean", "discriminant", "neighbours", "rbf", "trees", "dense_model"),
-    *("dense_training", "dense", "logistic", "novelty", "making"),
+    *("dense_training", "dense", "logistic", "ensemble", "novelty", "making"),
 )
 
 

@@ -33,13 +33,14 @@ from featx.auditing.pictures import Pictures, doubtful_pictures, greys_of, look_
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.cache.editing import label_conflicts
-from featx.cache.features import BlockName, Features
+from featx.cache.features import Features
 from featx.cache.manifest import FAILED
 from featx.exceptions import DatasetError, FeaturesError, HeadError, MissingExtraError
 from featx.files.identity import related_rows
 from featx.images.labels import SEPARATOR, look_like_sets
 from featx.memory import as_bytes
 from featx.models.training import check_classes
+from featx.spec import BlockName
 
 Numbers = NDArray[np.intp]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
-from featx.cache.features import BlockName, Features
+from featx.cache.features import Features
 from featx.exceptions import HeadError
 from featx.files.identity import related_rows
 from featx.heads.calibrated import fit_temperature
@@ -27,6 +27,7 @@ from featx.heads.targets import Targets
 from featx.memory import shown_bytes
 from featx.models.training import Fitting, block_bytes
 from featx.selection.splits import dealt_folds, repeated_folds
+from featx.spec import BlockName
 
 Numbers: TypeAlias = NDArray[np.intp]
 Values: TypeAlias = NDArray[np.floating[Any]]

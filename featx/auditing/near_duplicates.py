@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.features import BlockName, Features
+from featx.cache.features import Features
 from featx.cache.nearest import Nearest, nearest
 from featx.exceptions import MissingExtraError
+from featx.spec import BlockName
 
 Numbers: TypeAlias = NDArray[np.intp]
 Floats: TypeAlias = NDArray[np.floating[Any]]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,7 +19,7 @@ from featx.cache.space import FeatureSpace, LyingRows, open_space
 from featx.exceptions import FeaturesError
 from featx.files.identity import Keys
 from featx.notebooks import NotebookValue, data_frame
-from featx.spec import FeatureSpec
+from featx.spec import FeatureSpec, joined_parts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,37 +33,6 @@ Index: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | NDArray[np.gen
 """What chooses rows: a number, a slice, several numbers, or True and False for every row."""
 
 _CHUNKS_A_BUFFER = 16
-_BETWEEN_TAPS, _BETWEEN_BACKBONES = ",", " + "
-
-
-class BlockName(TypedDict):
-    """What names a block of features, or several side by side; see `joined_name`."""
-
-    backbone: str
-    tap: str
-
-
-def joined_name(parts: Iterable[tuple[str, str]]) -> BlockName:
-    """Return the name of blocks side by side, each given by its backbone and tap.
-
-    >>> joined_name([("tiny", "avg"), ("tiny", "max"), ("mobilenet_v2", "avg")])
-    {'backbone': 'tiny + mobilenet_v2', 'tap': 'avg,max + avg'}
-    """
-    taps: dict[str, list[str]] = {}
-    for backbone, tap in parts:
-        taps.setdefault(backbone, []).append(tap)
-    texts = [_BETWEEN_TAPS.join(names) for names in taps.values()]
-    return {"backbone": _BETWEEN_BACKBONES.join(taps), "tap": _BETWEEN_BACKBONES.join(texts)}
-
-
-def joined_parts(name: BlockName) -> list[tuple[str, str]]:
-    """Return backbone and tap of each of the blocks that a name stands for."""
-    backbones = name["backbone"].split(_BETWEEN_BACKBONES)
-    taps = name["tap"].split(_BETWEEN_BACKBONES)
-    if len(backbones) != len(taps):
-        return [(name["backbone"], name["tap"])]
-    pairs = zip(backbones, taps, strict=True)
-    return [(backbone, tap) for backbone, texts in pairs for tap in texts.split(_BETWEEN_TAPS)]
 
 
 class Features(NotebookValue):

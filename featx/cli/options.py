@@ -264,6 +264,12 @@ backbone = stacked(
 )
 
 
+def is_given(name: str) -> bool:
+    """Return whether the user gave an option of the running command."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT)
+
+
 def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     """Take the options of `backbone` out of a command's settings, for `featx.extract`."""
     from featx import ViewPolicy

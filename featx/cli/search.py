@@ -77,6 +77,15 @@ _SHOWN = 15
         help="Time after which no trial is started: 60s, 10m, 1h.",
     ),
     options.whole("--jobs", "n_jobs", default=-1, help="Fits at a time; -1: cores."),
+    click.option(
+        "--joins/--no-joins", default=True, show_default=True, help="Try blocks side by side."
+    ),
+    click.option(
+        "--ensemble/--no-ensemble",
+        default=True,
+        show_default=True,
+        help="Try the weighted mean of the best heads.",
+    ),
     options.flag("--fresh", help="Forget finished trials of the same search."),
     options.file_path("--csv", "csv_file", help="Write the whole leaderboard there."),
     options.output,
@@ -104,8 +113,10 @@ def command(
 ) -> None:
     """Find the best backbone, tap, head and parameters, and save the winner as a model.
 
-    Features that are missing are extracted first. What is finished is kept: the same command goes
-    on from there after Ctrl-C or a kill.
+    Features that are missing are extracted first: avg, and inner (blocks inside the network) of
+    backbones of the catalogue, unless --tap names others. Blocks of features are tried alone and
+    side by side, and the best heads together. What is finished is kept: the same command goes on
+    from there after Ctrl-C or a kill.
 
     \b
     featx search photos/ -o photos.featx
@@ -123,6 +134,8 @@ def command(
     if csv_file is not None:
         options.check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
     extraction = extraction_arguments(settings)
+    if not options.is_given("taps"):
+        extraction["taps"] = _default_taps(data, cache, extraction["backbone"] or ("tiny",))
     what: dict[str, Any] = {
         name: list(settings.pop(name)) or None for name in ("heads", "transforms")
     }
@@ -179,6 +192,18 @@ def command(
         say(reported)
     laps.say()
     say(f"next: {next_prediction(target, data, features)}")
+
+
+def _default_taps(data: str, cache: Path, backbones: tuple[str, ...]) -> Any:
+    """Return the taps that are tried by backbone, only avg where images cannot be read again."""
+    from featx.cache.layout import CacheLayout
+    from featx.extraction.job import find_named
+
+    named = find_named(CacheLayout.at(cache), data)
+    if named is not None and not (named.root and Path(named.root).exists()):
+        return ["avg"]
+    # A network of one's own has no blocks that are known.
+    return {name: ["avg"] if ":" in name else ["avg", "inner"] for name in backbones}
 
 
 def _show(result: SearchResult) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from featx.backbones.networks import locate_network
 from featx.backbones.source import BackboneSource
-from featx.cache.features import BlockName, Features
+from featx.backbones.taps import INNER, parse_tap
+from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.exporting.verification import find_images
@@ -35,7 +36,7 @@ from featx.models.training import require_labels
 from featx.models.training_keys import describe_training
 from featx.selection.splits import hold_out
 from featx.selection.transforms import Estimator
-from featx.spec import FeatureSpec, ViewPolicy
+from featx.spec import BlockName, FeatureSpec, ViewPolicy
 
 Mixing = Literal["none", "mixup", "cutmix"]
 _MIXINGS = ("none", "mixup", "cutmix")
@@ -252,20 +253,21 @@ def prepare_start(
             "the model gives an image several labels: fine-tuning takes models of one label an "
             "image. Train one with `featx train` without --multilabel"
         )
-    if len(model.branches) > 1 or len(model.branches[0].taps) > 1:
+    (first, *others), (tap, *more) = model.branches, model.branches[0].taps
+    if others or more or parse_tap(tap).layer == INNER:
         raise FineTuningError(
             f"the model reads {model.block['backbone']} at {model.block['tap']}: fine-tuning takes "
             "one backbone and one tap. Train a model on one of them first, with `featx train -b "
-            f"{model.branches[0].choice.backbone}`"
+            f"{first.choice.backbone}`"
         )
-    backbone = model.branches[0].choice.backbone
+    backbone = first.choice.backbone
     if (network := locate_network(backbone)) is not None and network[0].opaque:
         raise FineTuningError(
             f"{backbone!r} is {network[0].summary}, one function without layers to train: "
             "expected a backbone of the catalogue, file: or hub:; train a model on one of these "
             "first"
         )
-    (source,), (tap,) = model.sources(), model.branches[0].taps
+    (source,) = model.sources()
     features = extract(data, **model.reading(), cache=cache, engine=engine, progress=progress)
     y = require_labels(features)
     codes = _codes(model, features, y)

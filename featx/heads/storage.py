@@ -160,7 +160,7 @@ def load_head(files: Mapping[str, bytes], *, trust: bool = False) -> Any:
         ) from error
     raise ArtefactError(
         f"{DESCRIPTION} is of type {shortened(repr(kind))}, version {shortened(repr(version))}: "
-        f"expected {TYPE!r}, version 1; install the version of featx that wrote it"
+        f"expected {TYPE!r}, version 1 or 2; install the version of featx that wrote it"
     )
 
 

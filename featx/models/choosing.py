@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featx.cache.features import BlockName, Features, joined_name
+from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.files.identity import whole_keys
 from featx.heads.rows import Doubles, Numbers
@@ -15,6 +15,7 @@ from featx.models.classifier import ImageClassifier
 from featx.models.evaluation import require_spec
 from featx.models.training import HELD_OUT
 from featx.selection.coverage import choose_rows
+from featx.spec import BlockName, joined_name
 
 _MOST_ROWS = 20_000
 

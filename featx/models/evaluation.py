@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.features import BlockName, Features, joined_parts
+from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
 from featx.extraction.run import extract
@@ -36,6 +36,7 @@ from featx.selection.metrics import (
     score_label_sets,
     score_predictions,
 )
+from featx.spec import BlockName, joined_parts
 
 if TYPE_CHECKING:
     from pandas import DataFrame

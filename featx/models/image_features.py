@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.source import BackboneSource, canonical_name, log_preprocessing
-from featx.cache.features import BlockName, joined_name
 from featx.cache.layout import CacheLayout
 from featx.exceptions import FeaturesError
 from featx.extraction.backbone_choice import Branch, branch_arguments, read_branches
@@ -21,7 +20,16 @@ from featx.extraction.pipeline import Ledger, Network
 from featx.heads.targets import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
 from featx.images.sources import listed_paths, listed_pictures
-from featx.spec import HALVES, INT8, FeatureSpec, ImagePolicy, Precision, ViewPolicy
+from featx.spec import (
+    HALVES,
+    INT8,
+    BlockName,
+    FeatureSpec,
+    ImagePolicy,
+    Precision,
+    ViewPolicy,
+    joined_name,
+)
 
 
 def as_image_dataset(X: object) -> ImageDataset | None:

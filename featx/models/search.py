@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from featx.backbones.catalog import CATALOG
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_tap
 from featx.backbones.weights import find_weights_file
-from featx.cache.features import BlockName, Features
+from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.engines.engine import Engine
 from featx.exceptions import DatasetError, FeatxError, HeadError
@@ -58,13 +58,13 @@ from featx.notebooks import (
     live_output,
 )
 from featx.selection.leaderboard import Row, ranked
-from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
+from featx.selection.measuring import FeatureBlock, SearchOptions, Watch, total
 from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
 from featx.selection.searching import HonestScore, SearchOutcome, check_length, search_arrays
 from featx.selection.splits import named_fold, repeated_folds
 from featx.selection.transforms import Estimator, parse_transform, pipeline
 from featx.selection.trials import Trial
-from featx.spec import FeatureSpec
+from featx.spec import BlockName, FeatureSpec
 from featx.terminal import console, drawing, stage, visible
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def _feature_block(
         name,
         rows,
         digest=digest,
-        ms=_total([cost.ms for cost in costs]),
-        bytes=_total([cost.bytes for cost in costs]),
+        ms=total([cost.ms for cost in costs]),
+        bytes=total([cost.bytes for cost in costs]),
         cost=sum(cost.order for cost in costs),
     )
 
@@ -110,15 +110,6 @@ class _Cost(NamedTuple):
     ms: float | None  # milliseconds an image
     bytes: int | None
     order: float  # which backbone is cheaper, the same on every machine
-
-
-Number = TypeVar("Number", int, float)
-
-
-def _total(parts: Sequence[Number | None]) -> Number | None:
-    """Return a sum, None where a part is not known."""
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
 
 
 def _backbone_cost(branch: Branch, spec: FeatureSpec, engine: str) -> _Cost:
@@ -503,6 +494,8 @@ def search(
     scoring: str | None = None,
     score: str = "auto",
     one_standard_error: bool = False,
+    joins: bool = True,
+    ensemble: bool = True,
     budget_s: float | None = None,
     n_jobs: int = -1,
     seed: int = 0,
@@ -568,6 +561,12 @@ def search(
         there is one, else ``nested`` where that is cheap, else ``holdout``.
     one_standard_error : bool, default False
         Whether the cheapest wins of all that are within one standard error of the best.
+    joins : bool, default True
+        Whether to try blocks side by side: the best with each other one, the best of these with
+        each, and so on as long as the score rises.
+    ensemble : bool, default True
+        Whether to try the weighted mean of the best heads that can be exported, at most 8. Its
+        score on each fold is that of weights chosen on the other folds. Not with `max_ram`.
     budget_s : float, optional
         Seconds after which no trial is started.
     n_jobs : int, default -1
@@ -629,6 +628,8 @@ def search(
         n_jobs=n_jobs,
         seed=seed,
         one_standard_error=one_standard_error,
+        joins=joins,
+        ensemble=ensemble and max_ram is None,
         resume=resume,
     )
     bound = None if max_ram is None else as_bytes(max_ram)

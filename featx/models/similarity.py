@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from featx.backbones.source import BackboneSource
-from featx.cache.features import BlockName, Features
+from featx.cache.features import Features
 from featx.cache.manifest import FAILED
 from featx.cache.space import KeyIndex
 from featx.exceptions import DatasetError
@@ -22,6 +22,7 @@ from featx.extraction.pipeline import Network
 from featx.heads.rows import Doubles, Numbers
 from featx.images.dataset import ImageDataset
 from featx.images.files import local_path, read_file, read_one
+from featx.spec import BlockName
 
 StrPath: TypeAlias = str | os.PathLike[str]
 

@@ -16,7 +16,7 @@ from sklearn.base import clone
 
 from featx.backbones.source import canonical_name
 from featx.backbones.taps import parse_taps
-from featx.cache.features import BlockName, Features, joined_name
+from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError, HeadError
 from featx.extraction.backbone_choice import (
     BackboneChoice,
@@ -58,6 +58,7 @@ from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator
+from featx.spec import BlockName, joined_name
 from featx.terminal import stage
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.features import BlockName, Features
+from featx.cache.features import Features
+from featx.spec import BlockName
 
 MOST_FITTED = 20_000
 """Rows that UMAP lays out; the others are placed among them."""
