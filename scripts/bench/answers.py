@@ -1,6 +1,6 @@
-"""How much better a default search answers than a grid search by hand, and what both take.
+r"""How much better a default search answers than a grid search by hand, and what both take.
 
-    python scripts/bench/answers.py ants_bees=PHOTOS cifar10=FOLDER:96 tin20=FOLDER:64 \\
+    python scripts/bench/answers.py ants_bees=PHOTOS cifar10=FOLDER:96 tin20=FOLDER:64 \
         -b mobilenet_v2=WEIGHTS -b onnx:lite0.onnx --preprocessing mean=127/std=128
 
 Each set is a folder with one sub-folder a class, with the size in pixels that backbones of the
@@ -23,8 +23,10 @@ import json
 import time
 import warnings
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -32,11 +34,15 @@ from sklearn.preprocessing import StandardScaler
 
 import featx
 
+Rows: TypeAlias = NDArray[np.intp]
+Labels: TypeAlias = NDArray[np.str_]
+Run: TypeAlias = dict[str, Any]
+
 CS = np.logspace(-5, 1, 13)
 MOST_TESTED = 3_000
 
 
-def drawn(y, images, seed):
+def drawn(y: Labels, images: int, seed: int) -> tuple[Rows, Rows]:
     """Return training rows, as many of each class, and rows for testing."""
     generator = np.random.default_rng(seed)
     names, codes = np.unique(y, return_inverse=True)
@@ -47,7 +53,9 @@ def drawn(y, images, seed):
     return train, np.sort(generator.permutation(rest)[:MOST_TESTED])
 
 
-def by_hand(X, y, train, test, seed):
+def by_hand(
+    X: NDArray[np.floating], y: Labels, train: Rows, test: Rows, seed: int
+) -> tuple[float, float]:
     """Return the accuracy of a grid search, and its seconds."""
     started = time.perf_counter()
     folds = min(5, int(np.unique(y[train], return_counts=True)[1].min()))
@@ -64,7 +72,9 @@ def by_hand(X, y, train, test, seed):
     return float((grid.predict(X[test]) == y[test]).mean()), seconds
 
 
-def by_search(features, train, test, seed, **options):
+def by_search(
+    features: featx.Features, train: Rows, test: Rows, seed: int, **options: Any
+) -> tuple[float, float, str]:
     """Return the accuracy of a search, its seconds, and what won."""
     started = time.perf_counter()
     result = featx.search(features[train], seed=seed, **options)
@@ -75,7 +85,14 @@ def by_search(features, train, test, seed, **options):
     return float(right.mean()), seconds, f"{result.best.tap} {result.best.head}"
 
 
-def blocks_of(text, weights, preprocessing, size, folder, cache):
+def blocks_of(
+    text: str,
+    weights: dict[str, str],
+    preprocessing: str | None,
+    size: int,
+    folder: str,
+    cache: str,
+) -> featx.Features:
     """Return features of a set, of every backbone."""
     sizes = {name: size for name in weights if ":" not in name and size}
     taps = {name: ["avg"] if ":" in name else ["avg", "inner"] for name in weights}
@@ -92,13 +109,13 @@ def blocks_of(text, weights, preprocessing, size, folder, cache):
     )
 
 
-def interval(values):
+def interval(values: list[float]) -> tuple[float, float]:
     """Return the mean, and half of its 95 % interval."""
     half = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(np.mean(values)), float(half)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER[:PIXELS]")
     parser.add_argument("-b", "--backbone", action="append", default=[])
@@ -147,12 +164,12 @@ def main():
     show(runs, f"grid {matrix_name(runs)}")
 
 
-def matrix_name(runs):
+def matrix_name(runs: list[Run]) -> str:
     """Return the backbone of the first grid."""
     return next(key for key in runs[0] if key.startswith("grid ")).removeprefix("grid ")
 
 
-def show(runs, base):
+def show(runs: list[Run], base: str) -> None:
     """Print gains over the grid, by set and number of images, and over all."""
     grids = [key for key in runs[0] if key.startswith("grid ") and not key.endswith(" s")]
     cells = sorted({(run["set"], run["images"]) for run in runs})
