@@ -29,7 +29,7 @@ _SHOWN = 15
         shell_complete=options.complete_head,
         help="A head over its own grid, over values as in logistic:C=0.01|0.1, or over a range as "
         "in logistic:C=0.001..10 (random, optuna). Repeat it for several.  "
-        "[default: nearest-mean, ridge, lda, knn, logistic]",
+        "[default: logistic and ridge]",
     ),
     click.option(
         "--transform",
@@ -85,6 +85,12 @@ _SHOWN = 15
         default=True,
         show_default=True,
         help="Try the weighted mean of the best heads.",
+    ),
+    click.option(
+        "--caution",
+        type=click.FloatRange(min=0),
+        help="Standard errors by which a candidate has to be better than the first head on the "
+        "first tap to win.  [default: 1 without --head, else 0: the best score wins]",
     ),
     options.flag("--fresh", help="Forget finished trials of the same search."),
     options.file_path("--csv", "csv_file", help="Write the whole leaderboard there."),
@@ -155,7 +161,7 @@ def command(
     named = read_space(space, **what, streamed=max_ram is not None)
     if learnt["balanced"]:
         named.balanced()
-    SearchOptions(**how)
+    SearchOptions(**{**how, "caution": how["caution"] or 0.0})
     features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
     laps.lap("features")
     if extraction["backbone"]:
@@ -243,6 +249,11 @@ def _show(result: SearchResult) -> None:
     for note in result.notes:
         say(f"note      {note}")
     best, score = result.best, result.score
+    if best.rank > 1 and result.caution:
+        say(
+            f"note      {best.rank - 1:,} scored higher, none clearly so: the usual one is taken "
+            "(--caution 0 takes the highest)"
+        )
     say(f"best      {best.head} on {best.backbone} {best.tap}, {best.transform}")
     say(
         f"selected  {result.scoring} {_number(best.score, 4)}: optimistic, since it is the best of "

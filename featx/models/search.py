@@ -78,9 +78,8 @@ _MEASURE_S = 0.5
 def _feature_block(
     features: Features,
     name: BlockName,
-    branches: list[Branch],
+    costs: Sequence[_Cost],
     sample: SearchSample | None,
-    engine: str,
 ) -> FeatureBlock:
     """Return one block, or a sample of its rows, with its views and what its backbone costs."""
     views = [None, *features.views(**name)]
@@ -89,10 +88,6 @@ def _feature_block(
     digests.append(hashlib.sha256(np.ascontiguousarray(features.keys).data).hexdigest())
     rows, drawn = (None, []) if sample is None else (sample.rows, [sample.digest])
     digest = " ".join([name["tap"], *digests, *drawn])
-    costs = [
-        _backbone_cost(branch, spec, engine)
-        for branch, spec in zip(branches, features.specs(**name), strict=True)
-    ]
     return read_block(
         features,
         name,
@@ -150,6 +145,7 @@ def _milliseconds(engine: Engine, size_px: tuple[int, int]) -> float:
     return min(timings) * 1000 / _BATCH
 
 
+_CAUTION = 1.0
 _STREAMED_TRANSFORMS = ("standard", "none", "l2")
 # A search holds the rows, those of a fold, and both standardised.
 _COPIES = 5
@@ -304,10 +300,14 @@ class SearchResult(NotebookValue):
     """
 
     def __init__(
-        self, model: ImageClassifier, outcome: SearchOutcome, winner: Winner | None = None
+        self,
+        model: ImageClassifier,
+        outcome: SearchOutcome,
+        winner: Winner | None = None,
+        caution: float = 0.0,
     ) -> None:
         self.model, self.training = model, model.training_
-        self._winner = winner
+        self._winner, self.caution = winner, caution
         self._board = outcome.leaderboard
         self.leaderboard: list[Row] = self._board.rows
         self.best = self.leaderboard[self._board.chosen]
@@ -496,6 +496,7 @@ def search(
     one_standard_error: bool = False,
     joins: bool = True,
     ensemble: bool = True,
+    caution: float | None = None,
     budget_s: float | None = None,
     n_jobs: int = -1,
     seed: int = 0,
@@ -523,8 +524,7 @@ def search(
     heads : str, estimator or sequence, optional
         ``"logistic"`` is tried over its own grid, ``"logistic:C=0.01|0.1"`` over these values,
         ``"logistic:C=0.001..10"`` (random, optuna) over a range. Estimators, and
-        ``{"head": "logistic", "C": [0.01, 0.1]}``, do too. By default every head whose settings
-        are measured together: nearest-mean, ridge, lda, knn, logistic.
+        ``{"head": "logistic", "C": [0.01, 0.1]}``, do too. By default logistic and ridge.
     transforms : str or sequence of str, optional
         ``"standard"`` (the default: the head as it is), ``"none"`` (without its standardisation),
         ``"l2"``, ``"pca:64"``, ``"pca:0.95"``, ``"whiten:64"``.
@@ -567,6 +567,11 @@ def search(
     ensemble : bool, default True
         Whether to try the weighted mean of the best heads that can be exported, at most 8. Its
         score on each fold is that of weights chosen on the other folds. Not with `max_ram`.
+    caution : float, optional
+        By how many standard errors of the difference over the folds a candidate has to be better
+        than the usual one to win: the best of the first head on the first tap of a backbone. By
+        default 1 where no heads are named, which keeps few images from choosing by chance, else 0:
+        then the best score wins.
     budget_s : float, optional
         Seconds after which no trial is started.
     n_jobs : int, default -1
@@ -576,8 +581,7 @@ def search(
     max_ram : str or int, optional
         Bound on the memory for features, as bytes or as ``"1GiB"``: candidates are then measured
         on a seeded share of every class or label that fits, and the winner is trained on all
-        images in batches. Only heads that can be (see `featx.train`) are tried, by default
-        nearest-mean, ridge, lda, logistic.
+        images in batches. Only heads that can be are tried (see `featx.train`).
     y : sequence of length n, optional
         Labels in place of those of the features.
     weights, preprocessing, trust
@@ -630,6 +634,7 @@ def search(
         one_standard_error=one_standard_error,
         joins=joins,
         ensemble=ensemble and max_ram is None,
+        caution=_CAUTION if caution is None and heads is None and space is None else caution or 0.0,
         resume=resume,
     )
     bound = None if max_ram is None else as_bytes(max_ram)
@@ -660,11 +665,18 @@ def search(
         sample = _sample_rows(features, targets, rows, groups, used, bound, seed)
     seen = np.arange(len(labels)) if sample is None else sample.rows
     stated: Json = {"called": tried.called, "weights": weights, "preprocessing": preprocessing}
+    # A backbone costs the same, wherever in it features are taken.
+    known: dict[FeatureSpec, _Cost] = {}
     blocks = []
     for block in used:
         branches = branches_of(features, block, **stated, trust=trust)
-        with stage(f"timing {block['backbone']}"):
-            blocks.append(_feature_block(features, block, branches, sample, engine))
+        specs = features.specs(**block)
+        for branch, spec in zip(branches, specs, strict=True):
+            if spec not in known:
+                with stage(f"timing {spec.backbone}"):
+                    known[spec] = _backbone_cost(branch, spec, engine)
+        costs = [known[spec] for spec in specs]
+        blocks.append(_feature_block(features, block, costs, sample))
     with _live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,
@@ -713,7 +725,7 @@ def search(
         )
     name = winner.head if plain else ""
     won_by = Winner(fitting, names, training, tested, fitted, fit_s, seed, name)
-    return SearchResult(model, outcome, won_by)
+    return SearchResult(model, outcome, won_by, options.caution)
 
 
 def _tested_rows(

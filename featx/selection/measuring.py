@@ -51,6 +51,7 @@ class SearchOptions:
     one_standard_error: bool = False
     joins: bool = True
     ensemble: bool = True
+    caution: float = 0.0
     resume: bool = True
 
     def __post_init__(self) -> None:
@@ -287,11 +288,12 @@ def probe(candidate: Candidate, data: FoldData, *, seed: int) -> tuple[float, in
     for count in _OF_EACH_CLASS:
         rows = np.concatenate([train[data.codes[train] == code][:count] for code in classes])
         Z = prepared.apply(data.X[rows])
-        head = data.make(candidate, prepared, seed).fit(Z, data.targets(rows))
+        # Its probabilities cost a number more, and several fits.
+        head = uncalibrated(data.make(candidate, prepared, seed)).fit(Z, data.targets(rows))
         learnt.append(_learnt_bytes(head))
         received.append(Z.nbytes)
     if 2 * (learnt[1] - learnt[0]) >= received[1] - received[0] > 0:  # it keeps what it is given
-        head = data.make(candidate, prepared, seed)
+        head = uncalibrated(data.make(candidate, prepared, seed))
         head.fit(prepared.apply(data.X[train]), data.targets(train))
     return _milliseconds(prepared, head, data.X[test]), _learnt_bytes(head, prepared.learnt())
 

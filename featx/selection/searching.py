@@ -455,9 +455,15 @@ def _selected(search: Search) -> Leaderboard | str:
     if options.ensemble:
         try_ensemble(search)
     trials = list(search.trials.values())
-    costs = measure_costs(search, trials)
+    costs = measure_costs(search, trials, probing=search.scope == "main")
     ordered = ranked(trials, costs)
-    chosen = choose(ordered, costs, one_standard_error=options.one_standard_error)
+    chosen = choose(
+        ordered,
+        costs,
+        one_standard_error=options.one_standard_error,
+        usual=_usual(search),
+        caution=options.caution,
+    )
     if chosen is None:
         reasons = {trial.failed for trial in ordered} - {""}
         return (
@@ -465,6 +471,21 @@ def _selected(search: Search) -> Leaderboard | str:
             "their parameters"
         )
     return Leaderboard(ordered, chosen, costs, search.scorer, len(search.folds))
+
+
+def _usual(search: Search) -> set[Candidate]:
+    """Return the candidates of the first head on the first block of each backbone."""
+    first: dict[str, BlockKey] = {}
+    for key in search.single:
+        first.setdefault(key[0], key)
+    head = search.space.parts[0].heads[0].label
+    return {
+        candidate
+        for candidate in search.trials
+        if candidate.head == head
+        and candidate.transform == search.space.parts[0].transforms[0]
+        and candidate.block_key in first.values()
+    }
 
 
 def _set_test_aside(
@@ -654,6 +675,13 @@ def _require_components(space: SearchSpace, blocks: Mapping[BlockKey, FeatureBlo
             )
 
 
+# Options that do not change what is measured, only how long, how much of it and what is made of it.
+_AFTERWARDS = (
+    *("budget_s", "n_jobs", "one_standard_error", "resume"),
+    *("joins", "ensemble", "caution"),
+)
+
+
 def _digest(
     blocks: Mapping[BlockKey, FeatureBlock],
     data: Sample,
@@ -663,11 +691,7 @@ def _digest(
     options: SearchOptions,
 ) -> str:
     """Return what tells this search from every other: equal digests have equal trials."""
-    decides = {
-        name: value
-        for name, value in asdict(options).items()
-        if name not in ("budget_s", "n_jobs", "one_standard_error", "resume")
-    }
+    decides = {name: value for name, value in asdict(options).items() if name not in _AFTERWARDS}
     digest = hashlib.sha256(json.dumps([decides, space.describe(), _versions()]).encode())
     for key, block in blocks.items():
         content = block.digest or hashlib.sha256(np.ascontiguousarray(block.X).data).hexdigest()
