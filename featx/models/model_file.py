@@ -48,6 +48,7 @@ from featx.files.claims import shortened
 from featx.files.outputs import is_model, refuse_replacing, written_whole
 from featx.files.safe_json import Json
 from featx.files.safe_zip import require_plain_network
+from featx.heads.decision import Decision
 from featx.heads.novelty import dump_novelty, load_novelty
 from featx.heads.storage import DESCRIPTION as STEPS
 from featx.heads.storage import dump_head, load_head
@@ -56,8 +57,8 @@ from featx.selection.metrics import MOST_CONFUSED
 from featx.spec import FeatureSpec, ViewPolicy
 
 KIND = "featx-model"
-VERSION = 3
-"""The highest version that is read: 2 has a network of its own, 3 a head of steps."""
+VERSION = 4
+"""The highest version that is read: 2 has a network of its own, 3 a head of steps, 4 a rule."""
 NOVELTY = "novelty.h5"
 _MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, *NETWORKS)
 _MOST_BYTES = 4 << 30
@@ -156,6 +157,13 @@ def read_model(
     model.training_ = training if isinstance(training, dict) else {}
     model.head_ = load_head(files, trust=trust)
     _check_head(file, model, details)
+    if "decision" in details:
+        try:
+            model.decision_ = Decision.from_dict(
+                details["decision"], len(model.classes_), multilabel=model.multilabel
+            )
+        except ArtefactError as error:
+            raise ArtefactError(f"{file}: {error}") from error
     if NOVELTY in files:
         novelty = details.get("novelty")
         if not isinstance(novelty, dict):
@@ -306,7 +314,7 @@ def save_model(
         del metrics["confusion"]  # of thousands of classes it would be most of the file
     details = {
         "type": KIND,
-        "version": VERSION if STEPS in files else 2 if carried else 1,
+        "version": _version(model, files, carried),
         "spec": known.to_dict(),
         "tap": model.tap,
         "classes": model.classes_.tolist(),
@@ -319,6 +327,7 @@ def save_model(
         "weights": _absolute(model.weights),
         **carried,
         **novelty,
+        **({} if model.decision_ is None else {"decision": model.decision_.to_dict()}),
         "metrics": _plain(metrics),
         "training": _plain(model.training_ if training is None else training),
         "command": command,
@@ -328,6 +337,13 @@ def save_model(
     }
     _write(target, {DESCRIPTION: json.dumps(details, indent=2, allow_nan=False).encode(), **files})
     return target
+
+
+def _version(model: ImageFeatures, files: dict[str, bytes], carried: Json) -> int:
+    """Return the lowest version that knows all that is in a file."""
+    if model.decision_ is not None:
+        return 4
+    return 3 if STEPS in files else 2 if carried else 1
 
 
 def _network(
