@@ -558,7 +558,7 @@ def check_rule(settings: dict[str, Any], *, multilabel: bool) -> None:
     from featx.selection.rules import RuleOptions
 
     names = ("optimise", "coverage", "coverage_by")
-    RuleOptions.read(*(settings[name] for name in names), multilabel=multilabel)
+    RuleOptions.read(*(settings[name] for name in names), multilabel=multilabel, cv=settings["cv"])
 
 
 def check_report(report: Path | None, data: str, *, force: bool) -> None:

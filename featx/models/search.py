@@ -661,8 +661,7 @@ def search(
     rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))
     if y is None and not multilabel:
         check_classes(features, labels, rows, label_kind)
-    if ruled.costs is not None:
-        ruled.costs.of(np.unique(labels[rows]))
+    ruled.check(labels[rows])
     names, targets, label_sets = None, labels, None
     if multilabel:
         names, targets = label_targets(labels, rows)

@@ -445,12 +445,7 @@ def train(
     UnknownNameError
         If nothing of the name can be optimised.
     """
-    options = RuleOptions.read(optimise, coverage, coverage_by, multilabel=multilabel)
-    if options.wanted and cv < 2:
-        raise HeadError(
-            f"optimise and coverage take out-of-fold probabilities, received cv={cv}: cross-"
-            "validate with two folds or more, such as --cv 5 (cv=5)"
-        )
+    options = RuleOptions.read(optimise, coverage, coverage_by, multilabel=multilabel, cv=cv)
     if balanced:
         head = balanced_head(head)
     name = None if backbone is None else canonical_name(backbone)
@@ -475,8 +470,7 @@ def train(
     made = make_head(head, seed=seed, multilabel=multilabel)
     bound = memory_bound(features, block, made, max_ram)
     names, targets = _targets(features, y, rows, held_out, multilabel)
-    if options.costs is not None:
-        options.costs.of(np.unique(targets[rows]))
+    options.check(targets[rows])
     fitting = Fitting(features, block, made, targets, bound)
     metrics: Json = {"protocol": "not measured"}
     suspects: list[Suspect] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -118,6 +118,7 @@ class RuleOptions:
         coverage_by: str = "all",
         *,
         multilabel: bool = False,
+        cv: int = 5,
     ) -> RuleOptions:
         """Read the arguments of `featx.train`, and check what can be checked without images."""
         costs = None
@@ -149,12 +150,39 @@ class RuleOptions:
                 f"a coverage by {coverage_by} needs the coverage itself: add --coverage 0.95 "
                 "(coverage=0.95)"
             )
-        return cls(name, costs, coverage, coverage_by)
+        options = cls(name, costs, coverage, coverage_by)
+        if options.wanted and cv < 2:
+            raise HeadError(
+                f"optimise and coverage take out-of-fold probabilities, received cv={cv}: cross-"
+                "validate with two folds or more, such as --cv 5 (cv=5)"
+            )
+        return options
 
     @property
     def wanted(self) -> bool:
         """Whether anything is asked for."""
         return bool(self.optimise) or self.coverage is not None
+
+    def check(self, targets: NDArray[np.generic]) -> None:
+        """Raise `DatasetError` where labels (n,), or 0 and 1 of several (n, k), cannot teach it."""
+        if self.costs is not None:
+            self.costs.of(np.unique(targets))
+        if self.coverage is None:
+            return
+        names, counts = np.array([""]), np.array([len(targets)])
+        if self.by == "class" and targets.ndim == 1:
+            names, counts = np.unique(targets, return_counts=True)
+        name, count = str(names[counts.argmin()]), int(counts.min())
+        if _rank(count, self.coverage):
+            return
+        needed = math.ceil((1 / (1 - self.coverage) - 1) * (1 - 1e-9))
+        what = f"of each class, {name!r} has" if name else "to train on, there are"
+        lower = math.floor(100 * count / (count + 1)) / 100
+        raise DatasetError(
+            f"a coverage of {self.coverage:g} needs {needed} images {what} {count}: label more "
+            f"images, or take a coverage of {lower:g}"
+            + (", or leave --coverage-by class out" if name else "")
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +212,6 @@ def learn_rule(
             "the head gives probabilities that are not finite, from which no rule can be learnt: "
             "take another head, or other parameters"
         )
-    _require_images(options, truth, proba, classes)
     report: Json = {}
     decision = _tuned(options, truth, proba, classes)
     held_out = [(test, _tuned(options, truth[rest], proba[rest], classes)) for rest, test in folds]
@@ -216,10 +243,10 @@ def learn_rule(
         weighed = np.empty(proba.shape)
         for test, rule in held_out:
             weighed[test] = rule.weighed(proba[test])
-        decision = _with_sets(decision, _learn_sets(options, truth, weighed))
+        decision = replace(decision, sets=_learn_sets(options, truth, weighed))
         tallies = []
         for (rest, test), (_, rule) in zip(folds, held_out, strict=True):
-            tested = _with_sets(rule, _learn_sets(options, truth[rest], weighed[rest]))
+            tested = replace(rule, sets=_learn_sets(options, truth[rest], weighed[rest]))
             tallies.append(_tally(tested, truth[test], proba[test]))
         order = np.concatenate([test for test, _ in held_out])
         parts = [np.concatenate(part) for part in zip(*tallies, strict=True)]
@@ -246,10 +273,6 @@ def measure_rule(
         tally = _tally(decision, truth, proba)
         report["coverage"] = _coverage(decision, truth, classes, *tally)
     return report
-
-
-def _with_sets(rule: Decision, sets: LabelSets) -> Decision:
-    return Decision(rule.multilabel, rule.kind, rule.values, rule.optimised, sets)
 
 
 def _tuned(
@@ -487,29 +510,6 @@ def _rank(n: int, coverage: float) -> int:
 def _limit(likelihood: Doubles, coverage: float) -> float:
     rank = _rank(len(likelihood), coverage)
     return float(np.partition(likelihood, rank - 1)[rank - 1]) if rank else 0.0
-
-
-def _require_images(
-    options: RuleOptions, truth: Numbers, proba: Floats, classes: NDArray[np.generic]
-) -> None:
-    """Raise `DatasetError` where there are too few images for a limit of their own."""
-    if options.coverage is None:
-        return
-    counts, names = np.array([len(truth)]), [""]
-    if options.by == "class" and truth.ndim == 1:
-        counts = np.bincount(truth, minlength=proba.shape[1])
-        names = [str(name) for name in classes]
-    few = int(counts.argmin())
-    if _rank(int(counts[few]), options.coverage):
-        return
-    needed = math.ceil(1 / (1 - options.coverage) - 1 - 1e-9)
-    what = f"of each class, {names[few]!r} has" if names[few] else "that are measured, there are"
-    lower = math.floor(100 * counts[few] / (counts[few] + 1)) / 100
-    raise DatasetError(
-        f"a coverage of {options.coverage:g} needs {needed} images {what} {counts[few]}: label "
-        f"more images, or take a coverage of {lower:g}"
-        + (", or leave --coverage-by class out" if names[few] else "")
-    )
 
 
 def _tally(

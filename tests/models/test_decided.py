@@ -180,6 +180,21 @@ def test_a_search_gives_its_winner_a_rule(features, tmp_path):
     assert again.predict(features.X).tolist() == found.model.predict(features.X).tolist()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [None, "f1"])
+@pytest.mark.parametrize("head", ["lda", "logistic:C=0.1", "knn"])
+def test_new_rows_are_covered_as_stated(head, rule, cache):
+    shares = []
+    for seed in range(20):
+        X, codes = rows(400, seed=seed)
+        name = f"covered {seed}"
+        features = featx.import_features(name, X, y=NAMES[codes], cache=cache / "covered")
+        model = featx.train(features, head=head, seed=seed, optimise=rule, coverage=0.9).model
+        new, truth = rows(4000, seed=1000 + seed)
+        shares.append(model.rule.covered(truth, model.predict_proba(new)).mean())
+    assert np.mean(shares) == pytest.approx(0.9, abs=0.01)
+
+
 def test_training_in_batches_learns_the_same_rule(features):
     whole = featx.train(features, head="ridge", optimise="f1", coverage=0.9).model.decision_
     parts = featx.train(features, head="ridge", optimise="f1", coverage=0.9, max_ram="4MiB")
@@ -197,8 +212,9 @@ def test_what_cannot_be_learnt_is_refused(features, label_sets, tmp_path, costs)
     with pytest.raises(HeadError, match="several labels an image do not: optimise f1"):
         featx.train(label_sets, multilabel=True, optimise=costs)
     few = features[:40]
-    with pytest.raises(DatasetError, match=r"a coverage of 0\.99 needs 99 images"):
-        featx.train(few, coverage=0.99)
+    for train in (featx.train, featx.search):
+        with pytest.raises(DatasetError, match=r"a coverage of 0\.99 needs 99 images"):
+            train(few, coverage=0.99)
     (tmp_path / "other.csv").write_text("true,ant,wasp\nant,0,1\nwasp,1,0\n")
     for train in (featx.train, featx.search):
         with pytest.raises(DatasetError, match="not those of the images: bee, fly, wasp"):

@@ -210,17 +210,18 @@ def test_coverage_reports_sizes_and_who_is_unsure():
 
 
 def test_too_few_images_for_a_coverage():
-    y, proba = guesses(18)
-    wanted = r"a coverage of 0\.95 needs 19 images that are measured, there are 18: .*of 0\.94"
+    wanted = r"a coverage of 0\.95 needs 19 images to train on, there are 18: .*of 0\.94"
     with pytest.raises(DatasetError, match=wanted):
-        learn_rule(options(None, 0.95), y, proba, CLASSES, repeated_folds(y))
-    y, proba = guesses(100)
-    y = np.repeat(np.arange(3), [60, 33, 7])
+        options(None, 0.95).check(np.arange(18) % 2)
+    options(None, 0.95).check(np.arange(19) % 2)
+    with pytest.raises(DatasetError, match="needs 99999 images"):
+        options(None, 0.99999).check(np.arange(18) % 2)
+    y = np.repeat(CLASSES, [60, 33, 7])
     wanted = r"needs 9 images of each class, 'fly' has 7: .*of 0\.87, or leave --coverage-by class"
     with pytest.raises(DatasetError, match=wanted):
-        learn_rule(options(None, 0.9, "class"), y, proba, CLASSES, repeated_folds(y))
-    y = np.repeat(np.arange(3), [60, 31, 9])
-    learn_rule(options(None, 0.9, "class"), y, proba, CLASSES, repeated_folds(y))
+        options(None, 0.9, "class").check(y)
+    options(None, 0.9, "class").check(np.repeat(CLASSES, [60, 31, 9]))
+    options(None, 0.9, "class").check(np.zeros((9, 3), int))  # several labels have all images
 
 
 def test_probabilities_that_are_not_finite_teach_nothing():
