@@ -178,8 +178,8 @@ def score_images(
 def _scores(model: ImageClassifier, answers: _Answers, bootstrap: int, seed: int) -> Evaluation:
     if model.multilabel:
         sets, truth = (answers.y, answers.proba, answers.classes), answers.y.astype(np.intp)
-        given = answers.codes > 0
-        scores = Evaluation(score_label_sets(*sets, predicted=given), failed=answers.failed)
+        decided = answers.codes > 0
+        scores = Evaluation(score_label_sets(*sets, predicted=decided), failed=answers.failed)
     else:
         judged = answers.judged()
         scores, truth = Evaluation(judged.scores(), failed=answers.failed), judged.truth
@@ -191,7 +191,7 @@ def _scores(model: ImageClassifier, answers: _Answers, bootstrap: int, seed: int
     if bootstrap:
         drawing: Json = {"groups": answers.copies(), "samples": bootstrap, "seed": seed}
         if model.multilabel:
-            scores["intervals"] = bootstrap_label_sets(*sets, predicted=given, **drawing)
+            scores["intervals"] = bootstrap_label_sets(*sets, predicted=decided, **drawing)
         else:
             scores["intervals"] = bootstrap_intervals_of(judged, **drawing)
         scores["intervals_of"] = {

@@ -739,7 +739,7 @@ def search(
         )
     name = winner.head if plain else ""
     won_by = Winner(fitting, names, training, tested, fitted, fit_s, seed, name)
-    if ruled.wanted:
+    if ruled:
         with stage(f"learning what {winner.text} decides by"):
             won_by = won_by.learn(model, ruled)
         outcome.notes.append(_RULED)

@@ -476,7 +476,7 @@ def train(
     suspects: list[Suspect] = []
     scored: Scored | None = None
     shown = head if isinstance(head, str) else type(head).__name__
-    if cv and (held_out is None or options.wanted):
+    if cv and (held_out is None or options):
         with stage(f"cross-validating {shown} on {len(rows):,} images"):
             metrics, suspects, scored = _cross_validate(model, fitting, names, rows, cv, options)
     with stage(f"training {shown} on {len(rows):,} images"):
@@ -649,15 +649,15 @@ def score_answers(
         )
     every = _gathered(fitting, answers, len(rows), len(names))
     sets: NDArray[np.uint8] = truth.astype(np.uint8, copy=False)
-    given = None if codes is None else codes > 0
+    decided = None if codes is None else codes > 0
     return Scored(
         features=fitting.features,
         **fitting.block,
         rows=rows,
         names=names,
-        scores={**score_label_sets(sets, every, names, predicted=given), **report},
+        scores={**score_label_sets(sets, every, names, predicted=decided), **report},
         label_sets=(sets, every),
-        answers=given,
+        answers=decided,
     )
 
 
@@ -715,7 +715,7 @@ def _cross_validate(
     try:
         folds = repeated_folds(truth, folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
-        if options.wanted:
+        if options:
             raise
         return {"protocol": f"not measured: {error}"}, [], None
     name = model.head.partition(":")[0].strip() if isinstance(model.head, str) else ""
@@ -723,7 +723,7 @@ def _cross_validate(
         rows, folds, model.views_averaged, name=name, seed=model.random_state
     )
     rule = None
-    if options.wanted:
+    if options:
         answers, rule = learn_from_answers(model, fitting, names, rows, answers, folds, options)
     scored = score_answers(fitting, names, rows, answers, rule=rule)
     judged = scored.judged

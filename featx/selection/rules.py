@@ -151,16 +151,15 @@ class RuleOptions:
                 "(coverage=0.95)"
             )
         options = cls(name, costs, coverage, coverage_by)
-        if options.wanted and cv < 2:
+        if options and cv < 2:
             raise HeadError(
                 f"optimise and coverage take out-of-fold probabilities, received cv={cv}: cross-"
                 "validate with two folds or more, such as --cv 5 (cv=5)"
             )
         return options
 
-    @property
-    def wanted(self) -> bool:
-        """Whether anything is asked for."""
+    def __bool__(self) -> bool:
+        """Return whether anything is asked for."""
         return bool(self.optimise) or self.coverage is not None
 
     def check(self, targets: NDArray[np.generic]) -> None:
@@ -225,9 +224,9 @@ def learn_rule(
             tuned[test] = rule.decide(proba[test])
         after = score(truth, tuned)
         # Costs are stated and not tuned: their rule is what was asked for.
-        stated = options.optimise == "cost"
-        kept = stated or after > before + _SLACK
-        how = "out of fold" if stated else "each decided by a rule that was tuned on the others"
+        by_costs = options.optimise == "cost"
+        kept = by_costs or after > before + _SLACK
+        how = "out of fold" if by_costs else "each decided by a rule that was tuned on the others"
         report["decision"] = {
             "optimised": options.optimise,
             "before": _shown(options.optimise, before),

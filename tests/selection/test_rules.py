@@ -303,9 +303,9 @@ def test_options_that_cannot_be():
         options(None, 0.9, "label")
     with pytest.raises(HeadError, match=r"add --coverage 0\.95"):
         options(None, None, "class")
-    assert not options().wanted
-    assert options("f1").wanted
-    assert options(None, 0.9).wanted
+    assert not options()
+    assert options("f1")
+    assert options(None, 0.9)
 
 
 def test_a_plain_rule_measures_nothing():
