@@ -25,7 +25,7 @@ _MEASURED_ROWS = 200
     options.whole(
         "--top-k",
         least=1,
-        help="Classes an image.  [default: 1; of several labels, those above 0.5]",
+        help="Classes an image.  [default: 1; of several labels, those that the model gives]",
     ),
     options.choice(
         "--format",
@@ -35,6 +35,11 @@ _MEASURED_ROWS = 200
         help="How to print them.",
     ),
     options.flag("--unknown", help="Mark images that are unlike those of training."),
+    options.flag(
+        "--abstain",
+        help="Mark images that a person should look at: their set of labels, of a model trained "
+        "with --coverage, is not exactly one.",
+    ),
     options.loading,
     options.cache,
 )
@@ -44,6 +49,7 @@ def command(
     top_k: int | None,
     style: str,
     unknown: bool,
+    abstain: bool,
     weights: str | None,
     trust: bool,
     cache: Path,
@@ -57,6 +63,7 @@ def command(
     \b
     featx predict photos.featx new/*.jpg
     featx predict photos.featx 'new/**/*.jpg' --format csv > new.csv
+    featx predict photos.featx new/ --abstain
     find . -name '*.jpg' | featx predict photos.featx - --format jsonl
     """
     from featx.models.model_file import load_predictor
@@ -64,11 +71,11 @@ def command(
 
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
-    rows = _counted(
-        predict(classifier, options.image_arguments(images), top_k=top_k, unknown=unknown), counts
-    )
+    named = options.image_arguments(images)
+    predictions = predict(classifier, named, top_k=top_k, unknown=unknown, abstain=abstain)
+    rows = _counted(predictions, counts)
     printer = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}[style]
-    printer(rows, unknown)
+    printer(rows, unknown, abstain)
     if counts["failed"]:
         say(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
     return 0 if counts["ok"] or not counts["failed"] else 1
@@ -80,10 +87,11 @@ def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Pre
         yield row
 
 
-def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:
+def _print_table(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
     """Print aligned columns, as wide as the first rows ask for, so that rows never wait."""
-    header = ["path", "label", "probability", *(["distance"] if unknown else []), ""]
-    lines = ([visible(cell) for cell in line] for line in _table_lines(rows, unknown))
+    more = [*(["distance"] if unknown else []), *(["set"] if abstain else [])]
+    header = ["path", "label", "probability", *more, ""]
+    lines = ([visible(cell) for cell in line] for line in _table_lines(rows, unknown, abstain))
     first = [header, *islice(lines, _MEASURED_ROWS)]
     widths = [max(len(line[column]) for line in first) for column in range(len(header))]
     right = {"probability", "distance"}
@@ -95,32 +103,44 @@ def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:
         say("  ".join(cells).rstrip())
 
 
-def _table_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str]]:
+def _table_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> Iterator[list[str]]:
     for row in rows:
         path = row.path
         if row.status == "failed":
-            more = ["-"] if unknown else []
+            more = ["-"] * (unknown + abstain)
             yield [path, "-", "-", *more, f"failed: {row.reason}"]
-        elif not row.top:
-            more = [f"{row.distance:.3f}"] if unknown else []
-            yield [path, "-", "-", *more, "unknown" if row.unknown else "no label"]
+            continue
+        more = [f"{row.distance:.3f}"] if unknown else []
+        more += [_joined(row) or "-"] if abstain else []
+        marks = ["unsure"] * bool(row.unsure) + ["unknown"] * bool(row.unknown)
+        if not row.top:
+            yield [path, "-", "-", *more, ", ".join(marks or ["no label"])]
         for rank, (label, probability) in enumerate(row.top):
-            more, mark = [], ""
-            if unknown:
-                more = ["" if rank else f"{row.distance:.3f}"]
-                mark = "unknown" if row.unknown and not rank else ""
-            yield ["" if rank else path, label, f"{probability:.4f}", *more, mark]
+            if rank:
+                yield ["", label, f"{probability:.4f}", *[""] * len(more), ""]
+            else:
+                yield [path, label, f"{probability:.4f}", *more, ", ".join(marks)]
 
 
-def _print_csv(rows: Iterable[Prediction], unknown: bool) -> None:
+def _joined(row: Prediction) -> str:
+    """Return the labels that an image may have as one text."""
+    from featx.images.labels import SEPARATOR
+
+    return SEPARATOR.join(map(str, row.label_set or ()))
+
+
+def _print_csv(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
     write = row_writer()
-    extra = ["unknown", "distance"] if unknown else []
+    extra = ["unknown", "distance"] * unknown + ["unsure", "set"] * abstain
     write(["path", "label", "probability", "status", "reason", "rank", *extra])
     for row in rows:
         more: list[str] = []
         if unknown:
             known = row.unknown is not None
-            more = [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
+            more += [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
+        if abstain:
+            decided = row.unsure is not None
+            more += [str(row.unsure).lower(), _joined(row)] if decided else ["", ""]
         if row.status == "failed":
             write([row.path, "", "", row.status, row.reason, "", *more])
         elif not row.top:
@@ -129,10 +149,13 @@ def _print_csv(rows: Iterable[Prediction], unknown: bool) -> None:
             write([row.path, label, f"{probability:.6f}", row.status, "", rank, *more])
 
 
-def _print_json_lines(rows: Iterable[Prediction], unknown: bool) -> None:
+def _print_json_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
     for row in rows:
         top = [{"label": label, "probability": probability} for label, probability in row.top]
         first = top[0] if top else {"label": None, "probability": None}
         line = {"path": row.path, **first, "status": row.status, "reason": row.reason, "top": top}
-        more = {"unknown": row.unknown, "distance": row.distance} if unknown else {}
-        say_json({**line, **more})
+        if unknown:
+            line |= {"unknown": row.unknown, "distance": row.distance}
+        if abstain:
+            line |= {"unsure": row.unsure, "set": row.label_set}
+        say_json(line)

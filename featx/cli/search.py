@@ -9,7 +9,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, show_features, table
+from featx.cli.show import Laps, show_features, show_rule, table
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ _SHOWN = 15
     options.multilabel,
     options.label_kind,
     options.balanced,
+    options.rule,
     options.max_ram,
     options.as_json,
 )
@@ -149,6 +150,8 @@ def command(
         "multilabel": multilabel,
         **{name: settings.pop(name) for name in ("label_kind", "balanced")},
     }
+    options.check_rule(settings, multilabel=multilabel)
+    ruled = {name: settings.pop(name) for name in ("optimise", "coverage", "coverage_by")}
     space, max_ram, fresh, on_split = (
         settings.pop(name) for name in ("space", "max_ram", "fresh", "on_split")
     )
@@ -174,6 +177,7 @@ def command(
         **how,
         **source,
         **learnt,
+        **ruled,
         max_ram=max_ram,
         cache=cache,
         resume=not fresh,
@@ -190,6 +194,7 @@ def command(
         return
     show_features(features)
     _show(result)
+    show_rule(result.decided)
     if csv_file is not None:
         say(f"table     {csv_file}: all {len(result.leaderboard):,} trials")
     say(f"saved     {target}")

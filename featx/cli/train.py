@@ -10,7 +10,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, label_scores, show_features
+from featx.cli.show import Laps, label_scores, show_features, show_rule
 from featx.terminal import say, say_json
 
 
@@ -38,6 +38,7 @@ from featx.terminal import say, say_json
     options.multilabel,
     options.label_kind,
     options.balanced,
+    options.rule,
     options.max_ram,
     options.as_json,
 )
@@ -64,6 +65,7 @@ def command(
     featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
     featx train photos/ -b tiny -b mobilenet_v2 -o both.featx
     featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
+    featx train photos/ --optimise f1 --coverage 0.95 -o photos.featx
     """
     import featx
     from featx.heads.learning import require_streamable
@@ -73,6 +75,7 @@ def command(
     # What cannot be trained is to be known before an hour of extraction.
     head = balanced_head(head) if settings.pop("balanced") else head
     untrained = make_head(head, multilabel=multilabel)
+    options.check_rule(settings, multilabel=multilabel)
     if settings["max_ram"] is not None:
         require_streamable(untrained)
     target = options.model_target(output, data, force=force)
@@ -109,6 +112,7 @@ def command(
     what = "labels" if multilabel else "classes"
     say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
     _show_accuracy(result)
+    show_rule(result.metrics)
     say(f"saved     {target}")
     if reported:
         laps.lap("report")

@@ -78,6 +78,7 @@ def describe(
             "head": head,
             "spec_sha256": spec.digest,
         },
+        **({} if model.decision_ is None else {"decision": model.decision_.to_dict()}),
         **({} if calibration is None else {"calibration": calibration}),
     }
 
@@ -168,14 +169,40 @@ def pixels(path):
 
 
 with open({beside!r}, encoding="utf-8") as file:
-    classes = json.load(file)["classes"]
+    about = json.load(file)
+classes = about["classes"]
 '''
 
-_SHOW = "print(classes[probabilities.argmax()], probabilities.max())\n"
-_SHOW_SETS = f"print([name for name, p in zip(classes, probabilities) if p > {LABEL_THRESHOLD}])\n"
+# How each rule decides, by language: of classes, the number of the best one.
+_PYTHON_RULES = {
+    "plain": "probabilities.argmax()",
+    "threshold": 'int(probabilities[1] > about["decision"]["values"][0])',
+    "factors": '(probabilities * about["decision"]["values"]).argmax()',
+    "costs": '(probabilities @ np.array(about["decision"]["values"])).argmin()',
+}
+_SHOW = "best = {rule}\nprint(classes[best], probabilities[best])\n"
+_SHOW_SETS = (
+    "limits = {limits}\n"
+    "print([name for name, p, limit in zip(classes, probabilities, limits) if p > limit])\n"
+)
+_PYTHON_WEIGHED = {
+    "factors": 'weighed = probabilities * about["decision"]["values"]\nweighed /= weighed.sum()\n',
+    "threshold": (
+        'limit = about["decision"]["values"][0]\n'
+        "weighed = probabilities * np.array([limit, 1 - limit])\nweighed /= weighed.sum()\n"
+    ),
+    "thresholds": (
+        'limits = np.array(about["decision"]["values"])\nweighed = probabilities * (1 - limits)\n'
+        "weighed /= weighed + (1 - probabilities) * limits\n"
+    ),
+}
+_PYTHON_SETS = """\
+least = about["decision"]["coverage"]["least"]  # the labels that it may have
+print([name for name, p, limit in zip(classes, weighed, least) if p >= limit])
+"""
 
 _CANVAS = """\
-const {{ classes }} = await (await fetch("{beside}")).json();
+const {{ classes, decision }} = await (await fetch("{beside}")).json();
 const context = new OffscreenCanvas({width}, {height}).getContext("2d");
 context.imageSmoothingQuality = "high"; // near to the model's own resizing, not equal to it
 context.drawImage(image, {crop}0, 0, {width}, {height}); // an <img>
@@ -183,12 +210,37 @@ const rgba = context.getImageData(0, 0, {width}, {height}).data;
 const rgb = rgba.filter((_, i) => i % 4 < 3);
 """
 
-_JAVASCRIPT_SHOW = (
-    "const best = probabilities.indexOf(Math.max(...probabilities));\n"
-    "console.log(classes[best], probabilities[best]);\n"
-)
-_JAVASCRIPT_SHOW_SETS = (
-    f"console.log(classes.filter((_, i) => probabilities[i] > {LABEL_THRESHOLD}));\n"
+_LARGEST = "const best = scores.indexOf(Math.max(...scores));\n"
+_JAVASCRIPT_RULES = {
+    "plain": f"const scores = probabilities;\n{_LARGEST}",
+    "threshold": "const best = probabilities[1] > decision.values[0] ? 1 : 0;\n",
+    "factors": f"const scores = probabilities.map((p, i) => p * decision.values[i]);\n{_LARGEST}",
+    "costs": (
+        "const scores = classes.map((_, i) =>\n"
+        "  -probabilities.reduce((sum, p, row) => sum + p * decision.values[row][i], 0));\n"
+        f"{_LARGEST}"
+    ),
+}
+_JAVASCRIPT_SHOW = "{rule}console.log(classes[best], probabilities[best]);\n"
+_JAVASCRIPT_SHOW_SETS = "console.log(classes.filter((_, i) => probabilities[i] > {limit}));\n"
+_TOTAL = "const total = products.reduce((sum, p) => sum + p, 0);\n"
+_JAVASCRIPT_WEIGHED = {
+    "factors": (
+        "const products = Array.from(probabilities, (p, i) => p * decision.values[i]);\n"
+        f"{_TOTAL}const weighed = products.map((p) => p / total);\n"
+    ),
+    "threshold": (
+        "const limit = decision.values[0];\n"
+        "const products = [probabilities[0] * limit, probabilities[1] * (1 - limit)];\n"
+        f"{_TOTAL}const weighed = products.map((p) => p / total);\n"
+    ),
+    "thresholds": (
+        "const weighed = Array.from(probabilities, (p, i) => p * (1 - decision.values[i]) /\n"
+        "  (p * (1 - decision.values[i]) + (1 - p) * decision.values[i]));\n"
+    ),
+}
+_JAVASCRIPT_SETS = (
+    "console.log(classes.filter((_, i) => weighed[i] >= decision.coverage.least[i]));\n"
 )
 
 
@@ -206,8 +258,22 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
         draft=f'    image.draft("RGB", ({2 * width}, {2 * height}))\n' if policy["draft"] else "",
         resize=_resize(policy, height, width),
     )
-    several = description["output"]["multilabel"]
-    code = {"python": f"{python}\n{rest}{_SHOW_SETS if several else _SHOW}"}
+    decision = description.get("decision", {"kind": "plain"})
+    several, kind = description["output"]["multilabel"], decision["kind"]
+    if several:
+        plain = kind == "plain"
+        limits = f"[{LABEL_THRESHOLD}] * len(classes)" if plain else 'about["decision"]["values"]'
+        show = _SHOW_SETS.format(limits=limits)
+        limit = str(LABEL_THRESHOLD) if plain else "decision.values[i]"
+        show_javascript = _JAVASCRIPT_SHOW_SETS.format(limit=limit)
+    else:
+        show = _SHOW.format(rule=_PYTHON_RULES[kind])
+        show_javascript = _JAVASCRIPT_SHOW.format(rule=_JAVASCRIPT_RULES[kind])
+    if "coverage" in decision:
+        show += _PYTHON_WEIGHED.get(kind, "weighed = probabilities\n") + _PYTHON_SETS
+        show_javascript += _JAVASCRIPT_WEIGHED.get(kind, "const weighed = probabilities;\n")
+        show_javascript += _JAVASCRIPT_SETS
+    code = {"python": f"{python}\n{rest}{show}"}
     if row.javascript:
         crop = "left, top, w, h, " if policy["resize"] == "crop" else ""
         canvas = _CANVAS.format(beside=file.name, height=height, width=width, crop=crop)
@@ -215,7 +281,7 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
             canvas = _centre(height, width) + canvas
         names = {"file": path.name, "canvas": canvas}
         lines = row.javascript.format(**names, height=height, width=width)
-        code["javascript"] = lines + (_JAVASCRIPT_SHOW_SETS if several else _JAVASCRIPT_SHOW)
+        code["javascript"] = lines + show_javascript
     return code
 
 

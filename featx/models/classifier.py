@@ -86,6 +86,10 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         What it was trained on, where that is known: `featx.evaluate` knows these images again.
     novelty_ : Novelty or None
         What marks images unlike those of training; `featx.train` and `featx.search` learn it.
+    decision_ : Decision or None
+        How labels are decided by the probabilities, and what sets with a stated coverage are;
+        `featx.train` and `featx.search` learn it with `optimise` and `coverage`. With None, the
+        most probable class, or all labels above 0.5.
 
     Examples
     --------
@@ -179,7 +183,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         if self.multilabel:
             names, y = read_label_sets(y)
         images = as_image_dataset(X)
-        for known in ("novelty_", "training_"):
+        for known in ("novelty_", "training_", "decision_"):
             self.__dict__.pop(known, None)
         if images is None:
             kinds = {"dtype": [np.float32, np.float64], "multi_output": self.multilabel}

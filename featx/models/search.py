@@ -30,7 +30,7 @@ from featx.extraction.pipeline import Network
 from featx.files.identity import related_rows
 from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
-from featx.heads.rows import Numbers
+from featx.heads.rows import Fold, Numbers
 from featx.heads.table import HEADS
 from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, label_matrix, split_of
@@ -43,6 +43,7 @@ from featx.models.training import (
     branches_of,
     check_classes,
     label_targets,
+    learn_from_answers,
     read_block,
     require_labels,
     score_answers,
@@ -59,6 +60,7 @@ from featx.notebooks import (
 )
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch, total
+from featx.selection.rules import LearntRule, RuleOptions
 from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
 from featx.selection.searching import HonestScore, SearchOutcome, check_length, search_arrays
 from featx.selection.splits import named_fold, repeated_folds
@@ -241,6 +243,23 @@ class Winner:
     fit_s: float  # how long that took
     seed: int
     name: str = ""  # of the head, where it is the head as `featx.train` makes it
+    model: ImageClassifier | None = None  # whose rule decides, where it has one
+    learnt: LearntRule | None = None
+
+    def learn(self, model: ImageClassifier, options: RuleOptions) -> Winner:
+        """Give a model its rule, from a cross-validation of the winner, and return what has it."""
+        fitting, rows = self.fitting, self.training
+        folds = self._folds()
+        answers = fitting.held_out(rows, folds, 0, name=self.name, seed=self.seed)
+        _, learnt = learn_from_answers(model, fitting, self.names, rows, answers, folds, options)
+        return replace(self, model=model, learnt=learnt)
+
+    def _folds(self) -> list[Fold]:
+        rows, features = self.training, self.fitting.features
+        groups = related_rows(features.keys, features.groups)[rows]
+        return repeated_folds(
+            self.fitting.targets[rows], folds=_FOLDS, groups=groups, seed=self.seed
+        )
 
     @property
     def score_s(self) -> float:
@@ -252,19 +271,19 @@ class Winner:
         fitting, names = self.fitting, self.names
         if len(self.tested):
             answers = fitting.answers(self.head, self.tested, 0)
-            scored = score_answers(fitting, names, self.tested, answers, trained=self.training)
+            rule = None if self.model is None else self.model.decision_
+            scored = score_answers(
+                fitting, names, self.tested, answers, trained=self.training, rule=rule
+            )
             protocol = f"split test of {len(self.tested):,} images"
         else:
-            rows, features = self.training, fitting.features
-            groups = related_rows(features.keys, features.groups)[rows]
+            rows = self.training
             try:
-                folds = repeated_folds(
-                    fitting.targets[rows], folds=_FOLDS, groups=groups, seed=self.seed
-                )
+                folds = self._folds()
             except DatasetError:
                 return None
             answers = fitting.held_out(rows, folds, 0, name=self.name, seed=self.seed)
-            scored = score_answers(fitting, names, rows, answers)
+            scored = score_answers(fitting, names, rows, answers, rule=self.learnt)
             protocol = (
                 f"{len(folds)}-fold cross-validation of the winner on the images that it was "
                 "chosen by: optimistic"
@@ -350,7 +369,22 @@ class SearchResult(NotebookValue):
             metrics[self.scoring] = self.score.value
             metrics["interval_95"] = list(self.score.interval)
             metrics["images"] = self.score.images
-        return metrics
+        return metrics | self.decided
+
+    @property
+    def decided(self) -> Json:
+        """What the rule is worth: ``decision`` and ``coverage``, each where it was asked for.
+
+        It is measured on the split ``test`` where there is one, else in a cross-validation of the
+        winner.
+        """
+        learnt = None if self._winner is None else self._winner.learnt
+        if learnt is None or self._winner is None:
+            return {}
+        if not len(self._winner.tested) or self.scored is None:
+            return learnt.report
+        tested = {name: self.scored.scores.get(name, learnt.report[name]) for name in learnt.report}
+        return tested
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
         """Write the fitted winner as a ``.featx`` file, with how it was measured.
@@ -406,10 +440,12 @@ class SearchResult(NotebookValue):
             "seconds": self.seconds,
             "notes": self.notes,
             "leaderboard": [row.to_dict() for row in self.leaderboard],
+            **self.decided,
         }
 
 
 _SHOWN = 8
+_RULED = "the scores of the search go by the most probable class; the rule is measured by itself"
 
 
 @contextmanager
@@ -491,6 +527,9 @@ def search(
     multilabel: bool = False,
     label_kind: str = "auto",
     balanced: bool = False,
+    optimise: str | None = None,
+    coverage: float | None = None,
+    coverage_by: str = "all",
     scoring: str | None = None,
     score: str = "auto",
     one_standard_error: bool = False,
@@ -552,6 +591,9 @@ def search(
     balanced : bool, default False
         Whether each class counts the same, however few images it has: heads that take it get
         ``class_weight="balanced"``. ``scoring="balanced_accuracy"`` goes with it.
+    optimise, coverage, coverage_by
+        As for `featx.train`: what the winner decides by, learnt in a cross-validation of it. The
+        search itself, and ``result.score``, go by the most probable class.
     scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
         What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
         and ``"micro_f1"``.
@@ -621,6 +663,7 @@ def search(
     ('logistic:C=0.01', 0.931)
     >>> result.save("photos.featx")  # doctest: +SKIP
     """
+    ruled = RuleOptions.read(optimise, coverage, coverage_by, multilabel=multilabel)
     options = SearchOptions(
         strategy=strategy,
         n_trials=n_trials,
@@ -647,6 +690,7 @@ def search(
     rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))
     if y is None and not multilabel:
         check_classes(features, labels, rows, label_kind)
+    ruled.check(labels[rows])
     names, targets, label_sets = None, labels, None
     if multilabel:
         names, targets = label_targets(labels, rows)
@@ -725,6 +769,10 @@ def search(
         )
     name = winner.head if plain else ""
     won_by = Winner(fitting, names, training, tested, fitted, fit_s, seed, name)
+    if ruled:
+        with stage(f"learning what {winner.text} decides by"):
+            won_by = won_by.learn(model, ruled)
+        outcome.notes.append(_RULED)
     return SearchResult(model, outcome, won_by, options.caution)
 
 

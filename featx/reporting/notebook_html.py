@@ -190,8 +190,9 @@ def _evaluation(scores: Evaluation) -> str:
 def _model(model: ImageClassifier) -> str:
     head = model.head if isinstance(model.head, str) else type(model.head).__name__
     what = "labels" if model.multilabel else "classes"
+    rule = model.rule.describe(model.classes_)
     return f"{_strong(head)} on {escaped(model.shown_block)}, " + (
-        f"{len(model.classes_):,} {what}"
+        f"{len(model.classes_):,} {what}" + (f"; decides by {escaped(rule)}" if rule else "")
     )
 
 
