@@ -18,7 +18,7 @@ from scipy.special import log_softmax, softmax
 
 from featx.cache.features import Features
 from featx.exceptions import HeadError
-from featx.files.identity import related_rows
+from featx.files.identity import content_groups
 from featx.heads.calibrated import fit_temperature
 from featx.heads.discriminant import weights_of_sums
 from featx.heads.making import make_head
@@ -65,11 +65,11 @@ def held_out_probabilities(
         If linear discriminants of so many features do not fit the memory.
     """
     codes = features.labels[rows]
-    groups = related_rows(features.keys, features.groups)
+    groups = content_groups(features.keys, features.groups)
     groups = groups[rows] if together is None else together
     cells = len(rows) * min(int(codes.max()) + 1, 20) * features.width(**block)
     if cells > _MOST_CELLS or block_bytes(features, block) > max_ram_bytes // 4:
-        fold_of = dealt_folds(codes, groups, _FOLDS, seed)
+        fold_of = dealt_folds(codes, groups, _FOLDS, seed, exact=True)
         return _by_discriminants(features, block, rows, fold_of, max_ram_bytes, seed)
     folds = repeated_folds(codes, folds=_FOLDS, groups=groups, seed=seed)
     fitting = Fitting(features, block, make_head("logistic", seed=seed), features.labels)

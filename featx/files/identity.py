@@ -66,6 +66,20 @@ def related_rows(
     return heads
 
 
+def content_groups(
+    keys: Keys, groups: Sequence[str] | NDArray[np.str_] | None
+) -> NDArray[np.int64]:
+    """Return for each row a number that related rows share, drawn from the content of the images.
+
+    It is the smallest of the first 63 bits of their keys, whatever rows there are beside them.
+    """
+    related = related_rows(keys, groups)
+    numbers = (np.ascontiguousarray(keys[:, :8]).view(">u8").ravel() >> 1).astype(np.int64)
+    least = np.full(len(keys), _INT64)
+    np.minimum.at(least, related, numbers)
+    return np.asarray(least[related])
+
+
 def stamp_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
     """Return size, modification time, inode, change time and birth time; -1 for no birth time."""
     # A program may set the modification time back. The change time is the system's own.

@@ -21,7 +21,7 @@ from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
 from featx.exporting.verification import find_images
 from featx.extraction.job import with_views
 from featx.extraction.run import extract
-from featx.files.identity import related_rows
+from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
 from featx.heads.making import make_head
@@ -315,7 +315,7 @@ def _sides(
     splits = features.splits
     check_splits(splits, repr(features.name))
     split = np.full(len(codes), "") if splits is None else splits
-    groups = related_rows(features.keys, features.groups)
+    groups = content_groups(features.keys, features.groups)
     labelled = codes >= 0
     test = np.flatnonzero(labelled & (split == "test"))
     held_out = np.flatnonzero(labelled & (split == "val"))

@@ -27,7 +27,7 @@ from featx.exceptions import DatasetError, FeatxError, HeadError
 from featx.extraction.backbone_choice import Branch
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
-from featx.files.identity import related_rows
+from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
 from featx.heads.rows import Fold, Numbers
@@ -256,7 +256,7 @@ class Winner:
 
     def _folds(self) -> list[Fold]:
         rows, features = self.training, self.fitting.features
-        groups = related_rows(features.keys, features.groups)[rows]
+        groups = content_groups(features.keys, features.groups)[rows]
         return repeated_folds(
             self.fitting.targets[rows], folds=_FOLDS, groups=groups, seed=self.seed
         )
@@ -702,7 +702,7 @@ def search(
         sets, first = np.unique(labels[rows], return_index=True)
         label_sets = sets, targets[rows[first]].astype(np.intp)
     used = _used_blocks(features, tried)
-    groups = related_rows(features.keys, features.groups)
+    groups = content_groups(features.keys, features.groups)
     sample = None
     if bound is not None:
         check_length(len(features), labels, features.name)
@@ -728,7 +728,7 @@ def search(
             tried,
             options,
             rows=rows if sample is None else np.arange(len(seen)),
-            groups=groups if sample is None else np.unique(groups[seen], return_inverse=True)[1],
+            groups=groups[seen],
             splits=None if features.splits is None else features.splits[seen],
             label_sets=label_sets,
             journals=None if cache is None else CacheLayout.at(cache).searches,

@@ -25,7 +25,7 @@ from featx.extraction.backbone_choice import (
     listed,
 )
 from featx.extraction.report import why_unreadable
-from featx.files.identity import related_rows
+from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.heads.decision import Decision
 from featx.heads.learning import fit_head_streamed, require_streamable
@@ -298,7 +298,7 @@ class Fitting:
         if len(rows) > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
         named = self.features.groups
-        groups = related_rows(self.features.keys[rows], None if named is None else named[rows])
+        groups = content_groups(self.features.keys[rows], None if named is None else named[rows])
         codes = np.unique(y[rows], return_inverse=True)[1].astype(np.intp)
         return fit_novelty(self.features.take(rows, **self.block), codes, groups, seed=seed)
 
@@ -770,7 +770,7 @@ def _cross_validate(
     options: RuleOptions,
 ) -> tuple[Json, list[Suspect], Scored | None]:
     features, truth = fitting.features, fitting.targets[rows]
-    groups = related_rows(features.keys, features.groups)[rows]
+    groups = content_groups(features.keys, features.groups)[rows]
     # The folds of a search, so that a head has one score, whichever measures it.
     try:
         folds = repeated_folds(truth, folds=cv, groups=groups, seed=model.random_state)

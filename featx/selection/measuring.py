@@ -229,9 +229,10 @@ def fold_data(
 
 def _share_of(sample: Sample, train: Numbers, share: float, seed: int) -> Numbers:
     """Return a share of the training rows of every class."""
-    numbers = np.random.default_rng(seed).permutation(int(sample.groups.max()) + 1)
+    units, unit_of = np.unique(sample.groups, return_inverse=True)
+    numbers = np.random.default_rng(seed).permutation(len(units))
     # Groups are shuffled, not rows, so that few rows are of few groups as all rows would be.
-    order = np.argsort(numbers[sample.groups], kind="stable")
+    order = np.argsort(numbers[unit_of], kind="stable")
     order = order[np.isin(order, train)]
     chosen = []
     for code in np.unique(sample.codes[train]):

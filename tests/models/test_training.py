@@ -7,6 +7,7 @@ import pytest
 
 import featx
 from featx.exceptions import DatasetError, FeaturesError
+from featx.files.identity import content_groups
 from featx.heads.making import make_head
 from featx.selection.splits import repeated_folds
 
@@ -25,7 +26,8 @@ def test_cross_validation_agrees_with_scikit_learn(photos, options, draw_photo):
         draw_photo(photos, f"blue/x{number}.jpg", seed=600 + number, colour=colours[number % 3 < 1])
     features = featx.extract(photos, **options)
     result = featx.train(features, head="logistic", seed=3)
-    folds = repeated_folds(features.y, folds=5, seed=3)
+    groups = content_groups(features.keys, None)
+    folds = repeated_folds(features.y, folds=5, groups=groups, seed=3)
     expected = cross_val_score(make_head("logistic"), features.X, features.y, cv=folds)
     np.testing.assert_allclose(result.metrics["accuracy_by_fold"], expected)
     assert result.metrics["accuracy"] == pytest.approx(expected.mean())

@@ -38,7 +38,7 @@ def searched(blocks, y, **options):
 def test_blocks_that_complete_each_other_are_joined():
     blocks, y = complementary()
     board = searched(blocks, y, ensemble=False).leaderboard
-    assert set(board.winner.tap.split(",")) == {"pair", "member"}
+    assert {"pair", "member"} <= set(board.winner.tap.split(","))
     alone = searched(blocks, y, ensemble=False, joins=False).leaderboard
     assert board.rows[0].score > alone.rows[0].score + 0.2
     # What one network gives costs its time once.
