@@ -579,8 +579,9 @@ class Features(NotebookValue):
         parts = self._find(backbone, tap, view)
         return tuple(dict.fromkeys(self._stores[number].spec for number in parts))
 
-    def origin(self, spec: FeatureSpec) -> Origin | None:
-        """Return how a backbone was named in its extraction, None if that is not known."""
+    def origin(self, *, backbone: str | None = None, tap: str | None = None) -> Origin | None:
+        """Return how the backbone of one block was named in its extraction, None if not known."""
+        spec = self.spec(backbone=backbone, tap=tap)
         return self.origins.get((spec.backbone, spec.weights_sha256))
 
     def _number(self, backbone: str | None, tap: str | None, view: int | None = None) -> int:

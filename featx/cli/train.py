@@ -79,6 +79,7 @@ def command(
     if settings["max_ram"] is not None:
         require_streamable(untrained)
     target = options.model_target(output, data, force=force)
+    before = _training_of(target)
     options.check_report(report_file, data, force=force)
     if settings["average_views"] and not settings["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
@@ -94,6 +95,7 @@ def command(
     )
     seconds = time.perf_counter() - started
     laps.lap("head and its score")
+    change = result.change(before, seed=settings["seed"])
     result.model.save(
         target,
         metrics=result.metrics,
@@ -105,7 +107,7 @@ def command(
     laps.lap("saving")
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
-        saved = {"model": str(target), "head": head, "metrics": result.metrics}
+        saved = {"model": str(target), "head": head, "metrics": result.metrics, "change": change}
         say_json({**saved, "extraction": features.report, "train_seconds": seconds})
         return
     show_features(features)
@@ -113,12 +115,31 @@ def command(
     say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
     _show_accuracy(result)
     show_rule(result.metrics)
+    if change is not None:
+        low, high = change["interval"]
+        say(
+            f"change    {change['difference']:+.4f} (95 %: {low:+.3f} to {high:+.3f}) since the "
+            f"model that was there, on the {change['images']:,} images that both have scored"
+        )
     say(f"saved     {target}")
     if reported:
         laps.lap("report")
         say(reported)
     laps.say()
     say(f"next: {next_prediction(target, data, features)}")
+
+
+def _training_of(target: Path) -> Any:
+    """Return what a model says of its training that is to be replaced; nothing where none is."""
+    from featx.exceptions import FeatxError
+    from featx.models.model_file import read_details
+
+    if not target.is_file():
+        return {}
+    try:
+        return read_details(target)["training"]
+    except (FeatxError, KeyError):
+        return {}
 
 
 def _show_accuracy(result: Any) -> None:

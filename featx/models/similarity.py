@@ -213,7 +213,7 @@ def _find_source(
     """Return the backbone of a block, with the weights that its features were computed with."""
     spec = features.spec(**which)
     choice = BackboneChoice(which["backbone"], weights, trust=trust)
-    completed = choice.completed(spec, features.origin(spec))
+    completed = choice.completed(spec, features.origin(**which))
     return completed.find(spec.weights_sha256, f"the dataset {features.name!r} was extracted")
 
 

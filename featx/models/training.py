@@ -46,7 +46,7 @@ from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
 from featx.models.image_features import PerBackbone
 from featx.models.scored import Scored
-from featx.models.training_keys import describe_training
+from featx.models.training_keys import answers_before, describe_training, encode_answers
 from featx.notebooks import NotebookValue, data_frame
 from featx.selection.measuring import (
     FeatureBlock,
@@ -55,7 +55,7 @@ from featx.selection.measuring import (
     fold_data,
     held_out_together,
 )
-from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets
+from featx.selection.metrics import MOST_CONFUSED, Judged, bootstrap_difference, score_label_sets
 from featx.selection.rules import LearntRule, RuleOptions, learn_rule, measure_rule
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
@@ -135,7 +135,8 @@ def branches_of(
             ),
             trust=trust,
         )
-        completed = choice.completed(spec, features.origin(spec))
+        origin = features.origins.get((spec.backbone, spec.weights_sha256))
+        completed = choice.completed(spec, origin)
         branches.append(Branch(completed, tuple(taps[backbone])))
     return branches
 
@@ -382,6 +383,39 @@ class TrainingResult(NotebookValue):
     suspects: list[Suspect] = field(default_factory=list)
     scored: Scored | None = None
 
+    def change(self, before: Json, *, seed: int = 0) -> Json | None:
+        """Return by how much the share of right answers differs from that of an earlier training.
+
+        Parameters
+        ----------
+        before : dict
+            What an earlier model says of its training, ``model.training_``: which images were
+            scored, and which of these were answered rightly, by the labels of then.
+        seed : int, default 0
+            Seed of the interval.
+
+        Returns
+        -------
+        dict or None
+            ``images`` that both have scored, ``before``, ``after``, ``difference`` and its 95 %
+            ``interval``, paired by image; None where there is no such image.
+        """
+        if self.scored is None:
+            return None
+        keys = self.scored.features.keys[self.scored.rows]
+        known = answers_before(before, keys)
+        if known is None or not len(known[0]):
+            return None
+        rows, right = known
+        now = self.scored.right[rows]
+        return {
+            "images": len(rows),
+            "before": float(right.mean()),
+            "after": float(now.mean()),
+            "difference": float(now.mean() - right.mean()),
+            "interval": bootstrap_difference(now, right, seed=seed),
+        }
+
     def report(self, output: str | os.PathLike[str], **options: Any) -> None:
         """Write a page about the images that the score is of; see `featx.report` for `options`."""
         write_report(self, output, **options)
@@ -553,6 +587,8 @@ def train(
             model.novelty_ = fitting.novelty(rows, y, seed=seed)
     if scored is not None:
         scored = replace(scored, scores=metrics)
+        keys = features.keys[scored.rows]
+        model.training_ = {**model.training_, "scored": encode_answers(keys, scored.right)}
     return TrainingResult(model, metrics, dict(model.training_), suspects, scored)
 
 

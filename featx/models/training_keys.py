@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,36 @@ def describe_training(features: Features, y: NDArray[np.generic], rows: NDArray[
         "keys": encode_keys(keys),
         "failed": len(features.failed),
     }
+
+
+def encode_answers(keys: NDArray[np.uint8], right: NDArray[np.bool_]) -> Json:
+    """Return which scored images were answered rightly, as short as `encode_keys` has the keys."""
+    prefixes, rows = np.unique(_prefixes(keys), return_index=True)
+    prefixes, rows = prefixes[:MOST_KEYS], rows[:MOST_KEYS]
+    bits = np.packbits(right[rows])
+    return {
+        "keys": base64.b64encode(prefixes.astype("<u8").tobytes()).decode("ascii"),
+        "right": base64.b64encode(bits.tobytes()).decode("ascii"),
+    }
+
+
+def answers_before(
+    training: object, keys: NDArray[np.uint8]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]] | None:
+    """Return which of some rows were scored before, each image once, and whether rightly."""
+    stated: Any = training.get("scored") if isinstance(training, dict) else None
+    try:
+        known = np.frombuffer(base64.b64decode(stated["keys"], validate=True), "<u8")
+        bits = np.frombuffer(base64.b64decode(stated["right"], validate=True), np.uint8)
+        right = np.unpackbits(bits)[: len(known)].astype(np.bool_)
+    except (binascii.Error, KeyError, TypeError, ValueError):
+        return None
+    if len(right) != len(known) or not len(known) or (np.diff(known.astype(float)) < 0).any():
+        return None
+    prefixes, rows = np.unique(_prefixes(keys), return_index=True)
+    places = np.minimum(np.searchsorted(known, prefixes), len(known) - 1)
+    same = known[places] == prefixes
+    return rows[same], right[places[same]]
 
 
 def count_training_images(training: object, keys: NDArray[np.uint8]) -> dict[str, int] | None:

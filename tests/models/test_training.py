@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import featx
 from featx.exceptions import DatasetError, FeaturesError
 from featx.files.identity import content_groups
 from featx.heads.making import make_head
+from featx.models.training_keys import answers_before, encode_answers
 from featx.selection.splits import repeated_folds
 
 
@@ -141,3 +143,44 @@ def test_evaluation_refuses_strange_classes_and_features(photos, options):
         featx.evaluate(model, featx.extract(photos, taps="grid:2", **options))
     with pytest.raises(FeaturesError, match="the model was trained on file-small-"):
         featx.evaluate(model, featx.extract(photos, dtype="float16", **options))
+
+
+def test_a_second_training_says_by_how_much_the_score_has_changed(photos, featx_command):
+    args = ["train", "photos", "-o", "m.featx", "--head", "logistic"]
+    wrong = photos / "blue" / "9.jpg"
+    shutil.copy(photos / "red" / "0.jpg", wrong)
+    wrong.write_bytes(wrong.read_bytes() + b"\0")  # not the same image, but as red
+    first = featx_command(*args)
+    assert "change" not in first.stdout
+    unchanged = featx_command(*args)
+    assert "change    +0.0000 (95 %: +0.000 to +0.000) since the model" in unchanged.stdout
+    wrong.rename(photos / "red" / "9.jpg")
+    better = json.loads(featx_command(*args, "--json").stdout)["change"]
+    assert better["images"] == 13
+    assert better["after"] > better["before"]
+    low, high = better["interval"]
+    assert low <= better["difference"] <= high
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        None,
+        {},
+        {"scored": 3},
+        {"scored": {"keys": "!", "right": ""}},
+        {"scored": {"keys": "AA=="}},
+        {"scored": {"keys": "AAAAAAAAAAA=", "right": ""}},
+    ],
+)
+def test_what_a_damaged_file_says_of_scores_is_left_alone(stated):
+    assert answers_before(stated, np.zeros((3, 32), np.uint8)) is None
+
+
+def test_answers_are_kept_by_image():
+    keys = np.random.default_rng(0).integers(0, 256, (40, 32)).astype(np.uint8)
+    right = np.arange(40) % 3 == 0
+    kept = {"scored": encode_answers(keys, right)}
+    rows, before = answers_before(kept, keys[10:])
+    np.testing.assert_array_equal(before, right[10:][rows])
+    assert sorted(rows.tolist()) == list(range(30))
