@@ -131,7 +131,7 @@ HEADS = (
     *("storage", "moments", "sweep", "logistic_solver"),
     *("logistic_path", "learning", "head_pipeline", "ridge", "calibrated"),
     *("multilabel", "nearest_mean", "discriminant", "neighbours", "rbf", "trees", "dense_model"),
-    *("dense_training", "dense", "logistic", "novelty", "making"),
+    *("regression", "dense_training", "dense", "logistic", "novelty", "making"),
 )
 
 

@@ -26,7 +26,6 @@ from featx.exceptions import (
 )
 from featx.files.safe_json import Json
 from featx.heads.rows import Floats, Fold, Numbers
-from featx.heads.table import HEADS
 from featx.selection.leaderboard import Leaderboard, choose, measure_costs, ranked
 from featx.selection.measuring import (
     FeatureBlock,
@@ -122,7 +121,9 @@ def _halving(search: Search) -> None:
     else:
         left = search.space.candidates(list(search.blocks))
     codes = search.sample.codes
-    fewest = max(_FEWEST_ROWS, _FEWEST_OF_A_CLASS * (int(codes.max()) + 1))
+    fewest = _FEWEST_ROWS
+    if not search.sample.regression:
+        fewest = max(fewest, _FEWEST_OF_A_CLASS * (int(codes.max()) + 1))
     by_rows = int(math.log(max(1.0, len(codes) / fewest), _FACTOR) + 1e-9)
     by_candidates = math.ceil(math.log(max(1, len(left)), _FACTOR) - 1e-9)
     for step in range(min(by_rows, by_candidates), -1, -1):
@@ -281,7 +282,9 @@ def search_arrays(
         check_length(len(block.X), y, f"{block.backbone} {block.tap}")
     labelled = np.arange(len(y)) if rows is None else rows
     data, tested, notes = _set_test_aside(y, labelled, groups, splits, label_sets)
-    scorer = find_scorer(options.scoring, len(data.classes), multilabel=data.sets is not None)
+    kind = {"multilabel": data.sets is not None, "regression": data.regression}
+    kind["multilabel"] &= not data.regression
+    scorer = find_scorer(options.scoring, len(data.classes), **kind)
     planned = _planned(space, list(by_key), options)
     keys = {key for part in space.parts for key in part.block_keys(list(by_key))}
     used = {key: block for key, block in by_key.items() if key in keys}
@@ -408,9 +411,9 @@ def _choose_protocol(
             f"smallest has {fewest}: add images, or take score='none'"
         )
     if name == "auto":
-        heads = {head.label for part in space.parts for head in part.heads}
-        alone = any(head not in HEADS or not HEADS[head].sweep for head in heads)
-        weight = _ALONE if alone or data.sets is not None else 1
+        rows = [head.row for part in space.parts for head in part.heads]
+        alone = any(row is None or not row.sweep for row in rows)
+        weight = _ALONE if alone or (data.sets is not None and not data.regression) else 1
         cheap = len(data.rows) <= _SMALL and len(data.rows) * planned * weight <= _CHEAP
         one_fold = isinstance(options.cv, str)
         name = "nested" if cheap and not options.budget_s and not one_fold else "holdout"
@@ -472,7 +475,8 @@ def _scored(text: str, scorer: Scorer, rows: Sample, values: Floats, seed: int) 
 def _values(candidate: Candidate, search: Search, held: Sample) -> Floats:
     """Return what a candidate says of rows that it has not seen, trained on all of the search."""
     block, sample = search.blocks[candidate.block_key], search.sample
-    made = candidate.make(seed=search.options.seed, multilabel=sample.sets is not None)
+    several = sample.sets is not None and not sample.regression
+    made = candidate.make(seed=search.options.seed, multilabel=several)
     shape = (len(sample.rows) * (1 + len(block.views)), block.X.shape[1])
     head = pipeline(parse_transform(candidate.transform), made, shape)
     block.fit(head, sample.rows, sample.targets())
@@ -552,7 +556,10 @@ def _digest(
     for key, block in blocks.items():
         content = block.digest or hashlib.sha256(np.ascontiguousarray(block.X).data).hexdigest()
         digest.update(json.dumps([*key, content, len(block.views)]).encode())
-    for column in (data.rows, data.codes, groups, data.classes.astype(str)):
+    columns = [data.rows, data.codes, groups, data.classes.astype(str)]
+    if data.regression and data.sets is not None:
+        columns.append(data.sets)
+    for column in columns:
         digest.update(np.ascontiguousarray(column).data)
     if splits is not None:
         digest.update(json.dumps(splits.tolist()).encode())
