@@ -10,7 +10,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, label_scores, show_features
+from featx.cli.show import Laps, label_scores, show_features, value_scores
 from featx.terminal import say, say_json
 
 
@@ -20,11 +20,10 @@ from featx.terminal import say, say_json
     options.backbone(several=False),
     click.option(
         "--head",
-        default="logistic",
-        show_default=True,
+        show_default="logistic, with --regression ridge",
         shell_complete=options.complete_head,
         help="logistic, svm, knn, ridge, lda, forest or dense:1024,1024, with parameters as in "
-        "logistic:C=0.1",
+        "logistic:C=0.1; with --regression ridge, svm, knn, forest, extra-trees or dense",
     ),
     options.whole("--cv", default=5, least=0, help="Folds; 0 for none."),
     options.output,
@@ -36,6 +35,7 @@ from featx.terminal import say, say_json
         "--average-views", help="Predict by the mean over an image and its --views, at their price."
     ),
     options.multilabel,
+    options.regression,
     options.label_kind,
     options.balanced,
     options.max_ram,
@@ -48,7 +48,7 @@ def command(
     embed: bool,
     force: bool,
     cache: Path,
-    head: str,
+    head: str | None,
     multilabel: bool,
     as_json: bool,
     **settings: Any,
@@ -62,15 +62,24 @@ def command(
     featx train photos/ -o photos.featx
     featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
     featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
+    featx train faces.csv --regression --target-column age -o age.featx
     """
     import featx
     from featx.heads.learning import require_streamable
     from featx.heads.making import balanced_head, make_head
+    from featx.models.training import check_kind, default_head
 
     laps = Laps()
     # What cannot be trained is to be known before an hour of extraction.
-    head = balanced_head(head) if settings.pop("balanced") else head
-    untrained = make_head(head, multilabel=multilabel)
+    regression, target_columns, balanced = (
+        settings.pop(name) for name in ("regression", "target_columns", "balanced")
+    )
+    options.check_targets(regression, target_columns)
+    check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
+    head = default_head(regression=regression) if head is None else head
+    head = balanced_head(head) if balanced else head
+    kind: dict[str, Any] = {"multilabel": multilabel, "regression": regression}
+    untrained = make_head(head, **kind)
     if settings["max_ram"] is not None:
         require_streamable(untrained)
     target = options.model_target(output, data, force=force)
@@ -78,13 +87,18 @@ def command(
     if settings["average_views"] and not settings["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
     extraction = extraction_arguments(settings)
-    features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
+    features = featx.extract(
+        data,
+        **extraction,
+        multilabel=multilabel,
+        target_columns=target_columns,
+        cache=cache,
+        progress=True,
+    )
     laps.lap("features")
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
     started = time.perf_counter()
-    result = featx.train(
-        features, head=head, multilabel=multilabel, cache=cache, **source, **settings
-    )
+    result = featx.train(features, head=head, **kind, cache=cache, **source, **settings)
     seconds = time.perf_counter() - started
     laps.lap("head and its score")
     result.model.save(
@@ -102,15 +116,37 @@ def command(
         say_json({**saved, "extraction": features.report, "train_seconds": seconds})
         return
     show_features(features)
-    what = "labels" if multilabel else "classes"
-    say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
-    _show_accuracy(result)
+    if regression:
+        names = result.model.value_names_
+        say(f"head      {head} on {len(names)} number{'s' * (len(names) > 1)} in {seconds:.1f} s")
+        _show_values(result)
+    else:
+        what = "labels" if multilabel else "classes"
+        say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
+        _show_accuracy(result)
     say(f"saved     {target}")
     if reported:
         laps.lap("report")
         say(reported)
     laps.say()
     say(f"next: {next_prediction(target, data, features)}")
+
+
+def _show_values(result: Any) -> None:
+    from featx.selection.value_metrics import half_widths
+
+    metrics, model = result.metrics, result.model
+    if "values" not in metrics:
+        say(f"scores    {metrics['protocol']}")
+        return
+    for row in metrics["values"]:
+        say(f"scores    {value_scores(row)}")
+    say(f"          {metrics['protocol']}")
+    half = ", ".join(
+        f"{name} ± {width:.4g}"
+        for name, width in zip(model.value_names_, half_widths(model.residuals_), strict=True)
+    )
+    say(f"interval  {half} holds the true number of 90 % of images")
 
 
 def _show_accuracy(result: Any) -> None:

@@ -31,22 +31,25 @@ from featx.files.identity import related_rows
 from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
 from featx.heads.rows import Numbers
-from featx.heads.table import HEADS
+from featx.heads.table import heads_for
 from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, label_matrix, split_of
 from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
+from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training import (
     BlockName,
     Fitting,
     block_bytes,
     check_classes,
+    check_kind,
     label_targets,
     read_block,
     require_labels,
     score_answers,
     untrained_model,
+    value_targets,
     write_report,
 )
 from featx.notebooks import (
@@ -59,11 +62,17 @@ from featx.notebooks import (
 )
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
-from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
+from featx.selection.search_space import (
+    DEFAULT_HEADS,
+    DEFAULT_VALUE_HEADS,
+    SearchSpace,
+    read_space_file,
+)
 from featx.selection.searching import HonestScore, SearchOutcome, check_length, search_arrays
 from featx.selection.splits import named_fold, repeated_folds
 from featx.selection.transforms import Estimator, parse_transform, pipeline
 from featx.selection.trials import Trial
+from featx.selection.value_metrics import kept_residuals
 from featx.terminal import console, drawing, stage, visible
 
 if TYPE_CHECKING:
@@ -202,6 +211,9 @@ def _sample_rows(
     training = rows
     if (splits[rows] == "test").any():
         training = rows[named_fold(splits[rows], "test", groups[rows])[0]]
+    if labels.dtype.kind == "f":
+        drawn = np.random.default_rng(seed).permutation(len(rows))[:most]
+        return SearchSample(np.sort(rows[drawn]), training)
     if labels.ndim == 2:
         share, chosen = most / len(rows), []
         for name in np.unique(splits[rows]):
@@ -267,7 +279,7 @@ class SearchResult(NotebookValue):
 
     Attributes
     ----------
-    model : ImageClassifier
+    model : ImageClassifier or ImageRegressor
         The winner, fitted.
     training : dict
         Name, number of images and digest of what it was fitted on.
@@ -290,7 +302,10 @@ class SearchResult(NotebookValue):
     """
 
     def __init__(
-        self, model: ImageClassifier, outcome: SearchOutcome, winner: Winner | None = None
+        self,
+        model: ImageClassifier | ImageRegressor,
+        outcome: SearchOutcome,
+        winner: Winner | None = None,
     ) -> None:
         self.model, self.training = model, model.training_
         self._winner = winner
@@ -475,6 +490,7 @@ def search(
     cv: int | str = 5,
     repeats: int = 1,
     multilabel: bool = False,
+    regression: bool = False,
     label_kind: str = "auto",
     balanced: bool = False,
     scoring: str | None = None,
@@ -531,6 +547,8 @@ def search(
     multilabel : bool, default False
         Whether a label such as ``ant|winged`` is several. Heads are then fitted one by one, and
         folds have each label in equal shares.
+    regression : bool, default False
+        Whether labels are numbers, as for `featx.train`. Heads are then ridge and knn by default.
     label_kind : {"auto", "class"}, default "auto"
         As for `featx.train`; not looked at with `y`.
     balanced : bool, default False
@@ -538,7 +556,8 @@ def search(
         ``class_weight="balanced"``. ``scoring="balanced_accuracy"`` goes with it.
     scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
         What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
-        and ``"micro_f1"``.
+        and ``"micro_f1"``; with ``regression`` one of ``"r2"``, its default, ``"mae"`` and
+        ``"rmse"``.
     score : {"auto", "test", "holdout", "nested", "none"}, default "auto"
         How the winner is scored: on the split ``test``; on a fifth of the images set aside; by
         repeating the selection in a cross-validation; not at all. ``"auto"`` takes ``test`` where
@@ -557,7 +576,7 @@ def search(
         images in batches. Only heads that can be (see `featx.train`) are tried, by default
         nearest-mean, ridge, lda, logistic.
     y : sequence of length n, optional
-        Labels in place of those of the features.
+        Labels in place of those of the features; of a regression numbers, also of shape (n, k).
     weights, preprocessing, trust
         What the features were made with, kept with the model; `weights` may be a mapping by
         backbone.
@@ -595,12 +614,13 @@ def search(
     ('logistic:C=0.01', 0.931)
     >>> result.save("photos.featx")  # doctest: +SKIP
     """
+    check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
     options = SearchOptions(
         strategy=strategy,
         n_trials=n_trials,
         cv=split_of(cv) or cv if isinstance(cv, str) else cv,
         repeats=repeats,
-        scoring=scoring or ("mean_average_precision" if multilabel else "accuracy"),
+        scoring=scoring or default_scoring(multilabel=multilabel, regression=regression),
         score=score,
         budget_s=budget_s,
         n_jobs=n_jobs,
@@ -610,15 +630,16 @@ def search(
     )
     bound = None if max_ram is None else as_bytes(max_ram)
     named: Json = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
-    tried = read_space(space, **named, streamed=bound is not None)
+    tried = read_space(space, **named, streamed=bound is not None, regression=regression)
     if balanced:
         tried = tried.balanced()
     check_splits(features.splits, repr(features.name))
     labels = np.asarray(require_labels(features) if y is None else y)
     rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))
-    if y is None and not multilabel:
+    if y is None and not (multilabel or regression):
         check_classes(features, labels, rows, label_kind)
-    names, targets, label_sets = None, labels, None
+    names, targets = None, labels
+    label_sets: tuple[NDArray[np.generic], NDArray[np.number]] | None = None
     if multilabel:
         names, targets = label_targets(labels, rows)
         if len(names) < 2:
@@ -628,6 +649,14 @@ def search(
             )
         sets, first = np.unique(labels[rows], return_index=True)
         label_sets = sets, targets[rows[first]].astype(np.intp)
+    if regression:
+        check_length(len(features), labels, features.name)
+        names, targets = value_targets(features, labels, rows, rows)
+        # Rows are told apart by their numbers, as those of several labels by their sets.
+        numbers, codes = np.unique(targets[rows], axis=0, return_inverse=True)
+        labels = np.full(len(targets), -1)
+        labels[rows] = codes.ravel()
+        label_sets = np.arange(len(numbers)), numbers
     used = _used_blocks(features, tried)
     groups = related_rows(features.keys, features.groups)
     sample = None
@@ -679,6 +708,7 @@ def search(
         choices[winner.backbone],
         cache=cache,
         multilabel=multilabel,
+        regression=regression,
         random_state=seed,
     )
     fitting = Fitting(features, won, head, targets, None if sample is None else bound)
@@ -687,15 +717,26 @@ def search(
         fitted = fitting.finish(model, labels, training, names)
     fit_s = time.perf_counter() - started
     with stage("measuring what would be unlike the training images"):
-        model.novelty_ = fitting.novelty(training, labels, seed=seed)
-    tested = _tested_rows(features, labels, rows, training)
-    if names is not None:
+        of_one = np.zeros(len(labels)) if regression else labels
+        model.novelty_ = fitting.novelty(training, of_one, seed=seed)
+    tested = _tested_rows(features, of_one, rows, training)
+    if multilabel and names is not None:
         targets[tested] = label_matrix(
             labels[tested].tolist(), names.tolist(), what="the split test"
         )
     name = winner.head if plain else ""
     won_by = Winner(fitting, names, training, tested, fitted, fit_s, seed, name)
-    return SearchResult(model, outcome, won_by)
+    result = SearchResult(model, outcome, won_by)
+    if regression:
+        with stage("measuring how far predictions are off"):
+            if (scored := result.scored) is not None and scored.values is not None:
+                model.residuals_ = kept_residuals(*scored.values)
+    return result
+
+
+def default_scoring(*, multilabel: bool, regression: bool) -> str:
+    """Return what is to be best where nothing is named."""
+    return "r2" if regression else "mean_average_precision" if multilabel else "accuracy"
 
 
 def _tested_rows(
@@ -716,6 +757,7 @@ def read_space(
     backbones: object = None,
     taps: object = None,
     streamed: bool = False,
+    regression: bool = False,
 ) -> SearchSpace:
     """Read a search space from the arguments of `search`, which raises the same.
 
@@ -728,7 +770,9 @@ def read_space(
     if space is None:
         space = arguments
         if streamed and heads is None:
-            space = {"heads": [name for name in DEFAULT_HEADS if HEADS[name].streamed], **arguments}
+            usual = DEFAULT_VALUE_HEADS if regression else DEFAULT_HEADS
+            rows = heads_for(regression=regression)
+            space = {"heads": [name for name in usual if rows[name].streamed], **arguments}
     elif arguments:
         raise HeadError(
             f"a space and {', '.join(arguments)} were given: the space has its own, so write them "
@@ -738,6 +782,7 @@ def read_space(
         space,
         defaults={"backbones": backbones, "taps": taps},
         canonical={"backbones": canonical_name, "taps": _canonical_tap},
+        regression=regression,
     )
     if streamed:
         _require_streamable(read)

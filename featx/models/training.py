@@ -22,11 +22,12 @@ from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.report import why_unreadable
 from featx.files.identity import related_rows
 from featx.files.safe_json import Json
+from featx.heads.estimators import check_values
 from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import balanced_head, make_head
 from featx.heads.novelty import Novelty, fit_novelty
 from featx.heads.rows import Batch, Floats, Fold, Numbers
-from featx.heads.table import HEADS
+from featx.heads.table import heads_for
 from featx.images.dataset import inner_folder
 from featx.images.labels import (
     SEPARATOR,
@@ -36,8 +37,10 @@ from featx.images.labels import (
     look_like_sets,
     read_label_sets,
 )
+from featx.images.values import VALUE, look_like_values, read_values
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
+from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training_keys import describe_training
 from featx.notebooks import NotebookValue, data_frame
@@ -48,10 +51,11 @@ from featx.selection.measuring import (
     fold_data,
     held_out_together,
 )
-from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets
+from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets, value_scores
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator
+from featx.selection.value_metrics import kept_residuals, score_values
 from featx.terminal import stage
 
 if TYPE_CHECKING:
@@ -90,11 +94,19 @@ def read_block(
 
 
 def untrained_model(
-    features: Features, block: BlockName, head: object, choice: BackboneChoice, **parameters: Any
-) -> ImageClassifier:
-    """Return a classifier whose images are read as those of a block of features were."""
+    features: Features,
+    block: BlockName,
+    head: object,
+    choice: BackboneChoice,
+    *,
+    regression: bool = False,
+    **parameters: Any,
+) -> ImageClassifier | ImageRegressor:
+    """Return a model whose images are read as those of a block of features were."""
     spec, views = features.spec(**block), features.views(**block)
-    return ImageClassifier(
+    if regression:
+        del parameters["multilabel"]
+    return (ImageRegressor if regression else ImageClassifier)(
         head=head,
         **choice.arguments(),
         tap=block["tap"],
@@ -112,7 +124,8 @@ class Fitting:
     features: Features
     block: BlockName
     head: Estimator  # untrained; each fit is of a copy
-    targets: NDArray[np.generic]  # labels (n,); or 0 and 1, a column a label, (n, labels)
+    # Labels (n,); or, a column each, 0 and 1 of labels or numbers of a regression, (n, k).
+    targets: NDArray[np.generic]
     max_ram_bytes: int | None = None  # bound on what is held; by default all features are
 
     def __post_init__(self) -> None:
@@ -123,6 +136,11 @@ class Fitting:
         self._batch_rows = int(rows)
         self._buffer_bytes = max(half // _BUFFER_SHARE, 2 * row_bytes * self._batch_rows)
 
+    @property
+    def regression(self) -> bool:
+        """Whether numbers are learnt: they are float, where labels are whole."""
+        return self.targets.ndim == 2 and self.targets.dtype.kind == "f"
+
     @cached_property
     def _held(self) -> FeatureBlock:
         """All features, where nothing bounds memory."""
@@ -131,6 +149,8 @@ class Fitting:
     def fit(self, rows: Numbers) -> Estimator:
         """Fit the head on rows and their views, one view below the other, and return it."""
         head, y = clone(self.head), self.targets[rows]
+        if self.regression and y.shape[1] == 1:
+            y = y[:, 0]
         if self.max_ram_bytes is None:
             return self._held.fit(head, rows, y)
 
@@ -160,13 +180,19 @@ class Fitting:
                 yield X.astype(np.float32, copy=False), places
 
     def answers(self, head: Estimator, rows: Numbers, averaged: int) -> Answers:
-        """Yield what a head says of rows and their places: the mean over this many views too."""
+        """Yield what a head says of rows and their places: the mean over this many views too.
+
+        These are probabilities, or the numbers (b, k) of a regression.
+        """
         step = len(rows) if self.max_ram_bytes is None else self._batch_rows
         for start in range(0, len(rows), max(1, step)):
             chosen = rows[start : start + step]
             parts = [self._take(chosen, number) for number in range(1 + averaged)]
-            proba = np.mean([head.predict_proba(part) for part in parts], axis=0)
-            yield proba, np.arange(start, start + len(chosen))
+            if self.regression:
+                said = [np.asarray(head.predict(part)).reshape(len(part), -1) for part in parts]
+            else:
+                said = [head.predict_proba(part) for part in parts]
+            yield np.mean(said, axis=0), np.arange(start, start + len(chosen))
 
     def _take(self, rows: Numbers, number: int) -> Floats:
         if self.max_ram_bytes is None:
@@ -191,26 +217,41 @@ class Fitting:
     def _answers_together(
         self, rows: Numbers, folds: Sequence[Fold], averaged: int, name: str, seed: int
     ) -> list[tuple[Floats, Numbers]] | None:
-        if self.max_ram_bytes is not None or self.targets.ndim == 2 or name not in HEADS:
+        numbers = self.regression
+        if self.max_ram_bytes is not None or (self.targets.ndim == 2 and not numbers):
+            return None
+        if name not in heads_for(regression=numbers):
             return None
         params = self.head.steps[-1][1].get_params(deep=False)
         candidate = Candidate(
-            **self.block, transform="standard", head=name, params=(*params.items(),)
+            **self.block,
+            transform="standard",
+            head=name,
+            params=(*params.items(),),
+            regression=numbers,
         )
-        sweep = find_sweep(candidate, probabilities=True)
+        sweep = find_sweep(candidate, probabilities=not numbers)
         if sweep is None:
             return None
-        classes, codes = np.unique(self.targets[rows], return_inverse=True)
-        data = fold_data(self._held, Sample(rows, codes, np.arange(len(rows)), classes), folds)
+        places = np.arange(len(rows))
+        if numbers:
+            truth = self.targets[rows].astype(np.float64)
+            sample = Sample(rows, places, places, places, truth)
+        else:
+            classes, codes = np.unique(self.targets[rows], return_inverse=True)
+            sample = Sample(rows, codes, places, classes)
+        data = fold_data(self._held, sample, folds)
         copies = np.arange(1 + averaged)[:, None] * len(rows)
         data.folds = [(train, (test + copies).ravel()) for train, test in data.folds]
         answers = []
         try:
-            for held in held_out_together(sweep, [candidate], data, seed=seed, probabilities=True):
+            for held in held_out_together(
+                sweep, [candidate], data, seed=seed, probabilities=not numbers
+            ):
                 if held.stopped:  # it diverged, of which its own fit says more
                     return None
                 test = folds[held.fold][1]
-                each = held.values.reshape(1 + averaged, len(test), len(classes))
+                each = held.values.reshape(1 + averaged, len(test), -1)
                 answers.append((each.mean(axis=0, dtype=np.float64), test))
         except HeadError:  # likewise, or parameters that the sweep does not have
             return None
@@ -218,7 +259,7 @@ class Fitting:
 
     def finish(
         self,
-        model: ImageClassifier,
+        model: ImageClassifier | ImageRegressor,
         y: NDArray[np.generic],
         rows: Numbers,
         names: NDArray[np.generic] | None,
@@ -226,7 +267,11 @@ class Fitting:
         """Fit the head on rows, and return it; the model takes it and what it learnt from."""
         head = self.fit(rows)
         spec, width = self.features.spec(**self.block), self.features.width(**self.block)
-        model.take_head(head, spec, n_features=width, labels=names)
+        if isinstance(model, ImageRegressor):
+            values = self.targets[rows].astype(np.float64)
+            model.take_head(head, spec, n_features=width, names=names, values=values)
+        else:
+            model.take_head(head, spec, n_features=width, labels=names)
         model.training_ = describe_training(self.features, y, rows)
         return head
 
@@ -302,11 +347,11 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult(NotebookValue):
-    """A fitted classifier and how it was measured.
+    """A fitted model and how it was measured.
 
     Parameters
     ----------
-    model : ImageClassifier
+    model : ImageClassifier or ImageRegressor
         Fitted on all training images.
     metrics : dict
         ``protocol`` says what the other figures were measured on.
@@ -319,7 +364,7 @@ class TrainingResult(NotebookValue):
         What was said of each image that the score is of; None where nothing was measured.
     """
 
-    model: ImageClassifier
+    model: ImageClassifier | ImageRegressor
     metrics: Json
     training: Json
     suspects: list[Suspect] = field(default_factory=list)
@@ -337,14 +382,18 @@ class TrainingResult(NotebookValue):
         pandas.DataFrame
             ``row`` (``feats[table["row"]]`` are the images), ``path``, ``label``, ``predicted``,
             ``probability`` of the prediction, and ``right``. The most confident errors come first,
-            then the right answers, the least certain first. Without a score, no rows.
+            then the right answers, the least certain first. Without a score, no rows. Of a
+            regression ``row``, ``path``, and of each number the true one, the predicted one and
+            the error, the greatest first.
 
         Raises
         ------
         MissingExtraError
             If pandas is not installed.
         """
-        columns = ("row", "path", "label", "predicted", "probability", "right")
+        columns: tuple[str, ...] = ("row", "path", "label", "predicted", "probability", "right")
+        if self.scored is not None and self.scored.values is not None:
+            columns = tuple(self.scored.table(0))
         return data_frame({} if self.scored is None else self.scored.table(), columns)
 
 
@@ -361,7 +410,7 @@ def write_report(
 def train(
     features: Features,
     *,
-    head: Any = "logistic",
+    head: Any = None,
     backbone: str | None = None,
     tap: str | None = None,
     weights: Any = None,
@@ -370,6 +419,7 @@ def train(
     average_views: bool = False,
     cv: int = 5,
     multilabel: bool = False,
+    regression: bool = False,
     label_kind: str = "auto",
     balanced: bool = False,
     seed: int = 0,
@@ -389,8 +439,8 @@ def train(
     ----------
     features : Features
         From `featx.extract`.
-    head : str or estimator, default "logistic"
-        See `featx.heads.making.make_head`.
+    head : str or estimator, optional
+        See `featx.heads.making.make_head`; ``"logistic"`` by default, of a regression ``"ridge"``.
     backbone, tap : str, optional
         Which block of the features, where there are several.
     weights, preprocessing, trust
@@ -399,6 +449,11 @@ def train(
     average_views, multilabel, cache
         Of the resulting `featx.ImageClassifier`. With ``multilabel``, folds have each label in
         equal shares, and the metrics are those of `featx.selection.metrics.score_label_sets`.
+    regression : bool, default False
+        Whether labels are numbers: the model is then a `featx.ImageRegressor`, folds have low and
+        high numbers in equal shares, and the metrics are those of
+        `featx.selection.value_metrics.score_values`. Its intervals come of the images that the
+        score is of.
     cv : int, default 5
         Number of folds; 0 measures nothing.
     label_kind : {"auto", "class"}, default "auto"
@@ -426,6 +481,8 @@ def train(
     HeadError
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
+    check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
+    head = default_head(regression=regression) if head is None else head
     if balanced:
         head = balanced_head(head)
     name = None if backbone is None else canonical_name(backbone)
@@ -433,12 +490,12 @@ def train(
     block: BlockName = {"backbone": stored.backbone, "tap": stored.tap}
     rows, held_out = _training_rows(features)
     y = require_labels(features)
-    if not multilabel:
+    if not (multilabel or regression):
         check_classes(features, y, rows, label_kind)
     choice = BackboneChoice(
         backbone or stored.backbone, weights, preprocessing=preprocessing, trust=trust
     ).completed(features.spec(**block), features.origin(**block))
-    parameters = {"multilabel": multilabel, "random_state": seed}
+    parameters: Json = {"multilabel": multilabel, "random_state": seed, "regression": regression}
     model = untrained_model(
         features, block, head, choice, cache=cache, average_views=average_views, **parameters
     )
@@ -447,9 +504,11 @@ def train(
         raise FeaturesError(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
-    made = make_head(head, seed=seed, multilabel=multilabel)
+    made = make_head(head, seed=seed, multilabel=multilabel, regression=regression)
     bound = memory_bound(features, block, made, max_ram)
-    names, targets = _targets(features, y, rows, held_out, multilabel)
+    names, targets = _targets(
+        features, y, rows, held_out, multilabel=multilabel, regression=regression
+    )
     fitting = Fitting(features, block, made, targets, bound)
     metrics: Json = {"protocol": "not measured"}
     suspects: list[Suspect] = []
@@ -465,9 +524,12 @@ def train(
         protocol = f"held-out split of {len(held_out)} images{_averaging(model)}"
         scored = score_answers(fitting, names, held_out, answers, trained=rows)
         metrics = {"protocol": protocol, **scored.scores}
+    if scored is not None and scored.values is not None:
+        model.residuals_ = kept_residuals(*scored.values)
     if not multilabel:
         with stage("measuring what would be unlike the training images"):
-            model.novelty_ = fitting.novelty(rows, y, seed=seed)
+            of_one = np.zeros(len(y)) if regression else y
+            model.novelty_ = fitting.novelty(rows, of_one, seed=seed)
     if scored is not None:
         scored = replace(scored, scores=metrics)
     return TrainingResult(model, metrics, dict(model.training_), suspects, scored)
@@ -478,9 +540,14 @@ def _targets(
     y: NDArray[np.str_],
     rows: Numbers,
     held_out: Numbers | None,
+    *,
     multilabel: bool,
+    regression: bool,
 ) -> tuple[NDArray[np.str_] | None, NDArray[np.generic]]:
     """Return what is learnt of every row: labels, or their names and which of them it has."""
+    if regression:
+        used = rows if held_out is None else np.concatenate([rows, held_out])
+        return value_targets(features, y, rows, used)
     if multilabel:
         names, targets = label_targets(y, rows)
         if len(names) < 2:
@@ -509,6 +576,51 @@ def label_targets(y: NDArray[np.str_], rows: Numbers) -> tuple[NDArray[np.str_],
     targets = np.zeros((len(y), len(names)), dtype=np.uint8)
     targets[rows] = sets.astype(np.uint8)[codes]
     return names, targets
+
+
+_FEWEST_VALUES = 10
+
+
+def value_targets(
+    features: Features, y: NDArray[np.generic], rows: Numbers, used: Numbers
+) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+    """Return names of numbers and, of every row, the numbers (n, k), NaN where it is not used.
+
+    Only those of `rows` are learnt.
+    """
+    what = repr(features.name)
+    if len(rows) < _FEWEST_VALUES:
+        raise DatasetError(
+            f"a regression needs {_FEWEST_VALUES} images with a number or more, {what} has "
+            f"{len(rows)} to learn from: add images"
+        )
+    if y.dtype.kind in "US":
+        names, numbers = read_values(y[used].tolist(), what)
+    else:
+        numbers = check_values(y[used])
+        names = (VALUE,) if numbers.shape[1] == 1 else tuple(map(str, range(numbers.shape[1])))
+    values = np.full((len(y), len(names)), np.nan)
+    values[used] = numbers
+    check_values(values[rows])
+    return np.array(names), values
+
+
+def check_kind(*, multilabel: bool, regression: bool, balanced: bool) -> None:
+    """Refuse a regression of what only classes have."""
+    for given, option in (
+        (multilabel, "--multilabel (multilabel=True)"),
+        (balanced, "--balanced (balanced=True)"),
+    ):
+        if regression and given:
+            raise HeadError(
+                f"--regression (regression=True) learns numbers and {option} is about classes: "
+                "leave one of the two out"
+            )
+
+
+def default_head(*, regression: bool) -> str:
+    """Return the head that is trained where none is named."""
+    return "ridge" if regression else "logistic"
 
 
 def require_labels(features: Features) -> NDArray[np.str_]:
@@ -569,8 +681,9 @@ def _check_kind(
 ) -> None:
     """Refuse labels that are no classes, as far as they tell."""
     reason = look_like_measurements(names.tolist(), int(counts.sum()))
-    advice = "featx does no regression: put them into a few ranges, such as 20-29, as classes"
-    options: tuple[str, ...] = ("--label-kind", "class")
+    reason = reason or look_like_values(names.tolist())
+    advice = "learn numbers with --regression (regression=True)"
+    options: tuple[str, ...] = ("--regression",)
     if not reason and (reason := look_like_sets(names.tolist())):
         advice = "predict each by itself with --multilabel (multilabel=True)"
         options = ("--multilabel",)
@@ -600,6 +713,18 @@ def score_answers(
     The classes are those of the rows that the heads were `trained` on, by default the same.
     """
     truth = fitting.targets[rows]
+    if fitting.regression and names is not None:
+        numbers = np.zeros((len(rows), len(names)))
+        for said, places in answers:
+            numbers[places] = said
+        return Scored(
+            features=fitting.features,
+            **fitting.block,
+            rows=rows,
+            names=names,
+            scores=score_values(truth.astype(np.float64), numbers, names.tolist()),
+            values=(truth.astype(np.float64), numbers),
+        )
     if names is None:
         judged = Judged(truth, np.unique(fitting.targets[rows if trained is None else trained]))
         for proba, places in answers:
@@ -627,12 +752,16 @@ def score_answers(
     )
 
 
-def _averaging(model: ImageClassifier) -> str:
+def _averaging(model: ImageClassifier | ImageRegressor) -> str:
     return f", mean over {1 + model.views_averaged} views" if model.views_averaged else ""
 
 
 def _cross_validate(
-    model: ImageClassifier, fitting: Fitting, names: NDArray[np.str_] | None, rows: Numbers, cv: int
+    model: ImageClassifier | ImageRegressor,
+    fitting: Fitting,
+    names: NDArray[np.str_] | None,
+    rows: Numbers,
+    cv: int,
 ) -> tuple[Json, list[Suspect], Scored | None]:
     features, truth = fitting.features, fitting.targets[rows]
     groups = related_rows(features.keys, features.groups)[rows]
@@ -655,6 +784,11 @@ def _cross_validate(
         "protocol": f"{protocol}, equal images on one side{_averaging(model)}",
         **scored.scores,
     }
+    if scored.values is not None:
+        truth, said = scored.values
+        metrics["r2_by_fold"] = [
+            float(value_scores(truth[test], said[test])[0].mean()) for _, test in folds
+        ]
     if judged is None:
         return metrics, [], scored
     accuracies = [float(judged.right[test].mean()) for _, test in folds]

@@ -457,14 +457,14 @@ def _interval_of_label(values: Doubles) -> list[float] | None:
 
 
 def bootstrap_difference(
-    first: NDArray[np.bool_],
-    second: NDArray[np.bool_],
+    first: NDArray[np.bool_] | Values,
+    second: NDArray[np.bool_] | Values,
     *,
     groups: Codes | None = None,
     samples: int = 1000,
     seed: int = 0,
 ) -> list[float]:
-    """Return the 95 % interval of the difference of two accuracies on the same images."""
+    """Return the 95 % interval of the difference of two means over the same images."""
     difference = first.astype(float) - second.astype(float)
     draws = drawn_weights(len(difference), groups, samples, seed)
     return middle_95([float(weights @ difference / weights.sum()) for weights in draws])

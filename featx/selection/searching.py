@@ -268,7 +268,7 @@ def search_arrays(
     rows: Numbers | None = None,
     groups: NDArray[np.int64] | None = None,
     splits: NDArray[np.str_] | None = None,
-    label_sets: tuple[NDArray[np.generic], Numbers] | None = None,
+    label_sets: tuple[NDArray[np.generic], NDArray[np.number]] | None = None,
     journals: Path | None = None,
     watch: Watch | None = None,
 ) -> SearchOutcome:
@@ -355,7 +355,7 @@ def _set_test_aside(
     labelled: Numbers,
     groups: NDArray[np.int64],
     splits: NDArray[np.str_] | None,
-    label_sets: tuple[NDArray[np.generic], Numbers] | None,
+    label_sets: tuple[NDArray[np.generic], NDArray[np.number]] | None,
 ) -> tuple[Sample, Sample | None, list[str]]:
     """Return the rows of the selection, those of a split ``test``, and what to know of them."""
     notes: list[str] = []
@@ -509,8 +509,9 @@ def _folds(
     if number == options.cv:
         return folds, ""
     return folds, (
-        f"{number} folds in place of {options.cv}: the smallest class has {number} distinct "
-        "images or groups"
+        f"{number} folds in place of {options.cv}: "
+        f"{'there are' if data.regression else 'the smallest class has'} {number} distinct images "
+        "or groups"
     )
 
 
