@@ -486,6 +486,12 @@ def open_block(
     return features, {"backbone": fits[0].backbone, "tap": fits[0].tap}
 
 
+def is_given(name: str) -> bool:
+    """Tell whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
+
+
 def check_targets(regression: bool, columns: tuple[str, ...]) -> None:
     """Refuse columns of numbers where classes are learnt."""
     if columns and not regression:

@@ -20,6 +20,7 @@ from featx.terminal import say, say_json
     options.backbone(several=False),
     click.option(
         "--head",
+        default="logistic",
         show_default="logistic, with --regression ridge",
         shell_complete=options.complete_head,
         help="logistic, svm, knn, ridge, lda, forest or dense:1024,1024, with parameters as in "
@@ -48,7 +49,7 @@ def command(
     embed: bool,
     force: bool,
     cache: Path,
-    head: str | None,
+    head: str,
     multilabel: bool,
     as_json: bool,
     **settings: Any,
@@ -67,7 +68,7 @@ def command(
     import featx
     from featx.heads.learning import require_streamable
     from featx.heads.making import balanced_head, make_head
-    from featx.models.training import check_kind, default_head
+    from featx.models.training import VALUE_HEAD, check_kind
 
     laps = Laps()
     # What cannot be trained is to be known before an hour of extraction.
@@ -76,7 +77,8 @@ def command(
     )
     options.check_targets(regression, target_columns)
     check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
-    head = default_head(regression=regression) if head is None else head
+    if regression and not options.is_given("head"):
+        head = VALUE_HEAD
     head = balanced_head(head) if balanced else head
     kind: dict[str, Any] = {"multilabel": multilabel, "regression": regression}
     untrained = make_head(head, **kind)

@@ -277,10 +277,10 @@ def compare_models(
     from scipy.stats import binomtest
 
     if _kind(first) != _kind(second):
+        given = [text for kind, text in _ANSWERS.items() if kind in (_kind(first), _kind(second))]
         raise DatasetError(
             "two models are compared that answer alike, received one that gives "
-            f"{_ANSWERS[_kind(first)]} an image and one that gives {_ANSWERS[_kind(second)]}: "
-            "evaluate each by itself"
+            f"{given[0]} an image and one that gives {given[1]}: evaluate each by itself"
         )
     answers = [_answer(first, data), _answer(second, data if second_data is None else second_data)]
     if answers[0].names != answers[1].names or answers[0].labels() != answers[1].labels():

@@ -410,7 +410,7 @@ def write_report(
 def train(
     features: Features,
     *,
-    head: Any = None,
+    head: Any = "logistic",
     backbone: str | None = None,
     tap: str | None = None,
     weights: Any = None,
@@ -439,8 +439,8 @@ def train(
     ----------
     features : Features
         From `featx.extract`.
-    head : str or estimator, optional
-        See `featx.heads.making.make_head`; ``"logistic"`` by default, of a regression ``"ridge"``.
+    head : str or estimator, default "logistic"
+        See `featx.heads.making.make_head`. Of a regression, the default stands for ``"ridge"``.
     backbone, tap : str, optional
         Which block of the features, where there are several.
     weights, preprocessing, trust
@@ -482,7 +482,8 @@ def train(
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
     """
     check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
-    head = default_head(regression=regression) if head is None else head
+    if regression and isinstance(head, str) and head == "logistic":
+        head = VALUE_HEAD
     if balanced:
         head = balanced_head(head)
     name = None if backbone is None else canonical_name(backbone)
@@ -578,6 +579,8 @@ def label_targets(y: NDArray[np.str_], rows: Numbers) -> tuple[NDArray[np.str_],
     return names, targets
 
 
+VALUE_HEAD = "ridge"
+"""The head of a regression where none is named."""
 _FEWEST_VALUES = 10
 
 
@@ -616,11 +619,6 @@ def check_kind(*, multilabel: bool, regression: bool, balanced: bool) -> None:
                 f"--regression (regression=True) learns numbers and {option} is about classes: "
                 "leave one of the two out"
             )
-
-
-def default_head(*, regression: bool) -> str:
-    """Return the head that is trained where none is named."""
-    return "ridge" if regression else "logistic"
 
 
 def require_labels(features: Features) -> NDArray[np.str_]:
