@@ -12,11 +12,12 @@ from featx.exceptions import ExportError, HeadError
 from featx.exporting.formats import OUTPUT, KerasModel, Tensor
 from featx.heads.rows import Floats
 from featx.heads.steps import Linear, Rectify, Scale, Sigmoid, Softmax, Step, UnitLength, joined
+from featx.heads.table import heads_for
 from featx.heads.to_steps import steps_of
 from featx.quiet import quiet_import
 
 EXPORTABLE_HEADS = ("dense", "lda", "logistic", "nearest-mean", "ridge", "svm")
-"""Names of heads that can be exported."""
+"""Names of heads that can be exported; of a regression those for numbers among them."""
 _WITH_LAYERS = (Linear, Rectify, Scale, Sigmoid, Softmax, UnitLength)
 _WITHOUT_LAYERS = {
     "DiagonalGaussians": "the head GaussianNB",
@@ -29,8 +30,11 @@ _WITHOUT_LAYERS = {
 
 def head_steps(head: object) -> list[Step]:
     """Return a fitted head as steps that formats have layers for, as few as may be."""
+    regression = not hasattr(head, "classes_")
+    names = [name for name in EXPORTABLE_HEADS if name in heads_for(regression=regression)]
+    what = "regressor" if regression else "classifier"
     instead = (
-        f"expected one of {', '.join(EXPORTABLE_HEADS)}, or a linear classifier of scikit-learn. "
+        f"expected one of {', '.join(names)}, or a linear {what} of scikit-learn. "
         "Train one of these, or serve the .featx file with featx itself"
     )
     try:
@@ -44,21 +48,24 @@ def head_steps(head: object) -> list[Step]:
     return steps
 
 
-def build_graph(source: BackboneSource, tap: str, steps: list[Step]) -> KerasModel:
+def build_graph(
+    source: BackboneSource, tap: str, steps: list[Step], output: str = OUTPUT
+) -> KerasModel:
     """Build the network that is exported."""
     with quiet_import():
         import keras
     taps = build_tap_model(source, (tap,))
     features = taps.outputs[0]
-    network = keras.Model(taps.inputs[0], head_layers(features, steps), name="featx_model")
+    answers = head_layers(features, steps, output)
+    network = keras.Model(taps.inputs[0], answers, name="featx_model")
     network.trainable = False
     return network
 
 
-def head_layers(features: Tensor, steps: list[Step]) -> Tensor:
+def head_layers(features: Tensor, steps: list[Step], output: str = OUTPUT) -> Tensor:
     """Put the steps of a head behind features."""
     for number, step in enumerate(steps, start=1):
-        name = OUTPUT if number == len(steps) else f"head_{number}"
+        name = output if number == len(steps) else f"head_{number}"
         _require_width(step, int(features.shape[-1]))
         features = _layer(features, step, name)
     return features

@@ -164,14 +164,21 @@ class OnnxArithmetic:
 
 
 def write_joined(
-    row: Format, source: BackboneSource, tap: str, steps: list[Step], path: Path, classes: Classes
+    row: Format,
+    source: BackboneSource,
+    tap: str,
+    steps: list[Step],
+    path: Path,
+    *,
+    classes: Classes,
+    output: str = OUTPUT,
 ) -> None:
     """Write a network that Keras cannot build, and the steps of a head behind it."""
     if row.name == "onnx":
         with conversion_errors("ONNX"):
-            save_onnx(_onnx_model(source, tap, steps), path, classes)
+            save_onnx(_onnx_model(source, tap, steps, output), path, classes, output)
     elif row.name == "openvino":
-        save_openvino(_openvino_model(source, tap, steps), path, classes)
+        save_openvino(_openvino_model(source, tap, steps, output), path, classes, output)
     else:
         raise ExportError(
             f"{source.name} is {NETWORK_KINDS[source.kind].summary}, which the format {row.name} "
@@ -179,18 +186,18 @@ def write_joined(
         )
 
 
-def _openvino_model(source: BackboneSource, tap: str, steps: list[Step]) -> Native:
+def _openvino_model(source: BackboneSource, tap: str, steps: list[Step], output: str) -> Native:
     openvino = load_openvino()
     model = read_network(openvino, openvino.Core(), source)
 
     def behind(x: Native, on: GraphArithmetic) -> Native:
         return head_behind(x, steps, on)
 
-    return with_taps(openvino, model, source, (tap,), (OUTPUT,), behind)
+    return with_taps(openvino, model, source, (tap,), (output,), behind)
 
 
-def _onnx_model(source: BackboneSource, tap: str, steps: list[Step]) -> Native:
-    """Return a network from uint8 pixels to probabilities, as a message of the onnx package."""
+def _onnx_model(source: BackboneSource, tap: str, steps: list[Step], output: str) -> Native:
+    """Return a network from uint8 pixels to its output, as a message of the onnx package."""
     import onnx
 
     network, openvino = image_network(source), load_openvino()
@@ -212,14 +219,14 @@ def _onnx_model(source: BackboneSource, tap: str, steps: list[Step]) -> Native:
     on.nodes = []
     vector = network.vector(Tensor(_PREFIX + name, extents), name, parse_tap(tap), on)
     probabilities = head_behind(vector, steps, on)
-    on.add("Identity", probabilities.shape, probabilities, output=OUTPUT)
-    nodes, used = _needed([*nodes, *on.nodes], OUTPUT)
+    on.add("Identity", probabilities.shape, probabilities, output=output)
+    nodes, used = _needed([*nodes, *on.nodes], output)
     weights = [given for given in (*model.graph.initializer, *on.constants) if given.name in used]
     pixels, answer = (
         onnx.helper.make_tensor_value_info(name, dtype, ["batch", *shape[1:]])
         for name, dtype, shape in (
             (INPUT, onnx.TensorProto.UINT8, (None, *network.size_px, 3)),
-            (OUTPUT, onnx.TensorProto.FLOAT, probabilities.shape),
+            (output, onnx.TensorProto.FLOAT, probabilities.shape),
         )
     )
     joined = onnx.helper.make_graph(nodes, "featx", [pixels], [answer], weights)

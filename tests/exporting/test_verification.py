@@ -114,7 +114,7 @@ def test_a_failed_verification_fails_the_export(model, pictures, tmp_path, monke
 
     build = exporter.build_graph
 
-    def flipped(source, tap, steps):
+    def flipped(source, tap, steps, *more):
         linear, last = steps
         return build(source, tap, [Linear(linear.kernel[:, ::-1], linear.bias[::-1]), last])
 
