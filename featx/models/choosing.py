@@ -98,6 +98,11 @@ def select(
     """
     if n < 1:
         raise DatasetError(f"expected a positive number of images to choose, received {n}")
+    if model is not None and model.regression:
+        raise DatasetError(
+            "the model predicts numbers, and images are chosen by how sure a model is of classes: "
+            "leave --model (model=...) out"
+        )
     if model is not None:
         backbone = backbone or canonical_name(model.backbone)
         tap = tap or str(parse_tap(model.tap))

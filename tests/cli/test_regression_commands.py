@@ -297,3 +297,14 @@ def test_within_a_bound_the_winner_is_trained_on_batches(run, table, small_netwo
 
 def features_numbers(features):
     return np.array([float(text.partition("=")[2] or 0) for text in features.y])
+
+
+def test_what_is_of_classes_is_refused_with_a_model_of_numbers(train, run, table, small_network):
+    model, _ = train("--head", "ridge", "--cv", "0")
+    tuned = run("finetune", model, table, fails=True).stderr
+    assert "the model predicts numbers: fine-tuning takes models of one label" in tuned
+    features = featx.extract(
+        table, backbone=f"file:{small_network}", preprocessing="none", target_columns=["bright"]
+    )
+    with pytest.raises(featx.DatasetError, match="how sure a model is of classes"):
+        featx.select(features, 3, model=featx.load(model))
