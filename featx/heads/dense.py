@@ -259,12 +259,16 @@ class DenseRegressor(_DenseLayers, WeightedRegressor):
     """Dense layers with dropout on features that learn numbers by the squared error.
 
     Each column of numbers is scaled to a mean of 0 and a deviation of 1 for training, and back
-    again by the last layer. Without a hidden layer it is linear.
+    again by the last layer, which begins with zeros: with the mean. Without a hidden layer it is
+    linear.
 
     Parameters
     ----------
-    hidden, dropout, learning_rate, weight_decay, batch_size, max_epochs, patience
-        As of `DenseClassifier`, with ``hidden=(256,)`` by default.
+    hidden : tuple of int, default=(256,)
+    dropout : float, default=0.5
+    learning_rate : float, default=3e-4
+    weight_decay, batch_size, max_epochs, patience
+        As of `DenseClassifier`.
     validation_fraction : float, default=0.1
         Share of the images that is held out to say when to stop.
     random_state, verbose
@@ -293,8 +297,8 @@ class DenseRegressor(_DenseLayers, WeightedRegressor):
         self,
         hidden: tuple[int, ...] = (256,),
         *,
-        dropout: float = 0.2,
-        learning_rate: float = 1e-3,
+        dropout: float = 0.5,
+        learning_rate: float = 3e-4,
         weight_decay: float = 1e-4,
         batch_size: int = 256,
         max_epochs: int = 100,

@@ -54,6 +54,12 @@ class ValuePipeline(Pipeline):  # type: ignore[misc]
             fit_rows(self, Rows.of(rows), Targets.of_values(values))
         return self
 
+    def predict(self, X: ArrayLike, **params: Any) -> Floats:
+        """Return the numbers of each row: (n,) where one was learnt, else (n, k)."""
+        if isinstance(X, np.ndarray):
+            require_finite(X)  # trees would answer NaN
+        return np.asarray(super().predict(X, **params))
+
 
 class EachValue(WeightedRegressor):
     """One copy of a regressor for each column of numbers, each column scaled if wanted.
