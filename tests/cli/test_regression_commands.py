@@ -104,7 +104,13 @@ def test_several_columns_are_several_numbers(train, run, table):
 
 @pytest.mark.parametrize(
     "head",
-    ["svm:C=0.1", "knn", "extra-trees:n_estimators=20", "forest", "sklearn.linear_model.BayesianRidge"],
+    [
+        "svm:C=0.1",
+        "knn",
+        "extra-trees:n_estimators=20",
+        "forest",
+        "sklearn.linear_model.BayesianRidge",
+    ],
 )
 def test_every_head_trains(train, head):
     model, done = train("--head", head, "--cv", "2", "--json")
