@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from featx.exceptions import CacheFormatError, DatasetError, FeaturesError, UnknownNameError, reason
 
@@ -302,3 +303,36 @@ def folder_name(text: str) -> str:
     """
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
     return kept.strip(".-")[:80] or "unnamed"
+
+
+_BETWEEN_TAPS, _BETWEEN_BACKBONES = ",", " + "
+
+
+class BlockName(TypedDict):
+    """What names a block of features, or several side by side; see `joined_name`."""
+
+    backbone: str
+    tap: str
+
+
+def joined_name(parts: Iterable[tuple[str, str]]) -> BlockName:
+    """Return the name of blocks side by side, each given by its backbone and tap.
+
+    >>> joined_name([("tiny", "avg"), ("tiny", "max"), ("mobilenet_v2", "avg")])
+    {'backbone': 'tiny + mobilenet_v2', 'tap': 'avg,max + avg'}
+    """
+    taps: dict[str, list[str]] = {}
+    for backbone, tap in parts:
+        taps.setdefault(backbone, []).append(tap)
+    texts = [_BETWEEN_TAPS.join(names) for names in taps.values()]
+    return {"backbone": _BETWEEN_BACKBONES.join(taps), "tap": _BETWEEN_BACKBONES.join(texts)}
+
+
+def joined_parts(name: BlockName) -> list[tuple[str, str]]:
+    """Return backbone and tap of each of the blocks that a name stands for."""
+    backbones = name["backbone"].split(_BETWEEN_BACKBONES)
+    taps = name["tap"].split(_BETWEEN_BACKBONES)
+    if len(backbones) != len(taps):
+        return [(name["backbone"], name["tap"])]
+    pairs = zip(backbones, taps, strict=True)
+    return [(backbone, tap) for backbone, texts in pairs for tap in texts.split(_BETWEEN_TAPS)]

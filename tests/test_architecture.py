@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "heads": {"exceptions", "forks", "quiet", "memory", "threads", "files"},
     "memory": {"exceptions"},
     "threads": set(),
-    "selection": {"exceptions", "files", "heads"},
+    "selection": {"exceptions", "spec", "files", "heads"},
     "exporting": {
         "exceptions",
         "spec",
@@ -59,6 +59,7 @@ MAY_IMPORT = {
         "cache",
         "extraction",
         "heads",
+        "selection",
         "models",
     },
     "finetuning": {
@@ -131,7 +132,7 @@ HEADS = (
     *("storage", "moments", "sweep", "logistic_solver"),
     *("logistic_path", "learning", "head_pipeline", "ridge", "calibrated"),
     *("multilabel", "nearest_mean", "discriminant", "neighbours", "rbf", "trees", "dense_model"),
-    *("regression", "dense_training", "dense", "logistic", "novelty", "making"),
+    *("regression", "dense_training", "dense", "logistic", "ensemble", "novelty", "making"),
 )
 
 

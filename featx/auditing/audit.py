@@ -39,7 +39,8 @@ from featx.exceptions import DatasetError, FeaturesError, HeadError, MissingExtr
 from featx.files.identity import related_rows
 from featx.images.labels import SEPARATOR, look_like_sets
 from featx.memory import as_bytes
-from featx.models.training import BlockName, check_classes
+from featx.models.training import check_classes
+from featx.spec import BlockName
 
 Numbers = NDArray[np.intp]
 

@@ -25,8 +25,9 @@ from featx.heads.making import make_head
 from featx.heads.moments import Moments
 from featx.heads.targets import Targets
 from featx.memory import shown_bytes
-from featx.models.training import BlockName, Fitting, block_bytes
+from featx.models.training import Fitting, block_bytes
 from featx.selection.splits import dealt_folds, repeated_folds
+from featx.spec import BlockName
 
 Numbers: TypeAlias = NDArray[np.intp]
 Values: TypeAlias = NDArray[np.floating[Any]]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featx.cache.features import Features
 from featx.cache.nearest import Nearest, nearest
 from featx.exceptions import MissingExtraError
-from featx.models.training import BlockName
+from featx.spec import BlockName
 
 Numbers: TypeAlias = NDArray[np.intp]
 Floats: TypeAlias = NDArray[np.floating[Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from featx.backbones.catalog import Backbone
 from featx.backbones.networks import NETWORK_KINDS
 from featx.backbones.preprocessing import Preprocessing, find_preprocessing
 from featx.backbones.source import BackboneSource
-from featx.backbones.taps import parse_tap, pool, require_channels_last, tap_tensor
+from featx.backbones.taps import parse_tap, pool, require_channels_last, tap_tensors
 from featx.backbones.weights import misfit, readable
 from featx.exceptions import BackboneError, WeightsError, reason
 from featx.forks import require_threads
@@ -136,12 +137,13 @@ def build_tap_model(
     if network is None:
         network = build_network(source, mixed=mixed)
     parsed = [parse_tap(name) for name in taps]
-    tensors = [tap_tensor(network, source, tap) for tap in parsed]
-    for tap, tensor in zip(parsed, tensors, strict=True):
+    by_tap = [tap_tensors(network, source, tap) for tap in parsed]
+    pooled = [(tap, tensor) for tap, part in zip(parsed, by_tap, strict=True) for tensor in part]
+    for tap, tensor in pooled:
         require_channels_last(tensor, source, tap)
     height, width = source.input_size_px
     pixels = keras.Input((height, width, 3), dtype="uint8", name="pixels")
-    trunk = keras.Model(network.inputs, tensors, name="featx_trunk")
+    trunk = keras.Model(network.inputs, [tensor for _, tensor in pooled], name="featx_trunk")
     try:
         maps = trunk(preprocess(pixels, source.preprocessing), training=False)
     except Exception as error:  # Keras raises what the network's layers raise
@@ -152,7 +154,9 @@ def build_tap_model(
     maps = maps if isinstance(maps, (list, tuple)) else [maps]
     # Powers and sums over a map leave the range of half precision.
     maps = [keras.ops.cast(x, "float32") for x in maps]
-    vectors = [pool(x, tap) for x, tap in zip(maps, parsed, strict=True)]
+    each = iter([pool(x, tap) for x, (tap, _) in zip(maps, pooled, strict=True)])
+    joint = [list(islice(each, len(part))) for part in by_tap]
+    vectors = [one[0] if len(one) == 1 else keras.ops.concatenate(one, axis=-1) for one in joint]
     model = keras.Model(pixels, vectors, name="featx_taps")
     model.trainable = False
     return model

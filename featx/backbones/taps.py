@@ -29,6 +29,10 @@ POOLINGS: dict[str, str] = {
 }
 """Poolings by name, with what they do."""
 
+INNER = "inner"
+"""The tap that pools several blocks, from one third of the depth on; their vectors are joined."""
+
+_MOST_INNER, _INNER_FROM, _INNER_WIDTH = 8, 1 / 3, 2
 _OF_TOKENS = ("cls", "mean-tokens", "cls+mean")
 Native: TypeAlias = Any
 """A tensor of Keras or of another library, which has no types."""
@@ -41,7 +45,7 @@ _GEM_FLOOR = 1e-6
 class Tap:
     """A layer or block, and how its feature map becomes one vector."""
 
-    layer: str  # empty for the network's last feature map
+    layer: str  # empty for the network's last feature map, `INNER` for several blocks
     pooling: str  # key of `POOLINGS`
     argument: int = 0  # power of gem, cells a side of grid
 
@@ -55,7 +59,8 @@ class Tap:
 def parse_tap(text: str) -> Tap:
     """Read a tap: ``avg``, ``grid:2``, ``block_12``, ``block_12:gem``, ``block_12:grid:2``.
 
-    A layer without a pooling is averaged. ``gem`` is the generalised mean with the power 3,
+    A layer without a pooling is averaged. ``inner`` is up to 8 blocks, evenly from one third
+    of the depth of a catalogued network on. ``gem`` is the generalised mean with the power 3,
     ``gem:P`` with another; ``grid:K`` averages over K x K cells.
     """
     # Tensors of TensorFlow have a number behind a colon, as in Identity:0.
@@ -234,8 +239,27 @@ def _whole(extents: tuple[int | None, ...], tap: Tap) -> int:
     return math.prod(extent or 0 for extent in extents)
 
 
-def tap_tensor(network: keras.Model, source: BackboneSource, tap: Tap) -> keras.KerasTensor:
-    """Return what a tap pools: the output of its layer or block."""
+def tap_tensors(network: keras.Model, source: BackboneSource, tap: Tap) -> list[keras.KerasTensor]:
+    """Return what a tap pools: the output of its layer or block, or those of several blocks."""
+    if tap.layer == INNER and source.row is not None:
+        return _inner_outputs(network, source)
+    return [_tap_tensor(network, source, tap)]
+
+
+def _inner_outputs(network: keras.Model, source: BackboneSource) -> list[keras.KerasTensor]:
+    """Return outputs of blocks, evenly over the depth, not wider together than features are."""
+    last = network.outputs[0]
+    blocks = [x for x in block_outputs(network, source).values() if x is not last]
+    first, widest = round(len(blocks) * _INNER_FROM), _INNER_WIDTH * int(last.shape[-1])
+    late = blocks[first:]
+    for count in range(min(_MOST_INNER, len(late)), 0, -1):
+        chosen = [late[round((n + 1) * len(late) / count) - 1] for n in range(count)]
+        if sum(int(x.shape[-1]) for x in chosen) <= widest:
+            break
+    return chosen
+
+
+def _tap_tensor(network: keras.Model, source: BackboneSource, tap: Tap) -> keras.KerasTensor:
     if not tap.layer:
         names = network.output_names if len(network.outputs) > 1 else [DEFAULT_OUTPUT]
         if names[0] != DEFAULT_OUTPUT:

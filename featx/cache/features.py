@@ -19,11 +19,13 @@ from featx.cache.space import FeatureSpace, LyingRows, open_space
 from featx.exceptions import FeaturesError
 from featx.files.identity import Keys
 from featx.notebooks import NotebookValue, data_frame
-from featx.spec import FeatureSpec
+from featx.spec import FeatureSpec, joined_parts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_Parts: TypeAlias = tuple[int, ...]
+"""Numbers of blocks that are side by side."""
 Batch: TypeAlias = tuple[Floats, NDArray[np.intp]]
 """Features of shape (b, d), and the numbers of their rows."""
 
@@ -91,7 +93,7 @@ class Features(NotebookValue):
         self._stores = tuple(stores)
         self.rows = manifest.usable
         self.selected_from: int | None = None
-        self._matrices: dict[int, Floats] = {}
+        self._matrices: dict[_Parts, Floats] = {}
         self._looked_up: set[int] = set()
         self._lying: dict[int, list[LyingRows]] = {}
 
@@ -246,26 +248,26 @@ class Features(NotebookValue):
     ) -> Floats:
         """Return the features of one block, or of an augmented view of it, shape (n, d).
 
-        Rows that lie together in the cache are mapped from the file, others are copied once.
+        Rows that lie together in the cache are mapped from the file, others are copied once. Blocks
+        side by side are named as in ``backbone="tiny + mobilenet_v2", tap="avg,max + avg"``.
 
         Raises
         ------
         FeaturesError
             If not exactly one block fits.
         """
-        number = self._find(backbone, tap, view)
-        if number not in self._matrices:
-            self._matrices[number] = self._gather(number, self.keys)
-        return self._matrices[number]
+        parts = self._find(backbone, tap, view)
+        if parts not in self._matrices:
+            self._matrices[parts] = self._gather(parts, self.keys)
+        return self._matrices[parts]
 
     def views(self, *, backbone: str | None = None, tap: str | None = None) -> list[int]:
-        """Return which augmented views of one block there are."""
-        plain = self.block(backbone=backbone, tap=tap)
-        return sorted(
-            block.view
-            for block in self.blocks
-            if block.view is not None and (block.backbone, block.tap) == (plain.backbone, plain.tap)
-        )
+        """Return which augmented views of one block there are, or of all of several."""
+        views = {block.view for block in self.blocks if block.view is not None}
+        for plain in self.joined(backbone=backbone, tap=tap):
+            name = plain.backbone, plain.tap
+            views &= {block.view for block in self.blocks if (block.backbone, block.tap) == name}
+        return sorted(view for view in views if view is not None)
 
     def augmented(
         self, *, backbone: str | None = None, tap: str | None = None
@@ -286,8 +288,7 @@ class Features(NotebookValue):
 
     def width(self, *, backbone: str | None = None, tap: str | None = None) -> int:
         """Return the number of features a row of one block, reading one row at most."""
-        number = self._find(backbone, tap)
-        return int(self._gather(number, self._keys_of(slice(1))).shape[1])
+        return int(self._gather(self._find(backbone, tap), self._keys_of(slice(1))).shape[1])
 
     def batches(
         self,
@@ -329,19 +330,18 @@ class Features(NotebookValue):
         rows : ndarray of shape (b,)
             Their row numbers: ``features.labels[rows]`` are their labels.
         """
-        number = self._find(backbone, tap, view)
-        store, tap, keys = self._stores[number], self.blocks[number].tap, self.keys
+        parts, keys = self._find(backbone, tap, view), self.keys
         if rows is not None:
             keys = keys[rows]
         if not len(keys):
             return
-        if number not in self._looked_up:
+        for number in set(parts) - self._looked_up:
             # All shards are compared with their digests at once, not one after another.
             with self._explained(number):
-                if not store.has([tap], self.keys).all():
-                    store.disk_order(tap, keys)  # says how many of these are missing
+                if not self._stores[number].has([self.blocks[number].tap], self.keys).all():
+                    self._disk_order(number, keys)  # says how many of these are missing
             self._looked_up.add(number)
-        row_bytes = self._gather(number, keys[:1]).nbytes
+        row_bytes = self._gather(parts, keys[:1]).nbytes
         if batch_size < 1:
             raise FeaturesError(f"expected a positive batch_size, received {batch_size}")
         if 2 * batch_size * row_bytes > max_ram_bytes:
@@ -352,16 +352,15 @@ class Features(NotebookValue):
         if not shuffle:
             for start in range(0, len(keys), batch_size):
                 chosen = np.arange(start, min(start + batch_size, len(keys)))
-                yield self._gather(number, keys[chosen]), chosen if rows is None else rows[chosen]
+                yield self._gather(parts, keys[chosen]), chosen if rows is None else rows[chosen]
             return
         generator = np.random.default_rng(seed)
         buffer_rows = max(batch_size, max_ram_bytes // (2 * row_bytes) // batch_size * batch_size)
-        drawn = _draw_chunks(
-            store.disk_order(tap, keys), buffer_rows // _CHUNKS_A_BUFFER, generator
-        )
+        order = self._disk_order(parts[0], keys)
+        drawn = _draw_chunks(order, buffer_rows // _CHUNKS_A_BUFFER, generator)
         for start in range(0, len(drawn), buffer_rows):
             chosen = np.sort(drawn[start : start + buffer_rows])
-            X = self._gather(number, keys[chosen])
+            X = self._gather(parts, keys[chosen])
             mixed = generator.permutation(len(chosen))
             for first in range(0, len(chosen), batch_size):
                 batch = mixed[first : first + batch_size]
@@ -484,7 +483,7 @@ class Features(NotebookValue):
         >>> feats.y[rows], similarities.round(2)  # doctest: +SKIP
         (array(['ants', 'ants', 'ants', 'bees', 'ants']), array([0.93, 0.91, 0.9 , 0.88, 0.88]))
         """
-        number = self._find(backbone, tap)
+        number = self._number(backbone, tap)
         values = np.asarray(query)
         single = values.ndim == (1 if values.dtype.kind == "f" else 0)
         if values.dtype.kind == "f":
@@ -530,17 +529,23 @@ class Features(NotebookValue):
 
         Rows of a damaged one count as missing from then on.
         """
-        number = self._find(backbone, tap)
-        self._lying.pop(number, None)
-        self._stores[number].recheck(self.blocks[number].tap, self.keys)
+        for number in self._find(backbone, tap):
+            self._lying.pop(number, None)
+            self._stores[number].recheck(self.blocks[number].tap, self.keys)
 
     def _keys_of(self, rows: NDArray[np.intp] | slice) -> Keys:
         """Return the keys of some rows, without a copy of all."""
         return self.manifest.key[self.rows[rows]]
 
-    def _gather(self, number: int, keys: Keys) -> Floats:
-        with self._explained(number):
-            return self._stores[number].gather(self.blocks[number].tap, keys)
+    def _gather(self, parts: _Parts, keys: Keys) -> Floats:
+        matrices = []
+        for number in parts:
+            with self._explained(number):
+                matrices.append(self._stores[number].gather(self.blocks[number].tap, keys))
+        return matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
+
+    def _disk_order(self, number: int, keys: Keys) -> NDArray[np.intp]:
+        return self._stores[number].disk_order(self.blocks[number].tap, keys)
 
     @contextmanager
     def _explained(self, number: int) -> Iterator[None]:
@@ -553,34 +558,65 @@ class Features(NotebookValue):
 
     def block(self, *, backbone: str | None = None, tap: str | None = None) -> Block:
         """Return the one block that fits; see `matrix`."""
-        return self.blocks[self._find(backbone, tap)]
+        return self.blocks[self._number(backbone, tap)]
+
+    def joined(
+        self, *, backbone: str | None = None, tap: str | None = None, view: int | None = None
+    ) -> list[Block]:
+        """Return the blocks that a name stands for; of one block, only this."""
+        return [self.blocks[number] for number in self._find(backbone, tap, view)]
 
     def spec(
         self, *, backbone: str | None = None, tap: str | None = None, view: int | None = None
     ) -> FeatureSpec:
         """Return the specification of one block, or of a view of it."""
-        return self._stores[self._find(backbone, tap, view)].spec
+        return self._stores[self._number(backbone, tap, view)].spec
 
-    def origin(self, *, backbone: str | None = None, tap: str | None = None) -> Origin | None:
-        """Return how the backbone of one block was named in its extraction, None if not known."""
-        spec = self.spec(backbone=backbone, tap=tap)
+    def specs(
+        self, *, backbone: str | None = None, tap: str | None = None, view: int | None = None
+    ) -> tuple[FeatureSpec, ...]:
+        """Return the specifications of blocks side by side, one for each backbone."""
+        parts = self._find(backbone, tap, view)
+        return tuple(dict.fromkeys(self._stores[number].spec for number in parts))
+
+    def origin(self, spec: FeatureSpec) -> Origin | None:
+        """Return how a backbone was named in its extraction, None if that is not known."""
         return self.origins.get((spec.backbone, spec.weights_sha256))
 
-    def _find(self, backbone: str | None, tap: str | None, view: int | None = None) -> int:
-        fits = [
-            number
-            for number, block in enumerate(self.blocks)
-            if backbone in (None, block.backbone)
-            and tap in (None, block.tap)
-            and block.view == view
-        ]
+    def _number(self, backbone: str | None, tap: str | None, view: int | None = None) -> int:
+        """Return the number of the one block that fits."""
+        parts = self._find(backbone, tap, view)
+        if len(parts) > 1:
+            raise FeaturesError(
+                f"expected one block, received {len(parts)} side by side: name one of "
+                + ", ".join(str(self.blocks[number]) for number in parts)
+            )
+        return parts[0]
+
+    def _find(self, backbone: str | None, tap: str | None, view: int | None = None) -> _Parts:
+        """Return the numbers of the block that fits, or of those that are named side by side."""
+        fits = self._fitting(backbone, tap, view)
+        if not fits and backbone is not None and tap is not None:
+            pairs = joined_parts({"backbone": backbone, "tap": tap})
+            every = [self._fitting(*pair, view) for pair in pairs]
+            if len(pairs) > 1 and all(len(one) == 1 for one in every):
+                return tuple(one[0] for one in every)
         if len(fits) != 1:
             there = ", ".join(map(str, self.blocks)) or "none"
             which = f"backbone={backbone!r}, tap={tap!r}" + ("" if view is None else f", {view=}")
             raise FeaturesError(
                 f"expected one block for {which}, found {len(fits)}; there are: {there}"
             )
-        return fits[0]
+        return (fits[0],)
+
+    def _fitting(self, backbone: str | None, tap: str | None, view: int | None) -> list[int]:
+        return [
+            number
+            for number, block in enumerate(self.blocks)
+            if backbone in (None, block.backbone)
+            and tap in (None, block.tap)
+            and block.view == view
+        ]
 
 
 def _row_numbers(index: object, count: int) -> NDArray[np.intp]:

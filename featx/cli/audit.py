@@ -23,7 +23,7 @@ _TABLE = "--from audit.csv"
 @options.command(
     "audit",
     options.data,
-    options.backbone(several=True),
+    options.backbone,
     options.file_path(
         "--csv",
         "csv_file",

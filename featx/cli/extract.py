@@ -15,7 +15,7 @@ from featx.terminal import say, say_json
 @options.command(
     "extract",
     options.data,
-    options.backbone(several=True),
+    options.backbone,
     options.cache,
     click.option("--name", help="Name of the dataset in the cache.  [default: that of DATA]"),
     options.choice(

@@ -70,7 +70,7 @@ def _require_once(context: click.Context, param: click.Parameter, count: int) ->
     if param.is_flag and not param.secondary_opts:
         return  # said twice, it means the same
     name = "/".join([param.opts[-1], *param.secondary_opts])
-    several = context.info_name == "train" and param.name in ("backbone", "tap", "head")
+    several = context.info_name == "train" and param.name == "head"
     more = ", or compare several with `featx search`" if several else ""
     raise click.UsageError(
         f"{name} takes one value and is given {count} times: give it once{more}", context
@@ -184,85 +184,90 @@ view_policy = click.option(
 )
 
 
-def backbone(*, several: bool) -> Decorator:
-    """Add the choice of the backbone, of what is taken from it, and of how DATA is read."""
-    more = " Repeat it for several." if several else ""
-    return stacked(
-        reading,
-        click.option(
-            "-b",
-            "--backbone",
-            multiple=several,
-            show_default="tiny, the one that comes with featx",
-            shell_complete=_complete_backbone,
-            help="Name of a backbone, file:PATH.keras, onnx:PATH.onnx, savedmodel:FOLDER or "
-            "hub:FOLDER." + more,
-        ),
-        click.option(
-            "--weights",
-            multiple=several,
-            default=None,
-            help="imagenet (the default), a file, or random:SEED"
-            + ("; NAME=FILE for one of several backbones." if several else "."),
-        ),
-        click.option(
-            "--tap",
-            "taps" if several else "tap",
-            multiple=several,
-            default=["avg"] if several else "avg",
-            show_default="avg",
-            help="Where in the network: avg, max, gem, flatten, grid:2, block_12:max, ..." + more,
-        ),
-        whole(
-            "--input-size",
-            least=1,
-            help="Height and width of the network's input in pixels.  [default: the backbone's]",
-        ),
-        choice(
-            "--resize",
-            values=["stretch", "crop"],
-            default="stretch",
-            help="Stretch to the input size, or scale and cut the centre.",
-        ),
-        click.option(
-            "--draft/--no-draft",
-            default=None,
-            help="Decode large JPEG files at a reduced size, never below twice the input: several "
-            "times as fast on photographs of a camera, with slightly other features.  [default: "
-            "--draft, but --no-draft for what a cache has from featx 0.1]",
-        ),
-        click.option(
-            "--preprocessing",
-            help="Only for backbones of one's own: none, unit, tf, torch or caffe.  "
-            "[default: none for file:, the preset's for hub:, for savedmodel: unit, or none where "
-            "it rescales pixels itself]",
-        ),
-        flag("--trust", help="Run a savedmodel: backbone, which may do anything."),
-        whole("--batch-size", least=1, help="Images in a batch.  [default: the engine's choice]"),
-        click.option(
-            "--engine",
-            default="auto",
-            show_default=True,
-            help="auto (keras on a GPU, else openvino), keras or openvino.",
-        ),
-        choice(
-            "--precision",
-            values=["f32", "fast", "int8", "bf16", "f16", "mixed"],
-            default="f32",
-            help="Arithmetic of the network. fast: bf16 or f16 where the processor has it, mixed "
-            "(Keras's half precision) on a GPU, else f32. int8: 8-bit integers, calibrated on DATA "
-            "(extra: int8). All but f32 have features of their own, which are compared with f32 on "
-            "100 images.",
-        ),
-        whole(
-            "--views",
-            default=0,
-            least=0,
-            help="Augmented views of each image beside the image itself.",
-        ),
-        view_policy,
-        whole("--view-seed", default=0, least=0, help="Seed of the views."),
-    )
+# The choice of the backbone, of what is taken from it, and of how DATA is read.
+backbone = stacked(
+    reading,
+    click.option(
+        "-b",
+        "--backbone",
+        multiple=True,
+        show_default="tiny, the one that comes with featx",
+        shell_complete=_complete_backbone,
+        help="Name of a backbone, file:PATH.keras, onnx:PATH.onnx, savedmodel:FOLDER or "
+        "hub:FOLDER. Repeat it for several.",
+    ),
+    click.option(
+        "--weights",
+        multiple=True,
+        default=None,
+        help="imagenet (the default), a file, or random:SEED; NAME=FILE for one of several "
+        "backbones.",
+    ),
+    click.option(
+        "--tap",
+        "taps",
+        multiple=True,
+        default=["avg"],
+        show_default="avg",
+        help="Where in the network: avg, max, gem, flatten, grid:2, block_12:max, ... Repeat it "
+        "for several.",
+    ),
+    whole(
+        "--input-size",
+        least=1,
+        help="Height and width of the network's input in pixels.  [default: the backbone's]",
+    ),
+    choice(
+        "--resize",
+        values=["stretch", "crop"],
+        default="stretch",
+        help="Stretch to the input size, or scale and cut the centre.",
+    ),
+    click.option(
+        "--draft/--no-draft",
+        default=None,
+        help="Decode large JPEG files at a reduced size, never below twice the input: several "
+        "times as fast on photographs of a camera, with slightly other features.  [default: "
+        "--draft, but --no-draft for what a cache has from featx 0.1]",
+    ),
+    click.option(
+        "--preprocessing",
+        help="Only for backbones of one's own: none, unit, tf, torch or caffe.  "
+        "[default: none for file:, the preset's for hub:, for savedmodel: unit, or none where "
+        "it rescales pixels itself]",
+    ),
+    flag("--trust", help="Run a savedmodel: backbone, which may do anything."),
+    whole("--batch-size", least=1, help="Images in a batch.  [default: the engine's choice]"),
+    click.option(
+        "--engine",
+        default="auto",
+        show_default=True,
+        help="auto (keras on a GPU, else openvino), keras or openvino.",
+    ),
+    choice(
+        "--precision",
+        values=["f32", "fast", "int8", "bf16", "f16", "mixed"],
+        default="f32",
+        help="Arithmetic of the network. fast: bf16 or f16 where the processor has it, mixed "
+        "(Keras's half precision) on a GPU, else f32. int8: 8-bit integers, calibrated on DATA "
+        "(extra: int8). All but f32 have features of their own, which are compared with f32 on "
+        "100 images.",
+    ),
+    whole(
+        "--views",
+        default=0,
+        least=0,
+        help="Augmented views of each image beside the image itself.",
+    ),
+    view_policy,
+    whole("--view-seed", default=0, least=0, help="Seed of the views."),
+)
+
+
+def is_given(name: str) -> bool:
+    """Return whether the user gave an option of the running command."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT)
 
 
 def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -281,14 +286,13 @@ def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     )
     arguments = {name: settings.pop(name) for name in names}
     backbone, weights, policy = (settings.pop(n) for n in ("backbone", "weights", "view_policy"))
-    if isinstance(backbone, tuple):
-        weights = _weights_by_backbone(weights, backbone or ("tiny",))
+    weights = _weights_by_backbone(weights, backbone or ("tiny",))
     views = {"policy": policy} if policy else {}
     return {
         **arguments,
         "backbone": backbone or None,
         "weights": weights,
-        "taps": settings.pop("taps" if "taps" in settings else "tap"),
+        "taps": settings.pop("taps"),
         "image": _image_policy(settings.pop("resize"), settings.pop("draft")),
         "batch_size": settings.pop("batch_size") or "auto",
         "view_policy": ViewPolicy(**views, seed=settings.pop("view_seed")),
@@ -484,12 +488,6 @@ def open_block(
             f"{features.name!r} has {len(fits)} such blocks of features: {step}; there are:{there}"
         )
     return features, {"backbone": fits[0].backbone, "tap": fits[0].tap}
-
-
-def is_given(name: str) -> bool:
-    """Tell whether an option stands on the command line."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is ParameterSource.COMMANDLINE
 
 
 def check_targets(regression: bool, columns: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ _SHOWN = 15
 @options.command(
     "search",
     options.data,
-    options.backbone(several=True),
+    options.backbone,
     click.option(
         "--head",
         "heads",
@@ -29,7 +29,7 @@ _SHOWN = 15
         shell_complete=options.complete_head,
         help="A head over its own grid, over values as in logistic:C=0.01|0.1, or over a range as "
         "in logistic:C=0.001..10 (random, optuna). Repeat it for several.  "
-        "[default: nearest-mean, ridge, lda, knn, logistic; with --regression ridge, knn]",
+        "[default: logistic and ridge; with --regression ridge and knn]",
     ),
     click.option(
         "--transform",
@@ -78,6 +78,21 @@ _SHOWN = 15
         help="Time after which no trial is started: 60s, 10m, 1h.",
     ),
     options.whole("--jobs", "n_jobs", default=-1, help="Fits at a time; -1: cores."),
+    click.option(
+        "--joins/--no-joins", default=True, show_default=True, help="Try blocks side by side."
+    ),
+    click.option(
+        "--ensemble/--no-ensemble",
+        default=True,
+        show_default=True,
+        help="Try the weighted mean of the best heads.",
+    ),
+    click.option(
+        "--caution",
+        type=click.FloatRange(min=0),
+        help="Standard errors by which a candidate has to be better than the first head on the "
+        "first tap to win.  [default: 1 without --head, else 0: the best score wins]",
+    ),
     options.flag("--fresh", help="Forget finished trials of the same search."),
     options.file_path("--csv", "csv_file", help="Write the whole leaderboard there."),
     options.output,
@@ -106,8 +121,10 @@ def command(
 ) -> None:
     """Find the best backbone, tap, head and parameters, and save the winner as a model.
 
-    Features that are missing are extracted first. What is finished is kept: the same command goes
-    on from there after Ctrl-C or a kill.
+    Features that are missing are extracted first: avg, and inner (blocks inside the network) of
+    backbones of the catalogue, unless --tap names others. Blocks of features are tried alone and
+    side by side, and the best heads together. What is finished is kept: the same command goes on
+    from there after Ctrl-C or a kill.
 
     \b
     featx search photos/ -o photos.featx
@@ -129,6 +146,8 @@ def command(
     if csv_file is not None:
         options.check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
     extraction = extraction_arguments(settings)
+    if not options.is_given("taps"):
+        extraction["taps"] = _default_taps(data, cache, extraction["backbone"] or ("tiny",))
     what: dict[str, Any] = {
         name: list(settings.pop(name)) or None for name in ("heads", "transforms")
     }
@@ -151,7 +170,7 @@ def command(
     named = read_space(space, **what, streamed=streamed, regression=learnt["regression"])
     if learnt["balanced"]:
         named.balanced()
-    SearchOptions(**how)
+    SearchOptions(**{**how, "caution": how["caution"] or 0.0})
     features = featx.extract(
         data,
         **extraction,
@@ -197,6 +216,18 @@ def command(
     say(f"next: {next_prediction(target, data, features)}")
 
 
+def _default_taps(data: str, cache: Path, backbones: tuple[str, ...]) -> Any:
+    """Return the taps that are tried by backbone, only avg where images cannot be read again."""
+    from featx.cache.layout import CacheLayout
+    from featx.extraction.job import find_named
+
+    named = find_named(CacheLayout.at(cache), data)
+    if named is not None and not (named.root and Path(named.root).exists()):
+        return ["avg"]
+    # A network of one's own has no blocks that are known.
+    return {name: ["avg"] if ":" in name else ["avg", "inner"] for name in backbones}
+
+
 def _show(result: SearchResult) -> None:
     shown = [row for row in result.leaderboard if row.rank <= _SHOWN or row.chosen or row.pareto]
     header = ["rank", "backbone", "tap", "transform", "head", result.scoring, "±", "ms", "MB", ""]
@@ -234,6 +265,11 @@ def _show(result: SearchResult) -> None:
     for note in result.notes:
         say(f"note      {note}")
     best, score = result.best, result.score
+    if best.rank > 1 and result.caution:
+        say(
+            f"note      {best.rank - 1:,} scored higher, none clearly so: the usual one is taken "
+            "(--caution 0 takes the highest)"
+        )
     say(f"best      {best.head} on {best.backbone} {best.tap}, {best.transform}")
     say(
         f"selected  {result.scoring} {_number(best.score, 4)}: optimistic, since it is the best of "

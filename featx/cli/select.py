@@ -67,8 +67,7 @@ def command(
     if model is not None:
         network: dict[str, Any] = {name: block[name] for name in ("weights", "trust")}
         classifier = featx.load(model, cache=cache, **network)
-        block["backbone"] = block["backbone"] or classifier.backbone
-        block["tap"] = block["tap"] or classifier.tap
+        block |= {name: block[name] or classifier.block[name] for name in ("backbone", "tap")}
     features, which = options.open_block(data, cache, **block)
     images = featx.select(features, n, model=classifier, seed=seed, **which)
     if output is not None:

@@ -17,7 +17,7 @@ from featx.terminal import say, say_json
 @options.command(
     "train",
     options.data,
-    options.backbone(several=False),
+    options.backbone,
     click.option(
         "--head",
         default="logistic",
@@ -57,11 +57,13 @@ def command(
     """Train a head on features and save the model.
 
     Features that are missing are extracted first. The accuracy is measured on images that the head
-    has not seen: a split of DATA named test or val, else by cross-validation.
+    has not seen: a split of DATA named test or val, else by cross-validation. Of several -b and
+    --tap, the features are side by side: one model on all of them.
 
     \b
     featx train photos/ -o photos.featx
     featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
+    featx train photos/ -b tiny -b mobilenet_v2 -o both.featx
     featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
     featx train faces.csv --regression --target-column age -o age.featx
     """
@@ -99,6 +101,8 @@ def command(
     )
     laps.lap("features")
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
+    if len(features.blocks) > 1:
+        source["tap"] = extraction["taps"]
     started = time.perf_counter()
     result = featx.train(features, head=head, **kind, cache=cache, **source, **settings)
     seconds = time.perf_counter() - started

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -154,12 +153,8 @@ def with_taps(
     source: BackboneSource,
     taps: tuple[str, ...],
     names: tuple[str, ...],
-    behind: Callable[[Native, OpenVinoArithmetic], Native] | None = None,
 ) -> Native:
-    """Return a model from uint8 pixels (n, h, w, 3) to float32 vectors (n, d), an output a tap.
-
-    `behind` puts more operators behind each of them.
-    """
+    """Return a model from uint8 pixels (n, h, w, 3) to float32 vectors (n, d), an output a tap."""
     network, on = image_network(source), OpenVinoArithmetic(openvino)
     path, (height, width) = network.file.path, network.size_px
     try:
@@ -171,8 +166,6 @@ def with_taps(
         pixels = on.ops.parameter([-1, height, width, 3], openvino.Type.u8, name="pixels")
         (parameter,) = model.get_parameters()
         parameter.output(0).replace(network.from_pixels(pixels.output(0), on))
-        if behind is not None:
-            vectors = [behind(vector, on) for vector in vectors]
         return model_of(openvino, [pixels], dict(zip(names, vectors, strict=True)))
     except FeatxError:
         raise

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from featx.backbones.taps import parse_tap
 from featx.exceptions import ExportError, reason
 from featx.exporting.formats import FORMATS, INPUT, OUTPUT, VALUES
 from featx.files.outputs import beside, flush, flush_names
@@ -80,8 +79,7 @@ def describe(
             "multilabel": model.multilabel,
         },
         "model": {
-            "backbone": spec.backbone,
-            "tap": str(parse_tap(model.tap)),
+            **model.block,
             "head": head,
             "spec_sha256": spec.digest,
         },

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones.taps import parse_tap
 from featx.exceptions import DatasetError, ExportError
 from featx.exporting.description import (
     answer_names,
@@ -23,7 +22,7 @@ from featx.exporting.description import (
     serving_code,
 )
 from featx.exporting.formats import FORMATS, OUTPUT, VALUES, Format, choose_format, require_onnx
-from featx.exporting.graph import build_graph, head_steps
+from featx.exporting.graph import Part, build_graph, head_steps
 from featx.exporting.onnx_graph import write_joined
 from featx.exporting.verification import (
     TOLERANCE,
@@ -169,20 +168,32 @@ def export(
     check_is_fitted(fitted, "head_")
     require_one_view(fitted)
     steps = head_steps(fitted.head_)
-    source, tap = fitted.source(), str(parse_tap(fitted.tap))
-    if not source.is_native:
+    parts = [
+        Part(source, branch.taps)
+        for source, branch in zip(fitted.sources(), fitted.branches, strict=True)
+    ]
+    if any(not part.source.is_native for part in parts):
         _require_backend(row)
-    if row.name == "keras" and source.name.startswith("savedmodel:"):
+    for part in parts:
+        if row.name == "keras" and part.source.name.startswith("savedmodel:"):
+            raise ExportError(
+                f"a Keras file holds layers, and {part.source.name} is a graph of TensorFlow that "
+                "it would only point to: take --format savedmodel, tflite, onnx or openvino"
+            )
+    specs = fitted.plain_specs()
+    spec = specs[0]
+    sizes = {f"{height}x{width}" for height, width in (spec.input_size_px for spec in specs)}
+    if len(sizes) > 1:
         raise ExportError(
-            f"a Keras file holds layers, and {source.name} is a graph of TensorFlow that it would "
-            "only point to: take --format savedmodel, tflite, onnx or openvino"
+            f"the networks of the model take images of {' and '.join(sorted(sizes))} px, and an "
+            "export takes one image: train it again with one --input-size (input_size=...)"
         )
-    spec = fitted.spec_ or source.spec(image=fitted.image)
-    if spec.precision != "f32":
+    precisions = {spec.precision.partition(":")[0] for spec in specs} - {"f32"}
+    if precisions:
         _LOG.warning(
             "the model was trained on features in %s: the export computes in f32, and is compared "
             "with the model's predictions in f32",
-            spec.precision.partition(":")[0],
+            ", ".join(sorted(precisions)),
         )
     checked = None if verify is None else find_images(verify, cache)
     ranges = _calibration(calibrate, checked, training, spec, cache) if int8 else None
@@ -195,12 +206,13 @@ def export(
     )
     output = VALUES if fitted.regression else OUTPUT
     names = answer_names(description)
-    network = None if source.is_native else build_graph(source, tap, steps, output)
+    native = any(part.source.is_native for part in parts)
+    network = None if native else build_graph(parts, steps, output)
     with placed_whole([description_path(target), *row.files(target)]) as folder:
         made = folder / target.name
         pixels = None if ranges is None else ranges.pixels
         if network is None:
-            write_joined(row, source, tap, steps, made, classes=names, output=output)
+            write_joined(row, parts, steps, made, classes=names, output=output)
         else:
             row.write(network, made, classes=names, calibration=pixels)
         description_path(made).write_text(as_json(description), "utf-8")

@@ -317,21 +317,26 @@ def require_onnx() -> None:
 
 def write_onnx(network: KerasModel, path: Path, *, classes: Sequence[object], **_: object) -> None:
     """Write an ONNX file of opset 17, see `save_onnx`."""
-    require_onnx()
     with conversion_errors("ONNX"):
-        # tf2onnx 1.17 does not know NumPy 2; Keras has the remedy and applies it in its own export.
-        from keras.src.export.tf2onnx_lib import patch_tf2onnx
+        save_onnx(convert_to_onnx(network, _OPSET), path, classes, _output_of(network))
 
-        patch_tf2onnx()
-        import tf2onnx
 
-        for name in ("tf2onnx", "tf2onnx.tfonnx", "tf2onnx.optimizer"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        serve = _serving_function(network)
-        model, _ = tf2onnx.convert.from_function(serve, list(serve.input_signature), opset=_OPSET)
-        for value in (*model.graph.input, *model.graph.output):
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-        save_onnx(model, path, classes, _output_of(network))
+def convert_to_onnx(network: KerasModel, opset: int) -> Any:
+    """Return a network as a message of the onnx package, with the names of other formats."""
+    require_onnx()
+    # tf2onnx 1.17 does not know NumPy 2; Keras has the remedy and applies it in its own export.
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    patch_tf2onnx()
+    import tf2onnx
+
+    for name in ("tf2onnx", "tf2onnx.tfonnx", "tf2onnx.optimizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    serve = _serving_function(network)
+    model, _ = tf2onnx.convert.from_function(serve, list(serve.input_signature), opset=opset)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return model
 
 
 def save_onnx(model: Any, path: Path, classes: Sequence[object], output: str = OUTPUT) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,14 +14,25 @@ from featx.engines.onnx_network import GraphArithmetic
 from featx.exceptions import ExportError, HeadError
 from featx.exporting.formats import OUTPUT, KerasModel, Tensor
 from featx.heads.rows import Floats
-from featx.heads.steps import Linear, Rectify, Scale, Sigmoid, Softmax, Step, UnitLength, joined
+from featx.heads.steps import (
+    Columns,
+    Linear,
+    Mean,
+    Rectify,
+    Scale,
+    Sigmoid,
+    Softmax,
+    Step,
+    UnitLength,
+    joined,
+)
 from featx.heads.table import heads_for
 from featx.heads.to_steps import steps_of
 from featx.quiet import quiet_import
 
 EXPORTABLE_HEADS = ("dense", "lda", "logistic", "nearest-mean", "ridge", "svm")
 """Names of heads that can be exported; of a regression those for numbers among them."""
-_WITH_LAYERS = (Linear, Rectify, Scale, Sigmoid, Softmax, UnitLength)
+_WITH_LAYERS = (Columns, Linear, Mean, Rectify, Scale, Sigmoid, Softmax, UnitLength)
 _WITHOUT_LAYERS = {
     "DiagonalGaussians": "the head GaussianNB",
     "EachLabel": "a network of its own for each label (head='dense' is one for all labels)",
@@ -41,39 +55,100 @@ def head_steps(head: object) -> list[Step]:
         steps = joined(steps_of(head))
     except HeadError as error:
         raise ExportError(f"a model with the head {error} cannot be exported: {instead}") from error
-    for step in steps:
+    for step in _every(steps):
         if not isinstance(step, _WITH_LAYERS):
             part = _WITHOUT_LAYERS[type(step).__name__]
             raise ExportError(f"a model with {part} cannot be exported: {instead}")
     return steps
 
 
-def build_graph(
-    source: BackboneSource, tap: str, steps: list[Step], output: str = OUTPUT
-) -> KerasModel:
-    """Build the network that is exported."""
+def _every(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yield steps, and those inside of them."""
+    for step in steps:
+        yield step
+        if isinstance(step, Mean):
+            for member in step.members:
+                yield from _every(member)
+
+
+def _as_products(steps: Sequence[Step]) -> list[Step]:
+    """Return steps in which the choice of columns is a product, which every format has."""
+    return [step.one_hot() if isinstance(step, Columns) else step for step in steps]
+
+
+def _mean_of_members(step: Mean, width: int) -> Linear:
+    """Return the product that makes the mean of the members' columns side by side."""
+    kernel = np.concatenate([weight * np.eye(width) for weight in step.weights])
+    return Linear(kernel, np.zeros(width))
+
+
+class Part(NamedTuple):
+    """A network, and the taps that are read of it."""
+
+    source: BackboneSource
+    taps: tuple[str, ...]
+
+
+def build_graph(parts: Sequence[Part], steps: list[Step], output: str = OUTPUT) -> KerasModel:
+    """Build the network that is exported: all parts on the same pixels, and the head behind."""
     with quiet_import():
         import keras
-    taps = build_tap_model(source, (tap,))
-    features = taps.outputs[0]
-    answers = head_layers(features, steps, output)
-    network = keras.Model(taps.inputs[0], answers, name="featx_model")
+    features = features_model(parts)
+    answers = head_layers(features.outputs[0], steps, output)
+    network = keras.Model(features.inputs[0], answers, name="featx_model")
     network.trainable = False
     return network
 
 
+def features_model(parts: Sequence[Part]) -> KerasModel:
+    """Build the network from pixels to the features of all parts, side by side."""
+    with quiet_import():
+        import keras
+    built = [build_tap_model(part.source, part.taps) for part in parts]
+    if len(built) == 1 and len(built[0].outputs) == 1:
+        return built[0]
+    pixels = built[0].inputs[0]
+    features = list(built[0].outputs)
+    for number, network in enumerate(built[1:], start=2):
+        network.name = f"featx_taps_{number}"
+        features += network(pixels)
+    return keras.Model(pixels, _side_by_side(features), name="featx_taps")
+
+
 def head_layers(features: Tensor, steps: list[Step], output: str = OUTPUT) -> Tensor:
     """Put the steps of a head behind features."""
-    for number, step in enumerate(steps, start=1):
-        name = output if number == len(steps) else f"head_{number}"
-        _require_width(step, int(features.shape[-1]))
-        features = _layer(features, step, name)
-    return features
+    return _layers(features, steps, "head", output)
+
+
+def _layers(x: Tensor, steps: Sequence[Step], prefix: str, last: str) -> Tensor:
+    for number, step in enumerate(_as_products(steps), start=1):
+        name = last if number == len(steps) else f"{prefix}_{number}"
+        if isinstance(step, Mean):
+            members = [
+                _layers(x, member, f"{name}_{place}", f"{name}_{place}")
+                for place, member in enumerate(step.members, start=1)
+            ]
+            x = _layer(_side_by_side(members), _mean_of_members(step, members[0].shape[-1]), name)
+            continue
+        _require_width(step, int(x.shape[-1]))
+        x = _layer(x, step, name)
+    return x
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    from keras import layers
+
+    return parts[0] if len(parts) == 1 else layers.Concatenate(dtype="float32")(list(parts))
 
 
 def head_behind(x: Tensor, steps: list[Step], on: GraphArithmetic) -> Tensor:
     """Put the steps of a head behind features, as operators."""
-    for step in steps:
+    for step in _as_products(steps):
+        if isinstance(step, Mean):
+            members = [head_behind(x, list(member), on) for member in step.members]
+            mean = _mean_of_members(step, on.shape(members[0])[-1] or 0)
+            x = on.product(on.joined(members), _float32(mean.kernel))
+            continue
         _require_width(step, on.shape(x)[-1])
         if isinstance(step, Linear):
             ones = np.ones(step.kernel.shape[1], np.float32)

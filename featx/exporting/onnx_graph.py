@@ -10,15 +10,17 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from featx.backbones.build import build_tap_model
 from featx.backbones.networks import NETWORK_KINDS
 from featx.backbones.source import BackboneSource
 from featx.backbones.taps import parse_tap
 from featx.backbones.weights import readable
 from featx.engines.onnx_network import (
     Floats,
-    GraphArithmetic,
     Native,
+    OpenVinoArithmetic,
     image_network,
+    model_of,
     read_network,
     tensor_extents,
     with_taps,
@@ -30,10 +32,11 @@ from featx.exporting.formats import (
     OUTPUT,
     Format,
     conversion_errors,
+    convert_to_onnx,
     save_onnx,
     save_openvino,
 )
-from featx.exporting.graph import head_behind
+from featx.exporting.graph import Part, features_model, head_behind
 from featx.heads.steps import Step
 
 Extents: TypeAlias = tuple[int | None, ...]
@@ -165,76 +168,152 @@ class OnnxArithmetic:
 
 def write_joined(
     row: Format,
-    source: BackboneSource,
-    tap: str,
+    parts: Sequence[Part],
     steps: list[Step],
     path: Path,
     *,
     classes: Classes,
     output: str = OUTPUT,
 ) -> None:
-    """Write a network that Keras cannot build, and the steps of a head behind it."""
+    """Write networks of which Keras cannot build one, and the steps of a head behind them."""
     if row.name == "onnx":
         with conversion_errors("ONNX"):
-            save_onnx(_onnx_model(source, tap, steps, output), path, classes, output)
+            save_onnx(_onnx_model(parts, steps, output), path, classes, output)
     elif row.name == "openvino":
-        save_openvino(_openvino_model(source, tap, steps, output), path, classes, output)
+        with conversion_errors("OpenVINO"):
+            model = _openvino_model(parts, steps, output)
+        save_openvino(model, path, classes, output)
     else:
+        source = next(part.source for part in parts if part.source.is_native)
         raise ExportError(
             f"{source.name} is {NETWORK_KINDS[source.kind].summary}, which the format {row.name} "
             "cannot have in it: take --format onnx or openvino"
         )
 
 
-def _openvino_model(source: BackboneSource, tap: str, steps: list[Step], output: str) -> Native:
+def _openvino_model(parts: Sequence[Part], steps: list[Step], output: str) -> Native:
     openvino = load_openvino()
-    model = read_network(openvino, openvino.Core(), source)
+    on, vectors, models = OpenVinoArithmetic(openvino), [], []
+    height, width = parts[0].source.input_size_px
+    pixels = on.ops.parameter([-1, height, width, 3], openvino.Type.u8, name=INPUT)
+    for source, taps in parts:
+        names = tuple(map(str, range(len(taps))))
+        if source.is_native:
+            read = read_network(openvino, openvino.Core(), source)
+            model = with_taps(openvino, read, source, taps, names)
+        else:
+            model = _converted(build_tap_model(source, taps), names)
+        models.append(model)  # its operators live as long as it does
+        vectors += [model.output(name).get_node().input_value(0) for name in names]
+        (parameter,) = model.get_parameters()
+        parameter.output(0).replace(pixels.output(0))
+    x = on.joined(vectors) if len(vectors) > 1 else vectors[0]
+    return model_of(openvino, [pixels], {output: head_behind(x, steps, on)})
 
-    def behind(x: Native, on: GraphArithmetic) -> Native:
-        return head_behind(x, steps, on)
 
-    return with_taps(openvino, model, source, (tap,), (output,), behind)
+def _converted(network: Native, names: Sequence[str]) -> Native:
+    """Return a network of Keras as OpenVINO has it, its outputs named."""
+    import keras
+    from openvino.tools.ovc import convert_model
+
+    outputs = dict(zip(names, network.outputs, strict=True))
+    return convert_model(keras.Model(network.inputs, outputs), share_weights=False)
 
 
-def _onnx_model(source: BackboneSource, tap: str, steps: list[Step], output: str) -> Native:
-    """Return a network from uint8 pixels to its output, as a message of the onnx package."""
+def _onnx_model(parts: Sequence[Part], steps: list[Step], output: str) -> Native:
+    """Return networks from uint8 pixels to their output, as a message of the onnx package."""
     import onnx
 
-    network, openvino = image_network(source), load_openvino()
-    with readable(network.file.path) as file:
-        model = onnx.load(file)
-    opset = max((given.version for given in model.opset_import if not given.domain), default=1)
-    if opset < _LEAST_OPSET:
-        raise ExportError(
-            f"{network.file.path} is of ONNX opset {opset}, expected {_LEAST_OPSET} or later: "
-            "export the network again, with opset 17, or the model to --format openvino"
-        )
-    onnx.compose.add_prefix(model, _PREFIX, inplace=True)
-    name, on = network.tensor(parse_tap(tap)), OnnxArithmetic(opset)
-    pixels = network.from_pixels(Tensor(INPUT, (None, *network.size_px, 3)), on)
-    on.add("Identity", pixels.shape, pixels, output=_PREFIX + network.file.input)
-    nodes = [*on.nodes, *model.graph.node]
-    read = read_network(openvino, openvino.Core(), source)
-    extents = tensor_extents(openvino, read, network, name)
-    on.nodes = []
-    vector = network.vector(Tensor(_PREFIX + name, extents), name, parse_tap(tap), on)
-    probabilities = head_behind(vector, steps, on)
+    read = [_read(part.source) if part.source.is_native else None for part in parts]
+    opset = _common_opset(parts, read)
+    on, nodes, ends, graphs = OnnxArithmetic(opset), [], [], []
+    vectors: list[Tensor] = []
+    for number, (part, model) in enumerate(zip(parts, read, strict=True)):
+        prefix = f"{_PREFIX}{number}/"
+        message = convert_to_onnx(features_model([part]), opset) if model is None else model
+        onnx.compose.add_prefix(message, prefix, inplace=True)
+        pixels = Tensor(INPUT, (None, *part.source.input_size_px, 3))
+        if model is None:
+            taken, given = message.graph.input[0].name, message.graph.output[0]
+            width = given.type.tensor_type.shape.dim[1].dim_value
+            made = [Tensor(given.name, (None, width))]
+        else:
+            network = image_network(part.source)
+            pixels, taken = network.from_pixels(pixels, on), prefix + network.file.input
+        on.add("Identity", pixels.shape, pixels, output=taken)
+        nodes += [*on.nodes, *message.graph.node]
+        on.nodes.clear()
+        if model is not None:
+            made = _vectors(part, prefix, on)
+            ends += on.nodes
+            on.nodes.clear()
+        vectors += made
+        graphs.append(message.graph)
+    x = on.joined(vectors) if len(vectors) > 1 else vectors[0]
+    probabilities = head_behind(x, steps, on)
     on.add("Identity", probabilities.shape, probabilities, output=output)
-    nodes, used = _needed([*nodes, *on.nodes], output)
-    weights = [given for given in (*model.graph.initializer, *on.constants) if given.name in used]
-    pixels, answer = (
+    needed, used = _needed([*nodes, *ends, *on.nodes], output)
+    stored = [given for graph in graphs for given in graph.initializer]
+    weights = [given for given in (*stored, *on.constants) if given.name in used]
+    size_px = parts[0].source.input_size_px
+    pixels_info, answer = (
         onnx.helper.make_tensor_value_info(name, dtype, ["batch", *shape[1:]])
         for name, dtype, shape in (
-            (INPUT, onnx.TensorProto.UINT8, (None, *network.size_px, 3)),
+            (INPUT, onnx.TensorProto.UINT8, (None, *size_px, 3)),
             (output, onnx.TensorProto.FLOAT, probabilities.shape),
         )
     )
-    joined = onnx.helper.make_graph(nodes, "featx", [pixels], [answer], weights)
-    sparse = [given for given in model.graph.sparse_initializer if given.values.name in used]
-    joined.sparse_initializer.extend(sparse)
-    model.graph.CopyFrom(joined)
-    del model.metadata_props[:]  # of the network's own input
-    return model
+    whole = onnx.helper.make_graph(needed, "featx", [pixels_info], [answer], weights)
+    sparse = [given for graph in graphs for given in graph.sparse_initializer]
+    whole.sparse_initializer.extend(given for given in sparse if given.values.name in used)
+    joined: Native = next(model for model in read if model is not None)
+    joined.graph.CopyFrom(whole)
+    del joined.metadata_props[:]  # of the network's own input
+    return joined
+
+
+def _read(source: BackboneSource) -> Native:
+    import onnx
+
+    with readable(image_network(source).file.path) as file:
+        return onnx.load(file)
+
+
+def _common_opset(parts: Sequence[Part], models: Sequence[Native | None]) -> int:
+    """Return the opset that networks of files share; `ExportError` where they do not, or it is old.
+
+    Keras writes any.
+    """
+    opsets: dict[int, str] = {}
+    for part, model in zip(parts, models, strict=True):
+        if model is not None:
+            versions = (given.version for given in model.opset_import if not given.domain)
+            opsets.setdefault(max(versions, default=1), str(part.source.weights.path))
+    opset = min(opsets)
+    if opset < _LEAST_OPSET:
+        raise ExportError(
+            f"{opsets[opset]} is of ONNX opset {opset}, expected {_LEAST_OPSET} or later: "
+            "export the network again, with opset 17, or the model to --format openvino"
+        )
+    if len(opsets) > 1:
+        stated = " and ".join(f"{path} of {number}" for number, path in opsets.items())
+        raise ExportError(
+            f"the networks are of different ONNX opsets, {stated}: export them again with one, or "
+            "the model to --format openvino"
+        )
+    return opset
+
+
+def _vectors(part: Part, prefix: str, on: OnnxArithmetic) -> list[Tensor]:
+    """Return the vectors that taps make of tensors of a network."""
+    openvino, network = load_openvino(), image_network(part.source)
+    vectors = []
+    for tap in map(parse_tap, part.taps):
+        name = network.tensor(tap)
+        read = read_network(openvino, openvino.Core(), part.source)
+        extents = tensor_extents(openvino, read, network, name)
+        vectors.append(network.vector(Tensor(prefix + name, extents), name, tap, on))
+    return vectors
 
 
 def _needed(nodes: list[Native], output: str) -> tuple[list[Native], set[str]]:

@@ -328,7 +328,7 @@ def verify_export(
     images = find_images(data, cache)
     opened = _open(description, target)
     columns = _columns(model, description, opened, target)
-    spec = model.spec_ or model.source().spec(image=model.image)
+    spec = model.plain_specs()[0]
     tally: _Agreement | ValueAgreement
     if model.regression:
         tally = ValueAgreement(model.value_names_, model.spread_)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 from featx.backbones.catalog import BUNDLED, find_backbone
 from featx.backbones.networks import locate_network
 from featx.backbones.source import BackboneSource, canonical_name, resolve_backbone
+from featx.backbones.taps import parse_taps
 from featx.backbones.weights import is_tuned_file, matching_weights
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Heading, Manifest, read_heading
 from featx.cache.records import Origin, recall_origin
 from featx.cache.space import read_spec
-from featx.exceptions import CacheFormatError, WeightsError
+from featx.exceptions import BackboneError, CacheFormatError, WeightsError
 from featx.spec import INT8, FeatureSpec, ImagePolicy, Precision, folder_name
 
 _LOG = logging.getLogger("featx")
@@ -89,6 +90,72 @@ class BackboneChoice:
                 f"{source.weights.path or source.weights.source}: {step}"
             )
         return source
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A backbone as it is asked for, and the taps that are read of it."""
+
+    choice: BackboneChoice
+    taps: tuple[str, ...]
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """Return names, each once, of which one may be given by itself."""
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+
+
+def for_each(names: Sequence[str], value: Any, what: str) -> dict[str, Any]:
+    """Return by backbone what is given for all, or in a mapping for some."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    strangers = set(value) - set(names)
+    if strangers:
+        raise BackboneError(
+            f"{what} given for {', '.join(sorted(strangers))}, the backbones are {', '.join(names)}"
+        )
+    return {name: value.get(name) for name in names}
+
+
+def read_branches(
+    backbone: str | Sequence[str],
+    tap: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+    *,
+    weights: Any = None,
+    input_size: Any = None,
+    preprocessing: Any = None,
+    trust: bool = False,
+) -> list[Branch]:
+    """Return the branches that parameters stand for; all but the first may be by backbone."""
+    names = listed(backbone)
+    if not names:
+        raise BackboneError("expected at least one backbone, received none")
+    taps = for_each(names, tap, "taps are")
+    sizes = for_each(names, input_size, "input sizes are")
+    files = for_each(names, weights, "weights are")
+    preprocessings = for_each(names, preprocessing, "preprocessings are")
+    return [
+        Branch(
+            BackboneChoice(name, files[name], sizes[name], preprocessings[name], trust),
+            parse_taps(taps[name]),
+        )
+        for name in names
+    ]
+
+
+def branch_arguments(branches: Sequence[Branch]) -> dict[str, Any]:
+    """Return what `read_branches` takes; of one branch with one tap, as plain values."""
+    choices = {branch.choice.backbone: branch.choice.arguments() for branch in branches}
+    taps = {branch.choice.backbone: list(branch.taps) for branch in branches}
+    trust = any(branch.choice.trust for branch in branches)
+    if len(branches) == 1:
+        (choice,), (names,) = choices.values(), taps.values()
+        return {**choice, "trust": trust, "tap": names[0] if len(names) == 1 else names}
+    by_name = {
+        key: {name: choice[key] for name, choice in choices.items()}
+        for key in ("weights", "input_size", "preprocessing")
+    }
+    return {"backbone": list(choices), **by_name, "trust": trust, "tap": taps}
 
 
 def known_weights(

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.source import log_preprocessing
-from featx.backbones.taps import parse_taps
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block, Heading, Manifest, find_manifest, manifest_names
@@ -21,12 +20,15 @@ from featx.cache.space import FeatureSpace
 from featx.engines.choice import settle_precision
 from featx.exceptions import BackboneError, DatasetError, UnknownNameError
 from featx.extraction.backbone_choice import (
-    BackboneChoice,
+    Branch,
+    for_each,
     known_dataset,
     known_image,
     known_int8,
     known_preprocessing,
     known_weights,
+    listed,
+    read_branches,
 )
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
 from featx.images.dataset import ImageDataset
@@ -139,9 +141,9 @@ class Request:
 
     backbone: str | Sequence[str] | None = None
     weights: WeightsChoice = None
-    taps: str | Sequence[str] | None = None
-    input_size: int | tuple[int, int] | None = None
-    preprocessing: str | None = None
+    taps: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None
+    input_size: int | tuple[int, int] | Mapping[str, int | tuple[int, int]] | None = None
+    preprocessing: str | Mapping[str, str | None] | None = None
     trust: bool = False
     image: ImagePolicy | None = None
     views: int = 0
@@ -174,14 +176,14 @@ class Request:
             assert job.named is not None
             _check_imported(job.named, self.backbone)
             return job
-        names = ["tiny"] if self.backbone is None else _listed(self.backbone)
+        names = ["tiny"] if self.backbone is None else listed(self.backbone)
         known = job.named or known_dataset(layout, data)
-        sources = [choice.resolve() for choice in self._choices(names, layout, known)]
+        branches = self._branches(names, layout, known)
+        sources = [branch.choice.resolve() for branch in branches]
         for source in sources:
             log_preprocessing(source)
-        taps = parse_taps(self.taps)
         parts = []
-        for source in sources:
+        for source, taps in zip(sources, [branch.taps for branch in branches], strict=True):
             network = Network(
                 source,
                 taps,
@@ -202,13 +204,10 @@ class Request:
             parts += [(spec, network) for spec in specs]
         return replace(job, parts=tuple(parts))
 
-    def _choices(
+    def _branches(
         self, names: list[str], layout: CacheLayout, known: Manifest | Heading | None
-    ) -> list[BackboneChoice]:
-        if not names:
-            raise BackboneError("expected at least one backbone, received none")
+    ) -> list[Branch]:
         weights = known_weights(layout, names, known) if self.weights is None else self.weights
-        by_name = weights if isinstance(weights, Mapping) else dict.fromkeys(names, weights)
         if len(names) > 1 and isinstance(weights, str | os.PathLike):
             file = os.fspath(weights)
             if not file.startswith("random") and file not in ("imagenet", "bundled"):
@@ -216,26 +215,19 @@ class Request:
                     f"weights of one network are given for {len(names)} backbones: name theirs, "
                     f"--weights {names[-1]}={file} (weights={{{names[-1]!r}: {file!r}}})"
                 )
-        unknown = set(by_name) - set(names)
-        if unknown:
-            raise BackboneError(
-                f"weights are given for {', '.join(sorted(unknown))}, the backbones are "
-                f"{', '.join(names)}"
-            )
-        return [
-            BackboneChoice(
-                name,
-                by_name.get(name),
-                self.input_size,
-                self.preprocessing or known_preprocessing(layout, name, known, trust=self.trust),
-                self.trust,
-            )
+        stated = for_each(names, self.preprocessing, "preprocessings are")
+        preprocessing = {
+            name: stated[name] or known_preprocessing(layout, name, known, trust=self.trust)
             for name in names
-        ]
-
-
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        }
+        return read_branches(
+            names,
+            "avg" if self.taps is None else self.taps,
+            weights=weights,
+            input_size=self.input_size,
+            preprocessing=preprocessing,
+            trust=self.trust,
+        )
 
 
 def with_views(
@@ -307,7 +299,7 @@ def find_named(layout: CacheLayout, data: object, splits: SplitNames = None) -> 
 def _check_imported(manifest: Manifest, backbone: str | Sequence[str] | None) -> None:
     """Refuse backbones that an imported dataset has no features of."""
     there = {block.backbone for block in manifest.blocks}
-    others = set() if backbone is None else set(_listed(backbone)) - there
+    others = set() if backbone is None else set(listed(backbone)) - there
     if others:
         raise DatasetError(
             f"{manifest.name!r} was imported: it has features of {', '.join(sorted(there))}, and "

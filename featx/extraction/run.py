@@ -78,12 +78,14 @@ def extract(
     weights : str, path or mapping, optional
         For all backbones, or one by backbone: ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a
         path. See `featx.backbones.weights.resolve_weights`.
-    taps : str or sequence of str, optional
-        Where in the network, ``"avg"`` by default. See `featx.backbones.taps.parse_tap`.
-    input_size : int or tuple of two int, optional
-        Height and width in pixels; by default each backbone's own.
-    preprocessing : str, optional
-        Only for backbones of one's own, see `featx.backbones.source.resolve_backbone`.
+    taps : str, sequence of str or mapping, optional
+        Where in the network, ``"avg"`` by default; for all backbones, or by backbone. See
+        `featx.backbones.taps.parse_tap`.
+    input_size : int, tuple of two int or mapping, optional
+        Height and width in pixels; by default each backbone's own. For all, or by backbone.
+    preprocessing : str or mapping, optional
+        Only for backbones of one's own, see `featx.backbones.source.resolve_backbone`. For all, or
+        by backbone.
     trust : bool, default False
         Needed for ``savedmodel:`` backbones, whose graph may do anything.
     image : ImagePolicy, optional

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featx.backbones.build import HalfType, build_network, preprocess
 from featx.backbones.source import BackboneSource
-from featx.backbones.taps import block_outputs, layer_outputs, parse_tap, pool, tap_tensor
+from featx.backbones.taps import block_outputs, layer_outputs, parse_tap, pool, tap_tensors
 from featx.exceptions import ExportError, FineTuningError, UnknownNameError
 from featx.exporting.formats import KerasModel, Tensor
 from featx.exporting.graph import head_steps
@@ -39,7 +39,7 @@ class Cut:
 
 def find_cut(network: KerasModel, source: BackboneSource, tap: str, unfreeze: str) -> Cut:
     """Find the cut below the first layer that is to be trained."""
-    output = tap_tensor(network, source, parse_tap(tap))
+    (output,) = tap_tensors(network, source, parse_tap(tap))
     nodes = _nodes_before(network, output)
     operations = list({id(node.operation): node.operation for node in nodes}.values())
     first = _first_trained(network, source, operations, unfreeze, tap)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featx.backbones.networks import locate_network
 from featx.backbones.source import BackboneSource
-from featx.backbones.taps import parse_tap
+from featx.backbones.taps import INNER, parse_tap
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.exceptions import DatasetError, FineTuningError, UnknownNameError
@@ -33,11 +33,11 @@ from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.image_model import ImageModel
 from featx.models.model_file import read_details
-from featx.models.training import BlockName, require_labels
+from featx.models.training import require_labels
 from featx.models.training_keys import describe_training
 from featx.selection.splits import hold_out
 from featx.selection.transforms import Estimator
-from featx.spec import FeatureSpec, ViewPolicy
+from featx.spec import BlockName, FeatureSpec, ViewPolicy
 
 Mixing = Literal["none", "mixup", "cutmix"]
 _MIXINGS = ("none", "mixup", "cutmix")
@@ -209,8 +209,7 @@ class Start:
     def taps(self, layers: Sequence[str]) -> Json:
         """Return how layers are extracted, as arguments of `featx.extract`, views included."""
         return {
-            **self.model.choice.arguments(),
-            "image": self.model.image,
+            **self.model.reading(),
             "taps": [f"{layer}:flatten" for layer in layers],
             "views": self.options.views,
             "view_policy": self.view_policy,
@@ -260,22 +259,22 @@ def prepare_start(
             "the model gives an image several labels: fine-tuning takes models of one label an "
             "image. Train one with `featx train` without --multilabel"
         )
-    if (network := locate_network(model.backbone)) is not None and network[0].opaque:
+    (first, *others), (tap, *more) = model.branches, model.branches[0].taps
+    if others or more or parse_tap(tap).layer == INNER:
         raise FineTuningError(
-            f"{model.backbone!r} is {network[0].summary}, one function without layers to train: "
+            f"the model reads {model.block['backbone']} at {model.block['tap']}: fine-tuning takes "
+            "one backbone and one tap. Train a model on one of them first, with `featx train -b "
+            f"{first.choice.backbone}`"
+        )
+    backbone = first.choice.backbone
+    if (network := locate_network(backbone)) is not None and network[0].opaque:
+        raise FineTuningError(
+            f"{backbone!r} is {network[0].summary}, one function without layers to train: "
             "expected a backbone of the catalogue, file: or hub:; train a model on one of these "
             "first"
         )
-    source, tap = model.source(), str(parse_tap(model.tap))
-    features = extract(
-        data,
-        **model.choice.arguments(),
-        image=model.image,
-        taps=tap,
-        cache=cache,
-        engine=engine,
-        progress=progress,
-    )
+    (source,) = model.sources()
+    features = extract(data, **model.reading(), cache=cache, engine=engine, progress=progress)
     y = require_labels(features)
     codes = _codes(model, features, y)
     rows, held_out, test, named = _sides(features, y, codes, options)

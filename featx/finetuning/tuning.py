@@ -148,7 +148,7 @@ def save_tuned(
     )
     steps = dense_steps(layers, Softmax())
     head = fitted_head(np.asarray(start.model.classes_), width, steps)
-    made.take_head(head, spec, n_features=width)
+    made.take_head(head, [spec], n_features=width)
     made.training_ = describe_training(start.features, start.y, start.rows)
     save_model(
         made, target, metrics=metrics, spec=spec, command=command, network=data, overwrite=overwrite

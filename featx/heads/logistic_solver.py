@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.heads.rows import Doubles, Floats, Numbers
+from featx.threads import blas_threads, blas_threads_now
 
 T = TypeVar("T")
 Bits: TypeAlias = NDArray[np.bool_]
@@ -172,9 +173,8 @@ def eigenvectors(gram: Floats, threads: int | None = None) -> tuple[Floats, Floa
     """Return eigenvalues and eigenvectors of a Gram matrix, which may be overwritten."""
     # NumPy has no single-precision routine of its own: this is 3 times as fast at 1,280.
     import scipy.linalg
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(threads, user_api="blas"):
+    with blas_threads(threads):
         values, vectors = scipy.linalg.eigh(
             gram, driver="evd", check_finite=False, overwrite_a=True
         )
@@ -185,7 +185,7 @@ class Workers:
     """Threads that work on blocks, each with a BLAS of one thread."""
 
     def __init__(self) -> None:
-        self.count = _threads()
+        self.count = blas_threads_now()
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[..., T], *per_block: Iterable[object]) -> list[T]:
@@ -200,9 +200,7 @@ class Workers:
         if self.count == 1 or self._pool is not None:
             yield
             return
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.count) as self._pool:
+        with blas_threads(1), ThreadPoolExecutor(self.count) as self._pool:
             try:
                 yield
             finally:
@@ -318,13 +316,6 @@ def _block_size(n: int, columns: int, workers: int) -> int:
     size = max(_LEAST_ROWS, min(_MOST_ROWS, _BLOCK_ENTRIES // columns))
     rounds = max(1, round(n / (size * workers)))
     return -(-n // (rounds * workers))
-
-
-def _threads() -> int:
-    """Return how many threads BLAS may use, which is what a parallel caller has limited."""
-    from threadpoolctl import threadpool_info
-
-    return max((p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"), default=1)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 from scipy.linalg import LinAlgError, eigh_tridiagonal, lstsq, solve
 from scipy.linalg.lapack import get_lapack_funcs
-from threadpoolctl import threadpool_limits
 
 from featx.exceptions import HeadError
 from featx.heads.rows import Batch, Doubles, Floats, Fold, Numbers, Rows
 from featx.heads.steps import Scale
 from featx.heads.targets import Targets
 from featx.memory import shown_bytes
+from featx.threads import blas_threads
 
 _BLOCK_BYTES = 16 * 2**20
 _LEAST_LEFT = 1e-4
@@ -305,7 +305,7 @@ class ShiftedSystems:
         self._width = len(matrix)
         names = ("sytrd", "ormqr", "pttrf", "pttrs")
         sytrd, self._ormqr, self._pttrf, self._pttrs = get_lapack_funcs(names, (matrix,))
-        with _one_thread():
+        with blas_threads(1):
             packed, self._diagonal, self._beside, self._tau, info = sytrd(
                 matrix, lower=1, lwork=_REDUCED_AT_ONCE * self._width
             )
@@ -365,7 +365,7 @@ class ShiftedSystems:
     def _rotated(self, columns: Floats, transposed: bytes) -> Floats:
         rotated = np.array(columns, dtype=self._diagonal.dtype, order="F")
         if self._width > 1:
-            with _one_thread():
+            with blas_threads(1):
                 # Q leaves the first coordinate alone.
                 rotated[1:] = self._ormqr(
                     b"L",
@@ -388,8 +388,3 @@ def solve_shifted(matrix: Doubles, rhs: Doubles, shifts: ArrayLike, dtype: DType
         return np.asarray(solve(raised, rhs, assume_a="pos", check_finite=False))[None]
     except LinAlgError:
         return np.asarray(lstsq(raised, rhs)[0])[None]
-
-
-def _one_thread() -> threadpool_limits:
-    """Keep LAPACK to one thread."""
-    return threadpool_limits(1, "blas")

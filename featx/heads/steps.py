@@ -9,7 +9,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -34,7 +34,8 @@ _ROWS_AT_ONCE = 2048
 # A logit whose probability is 0 or 1 in double precision.
 CERTAIN = 1000.0
 
-TYPE, VERSION, VALUES_VERSION = "featx.head", 1, 2
+TYPE, VERSIONS, VALUES_VERSION = "featx.head", (1, 2, 3), 3
+"""What a head is called in a file, and its versions: 2 has `Mean` and `Columns`, 3 has numbers."""
 _MOST_JSON_BYTES = 64 << 20
 _DTYPES: Mapping[str, type[np.generic]] = {"<f4": np.float32, "<f8": np.float64, "<i4": np.int32}
 
@@ -281,13 +282,57 @@ class EachLabel(Step):
         return np.column_stack([apply_steps(X, steps)[:, 1] for steps in self.labels])
 
 
+@dataclass(frozen=True, eq=False)
+class Columns(Step):
+    """Some columns of rows that are ``width`` wide, by their numbers (k,)."""
+
+    columns: Integers
+    width: int
+
+    ARRAYS: ClassVar = {"columns": ("out",)}
+    PARAMETERS: ClassVar = {"width": int}
+
+    def _fault(self, width: int) -> str:
+        inside = self.columns.size and self.columns.min() >= 0 and self.columns.max() < width
+        return "" if inside and self.width == width else "columns that are not there"
+
+    def _apply(self, X: Floats) -> Floats:
+        return X[:, self.columns]
+
+    def one_hot(self) -> Linear:
+        """Return the same as a product."""
+        kernel = np.zeros((self.width, len(self.columns)), np.float32)
+        kernel[self.columns, np.arange(len(self.columns))] = 1
+        return Linear(kernel, np.zeros(len(self.columns), np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Step):
+    """The mean of what several lists of steps give, by weights (m,) that add up to 1."""
+
+    members: tuple[tuple[Step, ...], ...]
+    weights: Floats
+
+    ARRAYS: ClassVar = {"weights": ("members",)}
+
+    def _apply(self, X: Floats) -> Floats:
+        parts = zip(self.members, self.weights, strict=True)
+        return np.asarray(sum(weight * apply_steps(X, steps) for steps, weight in parts))
+
+
 _KINDS = {
     cls.__name__: cls
     for cls in (
         *(Scale, Linear, UnitLength, Rectify, Gaussian, DiagonalGaussians, Trees, Neighbours),
-        *(Softmax, Sigmoid),
+        *(Softmax, Sigmoid, Columns),
     )
 }
+_NESTED: Mapping[str, tuple[type[EachLabel] | type[Mean], str]] = {
+    "EachLabel": (EachLabel, "labels"),
+    "Mean": (Mean, "members"),
+}
+"""Steps that have lists of steps in them, with the field that has these."""
+_DEEPEST = 2
 
 
 def row_lengths(X: Floats) -> Floats:
@@ -340,12 +385,24 @@ def joined(steps: Sequence[Step]) -> list[Step]:
     """Make one step of neighbours that are affine maps, in double precision."""
     out: list[Step] = []
     for step in steps:
+        if isinstance(step, Mean):
+            step = replace(step, members=tuple(tuple(joined(member)) for member in step.members))
         last = out[-1] if out else None
         if isinstance(step, Scale | Linear) and isinstance(last, Scale | Linear):
             out[-1] = _composed(last, step)
         else:
             out.append(step)
-    return out
+    return _full_width(out)
+
+
+def _full_width(steps: list[Step]) -> list[Step]:
+    """Return steps whose first one, where it is a product of some columns, takes all of them."""
+    if len(steps) < 2 or not (isinstance(steps[0], Columns) and isinstance(steps[1], Linear)):
+        return steps
+    columns, linear = steps[0], steps[1]
+    kernel = np.zeros((columns.width, linear.kernel.shape[1]), linear.kernel.dtype)
+    kernel[columns.columns] = linear.kernel
+    return [Linear(kernel, linear.bias), *steps[2:]]
 
 
 def _composed(first: Scale | Linear, second: Scale | Linear) -> Scale | Linear:
@@ -401,8 +458,7 @@ class FittedHead(_Fitted):
     @property
     def several_labels(self) -> bool:
         """Whether an image may have any number of labels."""
-        votes = [step.targets.ndim == 2 for step in self.steps_ if isinstance(step, Neighbours)]
-        return any(votes) or isinstance(self.steps_[-1], Sigmoid | EachLabel)
+        return _several_labels(self.steps_)
 
     def predict_proba(self, X: ArrayLike) -> Floats:
         """Return the probability of each class or label, shape (n, k)."""
@@ -430,6 +486,14 @@ class FittedValues:
         """Return the numbers of each row: (n,) where there is one, else (n, k)."""
         values = apply_steps(_rows(X, self.n_features_in_), self.steps_)
         return values[:, 0] if self.columns_ == 1 else values
+
+
+def _several_labels(steps: Sequence[Step]) -> bool:
+    """Return whether steps give probabilities of labels that do not exclude one another."""
+    if isinstance(steps[-1], Mean):
+        return any(map(_several_labels, steps[-1].members))
+    votes = [step.targets.ndim == 2 for step in steps if isinstance(step, Neighbours)]
+    return any(votes) or isinstance(steps[-1], Sigmoid | EachLabel)
 
 
 class FittedMargins(_Fitted):
@@ -499,6 +563,12 @@ def _checked_width(steps: Iterable[Step], width: int) -> int:
                 raise ValueError("a label has other columns than two")
             width = len(columns)
             continue
+        if isinstance(step, Mean):
+            columns = [_checked_width(member, width) for member in step.members]
+            if not columns or len(set(columns)) > 1 or len(columns) != len(step.weights):
+                raise ValueError("members that do not fit one another")
+            width = columns[0]
+            continue
         if complaint := step.check(width):
             raise ValueError(f"{name}: {complaint}")
         width = step.columns if isinstance(step, Neighbours) else sizes.get("out", width)
@@ -513,7 +583,7 @@ def dump_fitted(head: Fitted) -> tuple[bytes, bytes]:
     if isinstance(head, FittedValues):
         learnt: dict[str, object] = {"version": VALUES_VERSION, "values": head.columns_}
     else:
-        learnt = {"version": VERSION, "classes": labels_to_json(head.classes_)}
+        learnt = {"version": _version(head.steps_), "classes": labels_to_json(head.classes_)}
     description = {
         "type": TYPE,
         **learnt,
@@ -529,14 +599,19 @@ def dump_fitted(head: Fitted) -> tuple[bytes, bytes]:
     return text.encode(), file.getvalue()
 
 
+def _version(steps: Sequence[Step]) -> int:
+    """Return the first version that has all these steps."""
+    return 2 if any(isinstance(step, Mean | Columns) for step in steps) else 1
+
+
 def _describe(step: Step, path: str, arrays: dict[str, NDArray[np.generic]]) -> dict[str, object]:
     described: dict[str, object] = {"step": type(step).__name__}
-    if isinstance(step, EachLabel):
-        described["labels"] = [
-            [_describe(inner, f"{path}.{label}.{number}", arrays) for number, inner in enumerate(s)]
-            for label, s in enumerate(step.labels)
+    if type(step).__name__ in _NESTED:
+        field = _NESTED[type(step).__name__][1]
+        described[field] = [
+            [_describe(inner, f"{path}.{part}.{number}", arrays) for number, inner in enumerate(s)]
+            for part, s in enumerate(getattr(step, field))
         ]
-        return described
     described |= {name: getattr(step, name) for name in step.PARAMETERS}
     stated = {}
     for field in step.ARRAYS:
@@ -556,8 +631,8 @@ def load_fitted(description: Mapping[str, Any], arrays: bytes) -> Fitted:
     import h5py
 
     version = description["version"]
-    if version not in (VERSION, VALUES_VERSION):
-        raise ValueError(f"version {version!r}, expected {VERSION} or {VALUES_VERSION}")
+    if version not in VERSIONS:
+        raise ValueError(f"version {version!r}, expected 1 to 3")
     width = description["features"]
     if type(width) is not int or width < 1:
         raise ValueError("the number of features is no number")
@@ -567,7 +642,7 @@ def load_fitted(description: Mapping[str, Any], arrays: bytes) -> Fitted:
     if claimed > len(arrays):
         raise ValueError(f"its arrays claim {claimed:,} bytes in {len(arrays):,}")
     with h5py.File(io.BytesIO(arrays), "r") as h5:
-        steps = _read_steps(description["steps"], "", h5, nested=False)
+        steps = _read_steps(description["steps"], "", h5, 0)
     if version == VALUES_VERSION:
         columns = description["values"]
         if type(columns) is not int or columns < 1:
@@ -578,10 +653,11 @@ def load_fitted(description: Mapping[str, Any], arrays: bytes) -> Fitted:
 
 def _stated(description: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
     """Yield type and shape of every array, each looked at."""
-    steps = list(description["steps"])
-    for step in description["steps"]:
-        steps += [inner for label in step.get("labels", ()) for inner in label]
-    for step in steps:
+    waiting = list(description["steps"])
+    while waiting:
+        step = waiting.pop()
+        for _, field in _NESTED.values():
+            waiting += [inner for part in step.get(field, ()) for inner in part]
         for dtype, shape in step.get("arrays", {}).values():
             if dtype not in _DTYPES or not all(type(side) is int and side >= 0 for side in shape):
                 raise ValueError(f"an array of type {dtype!r} and shape {shape!r}")
@@ -589,22 +665,23 @@ def _stated(description: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
 
 
 def _read_steps(
-    described: Sequence[Mapping[str, Any]], prefix: str, h5: h5py.File, *, nested: bool
+    described: Sequence[Mapping[str, Any]], prefix: str, h5: h5py.File, depth: int
 ) -> list[Step]:
     steps: list[Step] = []
     for number, item in enumerate(described):
         kind, path = item["step"], f"{prefix}{number}"
-        if kind == "EachLabel" and not nested:
-            labels = [
-                tuple(_read_steps(label, f"{path}.{position}.", h5, nested=True))
-                for position, label in enumerate(item["labels"])
-            ]
-            steps.append(EachLabel(tuple(labels)))
-            continue
-        if kind not in _KINDS:
-            raise ValueError(f"{str(kind)[:40]!r} is no step")
-        cls = _KINDS[kind]
         values: dict[str, Any] = {}
+        cls: type[Step]
+        if kind in _NESTED and depth < _DEEPEST:
+            cls, field = _NESTED[kind]
+            values[field] = tuple(
+                tuple(_read_steps(part, f"{path}.{position}.", h5, depth + 1))
+                for position, part in enumerate(item[field])
+            )
+        elif kind in _KINDS:
+            cls = _KINDS[kind]
+        else:
+            raise ValueError(f"{str(kind)[:40]!r} is no step")
         for name, expected in cls.PARAMETERS.items():
             if type(item[name]) is not expected:
                 raise ValueError(f"{name} of {kind} is no {expected.__name__}")

@@ -12,6 +12,7 @@ from featx.files.claims import shortened
 from featx.heads.rows import Doubles
 from featx.heads.steps import (
     CERTAIN,
+    Columns,
     DiagonalGaussians,
     EachLabel,
     FittedHead,
@@ -19,6 +20,7 @@ from featx.heads.steps import (
     FittedValues,
     Gaussian,
     Linear,
+    Mean,
     Neighbours,
     Scale,
     Sigmoid,
@@ -295,6 +297,16 @@ def _log_odds(part: list[Step]) -> tuple[Doubles, float]:
     return kernel[:, 1] - kernel[:, 0], float(bias[1] - bias[0])
 
 
+def _ensemble(head: Any) -> list[Step]:
+    width = int(head.n_features_in_)
+    members = []
+    for member, (_, ranges) in zip(head.members_, head.members, strict=True):
+        columns = np.concatenate([np.arange(*one, dtype=np.int32) for one in ranges])
+        some: list[Step] = [] if len(columns) == width else [Columns(columns, width)]
+        members.append((*some, *translate(member)))
+    return [Mean(tuple(members), np.asarray(head.weights, np.float64))]
+
+
 def _double(values: Any) -> Doubles:
     return np.asarray(values, np.float64)
 
@@ -334,6 +346,7 @@ _HEADS: dict[str, Callable[[Any], list[Step]]] = {
     "DenseClassifier": _dense,
     "DenseRegressor": _dense_values,
     "EachValue": _each_value,
+    "Ensemble": _ensemble,
     "GaussianNB": _naive_bayes,
     "MultiLabelHead": _multilabel,
     "NearestMean": _nearest_mean,

@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featx.backbones.source import canonical_name
-from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.files.identity import whole_keys
 from featx.heads.rows import Doubles, Numbers
 from featx.models.classifier import ImageClassifier
 from featx.models.evaluation import require_spec
-from featx.models.training import HELD_OUT, BlockName
+from featx.models.training import HELD_OUT
 from featx.selection.coverage import choose_rows
+from featx.spec import BlockName, joined_name
 
 _MOST_ROWS = 20_000
 
@@ -104,10 +103,9 @@ def select(
             "leave --model (model=...) out"
         )
     if model is not None:
-        backbone = backbone or canonical_name(model.backbone)
-        tap = tap or str(parse_tap(model.tap))
-    named = features.block(backbone=backbone, tap=tap)
-    which: BlockName = {"backbone": named.backbone, "tap": named.tap}
+        backbone, tap = backbone or model.block["backbone"], tap or model.block["tap"]
+    parts = features.joined(backbone=backbone, tap=tap)
+    which = joined_name((part.backbone, part.tap) for part in parts)
     pool, labelled = _unlabelled(features)
     generator = np.random.default_rng(seed)
     opinions = None if model is None else _opinions(model, features, which, pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from featx.exceptions import HeadError
 from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
 from featx.images.labels import check_complete, label_matrix, read_label_sets
+from featx.models.image_features import PerBackbone
 from featx.models.image_model import ImageModel
 from featx.models.model_file import read_model
 from featx.models.regressor import ImageRegressor
@@ -26,19 +28,22 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
 
     Parameters
     ----------
-    backbone : str, default "tiny"
-        A name of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``.
+    backbone : str or sequence of str, default "tiny"
+        A name of the catalogue, ``file:PATH.keras``, ``onnx:PATH.onnx``, ``savedmodel:FOLDER`` or
+        ``hub:FOLDER``. The features of several are side by side.
     head : str or estimator, default "logistic"
         A name of `featx.heads.table`, such as ``"knn"`` or ``"dense:1024,1024"``, or any
         scikit-learn classifier.
-    weights : str or path, optional
+    weights : str, path or mapping, optional
         ``"imagenet"``, ``"bundled"``, ``"random:SEED"`` or a file; see
-        `featx.backbones.weights.resolve_weights`.
-    tap : str, default "avg"
-        Where in the network, see `featx.backbones.taps.parse_tap`.
-    input_size : int or tuple of two int, optional
+        `featx.backbones.weights.resolve_weights`. For all backbones, or by backbone, as the next
+        three.
+    tap : str, sequence of str or mapping, default "avg"
+        Where in the network, see `featx.backbones.taps.parse_tap`. The features of several are
+        side by side.
+    input_size : int, tuple of two int or mapping, optional
         Height and width of the network's input in pixels; by default the backbone's own.
-    preprocessing : str, optional
+    preprocessing : str or mapping, optional
         Only for backbones of one's own, see `featx.backbones.source.resolve_backbone`.
     image : ImagePolicy, optional
         Decoding and resizing.
@@ -72,8 +77,11 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
         Number of features an image.
     head_ : estimator
         The head, fitted.
+    specs_ : tuple of FeatureSpec
+        What identifies the features, one for each backbone; empty after training on features that
+        were handed in.
     spec_ : FeatureSpec or None
-        What identifies the features; None after training on features that were handed in.
+        The first of them.
     training_ : dict
         What it was trained on, where that is known: `featx.evaluate` knows these images again.
     novelty_ : Novelty or None
@@ -101,13 +109,13 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
 
     def __init__(
         self,
-        backbone: str = "tiny",
+        backbone: str | Sequence[str] = "tiny",
         head: Any = "logistic",
         *,
-        weights: str | os.PathLike[str] | None = None,
-        tap: str = "avg",
-        input_size: int | tuple[int, int] | None = None,
-        preprocessing: str | None = None,
+        weights: str | os.PathLike[str] | PerBackbone | None = None,
+        tap: str | Sequence[str] | PerBackbone = "avg",
+        input_size: int | tuple[int, int] | PerBackbone | None = None,
+        preprocessing: str | PerBackbone | None = None,
         image: ImagePolicy | None = None,
         views: int = 0,
         average_views: bool = False,
@@ -182,18 +190,22 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
         else:
             fit_weighted(self.head_, X, y, sample_weight)
         self.classes_ = self.head_.classes_ if names is None else names
-        self.weights_sha256_ = "" if self.spec_ is None else self.spec_.weights_sha256
         return self
 
     def take_head(
-        self, head: Any, spec: FeatureSpec, *, n_features: int, labels: NDArray[Any] | None = None
+        self,
+        head: Any,
+        specs: Sequence[FeatureSpec],
+        *,
+        n_features: int,
+        labels: NDArray[Any] | None = None,
     ) -> None:
-        """Take a head that was fitted on features of a specification, in place of `fit`.
+        """Take a head that was fitted on features of these specifications, in place of `fit`.
 
         Of several labels an image, the head knows the columns; ``labels`` are their names.
         """
         self.head_, self.classes_ = head, head.classes_ if labels is None else labels
-        self._take_features(spec, n_features)
+        self._take_features(specs, n_features)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each row, shape (n,); with ``multilabel`` 0 and 1, shape (n, k)."""

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.source import canonical_name
-from featx.backbones.taps import parse_tap
 from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError
 from featx.extraction.job import with_views
@@ -31,7 +29,6 @@ from featx.models.classifier import ImageClassifier
 from featx.models.image_features import ImageFeatures
 from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
-from featx.models.training import BlockName
 from featx.models.training_keys import (
     count_training_images,
     images_in_training,
@@ -48,7 +45,7 @@ from featx.selection.metrics import (
     score_predictions,
 )
 from featx.selection.value_metrics import COVERAGE, bootstrap_values, score_values
-from featx.spec import FeatureSpec
+from featx.spec import BlockName, joined_parts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -426,12 +423,12 @@ def _answer(model: ImageClassifier | ImageRegressor, data: Features | ImageDatas
 
 
 def model_block(model: ImageClassifier | ImageRegressor, features: Features) -> BlockName:
-    """Return which block of features a model reads."""
-    several = sum(block.view is None for block in features.blocks) > 1
-    named = features.block(
-        backbone=canonical_name(model.backbone) if several else None,
-        tap=str(parse_tap(model.tap)) if several else None,
-    )
+    """Return which block of features a model reads, or which are side by side."""
+    plain = [block for block in features.blocks if block.view is None]
+    if len(plain) > 1 or len(joined_parts(model.block)) > 1:
+        features.joined(**model.block)  # raises where one is missing
+        return model.block
+    named = features.block()
     return {"backbone": named.backbone, "tap": named.tap}
 
 
@@ -444,18 +441,17 @@ def extract_for(
     **reading: Any,
 ) -> Features:
     """Return the features of images that a model reads, as `featx.extract` makes them."""
+    precisions = {spec.precision for spec in model.specs_}
     return extract(
         data,
         **reading,
         multilabel=model.multilabel,
         target_columns=_target_columns(model, data),
-        **model.choice.arguments(),
-        taps=model.tap,
-        image=model.image,
+        **model.reading(),
         views=model.views_averaged,
         view_policy=model.view_policy,
         dtype="float32" if model.spec_ is None else model.spec_.dtype,
-        precision="f32" if model.spec_ is None else model.spec_.precision,
+        precision=precisions.pop() if len(precisions) == 1 else "f32",
         cache=cache,
         progress=progress,
     )
@@ -471,31 +467,37 @@ def _target_columns(model: ImageFeatures, data: object) -> tuple[str, ...]:
 
 def require_spec(
     model: ImageClassifier | ImageRegressor, features: Features, block: BlockName
-) -> FeatureSpec:
-    """Return the specification of a block; `FeaturesError` if the model is of another or size."""
+) -> None:
+    """Raise `FeaturesError` if a model is of other specifications or another size than a block."""
     model.check_width(features.width(**block))
-    spec = features.spec(**block)
-    if model.spec_ is not None and spec != model.spec_:
-        ours, theirs = spec.to_dict(), model.spec_.to_dict()
+    if not model.specs_:
+        return
+    for spec, trained in zip(features.specs(**block), model.specs_, strict=True):
+        if spec == trained:
+            continue
+        ours, theirs = spec.to_dict(), trained.to_dict()
         parts = [part for part in theirs if ours.get(part) != theirs[part]]
         raise FeaturesError(
-            f"the features are of {spec.name}, the model was trained on {model.spec_.name}: they "
+            f"the features are of {spec.name}, the model was trained on {trained.name}: they "
             f"differ in {', '.join(parts) or 'views'}. Give the images in place of the features, "
             "or extract these as for the model"
         )
-    return spec
 
 
 def _from_features(model: ImageClassifier | ImageRegressor, features: Features) -> list[Floats]:
     block = model_block(model, features)
-    spec = require_spec(model, features, block)
-    specs = with_views(spec, model.views_averaged, model.view_policy)
+    require_spec(model, features, block)
+    by_branch = [
+        with_views(spec, model.views_averaged, model.view_policy)
+        for spec in features.specs(**block)
+    ]
+    needed = list(zip(*by_branch, strict=True))
     views = [None, *features.views(**block)]
-    view_of = {features.spec(**block, view=view): view for view in views}
-    if not set(specs) <= set(view_of):
-        views_needed = len(specs) - 1
+    view_of = {features.specs(**block, view=view): view for view in views}
+    if not set(needed) <= set(view_of):
+        views_needed = len(needed) - 1
         raise FeaturesError(
             f"the model averages over {views_needed} views that {features.name!r} does not have: "
             f"extract it with --views {views_needed} (views={views_needed}) and the model's policy"
         )
-    return [features.matrix(**block, view=view_of[spec]) for spec in specs]
+    return [features.matrix(**block, view=view_of[specs]) for specs in needed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-from featx.backbones.taps import parse_tap
 from featx.images.dataset import ImageDataset
-from featx.models.image_features import ImageReader, as_image_dataset
+from featx.models.image_features import ImageReader, PerBackbone, as_image_dataset
 from featx.spec import ImagePolicy
 
 
@@ -27,8 +27,9 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
 
     Parameters
     ----------
-    backbone : str, default "tiny"
-        A name of the catalogue, ``file:PATH.keras``, ``savedmodel:FOLDER`` or ``hub:FOLDER``.
+    backbone : str or sequence of str, default "tiny"
+        A name of the catalogue, ``file:PATH.keras``, ``onnx:PATH.onnx``, ``savedmodel:FOLDER`` or
+        ``hub:FOLDER``. The features of several, and of several taps, are side by side.
     weights, tap, input_size, preprocessing, image, cache, engine, batch_size, trust
         As for `featx.ImageClassifier`.
 
@@ -43,12 +44,12 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
 
     def __init__(
         self,
-        backbone: str = "tiny",
+        backbone: str | Sequence[str] = "tiny",
         *,
-        weights: str | os.PathLike[str] | None = None,
-        tap: str = "avg",
-        input_size: int | tuple[int, int] | None = None,
-        preprocessing: str | None = None,
+        weights: str | os.PathLike[str] | PerBackbone | None = None,
+        tap: str | Sequence[str] | PerBackbone = "avg",
+        input_size: int | tuple[int, int] | PerBackbone | None = None,
+        preprocessing: str | PerBackbone | None = None,
         image: ImagePolicy | None = None,
         cache: str | os.PathLike[str] | None = None,
         engine: str = "auto",
@@ -75,7 +76,7 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
             Files, pixels, or features.
         y : ignored
         """
-        for learnt in ("n_features_in_", "feature_names_in_", "_width"):
+        for learnt in ("n_features_in_", "feature_names_in_", "_widths"):
             self.__dict__.pop(learnt, None)
         if as_image_dataset(X) is None:
             validate_data(self, X, dtype=[np.float32, np.float64])
@@ -97,9 +98,7 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
                 self, X, reset=not hasattr(self, "n_features_in_"), dtype=[np.float32, np.float64]
             )
             return rows
-        features = self._features(images, keep=True)
-        self._width = features.shape[1]
-        return features
+        return self._features(images, keep=True)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return the names of the features, such as ``tiny_avg_0``, shape (d,).
@@ -113,13 +112,22 @@ class FeatureExtractor(TransformerMixin, ImageReader, BaseEstimator):  # type: i
         if hasattr(self, "n_features_in_"):
             names: NDArray[np.object_] = _check_feature_names_in(self, input_features)
             return names
-        if not hasattr(self, "_width"):
+        if not hasattr(self, "_widths"):
             blank = ImageDataset.from_arrays(np.zeros((1, 32, 32, 3), np.uint8))
-            self._width = self._features(blank, keep=False).shape[1]
-        kind, _, path = self.backbone.partition(":")
-        parts = f"{Path(path).stem if path else kind}_{parse_tap(self.tap)}"
-        stem = re.sub(r"\W+", "_", parts)
-        return np.array([f"{stem}_{number}" for number in range(self._width)], dtype=object)
+            self._features(blank, keep=False)
+        stems = []
+        for branch in self.branches:
+            kind, _, path = branch.choice.backbone.partition(":")
+            name = Path(path).stem if path else kind
+            stems += [re.sub(r"\W+", "_", f"{name}_{tap}") for tap in branch.taps]
+        columns = [
+            f"{stem}_{number}"
+            for stem, width in zip(stems, self._widths, strict=True)
+            for number in range(width)
+        ]
+        return np.array(columns, dtype=object)
 
     def _features(self, images: ImageDataset, *, keep: bool) -> NDArray[np.floating]:
-        return self.job(images, keep=keep).compute()[0][0]
+        parts, _ = self.job(images, keep=keep).compute()
+        self._widths = [part.shape[1] for part in parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

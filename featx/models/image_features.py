@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.source import BackboneSource, log_preprocessing
-from featx.backbones.taps import parse_tap
+from featx.backbones.source import BackboneSource, canonical_name, log_preprocessing
 from featx.cache.layout import CacheLayout
 from featx.exceptions import FeaturesError
-from featx.extraction.backbone_choice import BackboneChoice
+from featx.extraction.backbone_choice import Branch, branch_arguments, read_branches
 from featx.extraction.job import Job, as_batch_size, engines_folder, with_views
 from featx.extraction.pipeline import Ledger, Network
 from featx.heads.targets import LABEL_THRESHOLD, best_labels
 from featx.images.dataset import ImageDataset
 from featx.images.sources import listed_paths, listed_pictures
 from featx.selection.value_metrics import COVERAGE, half_widths
-from featx.spec import HALVES, INT8, FeatureSpec, ImagePolicy, Precision, ViewPolicy
+from featx.spec import (
+    HALVES,
+    INT8,
+    BlockName,
+    FeatureSpec,
+    ImagePolicy,
+    Precision,
+    ViewPolicy,
+    joined_name,
+)
 
 
 def as_image_dataset(X: object) -> ImageDataset | None:
@@ -40,20 +49,92 @@ def as_image_dataset(X: object) -> ImageDataset | None:
     return None
 
 
-class ImageReader:
-    """An estimator's backbone and how images reach it; its attributes are parameters."""
+PerBackbone: TypeAlias = Mapping[str, Any]
+"""A value for each backbone, by its name as it is given."""
 
-    backbone: str
-    weights: str | os.PathLike[str] | None
-    tap: str
-    input_size: int | tuple[int, int] | None
-    preprocessing: str | None
+
+class ImageReader:
+    """An estimator's backbones and how images reach them; its attributes are parameters."""
+
+    backbone: str | Sequence[str]
+    weights: str | os.PathLike[str] | PerBackbone | None
+    tap: str | Sequence[str] | PerBackbone
+    input_size: int | tuple[int, int] | PerBackbone | None
+    preprocessing: str | PerBackbone | None
     image: ImagePolicy | None
     view_policy: str | ViewPolicy | None = None
     cache: str | os.PathLike[str] | None
     engine: str
     batch_size: int | str
     trust: bool
+    specs_: tuple[FeatureSpec, ...] = ()
+
+    @property
+    def spec_(self) -> FeatureSpec | None:
+        """What identifies the features, of several backbones of the first; None if not known."""
+        return self.specs_[0] if self.specs_ else None
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The backbones and taps of the parameters."""
+        return read_branches(
+            self.backbone,
+            self.tap,
+            weights=self.weights,
+            input_size=self.input_size,
+            preprocessing=self.preprocessing,
+            trust=self.trust,
+        )
+
+    @property
+    def block(self) -> BlockName:
+        """Name of the features: backbone and tap, or those of several side by side."""
+        return joined_name(
+            (canonical_name(branch.choice.backbone), tap)
+            for branch in self.branches
+            for tap in branch.taps
+        )
+
+    @property
+    def shown_block(self) -> str:
+        """The name of the features as a line of text."""
+        return f"{self.block['backbone']}, {self.block['tap']}"
+
+    def reading(self) -> dict[str, Any]:
+        """Return the arguments by which `featx.extract` reads images as the model does.
+
+        Weights are those of training where they are now.
+        """
+        branches = self.branches
+        if len(self.specs_) == len(branches):
+            branches = [
+                replace(branch, choice=branch.choice.located(spec.weights_sha256))
+                for branch, spec in zip(branches, self.specs_, strict=True)
+            ]
+        arguments = branch_arguments(branches)
+        arguments["taps"] = arguments.pop("tap")
+        return {**arguments, "image": self.image}
+
+    def sources(self) -> list[BackboneSource]:
+        """Settle the backbones, and check that their weights are those of training."""
+        branches, specs = self.branches, self.specs_
+        if len(specs) != len(branches):
+            sources = [branch.choice.resolve() for branch in branches]
+            for source in sources:
+                log_preprocessing(source)
+            return sources
+        sources = []
+        for branch, spec in zip(branches, specs, strict=True):
+            digest = spec.weights_sha256
+            source = branch.choice.find(digest) if digest else branch.choice.resolve()
+            if digest:
+                _require_same_pixels(spec, source.spec(image=self.image))
+            sources.append(source)
+        return sources
+
+    def plain_specs(self) -> tuple[FeatureSpec, ...]:
+        """Return the specifications of training, or those of the parameters."""
+        return self.specs_ or tuple(source.spec(image=self.image) for source in self.sources())
 
     def job(
         self,
@@ -65,27 +146,45 @@ class ImageReader:
     ) -> Job:
         """Settle the extraction of images and of views of them, by default as in training."""
         layout = None if self.cache is None else CacheLayout.at(self.cache)
-        source = self.source()
-        precision = precision or self._precision(source)
-        network = Network(
-            source,
-            (str(parse_tap(self.tap)),),
-            self.engine,
-            as_batch_size(self.batch_size),
-            precision,
-            engines_folder(),
-        )
-        plain = source.spec(image=self.image, precision=precision)
-        specs = with_views(plain, views, self.view_policy)
-        parts = tuple((spec, network) for spec in specs)
-        return Job(parts=parts, data=images, layout=layout, keep=keep)
+        parts = []
+        for number, (source, branch) in enumerate(zip(self.sources(), self.branches, strict=True)):
+            arithmetic = precision or self._precision(source, branch.taps, number)
+            network = Network(
+                source,
+                branch.taps,
+                self.engine,
+                as_batch_size(self.batch_size),
+                arithmetic,
+                engines_folder(),
+            )
+            plain = source.spec(image=self.image, precision=arithmetic)
+            specs = with_views(plain, views, self.view_policy)
+            parts += [(spec, network) for spec in specs]
+        return Job(parts=tuple(parts), data=images, layout=layout, keep=keep)
 
-    def _precision(self, source: BackboneSource) -> Precision:
+    def read(
+        self, images: ImageDataset, *, on_error: str = "raise", **options: Any
+    ) -> tuple[list[NDArray[np.floating]], Ledger]:
+        """Return features (m, d) of the readable images and then of each view, and the ledger.
+
+        Blocks are side by side. The options are those of `job`.
+        """
+        job = self.job(images, **options)
+        matrices, ledger = job.compute(on_error)
+        by_view: dict[int | None, list[NDArray[np.floating]]] = {}
+        for block, matrix in zip(job.blocks, matrices, strict=True):
+            by_view.setdefault(block.view, []).append(matrix)
+        joined = [
+            parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            for parts in by_view.values()
+        ]
+        return joined, ledger
+
+    def _precision(self, source: BackboneSource, taps: tuple[str, ...], number: int) -> Precision:
         """Return the arithmetic of training where this machine has it, else f32."""
-        trained: FeatureSpec | None = getattr(self, "spec_", None)
-        if trained is None or self.engine == "keras":
+        if number >= len(self.specs_) or self.engine == "keras":
             return "f32"
-        precision = trained.precision
+        precision = self.specs_[number].precision
         if precision in HALVES:
             from featx.engines.openvino import half_precision
 
@@ -93,30 +192,8 @@ class ImageReader:
         if precision.startswith(INT8):
             from featx.engines.openvino import find_int8
 
-            taps = (str(parse_tap(self.tap)),)
             return precision if find_int8(precision, source, taps, engines_folder()) else "f32"
         return "f32"
-
-    def _named(self) -> BackboneChoice:
-        return BackboneChoice(
-            self.backbone, self.weights, self.input_size, self.preprocessing, self.trust
-        )
-
-    @property
-    def choice(self) -> BackboneChoice:
-        """The backbone of the parameters, with its weights of training where they are now."""
-        return self._named().located(getattr(self, "weights_sha256_", ""))
-
-    def source(self) -> BackboneSource:
-        """Settle the backbone, and check that its weights are those of training."""
-        digest = getattr(self, "weights_sha256_", "")
-        source = self._named().find(digest) if digest else self._named().resolve()
-        trained = getattr(self, "spec_", None)
-        if trained is None:
-            log_preprocessing(source)
-        elif digest:
-            _require_same_pixels(trained, source.spec(image=self.image))
-        return source
 
 
 class ImageFeatures(ImageReader):
@@ -127,7 +204,6 @@ class ImageFeatures(ImageReader):
     average_views: bool
     random_state: int
     head_: Any
-    spec_: FeatureSpec | None
     classes_: NDArray[np.generic]
     multilabel: bool
     # Of a regression: names of the numbers, their spread in training, and `kept_residuals`.
@@ -173,13 +249,10 @@ class ImageFeatures(ImageReader):
         return self.views if self.average_views else 0
 
     def transform_images(
-        self, images: ImageDataset, *, on_error: str = "raise", **options: Any
+        self, images: ImageDataset, **options: Any
     ) -> tuple[list[NDArray[np.floating]], Ledger]:
-        """Return features (m, d) of the readable images and then of each view, and the ledger.
-
-        The options are those of `job`.
-        """
-        X, ledger = self.job(images, **options).compute(on_error)
+        """Return features as the head takes them, see `read`."""
+        X, ledger = self.read(images, **options)
         if len(X[0]):
             self.check_width(X[0].shape[1])
         return X, ledger
@@ -189,8 +262,8 @@ class ImageFeatures(ImageReader):
         if hasattr(self, "head_") and width != self.n_features_in_:
             raise FeaturesError(
                 f"the head was trained on {self.n_features_in_} features an image, received "
-                f"{width} from {self.backbone} with tap {self.tap!r}: use the backbone and tap of "
-                "training"
+                f"{width} from {self.block['backbone']} with tap {self.block['tap']!r}: use the "
+                "backbone and tap of training"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ class ImageModel(ImageFeatures):
         if images is None:
             kinds = {"dtype": [np.float32, np.float64], "multi_output": multi_output}
             X, y = validate_data(self, X, y, **kinds)
-            self.spec_: FeatureSpec | None = None
+            self.specs_ = ()
             groups, count = np.arange(len(X)), len(X)
         else:
             targets = np.asarray(y)
@@ -53,7 +54,7 @@ class ImageModel(ImageFeatures):
                     f"expected one label for each of {len(images)} images, received labels of "
                     f"shape {targets.shape}"
                 )
-            for learnt in ("head_", "spec_", "weights_sha256_"):
+            for learnt in ("head_", "specs_"):
                 self.__dict__.pop(learnt, None)
             parts, ledger = self.transform_images(images, views=self.views, keep=True)
             self.training_ = {"images": len(images), "keys": encode_keys(ledger.key)}
@@ -62,7 +63,7 @@ class ImageModel(ImageFeatures):
                 weights = checked_weights(sample_weight, len(images))
                 sample_weight = np.concatenate([weights] * len(parts))
             self.n_features_in_ = X.shape[1]
-            self.spec_ = self.source().spec(image=self.image)
+            self.specs_ = self.plain_specs()
             groups, count = np.tile(related_rows(ledger.key, None), len(parts)), len(images)
         if sample_weight is None:
             return Examples(X, np.asarray(y), None, groups, count)
@@ -77,10 +78,9 @@ class ImageModel(ImageFeatures):
             return self.transform_images(images, views=self.views_averaged)[0]
         return [validate_data(self, X, reset=False, dtype=[np.float32, np.float64])]
 
-    def _take_features(self, spec: FeatureSpec, n_features: int) -> None:
+    def _take_features(self, specs: Sequence[FeatureSpec], n_features: int) -> None:
         """Take what the head was trained on."""
-        self.n_features_in_ = n_features
-        self.spec_, self.weights_sha256_ = spec, spec.weights_sha256
+        self.n_features_in_, self.specs_ = n_features, tuple(specs)
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
         """Write the model as a ``.featx`` file, whole or not at all.
@@ -91,10 +91,10 @@ class ImageModel(ImageFeatures):
             Where to; the folder must exist. A model that is there is replaced.
         **details
             ``metrics`` and ``training``: figures, and what it was trained on, as JSON types;
-            ``spec``: specification of the features, by default found out from the parameters;
-            ``command``: the command line that made it; ``embed``: whether to keep the backbone's
-            file in it, so that it works where that file is not; ``overwrite``: whether to replace a
-            file that is no model made by featx.
+            ``spec``: specification of the features of one backbone, by default found out from the
+            parameters; ``command``: the command line that made it; ``embed``: whether to keep the
+            backbone's file in it, so that it works where that file is not; ``overwrite``: whether
+            to replace a file that is no model made by featx.
 
         Raises
         ------

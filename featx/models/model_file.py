@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -42,7 +42,7 @@ from featx.backbones.weights import (
     read_tuned,
 )
 from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
-from featx.extraction.backbone_choice import BackboneChoice
+from featx.extraction.backbone_choice import BackboneChoice, Branch, branch_arguments
 from featx.extraction.job import as_view_policy
 from featx.files.claims import shortened
 from featx.files.outputs import is_model, refuse_replacing, written_whole
@@ -56,9 +56,11 @@ from featx.selection.metrics import MOST_CONFUSED
 from featx.spec import FeatureSpec, ViewPolicy
 
 KIND = "featx-model"
-VERSION = 4
-"""The highest version that is read: 2 has a network of its own, 3 a head of steps, 4 numbers."""
-_STEPS_VERSION = 3
+VERSION = 5
+"""The highest version that is read.
+
+2 has a network of its own, 3 a head of steps, 4 several taps or backbones, 5 numbers.
+"""
 NOVELTY = "novelty.h5"
 _MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, *NETWORKS)
 _MOST_BYTES = 4 << 30
@@ -124,6 +126,7 @@ def _require_version(path: Path, details: Json) -> None:
 _MOST_FEATURES = 1 << 24
 _MOST_PX = 1 << 14
 _MOST_VIEWS = 1000
+_MOST_BLOCKS = 1000
 
 
 def read_model(
@@ -140,7 +143,7 @@ def read_model(
     details, files = read_artefact(file)
     try:
         described = _with_own_network(file, details)
-        parameters, spec = _read_parameters(described, weights)
+        parameters, specs = _read_parameters(described, weights)
         model = make(**parameters, cache=cache, engine=engine)
         model.n_features_in_ = _typed(described["n_features"], int, "n_features")
         _require_range("n_features", model.n_features_in_, _MOST_FEATURES)
@@ -152,8 +155,7 @@ def read_model(
         raise ArtefactError(f"{file} is damaged, or of another featx: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtefactError(f"{file} is damaged: model.json lacks or distorts {error}") from error
-    model.spec_, model.weights_sha256_ = spec, spec.weights_sha256
-    model.trust = trust
+    model.specs_, model.trust = specs, trust
     training = details.get("training")
     model.training_ = training if isinstance(training, dict) else {}
     model.head_ = load_head(files, trust=trust)
@@ -188,45 +190,73 @@ def _with_own_network(path: Path, details: Json) -> Json:
 
 def _read_parameters(
     details: Json, weights: str | os.PathLike[str] | None
-) -> tuple[Json, FeatureSpec]:
+) -> tuple[Json, tuple[FeatureSpec, ...]]:
     """Return the parameters of the classifier that ``model.json`` describes, and its features."""
-    spec = FeatureSpec.from_dict(details["spec"])
+    parameters = details["parameters"]
+    first = {
+        "spec": details["spec"],
+        "tap": details["tap"],
+        "weights": details["weights"],
+        "backbone": parameters["backbone"],
+        "preprocessing": parameters["preprocessing"],
+    }
+    described = [first, *_typed(details.get("beside", []), list, "beside")]
+    _require_range("number of backbones", len(described), _MOST_BLOCKS)
+    if weights is not None and len(described) > 1:
+        raise ArtefactError(
+            f"it reads {len(described)} networks, and --weights (weights=...) names the file of "
+            "one: put the files into a folder, and name that with FEATX_WEIGHTS"
+        )
+    read = [_read_branch(branch, weights) for branch in described]
+    specs = tuple(spec for _, spec in read)
+    if len({spec.image for spec in specs}) > 1:
+        raise ArtefactError("its networks decode images by different rules")
+    arguments = {
+        "head": parameters["head"],
+        **branch_arguments([branch for branch, _ in read]),
+        "image": specs[0].image,
+        "multilabel": parameters.get("multilabel", False) is True,
+        "random_state": parameters["random_state"],
+    }
+    if "values" in details:
+        arguments["regression"] = True
+    if (views := details.get("views")) is not None:
+        _require_range("number of views", _typed(views["count"], int, "views"), _MOST_VIEWS)
+        arguments["views"], arguments["average_views"] = views["count"], bool(views["average"])
+        arguments["view_policy"] = ViewPolicy.from_dict(views["policy"])
+    return arguments, specs
+
+
+def _read_branch(
+    described: Json, weights: str | os.PathLike[str] | None
+) -> tuple[Branch, FeatureSpec]:
+    """Return a backbone with its taps, and the specification of its features."""
+    spec = FeatureSpec.from_dict(described["spec"])
     # Imported features have no images, and so a size of 0.
     for side in spec.input_size_px:
         _require_range("input_size_px", side, _MOST_PX, least=0)
-    parameters, tap = details["parameters"], _typed(details["tap"], str, "tap")
-    if tap != "imported":
-        parse_tap(tap)
-    backbone = _typed(parameters["backbone"], str, "backbone")
+    taps = described["tap"]
+    taps = [taps] if isinstance(taps, str) else _typed(taps, list, "tap")
+    _require_range("number of taps", len(taps), _MOST_BLOCKS)
+    for tap in taps:
+        if _typed(tap, str, "tap") != "imported":
+            parse_tap(tap)
+    backbone = _typed(described["backbone"], str, "backbone")
     if canonical_name(backbone) != spec.backbone:
         raise ArtefactError(
             f"its specification is of {spec.backbone}, its parameters are of {backbone}"
         )
-    if details["weights"] is not None:
-        _typed(details["weights"], str, "weights")
+    if described["weights"] is not None:
+        _typed(described["weights"], str, "weights")
     if weights is not None and locate_network(backbone) is not None:
         prefix = backbone.partition(":")[0]
         backbone, weights = f"{prefix}:{os.fspath(weights)}", None
     choice = BackboneChoice(
         backbone,
-        weights if weights is not None else details["weights"],
-        preprocessing=parameters["preprocessing"],
+        weights if weights is not None else described["weights"],
+        preprocessing=described["preprocessing"],
     )
-    read = {
-        "head": parameters["head"],
-        **choice.completed(spec).arguments(),
-        "tap": tap,
-        "image": spec.image,
-        "multilabel": parameters.get("multilabel", False) is True,
-        "random_state": parameters["random_state"],
-    }
-    if "values" in details:
-        read["regression"] = True
-    if (views := details.get("views")) is not None:
-        _require_range("number of views", _typed(views["count"], int, "views"), _MOST_VIEWS)
-        read["views"], read["average_views"] = views["count"], bool(views["average"])
-        read["view_policy"] = ViewPolicy.from_dict(views["policy"])
-    return read, spec
+    return Branch(choice.completed(spec), tuple(taps)), spec
 
 
 def _typed(value: Any, kind: type, name: str) -> Any:
@@ -300,7 +330,7 @@ def _complaint_of_values(model: Any, details: Json) -> str:
 _PACKAGES = (
     "featx", "h5py", "keras", "numpy", "openvino", "pillow", "scikit-learn", "skops", "tensorflow"
 )  # fmt: skip
-_PARAMETERS = ("head", "tap", "input_size", "preprocessing", "random_state", "multilabel")
+_PARAMETERS = ("head", "random_state", "multilabel")
 
 
 def save_model(
@@ -324,29 +354,34 @@ def save_model(
     """
     target = Path(path)
     refuse_replacing(target, is_model, "model", force=overwrite)
-    known = spec or model.spec_ or model.source().spec(image=model.image)
+    specs = model.plain_specs() if spec is None else (spec,)
+    first, *beside = [
+        _describe_branch(branch, spec) for branch, spec in zip(model.branches, specs, strict=True)
+    ]
+    joined = bool(beside) or not isinstance(first["tap"], str)
     files = dump_head(model.head_)
     novelty = {}
     if model.novelty_ is not None:
         novelty["novelty"], files[NOVELTY] = dump_novelty(model.novelty_)
-    carried, members = _network(model, known, network, embed)
+    carried, members = _network(model, specs, network, embed)
     files |= members
     metrics = dict(metrics or {})
     if len(metrics.get("confusion", ())) > MOST_CONFUSED:
         del metrics["confusion"]  # of thousands of classes it would be most of the file
     details = {
         "type": KIND,
-        "version": _version(model, files, carried),
-        "spec": known.to_dict(),
-        "tap": model.tap,
+        "version": _version(model, files, carried, joined=bool(joined)),
+        "spec": first["spec"],
+        "tap": first["tap"],
         **_learnt(model),
         "n_features": int(model.n_features_in_),
         "parameters": {
-            "backbone": _absolute_backbone(model.backbone),
+            **{name: first[name] for name in ("backbone", "tap", "input_size", "preprocessing")},
             **{name: _plain(getattr(model, name)) for name in _PARAMETERS},
         },
         **_views(model),
-        "weights": _absolute(model.weights),
+        "weights": first["weights"],
+        **({"beside": beside} if beside else {}),
         **carried,
         **novelty,
         "metrics": _plain(metrics),
@@ -360,10 +395,10 @@ def save_model(
     return target
 
 
-def _version(model: ImageFeatures, files: dict[str, bytes], carried: Json) -> int:
+def _version(model: ImageFeatures, files: dict[str, bytes], carried: Json, *, joined: bool) -> int:
     if model.regression:
         return VERSION
-    return _STEPS_VERSION if STEPS in files else 2 if carried else 1
+    return 4 if joined else 3 if STEPS in files else 2 if carried else 1
 
 
 def _learnt(model: ImageFeatures) -> Json:
@@ -377,13 +412,34 @@ def _learnt(model: ImageFeatures) -> Json:
     }
 
 
+def _describe_branch(branch: Branch, spec: FeatureSpec) -> Json:
+    """Return a backbone with its taps as JSON types."""
+    choice = branch.choice
+    return {
+        "spec": spec.to_dict(),
+        "tap": branch.taps[0] if len(branch.taps) == 1 else list(branch.taps),
+        "backbone": _absolute_backbone(choice.backbone),
+        "input_size": _plain(choice.input_size),
+        "preprocessing": choice.preprocessing,
+        "weights": _absolute(choice.weights),
+    }
+
+
 def _network(
-    model: ImageFeatures, spec: FeatureSpec, network: bytes | None, embed: bool
+    model: ImageFeatures, specs: Sequence[FeatureSpec], network: bytes | None, embed: bool
 ) -> tuple[Json, dict[str, bytes]]:
     """Return the network that belongs into the file, nothing where others have it too."""
-    located = locate_network(model.backbone)
-    carrier = model.weights if located is None else located[1]
-    architecture = canonical_name(model.backbone) if located is None else ""
+    if len(specs) > 1:
+        if embed:
+            raise ArtefactError(
+                f"--embed (embed=True) keeps one network, and the model reads {len(specs)}: leave "
+                "it out, the model then names them by path and digest"
+            )
+        return {}, {}
+    (choice,), (spec,) = [branch.choice for branch in model.branches], specs
+    located = locate_network(choice.backbone)
+    carrier = choice.weights if located is None else located[1]
+    architecture = canonical_name(choice.backbone) if located is None else ""
     member = NETWORK if architecture else OWN_NETWORK
     tuned = read_tuned(carrier) if is_tuned_file(carrier) else None
     if tuned is not None:
@@ -391,7 +447,7 @@ def _network(
         member = tuned.member if network is None else NETWORK if architecture else OWN_NETWORK
         network = member_bytes(tuned) if network is None else network
     elif network is None and embed:
-        source = model.source()
+        (source,) = model.sources()
         if source.weights.path is None or source.weights.source == "bundled":
             return {}, {}  # every featx has it, or draws it
         member, network = _network_of(source)
@@ -497,7 +553,7 @@ def read_details(path: str | os.PathLike[str]) -> Json:
 class Predictor(ImageFeatures):
     """What `featx.load` gives, but for training: it imports neither scikit-learn nor TensorFlow."""
 
-    def __init__(self, backbone: str, head: Any, **parameters: Any) -> None:
+    def __init__(self, backbone: str | Sequence[str], head: Any, **parameters: Any) -> None:
         self.backbone, self.head, self.batch_size = backbone, head, "auto"
         self.views, self.average_views, self.view_policy = 0, False, None
         self.multilabel, self.trust = False, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
 from featx.heads.rows import Doubles, Floats
 from featx.images.values import VALUE
+from featx.models.image_features import PerBackbone
 from featx.models.image_model import Examples, ImageModel
 from featx.selection.splits import repeated_folds
 from featx.selection.value_metrics import COVERAGE, kept_residuals
@@ -48,8 +50,8 @@ class ImageRegressor(RegressorMixin, ImageModel, BaseEstimator):  # type: ignore
         Number of features an image.
     head_ : estimator
         The head, fitted.
-    spec_ : FeatureSpec or None
-        What identifies the features; None after training on features that were handed in.
+    specs_, spec_
+        As of `ImageClassifier`.
     spread_ : ndarray of shape (k,)
         Standard deviation of each number in training.
     residuals_ : ndarray of shape (m, k) or None
@@ -80,13 +82,13 @@ class ImageRegressor(RegressorMixin, ImageModel, BaseEstimator):  # type: ignore
 
     def __init__(
         self,
-        backbone: str = "tiny",
+        backbone: str | Sequence[str] = "tiny",
         head: Any = "ridge",
         *,
-        weights: str | os.PathLike[str] | None = None,
-        tap: str = "avg",
-        input_size: int | tuple[int, int] | None = None,
-        preprocessing: str | None = None,
+        weights: str | os.PathLike[str] | PerBackbone | None = None,
+        tap: str | Sequence[str] | PerBackbone = "avg",
+        input_size: int | tuple[int, int] | PerBackbone | None = None,
+        preprocessing: str | PerBackbone | None = None,
         image: ImagePolicy | None = None,
         views: int = 0,
         average_views: bool = False,
@@ -147,7 +149,6 @@ class ImageRegressor(RegressorMixin, ImageModel, BaseEstimator):  # type: ignore
         _fit(head, examples, np.arange(len(examples.X)))
         names = [str(number) for number in range(values.shape[1])] if self._several else [VALUE]
         self.learn_values(head, values, names)
-        self.weights_sha256_ = "" if self.spec_ is None else self.spec_.weights_sha256
         return self
 
     def learn_values(self, head: Any, values: Doubles, names: Any) -> None:
@@ -156,11 +157,17 @@ class ImageRegressor(RegressorMixin, ImageModel, BaseEstimator):  # type: ignore
         self.spread_ = values.std(axis=0)
 
     def take_head(
-        self, head: Any, spec: FeatureSpec, *, n_features: int, names: Any, values: Doubles
+        self,
+        head: Any,
+        specs: Sequence[FeatureSpec],
+        *,
+        n_features: int,
+        names: Any,
+        values: Doubles,
     ) -> None:
-        """Take a head that was fitted on features of a specification, in place of `fit`."""
+        """Take a head that was fitted on features of specifications, in place of `fit`."""
         self.learn_values(head, values, names)
-        self._take_features(spec, n_features)
+        self._take_features(specs, n_features)
         self._several = len(self.value_names_) > 1
 
     def predict(self, X: Any) -> Floats:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.engines.engine import Engine
 from featx.exceptions import DatasetError, FeatxError, HeadError
-from featx.extraction.backbone_choice import BackboneChoice
+from featx.extraction.backbone_choice import Branch
 from featx.extraction.job import engines_folder
 from featx.extraction.pipeline import Network
 from featx.files.identity import related_rows
@@ -39,9 +39,9 @@ from featx.models.classifier import ImageClassifier
 from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training import (
-    BlockName,
     Fitting,
     block_bytes,
+    branches_of,
     check_classes,
     check_kind,
     label_targets,
@@ -61,7 +61,7 @@ from featx.notebooks import (
     live_output,
 )
 from featx.selection.leaderboard import Row, ranked
-from featx.selection.measuring import FeatureBlock, SearchOptions, Watch
+from featx.selection.measuring import FeatureBlock, SearchOptions, Watch, total
 from featx.selection.search_space import (
     DEFAULT_HEADS,
     DEFAULT_VALUE_HEADS,
@@ -73,6 +73,7 @@ from featx.selection.splits import named_fold, repeated_folds
 from featx.selection.transforms import Estimator, parse_transform, pipeline
 from featx.selection.trials import Trial
 from featx.selection.value_metrics import kept_residuals
+from featx.spec import BlockName, FeatureSpec
 from featx.terminal import console, drawing, stage, visible
 
 if TYPE_CHECKING:
@@ -86,46 +87,54 @@ _MEASURE_S = 0.5
 def _feature_block(
     features: Features,
     name: BlockName,
-    choice: BackboneChoice,
+    costs: Sequence[_Cost],
     sample: SearchSample | None,
-    engine: str,
 ) -> FeatureBlock:
     """Return one block, or a sample of its rows, with its views and what its backbone costs."""
     views = [None, *features.views(**name)]
-    digests = [features.spec(**name, view=view).digest for view in views]
+    digests = [spec.digest for view in views for spec in features.specs(**name, view=view)]
     # Features are told by their specifications and the images that they are of.
     digests.append(hashlib.sha256(np.ascontiguousarray(features.keys).data).hexdigest())
     rows, drawn = (None, []) if sample is None else (sample.rows, [sample.digest])
-    ms, size, cost = _backbone_cost(features, name, choice, engine)
     digest = " ".join([name["tap"], *digests, *drawn])
-    return read_block(features, name, rows, digest=digest, ms=ms, bytes=size, cost=cost)
+    return read_block(
+        features,
+        name,
+        rows,
+        digest=digest,
+        ms=total([cost.ms for cost in costs]),
+        bytes=total([cost.bytes for cost in costs]),
+        cost=sum(cost.order for cost in costs),
+    )
 
 
-def _backbone_cost(
-    features: Features,
-    name: BlockName,
-    choice: BackboneChoice,
-    engine: str,
-) -> tuple[float | None, int | None, float]:
-    """Return milliseconds an image of a block's backbone on random pixels, bytes, and its order."""
-    spec, backbone = features.spec(**name), name["backbone"]
+class _Cost(NamedTuple):
+    """What a backbone costs."""
+
+    ms: float | None  # milliseconds an image
+    bytes: int | None
+    order: float  # which backbone is cheaper, the same on every machine
+
+
+def _backbone_cost(branch: Branch, spec: FeatureSpec, engine: str) -> _Cost:
+    """Return what a backbone costs on random pixels."""
     height, width = spec.input_size_px
-    row = CATALOG.get(backbone)
+    row, choice = CATALOG.get(spec.backbone), branch.choice
     size = None if row is None else int(row.parameters * 4)
     cost = 0.0 if size is None else size / 4 * height * width
-    if backbone.startswith("import:"):
-        return None, None, 0.0
+    if spec.backbone.startswith("import:"):
+        return _Cost(None, None, 0.0)
     if row is not None and choice.weights is None and find_weights_file(row) is None:
-        return None, size, cost  # a timing is not worth a download
+        return _Cost(None, size, cost)  # a timing is not worth a download
     try:
         source = choice.find(spec.weights_sha256)
         if size is None and source.weights.path is not None:
             size = _bytes(source.weights.path)
             cost = size / 4 * height * width
-        network = Network(source, (name["tap"],), engine, folder=engines_folder()).open()
+        network = Network(source, branch.taps, engine, folder=engines_folder()).open()
     except (FeatxError, OSError):
-        return None, size, cost
-    return _milliseconds(network, (height, width)), size, cost
+        return _Cost(None, size, cost)
+    return _Cost(_milliseconds(network, (height, width)), size, cost)
 
 
 def _bytes(path: Path) -> int:
@@ -145,6 +154,7 @@ def _milliseconds(engine: Engine, size_px: tuple[int, int]) -> float:
     return min(timings) * 1000 / _BATCH
 
 
+_CAUTION = 1.0
 _STREAMED_TRANSFORMS = ("standard", "none", "l2")
 # A search holds the rows, those of a fold, and both standardised.
 _COPIES = 5
@@ -306,9 +316,10 @@ class SearchResult(NotebookValue):
         model: ImageClassifier | ImageRegressor,
         outcome: SearchOutcome,
         winner: Winner | None = None,
+        caution: float = 0.0,
     ) -> None:
         self.model, self.training = model, model.training_
-        self._winner = winner
+        self._winner, self.caution = winner, caution
         self._board = outcome.leaderboard
         self.leaderboard: list[Row] = self._board.rows
         self.best = self.leaderboard[self._board.chosen]
@@ -496,6 +507,9 @@ def search(
     scoring: str | None = None,
     score: str = "auto",
     one_standard_error: bool = False,
+    joins: bool = True,
+    ensemble: bool = True,
+    caution: float | None = None,
     budget_s: float | None = None,
     n_jobs: int = -1,
     seed: int = 0,
@@ -523,8 +537,7 @@ def search(
     heads : str, estimator or sequence, optional
         ``"logistic"`` is tried over its own grid, ``"logistic:C=0.01|0.1"`` over these values,
         ``"logistic:C=0.001..10"`` (random, optuna) over a range. Estimators, and
-        ``{"head": "logistic", "C": [0.01, 0.1]}``, do too. By default every head whose settings
-        are measured together: nearest-mean, ridge, lda, knn, logistic.
+        ``{"head": "logistic", "C": [0.01, 0.1]}``, do too. By default logistic and ridge.
     transforms : str or sequence of str, optional
         ``"standard"`` (the default: the head as it is), ``"none"`` (without its standardisation),
         ``"l2"``, ``"pca:64"``, ``"pca:0.95"``, ``"whiten:64"``.
@@ -564,6 +577,17 @@ def search(
         there is one, else ``nested`` where that is cheap, else ``holdout``.
     one_standard_error : bool, default False
         Whether the cheapest wins of all that are within one standard error of the best.
+    joins : bool, default True
+        Whether to try blocks side by side: the best with each other one, the best of these with
+        each, and so on as long as the score rises.
+    ensemble : bool, default True
+        Whether to try the weighted mean of the best heads that can be exported, at most 8. Its
+        score on each fold is that of weights chosen on the other folds. Not with `max_ram`.
+    caution : float, optional
+        By how many standard errors of the difference over the folds a candidate has to be better
+        than the usual one to win: the best of the first head on the first tap of a backbone. By
+        default 1 where no heads are named, which keeps few images from choosing by chance, else 0:
+        then the best score wins.
     budget_s : float, optional
         Seconds after which no trial is started.
     n_jobs : int, default -1
@@ -573,8 +597,7 @@ def search(
     max_ram : str or int, optional
         Bound on the memory for features, as bytes or as ``"1GiB"``: candidates are then measured
         on a seeded share of every class or label that fits, and the winner is trained on all
-        images in batches. Only heads that can be (see `featx.train`) are tried, by default
-        nearest-mean, ridge, lda, logistic.
+        images in batches. Only heads that can be are tried (see `featx.train`).
     y : sequence of length n, optional
         Labels in place of those of the features; of a regression numbers, also of shape (n, k).
     weights, preprocessing, trust
@@ -626,6 +649,9 @@ def search(
         n_jobs=n_jobs,
         seed=seed,
         one_standard_error=one_standard_error,
+        joins=joins,
+        ensemble=ensemble and max_ram is None,
+        caution=_CAUTION if caution is None and heads is None and space is None else caution or 0.0,
         resume=resume,
     )
     bound = None if max_ram is None else as_bytes(max_ram)
@@ -664,18 +690,19 @@ def search(
         check_length(len(features), labels, features.name)
         sample = _sample_rows(features, targets, rows, groups, used, bound, seed)
     seen = np.arange(len(labels)) if sample is None else sample.rows
-    choices, blocks = {}, []
+    stated: Json = {"called": tried.called, "weights": weights, "preprocessing": preprocessing}
+    # A backbone costs the same, wherever in it features are taken.
+    known: dict[FeatureSpec, _Cost] = {}
+    blocks = []
     for block in used:
-        name = tried.called.get(block["backbone"], block["backbone"])
-        choice = BackboneChoice(
-            name,
-            weights.get(name) if isinstance(weights, Mapping) else weights,
-            preprocessing=preprocessing,
-            trust=trust,
-        ).completed(features.spec(**block), features.origin(**block))
-        choices[block["backbone"]] = choice
-        with stage(f"timing {block['backbone']}"):
-            blocks.append(_feature_block(features, block, choice, sample, engine))
+        branches = branches_of(features, block, **stated, trust=trust)
+        specs = features.specs(**block)
+        for branch, spec in zip(branches, specs, strict=True):
+            if spec not in known:
+                with stage(f"timing {spec.backbone}"):
+                    known[spec] = _backbone_cost(branch, spec, engine)
+        costs = [known[spec] for spec in specs]
+        blocks.append(_feature_block(features, block, costs, sample))
     with _live_leaderboard(progress, f"search {features.name}") as watch:
         outcome = search_arrays(
             blocks,
@@ -705,7 +732,7 @@ def search(
         features,
         won,
         winner.text if plain else head,
-        choices[winner.backbone],
+        branches_of(features, won, **stated, trust=trust),
         cache=cache,
         multilabel=multilabel,
         regression=regression,
@@ -726,7 +753,7 @@ def search(
         )
     name = winner.head if plain else ""
     won_by = Winner(fitting, names, training, tested, fitted, fit_s, seed, name)
-    result = SearchResult(model, outcome, won_by)
+    result = SearchResult(model, outcome, won_by, options.caution)
     if regression:
         with stage("measuring how far predictions are off"):
             if (scored := result.scored) is not None and scored.values is not None:

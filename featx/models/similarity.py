@@ -22,7 +22,7 @@ from featx.extraction.pipeline import Network
 from featx.heads.rows import Doubles, Numbers
 from featx.images.dataset import ImageDataset
 from featx.images.files import local_path, read_file, read_one
-from featx.models.training import BlockName
+from featx.spec import BlockName
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -213,7 +213,7 @@ def _find_source(
     """Return the backbone of a block, with the weights that its features were computed with."""
     spec = features.spec(**which)
     choice = BackboneChoice(which["backbone"], weights, trust=trust)
-    completed = choice.completed(spec, features.origin(**which))
+    completed = choice.completed(spec, features.origin(spec))
     return completed.find(spec.weights_sha256, f"the dataset {features.name!r} was extracted")
 
 

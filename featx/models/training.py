@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
 from featx.backbones.source import canonical_name
-from featx.backbones.taps import parse_tap
+from featx.backbones.taps import parse_taps
 from featx.cache.features import Features
 from featx.exceptions import DatasetError, FeaturesError, HeadError
-from featx.extraction.backbone_choice import BackboneChoice
+from featx.extraction.backbone_choice import (
+    BackboneChoice,
+    Branch,
+    branch_arguments,
+    listed,
+)
 from featx.extraction.report import why_unreadable
 from featx.files.identity import related_rows
 from featx.files.safe_json import Json
@@ -40,6 +45,7 @@ from featx.images.labels import (
 from featx.images.values import VALUE, look_like_values, read_values
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
+from featx.models.image_features import PerBackbone
 from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training_keys import describe_training
@@ -56,6 +62,7 @@ from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator
 from featx.selection.value_metrics import kept_residuals, score_values
+from featx.spec import BlockName, joined_name
 from featx.terminal import stage
 
 if TYPE_CHECKING:
@@ -74,13 +81,6 @@ _MOST_OF_NOVELTY, _FEWEST_OF_NOVELTY, _COPIES_OF_NOVELTY = 4000, 20, 12
 HELD_OUT = ("test", "val")
 
 
-class BlockName(TypedDict):
-    """What names a block of features."""
-
-    backbone: str
-    tap: str
-
-
 def read_block(
     features: Features, name: BlockName, rows: Numbers | None = None, **known: Any
 ) -> FeatureBlock:
@@ -93,26 +93,81 @@ def read_block(
     return FeatureBlock(**name, X=first, views=tuple(others), **known)
 
 
+def chosen_block(
+    features: Features,
+    backbone: str | Sequence[str] | None,
+    tap: str | Sequence[str] | Mapping[str, Any] | None,
+) -> BlockName:
+    """Return the block that names choose, or those of several backbones or taps side by side."""
+    parts = []
+    for name in [None] if backbone is None else listed(backbone):
+        taps = tap.get(name) if isinstance(tap, Mapping) and name is not None else tap
+        for text in [None] if taps is None else parse_taps(taps):
+            known = None if name is None else canonical_name(name)
+            block = features.block(backbone=known, tap=text)
+            parts.append((block.backbone, block.tap))
+    return joined_name(parts)
+
+
+def branches_of(
+    features: Features,
+    block: BlockName,
+    *,
+    called: Mapping[str, str],
+    weights: Any,
+    preprocessing: Any,
+    trust: bool,
+) -> list[Branch]:
+    """Return the backbones of a block, or of several side by side, as a model reads them.
+
+    ``called`` has the user's names by the canonical ones; what is not stated is as in the
+    extraction.
+    """
+    taps: dict[str, list[str]] = {}
+    for part in features.joined(**block):
+        taps.setdefault(part.backbone, []).append(part.tap)
+    branches = []
+    for backbone, spec in zip(taps, features.specs(**block), strict=True):
+        name = called.get(backbone, backbone)
+        choice = BackboneChoice(
+            name,
+            weights.get(name) if isinstance(weights, Mapping) else weights,
+            preprocessing=(
+                preprocessing.get(name) if isinstance(preprocessing, Mapping) else preprocessing
+            ),
+            trust=trust,
+        )
+        completed = choice.completed(spec, features.origin(spec))
+        branches.append(Branch(completed, tuple(taps[backbone])))
+    return branches
+
+
 def untrained_model(
     features: Features,
     block: BlockName,
     head: object,
-    choice: BackboneChoice,
+    branches: list[Branch],
     *,
     regression: bool = False,
     **parameters: Any,
 ) -> ImageClassifier | ImageRegressor:
     """Return a model whose images are read as those of a block of features were."""
-    spec, views = features.spec(**block), features.views(**block)
+    views = features.views(**block)
+    (image, *others) = {spec.image for spec in features.specs(**block)}
+    if others:
+        raise FeaturesError(
+            f"the features of {block['backbone']} were decoded by different rules ({image} and "
+            f"{others[0]}), and a model reads an image once: extract them again with the same "
+            "--resize and --draft"
+        )
     if regression:
         del parameters["multilabel"]
     return (ImageRegressor if regression else ImageClassifier)(
         head=head,
-        **choice.arguments(),
-        tap=block["tap"],
-        image=spec.image,
+        **branch_arguments(branches),
+        image=image,
         views=len(views),
-        view_policy=features.spec(**block, view=views[0]).views if views else None,
+        view_policy=features.specs(**block, view=views[0])[0].views if views else None,
         **parameters,
     )
 
@@ -266,12 +321,12 @@ class Fitting:
     ) -> Estimator:
         """Fit the head on rows, and return it; the model takes it and what it learnt from."""
         head = self.fit(rows)
-        spec, width = self.features.spec(**self.block), self.features.width(**self.block)
+        specs, width = self.features.specs(**self.block), self.features.width(**self.block)
         if isinstance(model, ImageRegressor):
             values = self.targets[rows].astype(np.float64)
-            model.take_head(head, spec, n_features=width, names=names, values=values)
+            model.take_head(head, specs, n_features=width, names=names, values=values)
         else:
-            model.take_head(head, spec, n_features=width, labels=names)
+            model.take_head(head, specs, n_features=width, labels=names)
         model.training_ = describe_training(self.features, y, rows)
         return head
 
@@ -411,10 +466,10 @@ def train(
     features: Features,
     *,
     head: Any = "logistic",
-    backbone: str | None = None,
-    tap: str | None = None,
+    backbone: str | Sequence[str] | None = None,
+    tap: str | Sequence[str] | PerBackbone | None = None,
     weights: Any = None,
-    preprocessing: str | None = None,
+    preprocessing: str | PerBackbone | None = None,
     trust: bool = False,
     average_views: bool = False,
     cv: int = 5,
@@ -441,8 +496,10 @@ def train(
         From `featx.extract`.
     head : str or estimator, default "logistic"
         See `featx.heads.making.make_head`. Of a regression, the default stands for ``"ridge"``.
-    backbone, tap : str, optional
-        Which block of the features, where there are several.
+    backbone, tap : str or sequence of str, optional
+        Which block of the features, where there are several. Of several backbones or taps the
+        features are side by side: ``backbone=["tiny", "mobilenet_v2"], tap=["avg", "max"]`` is one
+        model on four blocks. ``tap`` may be a mapping by backbone.
     weights, preprocessing, trust
         As for `featx.extract`, kept with the model; by default those of the extraction, as far as
         the features or the cache know them.
@@ -486,19 +543,22 @@ def train(
         head = VALUE_HEAD
     if balanced:
         head = balanced_head(head)
-    name = None if backbone is None else canonical_name(backbone)
-    stored = features.block(backbone=name, tap=None if tap is None else str(parse_tap(tap)))
-    block: BlockName = {"backbone": stored.backbone, "tap": stored.tap}
+    block = chosen_block(features, backbone, tap)
     rows, held_out = _training_rows(features)
     y = require_labels(features)
     if not (multilabel or regression):
         check_classes(features, y, rows, label_kind)
-    choice = BackboneChoice(
-        backbone or stored.backbone, weights, preprocessing=preprocessing, trust=trust
-    ).completed(features.spec(**block), features.origin(**block))
+    branches = branches_of(
+        features,
+        block,
+        called={canonical_name(name): name for name in listed(backbone or ())},
+        weights=weights,
+        preprocessing=preprocessing,
+        trust=trust,
+    )
     parameters: Json = {"multilabel": multilabel, "random_state": seed, "regression": regression}
     model = untrained_model(
-        features, block, head, choice, cache=cache, average_views=average_views, **parameters
+        features, block, head, branches, cache=cache, average_views=average_views, **parameters
     )
     averaged = model.views_averaged
     if average_views and not averaged:

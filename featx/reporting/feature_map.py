@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.features import Features
-from featx.models.training import BlockName
+from featx.spec import BlockName
 
 MOST_FITTED = 20_000
 """Rows that UMAP lays out; the others are placed among them."""

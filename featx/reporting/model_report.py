@@ -279,7 +279,7 @@ def _half_widths(model: ImageClassifier | ImageRegressor) -> list[float] | None:
 
 def _model_facts(model: ImageClassifier | ImageRegressor) -> list[tuple[str, str]]:
     head = model.head if isinstance(model.head, str) else type(model.head).__name__
-    return [("Backbone", f"{model.backbone}, {model.tap}"), ("Head", str(head))]
+    return [("Backbone", model.shown_block), ("Head", str(head))]
 
 
 def _honest(result: SearchResult) -> Json:

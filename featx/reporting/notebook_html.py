@@ -198,7 +198,7 @@ def _model(model: ImageClassifier | ImageRegressor) -> str:
         learnt = escaped(", ".join(model.value_names_))
     else:
         learnt = f"{len(model.classes_):,} {'labels' if model.multilabel else 'classes'}"
-    return f"{_strong(head)} on {escaped(model.backbone)} {escaped(model.tap)}, {learnt}"
+    return f"{_strong(head)} on {escaped(model.shown_block)}, {learnt}"
 
 
 _SCORES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -31,14 +31,16 @@ class Cost:
     order: tuple[float, ...]  # what is cheaper: by backbone, by kind of head, by bytes
 
 
-def measure_costs(search: Search, trials: Sequence[Trial]) -> dict[Candidate, Cost]:
-    """Return what candidates cost; those never fitted alone are fitted on a few rows."""
+def measure_costs(
+    search: Search, trials: Sequence[Trial], *, probing: bool = True
+) -> dict[Candidate, Cost]:
+    """Return what candidates cost; with `probing`, some are fitted on a few rows for it."""
     costs: dict[Candidate, Cost] = {}
     probed: dict[tuple[str, ...], tuple[float | None, int | None]] = {}
     for trial in sorted(trials, key=lambda trial: trial.candidate.block_key):
         candidate, ms, size = trial.candidate, trial.ms, trial.bytes
         block, row = search.blocks[candidate.block_key], candidate.row
-        if size is None and not trial.failed:
+        if size is None and probing and not trial.failed:
             layers = "" if row is None else repr(dict(candidate.params).get(row.values))
             key = (*candidate.block_key, candidate.transform, candidate.head, layers)
             if key not in probed:
@@ -77,19 +79,40 @@ def ranked(trials: Iterable[Trial], costs: Mapping[Candidate, Cost] | None = Non
 
 
 def choose(
-    ordered: Sequence[Trial], costs: Mapping[Candidate, Cost], *, one_standard_error: bool = False
+    ordered: Sequence[Trial],
+    costs: Mapping[Candidate, Cost],
+    *,
+    one_standard_error: bool = False,
+    usual: Collection[Candidate] = (),
+    caution: float = 0.0,
 ) -> int | None:
-    """Return which trial wins, None where all failed; one that was given up early never wins."""
+    """Return which trial wins, None where all failed; one that was given up early never wins.
+
+    With `caution`, it has to be better than the best of the `usual` candidates by so many standard
+    errors of the difference over the folds; else that one wins.
+    """
     able = [
         number
         for number, trial in enumerate(ordered)
         if trial.scores and not trial.stopped and trial.share == ordered[0].share
     ]
+    known = [number for number in able if ordered[number].candidate in usual]
+    if caution and known:
+        first = ordered[known[0]]
+        able = [n for n in able if n == known[0] or _clearly_better(ordered[n], first, caution)]
     if not able or not one_standard_error:
         return able[0] if able else None
     best = ordered[able[0]]
     near = [n for n in able if ordered[n].score >= best.score - best.standard_error]
     return min(near, key=lambda number: (costs[ordered[number].candidate].order, number))
+
+
+def _clearly_better(trial: Trial, other: Trial, errors: float) -> bool:
+    gains = np.subtract(trial.scores, other.scores)
+    if len(gains) < 2:
+        return trial.score > other.score
+    error = float(gains.std(ddof=1)) / len(gains) ** 0.5
+    return bool(gains.mean() > errors * error + _TIE)
 
 
 def pareto_front(scores: Sequence[float], costs: Sequence[float | None]) -> list[bool]:

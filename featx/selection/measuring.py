@@ -9,12 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from featx.exceptions import HeadError, reason
+from featx.heads.calibrated import fit_temperature
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.sweep import HeldOut, Sweep
 from featx.heads.targets import both_columns
@@ -29,6 +31,7 @@ from featx.selection.transforms import (
     parse_transform,
 )
 from featx.selection.trials import Journal, Trial
+from featx.spec import joined_name, joined_parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,9 @@ class SearchOptions:
     n_jobs: int = -1
     seed: int = 0
     one_standard_error: bool = False
+    joins: bool = True
+    ensemble: bool = True
+    caution: float = 0.0
     resume: bool = True
 
     def __post_init__(self) -> None:
@@ -67,26 +73,71 @@ class SearchOptions:
             )
 
 
+Number = TypeVar("Number", int, float)
+
+
+def total(parts: Sequence[Number | None]) -> Number | None:
+    """Return a sum, None where a part is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureBlock:
-    """One matrix of features of the dataset."""
+    """One matrix of features of the dataset, or several side by side."""
 
     backbone: str
     tap: str
-    X: Floats
+    X: Floats  # (n, d); of several side by side, those of `parts` stand for it
     digest: str = ""  # what identifies its content, for resuming
     views: tuple[Floats, ...] = ()  # of the same images: trained on, never tested on
     ms: float | None = None  # of the backbone: milliseconds an image, and bytes of weights
     bytes: int | None = None
     cost: float = 0.0  # which backbone is cheaper, the same on every machine
+    parts: tuple[FeatureBlock, ...] = ()
+
+    @classmethod
+    def joined(cls, blocks: Sequence[FeatureBlock]) -> FeatureBlock:
+        """Return blocks side by side as one; a backbone costs once, whatever is taken from it.
+
+        No features are copied before rows are taken.
+        """
+        by_key = {part.block_key: part for block in blocks for part in block.parts or [block]}
+        name = joined_name(by_key)
+        parts = tuple(by_key[key] for key in joined_parts(name))
+        dearest: dict[str, FeatureBlock] = {}
+        for part in sorted(parts, key=lambda part: part.ms or 0.0):
+            dearest[part.backbone] = part
+        return cls(
+            **name,
+            X=parts[0].X,
+            digest=" + ".join(part.digest for part in parts),
+            ms=total([part.ms for part in dearest.values()]),
+            bytes=total([part.bytes for part in dearest.values()]),
+            cost=sum(part.cost for part in dearest.values()),
+            parts=parts,
+        )
 
     @property
     def block_key(self) -> BlockKey:
         """Backbone and tap."""
         return self.backbone, self.tap
 
+    @property
+    def width(self) -> int:
+        """Number of features an image."""
+        return sum(part.width for part in self.parts) or int(self.X.shape[1])
+
+    @property
+    def copies(self) -> int:
+        """Number of rows an image: itself and its views."""
+        return min((part.copies for part in self.parts), default=1 + len(self.views))
+
     def take(self, rows: Numbers) -> Floats:
         """Return rows of the images and then of each view; no copy where it is all of one."""
+        if self.parts:
+            count = self.copies * len(rows)
+            return np.concatenate([part.take(rows)[:count] for part in self.parts], axis=1)
         parts = [self.X, *self.views]
         if len(rows) < len(self.X):
             parts = [part[rows] for part in parts]
@@ -95,7 +146,7 @@ class FeatureBlock:
 
     def fit(self, head: Estimator, rows: Numbers, y: NDArray[np.generic]) -> Estimator:
         """Fit a head on rows and their views, one view below the other, and return it."""
-        return head.fit(self.take(rows), np.concatenate([y] * (1 + len(self.views))))
+        return head.fit(self.take(rows), np.concatenate([y] * self.copies))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,7 +231,7 @@ def fold_data(
     block: FeatureBlock, sample: Sample, folds: Sequence[Fold], share: float = 1.0, seed: int = 0
 ) -> FoldData:
     """Cut the rows of a block into folds, each trained on a share of its training rows."""
-    copies, count = 1 + len(block.views), len(sample.rows)
+    copies, count = block.copies, len(sample.rows)
     cut: list[Fold] = []
     for train, test in folds:
         chosen = train if share >= 1 else _share_of(sample, train, share, seed)
@@ -258,11 +309,12 @@ def probe(candidate: Candidate, data: FoldData, *, seed: int) -> tuple[float, in
         else:
             rows = np.concatenate([train[data.codes[train] == code][:count] for code in classes])
         Z = prepared.apply(data.X[rows])
-        head = data.make(candidate, prepared, seed).fit(Z, data.targets(rows))
+        # Its probabilities cost a number more, and several fits.
+        head = uncalibrated(data.make(candidate, prepared, seed)).fit(Z, data.targets(rows))
         learnt.append(_learnt_bytes(head))
         received.append(Z.nbytes)
     if 2 * (learnt[1] - learnt[0]) >= received[1] - received[0] > 0:  # it keeps what it is given
-        head = data.make(candidate, prepared, seed)
+        head = uncalibrated(data.make(candidate, prepared, seed))
         head.fit(prepared.apply(data.X[train]), data.targets(train))
     return _milliseconds(prepared, head, data.X[test]), _learnt_bytes(head, prepared.learnt())
 
@@ -382,7 +434,7 @@ Watch: TypeAlias = Callable[[list[Trial], int], None]
 class Search:
     """Measures candidates on the folds of some rows, and keeps what is finished."""
 
-    blocks: Mapping[BlockKey, FeatureBlock]
+    blocks: dict[BlockKey, FeatureBlock]
     space: SearchSpace
     options: SearchOptions
     sample: Sample
@@ -394,7 +446,16 @@ class Search:
     watch: Watch | None = None
     trials: dict[Candidate, Trial] = field(default_factory=dict, init=False)
     untried: set[Candidate] = field(default_factory=set, init=False)
+    single: tuple[BlockKey, ...] = field(init=False)  # the blocks that are no joins
     _data: dict[tuple[BlockKey, float], FoldData] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.single = tuple(key for key, block in self.blocks.items() if not block.parts)
+
+    def join(self, keys: Sequence[BlockKey]) -> FeatureBlock:
+        """Return blocks side by side, among the blocks that can be measured from now on."""
+        block = FeatureBlock.joined([self.blocks[key] for key in keys])
+        return self.blocks.setdefault(block.block_key, block)
 
     def measure(self, candidates: Sequence[Candidate], *, share: float = 1.0) -> list[Trial]:
         """Return the trials of candidates that finished, each trained on a share of each fold."""
@@ -416,6 +477,44 @@ class Search:
         self.trials |= done
         self.untried -= set(done)
         return [done[candidate] for candidate in candidates if candidate in done]
+
+    def keep(self, candidate: Candidate, scores: list[float], members: Sequence[Trial]) -> None:
+        """Take a candidate that consists of others as measured, with the time of these."""
+        times = [[getattr(member, name) for member in members] for name in ("fit_s", "score_s")]
+        fit_s, score_s = ([sum(fold) for fold in zip(*parts, strict=True)] for parts in times)
+        self.trials[candidate] = Trial(candidate, scores=scores, fit_s=fit_s, score_s=score_s)
+        self._tell({}, len(self.trials))
+
+    def held_out(self, candidate: Candidate) -> list[Floats]:
+        """Return the probabilities that a candidate gives the rows of each fold, (m, k)."""
+        transform, seed = parse_transform(candidate.transform), self.options.seed
+        sizes = set() if transform.size is None else {transform.size}
+        data = self.data(candidate.block_key, 1.0, sizes)
+        sweep = find_sweep(candidate) if self.sample.sets is None else None
+        if sweep is None:
+            return [
+                self._probabilities(candidate, transform, fold, data)
+                for fold in range(len(data.folds))
+            ]
+        held = sorted(
+            held_out_together(sweep, [candidate], data, seed=seed), key=lambda held: held.fold
+        )
+        values = [both_columns(one.values, mirrored=True) for one in held]
+        if all(one.probabilities for one in held):
+            return values
+        truth = np.concatenate([data.codes[test] for _, test in data.folds])
+        temperature = fit_temperature(np.concatenate(values), truth)
+        return [np.asarray(softmax(margins / temperature, axis=1)) for margins in values]
+
+    def _probabilities(
+        self, candidate: Candidate, transform: Transform, fold: int, data: FoldData
+    ) -> Floats:
+        train, test = data.folds[fold]
+        prepared = data.prepare(transform, fold)
+        head = data.make(candidate, prepared, self.options.seed)
+        head.fit(prepared.apply(data.X[train]), data.targets(train))
+        proba: Floats = head.predict_proba(prepared.apply(data.X[test]))
+        return proba
 
     def data(self, key: BlockKey, share: float, sizes: set[float]) -> FoldData:
         """Return the rows of the folds of one block; one block is held at a time."""

@@ -25,6 +25,7 @@ from featx.exceptions import (
     UnknownNameError,
 )
 from featx.files.safe_json import Json
+from featx.heads.ensemble import Ensemble, choose_weights
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.selection.leaderboard import Leaderboard, choose, measure_costs, ranked
 from featx.selection.measuring import (
@@ -39,7 +40,7 @@ from featx.selection.metrics import Scorer, find_scorer, score_interval
 from featx.selection.search_space import Axis, BlockKey, Candidate, Range, SearchSpace, build
 from featx.selection.splits import named_fold
 from featx.selection.transforms import parse_transform, pipeline
-from featx.selection.trials import Journal
+from featx.selection.trials import Journal, Trial
 
 Strategy: TypeAlias = Callable[[Search], None]
 """Has a search measure what it chooses of its space."""
@@ -62,7 +63,7 @@ def ask_optuna(search: Search) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=search.options.seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    choices = search.space.choices(list(search.blocks))
+    choices = search.space.choices(list(search.single))
     for _ in range(search.options.n_trials or _TRIALS):
         proposed = study.ask()
         number = proposed.suggest_categorical("choice", list(range(len(choices))))
@@ -85,7 +86,7 @@ def _suggest(proposed: Any, name: str, axis: Axis) -> object:
 
 
 def _grid(search: Search) -> None:
-    search.measure(search.space.candidates(list(search.blocks)))
+    search.measure(search.space.candidates(list(search.single)))
 
 
 def _random(search: Search) -> None:
@@ -93,7 +94,7 @@ def _random(search: Search) -> None:
 
 
 def _draw(search: Search) -> list[Candidate]:
-    count, keys = search.options.n_trials or _DRAWN, list(search.blocks)
+    count, keys = search.options.n_trials or _DRAWN, list(search.single)
     generator = np.random.default_rng(search.options.seed)
     if search.space.ranged() is None:
         every = search.space.candidates(keys)
@@ -119,7 +120,7 @@ def _halving(search: Search) -> None:
     if search.options.n_trials or search.space.ranged() is not None:
         left = _draw(search)
     else:
-        left = search.space.candidates(list(search.blocks))
+        left = search.space.candidates(list(search.single))
     codes = search.sample.codes
     fewest = _FEWEST_ROWS
     if not search.sample.regression:
@@ -152,6 +153,123 @@ def find_strategy(name: str, n_trials: int | None) -> Strategy:
             "out, or take the strategy 'random'"
         )
     return STRATEGIES[name]
+
+
+_MOST_JOINED = 6
+
+
+def try_joins(search: Search) -> None:
+    """Try blocks side by side: the best with each other, the best of these with each, and so on.
+
+    This forward selection goes by the head and the transform that are best on one block, with all
+    their settings, as long as the score rises. On the last join every head of the space is tried.
+    """
+    leading = _leading(search)
+    if leading is None or len(search.single) < 2 or search.space.ranged() is not None:
+        return
+    chosen = [leading.candidate.block_key]
+    head = leading.candidate.transform, leading.candidate.head
+    while len(chosen) < min(len(search.single), _MOST_JOINED):
+        before = leading
+        for name in search.single:
+            if name not in chosen:
+                key = search.join([*chosen, name]).block_key
+                same = [c for c in _on_join(search, key) if (c.transform, c.head) == head]
+                leading = ranked([leading, *search.measure(same)])[0]
+        if not leading.score > before.score:
+            break
+        chosen = [part.block_key for part in search.blocks[leading.candidate.block_key].parts]
+    if len(chosen) > 1:
+        search.measure(_on_join(search, leading.candidate.block_key))
+
+
+_MOST_MEMBERS = 8
+# Heads that every format can export: a product with a vector a class, or layers.
+_DEAREST_MEMBER = 3
+
+
+def try_ensemble(search: Search) -> None:
+    """Try the mean of the best heads of each block, by weights that explain held-out rows best.
+
+    Its score on a fold is that of weights chosen on the other folds, so that it competes with
+    single heads on equal terms.
+    """
+    if search.sample.regression:  # weights explain labels
+        return
+    members = _members(search)
+    if len(members) < 2 or len(search.folds) < 2:
+        return
+    answers = [search.held_out(trial.candidate) for trial in members]
+    targets = search.sample.targets().astype(np.intp)
+    truths = [targets[test] for _, test in search.folds]
+    scores = []
+    for fold, truth in enumerate(truths):
+        others = [number for number in range(len(truths)) if number != fold]
+        weights = _weights(answers, truths, others)
+        mixed = sum(w * said[fold] for w, said in zip(weights, answers, strict=True))
+        scores.append(search.scorer.function(truth, np.asarray(mixed)))
+    weights = _weights(answers, truths, range(len(truths)))
+    used = [(w, trial) for w, trial in zip(weights, members, strict=True) if w > 0]
+    if len(used) > 1:
+        search.keep(_ensemble(search, used), scores, [trial for _, trial in used])
+
+
+def _members(search: Search) -> list[Trial]:
+    """Return the best trial of each block, transform and head, the best ones first."""
+    best: dict[tuple[object, ...], Trial] = {}
+    able = [t for t in search.trials.values() if t.scores and not t.stopped and t.share == 1.0]
+    for trial in ranked(able):
+        candidate, row = trial.candidate, trial.candidate.row
+        if row is not None and row.cost <= _DEAREST_MEMBER and candidate.estimator is None:
+            best.setdefault((candidate.block_key, candidate.transform, candidate.head), trial)
+    return list(best.values())[:_MOST_MEMBERS]
+
+
+def _weights(
+    answers: Sequence[Sequence[Floats]], truths: Sequence[Numbers], folds: Sequence[int]
+) -> NDArray[np.float64]:
+    every = [np.concatenate([said[fold] for fold in folds]) for said in answers]
+    return choose_weights(every, np.concatenate([truths[fold] for fold in folds]))
+
+
+def _ensemble(search: Search, used: Sequence[tuple[float, Trial]]) -> Candidate:
+    """Return the candidate of weighted members, on the join of their blocks."""
+    keys = [trial.candidate.block_key for _, trial in used]
+    joint = search.join(list(dict.fromkeys(keys)))
+    first, ranges = 0, {}
+    for part in joint.parts or (joint,):
+        ranges[part.block_key] = first, first + part.width
+        first += part.width
+    members, said = [], []
+    for weight, trial in used:
+        candidate, block = trial.candidate, search.blocks[trial.candidate.block_key]
+        made = candidate.make(seed=search.options.seed, multilabel=search.sample.sets is not None)
+        shape = (len(search.sample.rows) * block.copies, block.width)
+        head = pipeline(parse_transform(candidate.transform), made, shape)
+        members.append((head, tuple(ranges[p.block_key] for p in block.parts or (block,))))
+        where = "" if len(set(keys)) == 1 else f" on {' '.join(candidate.block_key)}"
+        before = "" if candidate.transform == "standard" else f" behind {candidate.transform}"
+        said.append(f"{weight:.2f} {candidate.text}{before}{where}")
+    head = Ensemble(tuple(members), tuple(float(weight) for weight, _ in used))
+    text = f"ensemble of {', '.join(said)}"
+    return Candidate(joint.backbone, joint.tap, "standard", text, (), head)
+
+
+def _leading(search: Search) -> Trial | None:
+    """Return the best trial on all rows, None where there is none."""
+    able = [t for t in search.trials.values() if t.scores and not t.stopped and t.share == 1.0]
+    return ranked(able)[0] if able else None
+
+
+def _on_join(search: Search, key: BlockKey) -> list[Candidate]:
+    """Return the candidates of those parts of the space that have every block of a join."""
+    names = [part.block_key for part in search.blocks[key].parts]
+    parts = [
+        replace(part, backbones=None, taps=None)
+        for part in search.space.parts
+        if set(names) <= set(part.block_keys(search.single))
+    ]
+    return replace(search.space, parts=tuple(parts)).candidates([key]) if parts else []
 
 
 _PACKAGES = ("featx", "numpy", "scikit-learn", "scipy", "optuna")
@@ -325,7 +443,7 @@ def search_arrays(
         classes=data.classes,
         rows=data.rows,
         honest=honest,
-        planned=planned,
+        planned=max(planned, len(search.trials) + len(search.untried)),
         untried=len(search.untried),
         resumed=search.journal.resumed,
         notes=[text for text in (*notes, note, fewer) if text],
@@ -337,10 +455,20 @@ def _selected(search: Search) -> Leaderboard | str:
     """Have the strategy measure candidates and choose; return why none won, where all failed."""
     options = search.options
     find_strategy(options.strategy, options.n_trials)(search)
+    if options.joins:
+        try_joins(search)
+    if options.ensemble:
+        try_ensemble(search)
     trials = list(search.trials.values())
-    costs = measure_costs(search, trials)
+    costs = measure_costs(search, trials, probing=search.scope == "main")
     ordered = ranked(trials, costs)
-    chosen = choose(ordered, costs, one_standard_error=options.one_standard_error)
+    chosen = choose(
+        ordered,
+        costs,
+        one_standard_error=options.one_standard_error,
+        usual=_usual(search),
+        caution=options.caution,
+    )
     if chosen is None:
         reasons = {trial.failed for trial in ordered} - {""}
         return (
@@ -348,6 +476,21 @@ def _selected(search: Search) -> Leaderboard | str:
             "their parameters"
         )
     return Leaderboard(ordered, chosen, costs, search.scorer, len(search.folds))
+
+
+def _usual(search: Search) -> set[Candidate]:
+    """Return the candidates of the first head on the first block of each backbone."""
+    first: dict[str, BlockKey] = {}
+    for key in search.single:
+        first.setdefault(key[0], key)
+    head = search.space.parts[0].heads[0].label
+    return {
+        candidate
+        for candidate in search.trials
+        if candidate.head == head
+        and candidate.transform == search.space.parts[0].transforms[0]
+        and candidate.block_key in first.values()
+    }
 
 
 def _set_test_aside(
@@ -477,7 +620,7 @@ def _values(candidate: Candidate, search: Search, held: Sample) -> Floats:
     block, sample = search.blocks[candidate.block_key], search.sample
     several = sample.sets is not None and not sample.regression
     made = candidate.make(seed=search.options.seed, multilabel=several)
-    shape = (len(sample.rows) * (1 + len(block.views)), block.X.shape[1])
+    shape = (len(sample.rows) * block.copies, block.width)
     head = pipeline(parse_transform(candidate.transform), made, shape)
     block.fit(head, sample.rows, sample.targets())
     unseen = block.take(held.rows)[: len(held.rows)]
@@ -531,12 +674,19 @@ def _planned(space: SearchSpace, keys: list[BlockKey], options: SearchOptions) -
 
 def _require_components(space: SearchSpace, blocks: Mapping[BlockKey, FeatureBlock]) -> None:
     for key, text, _ in space.choices(list(blocks)):
-        size, width = parse_transform(text).size, blocks[key].X.shape[-1]
+        size, width = parse_transform(text).size, blocks[key].width
         if size is not None and size > width:
             raise HeadError(
                 f"{text!r} asks for more components than the {width:,} columns of "
                 f"{' '.join(key)}: ask for fewer, or for a share of the variance such as 0.95"
             )
+
+
+# Options that do not change what is measured, only how long, how much of it and what is made of it.
+_AFTERWARDS = (
+    *("budget_s", "n_jobs", "one_standard_error", "resume"),
+    *("joins", "ensemble", "caution"),
+)
 
 
 def _digest(
@@ -548,11 +698,7 @@ def _digest(
     options: SearchOptions,
 ) -> str:
     """Return what tells this search from every other: equal digests have equal trials."""
-    decides = {
-        name: value
-        for name, value in asdict(options).items()
-        if name not in ("budget_s", "n_jobs", "one_standard_error", "resume")
-    }
+    decides = {name: value for name, value in asdict(options).items() if name not in _AFTERWARDS}
     digest = hashlib.sha256(json.dumps([decides, space.describe(), _versions()]).encode())
     for key, block in blocks.items():
         content = block.digest or hashlib.sha256(np.ascontiguousarray(block.X).data).hexdigest()

@@ -41,8 +41,7 @@ def test_no_option_of_one_value_is_taken_twice():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--tap", "avg", "--tap", "max"], "--tap takes one value .* 2 times.*`featx search`"),
-        (["-b", "tiny", "--backbone", "resnet50"], "--backbone takes one value and is given"),
+        (["--head", "knn", "--head", "svm"], "--head takes one value .* 2 times.*`featx search`"),
         (["--cv", "2", "--cv=3", "--cv", "4"], "--cv takes one value and is given 3 times"),
         (["--draft", "--no-draft"], "--draft/--no-draft takes one value"),
     ],

@@ -314,3 +314,18 @@ def test_what_is_of_classes_is_refused_with_a_model_of_numbers(train, run, table
     )
     with pytest.raises(featx.DatasetError, match="how sure a model is of classes"):
         featx.select(features, 3, model=featx.load(model))
+
+
+def test_several_taps_are_side_by_side(run, table, small_network, tmp_path):
+    source = ["-b", f"file:{small_network}", "--preprocessing", "none", "--target-column", "bright"]
+    taps = ["--tap", "avg", "--tap", "max"]
+    model = tmp_path / "joined.featx"
+    words = ["train", table, *source, *taps, "--regression", "--head", "ridge:alpha=1"]
+    assert "scores    bright: R² 0.9" in run(*words, "-o", model).stdout
+    assert featx.load(model).n_features_in_ == 32
+    path = table.parent / "0.png"
+    (value,) = next(featx.predict(featx.load(model), path)).values
+    assert value.low < value.value < value.high
+    run("export", model, "--format", "openvino", "-o", tmp_path / "m.xml", "--verify", path)
+    words = ["search", table, *source, *taps, "--regression", "--head", "ridge:alpha=1|10"]
+    assert "selected  r2 0.9" in run(*words, "-o", tmp_path / "best.featx").stdout

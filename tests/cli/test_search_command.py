@@ -32,7 +32,7 @@ def test_a_search_ends_with_a_table_a_score_and_a_model(search, tmp_path):
     result = search(
         *("--tap", "avg", "--tap", "max", "--head", "ridge:alpha=1|10", "--head", "lda"),
         *("--transform", "standard", "--transform", "l2", "--cv", "3"),
-        *("-o", "best.featx", "--csv", "all.csv"),
+        *("--no-joins", "--no-ensemble", "-o", "best.featx", "--csv", "all.csv"),
     )
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()

@@ -114,9 +114,9 @@ def test_a_failed_verification_fails_the_export(model, pictures, tmp_path, monke
 
     build = exporter.build_graph
 
-    def flipped(source, tap, steps, *more):
+    def flipped(parts, steps, *more):
         linear, last = steps
-        return build(source, tap, [Linear(linear.kernel[:, ::-1], linear.bias[::-1]), last])
+        return build(parts, [Linear(linear.kernel[:, ::-1], linear.bias[::-1]), last])
 
     monkeypatch.setattr(exporter, "build_graph", flipped)
     with pytest.raises(ExportError, match="do not serve this file"):

@@ -135,7 +135,7 @@ def test_a_model_predicts_in_its_precision_where_the_processor_has_it(
 ):
     model = featx.train(extract(photos), head="nearest-mean").model
     expected = model.predict_proba(photos)
-    model.spec_ = replace(model.spec_, precision="bf16")
+    model.specs_ = (replace(model.spec_, precision="bf16"),)
     path = tmp_path / "model.featx"
     model.save(path)
     model = featx.load(path)

@@ -107,7 +107,7 @@ def test_a_saved_model_gives_the_same_numbers(regressor, grey, tmp_path, head, s
     ):
         np.testing.assert_allclose(mine, theirs, atol=2e-3)
     details = json.loads(zipfile.ZipFile(tmp_path / "model.featx").read("model.json"))
-    assert details["version"] == 4
+    assert details["version"] == 5
     assert details["values"] == (["0", "1"] if several else ["value"])
     assert "classes" not in details
 

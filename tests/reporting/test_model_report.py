@@ -136,7 +136,7 @@ def test_several_labels_an_image(numbers, tmp_path):
 def test_one_class_is_scored(numbers, tmp_path):
     model = featx.train(numbers(["a", "b"] * 10), cv=0).model
     features = numbers(["a"] * 8)
-    model.spec_ = features.spec()
+    model.specs_ = features.specs()
     featx.report(model, features, tmp_path / "r.html", bootstrap=10)
     assert "8 images" in text_of(tmp_path / "r.html") or "of 8" in text_of(tmp_path / "r.html")
 

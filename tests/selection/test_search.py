@@ -309,6 +309,8 @@ def test_several_blocks_and_the_pareto_front(photos, small_network, tmp_path):
         taps=["avg", "max"],
         cache=tmp_path / "cache",
         score="none",
+        joins=False,
+        ensemble=False,
     )
     assert {row.tap for row in result.leaderboard} == {"avg", "max"}
     assert all(row.backbone_ms > 0 and row.backbone_mb > 0 for row in result.leaderboard)
