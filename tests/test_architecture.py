@@ -128,7 +128,7 @@ MAY_IMPORT = {
 
 # Modules of heads: each may import those before it.
 HEADS = (
-    *("rows", "targets", "estimators", "steps", "table", "to_steps"),
+    *("rows", "targets", "decision", "estimators", "steps", "table", "to_steps"),
     *("storage", "moments", "sweep", "logistic_solver"),
     *("logistic_path", "learning", "head_pipeline", "ridge", "calibrated"),
     *("multilabel", "nearest_mean", "discriminant", "neighbours", "rbf", "trees", "dense_model"),

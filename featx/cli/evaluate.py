@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featx.cli import options
-from featx.cli.show import notes, show_scores
+from featx.cli.show import notes, show_rule, show_scores
 from featx.terminal import say, say_json
 
 _COUNTS = ("true positives", "false positives", "false negatives", "true negatives")
@@ -106,6 +106,7 @@ def command(
     say(f"{features.name}: {metrics['images']:,} images, {metrics['failed']:,} failed")
     notes(features)
     show_scores(metrics)
+    show_rule(metrics)
     if report_file is not None:
         say(f"report    {report_file}")
     if second is not None:

@@ -372,6 +372,28 @@ label_kind = choice(
     help="class: train also on labels that look like measurements or like several labels.",
 )
 balanced = flag("--balanced", help="Let each class count the same, however few images it has.")
+rule = stacked(
+    click.option(
+        "--optimise",
+        metavar="SCORE",
+        help="Tune what decides, in place of the largest probability: f1, balanced_accuracy, or "
+        "cost:FILE, a CSV of what it costs to predict the class of a column where that of the row "
+        "is true.",
+    ),
+    click.option(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="Learn sets that hold the label of this share of images, such as 0.95: predict "
+        "--abstain then marks images for a person.",
+    ),
+    choice(
+        "--coverage-by",
+        values=["all", "class"],
+        default="all",
+        help="class: that share of each class.",
+    ),
+)
 weights = click.option(
     "--weights", help="The backbone's weights, when they are not where they were."
 )
@@ -551,6 +573,19 @@ def _images(data: str, cache: Path) -> list[Path]:
     except FeatxError:
         return []
     return [Path(manifest.root or "", path) for path in manifest.path]
+
+
+def is_ruled(settings: dict[str, Any]) -> bool:
+    """Tell whether a decision rule is asked for."""
+    return settings["optimise"] is not None or settings["coverage"] is not None
+
+
+def check_rule(settings: dict[str, Any], *, multilabel: bool) -> None:
+    """Refuse early a decision rule that cannot be learnt."""
+    from featx.selection.rules import RuleOptions
+
+    names = ("optimise", "coverage", "coverage_by")
+    RuleOptions.read(*(settings[name] for name in names), multilabel=multilabel, cv=settings["cv"])
 
 
 def check_report(report: Path | None, data: str, *, force: bool) -> None:

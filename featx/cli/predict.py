@@ -26,7 +26,7 @@ _MEASURED_ROWS = 200
     options.whole(
         "--top-k",
         least=1,
-        help="Classes an image.  [default: 1; of several labels, those above 0.5]",
+        help="Classes an image.  [default: 1; of several labels, those that the model gives]",
     ),
     options.choice(
         "--format",
@@ -42,6 +42,11 @@ _MEASURED_ROWS = 200
         "[default: 0.9]",
     ),
     options.flag("--unknown", help="Mark images that are unlike those of training."),
+    options.flag(
+        "--abstain",
+        help="Mark images that a person should look at: their set of labels, of a model trained "
+        "with --coverage, is not exactly one.",
+    ),
     options.loading,
     options.cache,
 )
@@ -51,6 +56,7 @@ def command(
     top_k: int | None,
     style: str,
     unknown: bool,
+    abstain: bool,
     coverage: float | None,
     weights: str | None,
     trust: bool,
@@ -66,6 +72,7 @@ def command(
     \b
     featx predict photos.featx new/*.jpg
     featx predict photos.featx 'new/**/*.jpg' --format csv > new.csv
+    featx predict photos.featx new/ --abstain
     find . -name '*.jpg' | featx predict photos.featx - --format jsonl
     """
     from featx.models.model_file import load_predictor
@@ -74,10 +81,12 @@ def command(
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
     named = options.image_arguments(images)
-    how: dict[str, Any] = {"top_k": top_k, "unknown": unknown, "coverage": coverage}
-    rows = _counted(predict(classifier, named, **how), counts)
-    printers = _VALUE_PRINTERS if classifier.regression else _PRINTERS
-    printers[style](rows, unknown)
+    how: dict[str, Any] = {"top_k": top_k, "unknown": unknown, "abstain": abstain}
+    rows = _counted(predict(classifier, named, coverage=coverage, **how), counts)
+    if classifier.regression:
+        _VALUE_PRINTERS[style](rows, unknown)
+    else:
+        _PRINTERS[style](rows, unknown, abstain)
     if counts["failed"]:
         say(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
     return 0 if counts["ok"] or not counts["failed"] else 1
@@ -89,9 +98,10 @@ def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Pre
         yield row
 
 
-def _print_table(rows: Iterable[Prediction], unknown: bool) -> None:
-    header = ["path", "label", "probability", *(["distance"] if unknown else []), ""]
-    _print_columns(header, _table_lines(rows, unknown))
+def _print_table(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
+    more = [*(["distance"] if unknown else []), *(["set"] if abstain else [])]
+    header = ["path", "label", "probability", *more, ""]
+    _print_columns(header, _table_lines(rows, unknown, abstain))
 
 
 def _print_value_table(rows: Iterable[Prediction], unknown: bool) -> None:
@@ -113,21 +123,23 @@ def _print_columns(header: list[str], cells: Iterator[list[str]]) -> None:
         say("  ".join(padded).rstrip())
 
 
-def _table_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str]]:
+def _table_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> Iterator[list[str]]:
     for row in rows:
         path = row.path
         if row.status == "failed":
-            more = ["-"] if unknown else []
+            more = ["-"] * (unknown + abstain)
             yield [path, "-", "-", *more, f"failed: {row.reason}"]
-        elif not row.top:
-            more = [f"{row.distance:.3f}"] if unknown else []
-            yield [path, "-", "-", *more, "unknown" if row.unknown else "no label"]
+            continue
+        more = [f"{row.distance:.3f}"] if unknown else []
+        more += [_joined(row) or "-"] if abstain else []
+        marks = ["unsure"] * bool(row.unsure) + ["unknown"] * bool(row.unknown)
+        if not row.top:
+            yield [path, "-", "-", *more, ", ".join(marks or ["no label"])]
         for rank, (label, probability) in enumerate(row.top):
-            more, mark = [], ""
-            if unknown:
-                more = ["" if rank else f"{row.distance:.3f}"]
-                mark = "unknown" if row.unknown and not rank else ""
-            yield ["" if rank else path, label, f"{probability:.4f}", *more, mark]
+            if rank:
+                yield ["", label, f"{probability:.4f}", *[""] * len(more), ""]
+            else:
+                yield [path, label, f"{probability:.4f}", *more, ", ".join(marks)]
 
 
 def _value_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str]]:
@@ -169,15 +181,25 @@ def _print_value_json(rows: Iterable[Prediction], unknown: bool) -> None:
         say_json({**line, **more})
 
 
-def _print_csv(rows: Iterable[Prediction], unknown: bool) -> None:
+def _joined(row: Prediction) -> str:
+    """Return the labels that an image may have as one text."""
+    from featx.images.labels import SEPARATOR
+
+    return SEPARATOR.join(map(str, row.label_set or ()))
+
+
+def _print_csv(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
     write = row_writer()
-    extra = ["unknown", "distance"] if unknown else []
+    extra = ["unknown", "distance"] * unknown + ["unsure", "set"] * abstain
     write(["path", "label", "probability", "status", "reason", "rank", *extra])
     for row in rows:
         more: list[str] = []
         if unknown:
             known = row.unknown is not None
-            more = [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
+            more += [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
+        if abstain:
+            decided = row.unsure is not None
+            more += [str(row.unsure).lower(), _joined(row)] if decided else ["", ""]
         if row.status == "failed":
             write([row.path, "", "", row.status, row.reason, "", *more])
         elif not row.top:
@@ -186,13 +208,16 @@ def _print_csv(rows: Iterable[Prediction], unknown: bool) -> None:
             write([row.path, label, f"{probability:.6f}", row.status, "", rank, *more])
 
 
-def _print_json_lines(rows: Iterable[Prediction], unknown: bool) -> None:
+def _print_json_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
     for row in rows:
         top = [{"label": label, "probability": probability} for label, probability in row.top]
         first = top[0] if top else {"label": None, "probability": None}
         line = {"path": row.path, **first, "status": row.status, "reason": row.reason, "top": top}
-        more = {"unknown": row.unknown, "distance": row.distance} if unknown else {}
-        say_json({**line, **more})
+        if unknown:
+            line |= {"unknown": row.unknown, "distance": row.distance}
+        if abstain:
+            line |= {"unsure": row.unsure, "set": row.label_set}
+        say_json(line)
 
 
 _PRINTERS = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}

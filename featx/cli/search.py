@@ -9,7 +9,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, show_features, table
+from featx.cli.show import Laps, show_features, show_rule, table
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ _SHOWN = 15
     options.regression,
     options.label_kind,
     options.balanced,
+    options.rule,
     options.max_ram,
     options.as_json,
 )
@@ -156,7 +157,11 @@ def command(
         **{name: settings.pop(name) for name in ("regression", "label_kind", "balanced")},
     }
     kind = {name: learnt[name] for name in ("multilabel", "regression")}
-    check_kind(**kind, balanced=learnt["balanced"])
+    ruled = {name: settings[name] for name in ("optimise", "coverage", "coverage_by")}
+    check_kind(**kind, balanced=learnt["balanced"], ruled=options.is_ruled(settings))
+    options.check_rule(settings, multilabel=multilabel)
+    for name in ruled:
+        del settings[name]
     space, max_ram, fresh, on_split = (
         settings.pop(name) for name in ("space", "max_ram", "fresh", "on_split")
     )
@@ -190,6 +195,7 @@ def command(
         **how,
         **source,
         **learnt,
+        **ruled,
         max_ram=max_ram,
         cache=cache,
         resume=not fresh,
@@ -206,6 +212,7 @@ def command(
         return
     show_features(features)
     _show(result)
+    show_rule(result.decided)
     if csv_file is not None:
         say(f"table     {csv_file}: all {len(result.leaderboard):,} trials")
     say(f"saved     {target}")

@@ -274,6 +274,29 @@ def _show_errors(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> 
     say(*table(["true", "predicted", "images"], rows))
 
 
+def show_rule(metrics: dict[str, Any]) -> None:
+    """Print what a decision rule is worth, and its sets with a stated coverage, where there are."""
+    from featx.heads.decision import OPTIMISED
+
+    if decision := metrics.get("decision"):
+        how = f", {decision['protocol']}" if "protocol" in decision else ""
+        kept = "" if decision.get("kept", True) else ": no better, so that it was not kept"
+        say(
+            f"decision  {OPTIMISED[decision['optimised']]} {decision['after']:.4f} with the rule, "
+            f"{decision['before']:.4f} without{kept}{how}"
+        )
+    if coverage := metrics.get("coverage"):
+        how = f", {coverage['protocol']}" if "protocol" in coverage else ""
+        say(
+            f"coverage  {coverage['measured']:.4f} ({coverage['stated']:g} stated), "
+            f"{coverage['set_size']:.2f} labels in a set, {coverage['unsure']:.1%} of the images "
+            f"unsure{how}"
+        )
+        if by_class := coverage.get("by_class"):
+            worst = sorted(by_class.items(), key=lambda item: item[1])[:_SHOWN]
+            say(*table(["label", "coverage"], [[name, f"{share:.4f}"] for name, share in worst]))
+
+
 def label_scores(metrics: dict[str, Any]) -> str:
     """Return the scores of several labels an image as one line."""
     return ", ".join(f"{what} {metrics[name]:.4f}" for name, what in _SET_SCORES.items())

@@ -10,7 +10,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, label_scores, show_features, value_scores
+from featx.cli.show import Laps, label_scores, show_features, show_rule, value_scores
 from featx.terminal import say, say_json
 
 
@@ -39,6 +39,7 @@ from featx.terminal import say, say_json
     options.regression,
     options.label_kind,
     options.balanced,
+    options.rule,
     options.max_ram,
     options.as_json,
 )
@@ -66,6 +67,7 @@ def command(
     featx train photos/ -b tiny -b mobilenet_v2 -o both.featx
     featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
     featx train faces.csv --regression --target-column age -o age.featx
+    featx train photos/ --optimise f1 --coverage 0.95 -o photos.featx
     """
     import featx
     from featx.heads.learning import require_streamable
@@ -78,12 +80,13 @@ def command(
         settings.pop(name) for name in ("regression", "target_columns", "balanced")
     )
     options.check_targets(regression, target_columns)
-    check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
+    kind: dict[str, Any] = {"multilabel": multilabel, "regression": regression}
+    check_kind(**kind, balanced=balanced, ruled=options.is_ruled(settings))
     if regression and not options.is_given("head"):
         head = VALUE_HEAD
     head = balanced_head(head) if balanced else head
-    kind: dict[str, Any] = {"multilabel": multilabel, "regression": regression}
     untrained = make_head(head, **kind)
+    options.check_rule(settings, multilabel=multilabel)
     if settings["max_ram"] is not None:
         require_streamable(untrained)
     target = options.model_target(output, data, force=force)
@@ -130,6 +133,7 @@ def command(
         what = "labels" if multilabel else "classes"
         say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
         _show_accuracy(result)
+        show_rule(result.metrics)
     say(f"saved     {target}")
     if reported:
         laps.lap("report")

@@ -83,6 +83,7 @@ def describe(
             "head": head,
             "spec_sha256": spec.digest,
         },
+        **({} if model.decision_ is None else {"decision": model.decision_.to_dict()}),
         **({} if calibration is None else {"calibration": calibration}),
     }
 
@@ -179,13 +180,40 @@ def pixels(path):
 
 
 with open({beside!r}, encoding="utf-8") as file:
-    {names} = json.load(file)["{key}"]
+    about = json.load(file)
+{names} = about["{key}"]
 '''
 
 _SHOW_VALUES = "print(dict(zip(names, values.tolist())))\n"
 _JAVASCRIPT_SHOW_VALUES = "console.log(Object.fromEntries(names.map((n, i) => [n, values[i]])));\n"
-_SHOW = "print(classes[probabilities.argmax()], probabilities.max())\n"
-_SHOW_SETS = f"print([name for name, p in zip(classes, probabilities) if p > {LABEL_THRESHOLD}])\n"
+
+# How each rule decides, by language: of classes, the number of the best one.
+_PYTHON_RULES = {
+    "plain": "probabilities.argmax()",
+    "threshold": 'int(probabilities[1] > about["decision"]["values"][0])',
+    "factors": '(probabilities * about["decision"]["values"]).argmax()',
+    "costs": '(probabilities @ np.array(about["decision"]["values"])).argmin()',
+}
+_SHOW = "best = {rule}\nprint(classes[best], probabilities[best])\n"
+_SHOW_SETS = (
+    "limits = {limits}\n"
+    "print([name for name, p, limit in zip(classes, probabilities, limits) if p > limit])\n"
+)
+_PYTHON_WEIGHED = {
+    "factors": 'weighed = probabilities * about["decision"]["values"]\nweighed /= weighed.sum()\n',
+    "threshold": (
+        'limit = about["decision"]["values"][0]\n'
+        "weighed = probabilities * np.array([limit, 1 - limit])\nweighed /= weighed.sum()\n"
+    ),
+    "thresholds": (
+        'limits = np.array(about["decision"]["values"])\nweighed = probabilities * (1 - limits)\n'
+        "weighed /= weighed + (1 - probabilities) * limits\n"
+    ),
+}
+_PYTHON_SETS = """\
+least = about["decision"]["coverage"]["least"]  # the labels that it may have
+print([name for name, p, limit in zip(classes, weighed, least) if p >= limit])
+"""
 
 _CANVAS = """\
 const {{ {key} }} = await (await fetch("{beside}")).json();
@@ -196,12 +224,37 @@ const rgba = context.getImageData(0, 0, {width}, {height}).data;
 const rgb = rgba.filter((_, i) => i % 4 < 3);
 """
 
-_JAVASCRIPT_SHOW = (
-    "const best = probabilities.indexOf(Math.max(...probabilities));\n"
-    "console.log(classes[best], probabilities[best]);\n"
-)
-_JAVASCRIPT_SHOW_SETS = (
-    f"console.log(classes.filter((_, i) => probabilities[i] > {LABEL_THRESHOLD}));\n"
+_LARGEST = "const best = scores.indexOf(Math.max(...scores));\n"
+_JAVASCRIPT_RULES = {
+    "plain": f"const scores = probabilities;\n{_LARGEST}",
+    "threshold": "const best = probabilities[1] > decision.values[0] ? 1 : 0;\n",
+    "factors": f"const scores = probabilities.map((p, i) => p * decision.values[i]);\n{_LARGEST}",
+    "costs": (
+        "const scores = classes.map((_, i) =>\n"
+        "  -probabilities.reduce((sum, p, row) => sum + p * decision.values[row][i], 0));\n"
+        f"{_LARGEST}"
+    ),
+}
+_JAVASCRIPT_SHOW = "{rule}console.log(classes[best], probabilities[best]);\n"
+_JAVASCRIPT_SHOW_SETS = "console.log(classes.filter((_, i) => probabilities[i] > {limit}));\n"
+_TOTAL = "const total = products.reduce((sum, p) => sum + p, 0);\n"
+_JAVASCRIPT_WEIGHED = {
+    "factors": (
+        "const products = Array.from(probabilities, (p, i) => p * decision.values[i]);\n"
+        f"{_TOTAL}const weighed = products.map((p) => p / total);\n"
+    ),
+    "threshold": (
+        "const limit = decision.values[0];\n"
+        "const products = [probabilities[0] * limit, probabilities[1] * (1 - limit)];\n"
+        f"{_TOTAL}const weighed = products.map((p) => p / total);\n"
+    ),
+    "thresholds": (
+        "const weighed = Array.from(probabilities, (p, i) => p * (1 - decision.values[i]) /\n"
+        "  (p * (1 - decision.values[i]) + (1 - p) * decision.values[i]));\n"
+    ),
+}
+_JAVASCRIPT_SETS = (
+    "console.log(classes.filter((_, i) => weighed[i] >= decision.coverage.least[i]));\n"
 )
 
 
@@ -225,23 +278,34 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
         draft=f'    image.draft("RGB", ({2 * width}, {2 * height}))\n' if policy["draft"] else "",
         resize=_resize(policy, height, width),
     )
-    several = description["output"]["multilabel"]
-    show, javascript_show = _SHOW, _JAVASCRIPT_SHOW
-    if several:
-        show, javascript_show = _SHOW_SETS, _JAVASCRIPT_SHOW_SETS
-    elif numbers:
-        show, javascript_show = _SHOW_VALUES, _JAVASCRIPT_SHOW_VALUES
+    decision = description.get("decision", {"kind": "plain"})
+    several, kind = description["output"]["multilabel"], decision["kind"]
+    if numbers:
+        show, show_javascript = _SHOW_VALUES, _JAVASCRIPT_SHOW_VALUES
+    elif several:
+        plain = kind == "plain"
+        limits = f"[{LABEL_THRESHOLD}] * len(classes)" if plain else 'about["decision"]["values"]'
+        show = _SHOW_SETS.format(limits=limits)
+        limit = str(LABEL_THRESHOLD) if plain else "decision.values[i]"
+        show_javascript = _JAVASCRIPT_SHOW_SETS.format(limit=limit)
+    else:
+        show = _SHOW.format(rule=_PYTHON_RULES[kind])
+        show_javascript = _JAVASCRIPT_SHOW.format(rule=_JAVASCRIPT_RULES[kind])
+    if "coverage" in decision:
+        show += _PYTHON_WEIGHED.get(kind, "weighed = probabilities\n") + _PYTHON_SETS
+        show_javascript += _JAVASCRIPT_WEIGHED.get(kind, "const weighed = probabilities;\n")
+        show_javascript += _JAVASCRIPT_SETS
     code = {"python": f"{python}\n{rest}{show}"}
     if row.javascript:
         crop = "left, top, w, h, " if policy["resize"] == "crop" else ""
         size = {"height": height, "width": width}
-        key = "values: names" if numbers else "classes"
+        key = "values: names" if numbers else "classes, decision"
         canvas = _CANVAS.format(beside=file.name, key=key, crop=crop, **size)
         if crop:
             canvas = _centre(height, width) + canvas
         names = {"file": path.name, "canvas": canvas}
         lines = runs["javascript"].format(**names, height=height, width=width)
-        code["javascript"] = lines + javascript_show
+        code["javascript"] = lines + show_javascript
     return code
 
 

@@ -27,8 +27,8 @@ from featx.exporting.formats import Opened, Pixels, Probabilities, choose_format
 from featx.exporting.value_agreement import ValueAgreement
 from featx.extraction.job import find_named, images_of
 from featx.files.safe_json import Json
+from featx.heads.decision import Decision
 from featx.heads.rows import Floats
-from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
 from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
@@ -161,12 +161,12 @@ def _alternating(order: NDArray[np.intp], y: NDArray[np.generic]) -> NDArray[np.
 class _Agreement:
     """What was counted so far, batch by batch.
 
-    An answer is the most probable class, or, where an image has any number of labels, the set of
-    those that are more probable than not.
+    An answer is the class that the rule of the model decides on, by default the most probable one,
+    or, where an image has any number of labels, the set of those that it gives.
     """
 
     names: NDArray[np.str_]  # what the columns stand for
-    multilabel: bool
+    rule: Decision
     images: int = 0
     changes: int = 0  # images that get another answer, of which the first are named
     changed: list[Json] = field(default_factory=list)
@@ -174,6 +174,11 @@ class _Agreement:
     labelled: int = 0  # images whose labels are known, and on how many of them each is right
     model_right: int = 0
     export_right: int = 0
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image has any number of labels."""
+        return self.rule.multilabel
 
     def relative(self, difference: Floats) -> float:
         """Return the largest of some differences."""
@@ -207,10 +212,10 @@ class _Agreement:
 
     def _answers(self, proba: Floats) -> NDArray[np.bool_]:
         """Return which labels are given, shape (n, k)."""
-        labels: NDArray[np.bool_] = proba > LABEL_THRESHOLD
+        answers = self.rule.decide(proba)
         if not self.multilabel:
-            labels = np.arange(proba.shape[1]) == proba.argmax(axis=1)[:, None]
-        return labels
+            return np.asarray(np.arange(proba.shape[1]) == answers[:, None])
+        return answers > 0
 
     def _truth(self, y: NDArray[np.str_]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Return the rows whose labels are all known here, and these labels as in `_answers`."""
@@ -333,7 +338,8 @@ def verify_export(
     if model.regression:
         tally = ValueAgreement(model.value_names_, model.spread_)
     else:
-        tally = _Agreement(model.classes_.astype(str), model.multilabel)
+        _require_rule(model, description, target)
+        tally = _Agreement(model.classes_.astype(str), model.rule)
     calibrated = set(description.get("calibration", {}).get("keys", ()))
     failed = left_out = 0
     batch = 0.0
@@ -398,6 +404,15 @@ def require_one_view(model: ImageClassifier | ImageRegressor) -> None:
             f"the model averages each prediction over the image and {model.views_averaged} views, "
             "an exported file sees the image alone: train without --average-views "
             "(average_views=False)"
+        )
+
+
+def _require_rule(model: ImageClassifier, description: Json, path: Path) -> None:
+    """Raise `ExportError` where a description states another decision rule than the model has."""
+    if description.get("decision") != (model.decision_ and model.decision_.to_dict()):
+        raise ExportError(
+            f"{path.name}.json states another decision rule than the model has: verify the export "
+            "with the model that it was exported from, or export the model again"
         )
 
 

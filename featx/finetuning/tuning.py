@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import statistics
@@ -47,6 +48,7 @@ from featx.spec import ViewPolicy
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_LOG = logging.getLogger("featx")
 _CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
 
 
@@ -150,6 +152,11 @@ def save_tuned(
     head = fitted_head(np.asarray(start.model.classes_), width, steps)
     made.take_head(head, [spec], n_features=width)
     made.training_ = describe_training(start.features, start.y, start.rows)
+    if start.model.decision_ is not None:
+        _LOG.warning(
+            "the fine-tuned model decides by the most probable class: the decision rule and the "
+            "coverage of the model that it comes from are of other probabilities"
+        )
     save_model(
         made, target, metrics=metrics, spec=spec, command=command, network=data, overwrite=overwrite
     )

@@ -31,7 +31,8 @@ class Chosen:
     row : int
         Its row of the features.
     predicted : str or None
-        The class or label that the model finds most probable; None without a model.
+        The class that the model decides on, or of several labels the most probable one; None
+        without a model.
     probability : float or None
         With which probability.
     """
@@ -166,7 +167,7 @@ class _Opinions(NamedTuple):
     """What a model says of some rows."""
 
     doubt: Doubles  # (m,), 0 where it is sure, 1 where two labels are as probable
-    label: Numbers  # (m,), the class that it takes for the most probable
+    label: Numbers  # (m,), the class that it decides on, or its most probable label
     proba: Doubles  # (m,), with which probability
 
 
@@ -179,8 +180,10 @@ def _opinions(
         proba = np.asarray(model.average_proba([X]), np.float64)
         if model.multilabel:
             doubt = 1 - np.abs(2 * proba - 1).min(axis=1)
+            label = proba.argmax(axis=1)
         else:
             best = np.partition(proba, -2, axis=1)[:, -2:]
             doubt = 1 - (best[:, 1] - best[:, 0])
-        parts.append(_Opinions(doubt, proba.argmax(axis=1), proba.max(axis=1)))
+            label = model.rule.decide(proba)
+        parts.append(_Opinions(doubt, label, proba[np.arange(len(proba)), label]))
     return _Opinions(*map(np.concatenate, zip(*parts, strict=True)))

@@ -86,6 +86,10 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
         What it was trained on, where that is known: `featx.evaluate` knows these images again.
     novelty_ : Novelty or None
         What marks images unlike those of training; `featx.train` and `featx.search` learn it.
+    decision_ : Decision or None
+        How labels are decided by the probabilities, and what sets with a stated coverage are;
+        `featx.train` and `featx.search` learn it with `optimise` and `coverage`. With None, the
+        most probable class, or all labels above 0.5.
 
     Examples
     --------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from featx.extraction.job import with_views
 from featx.extraction.run import extract
 from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
-from featx.heads.rows import Floats
+from featx.heads.rows import Floats, Numbers
 from featx.heads.targets import Kind
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
@@ -39,11 +39,11 @@ from featx.selection.metrics import (
     CALIBRATION_BINS,
     Judged,
     bootstrap_difference,
-    bootstrap_intervals,
+    bootstrap_intervals_of,
     bootstrap_label_sets,
     score_label_sets,
-    score_predictions,
 )
+from featx.selection.rules import measure_rule
 from featx.selection.value_metrics import COVERAGE, bootstrap_values, score_values
 from featx.spec import BlockName, joined_parts
 
@@ -138,7 +138,10 @@ def evaluate(
         `featx.selection.metrics.bootstrap_intervals`; copies of an image are drawn together), with
         what they rest on, and ``training_overlap``: how many of the ``images`` were
         ``in_training``, of those that could be ``compared`` (absent for models of which it is not
-        known; a warning says so where there are any). Of a model that gives several labels, as
+        known; a warning says so where there are any). A model with a rule adds ``decision``: what
+        its rule was optimised for, ``before`` with the most probable class (or labels above 0.5)
+        and ``after`` with the rule; and ``coverage``: stated, measured, mean size of the sets, and
+        the share of images of which it is unsure. Of a model that gives several labels, as
         `featx.selection.metrics.score_label_sets`, with ``failed`` and ``intervals`` too (see
         `featx.selection.metrics.bootstrap_label_sets`).
 
@@ -171,10 +174,6 @@ def score_images(
     if scores is None:
         scores = _scores(model, answers, bootstrap, seed)
     looked_up = images_in_training(model.training_, answers.keys)
-    judged = None
-    if not (model.multilabel or model.regression):
-        judged = Judged(answers.y, answers.classes)
-        judged.add(np.arange(len(answers.y)), answers.proba)
     block = model_block(model, features)
     return Scored(
         features=features,
@@ -182,9 +181,10 @@ def score_images(
         rows=answers.rows,
         names=answers.classes,
         scores=scores,
-        judged=judged,
+        judged=answers.judged() if _kind(model) == "classes" else None,
         label_sets=(answers.y, answers.proba) if model.multilabel else None,
         values=(answers.y, answers.proba) if model.regression else None,
+        answers=answers.codes > 0 if model.multilabel else None,
         trained_on=None if looked_up is None else looked_up[1],
     )
 
@@ -192,9 +192,18 @@ def score_images(
 def _scores(
     model: ImageClassifier | ImageRegressor, answers: _Answers, bootstrap: int, seed: int
 ) -> Evaluation:
-    score, draw = _SCORING[_kind(model)]
-    judged = answers.y, answers.proba, answers.classes
-    scores = Evaluation(score(*judged), failed=answers.failed)
+    numbers = answers.y, answers.proba, answers.classes.tolist()
+    if model.regression:
+        scores = Evaluation(score_values(*numbers), failed=answers.failed)
+    elif model.multilabel:
+        sets, truth = (answers.y, answers.proba, answers.classes), answers.y.astype(np.intp)
+        decided = answers.codes > 0
+        scores = Evaluation(score_label_sets(*sets, predicted=decided), failed=answers.failed)
+    else:
+        judged = answers.judged()
+        scores, truth = Evaluation(judged.scores(), failed=answers.failed), judged.truth
+    if not model.regression:
+        scores |= measure_rule(model.rule, truth, answers.proba, answers.classes)
     if answers.overlap is not None:
         scores["training_overlap"] = answers.overlap
     if model.regression and model.residuals_ is not None:
@@ -204,7 +213,13 @@ def _scores(
     if _kind(model) == "classes":
         scores["calibration_bins"] = CALIBRATION_BINS
     if bootstrap:
-        scores["intervals"] = draw(*judged, groups=answers.copies(), samples=bootstrap, seed=seed)
+        drawing: Json = {"groups": answers.copies(), "samples": bootstrap, "seed": seed}
+        if model.regression:
+            scores["intervals"] = bootstrap_values(*numbers, **drawing)
+        elif model.multilabel:
+            scores["intervals"] = bootstrap_label_sets(*sets, predicted=decided, **drawing)
+        else:
+            scores["intervals"] = bootstrap_intervals_of(judged, **drawing)
         scores["intervals_of"] = {
             "level": 0.95,
             "method": "percentile bootstrap over images, copies together",
@@ -216,16 +231,6 @@ def _scores(
 
 def _kind(model: ImageClassifier | ImageRegressor) -> Kind:
     return "values" if model.regression else "labels" if model.multilabel else "classes"
-
-
-_SCORING: Mapping[Kind, tuple[Callable[..., Json], Callable[..., Json]]] = MappingProxyType(
-    {
-        "classes": (score_predictions, bootstrap_intervals),
-        "labels": (score_label_sets, bootstrap_label_sets),
-        "values": (score_values, bootstrap_values),
-    }
-)
-"""What gives scores, and their intervals, by what a model learns."""
 
 
 def compare_models(
@@ -342,12 +347,13 @@ def _compare_values(answers: list[_Answers], bootstrap: int, seed: int) -> Json:
 class _Answers:
     """What a model says of labelled images, columns in the order of its classes.
 
-    ``y`` are the labels and ``answers`` the model's, or matrices of 0 and 1 where an image has
-    several. Of a regression these are numbers (n, k), and ``proba`` the predicted ones.
+    ``y`` are the labels, or a matrix of 0 and 1 where an image has several; ``codes`` are the
+    numbers of the classes that the model gives, or such a matrix.
+    Of a regression ``y`` are numbers (n, k), and ``proba`` the predicted ones.
     """
 
     y: Any
-    answers: NDArray[np.generic]
+    codes: Numbers
     proba: Floats
     classes: NDArray[np.str_]
     names: list[str]
@@ -358,10 +364,15 @@ class _Answers:
 
     def right(self) -> NDArray[np.bool_]:
         """Return whether the model's answer is the label, or every label is right."""
-        right: NDArray[np.bool_] = self.answers == self.y
-        if right.ndim == 2:
-            right = np.asarray(right.all(axis=1))
-        return right
+        if self.codes.ndim == 2:
+            return np.asarray((self.codes == self.y).all(axis=1))
+        return np.asarray(self.classes[self.codes] == self.y)
+
+    def judged(self) -> Judged:
+        """Return what decides the scores where an image has one class."""
+        judged = Judged(self.y, self.classes)
+        judged.add(np.arange(len(self.y)), self.proba, self.codes)
+        return judged
 
     def labels(self) -> list[object]:
         """Return the label of each image, or the set of them."""
@@ -407,7 +418,8 @@ def _answer(model: ImageClassifier | ImageRegressor, data: Features | ImageDatas
         truth = read_values(truth.tolist(), repr(name), names=model.value_names_)[1]
         numbers = model.average_values([part[chosen] for part in parts])
         overlap = count_training_images(model.training_, keys)
-        return _Answers(truth, numbers, numbers, known, names, keys, rows, failed, overlap)
+        none = np.zeros(len(truth), np.intp)
+        return _Answers(truth, none, numbers, known, names, keys, rows, failed, overlap)
     if model.multilabel:
         truth = label_matrix(truth.tolist(), known.tolist(), what=repr(name))
     elif strangers := sorted(set(truth.tolist()) - set(known.tolist())):
@@ -416,10 +428,9 @@ def _answer(model: ImageClassifier | ImageRegressor, data: Features | ImageDatas
             f"knows {', '.join(known[:10].tolist())}"
         )
     proba = model.average_proba([part[chosen] for part in parts])
-    answers = model.decide(proba)
     overlap = count_training_images(model.training_, keys)
-    answers = answers if model.multilabel else answers.astype(str)
-    return _Answers(truth, answers, proba, known, names, keys, rows, failed, overlap)
+    codes = model.rule.decide(proba)
+    return _Answers(truth, codes, proba, known, names, keys, rows, failed, overlap)
 
 
 def model_block(model: ImageClassifier | ImageRegressor, features: Features) -> BlockName:

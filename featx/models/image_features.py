@@ -17,7 +17,7 @@ from featx.exceptions import FeaturesError
 from featx.extraction.backbone_choice import Branch, branch_arguments, read_branches
 from featx.extraction.job import Job, as_batch_size, engines_folder, with_views
 from featx.extraction.pipeline import Ledger, Network
-from featx.heads.targets import LABEL_THRESHOLD, best_labels
+from featx.heads.decision import Decision
 from featx.images.dataset import ImageDataset
 from featx.images.sources import listed_paths, listed_pictures
 from featx.selection.value_metrics import COVERAGE, half_widths
@@ -212,6 +212,7 @@ class ImageFeatures(ImageReader):
     spread_: NDArray[np.float64]
     residuals_: NDArray[np.float64] | None = None
     novelty_: Any = None
+    decision_: Decision | None = None
     training_: Mapping[str, Any] = MappingProxyType({})
     n_features_in_: int
 
@@ -239,9 +240,13 @@ class ImageFeatures(ImageReader):
 
     def decide(self, proba: NDArray[np.floating]) -> NDArray[np.generic]:
         """Return the labels (n,) of probabilities (n, k), or 0 and 1 of several (n, k)."""
-        if self.multilabel:
-            return (proba > LABEL_THRESHOLD).astype(np.intp)
-        return best_labels(proba, self.classes_)
+        answers = self.rule.decide(proba)
+        return answers if self.multilabel else self.classes_[answers]
+
+    @property
+    def rule(self) -> Decision:
+        """What makes labels of probabilities: by default the most probable, or those above 0.5."""
+        return self.decision_ or Decision(self.multilabel)
 
     @property
     def views_averaged(self) -> int:

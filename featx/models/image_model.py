@@ -40,7 +40,7 @@ class ImageModel(ImageFeatures):
     ) -> Examples:
         """Return images or features as rows to train on, and forget what was learnt before."""
         images = as_image_dataset(X)
-        for known in ("novelty_", "training_"):
+        for known in ("novelty_", "training_", "decision_"):
             self.__dict__.pop(known, None)
         if images is None:
             kinds = {"dtype": [np.float32, np.float64], "multi_output": multi_output}

@@ -48,7 +48,9 @@ from featx.files.claims import shortened
 from featx.files.outputs import is_model, refuse_replacing, written_whole
 from featx.files.safe_json import Json
 from featx.files.safe_zip import require_plain_network
+from featx.heads.decision import Decision
 from featx.heads.novelty import dump_novelty, load_novelty
+from featx.heads.steps import read_description as read_head_description
 from featx.heads.storage import DESCRIPTION as STEPS
 from featx.heads.storage import dump_head, load_head
 from featx.models.image_features import ImageFeatures
@@ -59,7 +61,8 @@ KIND = "featx-model"
 VERSION = 5
 """The highest version that is read.
 
-2 has a network of its own, 3 a head of steps, 4 several taps or backbones, 5 numbers.
+2 has a network of its own, 3 a head of steps, 4 several taps or backbones, an ensemble, or a rule,
+5 numbers.
 """
 NOVELTY = "novelty.h5"
 _MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, *NETWORKS)
@@ -160,6 +163,13 @@ def read_model(
     model.training_ = training if isinstance(training, dict) else {}
     model.head_ = load_head(files, trust=trust)
     _check_head(file, model, details)
+    if "decision" in details:
+        try:
+            model.decision_ = Decision.from_dict(
+                details["decision"], len(model.classes_), multilabel=model.multilabel
+            )
+        except ArtefactError as error:
+            raise ArtefactError(f"{file}: {error}") from error
     if NOVELTY in files:
         novelty = details.get("novelty")
         if not isinstance(novelty, dict):
@@ -370,7 +380,7 @@ def save_model(
         del metrics["confusion"]  # of thousands of classes it would be most of the file
     details = {
         "type": KIND,
-        "version": _version(model, files, carried, joined=bool(joined)),
+        "version": _version(model, files, carried, joined=joined),
         "spec": first["spec"],
         "tap": first["tap"],
         **_learnt(model),
@@ -384,6 +394,7 @@ def save_model(
         **({"beside": beside} if beside else {}),
         **carried,
         **novelty,
+        **({} if model.decision_ is None else {"decision": model.decision_.to_dict()}),
         "metrics": _plain(metrics),
         "training": _plain(model.training_ if training is None else training),
         "command": command,
@@ -393,12 +404,6 @@ def save_model(
     }
     _write(target, {DESCRIPTION: json.dumps(details, indent=2, allow_nan=False).encode(), **files})
     return target
-
-
-def _version(model: ImageFeatures, files: dict[str, bytes], carried: Json, *, joined: bool) -> int:
-    if model.regression:
-        return VERSION
-    return 4 if joined else 3 if STEPS in files else 2 if carried else 1
 
 
 def _learnt(model: ImageFeatures) -> Json:
@@ -423,6 +428,16 @@ def _describe_branch(branch: Branch, spec: FeatureSpec) -> Json:
         "preprocessing": choice.preprocessing,
         "weights": _absolute(choice.weights),
     }
+
+
+def _version(model: ImageFeatures, files: dict[str, bytes], carried: Json, *, joined: bool) -> int:
+    """Return the lowest version that knows all that is in a file."""
+    if model.regression:
+        return VERSION
+    new_steps = STEPS in files and read_head_description(files[STEPS])["version"] > 1
+    if joined or new_steps or model.decision_ is not None:
+        return 4
+    return 3 if STEPS in files else 2 if carried else 1
 
 
 def _network(

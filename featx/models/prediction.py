@@ -9,10 +9,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featx.cache.manifest import FAILED
 from featx.exceptions import FeaturesError
-from featx.heads.targets import LABEL_THRESHOLD
+from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.scan import image_names
 from featx.images.sources import listed_paths, listed_pictures
@@ -52,8 +53,9 @@ class Prediction:
     path : str
         The image as it was named; ``array:000000`` of an array or a PIL image.
     top : tuple of (label, probability)
-        The most probable classes, best first; empty when the image could not be read, and where
-        none of several labels is probable.
+        The label that the model decides on, then the most probable others; of several labels all
+        that it gives, the most probable first. Empty when the image could not be read, and where
+        none of several labels is given.
     status : {"ok", "failed"}
         Whether it could be read.
     reason : str
@@ -62,6 +64,11 @@ class Prediction:
         Whether the image is unlike those of training; None where that was not asked for.
     distance : float or None
         How unlike, in units of the threshold: above 1 is unknown.
+    unsure : bool or None
+        Whether a person should look: the set is not exactly one label, or, of several labels an
+        image, leaves one of them open. None where that was not asked for.
+    label_set : tuple of labels, or None
+        The labels that the image may have, by the coverage of the model, in the order of `top`.
     values : tuple of Value
         The numbers that a model of a regression predicts; `top` is then empty.
     """
@@ -72,6 +79,8 @@ class Prediction:
     reason: str = ""
     unknown: bool | None = None
     distance: float | None = None
+    unsure: bool | None = None
+    label_set: tuple[Any, ...] | None = None
     values: tuple[Value, ...] = ()
 
 
@@ -81,6 +90,7 @@ def predict(
     *,
     top_k: int | None = None,
     unknown: bool = False,
+    abstain: bool = False,
     coverage: float | None = None,
 ) -> Iterator[Prediction]:
     """Predict images in their order, a few thousand at a time.
@@ -98,10 +108,12 @@ def predict(
         (n, h, w), (n, h, w, c) or, of one image, (h, w, 3); PIL images, bytes of image files and
         open files, one or a list. Labels are not looked at.
     top_k : int, optional
-        How many classes of each: by default 1, or, of a model that gives several labels, all whose
-        probability is above 0.5.
+        How many classes of each: by default 1, or, of a model that gives several labels, all that
+        it gives: those above 0.5, or above the thresholds that it has learnt.
     unknown : bool, default False
         Whether to mark images that are unlike those of training.
+    abstain : bool, default False
+        Whether to mark images that a person should look at, see `Prediction`.
     coverage : float, optional
         Of a regression: share of images whose true number lies between `low` and `high`, 0.9 by
         default.
@@ -114,8 +126,8 @@ def predict(
     Raises
     ------
     FeaturesError
-        If `unknown` is asked of a model that was saved without what it takes, `top_k` of a
-        regression, or `coverage` of classes.
+        If `unknown` or `abstain` is asked of a model that was saved without what it takes, `top_k`
+        or `abstain` of a regression, or `coverage` of classes.
     DatasetError
         If `images` is a folder that holds no image, or a pattern that matches none; among several
         such a name has the status failed.
@@ -142,8 +154,18 @@ def predict(
                 "(coverage=...) out"
             )
     if model.regression:
+        if abstain:
+            raise FeaturesError(
+                "the model predicts numbers, which have intervals and no sets: leave --abstain "
+                "(abstain=True) out"
+            )
         return _value_rows(model, images, unknown, COVERAGE if coverage is None else coverage)
-    return _rows(model, images, top_k, unknown)
+    if abstain and model.rule.sets is None:
+        raise FeaturesError(
+            "the model has no sets with a stated coverage, by which it could be unsure: train it "
+            "again with featx train or featx search and --coverage 0.95 (coverage=0.95)"
+        )
+    return _rows(model, images, top_k, unknown, abstain)
 
 
 def _value_rows(
@@ -171,20 +193,23 @@ def _value_rows(
             values = tuple(Value(*column) for column in columns)
             distance = None if distances is None else float(distances[position])
             strange = None if distance is None else distance > 1
-            yield Prediction(name, (), "ok", "", strange, distance, values)
+            yield Prediction(name, (), "ok", "", strange, distance, values=values)
             position += 1
 
 
 def _rows(
-    model: ImageFeatures, images: Any, top_k: int | None, unknown: bool
+    model: ImageFeatures, images: Any, top_k: int | None, unknown: bool, abstain: bool
 ) -> Iterator[Prediction]:
     several = model.multilabel and top_k is None
     for chunk in _chunks(images):
         parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         any_usable = len(ledger.usable) > 0
-        proba = model.average_proba(parts) if any_usable else np.empty((0, 0))
-        shown = proba.shape[1] if several else max(1, top_k or 1)
-        best = np.argsort(-proba, axis=1, kind="stable")[:, :shown]
+        proba = model.average_proba(parts) if any_usable else np.empty((0, len(model.classes_)))
+        decided = _decided(model, proba)
+        order = np.lexsort((-proba, ~decided))
+        best = order if several else order[:, : max(1, top_k or 1)]
+        unsure = model.rule.unsure(proba) if abstain else None
+        sets = model.rule.label_sets(proba) if abstain else decided
         distances = model.novelty_.distance(parts[0]) if unknown and any_usable else None
         labels = model.classes_.tolist()
         position = 0
@@ -196,14 +221,25 @@ def _rows(
             top = tuple(
                 (labels[c], float(proba[position, c]))
                 for c in best[position]
-                if not several or proba[position, c] > LABEL_THRESHOLD
+                if not several or decided[position, c]
             )
-            if distances is None:
-                yield Prediction(name, top, "ok")
-            else:
+            marks: dict[str, Any] = {}
+            if distances is not None:
                 distance = float(distances[position])
-                yield Prediction(name, top, "ok", "", distance > 1, distance)
+                marks |= {"unknown": distance > 1, "distance": distance}
+            if unsure is not None:
+                label_set = tuple(labels[c] for c in order[position] if sets[position, c])
+                marks |= {"unsure": bool(unsure[position]), "label_set": label_set}
+            yield Prediction(name, top, "ok", **marks)
             position += 1
+
+
+def _decided(model: ImageFeatures, proba: Floats) -> NDArray[np.bool_]:
+    """Return which labels a model gives, (n, k): one a row, or of several any number."""
+    answers = model.rule.decide(proba)
+    if answers.ndim == 1:
+        answers = answers[:, None] == np.arange(proba.shape[1])
+    return answers > 0
 
 
 def _chunks(images: Any) -> Iterator[ImageDataset]:

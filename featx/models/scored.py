@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from featx.cache.features import Features
 from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
+from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.labels import SEPARATOR
 from featx.selection.metrics import Judged, bootstrap_intervals_of, bootstrap_label_sets
 from featx.selection.value_metrics import bootstrap_values
@@ -36,6 +37,8 @@ class Scored:
         The answers where an image has one class.
     label_sets : tuple of ndarray, optional
         Labels (m, k) of 0 and 1, and their probabilities (m, k), where an image has several.
+    answers : ndarray of shape (m, k) of bool, optional
+        Which labels are given, where an image has several; by default those above 0.5.
     values : tuple of ndarray, optional
         True and predicted numbers (m, k) of a regression; `names` are what they are called.
     trained_on : ndarray of shape (m,) of bool, optional
@@ -50,6 +53,7 @@ class Scored:
     scores: Json = field(default_factory=dict)
     judged: Judged | None = None
     label_sets: tuple[NDArray[np.integer], NDArray[np.floating]] | None = None
+    answers: NDArray[np.bool_] | None = None
     values: tuple[NDArray[np.float64], NDArray[np.floating]] | None = None
     trained_on: NDArray[np.bool_] | None = None
 
@@ -57,8 +61,8 @@ class Scored:
     def decided(self) -> NDArray[np.bool_]:
         """Which labels the model gives, shape (m, k); of several labels an image only."""
         assert self.label_sets is not None
-        decided: NDArray[np.bool_] = self.label_sets[1] > 0.5
-        return decided
+        decided: NDArray[np.bool_] = self.label_sets[1] > LABEL_THRESHOLD
+        return decided if self.answers is None else self.answers
 
     @cached_property
     def right(self) -> NDArray[np.bool_]:
@@ -88,8 +92,8 @@ class Scored:
             return self.judged.confidence
         assert self.label_sets is not None
         proba = self.label_sets[1]
-        least: NDArray[np.float64] = np.maximum(proba, 1 - proba).min(axis=1).astype(np.float64)
-        return least
+        least = np.where(self.decided, proba, 1 - proba).min(axis=1)
+        return np.asarray(least, np.float64)
 
     @property
     def likelihood(self) -> NDArray[np.float64]:
@@ -167,5 +171,10 @@ class Scored:
             )
         assert self.label_sets is not None
         return bootstrap_label_sets(
-            *self.label_sets, self.names, groups=copies, samples=samples, seed=seed
+            *self.label_sets,
+            self.names,
+            predicted=self.decided,
+            groups=copies,
+            samples=samples,
+            seed=seed,
         )

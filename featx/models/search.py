@@ -30,7 +30,7 @@ from featx.extraction.pipeline import Network
 from featx.files.identity import related_rows
 from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
-from featx.heads.rows import Numbers
+from featx.heads.rows import Fold, Numbers
 from featx.heads.table import heads_for
 from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, label_matrix, split_of
@@ -45,6 +45,7 @@ from featx.models.training import (
     check_classes,
     check_kind,
     label_targets,
+    learn_from_answers,
     read_block,
     require_labels,
     score_answers,
@@ -62,6 +63,7 @@ from featx.notebooks import (
 )
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch, total
+from featx.selection.rules import LearntRule, RuleOptions
 from featx.selection.search_space import (
     DEFAULT_HEADS,
     DEFAULT_VALUE_HEADS,
@@ -253,6 +255,23 @@ class Winner:
     fit_s: float  # how long that took
     seed: int
     name: str = ""  # of the head, where it is the head as `featx.train` makes it
+    model: ImageClassifier | None = None  # whose rule decides, where it has one
+    learnt: LearntRule | None = None
+
+    def learn(self, model: ImageClassifier, options: RuleOptions) -> Winner:
+        """Give a model its rule, from a cross-validation of the winner, and return what has it."""
+        fitting, rows = self.fitting, self.training
+        folds = self._folds()
+        answers = fitting.held_out(rows, folds, 0, name=self.name, seed=self.seed)
+        _, learnt = learn_from_answers(model, fitting, self.names, rows, answers, folds, options)
+        return replace(self, model=model, learnt=learnt)
+
+    def _folds(self) -> list[Fold]:
+        rows, features = self.training, self.fitting.features
+        groups = related_rows(features.keys, features.groups)[rows]
+        return repeated_folds(
+            self.fitting.targets[rows], folds=_FOLDS, groups=groups, seed=self.seed
+        )
 
     @property
     def score_s(self) -> float:
@@ -264,19 +283,19 @@ class Winner:
         fitting, names = self.fitting, self.names
         if len(self.tested):
             answers = fitting.answers(self.head, self.tested, 0)
-            scored = score_answers(fitting, names, self.tested, answers, trained=self.training)
+            rule = None if self.model is None else self.model.decision_
+            scored = score_answers(
+                fitting, names, self.tested, answers, trained=self.training, rule=rule
+            )
             protocol = f"split test of {len(self.tested):,} images"
         else:
-            rows, features = self.training, fitting.features
-            groups = related_rows(features.keys, features.groups)[rows]
+            rows = self.training
             try:
-                folds = repeated_folds(
-                    fitting.targets[rows], folds=_FOLDS, groups=groups, seed=self.seed
-                )
+                folds = self._folds()
             except DatasetError:
                 return None
             answers = fitting.held_out(rows, folds, 0, name=self.name, seed=self.seed)
-            scored = score_answers(fitting, names, rows, answers)
+            scored = score_answers(fitting, names, rows, answers, rule=self.learnt)
             protocol = (
                 f"{len(folds)}-fold cross-validation of the winner on the images that it was "
                 "chosen by: optimistic"
@@ -362,7 +381,22 @@ class SearchResult(NotebookValue):
             metrics[self.scoring] = self.score.value
             metrics["interval_95"] = list(self.score.interval)
             metrics["images"] = self.score.images
-        return metrics
+        return metrics | self.decided
+
+    @property
+    def decided(self) -> Json:
+        """What the rule is worth: ``decision`` and ``coverage``, each where it was asked for.
+
+        It is measured on the split ``test`` where there is one, else in a cross-validation of the
+        winner.
+        """
+        learnt = None if self._winner is None else self._winner.learnt
+        if learnt is None or self._winner is None:
+            return {}
+        if not len(self._winner.tested) or self.scored is None:
+            return learnt.report
+        tested = {name: self.scored.scores.get(name, learnt.report[name]) for name in learnt.report}
+        return tested
 
     def save(self, path: str | os.PathLike[str], **details: Any) -> None:
         """Write the fitted winner as a ``.featx`` file, with how it was measured.
@@ -418,10 +452,12 @@ class SearchResult(NotebookValue):
             "seconds": self.seconds,
             "notes": self.notes,
             "leaderboard": [row.to_dict() for row in self.leaderboard],
+            **self.decided,
         }
 
 
 _SHOWN = 8
+_RULED = "the scores of the search go by the most probable class; the rule is measured by itself"
 
 
 @contextmanager
@@ -504,6 +540,9 @@ def search(
     regression: bool = False,
     label_kind: str = "auto",
     balanced: bool = False,
+    optimise: str | None = None,
+    coverage: float | None = None,
+    coverage_by: str = "all",
     scoring: str | None = None,
     score: str = "auto",
     one_standard_error: bool = False,
@@ -567,6 +606,9 @@ def search(
     balanced : bool, default False
         Whether each class counts the same, however few images it has: heads that take it get
         ``class_weight="balanced"``. ``scoring="balanced_accuracy"`` goes with it.
+    optimise, coverage, coverage_by
+        As for `featx.train`: what the winner decides by, learnt in a cross-validation of it. The
+        search itself, and ``result.score``, go by the most probable class.
     scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
         What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
         and ``"micro_f1"``; with ``regression`` one of ``"r2"``, its default, ``"mae"`` and
@@ -637,7 +679,8 @@ def search(
     ('logistic:C=0.01', 0.931)
     >>> result.save("photos.featx")  # doctest: +SKIP
     """
-    check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
+    ruled = RuleOptions.read(optimise, coverage, coverage_by, multilabel=multilabel)
+    check_kind(multilabel=multilabel, regression=regression, balanced=balanced, ruled=bool(ruled))
     options = SearchOptions(
         strategy=strategy,
         n_trials=n_trials,
@@ -664,6 +707,8 @@ def search(
     rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))
     if y is None and not (multilabel or regression):
         check_classes(features, labels, rows, label_kind)
+    if not regression:
+        ruled.check(labels[rows])
     names, targets = None, labels
     label_sets: tuple[NDArray[np.generic], NDArray[np.number]] | None = None
     if multilabel:
@@ -753,6 +798,10 @@ def search(
         )
     name = winner.head if plain else ""
     won_by = Winner(fitting, names, training, tested, fitted, fit_s, seed, name)
+    if ruled:
+        with stage(f"learning what {winner.text} decides by"):
+            won_by = won_by.learn(model, ruled)
+        outcome.notes.append(_RULED)
     result = SearchResult(model, outcome, won_by, options.caution)
     if regression:
         with stage("measuring how far predictions are off"):

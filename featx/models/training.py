@@ -27,6 +27,7 @@ from featx.extraction.backbone_choice import (
 from featx.extraction.report import why_unreadable
 from featx.files.identity import related_rows
 from featx.files.safe_json import Json
+from featx.heads.decision import Decision
 from featx.heads.estimators import check_values
 from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import balanced_head, make_head
@@ -58,6 +59,7 @@ from featx.selection.measuring import (
     held_out_together,
 )
 from featx.selection.metrics import MOST_CONFUSED, Judged, score_label_sets, value_scores
+from featx.selection.rules import LearntRule, RuleOptions, learn_rule, measure_rule
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator
@@ -477,6 +479,9 @@ def train(
     regression: bool = False,
     label_kind: str = "auto",
     balanced: bool = False,
+    optimise: str | None = None,
+    coverage: float | None = None,
+    coverage_by: str = "all",
     seed: int = 0,
     max_ram: str | int | None = None,
     cache: Any = None,
@@ -519,6 +524,17 @@ def train(
     balanced : bool, default False
         Whether each class counts the same, however few images it has: the head gets
         ``class_weight="balanced"``.
+    optimise : str, optional
+        What the model decides by, in place of the largest probability: ``"f1"`` (macro F1) or
+        ``"balanced_accuracy"`` tunes a threshold for two classes, a factor for each of more, a
+        threshold for each of several labels an image; ``"cost:FILE"`` decides for the least
+        expected cost, by a CSV file with what it costs to predict the class of a column where that
+        of the row is true. It takes `cv` folds, with splits on the images of training.
+    coverage : float, optional
+        Share of images whose label is to be in the set of labels that they may have, such as 0.95:
+        `featx.predict` then marks the images that a person should look at (`abstain`).
+    coverage_by : {"all", "class"}, default "all"
+        Whether that share is of all images, or of those of each class (each label, of several).
     seed : int, default 0
         Seed of the head and of the folds.
     max_ram : str or int, optional
@@ -534,11 +550,15 @@ def train(
     Raises
     ------
     DatasetError
-        If there are no labels, or fewer than two classes; if labels look like no classes.
+        If there are no labels, or fewer than two classes; if labels look like no classes; if there
+        are too few images for the coverage, or costs of other classes.
     HeadError
         If the head cannot be built or trained, or has to see all rows at once under `max_ram`.
+    UnknownNameError
+        If nothing of the name can be optimised.
     """
-    check_kind(multilabel=multilabel, regression=regression, balanced=balanced)
+    options = RuleOptions.read(optimise, coverage, coverage_by, multilabel=multilabel, cv=cv)
+    check_kind(multilabel=multilabel, regression=regression, balanced=balanced, ruled=bool(options))
     if regression and isinstance(head, str) and head == "logistic":
         head = VALUE_HEAD
     if balanced:
@@ -570,21 +590,25 @@ def train(
     names, targets = _targets(
         features, y, rows, held_out, multilabel=multilabel, regression=regression
     )
+    if not regression:
+        options.check(targets[rows])
     fitting = Fitting(features, block, made, targets, bound)
     metrics: Json = {"protocol": "not measured"}
     suspects: list[Suspect] = []
     scored: Scored | None = None
     shown = head if isinstance(head, str) else type(head).__name__
-    if held_out is None and cv:
+    if cv and (held_out is None or options):
         with stage(f"cross-validating {shown} on {len(rows):,} images"):
-            metrics, suspects, scored = _cross_validate(model, fitting, names, rows, cv)
+            metrics, suspects, scored = _cross_validate(model, fitting, names, rows, cv, options)
     with stage(f"training {shown} on {len(rows):,} images"):
         fitted = fitting.finish(model, y, rows, names)
     if held_out is not None:
         answers = fitting.answers(fitted, held_out, averaged)
         protocol = f"held-out split of {len(held_out)} images{_averaging(model)}"
-        scored = score_answers(fitting, names, held_out, answers, trained=rows)
-        metrics = {"protocol": protocol, **scored.scores}
+        rule = model.decision_
+        scored = score_answers(fitting, names, held_out, answers, trained=rows, rule=rule)
+        tuned: Json = {name: metrics[name] for name in ("decision", "coverage") if name in metrics}
+        metrics, suspects = {"protocol": protocol, **tuned, **scored.scores}, []
     if scored is not None and scored.values is not None:
         model.residuals_ = kept_residuals(*scored.values)
     if not multilabel:
@@ -668,11 +692,12 @@ def value_targets(
     return np.array(names), values
 
 
-def check_kind(*, multilabel: bool, regression: bool, balanced: bool) -> None:
+def check_kind(*, multilabel: bool, regression: bool, balanced: bool, ruled: bool = False) -> None:
     """Refuse a regression of what only classes have."""
     for given, option in (
         (multilabel, "--multilabel (multilabel=True)"),
         (balanced, "--balanced (balanced=True)"),
+        (ruled, "--optimise or --coverage (optimise=..., coverage=...)"),
     ):
         if regression and given:
             raise HeadError(
@@ -765,10 +790,12 @@ def score_answers(
     answers: Answers,
     *,
     trained: Numbers | None = None,
+    rule: Decision | LearntRule | None = None,
 ) -> Scored:
     """Return what heads say of rows, of one class each or of several `names`, with its scores.
 
-    The classes are those of the rows that the heads were `trained` on, by default the same.
+    The classes are those of the rows that the heads were `trained` on, by default the same. Labels
+    are decided by a rule, or as `learn_rule` has decided them.
     """
     truth = fitting.targets[rows]
     if fitting.regression and names is not None:
@@ -783,31 +810,76 @@ def score_answers(
             scores=score_values(truth.astype(np.float64), numbers, names.tolist()),
             values=(truth.astype(np.float64), numbers),
         )
+    classes = np.unique(fitting.targets[rows if trained is None else trained])
+    known = classes if names is None else names
+    codes: Numbers | None = None
+    report: Json = {}
+    if isinstance(rule, LearntRule):
+        codes, report = rule.answers, rule.report
+    elif rule is not None:
+        every = _gathered(fitting, answers, len(rows), len(known))
+        codes, answers = rule.decide(every), iter([(every, np.arange(len(rows)))])
+        report = measure_rule(rule, _true_codes(truth, known), every, known)
     if names is None:
-        judged = Judged(truth, np.unique(fitting.targets[rows if trained is None else trained]))
+        judged = Judged(truth, classes)
         for proba, places in answers:
-            judged.add(places, proba)
+            judged.add(places, proba, None if codes is None else codes[places])
         return Scored(
             features=fitting.features,
             **fitting.block,
             rows=rows,
             names=judged.classes.astype(str),
-            scores=judged.scores(most_confused=MOST_CONFUSED),
+            scores={**judged.scores(most_confused=MOST_CONFUSED), **report},
             judged=judged,
         )
-    dtype = np.float64 if fitting.max_ram_bytes is None else np.float32
-    every = np.zeros((len(rows), len(names)), dtype)
-    for proba, places in answers:
-        every[places] = proba
+    every = _gathered(fitting, answers, len(rows), len(names))
     sets: NDArray[np.uint8] = truth.astype(np.uint8, copy=False)
+    decided = None if codes is None else codes > 0
     return Scored(
         features=fitting.features,
         **fitting.block,
         rows=rows,
         names=names,
-        scores=score_label_sets(sets, every, names),
+        scores={**score_label_sets(sets, every, names, predicted=decided), **report},
         label_sets=(sets, every),
+        answers=decided,
     )
+
+
+def _gathered(fitting: Fitting, answers: Answers, rows: int, columns: int) -> Floats:
+    """Return what is said of all rows as one matrix (rows, columns)."""
+    dtype = np.float64 if fitting.max_ram_bytes is None else np.float32
+    every: Floats = np.zeros((rows, columns), dtype)
+    for proba, places in answers:
+        every[places] = proba
+    return every
+
+
+def _true_codes(truth: NDArray[np.generic], classes: NDArray[np.generic]) -> Numbers:
+    """Return targets as decisions have them: codes of classes (n,), or 0 and 1 of labels (n, k)."""
+    if truth.ndim == 2:
+        return truth.astype(np.intp)
+    return np.searchsorted(classes, truth)
+
+
+def learn_from_answers(
+    model: ImageClassifier,
+    fitting: Fitting,
+    names: NDArray[np.str_] | None,
+    rows: Numbers,
+    answers: Answers,
+    folds: Sequence[Fold],
+    options: RuleOptions,
+) -> tuple[Answers, LearntRule]:
+    """Give a model the rule that the answers of folds teach, and return these with it."""
+    truth = fitting.targets[rows]
+    classes = np.unique(truth) if names is None else names
+    every = _gathered(fitting, answers, len(rows), len(classes))
+    learnt = learn_rule(options, _true_codes(truth, classes), every, classes, folds)
+    decision = learnt.decision
+    if decision.kind != "plain" or decision.sets is not None:
+        model.decision_ = decision
+    return iter([(every, np.arange(len(rows)))]), learnt
 
 
 def _averaging(model: ImageClassifier | ImageRegressor) -> str:
@@ -820,6 +892,7 @@ def _cross_validate(
     names: NDArray[np.str_] | None,
     rows: Numbers,
     cv: int,
+    options: RuleOptions,
 ) -> tuple[Json, list[Suspect], Scored | None]:
     features, truth = fitting.features, fitting.targets[rows]
     groups = related_rows(features.keys, features.groups)[rows]
@@ -827,12 +900,17 @@ def _cross_validate(
     try:
         folds = repeated_folds(truth, folds=cv, groups=groups, seed=model.random_state)
     except DatasetError as error:
+        if options:
+            raise
         return {"protocol": f"not measured: {error}"}, [], None
     name = model.head.partition(":")[0].strip() if isinstance(model.head, str) else ""
     answers = fitting.held_out(
         rows, folds, model.views_averaged, name=name, seed=model.random_state
     )
-    scored = score_answers(fitting, names, rows, answers)
+    rule = None
+    if options:
+        answers, rule = learn_from_answers(model, fitting, names, rows, answers, folds, options)
+    scored = score_answers(fitting, names, rows, answers, rule=rule)
     judged = scored.judged
     protocol = f"{len(folds)}-fold cross-validation"
     if len(folds) < cv and names is None:

@@ -279,7 +279,9 @@ def _half_widths(model: ImageClassifier | ImageRegressor) -> list[float] | None:
 
 def _model_facts(model: ImageClassifier | ImageRegressor) -> list[tuple[str, str]]:
     head = model.head if isinstance(model.head, str) else type(model.head).__name__
-    return [("Backbone", model.shown_block), ("Head", str(head))]
+    facts = [("Backbone", model.shown_block), ("Head", str(head))]
+    rule = model.rule.describe(model.classes_)
+    return [*facts, ("Decides by", rule)] if rule else facts
 
 
 def _honest(result: SearchResult) -> Json:
@@ -333,7 +335,8 @@ def _described(subject: Subject, data: Json) -> Json:
     decisions = scored.confidence, scored.right
     if scored.label_sets is not None:  # each label of each image is one
         truth, proba = scored.label_sets
-        decisions = np.maximum(proba, 1 - proba).ravel(), (scored.decided == (truth > 0)).ravel()
+        sure = np.where(scored.decided, proba, 1 - proba)
+        decisions = sure.ravel(), (scored.decided == (truth > 0)).ravel()
     data["plots"]["reliability"], values["reliability"] = plots.reliability(*decisions)
     item, values["coverage"] = plots.coverage(scored.confidence, scored.right)
     data["plots"]["coverage"] = item

@@ -198,6 +198,8 @@ def _model(model: ImageClassifier | ImageRegressor) -> str:
         learnt = escaped(", ".join(model.value_names_))
     else:
         learnt = f"{len(model.classes_):,} {'labels' if model.multilabel else 'classes'}"
+        if rule := model.rule.describe(model.classes_):
+            learnt += f"; decides by {escaped(rule)}"
     return f"{_strong(head)} on {escaped(model.shown_block)}, {learnt}"
 
 

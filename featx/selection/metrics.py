@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import HeadError, UnknownNameError
 from featx.files.safe_json import Json
+from featx.heads.targets import LABEL_THRESHOLD
 
 Codes: TypeAlias = NDArray[np.integer]
 Truth: TypeAlias = NDArray[np.number]
@@ -44,17 +45,18 @@ class Judged:
         self._losses = np.zeros(len(y))
         self._top5 = np.zeros(len(y), np.bool_)
 
-    def add(self, rows: Codes, proba: Values) -> None:
-        """Take the probabilities (b, k) of some images."""
+    def add(self, rows: Codes, proba: Values, predicted: Codes | None = None) -> None:
+        """Take the probabilities (b, k) of some images; the most probable class is predicted."""
         truth = self.truth[rows]
-        self.predicted[rows] = proba.argmax(axis=1)
-        self.confidence[rows] = proba.max(axis=1)
+        predicted = proba.argmax(axis=1) if predicted is None else predicted
+        self.predicted[rows] = predicted
+        self.confidence[rows] = proba[np.arange(len(proba)), predicted]
         self._losses[rows] = -np.log(_likelihoods(truth, proba))
         self._top5[rows] = _hits_top5(truth, proba)
 
     @cached_property
     def right(self) -> NDArray[np.bool_]:
-        """Whether the most probable class is the true one."""
+        """Whether the predicted class is the true one."""
         right: NDArray[np.bool_] = self.predicted == self.truth
         return right
 
@@ -124,10 +126,17 @@ def _judged(y: NDArray[np.generic], proba: Values, classes: NDArray[np.generic])
 
 
 def score_label_sets(
-    truth: Codes, proba: Values, labels: NDArray[np.generic], *, threshold: float = 0.5
+    truth: Codes,
+    proba: Values,
+    labels: NDArray[np.generic],
+    *,
+    predicted: NDArray[np.bool_] | None = None,
 ) -> Json:
-    """Return the scores of predicted probabilities where an image has any number of labels."""
-    predicted = proba > threshold
+    """Return the scores of probabilities where an image has any number of labels.
+
+    Those above 0.5 are `predicted` by default.
+    """
+    predicted = proba > LABEL_THRESHOLD if predicted is None else predicted
     positives, chosen = truth.sum(axis=0, dtype=np.intp), predicted.sum(axis=0)
     hits = (truth * predicted).sum(axis=0, dtype=np.intp)
     micro, f1 = _f1_scores(positives, chosen, hits)
@@ -227,7 +236,7 @@ def _average_precision(truth: Codes, values: Values) -> dict[int, float]:
 
 
 def _micro_f1(truth: Codes, values: Values) -> float:
-    chosen = values > 0.5
+    chosen = values > LABEL_THRESHOLD
     return _f1_scores(truth.sum(axis=0), chosen.sum(axis=0), (truth * chosen).sum(axis=0))[0]
 
 
@@ -386,13 +395,14 @@ def bootstrap_label_sets(
     proba: Values,
     labels: NDArray[np.generic],
     *,
-    threshold: float = 0.5,
+    predicted: NDArray[np.bool_] | None = None,
     groups: Codes | None = None,
     samples: int = 1000,
     seed: int = 0,
 ) -> Json:
     """Return 95 % intervals of the scores of `score_label_sets`."""
-    predicted, n, k = proba > threshold, *truth.shape
+    predicted = proba > LABEL_THRESHOLD if predicted is None else predicted
+    n, k = truth.shape
     right, match = truth * predicted, (predicted == truth).all(axis=1)
     drawing = {"groups": groups, "samples": samples, "seed": seed, "work": n * k}
     micro, exact, f1 = [], [], []

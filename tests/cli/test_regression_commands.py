@@ -329,3 +329,16 @@ def test_several_taps_are_side_by_side(run, table, small_network, tmp_path):
     run("export", model, "--format", "openvino", "-o", tmp_path / "m.xml", "--verify", path)
     words = ["search", table, *source, *taps, "--regression", "--head", "ridge:alpha=1|10"]
     assert "selected  r2 0.9" in run(*words, "-o", tmp_path / "best.featx").stdout
+
+
+@pytest.mark.parametrize("words", [("--optimise", "f1"), ("--coverage", "0.9")])
+def test_rules_of_classes_are_refused(train, search, run, table, words):
+    for command in ("train", "search"):
+        said = run(command, table, "--regression", *words, fails=True).stderr
+        assert "leave one of the two out" in " ".join(said.split())
+
+
+def test_abstaining_is_of_classes(train, run, table):
+    model, _ = train("--head", "ridge")
+    said = run("predict", model, table.parent / "0.png", "--abstain", fails=True).stderr
+    assert "no sets with a stated coverage" in said or "intervals and no sets" in said

@@ -258,9 +258,9 @@ def test_a_diagonal_serves_where_the_eigenproblem_is_too_large(monkeypatch):
 def test_threads_change_nothing_but_the_time(monkeypatch):
     X, y = wide(400, 60)
     folds = folds_of(X, y)
-    monkeypatch.setattr(logistic_solver, "_threads", lambda: 1)
+    monkeypatch.setattr(logistic_solver, "blas_threads_now", lambda: 1)
     alone = walk(X, y, folds, CS[:3])
-    monkeypatch.setattr(logistic_solver, "_threads", lambda: 2)
+    monkeypatch.setattr(logistic_solver, "blas_threads_now", lambda: 2)
     together = walk(X, y, folds, CS[:3])
     np.testing.assert_allclose(together.coef[-1], alone.coef[-1], atol=1e-3)
 

@@ -57,6 +57,7 @@ def test_a_search_weighs_the_heads_that_can_be(rare):
         scoring="balanced_accuracy",
         balanced=True,
         score="none",
+        ensemble=False,
     )
     weighted = {row.head: "class_weight=balanced" in row.head for row in result.leaderboard}
     assert len(weighted) == 4

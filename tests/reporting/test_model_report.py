@@ -12,6 +12,7 @@ import pytest
 
 import featx
 from featx.exceptions import DatasetError, OutputError
+from featx.heads.decision import Decision
 from featx.models.scored import Scored
 from featx.reporting import feature_map, plots
 from featx.selection.metrics import Judged
@@ -205,3 +206,19 @@ def test_other_commands_write_pages_too(words, trained, shapes, tmp_path, featx_
     assert done.returncode == 0, done.stderr
     assert "report    r.html" in done.stdout
     assert "36" in text_of(tmp_path / "r.html")
+
+
+def test_the_head_and_the_errors_are_those_of_the_rule(trained, tmp_path):
+    features = trained.scored.features
+    result = featx.train(features, cv=3, coverage=0.8, optimise="balanced_accuracy")
+    rule = Decision(False, "factors", np.array([1.0, 1e6, 1.0]), "f1", result.model.decision_.sets)
+    result.model.decision_ = rule
+    featx.report(result.model, features, tmp_path / "r.html", bootstrap=0)
+    text = text_of(tmp_path / "r.html")
+    assert "Decides by a factor a class, for macro F1; sets with a coverage of 0.8" in text
+    wrong = int((result.model.predict(features.X) != features.y).sum())
+    assert wrong > 20
+    assert f"{wrong} of 36 images are wrong" in text
+    result.report(tmp_path / "t.html", bootstrap=0)
+    wrong = int((~result.scored.right).sum())
+    assert f"{wrong} of 36 images are wrong" in text_of(tmp_path / "t.html")
