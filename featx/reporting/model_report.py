@@ -280,7 +280,7 @@ def _half_widths(model: ImageClassifier | ImageRegressor) -> list[float] | None:
 def _model_facts(model: ImageClassifier | ImageRegressor) -> list[tuple[str, str]]:
     head = model.head if isinstance(model.head, str) else type(model.head).__name__
     facts = [("Backbone", model.shown_block), ("Head", str(head))]
-    rule = model.rule.describe(model.classes_)
+    rule = "" if model.regression else model.rule.describe(model.classes_)
     return [*facts, ("Decides by", rule)] if rule else facts
 
 
