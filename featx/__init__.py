@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from featx.models.evaluation import compare_models, evaluate
     from featx.models.extractor import FeatureExtractor
     from featx.models.prediction import predict
+    from featx.models.regressor import ImageRegressor
     from featx.models.search import search
     from featx.models.similarity import similar
     from featx.models.training import train
@@ -73,6 +74,7 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "ImagePolicy",
+    "ImageRegressor",
     "MissingExtraError",
     "OutputError",
     "UnknownNameError",
@@ -105,6 +107,7 @@ _HOMES = {
     "ImageClassifier": "featx.models.classifier",
     "ImageDataset": "featx.images.dataset",
     "ImagePolicy": "featx.spec",
+    "ImageRegressor": "featx.models.regressor",
     "ViewPolicy": "featx.spec",
     "audit": "featx.auditing.audit",
     "compare_models": "featx.models.evaluation",

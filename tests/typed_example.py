@@ -5,6 +5,7 @@ from typing import assert_type
 import featx
 from featx.cache.features import Features
 from featx.models.classifier import ImageClassifier
+from featx.models.regressor import ImageRegressor
 from featx.models.search import SearchResult
 from featx.models.training import TrainingResult
 
@@ -15,4 +16,4 @@ def example() -> None:
     assert_type(features, Features)
     assert_type(featx.train(features), TrainingResult)
     assert_type(featx.search(features), SearchResult)
-    assert_type(featx.load("photos.featx"), ImageClassifier)
+    assert_type(featx.load("photos.featx"), ImageClassifier | ImageRegressor)

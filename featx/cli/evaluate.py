@@ -23,7 +23,7 @@ _COUNTS = ("true positives", "false positives", "false negatives", "true negativ
         "--compare",
         "other",
         type=click.Path(path_type=Path),
-        help="A second model: McNemar's test on the same images.",
+        help="A second model on the same images: McNemar's test, or errors of a regression.",
     ),
     options.bootstrap,
     options.file_path(
@@ -59,6 +59,7 @@ def command(
     \b
     featx evaluate photos.featx photos-held-out/
     featx evaluate old.featx photos-held-out/ --compare new.featx
+    featx evaluate age.featx faces.csv  # a regression: R², MAE and RMSE
     """
     import featx
     from featx.files.outputs import begins_with
@@ -71,6 +72,8 @@ def command(
     reading = {name: settings.pop(name) for name in ("splits", "root")}
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
+    if confusion is not None and classifier.regression:
+        raise click.UsageError("--confusion is of classes, and the model predicts numbers")
     features = extract_for(classifier, data, cache=cache, progress=True, **reading)
     metrics = featx.evaluate(classifier, features, **settings)
     report = {"model": str(model), "dataset": features.name, **metrics}
@@ -125,6 +128,15 @@ def _write_confusion(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def _show_comparison(comparison: dict[str, Any]) -> None:
+    if "mae" in comparison:
+        first, second = comparison["mae"]
+        low_high = comparison.get("interval")
+        within = " (95 % interval {:+.4g} to {:+.4g})".format(*low_high) if low_high else ""
+        say(
+            f"{comparison['second_model']}: mean absolute error {second:.4g} against {first:.4g}, "
+            f"{comparison['difference']:+.4g}{within}"
+        )
+        return
     first, second = comparison["accuracy"]
     what = "accuracy" if comparison["right"] == "the label" else f"{comparison['right']} right"
     low_high = comparison.get("interval")

@@ -66,7 +66,7 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Write a model as one network from uint8 RGB pixels to probabilities.
+    """Write a model as one network from uint8 RGB pixels to probabilities, or to numbers.
 
     It needs no featx: preprocessing, backbone, scaler and head are in it, the names of the classes
     lie beside it. With --verify the written file is run in its own runtime on images from disk, and
@@ -110,7 +110,11 @@ def _as_json(done: Export) -> dict[str, object]:
         "path": done.path,
         "size_bytes": done.size_bytes,
         "calibrated_on": done.calibrated_on or None,
-        **{name: done.description[name] for name in ("format", "precision", "classes", "input")},
+        **{
+            name: done.description[name]
+            for name in ("format", "precision", "classes", "values", "input")
+            if name in done.description
+        },
         "verification": done.verification,
         "serving": done.serving,
     }
@@ -121,12 +125,18 @@ def _show(done: Export) -> None:
     megabytes = done.size_bytes / 1e6
     say(
         f"{done.path}: {description['format']}, {description['precision']}, {megabytes:.1f} MB, "
-        f"{len(description['classes']):,} classes, named in {done.path.name}.json"
+        f"{_outputs(description)}, named in {done.path.name}.json"
     )
     if done.calibrated_on:
         say(f"ranges of int8 from images of {done.calibrated_on}")
     report = done.verification
-    if report is not None:
+    if report is not None and "values" in description:
+        say(
+            f"verified with {report['runtime']} on {report['images']:,} images of "
+            f"{report['dataset']} ({_not_compared(report)}): largest difference of a number "
+            f"{report['largest_difference']:.1e} deviations of training{_r2(report)}"
+        )
+    elif report is not None:
         say(
             f"verified with {report['runtime']} on {report['images']:,} images of "
             f"{report['dataset']} ({_not_compared(report)}): "
@@ -136,6 +146,18 @@ def _show(done: Export) -> None:
         )
     for language, code in done.serving.items():
         say("", f"--- {language}", "", *code.rstrip().split("\n"))
+
+
+def _outputs(description: dict[str, Any]) -> str:
+    if "values" in description:
+        count = len(description["values"])
+        return f"{count:,} number{'s' * (count > 1)}"
+    return f"{len(description['classes']):,} classes"
+
+
+def _r2(report: dict[str, Any]) -> str:
+    before, after = report["r2_of_model"], report["r2_of_export"]
+    return "" if before is None else f", R² {after:.4f} (model {before:.4f})"
 
 
 def _not_compared(report: dict[str, Any]) -> str:

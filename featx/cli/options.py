@@ -354,6 +354,17 @@ multilabel = flag(
     help="A label such as ant|winged is several, each predicted by itself; so are a CSV's "
     "columns of 0 and 1.",
 )
+regression = stacked(
+    flag("--regression", help="Learn numbers: the labels of DATA, or columns of a table."),
+    click.option(
+        "--target-column",
+        "target_columns",
+        multiple=True,
+        metavar="NAME",
+        help="A column of numbers of a CSV, in place of label; with --regression. Repeat it for "
+        "several.",
+    ),
+)
 label_kind = choice(
     "--label-kind",
     values=["auto", "class"],
@@ -501,6 +512,12 @@ def open_block(
     return features, {"backbone": fits[0].backbone, "tap": fits[0].tap}
 
 
+def check_targets(regression: bool, columns: tuple[str, ...]) -> None:
+    """Refuse columns of numbers where classes are learnt."""
+    if columns and not regression:
+        raise click.UsageError("--target-column names numbers to learn: add --regression")
+
+
 def image_arguments(images: Iterable[str]) -> Iterator[str]:
     """Return names of files: patterns are expanded in arguments, and none in standard input."""
     from featx.images.scan import FileName, image_names
@@ -518,7 +535,8 @@ def complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
     """Return the heads whose names begin so."""
     from featx.heads.table import head_names
 
-    return [name for name in head_names() if name.startswith(incomplete)]
+    names = {*head_names(), *head_names(regression=True)}
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def check_output(
@@ -555,6 +573,11 @@ def _images(data: str, cache: Path) -> list[Path]:
     except FeatxError:
         return []
     return [Path(manifest.root or "", path) for path in manifest.path]
+
+
+def is_ruled(settings: dict[str, Any]) -> bool:
+    """Tell whether a decision rule is asked for."""
+    return settings["optimise"] is not None or settings["coverage"] is not None
 
 
 def check_rule(settings: dict[str, Any], *, multilabel: bool) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +35,12 @@ _MEASURED_ROWS = 200
         default="table",
         help="How to print them.",
     ),
+    click.option(
+        "--coverage",
+        type=float,
+        help="Of a regression: share of images whose true number lies between low and high.  "
+        "[default: 0.9]",
+    ),
     options.flag("--unknown", help="Mark images that are unlike those of training."),
     options.flag(
         "--abstain",
@@ -50,6 +57,7 @@ def command(
     style: str,
     unknown: bool,
     abstain: bool,
+    coverage: float | None,
     weights: str | None,
     trust: bool,
     cache: Path,
@@ -58,7 +66,8 @@ def command(
 
     IMAGES are files, folders (all images below them), patterns in quotes, or - for one path a line
     on standard input. Every image is a row; one that cannot be read has the status failed and a
-    reason. The exit code is 0 when an image could be read, 1 when none could.
+    reason. A model of a regression gives each number with an interval. The exit code is 0 when an
+    image could be read, 1 when none could.
 
     \b
     featx predict photos.featx new/*.jpg
@@ -72,10 +81,12 @@ def command(
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
     named = options.image_arguments(images)
-    predictions = predict(classifier, named, top_k=top_k, unknown=unknown, abstain=abstain)
-    rows = _counted(predictions, counts)
-    printer = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}[style]
-    printer(rows, unknown, abstain)
+    how: dict[str, Any] = {"top_k": top_k, "unknown": unknown, "abstain": abstain}
+    rows = _counted(predict(classifier, named, coverage=coverage, **how), counts)
+    if classifier.regression:
+        _VALUE_PRINTERS[style](rows, unknown)
+    else:
+        _PRINTERS[style](rows, unknown, abstain)
     if counts["failed"]:
         say(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
     return 0 if counts["ok"] or not counts["failed"] else 1
@@ -88,19 +99,28 @@ def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Pre
 
 
 def _print_table(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
-    """Print aligned columns, as wide as the first rows ask for, so that rows never wait."""
     more = [*(["distance"] if unknown else []), *(["set"] if abstain else [])]
     header = ["path", "label", "probability", *more, ""]
-    lines = ([visible(cell) for cell in line] for line in _table_lines(rows, unknown, abstain))
+    _print_columns(header, _table_lines(rows, unknown, abstain))
+
+
+def _print_value_table(rows: Iterable[Prediction], unknown: bool) -> None:
+    header = ["path", "name", "value", "low", "high", *(["distance"] if unknown else []), ""]
+    _print_columns(header, _value_lines(rows, unknown))
+
+
+def _print_columns(header: list[str], cells: Iterator[list[str]]) -> None:
+    """Print aligned columns, as wide as the first rows ask for, so that rows never wait."""
+    lines = ([visible(cell) for cell in line] for line in cells)
     first = [header, *islice(lines, _MEASURED_ROWS)]
     widths = [max(len(line[column]) for line in first) for column in range(len(header))]
-    right = {"probability", "distance"}
+    right = {"probability", "distance", "value", "low", "high"}
     for line in chain(first, lines):
-        cells = [
+        padded = [
             cell.rjust(width) if name in right else cell.ljust(width)
             for cell, width, name in zip(line, widths, header, strict=True)
         ]
-        say("  ".join(cells).rstrip())
+        say("  ".join(padded).rstrip())
 
 
 def _table_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> Iterator[list[str]]:
@@ -120,6 +140,45 @@ def _table_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> It
                 yield ["", label, f"{probability:.4f}", *[""] * len(more), ""]
             else:
                 yield [path, label, f"{probability:.4f}", *more, ", ".join(marks)]
+
+
+def _value_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str]]:
+    for row in rows:
+        if row.status == "failed":
+            dashes = ["-"] * (5 if unknown else 4)
+            yield [row.path, *dashes, f"failed: {row.reason}"]
+        for number, value in enumerate(row.values):
+            more, mark = [], ""
+            if unknown:
+                more = ["" if number else f"{row.distance:.3f}"]
+                mark = "unknown" if row.unknown and not number else ""
+            ends = ("-" if end is None else f"{end:.6g}" for end in (value.low, value.high))
+            path = "" if number else row.path
+            yield [path, value.name, f"{value.value:.6g}", *ends, *more, mark]
+
+
+def _print_value_csv(rows: Iterable[Prediction], unknown: bool) -> None:
+    write = row_writer()
+    extra = ["unknown", "distance"] if unknown else []
+    write(["path", "name", "value", "low", "high", "status", "reason", *extra])
+    for row in rows:
+        more: list[str] = []
+        if unknown:
+            known = row.unknown is not None
+            more = [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
+        if row.status == "failed":
+            write([row.path, "", "", "", "", row.status, row.reason, *more])
+        for value in row.values:
+            ends = ("" if end is None else repr(end) for end in (value.low, value.high))
+            write([row.path, value.name, repr(value.value), *ends, row.status, "", *more])
+
+
+def _print_value_json(rows: Iterable[Prediction], unknown: bool) -> None:
+    for row in rows:
+        more = {"unknown": row.unknown, "distance": row.distance} if unknown else {}
+        values = [asdict(value) for value in row.values]
+        line = {"path": row.path, "status": row.status, "reason": row.reason, "values": values}
+        say_json({**line, **more})
 
 
 def _joined(row: Prediction) -> str:
@@ -159,3 +218,11 @@ def _print_json_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) 
         if abstain:
             line |= {"unsure": row.unsure, "set": row.label_set}
         say_json(line)
+
+
+_PRINTERS = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}
+_VALUE_PRINTERS = {
+    "table": _print_value_table,
+    "csv": _print_value_csv,
+    "jsonl": _print_value_json,
+}

@@ -29,7 +29,7 @@ _SHOWN = 15
         shell_complete=options.complete_head,
         help="A head over its own grid, over values as in logistic:C=0.01|0.1, or over a range as "
         "in logistic:C=0.001..10 (random, optuna). Repeat it for several.  "
-        "[default: logistic and ridge]",
+        "[default: logistic and ridge; with --regression ridge and knn]",
     ),
     click.option(
         "--transform",
@@ -58,7 +58,8 @@ _SHOWN = 15
     click.option(
         "--scoring",
         help="accuracy, balanced_accuracy, macro_f1, log_loss or top5; with --multilabel "
-        "mean_average_precision or micro_f1.  [default: the first of them]",
+        "mean_average_precision or micro_f1; with --regression r2, mae or rmse.  [default: the "
+        "first of them]",
     ),
     click.option(
         "--score",
@@ -100,6 +101,7 @@ _SHOWN = 15
     options.cache,
     options.seed,
     options.multilabel,
+    options.regression,
     options.label_kind,
     options.balanced,
     options.rule,
@@ -129,13 +131,17 @@ def command(
     featx search photos/ -o photos.featx
     featx search photos/ -b tiny -b mobilenet_v2 --head logistic --head 'dense:256|512' -o m.featx
     featx search photos/ --head 'logistic:C=0.0001..10' --strategy random --trials 30 --budget 2m
+    featx search faces.csv --regression --target-column age --scoring mae
     """
     import featx
     from featx.files.outputs import begins_with
-    from featx.models.search import read_space
+    from featx.models.search import default_scoring, read_space
+    from featx.models.training import check_kind
     from featx.selection.measuring import SearchOptions
 
     laps = Laps()
+    target_columns = settings.pop("target_columns")
+    options.check_targets(settings["regression"], target_columns)
     target = options.model_target(output, data, force=force)
     options.check_report(report_file, data, force=force)
     if csv_file is not None:
@@ -148,24 +154,36 @@ def command(
     }
     learnt = {
         "multilabel": multilabel,
-        **{name: settings.pop(name) for name in ("label_kind", "balanced")},
+        **{name: settings.pop(name) for name in ("regression", "label_kind", "balanced")},
     }
+    kind = {name: learnt[name] for name in ("multilabel", "regression")}
+    ruled = {name: settings[name] for name in ("optimise", "coverage", "coverage_by")}
+    check_kind(**kind, balanced=learnt["balanced"], ruled=options.is_ruled(settings))
     options.check_rule(settings, multilabel=multilabel)
-    ruled = {name: settings.pop(name) for name in ("optimise", "coverage", "coverage_by")}
+    for name in ruled:
+        del settings[name]
     space, max_ram, fresh, on_split = (
         settings.pop(name) for name in ("space", "max_ram", "fresh", "on_split")
     )
     how: dict[str, Any] = {
         **settings,
         "cv": on_split or settings["cv"],
-        "scoring": settings["scoring"] or ("mean_average_precision" if multilabel else "accuracy"),
+        "scoring": settings["scoring"] or default_scoring(**kind),
     }
     # A mistyped name is to be known before an hour of extraction.
-    named = read_space(space, **what, streamed=max_ram is not None)
+    streamed = max_ram is not None
+    named = read_space(space, **what, streamed=streamed, regression=learnt["regression"])
     if learnt["balanced"]:
         named.balanced()
     SearchOptions(**{**how, "caution": how["caution"] or 0.0})
-    features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
+    features = featx.extract(
+        data,
+        **extraction,
+        multilabel=multilabel,
+        target_columns=target_columns,
+        cache=cache,
+        progress=True,
+    )
     laps.lap("features")
     if extraction["backbone"]:
         what["backbones"] = list(extraction["backbone"])

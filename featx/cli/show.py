@@ -30,6 +30,7 @@ _SET_SCORES = {
     "macro_f1": "macro F1",
     "exact_match": "every label right",
 }
+_VALUE_SCORES = {"r2": "R²", "mae": "MAE", "rmse": "RMSE"}
 BESIDE = "an image "
 _ANIMATED = (".gif", ".webp", ".apng")
 
@@ -187,6 +188,9 @@ def show_scores(metrics: dict[str, Any]) -> None:
     if "mean_average_precision" in metrics:
         _show_label_sets(metrics)
         return
+    if "values" in metrics:
+        _show_values(metrics)
+        return
     if intervals := metrics.get("intervals"):
         say(*_with_intervals(_SCORES, metrics, intervals))
     else:
@@ -218,6 +222,30 @@ def _show_label_sets(metrics: dict[str, Any]) -> None:
             for row in metrics["labels"]
         ]
         say(*table(["label", "images", "average precision", "F1"], rows))
+
+
+def _show_values(metrics: dict[str, Any]) -> None:
+    intervals = metrics.get("intervals", {}).get("values", [{}] * len(metrics["values"]))
+    rows = [
+        [
+            row["value"],
+            *(
+                f"{row[name]:.4g}" + (" ({:.4g} to {:.4g})".format(*limits[name]) if limits else "")
+                for name in _VALUE_SCORES
+            ),
+        ]
+        for row, limits in zip(metrics["values"], intervals, strict=True)
+    ]
+    say(*table(["value", *_VALUE_SCORES.values()], rows))
+    if covered := metrics.get("covered"):
+        shares = ", ".join(f"{share:.1%}" for share in covered["share"])
+        say(f"{shares} within the intervals, expected {covered['expected']:.0%}")
+
+
+def value_scores(row: dict[str, Any]) -> str:
+    """Return the scores of one number as text."""
+    scores = ", ".join(f"{text} {row[name]:.4g}" for name, text in _VALUE_SCORES.items())
+    return f"{row['value']}: {scores}"
 
 
 def _with_intervals(

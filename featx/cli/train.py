@@ -10,7 +10,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, label_scores, show_features, show_rule
+from featx.cli.show import Laps, label_scores, show_features, show_rule, value_scores
 from featx.terminal import say, say_json
 
 
@@ -21,10 +21,10 @@ from featx.terminal import say, say_json
     click.option(
         "--head",
         default="logistic",
-        show_default=True,
+        show_default="logistic, with --regression ridge",
         shell_complete=options.complete_head,
         help="logistic, svm, knn, ridge, lda, forest or dense:1024,1024, with parameters as in "
-        "logistic:C=0.1",
+        "logistic:C=0.1; with --regression ridge, svm, knn, forest, extra-trees or dense",
     ),
     options.whole("--cv", default=5, least=0, help="Folds; 0 for none."),
     options.output,
@@ -36,6 +36,7 @@ from featx.terminal import say, say_json
         "--average-views", help="Predict by the mean over an image and its --views, at their price."
     ),
     options.multilabel,
+    options.regression,
     options.label_kind,
     options.balanced,
     options.rule,
@@ -65,16 +66,26 @@ def command(
     featx train photos/ -b mobilenet_v2 --head dense:1024,1024 -o photos.featx
     featx train photos/ -b tiny -b mobilenet_v2 -o both.featx
     featx train insects.csv --multilabel -o insects.featx  # labels such as ant|winged
+    featx train faces.csv --regression --target-column age -o age.featx
     featx train photos/ --optimise f1 --coverage 0.95 -o photos.featx
     """
     import featx
     from featx.heads.learning import require_streamable
     from featx.heads.making import balanced_head, make_head
+    from featx.models.training import VALUE_HEAD, check_kind
 
     laps = Laps()
     # What cannot be trained is to be known before an hour of extraction.
-    head = balanced_head(head) if settings.pop("balanced") else head
-    untrained = make_head(head, multilabel=multilabel)
+    regression, target_columns, balanced = (
+        settings.pop(name) for name in ("regression", "target_columns", "balanced")
+    )
+    options.check_targets(regression, target_columns)
+    kind: dict[str, Any] = {"multilabel": multilabel, "regression": regression}
+    check_kind(**kind, balanced=balanced, ruled=options.is_ruled(settings))
+    if regression and not options.is_given("head"):
+        head = VALUE_HEAD
+    head = balanced_head(head) if balanced else head
+    untrained = make_head(head, **kind)
     options.check_rule(settings, multilabel=multilabel)
     if settings["max_ram"] is not None:
         require_streamable(untrained)
@@ -84,15 +95,20 @@ def command(
     if settings["average_views"] and not settings["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
     extraction = extraction_arguments(settings)
-    features = featx.extract(data, **extraction, multilabel=multilabel, cache=cache, progress=True)
+    features = featx.extract(
+        data,
+        **extraction,
+        multilabel=multilabel,
+        target_columns=target_columns,
+        cache=cache,
+        progress=True,
+    )
     laps.lap("features")
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
     if len(features.blocks) > 1:
         source["tap"] = extraction["taps"]
     started = time.perf_counter()
-    result = featx.train(
-        features, head=head, multilabel=multilabel, cache=cache, **source, **settings
-    )
+    result = featx.train(features, head=head, **kind, cache=cache, **source, **settings)
     seconds = time.perf_counter() - started
     laps.lap("head and its score")
     change = result.change(before, seed=settings["seed"])
@@ -111,10 +127,15 @@ def command(
         say_json({**saved, "extraction": features.report, "train_seconds": seconds})
         return
     show_features(features)
-    what = "labels" if multilabel else "classes"
-    say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
-    _show_accuracy(result)
-    show_rule(result.metrics)
+    if regression:
+        names = result.model.value_names_
+        say(f"head      {head} on {len(names)} number{'s' * (len(names) > 1)} in {seconds:.1f} s")
+        _show_values(result)
+    else:
+        what = "labels" if multilabel else "classes"
+        say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
+        _show_accuracy(result)
+        show_rule(result.metrics)
     if change is not None:
         low, high = change["interval"]
         say(
@@ -140,6 +161,23 @@ def _training_of(target: Path) -> Any:
         return read_details(target)["training"]
     except (FeatxError, KeyError):
         return {}
+
+
+def _show_values(result: Any) -> None:
+    from featx.selection.value_metrics import half_widths
+
+    metrics, model = result.metrics, result.model
+    if "values" not in metrics:
+        say(f"scores    {metrics['protocol']}")
+        return
+    for row in metrics["values"]:
+        say(f"scores    {value_scores(row)}")
+    say(f"          {metrics['protocol']}")
+    half = ", ".join(
+        f"{name} ± {width:.4g}"
+        for name, width in zip(model.value_names_, half_widths(model.residuals_), strict=True)
+    )
+    say(f"interval  {half} holds the true number of 90 % of images")
 
 
 def _show_accuracy(result: Any) -> None:

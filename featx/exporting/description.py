@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featx.exceptions import ExportError, reason
-from featx.exporting.formats import FORMATS, INPUT, OUTPUT
+from featx.exporting.formats import FORMATS, INPUT, OUTPUT, VALUES
 from featx.files.outputs import beside, flush, flush_names
 from featx.files.safe_json import Json
 from featx.heads.targets import LABEL_THRESHOLD
 from featx.models.classifier import ImageClassifier
+from featx.models.regressor import ImageRegressor
 from featx.spec import FeatureSpec
 
 _TYPE, _VERSION = "featx-export", 1
@@ -44,20 +45,24 @@ def describe(
     *,
     format: str,
     precision: str,
-    model: ImageClassifier,
+    model: ImageClassifier | ImageRegressor,
     spec: FeatureSpec,
     calibration: Json | None,
 ) -> Json:
     """Return the description of an export as JSON types."""
     height, width = spec.input_size_px
-    classes, head = model.classes_.tolist(), model.head
+    head = model.head
+    if model.regression:
+        learnt: Json = {"values": list(model.value_names_), "spread": model.spread_.tolist()}
+    else:
+        learnt = {"classes": model.classes_.tolist()}
     head = head if isinstance(head, str) else type(head).__name__
     return {
         "type": _TYPE,
         "version": _VERSION,
         "format": format,
         "precision": precision,
-        "classes": classes,
+        **learnt,
         "input": {
             "name": INPUT,
             "dtype": "uint8",
@@ -68,9 +73,9 @@ def describe(
             "image": spec.image.to_dict(),
         },
         "output": {
-            "name": OUTPUT,
+            "name": VALUES if model.regression else OUTPUT,
             "dtype": "float32",
-            "shape": [None, len(classes)],
+            "shape": [None, len(answer_names(learnt))],
             "multilabel": model.multilabel,
         },
         "model": {
@@ -83,13 +88,19 @@ def describe(
     }
 
 
+def answer_names(description: Json) -> list[object]:
+    """Return what the columns of an export's output are called: classes, or numbers."""
+    names: list[object] = description["values" if "values" in description else "classes"]
+    return names
+
+
 def read_description(path: Path) -> Json:
     """Read the description that lies beside an export."""
     file = description_path(path)
     try:
         description: Json = dict(json.loads(file.read_text("utf-8")))
         kind, version = description["type"], description["version"]
-        complete = isinstance(description["classes"], list)
+        complete = isinstance(answer_names(description), list)
         complete &= {"format", "precision"} <= set(description)
         complete &= isinstance(description.get("calibration", {}).get("keys", []), list)
     except FileNotFoundError as error:
@@ -170,8 +181,11 @@ def pixels(path):
 
 with open({beside!r}, encoding="utf-8") as file:
     about = json.load(file)
-classes = about["classes"]
+{names} = about["{key}"]
 '''
+
+_SHOW_VALUES = "print(dict(zip(names, values.tolist())))\n"
+_JAVASCRIPT_SHOW_VALUES = "console.log(Object.fromEntries(names.map((n, i) => [n, values[i]])));\n"
 
 # How each rule decides, by language: of classes, the number of the best one.
 _PYTHON_RULES = {
@@ -202,7 +216,7 @@ print([name for name, p, limit in zip(classes, weighed, least) if p >= limit])
 """
 
 _CANVAS = """\
-const {{ classes, decision }} = await (await fetch("{beside}")).json();
+const {{ {key} }} = await (await fetch("{beside}")).json();
 const context = new OffscreenCanvas({width}, {height}).getContext("2d");
 context.imageSmoothingQuality = "high"; // near to the model's own resizing, not equal to it
 context.drawImage(image, {crop}0, 0, {width}, {height}); // an <img>
@@ -249,18 +263,26 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
     row, (_, height, width, _) = FORMATS[description["format"]], description["input"]["shape"]
     policy = description["input"]["image"]
     file = description_path(path)
-    imports, _, rest = row.python.format(path=str(path)).partition("\n\n")
+    numbers = "values" in description
+    runs = {"python": row.python, "javascript": row.javascript}
+    if numbers:  # the templates call the output and its variable after probabilities
+        runs = {language: text.replace(OUTPUT, VALUES) for language, text in runs.items()}
+    imports, _, rest = runs["python"].format(path=str(path)).partition("\n\n")
     python = _DECODE.format(
         imports=imports,
         height=height,
         width=width,
         beside=str(file),
+        names="names" if numbers else "classes",
+        key="values" if numbers else "classes",
         draft=f'    image.draft("RGB", ({2 * width}, {2 * height}))\n' if policy["draft"] else "",
         resize=_resize(policy, height, width),
     )
     decision = description.get("decision", {"kind": "plain"})
     several, kind = description["output"]["multilabel"], decision["kind"]
-    if several:
+    if numbers:
+        show, show_javascript = _SHOW_VALUES, _JAVASCRIPT_SHOW_VALUES
+    elif several:
         plain = kind == "plain"
         limits = f"[{LABEL_THRESHOLD}] * len(classes)" if plain else 'about["decision"]["values"]'
         show = _SHOW_SETS.format(limits=limits)
@@ -276,11 +298,13 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
     code = {"python": f"{python}\n{rest}{show}"}
     if row.javascript:
         crop = "left, top, w, h, " if policy["resize"] == "crop" else ""
-        canvas = _CANVAS.format(beside=file.name, height=height, width=width, crop=crop)
+        size = {"height": height, "width": width}
+        key = "values: names" if numbers else "classes, decision"
+        canvas = _CANVAS.format(beside=file.name, key=key, crop=crop, **size)
         if crop:
             canvas = _centre(height, width) + canvas
         names = {"file": path.name, "canvas": canvas}
-        lines = row.javascript.format(**names, height=height, width=width)
+        lines = runs["javascript"].format(**names, height=height, width=width)
         code["javascript"] = lines + show_javascript
     return code
 

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.exceptions import DatasetError, ExportError
 from featx.exporting.description import (
+    answer_names,
     as_json,
     describe,
     description_path,
@@ -20,7 +21,7 @@ from featx.exporting.description import (
     report_path,
     serving_code,
 )
-from featx.exporting.formats import FORMATS, Format, choose_format, require_onnx
+from featx.exporting.formats import FORMATS, OUTPUT, VALUES, Format, choose_format, require_onnx
 from featx.exporting.graph import Part, build_graph, head_steps
 from featx.exporting.onnx_graph import write_joined
 from featx.exporting.verification import (
@@ -35,7 +36,9 @@ from featx.exporting.verification import (
 from featx.files.safe_json import Json
 from featx.images.dataset import ImageDataset
 from featx.models.classifier import ImageClassifier, load_model
+from featx.models.image_model import ImageModel
 from featx.models.model_file import read_details
+from featx.models.regressor import ImageRegressor
 from featx.quiet import quiet_import
 from featx.spec import FeatureSpec
 
@@ -77,7 +80,7 @@ class Export:
 
 
 def export(
-    model: ImageClassifier | str | os.PathLike[str],
+    model: ImageClassifier | ImageRegressor | str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
     *,
     format: str | None = None,
@@ -90,7 +93,7 @@ def export(
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
 ) -> Export:
-    """Write a model as one network from uint8 RGB pixels to probabilities.
+    """Write a model as one network from uint8 RGB pixels to probabilities, or to numbers.
 
     The backbone with its preprocessing, the pooling, the scaler or principal components and the
     head become one graph, which needs no featx. What remains for the program that serves it is
@@ -98,8 +101,8 @@ def export(
 
     Parameters
     ----------
-    model : ImageClassifier or path
-        Fitted, or the path of a ``.featx`` file.
+    model : ImageClassifier, ImageRegressor or path
+        Fitted, or the path of a ``.featx`` file. The output of a regression is called ``values``.
     path : path, optional
         Where to. By default the model's own path with the end of the format.
     format : str, optional
@@ -114,7 +117,8 @@ def export(
     verify : ImageDataset, path or str, optional
         Images on which the written file is compared with the model, see `featx.verify_export`.
     tolerance : float, default 1e-3
-        Largest difference of a probability in that comparison.
+        Largest difference of a probability in that comparison, or of a number in deviations of
+        training.
     overwrite : bool, default False
         Whether to replace what is at `path`.
     cache : path, optional
@@ -156,7 +160,7 @@ def export(
     if not overwrite:
         refuse_existing(outcome)
     training: Json = {}
-    if isinstance(model, ImageClassifier):
+    if isinstance(model, ImageModel):
         fitted = model
     else:
         fitted = load_model(model, cache=cache, weights=weights, trust=trust)
@@ -200,15 +204,17 @@ def export(
         spec=spec,
         calibration=None if ranges is None else ranges.describe(),
     )
+    output = VALUES if fitted.regression else OUTPUT
+    names = answer_names(description)
     native = any(part.source.is_native for part in parts)
-    network = None if native else build_graph(parts, steps)
+    network = None if native else build_graph(parts, steps, output)
     with placed_whole([description_path(target), *row.files(target)]) as folder:
         made = folder / target.name
         pixels = None if ranges is None else ranges.pixels
         if network is None:
-            write_joined(row, parts, steps, made, description["classes"])
+            write_joined(row, parts, steps, made, classes=names, output=output)
         else:
-            row.write(network, made, classes=description["classes"], calibration=pixels)
+            row.write(network, made, classes=names, calibration=pixels)
         description_path(made).write_text(as_json(description), "utf-8")
     report_path(target).unlink(missing_ok=True)  # it was about what was there before
     report = None
@@ -227,13 +233,13 @@ def planned_files(
 
 
 def _target(
-    model: ImageClassifier | str | os.PathLike[str],
+    model: ImageClassifier | ImageRegressor | str | os.PathLike[str],
     path: str | os.PathLike[str] | None,
     row: Format,
 ) -> Path:
     if path is not None:
         return Path(path)
-    if isinstance(model, ImageClassifier):
+    if isinstance(model, ImageModel):
         raise ExportError("expected a path to export to, received none: give path=...")
     file = Path(model)
     return file.with_name(f"{file.stem}{row.suffix or f'_{row.name}'}")

@@ -26,8 +26,8 @@ Tensor: TypeAlias = Any
 Pixels: TypeAlias = "NDArray[np.uint8]"
 Probabilities: TypeAlias = "NDArray[np.float32]"
 
-INPUT, OUTPUT = "pixels", "probabilities"
-"""Names of the input and the output, in every format that has names."""
+INPUT, OUTPUT, VALUES = "pixels", "probabilities", "values"
+"""Names of the input and of the output, of classes or of numbers, in formats that have names."""
 
 
 class Opened(NamedTuple):
@@ -105,17 +105,28 @@ def write_openvino(
         import keras
         from openvino.tools.ovc import convert_model
 
-        named = keras.Model(network.inputs, {OUTPUT: network.outputs[0]})
+        output = _output_of(network)
+        named = keras.Model(network.inputs, {output: network.outputs[0]})
         model = convert_model(named, share_weights=False)
-    save_openvino(model, path, classes)
+    save_openvino(model, path, classes, output)
 
 
-def save_openvino(model: Any, path: Path, classes: Sequence[object]) -> None:
-    """Write a model of OpenVINO; class names are JSON under ``featx/classes`` in its ``.xml``."""
+def _output_of(network: KerasModel) -> str:
+    """Return what the output of a network is called."""
+    return str(network.output_names[0])
+
+
+def _names_key(output: str) -> str:
+    """Return under which key a file has the names of its outputs."""
+    return VALUES if output == VALUES else "classes"
+
+
+def save_openvino(model: Any, path: Path, classes: Sequence[object], output: str = OUTPUT) -> None:
+    """Write a model of OpenVINO; names are JSON under ``featx/classes`` or ``featx/values``."""
     with conversion_errors("OpenVINO"):
         import openvino
 
-        model.set_rt_info(json.dumps(list(classes)), ["featx", "classes"])
+        model.set_rt_info(json.dumps(list(classes)), ["featx", _names_key(output)])
         # By default it would halve the weights' precision.
         openvino.save_model(model, str(path), compress_to_fp16=False)
 
@@ -134,10 +145,12 @@ def run_openvino(path: Path) -> Opened:
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(pixels: Pixels) -> Probabilities:
-        return np.array(compiled([pixels])[OUTPUT], np.float32)
+        return np.array(compiled([pixels])[0], np.float32)
 
-    key = ["featx", "classes"]
-    classes = json.loads(model.get_rt_info(key).astype(str)) if model.has_rt_info(key) else None
+    classes = None
+    for key in (["featx", "classes"], ["featx", VALUES]):
+        if model.has_rt_info(key):
+            classes = json.loads(model.get_rt_info(key).astype(str))
     return Opened(run, f"OpenVINO {openvino.__version__.split('-')[0]}", classes)
 
 
@@ -156,10 +169,11 @@ def _serving_function(network: KerasModel) -> Any:
     import tensorflow as tf
 
     pixels = tf.TensorSpec(network.input_shape, tf.uint8, name=INPUT)
+    output = _output_of(network)
 
     @tf.function(input_signature=[pixels], autograph=False)  # type: ignore[untyped-decorator, unused-ignore]
     def serve(pixels: Tensor) -> dict[str, Tensor]:
-        return {OUTPUT: network(pixels, training=False)}
+        return {output: network(pixels, training=False)}
 
     return serve
 
@@ -200,7 +214,7 @@ def run_saved_model(path: Path) -> Opened:
         # The loaded object owns the variables: it has to outlive the function.
         assert loaded is not None
         with tf.device("cpu:0"):
-            output = serve(**{INPUT: tf.constant(pixels)})[OUTPUT]
+            (output,) = serve(**{INPUT: tf.constant(pixels)}).values()
         return np.asarray(output.numpy(), np.float32)
 
     return Opened(run, f"TensorFlow {tf.__version__}")
@@ -304,7 +318,7 @@ def require_onnx() -> None:
 def write_onnx(network: KerasModel, path: Path, *, classes: Sequence[object], **_: object) -> None:
     """Write an ONNX file of opset 17, see `save_onnx`."""
     with conversion_errors("ONNX"):
-        save_onnx(convert_to_onnx(network, _OPSET), path, classes)
+        save_onnx(convert_to_onnx(network, _OPSET), path, classes, _output_of(network))
 
 
 def convert_to_onnx(network: KerasModel, opset: int) -> Any:
@@ -325,11 +339,11 @@ def convert_to_onnx(network: KerasModel, opset: int) -> Any:
     return model
 
 
-def save_onnx(model: Any, path: Path, classes: Sequence[object]) -> None:
-    """Write a message of the onnx package; its metadata has class names, as JSON of `classes`."""
+def save_onnx(model: Any, path: Path, classes: Sequence[object], output: str = OUTPUT) -> None:
+    """Write a message of the onnx package; its metadata has names as JSON, see `_names_key`."""
     import onnx
 
-    onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    onnx.helper.set_model_props(model, {_names_key(output): json.dumps(list(classes))})
     onnx.checker.check_model(model)
     onnx.save_model(model, str(path))
 
@@ -345,9 +359,10 @@ def run_onnx(path: Path) -> Opened:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(pixels: Pixels) -> Probabilities:
-        return np.asarray(session.run([OUTPUT], {INPUT: pixels})[0], np.float32)
+        return np.asarray(session.run(None, {INPUT: pixels})[0], np.float32)
 
-    inside = session.get_modelmeta().custom_metadata_map.get("classes")
+    known = session.get_modelmeta().custom_metadata_map
+    inside = known.get("classes", known.get(VALUES))
     classes = None if inside is None else json.loads(inside)
     return Opened(run, f"ONNX Runtime {onnxruntime.__version__}", classes)
 

@@ -26,11 +26,12 @@ from featx.heads.steps import (
     UnitLength,
     joined,
 )
+from featx.heads.table import heads_for
 from featx.heads.to_steps import steps_of
 from featx.quiet import quiet_import
 
 EXPORTABLE_HEADS = ("dense", "lda", "logistic", "nearest-mean", "ridge", "svm")
-"""Names of heads that can be exported."""
+"""Names of heads that can be exported; of a regression those for numbers among them."""
 _WITH_LAYERS = (Columns, Linear, Mean, Rectify, Scale, Sigmoid, Softmax, UnitLength)
 _WITHOUT_LAYERS = {
     "DiagonalGaussians": "the head GaussianNB",
@@ -43,8 +44,11 @@ _WITHOUT_LAYERS = {
 
 def head_steps(head: object) -> list[Step]:
     """Return a fitted head as steps that formats have layers for, as few as may be."""
+    regression = not hasattr(head, "classes_")
+    names = [name for name in EXPORTABLE_HEADS if name in heads_for(regression=regression)]
+    what = "regressor" if regression else "classifier"
     instead = (
-        f"expected one of {', '.join(EXPORTABLE_HEADS)}, or a linear classifier of scikit-learn. "
+        f"expected one of {', '.join(names)}, or a linear {what} of scikit-learn. "
         "Train one of these, or serve the .featx file with featx itself"
     )
     try:
@@ -85,13 +89,13 @@ class Part(NamedTuple):
     taps: tuple[str, ...]
 
 
-def build_graph(parts: Sequence[Part], steps: list[Step]) -> KerasModel:
+def build_graph(parts: Sequence[Part], steps: list[Step], output: str = OUTPUT) -> KerasModel:
     """Build the network that is exported: all parts on the same pixels, and the head behind."""
     with quiet_import():
         import keras
     features = features_model(parts)
-    probabilities = head_layers(features.outputs[0], steps)
-    network = keras.Model(features.inputs[0], probabilities, name="featx_model")
+    answers = head_layers(features.outputs[0], steps, output)
+    network = keras.Model(features.inputs[0], answers, name="featx_model")
     network.trainable = False
     return network
 
@@ -111,9 +115,9 @@ def features_model(parts: Sequence[Part]) -> KerasModel:
     return keras.Model(pixels, _side_by_side(features), name="featx_taps")
 
 
-def head_layers(features: Tensor, steps: list[Step]) -> Tensor:
+def head_layers(features: Tensor, steps: list[Step], output: str = OUTPUT) -> Tensor:
     """Put the steps of a head behind features."""
-    return _layers(features, steps, "head", OUTPUT)
+    return _layers(features, steps, "head", output)
 
 
 def _layers(x: Tensor, steps: Sequence[Step], prefix: str, last: str) -> Tensor:

@@ -167,16 +167,22 @@ class OnnxArithmetic:
 
 
 def write_joined(
-    row: Format, parts: Sequence[Part], steps: list[Step], path: Path, classes: Classes
+    row: Format,
+    parts: Sequence[Part],
+    steps: list[Step],
+    path: Path,
+    *,
+    classes: Classes,
+    output: str = OUTPUT,
 ) -> None:
     """Write networks of which Keras cannot build one, and the steps of a head behind them."""
     if row.name == "onnx":
         with conversion_errors("ONNX"):
-            save_onnx(_onnx_model(parts, steps), path, classes)
+            save_onnx(_onnx_model(parts, steps, output), path, classes, output)
     elif row.name == "openvino":
         with conversion_errors("OpenVINO"):
-            model = _openvino_model(parts, steps)
-        save_openvino(model, path, classes)
+            model = _openvino_model(parts, steps, output)
+        save_openvino(model, path, classes, output)
     else:
         source = next(part.source for part in parts if part.source.is_native)
         raise ExportError(
@@ -185,7 +191,7 @@ def write_joined(
         )
 
 
-def _openvino_model(parts: Sequence[Part], steps: list[Step]) -> Native:
+def _openvino_model(parts: Sequence[Part], steps: list[Step], output: str) -> Native:
     openvino = load_openvino()
     on, vectors, models = OpenVinoArithmetic(openvino), [], []
     height, width = parts[0].source.input_size_px
@@ -202,7 +208,7 @@ def _openvino_model(parts: Sequence[Part], steps: list[Step]) -> Native:
         (parameter,) = model.get_parameters()
         parameter.output(0).replace(pixels.output(0))
     x = on.joined(vectors) if len(vectors) > 1 else vectors[0]
-    return model_of(openvino, [pixels], {OUTPUT: head_behind(x, steps, on)})
+    return model_of(openvino, [pixels], {output: head_behind(x, steps, on)})
 
 
 def _converted(network: Native, names: Sequence[str]) -> Native:
@@ -214,8 +220,8 @@ def _converted(network: Native, names: Sequence[str]) -> Native:
     return convert_model(keras.Model(network.inputs, outputs), share_weights=False)
 
 
-def _onnx_model(parts: Sequence[Part], steps: list[Step]) -> Native:
-    """Return networks from uint8 pixels to probabilities, as a message of the onnx package."""
+def _onnx_model(parts: Sequence[Part], steps: list[Step], output: str) -> Native:
+    """Return networks from uint8 pixels to their output, as a message of the onnx package."""
     import onnx
 
     read = [_read(part.source) if part.source.is_native else None for part in parts]
@@ -245,8 +251,8 @@ def _onnx_model(parts: Sequence[Part], steps: list[Step]) -> Native:
         graphs.append(message.graph)
     x = on.joined(vectors) if len(vectors) > 1 else vectors[0]
     probabilities = head_behind(x, steps, on)
-    on.add("Identity", probabilities.shape, probabilities, output=OUTPUT)
-    needed, used = _needed([*nodes, *ends, *on.nodes], OUTPUT)
+    on.add("Identity", probabilities.shape, probabilities, output=output)
+    needed, used = _needed([*nodes, *ends, *on.nodes], output)
     stored = [given for graph in graphs for given in graph.initializer]
     weights = [given for given in (*stored, *on.constants) if given.name in used]
     size_px = parts[0].source.input_size_px
@@ -254,7 +260,7 @@ def _onnx_model(parts: Sequence[Part], steps: list[Step]) -> Native:
         onnx.helper.make_tensor_value_info(name, dtype, ["batch", *shape[1:]])
         for name, dtype, shape in (
             (INPUT, onnx.TensorProto.UINT8, (None, *size_px, 3)),
-            (OUTPUT, onnx.TensorProto.FLOAT, probabilities.shape),
+            (output, onnx.TensorProto.FLOAT, probabilities.shape),
         )
     )
     whole = onnx.helper.make_graph(needed, "featx", [pixels_info], [answer], weights)

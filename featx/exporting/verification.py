@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import find_manifest
 from featx.exceptions import CacheFormatError, DatasetError, ExportError, FeatxError, reason
-from featx.exporting.description import as_json, placed_whole, read_description, report_path
+from featx.exporting.description import (
+    answer_names,
+    as_json,
+    placed_whole,
+    read_description,
+    report_path,
+)
 from featx.exporting.formats import Opened, Pixels, Probabilities, choose_format
+from featx.exporting.value_agreement import ValueAgreement
 from featx.extraction.job import find_named, images_of
 from featx.files.safe_json import Json
 from featx.heads.decision import Decision
@@ -27,6 +34,7 @@ from featx.images.decode import Target
 from featx.images.labels import SEPARATOR, label_matrix, read_label_sets
 from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier
+from featx.models.regressor import ImageRegressor
 from featx.spec import FeatureSpec
 
 TOLERANCE = 1e-3
@@ -172,6 +180,10 @@ class _Agreement:
         """Whether an image has any number of labels."""
         return self.rule.multilabel
 
+    def relative(self, difference: Floats) -> float:
+        """Return the largest of some differences."""
+        return float(np.abs(difference).max())
+
     def add(
         self, paths: Sequence[str], y: NDArray[np.str_] | None, expected: Floats, received: Floats
     ) -> None:
@@ -268,7 +280,7 @@ class _Agreement:
 
 
 def verify_export(
-    model: ImageClassifier,
+    model: ImageClassifier | ImageRegressor,
     path: str | os.PathLike[str],
     data: object,
     *,
@@ -291,8 +303,10 @@ def verify_export(
     data : ImageDataset, path, list of paths, or str
         Images, as for `featx.extract`; labels are used where there are any.
     tolerance : float, default 1e-3
-        Largest difference of a probability. An int8 export is judged by its accuracy instead, which
-        may be 2 points lower; on images without labels it has to agree with the model on 98 %.
+        Largest difference of a probability, or of a number in deviations of training. An int8
+        export is judged by its accuracy instead, which may be 2 points lower; on images without
+        labels it has to agree with the model on 98 %. Of a regression R² may be 0.02 lower, or, on
+        images without numbers, the mean difference 0.1 deviations.
     cache : path, optional
         Where a name of an extracted dataset is looked up.
 
@@ -303,7 +317,8 @@ def verify_export(
         ``top1_changed``, ``largest_difference`` (of a probability), ``batch_difference`` (between
         one image alone and in a batch of 32), ``runtime`` and more, as JSON types. Of a model that
         gives several labels, ``top1_changed`` counts images that get other labels, and the
-        accuracy is the share of images with every label right.
+        accuracy is the share of images with every label right. Of a regression, differences are in
+        deviations of training, with ``mean_difference``, ``r2_of_model`` and ``r2_of_export``.
 
     Raises
     ------
@@ -319,8 +334,12 @@ def verify_export(
     opened = _open(description, target)
     columns = _columns(model, description, opened, target)
     spec = model.plain_specs()[0]
-    _require_rule(model, description, target)
-    tally = _Agreement(model.classes_.astype(str), model.rule)
+    tally: _Agreement | ValueAgreement
+    if model.regression:
+        tally = ValueAgreement(model.value_names_, model.spread_)
+    else:
+        _require_rule(model, description, target)
+        tally = _Agreement(model.classes_.astype(str), model.rule)
     calibrated = set(description.get("calibration", {}).get("keys", ()))
     failed = left_out = 0
     batch = 0.0
@@ -337,12 +356,13 @@ def verify_export(
         compared = np.array([row in pixels for row in readable])
         rows = readable[compared]
         stacked = np.stack([pixels[row] for row in rows])
-        received = _run(opened, stacked, len(description["classes"]), target)
+        received = _run(opened, stacked, len(columns), target)
         if not tally.images:
             alone = [opened.run(stacked[row : row + 1]) for row in range(len(stacked))[:_ALONE]]
-            batch = float(np.abs(np.concatenate(alone) - received[: len(alone)]).max())
+            batch = tally.relative((np.concatenate(alone) - received[: len(alone)])[:, columns])
         y = None if chunk.y is None else chunk.y[rows]
-        expected = model.average_proba(parts)[compared]
+        said = model.average_values(parts) if model.regression else model.average_proba(parts)
+        expected = said[compared]
         tally.add([chunk.paths[row] for row in rows], y, expected, received[:, columns])
     if not tally.images:
         raise DatasetError(
@@ -377,7 +397,7 @@ def verify_export(
     return report
 
 
-def require_one_view(model: ImageClassifier) -> None:
+def require_one_view(model: ImageClassifier | ImageRegressor) -> None:
     """Raise `ExportError` for a model that averages over views, which no exported file does."""
     if model.views_averaged:
         raise ExportError(
@@ -412,21 +432,22 @@ def _open(description: Json, path: Path) -> Opened:
         ) from error
 
 
-def _columns(model: ImageClassifier, description: Json, opened: Opened, path: Path) -> list[int]:
+def _columns(
+    model: ImageClassifier | ImageRegressor, description: Json, opened: Opened, path: Path
+) -> list[int]:
     """Return where the model's classes are among those of the export."""
-    names, expected = (
-        [str(name) for name in description["classes"]],
-        model.classes_.astype(str).tolist(),
-    )
+    learnt = model.value_names_ if model.regression else model.classes_.astype(str).tolist()
+    what = "numbers" if model.regression else "classes"
+    names, expected = [str(name) for name in answer_names(description)], list(learnt)
     if opened.classes is not None and [str(name) for name in opened.classes] != names:
         raise ExportError(
-            f"{path} names other classes inside than {path.name}.json does beside it: one of the "
+            f"{path} names other {what} inside than {path.name}.json does beside it: one of the "
             "two was changed; export the model again"
         )
     if sorted(names) != sorted(expected):
         strange = sorted(set(names) ^ set(expected))[:5]
         raise ExportError(
-            f"{path} has other classes than the model: {', '.join(strange)} are in one of them "
+            f"{path} has other {what} than the model: {', '.join(strange)} are in one of them "
             "only; verify it with the model that it was exported from"
         )
     places = {name: column for column, name in enumerate(names)}

@@ -156,6 +156,7 @@ class Request:
     splits: SplitNames = None
     root: str | os.PathLike[str] | None = None
     multilabel: bool = False
+    target_columns: Sequence[str] = ()
 
     def settle(self, data: object) -> Job:
         """Settle before the first image is read what is computed and where it goes."""
@@ -164,7 +165,12 @@ class Request:
             data=data,
             layout=layout,
             named=find_named(layout, data, self.splits),
-            reading={"splits": self.splits, "root": self.root, "multilabel": self.multilabel},
+            reading={
+                "splits": self.splits,
+                "root": self.root,
+                "multilabel": self.multilabel,
+                "target_columns": self.target_columns,
+            },
         )
         if job.imported:
             assert job.named is not None

@@ -57,6 +57,7 @@ def extract(
     splits: SplitNames = None,
     root: str | os.PathLike[str] | None = None,
     multilabel: bool = False,
+    target_columns: Sequence[str] = (),
     on_error: str = "skip",
     max_failures: int | None = None,
     workers: int | None = None,
@@ -118,6 +119,8 @@ def extract(
         Folder that relative paths of a table start from, by default the table's.
     multilabel : bool, default False
         Whether the columns of a table have to be labels, see `ImageDataset.from_csv`.
+    target_columns : sequence of str, default ()
+        Columns of numbers for a regression, see `ImageDataset.from_csv`.
     on_error : {"skip", "raise"}, default "skip"
         Whether the first image that cannot be read ends the run.
     max_failures : int, optional
@@ -176,6 +179,7 @@ def extract(
         splits=splits,
         root=root,
         multilabel=multilabel,
+        target_columns=target_columns,
     ).settle(data)
     calibrated = time.perf_counter()
     stages = job.open()

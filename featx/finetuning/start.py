@@ -31,6 +31,7 @@ from featx.images.decode import Target
 from featx.images.labels import check_splits
 from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier, load_model
+from featx.models.image_model import ImageModel
 from featx.models.model_file import read_details
 from featx.models.training import require_labels
 from featx.models.training_keys import describe_training
@@ -245,9 +246,14 @@ def prepare_start(
 ) -> Start:
     """Return where training starts; parameters and errors are those of `finetune`."""
     trained_on = ""
-    if not isinstance(model, ImageClassifier):
+    if not isinstance(model, ImageModel):
         trained_on = read_details(model)["training"].get("sha256", "")
         model = load_model(model, cache=cache, weights=weights, engine=engine, trust=trust)
+    if model.regression:
+        raise FineTuningError(
+            "the model predicts numbers: fine-tuning takes models of one label an image. Train "
+            "with another head or backbone instead, such as --head dense:256"
+        )
     if model.multilabel:
         raise FineTuningError(
             "the model gives an image several labels: fine-tuning takes models of one label an "

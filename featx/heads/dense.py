@@ -9,32 +9,82 @@ from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
-from featx.heads.dense_training import DenseData, DenseSettings, Models, train_heads
+from featx.heads.dense_training import (
+    DenseData,
+    DenseSettings,
+    DenseTraining,
+    Models,
+    train_heads,
+)
 from featx.heads.estimators import (
     CLASS_WEIGHT,
     Allowed,
     WeightedClassifier,
+    WeightedRegressor,
     check_labels,
     checked_weights,
     from_1,
     require_finite,
 )
-from featx.heads.rows import Rows
+from featx.heads.rows import Floats, Rows
 from featx.heads.steps import Sigmoid, Softmax, Step, apply_steps, dense_steps
 from featx.heads.sweep import HeldOut, SweepData, swept
-from featx.heads.targets import LABEL_THRESHOLD, Targets, best_labels
+from featx.heads.targets import LABEL_THRESHOLD, Targets, best_labels, value_scale
 
 _LOG = logging.getLogger("featx")
 _CHANGE = "change it"
 
 
-class DenseClassifier(WeightedClassifier):
+def _share(name: str) -> Allowed:
+    text = "a number from 0 to less than 1"
+    return Allowed(name, text, _CHANGE, kind=Real, low=0, high=1 - 1e-9)
+
+
+_ALLOWED = (
+    _share("dropout"),
+    *(from_1(name, _CHANGE) for name in ("batch_size", "max_epochs", "patience")),
+    Allowed("learning_rate", "a number greater than 0", _CHANGE, kind=Real, low=1e-300),
+    Allowed("weight_decay", "a number of at least 0", _CHANGE, kind=Real, low=0),
+    Allowed("validation_fraction", "a number from 0 to 0.5", _CHANGE, kind=Real, low=0, high=0.5),
+    Allowed("verbose", "an integer of at least 0", _CHANGE, (True, False), Integral, low=0),
+)
+
+
+class _DenseLayers(BaseEstimator):  # type: ignore[misc]
+    """What dense heads share: the layers that were learnt, and how they were."""
+
+    hidden: tuple[int, ...]
+    batch_size: int
+    validation_fraction: float
+    class_weight: str | Mapping[object, float] | None = None
+    label_smoothing: float = 0.0
+    random_state: int | np.random.RandomState | None
+
+    def _learnt(self, rows: Rows, targets: Targets, trained: DenseTraining) -> None:
+        """Take what training has learnt of some rows."""
+        self.n_features_in_, self.weights_ = rows.width, trained.layers
+        self.n_iter_, self.best_epoch_ = trained.epochs, trained.best_epoch
+        self.history_ = trained.history
+
+    def _validate_params(self) -> None:
+        hidden = self.hidden
+        if not isinstance(hidden, tuple | list) or not all(
+            isinstance(size, Integral) and size >= 1 for size in hidden
+        ):
+            raise HeadError(
+                f"hidden must be a tuple of layer sizes of at least 1, received {hidden!r}: "
+                "pass for example (1024, 1024), or () for no hidden layer"
+            )
+        super()._validate_params()
+
+
+class DenseClassifier(_DenseLayers, WeightedClassifier):
     """Dense layers with dropout on features; no hidden layer makes it softmax regression.
 
     Keras trains it on whichever backend it runs. What is learned is kept as NumPy arrays and
@@ -104,22 +154,7 @@ class DenseClassifier(WeightedClassifier):
 
     learns_label_sets = True
     _dtypes = (np.float32,)
-    _allowed = (
-        *(
-            Allowed(
-                name, "a number from 0 to less than 1", _CHANGE, kind=Real, low=0, high=1 - 1e-9
-            )
-            for name in ("dropout", "label_smoothing")
-        ),
-        *(from_1(name, _CHANGE) for name in ("batch_size", "max_epochs", "patience")),
-        Allowed("learning_rate", "a number greater than 0", _CHANGE, kind=Real, low=1e-300),
-        Allowed("weight_decay", "a number of at least 0", _CHANGE, kind=Real, low=0),
-        Allowed(
-            "validation_fraction", "a number from 0 to 0.5", _CHANGE, kind=Real, low=0, high=0.5
-        ),
-        Allowed("verbose", "an integer of at least 0", _CHANGE, (True, False), Integral, low=0),
-        CLASS_WEIGHT,
-    )
+    _allowed = (*_ALLOWED, _share("label_smoothing"), CLASS_WEIGHT)
 
     def __init__(
         self,
@@ -208,6 +243,10 @@ class DenseClassifier(WeightedClassifier):
         tags.classifier_tags.multi_label = True
         return tags
 
+    def _learnt(self, rows: Rows, targets: Targets, trained: DenseTraining) -> None:
+        super()._learnt(rows, targets, trained)
+        self.classes_, self.multilabel_ = targets.names, targets.kind == "labels"
+
     def _steps(self) -> list[Step]:
         check_is_fitted(self)
         return dense_steps(self.weights_, Sigmoid() if self.multilabel_ else Softmax())
@@ -215,20 +254,98 @@ class DenseClassifier(WeightedClassifier):
     def _scores(self, X: ArrayLike, steps: Sequence[Step]) -> NDArray[np.float32]:
         return apply_steps(self._matrix(X), steps).astype(np.float32, copy=False)
 
-    def _validate_params(self) -> None:
-        hidden = self.hidden
-        if not isinstance(hidden, tuple | list) or not all(
-            isinstance(size, Integral) and size >= 1 for size in hidden
-        ):
-            raise HeadError(
-                f"hidden must be a tuple of layer sizes of at least 1, received {hidden!r}: "
-                "pass for example (1024, 1024), or () for no hidden layer"
-            )
-        super()._validate_params()
+
+class DenseRegressor(_DenseLayers, WeightedRegressor):
+    """Dense layers with dropout on features that learn numbers by the squared error.
+
+    Each column of numbers is scaled to a mean of 0 and a deviation of 1 for training, and back
+    again by the last layer, which begins with zeros: with the mean. Without a hidden layer it is
+    linear.
+
+    Parameters
+    ----------
+    hidden : tuple of int, default=(256,)
+    dropout : float, default=0.5
+    learning_rate : float, default=3e-4
+    weight_decay, batch_size, max_epochs, patience
+        As of `DenseClassifier`.
+    validation_fraction : float, default=0.1
+        Share of the images that is held out to say when to stop.
+    random_state, verbose
+        As of `DenseClassifier`.
+
+    Attributes
+    ----------
+    weights_, n_iter_, best_epoch_
+        As of `DenseClassifier`.
+    history_ : dict of str to list of float
+        ``loss`` and, where rows were held out, ``val_loss`` and ``val_r2``, one an epoch: of the
+        scaled numbers.
+
+    Examples
+    --------
+    >>> X = np.random.default_rng(0).normal(size=(200, 4))
+    >>> head = DenseRegressor((), learning_rate=0.05, batch_size=32, random_state=0)
+    >>> head.fit(X, X @ [1.0, 2.0, 0.0, -1.0] + 7).score(X, X @ [1.0, 2.0, 0.0, -1.0] + 7) > 0.9
+    True
+    """
+
+    _dtypes = (np.float32,)
+    _allowed = _ALLOWED
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (256,),
+        *,
+        dropout: float = 0.5,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 1e-4,
+        batch_size: int = 256,
+        max_epochs: int = 100,
+        patience: int = 10,
+        validation_fraction: float = 0.1,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.hidden = hidden
+        self.dropout = dropout
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit_rows(self, rows: Rows, targets: Targets) -> DenseRegressor:
+        """Train on rows in memory or in batches; see `fit`."""
+        (failure,) = fit_heads([self], rows, targets)
+        if failure:
+            raise HeadError(failure)
+        return self
+
+    def _learnt(self, rows: Rows, targets: Targets, trained: DenseTraining) -> None:
+        super()._learnt(rows, targets, trained)
+        mean, spread = value_scale(targets)
+        kernel, bias = trained.layers[-1]
+        # In double precision: the spread may be a small part of the mean.
+        last: tuple[Floats, Floats] = (
+            kernel.astype(np.float64) * spread,
+            bias.astype(np.float64) * spread + mean,
+        )
+        self.weights_: list[tuple[Floats, Floats]] = [*trained.layers[:-1], last]
+
+    def _values(self, rows: Floats) -> Floats:
+        return apply_steps(rows, dense_steps(self.weights_))
 
 
 def fit_heads(
-    heads: Sequence[DenseClassifier], rows: Rows, targets: Targets, *, models: Models | None = None
+    heads: Sequence[DenseClassifier | DenseRegressor],
+    rows: Rows,
+    targets: Targets,
+    *,
+    models: Models | None = None,
 ) -> list[str]:
     """Fit heads in place, those that see the same batches together; return why each diverged."""
     failures = [""] * len(heads)
@@ -241,7 +358,11 @@ def fit_heads(
         alike.setdefault(key, []).append(number)
     for (seed, batch_size, held_share, _), numbers in alike.items():
         # Classes are balanced by their rows, whatever each of these counts.
-        unweighted = replace(targets, weights=None)
+        learnt = targets
+        if targets.kind == "values":
+            mean, spread = value_scale(targets)
+            learnt = replace(targets, values=(targets.values - mean) / spread)
+        unweighted = replace(learnt, weights=None)
         balanced = unweighted.with_class_weight(heads[numbers[0]].class_weight)
         data = DenseData(
             rows,
@@ -252,17 +373,13 @@ def fit_heads(
         )
         settings = [DenseSettings.of(heads[number]) for number in numbers]
         for number, trained in zip(numbers, train_heads(settings, data, models), strict=True):
-            failures[number], head = trained.failure, heads[number]
+            failures[number] = trained.failure
             if not trained.failure:
-                head.classes_, head.multilabel_ = targets.names, targets.kind == "labels"
-                head.n_features_in_, head.weights_ = rows.width, trained.layers
-                head.n_iter_, head.best_epoch_ = trained.epochs, trained.best_epoch
-                head.history_ = trained.history
+                heads[number]._learnt(rows, targets, trained)
     return failures
 
 
-@swept("dense", weighted=True, label_sets=True)
-def sweep_dense(data: SweepData) -> Iterator[HeldOut]:
+def _together(data: SweepData) -> Iterator[HeldOut]:
     """Measure settings of the head ``dense``, of which each fold's are trained together."""
     # Stacks of the same shapes recur from fold to fold: they are compiled once.
     models: Models = {}
@@ -276,8 +393,17 @@ def sweep_dense(data: SweepData) -> Iterator[HeldOut]:
         for candidate, (head, failure) in enumerate(zip(heads, failures, strict=True)):
             if failure:
                 _LOG.warning("candidate %d, fold %d: %s", candidate, fold, failure)
-                share = 0.5 if targets.kind == "labels" else 1 / targets.columns
-                values = np.full((len(test), targets.columns), share, dtype=np.float32)
+                known = 0.5 if targets.kind == "labels" else 1 / targets.columns
+                if targets.kind == "values":
+                    known = targets.values.mean(axis=0)
+                values = np.full((len(test), targets.columns), known, dtype=np.float32)
                 yield HeldOut(candidate, fold, values, stopped=True)
+            elif targets.kind == "values":
+                values = head.predict(tested).reshape(len(test), -1)
+                yield HeldOut(candidate, fold, values)
             else:
                 yield HeldOut(candidate, fold, head.predict_proba(tested))
+
+
+sweep_dense = swept("dense", weighted=True, learns=("classes", "labels"))(_together)
+sweep_dense_values = swept("dense", weighted=True, learns=("values",))(_together)

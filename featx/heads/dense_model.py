@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    from featx.heads.targets import Kind
 
 Tensor: TypeAlias = Any
 Mode: TypeAlias = Literal["eager", "graph", "jit"]
@@ -59,11 +62,9 @@ class HeadGroup(keras.layers.Layer):  # type: ignore[misc]
 class StackedHeads(keras.Model):  # type: ignore[misc]
     """Groups of heads over the same batches; its loss is the sum of the heads' losses."""
 
-    def __init__(
-        self, shapes: Sequence[Shape], width: int, outputs: int, *, several_labels: bool
-    ) -> None:
+    def __init__(self, shapes: Sequence[Shape], width: int, outputs: int, *, kind: Kind) -> None:
         super().__init__(dtype="float32", name="stacked_heads")
-        self.outputs_of_head, self.several_labels = outputs, several_labels
+        self.outputs_of_head, self.kind = outputs, kind
         self.groups = [
             HeadGroup(shape, width, outputs, f"group_{number}")
             for number, shape in enumerate(shapes)
@@ -82,7 +83,10 @@ class StackedHeads(keras.Model):  # type: ignore[misc]
         x, targets, weights, draws = batch
         scores = [group(x, drawn) for group, drawn in zip(self.groups, draws, strict=True)]
         logits = ops.concatenate(scores, axis=0) if len(scores) > 1 else scores[0]
-        if self.several_labels:
+        if self.kind == "values":
+            expected, counted = (ops.expand_dims(ops.transpose(a), 0) for a in (targets, weights))
+            losses = ops.mean(ops.square(logits - expected) * counted, axis=(1, 2))
+        elif self.kind == "labels":
             present, counted = (ops.expand_dims(ops.transpose(a), 0) for a in (targets, weights))
             expected = present * (1.0 - self.smoothing) + self.smoothing / 2.0
             losses = ops.mean((ops.softplus(logits) - expected * logits) * counted, axis=(1, 2))
@@ -150,10 +154,10 @@ class StackedAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
 
 
 def compiled_stack(
-    shapes: Sequence[Shape], width: int, outputs: int, *, several_labels: bool, mode: Mode
+    shapes: Sequence[Shape], width: int, outputs: int, *, kind: Kind, mode: Mode
 ) -> StackedHeads:
     """Return a model of heads of zeros with its optimizer."""
-    model = StackedHeads(shapes, width, outputs, several_labels=several_labels)
+    model = StackedHeads(shapes, width, outputs, kind=kind)
     optimizer = StackedAdamW()
     optimizer.build(model.trainable_variables)
     backend = keras.backend.backend()

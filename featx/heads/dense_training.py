@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featx.exceptions import HeadError
 from featx.forks import require_threads
 from featx.heads.rows import Batch, Floats, Numbers, Rows
-from featx.heads.targets import Targets, label_strata
+from featx.heads.targets import Kind, Targets, label_strata
 from featx.quiet import quiet_import
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class DenseSettings:
 class Examples(NamedTuple):
     """Features (b, d), targets and what they count.
 
-    Targets are class codes (b,), int32, with weights (b,); or labels (b, k) of 0 and 1 with weights
-    (b, k), all float32.
+    Targets are class codes (b,), int32, with weights (b,); or labels of 0 and 1, or values, (b, k)
+    with weights (b, k), all float32.
     """
 
     X: Array
@@ -104,7 +104,7 @@ class DenseData:
             targets.take(counting), held_share, np.random.default_rng(held_seed), most=most
         )
         self.width, self.outputs = rows.width, targets.columns
-        self.several_labels = targets.kind == "labels"
+        self.kind: Kind = targets.kind
         self.count, self.batch_size = len(train), min(batch_size, len(train))
         self._rows, self._train = rows, counting[train]
         self._targets, self._mean_weight = targets, mean
@@ -125,6 +125,8 @@ class DenseData:
             limit = np.sqrt(6.0 / (inputs + outputs))
             kernel = generator.uniform(-limit, limit, size=(inputs, outputs)).astype(np.float32)
             layers.append((kernel, np.zeros(outputs, dtype=np.float32)))
+        if self.kind == "values":
+            layers[-1][0][:] = 0  # it begins with the mean of the numbers, not with noise about it
         return layers
 
     def epoch(self, order: np.random.Generator) -> Iterator[Examples]:
@@ -169,11 +171,11 @@ class DenseData:
     def _examples(self, X: Floats, rows: Numbers) -> Examples:
         targets, weights = self._targets.values[rows], self._targets.counted(rows)
         weights = np.ones(len(rows)) if weights is None else weights / self._mean_weight
-        if self.several_labels and weights.ndim == 1:
+        if self.kind != "classes" and weights.ndim == 1:
             weights = np.broadcast_to(weights[:, None], targets.shape)
         return Examples(
             np.asarray(X, np.float32),
-            targets.astype(np.float32 if self.several_labels else np.int32),
+            targets.astype(np.int32 if self.kind == "classes" else np.float32),
             np.asarray(weights, np.float32, order="C"),
         )
 
@@ -210,6 +212,8 @@ def hold_out(
     if targets.kind == "labels":
         parts = label_strata(targets.values, [share, 1 - share], seed=generator)
         held = np.flatnonzero(parts == 0)
+    elif targets.kind == "values":
+        held = generator.choice(len(every), round(share * len(every)), replace=False)
     else:
         codes = targets.values.astype(np.intp)
         counts = np.bincount(codes, minlength=targets.columns)
@@ -228,12 +232,16 @@ def hold_out(
     return np.setdiff1d(every, held), np.sort(held)
 
 
-def judge(held: Examples, logits: Array) -> tuple[float, float]:
-    """Return the weighted loss and the unweighted accuracy of logits."""
+def judge(held: Examples, logits: Array, kind: Kind) -> tuple[float, float]:
+    """Return the weighted loss, and the unweighted accuracy of logits or R² of values."""
     # A training that diverges is for the caller to say, not for NumPy's warnings.
     with np.errstate(over="ignore", invalid="ignore"):
         scores = logits.astype(np.float64)
-        if held.targets.ndim == 2:
+        if kind == "values":
+            losses = np.square(scores - held.targets)
+            spread = np.square(held.targets - held.targets.mean(axis=0)).sum(axis=0)
+            right = 1 - losses.sum(axis=0) / np.maximum(spread, np.finfo(np.float32).tiny)
+        elif kind == "labels":
             losses = np.logaddexp(0, scores) - held.targets * scores
             right = (scores > 0) == (held.targets > 0)
         else:
@@ -258,6 +266,7 @@ class DenseTraining:
     history: dict[str, list[float]] = field(default_factory=lambda: {"loss": []})
     failure: str = ""
     done: bool = False
+    kind: Kind = "classes"
     _lowest: float = np.inf
 
     def epochs_left(self) -> int:
@@ -268,14 +277,15 @@ class DenseTraining:
         return last - self.epochs
 
     def note(self, loss: float, judged: tuple[float, float] | None) -> bool:
-        """Add an epoch with its loss, and loss and accuracy on other rows; return if it is best."""
+        """Add an epoch with its loss, and `judge` of other rows; return whether it is the best."""
         self.epochs += 1
         self.history["loss"].append(loss)
         last = self.epochs == self.settings.max_epochs
         best = last
         if judged is not None:
             self.history.setdefault("val_loss", []).append(judged[0])
-            self.history.setdefault("val_accuracy", []).append(judged[1])
+            judged_by = "val_r2" if self.kind == "values" else "val_accuracy"
+            self.history.setdefault(judged_by, []).append(judged[1])
             best = judged[0] < self._lowest
         if not np.isfinite([loss, *(judged or ())]).all():
             self._fail(loss if judged is None or not np.isfinite(loss) else judged[0])
@@ -315,7 +325,11 @@ def train_heads(
 ) -> list[DenseTraining]:
     """Return the heads of some settings, trained together as each would be alone."""
     heads = [
-        DenseTraining(setting, f"head {number} of {len(settings)}, " if len(settings) > 1 else "")
+        DenseTraining(
+            setting,
+            f"head {number} of {len(settings)}, " if len(settings) > 1 else "",
+            kind=data.kind,
+        )
         for number, setting in enumerate(settings, start=1)
     ]
     part: list[DenseTraining] = []
@@ -339,7 +353,7 @@ def _train_stack(heads: Sequence[DenseTraining], data: DenseData, models: Models
         logits = stack.logits(data.held.X) if len(data.held.X) else None
         for number, head in enumerate(stack.heads):
             if not head.done:
-                judged = None if logits is None else judge(data.held, logits[number])
+                judged = None if logits is None else judge(data.held, logits[number], data.kind)
                 if head.note(float(losses[number]), judged):
                     head.keep(layers()[number])
         if stack.live:
@@ -461,7 +475,7 @@ class _Stack:
         shapes = tuple((group.hidden, len(group.heads)) for group in self._groups)
         # Layers with dropout and without it are called differently.
         dropped = tuple(group.generator is not None for group in self._groups)
-        sizes = (data.width, data.batch_size, data.outputs, data.several_labels)
+        sizes = (data.width, data.batch_size, data.outputs, data.kind)
         key = (shapes, dropped, sizes, mode)
         model = (self._models or {}).get(key)
         if model is None:
@@ -508,9 +522,7 @@ def _compiled(
     with quiet_import():
         from featx.heads.dense_model import compiled_stack
 
-        return compiled_stack(
-            shapes, data.width, data.outputs, several_labels=data.several_labels, mode=mode
-        )
+        return compiled_stack(shapes, data.width, data.outputs, kind=data.kind, mode=mode)
 
 
 def _column(values: Sequence[float]) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Protocol, Self
@@ -13,7 +13,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
@@ -155,6 +156,55 @@ def check_labels(y: object, rows: int) -> NDArray[np.number]:
             "image has a label and 0 where not"
         )
     return labels
+
+
+def check_values(y: object, rows: int | None = None) -> Doubles:
+    """Return numbers to learn, (n, k), one row a feature row and none of them the same in all."""
+    numbers = np.asarray(y)
+    if numbers.dtype.kind == "O":
+        with suppress(TypeError, ValueError):
+            numbers = numbers.astype(np.float64)
+    if numbers.dtype.kind == "c":
+        raise HeadError("Complex data not supported: a regression learns real numbers")
+    if numbers.dtype.kind not in "biuf":
+        raise HeadError(
+            "a regression learns numbers, received "
+            f"{_shown_value(numbers)}: give one number a row, or learn classes without "
+            "--regression (with ImageClassifier)"
+        )
+    if numbers.ndim not in (1, 2) or 0 in numbers.shape:
+        raise HeadError(
+            "expected numbers of shape (n,), or (n, k) of several a row, received shape "
+            f"{numbers.shape}"
+        )
+    if rows is not None and len(numbers) != rows:
+        raise HeadError(
+            f"expected a number for each feature row, received {rows} rows and {len(numbers)} "
+            "numbers: take both from the same dataset, in the same order"
+        )
+    values = numbers.astype(np.float64).reshape(len(numbers), -1)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        raise HeadError(
+            f"numbers to learn must be finite, received NaN or inf in {bad.size} of {len(values)} "
+            f"rows (the first is row {bad[0]}): leave these rows out, or correct them"
+        )
+    if len(values) == 1:
+        raise HeadError("1 sample only: a regression needs two rows with different numbers or more")
+    constant = np.flatnonzero(values.max(axis=0) == values.min(axis=0))
+    if constant.size:
+        which = f" in column {constant[0]}" if values.shape[1] > 1 else ""
+        raise HeadError(
+            f"all {len(values)} rows have the number {values[0, constant[0]]:g}{which}: "
+            "there is nothing to learn; take numbers that differ"
+        )
+    return values
+
+
+def _shown_value(values: NDArray[np.generic]) -> str:
+    """Return how an error shows the first of some values that are no numbers."""
+    first = values.ravel()[:1].tolist()
+    return repr(first[0])[:60] if first else "none"
 
 
 def _require_same_length(X: object, y: object) -> None:
@@ -336,6 +386,77 @@ class LinearScoring(Scoring):
 
 class _HasProbabilities(Protocol):
     def predict_proba(self, X: ArrayLike) -> Floats: ...
+
+
+class OwnRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """A regressor on features, which learns one or several numbers a row by its ``fit_rows``."""
+
+    n_features_in_: int
+    _dtypes: tuple[type[np.floating], ...] = (np.float64, np.float32)
+    _allowed: tuple[Allowed, ...] = ()
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit on features (n, d) and numbers, (n,) or (n, k).
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or a parameter is out of range.
+        """
+        return self._fit(X, y, None)
+
+    def predict(self, X: ArrayLike) -> Floats:
+        """Return the numbers of each row: (n,) where one was learnt, else (n, k)."""
+        check_is_fitted(self)
+        rows = np.asarray(validate_data(self, X, reset=False, dtype=list(self._dtypes)))
+        values = self._values(rows)
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def fit_rows(self, rows: Rows, targets: Targets) -> Self:
+        """Fit on rows in memory or in batches."""
+        raise NotImplementedError
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _values(self, rows: Floats) -> Floats:
+        """Return the numbers of rows, (n, k)."""
+        raise NotImplementedError
+
+    def _fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+        self._validate_params()
+        kinds = {"dtype": list(self._dtypes), "ensure_all_finite": False}
+        if y is None:
+            validate_data(self, X, y, **kinds)
+        _require_same_length(X, y)
+        features = validate_data(self, X, **kinds)
+        require_finite(features)
+        targets = Targets.of_values(check_values(y, len(features)))
+        if sample_weight is not None:
+            targets = replace(targets, weights=checked_weights(sample_weight, len(features)))
+        with worthwhile_threads(features.size):
+            return self.fit_rows(Rows.of(features), targets)
+
+    def _validate_params(self) -> None:
+        """Check values; scikit-learn's own hook of this name, which `make_head` calls too."""
+        for allowed in self._allowed:
+            allowed.require(getattr(self, allowed.name))
+
+
+class WeightedRegressor(OwnRegressor):
+    """One that knows weights of rows."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit on features (n, d), numbers (n,) or (n, k), and what each row counts (n,).
+
+        Raises
+        ------
+        HeadError
+            The data cannot be learned from, or a parameter is out of range.
+        """
+        return self._fit(X, y, sample_weight)
 
 
 class OfModel(OwnClassifier):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import clone
+from sklearn.base import clone, is_regressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.utils.validation import has_fit_parameter
@@ -15,12 +15,13 @@ from sklearn.utils.validation import has_fit_parameter
 from featx.exceptions import HeadError
 from featx.heads.estimators import (
     check_labels,
+    check_values,
     few_images_allowed,
     refuse_unlearnable,
     require_two_classes,
 )
 from featx.heads.rows import BatchSource, Doubles, Floats, Rows
-from featx.heads.table import HEADS, HeadSpec, learns_label_sets
+from featx.heads.table import HEADS, VALUE_HEADS, HeadSpec, heads_for, learns_label_sets
 from featx.heads.targets import Targets
 from featx.threads import worthwhile_threads
 
@@ -83,7 +84,9 @@ def fit_head_streamed(head: Any, source: BatchSource, y: ArrayLike, *, max_ram_b
     """Fit a head on a stream of batches, and return it."""
     require_streamable(head)
     labels = np.asarray(y)
-    if learns_label_sets(head) and (labels.ndim == 2 or not _is_dense(head)):
+    if is_regressor(head):
+        targets = Targets.of_values(labels)
+    elif learns_label_sets(head) and (labels.ndim == 2 or not _is_dense(head)):
         targets = Targets.of_labels(check_labels(labels, len(labels)))
     else:
         if labels.ndim != 1:
@@ -99,22 +102,28 @@ def fit_head_streamed(head: Any, source: BatchSource, y: ArrayLike, *, max_ram_b
 
 def fit_weighted(head: Any, X: Floats, y: ArrayLike, weights: Doubles) -> None:
     """Fit a head on weighted rows: a weight of 2 counts like the row twice."""
-    refuse_unlearnable(X, y)
-    labels = np.asarray(y)
-    make = Targets.of_labels if labels.ndim == 2 else Targets.of_classes
+    if is_regressor(head):
+        targets = Targets.of_values(check_values(y, len(X)), weights)
+    else:
+        refuse_unlearnable(X, y)
+        labels = np.asarray(y)
+        make = Targets.of_labels if labels.ndim == 2 else Targets.of_classes
+        targets = make(labels, weights)
     with few_images_allowed():
-        fit_rows(head, Rows.of(X), make(labels, weights))
+        fit_rows(head, Rows.of(X), targets)
 
 
-def streamed_heads() -> list[str]:
+def streamed_heads(*, regression: bool = False) -> list[str]:
     """Return the names of the heads that can be fitted on batches, sorted."""
-    return sorted(name for name, row in HEADS.items() if row.streamed)
+    rows = heads_for(regression=regression)
+    return sorted(name for name, row in rows.items() if row.streamed)
 
 
 def require_streamable(head: object) -> None:
     """Refuse a head that has to see all rows at once."""
     *before, last = _steps(head)
     core = last
+    names = streamed_heads(regression=is_regressor(last))
     while hasattr(core, "estimator"):
         core = core.estimator
     for step in before:
@@ -124,7 +133,7 @@ def require_streamable(head: object) -> None:
     if row is None or not row.streamed:
         raise HeadError(
             f"{type(core).__name__} has to see all rows at once, which --max-ram (max_ram=...) "
-            f"does not allow: take one of {', '.join(streamed_heads())}, or give it the memory"
+            f"does not allow: take one of {', '.join(names)}, or give it the memory"
         )
 
 
@@ -141,7 +150,7 @@ def _is_dense(head: object) -> bool:
 
 def _row_of(estimator: object) -> HeadSpec | None:
     """Return the row of the table for an estimator's very class."""
-    for row in HEADS.values():
+    for row in (*HEADS.values(), *VALUE_HEADS.values()):
         if type(estimator).__name__ == row.estimator.rpartition(".")[2] and type(
             estimator
         ) is _imported(row.estimator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sklearn.base import ClassifierMixin, clone
+from sklearn.base import ClassifierMixin, clone, is_regressor
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 
@@ -12,10 +12,11 @@ from featx.exceptions import HeadError, reason
 from featx.heads.calibrated import TemperatureCalibrated
 from featx.heads.head_pipeline import HeadPipeline
 from featx.heads.multilabel import MultiLabelHead
+from featx.heads.regression import EachValue, ValuePipeline
 from featx.heads.table import (
-    HEADS,
     find_row,
     head_names,
+    heads_for,
     learns_label_sets,
     make_estimator,
     parse_head,
@@ -24,7 +25,14 @@ from featx.heads.table import (
 )
 
 
-def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: object) -> Any:
+def make_head(
+    head: Any,
+    *,
+    seed: int = 0,
+    multilabel: bool = False,
+    regression: bool = False,
+    **params: object,
+) -> Any:
     """Make an untrained head.
 
     Parameters
@@ -41,6 +49,10 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: o
         Whether an image has any number of labels: the head is then trained on a matrix of shape
         (images, labels) of 0 and 1, and predicts one: by `MultiLabelHead`, but for dense heads,
         which have an output a label.
+    regression : bool, default=False
+        Whether numbers are learnt: names are then those of ``head_names(regression=True)``, and
+        paths and estimators are of regressors. The head learns a number a row, (n,), or several,
+        (n, k).
     **params
         Parameters of the head; they win over those in the text.
 
@@ -73,17 +85,23 @@ def make_head(head: Any, *, seed: int = 0, multilabel: bool = False, **params: o
     featx.exceptions.UnknownNameError: unknown head 'logistik': did you mean 'logistic'? ...
     """
     if not isinstance(head, str):
-        return _for_labels(_cloned(head, params), multilabel)
-    name, values = read_head(head)
-    row = find_row(name)
+        cloned = _cloned(head, params)
+        return _for_values(cloned) if regression else _for_labels(cloned, multilabel)
+    name, values = read_head(head, regression=regression)
+    row = find_row(name, regression=regression)
     estimator = make_estimator(row, {**values, **params}, seed)
-    by_path = row.name not in HEADS
-    if row.calibrated or (by_path and _gives_margins_only(estimator)):
-        estimator = TemperatureCalibrated(estimator)
-    steps = [("head", _for_labels(estimator, multilabel))]
-    if row.standardised and not (by_path and _takes_no_negatives(estimator)):
+    by_path = row.name not in heads_for(regression=regression)
+    scaled = row.standardised and not (by_path and _takes_no_negatives(estimator))
+    if regression:
+        estimator = EachValue(estimator) if row.by_column else _for_values(estimator)
+    else:
+        if row.calibrated or (by_path and _gives_margins_only(estimator)):
+            estimator = TemperatureCalibrated(estimator)
+        estimator = _for_labels(estimator, multilabel)
+    steps = [("head", estimator)]
+    if scaled:
         steps.insert(0, ("scale", StandardScaler()))
-    return HeadPipeline(steps)
+    return (ValuePipeline if regression else HeadPipeline)(steps)
 
 
 def balanced_head(head: Any) -> Any:
@@ -114,6 +132,18 @@ def _for_labels(estimator: Any, multilabel: bool) -> Any:
     if not multilabel or learns_label_sets(estimator):
         return estimator
     return MultiLabelHead(estimator)
+
+
+def _for_values(estimator: Any) -> Any:
+    """Return a regressor that learns several numbers a row, one after another if need be."""
+    if not is_regressor(estimator):
+        raise HeadError(
+            f"{type(estimator).__name__} predicts no numbers: a regression takes one of "
+            f"{', '.join(head_names(regression=True))}, or a regressor of scikit-learn"
+        )
+    if get_tags(estimator).target_tags.multi_output:
+        return estimator
+    return EachValue(estimator, scaled=False)
 
 
 def _gives_margins_only(estimator: object) -> bool:

@@ -44,7 +44,9 @@ class Moments:
     @classmethod
     def of(cls, rows: Rows, targets: Targets, *, gram: bool) -> Moments:
         """Return the sums over rows, from one pass over them."""
-        shift = None if rows.matrix is None else rows.matrix.mean(axis=0, dtype=np.float64)
+        shift = None
+        if rows.matrix is not None and targets.kind != "values":
+            shift = rows.matrix.mean(axis=0, dtype=np.float64)
         return cls.over(rows.batches(), targets, gram=gram, shift=shift)
 
     @classmethod
@@ -82,6 +84,8 @@ class Moments:
     def _with(self, X: Floats, numbers: Numbers, targets: Targets) -> Moments:
         """Return the sums with those of a batch; arrays are added to in place."""
         near = X - self.shift.astype(X.dtype)
+        if targets.kind == "values":
+            return self._with_values(near, numbers, targets)
         values, weights = targets.values[numbers], targets.counted(numbers)
         if targets.kind == "classes":
             codes = values.astype(np.intp)
@@ -95,8 +99,7 @@ class Moments:
             sums = class_sums(weighted, codes, targets.columns)
             self.whole[:] += sums.sum(axis=0)
         else:
-            columns = values.astype(near.dtype if targets.kind == "labels" else np.float64)
-            sums = columns.T @ weighted
+            sums = values.astype(near.dtype).T @ weighted
             self.whole[:] += weighted.sum(axis=0, dtype=np.float64)
         self.counts[:] += counts
         self.sums[:] += sums
@@ -106,6 +109,25 @@ class Moments:
                 near *= np.sqrt(weights)[:, None].astype(near.dtype)
             self.gram[:] += near.T @ near
         return replace(self, weight=self.weight + weight)
+
+    def _with_values(self, near: Floats, numbers: Numbers, targets: Targets) -> Moments:
+        """Return the sums with those of a batch that values are learnt of, in two products."""
+        weights = targets.counted(numbers)
+        counted = np.ones(len(near)) if weights is None else weights
+        columns = np.column_stack([counted, targets.values[numbers] * counted[:, None]])
+        self.counts[:] += columns[:, 1:].sum(axis=0)
+        products = columns.astype(near.dtype).T @ near
+        self.whole[:] += products[0]
+        self.sums[:] += products[1:]
+        if self.gram is None:
+            self.squares[:] += np.einsum("i,ij,ij->j", counted, near, near, dtype=np.float64)
+        else:
+            if weights is not None:
+                near *= np.sqrt(weights)[:, None].astype(near.dtype)
+            gram = near.T @ near
+            self.gram[:] += gram
+            self.squares[:] += gram.diagonal()
+        return replace(self, weight=self.weight + float(counted.sum()))
 
     def __sub__(self, other: Moments) -> Moments:
         """Leave out the rows of another one, of the same shift."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn import config_context
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestNeighbors
 
-from featx.heads.estimators import OfModel
+from featx.heads.estimators import OfModel, OwnRegressor
 from featx.heads.rows import Doubles, Floats, Numbers, Rows
 from featx.heads.steps import Neighbours, vote_weights
 from featx.heads.sweep import HeldOut, SweepData, swept
@@ -98,7 +99,55 @@ class NearestNeighbours(OfModel):
         self._model(self.n_neighbors)._validate_params()
 
 
-def neighbours_of_values(rows: Rows, targets: Targets, head: NearestNeighbours) -> Neighbours:
+class NearestValues(OwnRegressor):
+    """Mean of the numbers of the nearest neighbours, of at most as many as there are images.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=10
+        Neighbours whose mean it is: ``min(n_neighbors, images)``.
+    weights : {"distance", "uniform"}, default="distance"
+        How much each counts.
+    metric : str, default="cosine"
+        Any metric of scikit-learn's ``KNeighborsRegressor``.
+
+    Attributes
+    ----------
+    step_ : Neighbours
+        The rows with their numbers.
+
+    Examples
+    --------
+    >>> head = NearestValues(n_neighbors=1).fit([[0.0, 1.0], [1.0, 0.0]], [2.5, 7.0])
+    >>> head.predict([[0.1, 0.9]]).tolist()
+    [2.5]
+    """
+
+    def __init__(
+        self, *, n_neighbors: int = 10, weights: str = "distance", metric: str = "cosine"
+    ) -> None:
+        self.n_neighbors = n_neighbors
+        self.weights = weights
+        self.metric = metric
+
+    def fit_rows(self, rows: Rows, targets: Targets) -> NearestValues:
+        """Keep rows in memory, and their numbers."""
+        self.n_features_in_ = rows.width
+        self.step_ = neighbours_of_values(rows, targets, self)
+        return self
+
+    def _values(self, rows: Floats) -> Floats:
+        return self.step_.apply(rows)
+
+    def _validate_params(self) -> None:
+        KNeighborsRegressor(
+            self.n_neighbors, weights=self.weights, metric=self.metric, algorithm="brute"
+        )._validate_params()
+
+
+def neighbours_of_values(
+    rows: Rows, targets: Targets, head: NearestNeighbours | NearestValues
+) -> Neighbours:
     """Return the step that averages the values of the nearest of some rows."""
     head._validate_params()
     return Neighbours(
@@ -114,10 +163,36 @@ def neighbours_of_values(rows: Rows, targets: Targets, head: NearestNeighbours) 
 @swept("knn")
 def sweep_knn(data: SweepData) -> Iterator[HeldOut]:
     """Measure settings of the head ``knn`` (see `Sweep`): one search a metric and fold."""
-    by_metric: dict[Hashable, dict[int, NearestNeighbours]] = {}
+    classes, y = data.targets.columns, data.targets.values.astype(np.intp)
+    for fold, train, group, distances, nearest in _searched(data):
+        for number, shares in _votes(distances, y[train][nearest], group, classes):
+            yield HeldOut(number, fold, shares)
+
+
+@swept("knn", learns=("values",))
+def sweep_nearest_values(data: SweepData) -> Iterator[HeldOut]:
+    """Measure settings of the head ``knn`` for numbers: one search a metric and fold."""
+    for fold, train, group, distances, nearest in _searched(data):
+        values, most = data.targets.values[train][nearest], distances.shape[1]
+        for way in ("uniform", "distance"):
+            settings = {n: s for n, s in group.items() if s.weights == way}
+            weights = np.ones_like(distances) if way == "uniform" else vote_weights(distances)
+            sums = np.cumsum(weights[:, :, None] * values, axis=1)
+            counts = np.cumsum(weights, axis=1)
+            for number, setting in settings.items():
+                last = min(int(setting.n_neighbors), most) - 1
+                yield HeldOut(number, fold, sums[:, last] / counts[:, last, None])
+
+
+_Searched: TypeAlias = tuple[int, Numbers, Mapping[int, Any], Floats, Numbers]
+"""Fold, its training rows, settings by number, distances and numbers of the nearest (m, most)."""
+
+
+def _searched(data: SweepData) -> Iterator[_Searched]:
+    """Search the nearest training rows of the testing rows, once a metric and fold."""
+    by_metric: dict[Hashable, dict[int, Any]] = {}
     for number, setting in enumerate(data.settings):
         by_metric.setdefault(setting.metric, {})[number] = setting
-    classes, y = data.targets.columns, data.targets.values.astype(np.intp)
     for fold, train, trained, tested in data.scaled():
         for metric, group in by_metric.items():
             most = min(max(setting.n_neighbors for setting in group.values()), len(train))
@@ -127,8 +202,7 @@ def sweep_knn(data: SweepData) -> Iterator[HeldOut]:
             with config_context(enable_cython_pairwise_dist=False, working_memory=_MEBIBYTES):
                 search.fit(trained.astype(dtype, copy=False))
                 distances, nearest = search.kneighbors(tested.astype(dtype, copy=False))
-            for number, shares in _votes(distances, y[train][nearest], group, classes):
-                yield HeldOut(number, fold, shares)
+            yield fold, train, group, distances, nearest
 
 
 def _votes(

@@ -14,17 +14,17 @@ from featx.exceptions import HeadError
 from featx.heads.moments import Moments, fold_moments, require_square, solve_shifted, standardise
 from featx.heads.rows import Doubles, Floats, Numbers, Rows
 from featx.heads.sweep import HeldOut, SweepData, swept
-from featx.heads.targets import ClassWeight, Targets
+from featx.heads.targets import ClassWeight, Targets, value_scale
 
 if TYPE_CHECKING:
-    from sklearn.linear_model import RidgeClassifier
+    from sklearn.linear_model import Ridge, RidgeClassifier
 
 _COLUMNS = 1024
 _COPIES = 3
 
 
-def is_solved(head: RidgeClassifier, *, streamed: bool = False) -> bool:
-    """Tell whether `fit_ridge` comes to the answer of a classifier's own ``fit``."""
+def is_solved(head: Ridge | RidgeClassifier, *, streamed: bool = False) -> bool:
+    """Tell whether the normal equations come to the answer of an estimator's own ``fit``."""
     exact = streamed or head.solver in ("auto", "cholesky", "svd")
     return exact and not head.positive and isinstance(head.alpha, Real)
 
@@ -39,14 +39,40 @@ def fits_labels_at_once(estimator: object) -> bool:
 
 def fit_ridge(head: RidgeClassifier, rows: Rows, targets: Targets) -> list[RidgeClassifier] | None:
     """Fit ``RidgeClassifier`` on classes or label sets by its normal equations."""
-    if rows.matrix is None and not is_solved(head, streamed=True):
-        raise HeadError("ridge with positive=True has to see all rows at once: leave it at False")
-    if not is_solved(head, streamed=rows.matrix is None):
+    if not _is_solvable(head, rows):
         return None
-    head._validate_params()
     weighted = _weighted(targets, head.class_weight)
     coef, intercept = solve_ridge(rows, weighted, [float(head.alpha)], bool(head.fit_intercept))
     return [_take(head, coef[0], intercept[0], rows, targets)]
+
+
+def fit_ridge_values(head: Ridge, rows: Rows, targets: Targets) -> list[Ridge] | None:
+    """Fit ``Ridge`` on values by its normal equations."""
+    if not _is_solvable(head, rows):
+        return None
+    coef, intercept = solve_ridge(rows, targets, [float(head.alpha)], bool(head.fit_intercept))
+    dtype = np.float32 if rows.matrix is None else rows.matrix.dtype
+    # As scikit-learn has them: of one value, a vector and a number.
+    head.coef_ = np.ascontiguousarray(coef[0].T if targets.columns > 1 else coef[0][:, 0], dtype)
+    head.intercept_ = intercept[0] if targets.columns > 1 else intercept[0, 0]
+    head.n_features_in_, head.n_iter_, head.solver_ = rows.width, None, "cholesky"
+    return [head]
+
+
+def _is_solvable(head: Ridge | RidgeClassifier, rows: Rows) -> bool:
+    """Tell whether to solve the normal equations; `HeadError` where nothing else can be done."""
+    if rows.matrix is None and not is_solved(head, streamed=True):
+        raise HeadError("ridge with positive=True has to see all rows at once: leave it at False")
+    if not is_solved(head, streamed=rows.matrix is None):
+        return False
+    head._validate_params()
+    return True
+
+
+def _centred(targets: Targets) -> tuple[Targets, Doubles]:
+    """Return values less their mean, so that rounding is of their spread, and the mean."""
+    mean, _ = value_scale(targets)
+    return replace(targets, values=targets.values - mean), mean
 
 
 def fit_ridge_left_out(
@@ -115,10 +141,16 @@ def solve_ridge(
     columns than rows, ``X' (XX' + alpha I)^-1 T``. T is 1 for the class or labels of a row and -1
     else, one column alone for two classes.
     """
+    learnt, centre = targets, np.zeros(0)
+    if intercept and targets.kind == "values":
+        learnt, centre = _centred(targets)
     if rows.matrix is not None and rows.width > rows.count:
-        return _from_rows(rows.matrix, targets, alphas, intercept)
-    require_square(rows, _COPIES)
-    return _from_moments(Moments.of(rows, targets, gram=True), targets, alphas, intercept)
+        coef, constant = _from_rows(rows.matrix, learnt, alphas, intercept)
+    else:
+        require_square(rows, _COPIES)
+        moments = Moments.of(rows, learnt, gram=True)
+        coef, constant = _from_moments(moments, learnt, alphas, intercept)
+    return coef, constant + centre if centre.size else constant
 
 
 def _from_moments(
@@ -156,16 +188,18 @@ def _from_rows(
     """Return the same from a matrix with more columns than rows."""
     weights = targets.counted(np.arange(len(X)))
     target = _signs(targets)
-    wide = X.astype(np.float64)
+    # Of classes in double precision, whatever the features are in.
+    dtype = X.dtype if targets.kind == "values" else np.float64
+    wide = X.astype(dtype)
     mean, offset = np.zeros(X.shape[1]), np.zeros(target.shape[1])
     if intercept:
         mean = np.average(wide, axis=0, weights=weights)
         offset = np.average(target, axis=0, weights=weights)
-    wide, target = wide - mean, target - offset
+    wide, target = wide - mean.astype(dtype), target - offset
     if weights is not None:
         root = np.sqrt(weights)[:, None]
-        wide, target = wide * root, target * root
-    coef = wide.T @ solve_shifted(wide @ wide.T, target, alphas, np.float64)
+        wide, target = wide * root.astype(dtype), target * root
+    coef = wide.T @ solve_shifted(wide @ wide.T, target, alphas, dtype)
     return coef, offset - mean @ coef
 
 
@@ -179,8 +213,7 @@ def _signs(targets: Targets) -> Doubles:
     return signs[:, 1:] if targets.columns == 2 else signs
 
 
-@swept("ridge", weighted=True)
-def sweep_ridge(data: SweepData) -> Iterator[HeldOut]:
+def _penalties(data: SweepData) -> Iterator[HeldOut]:
     """Measure penalties of the head ``ridge`` (see `Sweep`).
 
     Notes
@@ -191,12 +224,14 @@ def sweep_ridge(data: SweepData) -> Iterator[HeldOut]:
     groups = _grouped(data.settings)
     plain = data.targets.weights is None and data.least_trained >= data.X.shape[1]
     shared = plain and any(weight is None for weight, _, _ in groups)
-    unweighted = replace(data.targets, weights=None)
-    parts = fold_moments(data.X, unweighted, data.folds, gram=shared)
+    targets, centre = data.targets, np.zeros(0)
+    if (numbers := targets.kind == "values") and all(intercept for _, intercept, _ in groups):
+        targets, centre = _centred(targets)
+    parts = fold_moments(data.X, replace(targets, weights=None), data.folds, gram=shared)
     for fold, ((train, test), moments) in enumerate(zip(data.folds, parts, strict=True)):
         scale = moments.scale()
         tested = standardise(data.X[test], scale)
-        learnt = data.targets.take(train)
+        learnt = targets.take(train)
         scaled = moments.standardised(scale) if shared else None
         for weight, intercept, alphas in groups:
             values = list(alphas.values())
@@ -205,31 +240,39 @@ def sweep_ridge(data: SweepData) -> Iterator[HeldOut]:
             else:
                 trained = Rows.of(standardise(data.X[train], scale))
                 coef, constant = solve_ridge(trained, _weighted(learnt, weight), values, intercept)
-            for number, margins in zip(alphas, _margins(tested, coef, constant), strict=True):
-                yield HeldOut(number, fold, margins, probabilities=False)
+            constant = constant + centre if centre.size else constant
+            margins = _margins(tested, coef, constant, mirrored=not numbers)
+            for number, answers in zip(alphas, margins, strict=True):
+                yield HeldOut(number, fold, answers, probabilities=False)
+
+
+sweep_ridge = swept("ridge", weighted=True)(_penalties)
+sweep_ridge_values = swept("ridge", weighted=True, learns=("values",))(_penalties)
 
 
 def _grouped(
-    estimators: Sequence[RidgeClassifier],
+    estimators: Sequence[Ridge | RidgeClassifier],
 ) -> list[tuple[ClassWeight, bool, dict[int, float]]]:
     """Return class weight, intercept and penalties of settings that differ in the penalty alone."""
     groups: dict[Hashable, tuple[ClassWeight, bool, dict[int, float]]] = {}
     for number, estimator in enumerate(estimators):
         if estimator.positive:
             raise HeadError("ridge with positive=True has no shortcut: leave it at False")
-        weight, intercept = estimator.class_weight, bool(estimator.fit_intercept)
+        weight = getattr(estimator, "class_weight", None)
+        intercept = bool(estimator.fit_intercept)
         key = (repr(weight), intercept)
         groups.setdefault(key, (weight, intercept, {}))[2][number] = float(estimator.alpha)
     return list(groups.values())
 
 
-def _margins(X: Floats, coef: Floats, intercept: Floats) -> Iterator[Floats]:
-    """Yield the margins of each penalty, from products of many columns at once."""
+def _margins(X: Floats, coef: Floats, intercept: Floats, *, mirrored: bool) -> Iterator[Floats]:
+    """Yield margins or values of each penalty, from products of many columns at once."""
     penalties, width, columns = coef.shape
-    coef, intercept = coef.astype(X.dtype), intercept.astype(X.dtype)
+    coef = coef.astype(X.dtype)
+    intercept = intercept.astype(X.dtype) if mirrored else intercept
     step = max(1, _COLUMNS // columns)
     for start in range(0, penalties, step):
         some = coef[start : start + step].swapaxes(0, 1).reshape(width, -1)
         products = (X @ some).reshape(len(X), -1, columns).swapaxes(0, 1)
         for margins in products + intercept[start : start + step, None]:
-            yield np.hstack([-margins, margins]) if columns == 1 else margins
+            yield np.hstack([-margins, margins]) if columns == 1 and mirrored else margins

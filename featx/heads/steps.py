@@ -34,8 +34,8 @@ _ROWS_AT_ONCE = 2048
 # A logit whose probability is 0 or 1 in double precision.
 CERTAIN = 1000.0
 
-TYPE, VERSIONS = "featx.head", (1, 2)
-"""What a head is called in a file, and the versions of it: 2 has `Mean` and `Columns`."""
+TYPE, VERSIONS, VALUES_VERSION = "featx.head", (1, 2, 3), 3
+"""What a head is called in a file, and its versions: 2 has `Mean` and `Columns`, 3 has numbers."""
 _MOST_JSON_BYTES = 64 << 20
 _DTYPES: Mapping[str, type[np.generic]] = {"<f4": np.float32, "<f8": np.float64, "<i4": np.int32}
 
@@ -373,12 +373,12 @@ def apply_steps(X: Floats, steps: Iterable[Step]) -> Floats:
     return X
 
 
-def dense_steps(layers: Iterable[tuple[Floats, Floats]], last: Step) -> list[Step]:
-    """Return layers of (kernel, bias), rectified but for the last, as steps with one behind."""
+def dense_steps(layers: Iterable[tuple[Floats, Floats]], *behind: Step) -> list[Step]:
+    """Return layers of (kernel, bias), rectified but for the last, as steps with others behind."""
     steps: list[Step] = []
     for kernel, bias in layers:
         steps += [Linear(kernel, bias), Rectify()]
-    return [*steps[:-1], last]
+    return [*steps[:-1], *behind]
 
 
 def joined(steps: Sequence[Step]) -> list[Step]:
@@ -439,14 +439,17 @@ class _Fitted:
         self.steps_ = tuple(steps)
 
     def _scores(self, X: ArrayLike) -> Floats:
-        rows = np.asarray(X)
-        if rows.dtype not in (np.float32, np.float64):
-            rows = rows.astype(np.float64)
-        if rows.ndim != 2 or rows.shape[1] != self.n_features_in_:
-            raise HeadError(
-                f"expected features of shape (n, {self.n_features_in_}), received {rows.shape}"
-            )
-        return apply_steps(rows, self.steps_)
+        return apply_steps(_rows(X, self.n_features_in_), self.steps_)
+
+
+def _rows(X: ArrayLike, width: int) -> Floats:
+    """Return features of a width as a matrix."""
+    rows = np.asarray(X)
+    if rows.dtype not in (np.float32, np.float64):
+        rows = rows.astype(np.float64)
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise HeadError(f"expected features of shape (n, {width}), received {rows.shape}")
+    return rows
 
 
 class FittedHead(_Fitted):
@@ -467,6 +470,22 @@ class FittedHead(_Fitted):
         if self.several_labels:
             return (scores > LABEL_THRESHOLD).astype(np.intp)
         return best_labels(scores, self.classes_)
+
+
+class FittedValues:
+    """A regressor that cannot be trained: steps from features to numbers."""
+
+    _estimator_type = "regressor"
+
+    def __init__(self, columns: int, width: int, steps: Sequence[Step]) -> None:
+        self.columns_ = columns
+        self.n_features_in_ = width
+        self.steps_ = tuple(steps)
+
+    def predict(self, X: ArrayLike) -> Floats:
+        """Return the numbers of each row: (n,) where there is one, else (n, k)."""
+        values = apply_steps(_rows(X, self.n_features_in_), self.steps_)
+        return values[:, 0] if self.columns_ == 1 else values
 
 
 def _several_labels(steps: Sequence[Step]) -> bool:
@@ -490,6 +509,9 @@ class FittedMargins(_Fitted):
         return best_labels(self.decision_function(X), self.classes_)
 
 
+Fitted: TypeAlias = FittedHead | FittedMargins | FittedValues
+
+
 def fitted_head(
     classes: NDArray[np.generic], width: int, steps: Sequence[Step]
 ) -> FittedHead | FittedMargins:
@@ -508,6 +530,14 @@ def fitted_head(
     if columns != (1 if margins and len(classes) == 2 else len(classes)):
         raise ValueError(f"its steps give {columns} columns for {len(classes)} labels")
     return (FittedMargins if margins else FittedHead)(classes, width, steps)
+
+
+def fitted_values(columns: int, width: int, steps: Sequence[Step]) -> FittedValues:
+    """Return the regressor of steps, after looking at every array and at how they fit together."""
+    given = _checked_width(steps, width)
+    if given != columns:
+        raise ValueError(f"its steps give {given} columns for {columns} numbers")
+    return FittedValues(columns, width, steps)
 
 
 def _checked_width(steps: Iterable[Step], width: int) -> int:
@@ -545,15 +575,18 @@ def _checked_width(steps: Iterable[Step], width: int) -> int:
     return width
 
 
-def dump_fitted(head: FittedHead | FittedMargins) -> tuple[bytes, bytes]:
+def dump_fitted(head: Fitted) -> tuple[bytes, bytes]:
     """Return the JSON that describes a head, and the HDF5 file of its arrays."""
     import h5py
 
     arrays: dict[str, NDArray[np.generic]] = {}
+    if isinstance(head, FittedValues):
+        learnt: dict[str, object] = {"version": VALUES_VERSION, "values": head.columns_}
+    else:
+        learnt = {"version": _version(head.steps_), "classes": labels_to_json(head.classes_)}
     description = {
         "type": TYPE,
-        "version": _version(head.steps_),
-        "classes": labels_to_json(head.classes_),
+        **learnt,
         "features": head.n_features_in_,
         "steps": [_describe(step, str(number), arrays) for number, step in enumerate(head.steps_)],
     }
@@ -593,12 +626,13 @@ def _describe(step: Step, path: str, arrays: dict[str, NDArray[np.generic]]) -> 
     return described
 
 
-def load_fitted(description: Mapping[str, Any], arrays: bytes) -> FittedHead | FittedMargins:
+def load_fitted(description: Mapping[str, Any], arrays: bytes) -> Fitted:
     """Return the head that `dump_fitted` wrote."""
     import h5py
 
-    if description["version"] not in VERSIONS:
-        raise ValueError(f"version {description['version']!r}, expected 1 or 2")
+    version = description["version"]
+    if version not in VERSIONS:
+        raise ValueError(f"version {version!r}, expected 1 to 3")
     width = description["features"]
     if type(width) is not int or width < 1:
         raise ValueError("the number of features is no number")
@@ -609,6 +643,11 @@ def load_fitted(description: Mapping[str, Any], arrays: bytes) -> FittedHead | F
         raise ValueError(f"its arrays claim {claimed:,} bytes in {len(arrays):,}")
     with h5py.File(io.BytesIO(arrays), "r") as h5:
         steps = _read_steps(description["steps"], "", h5, 0)
+    if version == VALUES_VERSION:
+        columns = description["values"]
+        if type(columns) is not int or columns < 1:
+            raise ValueError("the number of values is no number")
+        return fitted_values(columns, width, steps)
     return fitted_head(labels_from_json(description["classes"]), width, steps)
 
 

@@ -28,6 +28,7 @@ from featx.files.safe_npy import read_npy
 from featx.files.safe_zip import open_plain_zip
 from featx.heads.steps import (
     TYPE,
+    Fitted,
     FittedHead,
     FittedMargins,
     Scale,
@@ -37,6 +38,7 @@ from featx.heads.steps import (
     dense_steps,
     dump_fitted,
     fitted_head,
+    fitted_values,
     labels_from_json,
     load_fitted,
     read_description,
@@ -65,6 +67,8 @@ _FEATX_TYPES = (
     "featx.heads.multilabel.MultiLabelHead",
     "featx.heads.nearest_mean.NearestMean",
     "featx.heads.neighbours.NearestNeighbours",
+    "featx.heads.regression.EachValue",
+    "featx.heads.regression.ValuePipeline",
     "featx.heads.rbf.ReducedRBF",
     "featx.heads.trees.TreeEnsemble",
 )
@@ -113,7 +117,11 @@ def dump_head(head: Any) -> dict[str, bytes]:
         steps = steps_of(head)
     except HeadError:
         return {SKOPS: _dump_skops(head)}
-    fitted = fitted_head(head.classes_, int(head.n_features_in_), steps)
+    width = int(head.n_features_in_)
+    if hasattr(head, "classes_"):
+        fitted: Fitted = fitted_head(head.classes_, width, steps)
+    else:
+        fitted = fitted_values(np.ravel(head.predict(np.zeros((1, width)))).size, width, steps)
     return dict(zip((DESCRIPTION, ARRAYS), dump_fitted(fitted), strict=True))
 
 
@@ -224,7 +232,7 @@ def _load_skops(data: bytes, *, trust: bool) -> Any:
         raise _damaged(error) from error
     if not _is_trained(head):
         raise ArtefactError(
-            f"{SKOPS} holds {shortened(type(head).__name__)}, expected a trained classifier: "
+            f"{SKOPS} holds {shortened(type(head).__name__)}, expected a trained estimator: "
             "save the model again"
         )
     return head
@@ -307,7 +315,7 @@ def released_skops_head(data: bytes) -> FittedHead | FittedMargins:
         raise Unchecked(f"holds {name} with steps as featx does not take them") from error
     last: Any = parts[-1]
     if not isinstance(last, Stored) or "classes_" not in vars(last):
-        raise Unchecked(f"holds {name}, expected a trained classifier")
+        raise Unchecked(f"holds {name}, expected a trained estimator that featx knows")
     try:
         classes, width = vars(last)["classes_"], int(parts[0].n_features_in_)
         if isinstance(classes, list):

@@ -14,7 +14,7 @@ from featx.heads.estimators import few_images_allowed, require_finite
 from featx.heads.moments import fold_scales, standardise
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.table import find_row, make_estimator
-from featx.heads.targets import Targets, both_columns
+from featx.heads.targets import Kind, Targets, both_columns
 from featx.threads import worthwhile_threads
 
 
@@ -23,8 +23,8 @@ class HeldOut:
     """What one setting says of the rows of one fold that it has not seen.
 
     ``values`` (m, k) have a column a class, in the order of the codes: probabilities, or margins of
-    which only the order counts. Those of a setting that was ``stopped``, since it could no longer
-    win, are of an unfinished fit.
+    which only the order counts. Of a regression they are the predicted numbers. Those of a setting
+    that was ``stopped``, since it could no longer win, are of an unfinished fit.
     """
 
     candidate: int
@@ -60,17 +60,17 @@ class SweepData:
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Measures many settings of one head together, some with weights of rows or label sets."""
+    """Measures many settings of one head together, some with weights of rows."""
 
     name: str
     measure: Callable[[SweepData], Iterator[HeldOut]]
     weighted: bool
-    label_sets: bool
+    learns: tuple[Kind, ...]
 
     def __call__(
         self,
         X: NDArray[np.generic],
-        y: Numbers,
+        y: NDArray[np.number],
         folds: Sequence[Fold],
         candidates: Sequence[Mapping[str, object]],
         *,
@@ -86,31 +86,34 @@ class Sweep:
         features, codes = np.asarray(X), np.asarray(y)
         if features.dtype not in (np.float32, np.float64):
             features = features.astype(np.float32)
-        by_labels = self.label_sets and codes.ndim == 2
-        if features.ndim != 2 or codes.shape[: codes.ndim - by_labels] != features.shape[:1]:
+        several = codes.ndim == 2 and self.learns != ("classes",)
+        if features.ndim != 2 or codes.shape[: codes.ndim - several] != features.shape[:1]:
             raise HeadError(
                 "expected a matrix of features and a code a row, received shapes "
                 f"{features.shape} and {codes.shape}: take both from the same dataset"
             )
         require_finite(features)
         weights = None if sample_weight is None else np.asarray(sample_weight, np.float64)
-        if by_labels:
+        regression = "values" in self.learns
+        if regression:
+            targets = Targets.of_values(codes, weights)
+        elif several:
             targets = Targets.of_labels(codes, weights)
         else:
             names = np.arange(int(codes.max()) + 1)
             targets = Targets("classes", names, codes.astype(np.intp), weights)
             _require_every_class(targets, folds)
-        row = find_row(self.name)
+        row = find_row(self.name, regression=regression)
         settings = [make_estimator(row, dict(candidate), seed) for candidate in candidates]
         with worthwhile_threads(features.size):
             yield from self.measure(SweepData(features, targets, folds, settings))
 
 
 def swept(
-    name: str, *, weighted: bool = False, label_sets: bool = False
+    name: str, *, weighted: bool = False, learns: tuple[Kind, ...] = ("classes",)
 ) -> Callable[[Callable[[SweepData], Iterator[HeldOut]]], Sweep]:
     """Make a `Sweep` of what measures `SweepData`."""
-    return lambda measure: Sweep(name, measure, weighted, label_sets)
+    return lambda measure: Sweep(name, measure, weighted, learns)
 
 
 def _require_every_class(targets: Targets, folds: Sequence[Fold]) -> None:

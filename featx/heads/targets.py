@@ -65,8 +65,10 @@ class Targets:
         return replace(self, values=self.values[rows], weights=weights)
 
     def shown(self) -> NDArray[np.generic]:
-        """Return what is learnt as scikit-learn takes it: labels (n,), or a matrix (n, k)."""
-        return self.names[self.values.astype(np.intp)] if self.kind == "classes" else self.values
+        """Return what is learnt as scikit-learn takes it: labels or numbers (n,), else (n, k)."""
+        if self.kind == "classes":
+            return self.names[self.values.astype(np.intp)]
+        return self.values[:, 0] if self.kind == "values" and self.columns == 1 else self.values
 
     def labels(self, columns: NDArray[np.intp]) -> Targets:
         """Return the targets of some labels, numbered anew from 0."""
@@ -137,6 +139,13 @@ class Targets:
                 )
             factors[1] = [class_weight.get(label, 1.0) for label in range(labels)]
         return factors
+
+
+def value_scale(targets: Targets) -> tuple[Doubles, Doubles]:
+    """Return mean and deviation of each column of values, 1 of one that does not vary."""
+    mean: Doubles = np.average(targets.values, axis=0, weights=targets.weights)
+    variance = np.average((targets.values - mean) ** 2, axis=0, weights=targets.weights)
+    return mean, np.sqrt(np.where(variance > 0, variance, 1.0))
 
 
 def label_strata(

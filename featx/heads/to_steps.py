@@ -17,6 +17,7 @@ from featx.heads.steps import (
     EachLabel,
     FittedHead,
     FittedMargins,
+    FittedValues,
     Gaussian,
     Linear,
     Mean,
@@ -53,9 +54,9 @@ def steps_of(head: Any) -> list[Step]:
 
 def translate(estimator: Any) -> list[Step]:
     """Return the steps of an estimator, or of a `Stored` one, without comparing answers."""
-    if isinstance(estimator, FittedHead | FittedMargins):
+    if isinstance(estimator, FittedHead | FittedMargins | FittedValues):
         return list(estimator.steps_)
-    if _kind(estimator) in ("Pipeline", "HeadPipeline"):
+    if _kind(estimator) in ("Pipeline", "HeadPipeline", "ValuePipeline"):
         *before, last = (step for _, step in estimator.steps if step not in (None, "passthrough"))
         return [step for part in before for step in _transform(part)] + translate(last)
     rule = _HEADS.get(_kind(estimator))
@@ -174,6 +175,25 @@ def _dense(head: Any) -> list[Step]:
     return dense_steps(head.weights_, Sigmoid() if head.multilabel_ else Softmax())
 
 
+def _dense_values(head: Any) -> list[Step]:
+    return dense_steps(head.weights_)
+
+
+def _nearest_values(head: Any) -> list[Step]:
+    return [head.step_]
+
+
+def _each_value(head: Any) -> list[Step]:
+    """Put linear regressors of single columns side by side."""
+    parts = [joined(translate(estimator)) for estimator in head.estimators_]
+    linear = [part[0] for part in parts if len(part) == 1 and isinstance(part[0], Linear)]
+    if len(linear) != len(parts):
+        raise HeadError(_named(head.estimators_[0]))
+    kernel = np.concatenate([_double(step.kernel) for step in linear], axis=1)
+    bias = np.concatenate([_double(step.bias) for step in linear])
+    return [Linear(kernel * head.spread_, bias * head.spread_ + head.mean_)]
+
+
 def _neighbours(head: Any) -> list[Step]:
     model = head.model_ if hasattr(head, "model_") else head
     labels = model._y
@@ -202,11 +222,14 @@ def _trees(ensemble: Any) -> list[Step]:
     nodes = leaves = 0
     for estimator in getattr(model, "estimators_", [model]):
         tree = estimator.tree_
-        if tree.value.shape[1] != 1:
+        numbers = _kind(model) in _VALUE_TREES
+        if tree.value.shape[1] != 1 and not numbers:
             raise HeadError(f"{_named(ensemble)} of several outputs")
         is_leaf = tree.children_left == -1
         number_of_leaf = np.cumsum(is_leaf) - 1 + leaves
-        shares = tree.value[is_leaf, 0, :]
+        shares = tree.value[is_leaf, :, 0] if numbers else tree.value[is_leaf, 0, :]
+        if not numbers:
+            shares = shares / shares.sum(axis=1, keepdims=True)
         parts.append(
             (
                 np.array([nodes]),
@@ -214,7 +237,7 @@ def _trees(ensemble: Any) -> list[Step]:
                 np.where(is_leaf, number_of_leaf, tree.children_right + nodes),
                 np.where(is_leaf, 0, tree.feature),
                 np.where(is_leaf, 0.0, tree.threshold),
-                shares / shares.sum(axis=1, keepdims=True),
+                shares,
             )
         )
         nodes += len(is_leaf)
@@ -301,20 +324,33 @@ _TREES = (
     *("DecisionTreeClassifier", "ExtraTreeClassifier", "ExtraTreesClassifier"),
     *("RandomForestClassifier", "TreeEnsemble"),
 )
+_VALUE_TREES = (
+    *("DecisionTreeRegressor", "ExtraTreeRegressor", "ExtraTreesRegressor"),
+    "RandomForestRegressor",
+)
+_LINEAR_VALUES = (
+    *("ARDRegression", "BayesianRidge", "ElasticNet", "ElasticNetCV", "HuberRegressor", "Lars"),
+    *("Lasso", "LassoCV", "LassoLars", "LinearRegression", "LinearSVR", "Ridge", "RidgeCV"),
+    *("SGDRegressor", "TheilSenRegressor"),
+)
 _SOFTMAX = (
     *("LinearDiscriminantAnalysis", "LogisticPathCV", "LogisticRegression"),
     *("LogisticRegressionCV", "ShrinkageLDA"),
 )
 _HEADS: dict[str, Callable[[Any], list[Step]]] = {
-    **dict.fromkeys(_TREES, _trees),
+    **dict.fromkeys((*_TREES, *_VALUE_TREES), _trees),
+    **dict.fromkeys(_LINEAR_VALUES, _margins),
     **dict.fromkeys(_SOFTMAX, _softmax_of_scores),
     **dict.fromkeys(("LinearSVC", "Perceptron", "RidgeClassifier", "RidgeClassifierCV"), _margins),
     **dict.fromkeys(("KNeighborsClassifier", "NearestNeighbours"), _neighbours),
     "DenseClassifier": _dense,
+    "DenseRegressor": _dense_values,
+    "EachValue": _each_value,
     "Ensemble": _ensemble,
     "GaussianNB": _naive_bayes,
     "MultiLabelHead": _multilabel,
     "NearestMean": _nearest_mean,
+    "NearestValues": _nearest_values,
     "TemperatureCalibrated": _calibrated,
 }
 
@@ -326,14 +362,18 @@ def _require_equal(head: Any, steps: list[Step]) -> None:
     first = head.steps[0][1] if hasattr(head, "steps") else head
     if _kind(first) == "StandardScaler":
         X = first.inverse_transform(X)
-    if hasattr(head, "predict_proba"):
+    tolerance = _LARGEST_DIFFERENCE
+    if not hasattr(head, "classes_"):
+        expected = np.asarray(head.predict(X), np.float64).reshape(len(X), -1)
+        tolerance *= max(1.0, float(np.abs(expected).max(initial=0.0)))
+    elif hasattr(head, "predict_proba"):
         expected = np.asarray(head.predict_proba(X), np.float64)
     else:
         expected = np.asarray(head.decision_function(X), np.float64).reshape(len(X), -1)
     computed = apply_steps(X, steps)
     worst = float(np.abs(computed - expected).max()) if computed.shape == expected.shape else np.inf
-    if not worst <= _LARGEST_DIFFERENCE:
+    if not worst <= tolerance:
         raise HeadError(
-            f"{type(head).__name__}, whose probabilities are of another form than expected (its "
-            f"layers differ from it by {worst:.1e}, at most {_LARGEST_DIFFERENCE:.0e} is allowed),"
+            f"{type(head).__name__}, whose answers are of another form than expected (its "
+            f"layers differ from it by {worst:.1e}, at most {tolerance:.0e} is allowed),"
         )

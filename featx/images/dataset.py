@@ -342,6 +342,7 @@ class ImageDataset:
         root: StrPath | None = None,
         multilabel: bool = False,
         splits: SplitNames = None,
+        target_columns: Sequence[str] = (),
     ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
 
@@ -363,6 +364,9 @@ class ImageDataset:
         splits : mapping of str to str or None, default None
             What the names in the column ``split`` mean, such as ``{"pilot": "test"}``, beside the
             usual names of train, val and test.
+        target_columns : sequence of str, default ()
+            Columns of numbers for a regression. They take the place of ``label``, and are then
+            labels such as ``age=3.5|mass=7.0``.
 
         Raises
         ------
@@ -372,7 +376,7 @@ class ImageDataset:
         """
         file = Path(path)
         base = Path(file.parent if root is None else root).absolute()
-        listing = read_table(file, root=base, multilabel=multilabel)
+        listing = read_table(file, root=base, multilabel=multilabel, target_columns=target_columns)
         return cls._of(listing, file.stem, splits, root=base, what=file.name)
 
     @classmethod
@@ -494,6 +498,7 @@ class ImageDataset:
         splits: SplitNames = None,
         root: StrPath | None = None,
         multilabel: bool = False,
+        target_columns: Sequence[str] = (),
     ) -> ImageDataset:
         """Find out what was given, and read it.
 
@@ -508,6 +513,8 @@ class ImageDataset:
         root : str, path-like or None, default None
             Folder that relative paths of a table start from; by default the table's.
         multilabel : bool, default False
+            As for `from_csv`; of a table only.
+        target_columns : sequence of str, default ()
             As for `from_csv`; of a table only.
 
         Raises
@@ -525,6 +532,11 @@ class ImageDataset:
             raise DatasetError(
                 f"--root (root=...) is for the paths of a table, received {what}: leave it out"
             )
+        if target_columns and kind != "table":
+            raise DatasetError(
+                "--target-column (target_columns=...) names columns of a table, received "
+                f"{what}: leave it out"
+            )
         if splits is not None and kind in ("dataset", "files", "arrays"):
             raise DatasetError(
                 "--splits (splits=...) is for a folder, a table or a file of arrays, received "
@@ -536,7 +548,13 @@ class ImageDataset:
             case "folder":
                 return cls.from_folder(source.path, splits=splits)
             case "table":
-                return cls.from_csv(source.path, root=root, multilabel=multilabel, splits=splits)
+                return cls.from_csv(
+                    source.path,
+                    root=root,
+                    multilabel=multilabel,
+                    splits=splits,
+                    target_columns=target_columns,
+                )
             case "packed":
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)

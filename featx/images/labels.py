@@ -57,7 +57,7 @@ def encode_labels(
 ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Return the classes of `n` labels, and the position of each label in them, -1 for none.
 
-    Labels are text, whole numbers or booleans. Without `classes` these are what occurs, sorted by
+    Labels are text, numbers or booleans. Without `classes` these are what occurs, sorted by
     name, or by number when all labels are numbers. With `as_written` text is a label whatever it
     says, as the name of a folder is; but empty text.
 
@@ -80,8 +80,9 @@ def encode_labels(
     ]
     distinct = {name for name in names if name}
     if classes is None:
-        numbers = all(type(v) is int or not k for v, k in zip(values, names, strict=True))
-        order = sorted(distinct, key=int) if numbers else sorted(distinct)
+        pairs = zip(values, names, strict=True)
+        numbers = all(type(v) in (int, float) or not k for v, k in pairs)
+        order = sorted(distinct, key=float) if numbers else sorted(distinct)
     else:
         order = [str(name) for name in classes]
         if unknown := sorted(distinct - set(order)):
@@ -118,15 +119,10 @@ def _name(value: object) -> str:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DatasetError(f"expected labels in UTF-8, received {value!r}") from error
-    if isinstance(value, float):
-        raise DatasetError(
-            f"expected labels that name classes, received {value!r}: featx classifies, it does "
-            "not regress; turn numbers into classes first"
-        )
-    if isinstance(value, str | int):
+    if isinstance(value, str | int | float):
         return str(value)
     raise DatasetError(
-        f"expected labels of str, int or bool, received {type(value).__name__}: {value!r}"
+        f"expected labels of str, int, float or bool, received {type(value).__name__}: {value!r}"
     )
 
 

@@ -16,6 +16,7 @@ from featx.exceptions import DatasetError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
 from featx.images.files import Listing, is_image_name, local_path
 from featx.images.labels import SEPARATOR, as_text, is_missing, split_of
+from featx.images.values import value_columns, value_text
 
 MOST_COLUMN_BYTES = 1 << 30
 """Largest column of labels, paths and the like of a file of arrays."""
@@ -31,11 +32,17 @@ _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 # fmt: on
 
 
-def read_table(file: Path, *, root: Path, multilabel: bool = False) -> Listing:
+def read_table(
+    file: Path, *, root: Path, multilabel: bool = False, target_columns: Sequence[str] = ()
+) -> Listing:
     """Return the columns of a table, as `ImageDataset.from_csv` explains them."""
     table = Table(file)
-    table.check_names()
-    several = _LabelColumns.of(table, strict=multilabel)
+    table.check_names(labelled=not target_columns)
+    several: _LabelColumns | _TargetColumns | None
+    if target_columns:
+        several = _TargetColumns(table, target_columns)
+    else:
+        several = _LabelColumns.of(table, strict=multilabel)
     like_splits = {i: set[str]() for i, name in enumerate(table.header) if name in _FOR_SPLIT}
     for line, row in table.rows():
         for number, names in like_splits.items():
@@ -159,7 +166,7 @@ class Table:
             ) from error
         return value
 
-    def check_names(self) -> None:
+    def check_names(self, *, labelled: bool = True) -> None:
         """Refuse a header without a column ``path``, or that names columns otherwise."""
         file, header = str(self.file), self.header
         if "path" not in header:
@@ -178,10 +185,11 @@ class Table:
             if header.count(name) > 1:
                 raise DatasetError(f"{header.count(name)} columns named {name!r} in {file!r}")
         near = [name for name in header if name in _FOR_LABEL]
-        if near and "label" not in header:
+        if near and labelled and "label" not in header:
             raise DatasetError(
                 f"no column 'label' in {file!r}, found columns: {', '.join(header)}; did you "
-                f"mean {near[0]!r}? Rename that column to 'label'"
+                f"mean {near[0]!r}? Rename that column to 'label', or, for numbers, name it with "
+                f"--regression --target-column {near[0]}"
             )
 
 
@@ -238,6 +246,20 @@ class _LabelColumns:
                 )
         named = [name for name, cell in cells.items() if _YES_OR_NO[cell.lower()]]
         self.labels.append(SEPARATOR.join(named) or SEPARATOR)
+
+
+class _TargetColumns:
+    """Columns of numbers, which together are the label of a row."""
+
+    def __init__(self, table: Table, names: Sequence[str]) -> None:
+        self._table = table
+        self._places = value_columns(table.written, names, repr(str(table.file)))
+        self.labels: list[str] = []
+
+    def add(self, line: int, row: list[str]) -> None:
+        """Take one row."""
+        cells = {name: row[number].strip() for name, number in self._places.items()}
+        self.labels.append(value_text(cells, self._table.at(line)))
 
 
 def check_one_label(

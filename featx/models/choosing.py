@@ -98,6 +98,11 @@ def select(
     """
     if n < 1:
         raise DatasetError(f"expected a positive number of images to choose, received {n}")
+    if model is not None and model.regression:
+        raise DatasetError(
+            "the model predicts numbers, and images are chosen by how sure a model is of classes: "
+            "leave --model (model=...) out"
+        )
     if model is not None:
         backbone, tap = backbone or model.block["backbone"], tap or model.block["tap"]
     parts = features.joined(backbone=backbone, tap=tap)

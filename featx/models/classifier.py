@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from featx.exceptions import HeadError
-from featx.heads.estimators import checked_weights
 from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
 from featx.images.labels import check_complete, label_matrix, read_label_sets
-from featx.models.image_features import ImageFeatures, PerBackbone, as_image_dataset
-from featx.models.model_file import read_model, save_model
-from featx.models.training_keys import encode_keys
+from featx.models.image_features import PerBackbone
+from featx.models.image_model import ImageModel
+from featx.models.model_file import read_model
+from featx.models.regressor import ImageRegressor
 from featx.spec import FeatureSpec, ImagePolicy, ViewPolicy
 
 
-class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: ignore[misc]
+class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: ignore[misc]
     """A classifier of images: features of a frozen backbone, and a head trained on them.
 
     Parameters
@@ -182,35 +182,8 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         names = None
         if self.multilabel:
             names, y = read_label_sets(y)
-        images = as_image_dataset(X)
-        for known in ("novelty_", "training_", "decision_"):
-            self.__dict__.pop(known, None)
-        if images is None:
-            kinds = {"dtype": [np.float32, np.float64], "multi_output": self.multilabel}
-            X, y = validate_data(self, X, y, **kinds)
-            self.specs_ = ()
-        else:
-            targets = np.asarray(y)
-            if targets.shape[:1] != (len(images),):
-                raise HeadError(
-                    f"expected one label for each of {len(images)} images, received labels of "
-                    f"shape {targets.shape}"
-                )
-            for learnt in ("head_", "specs_"):
-                self.__dict__.pop(learnt, None)
-            parts, ledger = self.transform_images(images, views=self.views, keep=True)
-            self.training_ = {"images": len(images), "keys": encode_keys(ledger.key)}
-            X, y = np.concatenate(parts), np.concatenate([targets] * len(parts))
-            if np.ndim(sample_weight):
-                weights = checked_weights(sample_weight, len(images))
-                sample_weight = np.concatenate([weights] * len(parts))
-            self.n_features_in_ = X.shape[1]
-            self.specs_ = self.plain_specs()
-        if sample_weight is not None:
-            sample_weight = checked_weights(sample_weight, len(X))
-            counted = sample_weight > 0
-            X, y = X[counted], np.asarray(y)[counted]
-            sample_weight = sample_weight[counted]
+        examples = self._examples(X, y, sample_weight, multi_output=self.multilabel)
+        X, y, sample_weight = examples.X, examples.y, examples.weights
         check_classification_targets(y)
         labels = np.unique(y) if names is None else names
         if len(labels) < 2:
@@ -236,7 +209,7 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
         Of several labels an image, the head knows the columns; ``labels`` are their names.
         """
         self.head_, self.classes_ = head, head.classes_ if labels is None else labels
-        self.n_features_in_, self.specs_ = n_features, tuple(specs)
+        self._take_features(specs, n_features)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each row, shape (n,); with ``multilabel`` 0 and 1, shape (n, k)."""
@@ -269,37 +242,6 @@ class ImageClassifier(ClassifierMixin, ImageFeatures, BaseEstimator):  # type: i
             tags.target_tags.multi_output = True
         return tags
 
-    def _parts(self, X: Any) -> list[Any]:
-        images = as_image_dataset(X)
-        if images is not None:
-            return self.transform_images(images, views=self.views_averaged)[0]
-        return [validate_data(self, X, reset=False, dtype=[np.float32, np.float64])]
-
-    def save(self, path: str | os.PathLike[str], **details: Any) -> None:
-        """Write the model as a ``.featx`` file, whole or not at all.
-
-        Parameters
-        ----------
-        path : path
-            Where to; the folder must exist. A model that is there is replaced.
-        **details
-            ``metrics`` and ``training``: figures, and what it was trained on, as JSON types;
-            ``spec``: specification of the features of one backbone, by default found out from the
-            parameters; ``command``: the command line that made it; ``embed``: whether to keep the
-            backbone's file in it, so that it works where that file is not; ``overwrite``: whether
-            to replace a file that is no model made by featx.
-
-        Raises
-        ------
-        ArtefactError
-            If the file cannot be written, or the backbone is more than one file, or compressed.
-        OutputError
-            If there is a file that is no model made by featx.
-        WeightsError
-            If the backbone's weights are not here, so that their digest cannot be stated.
-        """
-        save_model(self, path, **details)
-
 
 def load_model(
     path: str | os.PathLike[str],
@@ -308,8 +250,10 @@ def load_model(
     weights: str | os.PathLike[str] | None = None,
     engine: str = "auto",
     trust: bool = False,
-) -> ImageClassifier:
+) -> ImageClassifier | ImageRegressor:
     """Read a ``.featx`` file; `featx.load` is this function.
+
+    A model of a regression is an `ImageRegressor`.
 
     Parameters
     ----------
@@ -331,7 +275,15 @@ def load_model(
     ArtefactError
         If the file is damaged, foreign, unsafe, or of a later version.
     """
-    model: ImageClassifier = read_model(
-        ImageClassifier, path, cache=cache, weights=weights, engine=engine, trust=trust
+    model: ImageClassifier | ImageRegressor = read_model(
+        _untrained, path, cache=cache, weights=weights, engine=engine, trust=trust
     )
     return model
+
+
+def _untrained(*, regression: bool = False, **parameters: Any) -> ImageClassifier | ImageRegressor:
+    """Return the model that the parameters of a file are of."""
+    if not regression:
+        return ImageClassifier(**parameters)
+    del parameters["multilabel"]
+    return ImageRegressor(**parameters)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +20,14 @@ from featx.extraction.run import extract
 from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
 from featx.heads.rows import Floats, Numbers
+from featx.heads.targets import Kind
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
+from featx.images.sources import recognise
+from featx.images.values import VALUE, read_values
 from featx.models.classifier import ImageClassifier
+from featx.models.image_features import ImageFeatures
+from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training_keys import (
     count_training_images,
@@ -36,6 +44,7 @@ from featx.selection.metrics import (
     score_label_sets,
 )
 from featx.selection.rules import measure_rule
+from featx.selection.value_metrics import COVERAGE, bootstrap_values, score_values
 from featx.spec import BlockName, joined_parts
 
 if TYPE_CHECKING:
@@ -55,7 +64,8 @@ class Evaluation(dict[str, Any], NotebookValue):
         pandas.DataFrame
             ``label``, ``images`` (that have it), ``precision`` (missing where it was never
             predicted), ``recall`` and ``f1`` (missing where no image has it); where an image has
-            several labels, ``average_precision`` too.
+            several labels, ``average_precision`` too. Of a regression, a row a number: ``value``,
+            ``r2``, ``mae`` and ``rmse``.
 
         Raises
         ------
@@ -67,6 +77,8 @@ class Evaluation(dict[str, Any], NotebookValue):
     def by_class(self) -> dict[str, list[Any]]:
         """Return the columns of `to_pandas`, with None for what is missing."""
         columns: dict[str, list[Any]] = {}
+        if "values" in self:
+            return {name: [row[name] for row in self["values"]] for name in self["values"][0]}
         if "labels" in self:
             counts = np.array([row["confusion"] for row in self["labels"]]).reshape(-1, 2, 2)
             truths, guesses, hits = counts[:, 1].sum(1), counts[:, :, 1].sum(1), counts[:, 1, 1]
@@ -98,7 +110,11 @@ def _ratios(
 
 
 def evaluate(
-    model: ImageClassifier, data: Features | ImageDataset, *, bootstrap: int = 1000, seed: int = 0
+    model: ImageClassifier | ImageRegressor,
+    data: Features | ImageDataset,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> Evaluation:
     """Score a model on labelled images.
 
@@ -143,7 +159,7 @@ def evaluate(
 
 
 def score_images(
-    model: ImageClassifier,
+    model: ImageClassifier | ImageRegressor,
     features: Features,
     scores: Json | None = None,
     *,
@@ -165,29 +181,42 @@ def score_images(
         rows=answers.rows,
         names=answers.classes,
         scores=scores,
-        judged=None if model.multilabel else answers.judged(),
+        judged=answers.judged() if _kind(model) == "classes" else None,
         label_sets=(answers.y, answers.proba) if model.multilabel else None,
+        values=(answers.y, answers.proba) if model.regression else None,
         answers=answers.codes > 0 if model.multilabel else None,
         trained_on=None if looked_up is None else looked_up[1],
     )
 
 
-def _scores(model: ImageClassifier, answers: _Answers, bootstrap: int, seed: int) -> Evaluation:
-    if model.multilabel:
+def _scores(
+    model: ImageClassifier | ImageRegressor, answers: _Answers, bootstrap: int, seed: int
+) -> Evaluation:
+    numbers = answers.y, answers.proba, answers.classes.tolist()
+    if model.regression:
+        scores = Evaluation(score_values(*numbers), failed=answers.failed)
+    elif model.multilabel:
         sets, truth = (answers.y, answers.proba, answers.classes), answers.y.astype(np.intp)
         decided = answers.codes > 0
         scores = Evaluation(score_label_sets(*sets, predicted=decided), failed=answers.failed)
     else:
         judged = answers.judged()
         scores, truth = Evaluation(judged.scores(), failed=answers.failed), judged.truth
-    scores |= measure_rule(model.rule, truth, answers.proba, answers.classes)
+    if not model.regression:
+        scores |= measure_rule(model.rule, truth, answers.proba, answers.classes)
     if answers.overlap is not None:
         scores["training_overlap"] = answers.overlap
-    if not model.multilabel:
+    if model.regression and model.residuals_ is not None:
+        low, high = model.interval(answers.proba)
+        inside = (low <= answers.y) & (answers.y <= high)
+        scores["covered"] = {"expected": COVERAGE, "share": inside.mean(axis=0).tolist()}
+    if _kind(model) == "classes":
         scores["calibration_bins"] = CALIBRATION_BINS
     if bootstrap:
         drawing: Json = {"groups": answers.copies(), "samples": bootstrap, "seed": seed}
-        if model.multilabel:
+        if model.regression:
+            scores["intervals"] = bootstrap_values(*numbers, **drawing)
+        elif model.multilabel:
             scores["intervals"] = bootstrap_label_sets(*sets, predicted=decided, **drawing)
         else:
             scores["intervals"] = bootstrap_intervals_of(judged, **drawing)
@@ -200,9 +229,13 @@ def _scores(model: ImageClassifier, answers: _Answers, bootstrap: int, seed: int
     return scores
 
 
+def _kind(model: ImageClassifier | ImageRegressor) -> Kind:
+    return "values" if model.regression else "labels" if model.multilabel else "classes"
+
+
 def compare_models(
-    first: ImageClassifier,
-    second: ImageClassifier,
+    first: ImageClassifier | ImageRegressor,
+    second: ImageClassifier | ImageRegressor,
     data: Features | ImageDataset,
     second_data: Features | ImageDataset | None = None,
     *,
@@ -245,10 +278,11 @@ def compare_models(
     """
     from scipy.stats import binomtest
 
-    if first.multilabel != second.multilabel:
+    if _kind(first) != _kind(second):
+        given = [text for kind, text in _ANSWERS.items() if kind in (_kind(first), _kind(second))]
         raise DatasetError(
-            "McNemar's test compares models that answer alike, received one that gives one label "
-            "an image and one that gives several: evaluate each by itself"
+            "two models are compared that answer alike, received one that gives "
+            f"{given[0]} an image and one that gives {given[1]}: evaluate each by itself"
         )
     answers = [_answer(first, data), _answer(second, data if second_data is None else second_data)]
     if answers[0].names != answers[1].names or answers[0].labels() != answers[1].labels():
@@ -258,6 +292,8 @@ def compare_models(
         )
     if len(answers[0].keys) and (answers[0].keys != answers[1].keys).any():
         raise DatasetError("an image changed between the two extractions: extract both again")
+    if first.regression:
+        return _compare_values(answers, bootstrap, seed)
     right_first, right_second = answers[0].right(), answers[1].right()
     only_first = int((right_first & ~right_second).sum())
     only_second = int((right_second & ~right_first).sum())
@@ -286,12 +322,34 @@ def compare_models(
     return comparison
 
 
+_ANSWERS: Mapping[Kind, str] = MappingProxyType(
+    {"classes": "one label", "labels": "several labels", "values": "numbers"}
+)
+
+
+def _compare_values(answers: list[_Answers], bootstrap: int, seed: int) -> Json:
+    """Compare the mean absolute errors of two models of a regression on the same images."""
+    errors = [np.abs(answer.y - answer.proba).mean(axis=1) for answer in answers]
+    comparison: Json = {
+        "images": len(errors[0]),
+        "mae": [float(error.mean()) for error in errors],
+        "difference": float(errors[1].mean() - errors[0].mean()),
+        "better_on": [int((errors[0] < errors[1]).sum()), int((errors[1] < errors[0]).sum())],
+    }
+    if bootstrap:
+        comparison["interval"] = bootstrap_difference(
+            errors[1], errors[0], groups=answers[0].copies(), samples=bootstrap, seed=seed
+        )
+    return comparison
+
+
 @dataclass(frozen=True, slots=True)
 class _Answers:
     """What a model says of labelled images, columns in the order of its classes.
 
     ``y`` are the labels, or a matrix of 0 and 1 where an image has several; ``codes`` are the
     numbers of the classes that the model gives, or such a matrix.
+    Of a regression ``y`` are numbers (n, k), and ``proba`` the predicted ones.
     """
 
     y: Any
@@ -318,6 +376,8 @@ class _Answers:
 
     def labels(self) -> list[object]:
         """Return the label of each image, or the set of them."""
+        if self.y.dtype.kind == "f":
+            return [tuple(row) for row in self.y.tolist()]
         if self.y.ndim == 2:
             return [frozenset(self.classes[row > 0].tolist()) for row in self.y]
         return list(self.y.tolist())
@@ -330,7 +390,7 @@ class _Answers:
         return groups
 
 
-def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
+def _answer(model: ImageClassifier | ImageRegressor, data: Features | ImageDataset) -> _Answers:
     if isinstance(data, Features):
         parts, y, failed = _from_features(model, data), data.y, len(data.failed)
         splits, name, paths, keys = data.splits, data.name, data.paths, data.keys
@@ -350,10 +410,16 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
         chosen &= splits == "test"
     if not chosen.any():
         raise DatasetError(f"{name!r} has no labelled image that could be read")
-    known = model.classes_.astype(str)
+    known = np.array(model.value_names_) if model.regression else model.classes_.astype(str)
     rows = np.flatnonzero(chosen)
     names, keys = [paths[row] for row in rows], np.asarray(keys)[chosen]
     truth: NDArray[np.generic] = y[chosen]
+    if model.regression:
+        truth = read_values(truth.tolist(), repr(name), names=model.value_names_)[1]
+        numbers = model.average_values([part[chosen] for part in parts])
+        overlap = count_training_images(model.training_, keys)
+        none = np.zeros(len(truth), np.intp)
+        return _Answers(truth, none, numbers, known, names, keys, rows, failed, overlap)
     if model.multilabel:
         truth = label_matrix(truth.tolist(), known.tolist(), what=repr(name))
     elif strangers := sorted(set(truth.tolist()) - set(known.tolist())):
@@ -367,7 +433,7 @@ def _answer(model: ImageClassifier, data: Features | ImageDataset) -> _Answers:
     return _Answers(truth, codes, proba, known, names, keys, rows, failed, overlap)
 
 
-def model_block(model: ImageClassifier, features: Features) -> BlockName:
+def model_block(model: ImageClassifier | ImageRegressor, features: Features) -> BlockName:
     """Return which block of features a model reads, or which are side by side."""
     plain = [block for block in features.blocks if block.view is None]
     if len(plain) > 1 or len(joined_parts(model.block)) > 1:
@@ -378,7 +444,7 @@ def model_block(model: ImageClassifier, features: Features) -> BlockName:
 
 
 def extract_for(
-    model: ImageClassifier,
+    model: ImageClassifier | ImageRegressor,
     data: object,
     *,
     cache: str | os.PathLike[str] | None = None,
@@ -391,6 +457,7 @@ def extract_for(
         data,
         **reading,
         multilabel=model.multilabel,
+        target_columns=_target_columns(model, data),
         **model.reading(),
         views=model.views_averaged,
         view_policy=model.view_policy,
@@ -401,7 +468,17 @@ def extract_for(
     )
 
 
-def require_spec(model: ImageClassifier, features: Features, block: BlockName) -> None:
+def _target_columns(model: ImageFeatures, data: object) -> tuple[str, ...]:
+    """Return which columns of a table are the numbers of a model, none where it is no table."""
+    named = model.value_names_ != (VALUE,) and model.value_names_
+    if not named or not isinstance(data, str | os.PathLike) or not Path(data).is_file():
+        return ()
+    return model.value_names_ if recognise(data).kind == "table" else ()
+
+
+def require_spec(
+    model: ImageClassifier | ImageRegressor, features: Features, block: BlockName
+) -> None:
     """Raise `FeaturesError` if a model is of other specifications or another size than a block."""
     model.check_width(features.width(**block))
     if not model.specs_:
@@ -418,7 +495,7 @@ def require_spec(model: ImageClassifier, features: Features, block: BlockName) -
         )
 
 
-def _from_features(model: ImageClassifier, features: Features) -> list[Floats]:
+def _from_features(model: ImageClassifier | ImageRegressor, features: Features) -> list[Floats]:
     block = model_block(model, features)
     require_spec(model, features, block)
     by_branch = [

@@ -20,6 +20,7 @@ from featx.extraction.pipeline import Ledger, Network
 from featx.heads.decision import Decision
 from featx.images.dataset import ImageDataset
 from featx.images.sources import listed_paths, listed_pictures
+from featx.selection.value_metrics import COVERAGE, half_widths
 from featx.spec import (
     HALVES,
     INT8,
@@ -205,6 +206,11 @@ class ImageFeatures(ImageReader):
     head_: Any
     classes_: NDArray[np.generic]
     multilabel: bool
+    # Of a regression: names of the numbers, their spread in training, and `kept_residuals`.
+    regression: bool = False
+    value_names_: tuple[str, ...] = ()
+    spread_: NDArray[np.float64]
+    residuals_: NDArray[np.float64] | None = None
     novelty_: Any = None
     decision_: Decision | None = None
     training_: Mapping[str, Any] = MappingProxyType({})
@@ -217,6 +223,20 @@ class ImageFeatures(ImageReader):
             total = total + self.head_.predict_proba(part)
         averaged: NDArray[np.floating] = total / len(parts) if len(parts) > 1 else total
         return averaged
+
+    def average_values(self, parts: Sequence[NDArray[np.generic]]) -> NDArray[np.floating]:
+        """Return the mean of the head's numbers over matrices of shape (n, d), shape (n, k)."""
+        values = [np.asarray(self.head_.predict(part)).reshape(len(part), -1) for part in parts]
+        averaged: NDArray[np.floating] = values[0] if len(parts) == 1 else np.mean(values, axis=0)
+        return averaged
+
+    def interval(
+        self, values: NDArray[np.floating], coverage: float = COVERAGE
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return lower and upper ends of intervals about numbers (n, k), of known residuals."""
+        assert self.residuals_ is not None
+        half = half_widths(self.residuals_, coverage)
+        return values - half, values + half
 
     def decide(self, proba: NDArray[np.floating]) -> NDArray[np.generic]:
         """Return the labels (n,) of probabilities (n, k), or 0 and 1 of several (n, k)."""

@@ -58,10 +58,11 @@ from featx.selection.metrics import MOST_CONFUSED
 from featx.spec import FeatureSpec, ViewPolicy
 
 KIND = "featx-model"
-VERSION = 4
+VERSION = 5
 """The highest version that is read.
 
-2 has a network of its own, 3 a head of steps, 4 several taps or backbones, an ensemble, or a rule.
+2 has a network of its own, 3 a head of steps, 4 several taps or backbones, an ensemble, or a rule,
+5 numbers.
 """
 NOVELTY = "novelty.h5"
 _MEMBERS = ("head.skops", "head.json", "head.h5", NOVELTY, *NETWORKS)
@@ -149,7 +150,8 @@ def read_model(
         model = make(**parameters, cache=cache, engine=engine)
         model.n_features_in_ = _typed(described["n_features"], int, "n_features")
         _require_range("n_features", model.n_features_in_, _MOST_FEATURES)
-        _typed(described["classes"], list, "classes")
+        if not model.regression:
+            _typed(described["classes"], list, "classes")
     except CacheFormatError as error:
         raise ArtefactError(f"{file}: {error}") from error
     except FeatxError as error:
@@ -226,6 +228,8 @@ def _read_parameters(
         "multilabel": parameters.get("multilabel", False) is True,
         "random_state": parameters["random_state"],
     }
+    if "values" in details:
+        arguments["regression"] = True
     if (views := details.get("views")) is not None:
         _require_range("number of views", _typed(views["count"], int, "views"), _MOST_VIEWS)
         arguments["views"], arguments["average_views"] = views["count"], bool(views["average"])
@@ -291,6 +295,8 @@ def _check_head(path: Path, model: Any, details: Json) -> None:
 
 def _complaint(model: Any, details: Json) -> str:
     head, width = model.head_, model.n_features_in_
+    if model.regression:
+        return _complaint_of_values(model, details)
     stated = details["classes"]
     if head.classes_.tolist() != (list(range(len(stated))) if model.multilabel else stated):
         return "states other classes than its head has: it was changed"
@@ -304,6 +310,30 @@ def _complaint(model: Any, details: Json) -> str:
         between = np.isfinite(proba) & (proba >= -1e-6) & (proba <= 1.001)
         if proba.shape != (2, len(model.classes_)) or not between.all():
             return "has a head that gives no probabilities: refused"
+    return ""
+
+
+def _complaint_of_values(model: Any, details: Json) -> str:
+    head, width, names = model.head_, model.n_features_in_, details["values"]
+    columns = len(names) if isinstance(names, list) else 0
+    if not columns or not all(isinstance(name, str) for name in names):
+        return "does not name the numbers that it predicts"
+    if int(getattr(head, "n_features_in_", width)) != width:
+        return "states another number of features than its head takes"
+    model.value_names_, model._several = tuple(names), columns > 1
+    model.spread_ = np.array(details["spread"], np.float64)
+    residuals = details["residuals"]
+    model.residuals_ = None if residuals is None else np.array(residuals, np.float64)
+    known = [model.spread_] if residuals is None else [model.spread_, *model.residuals_]
+    for numbers in known:
+        if numbers.shape != (columns,) or not (np.isfinite(numbers) & (numbers >= 0)).all():
+            return "has a spread or residuals that are no positive numbers, one a value"
+    if residuals is not None and not (np.diff(model.residuals_, axis=0) >= 0).all():
+        return "has residuals that do not ascend"
+    rows = np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)])
+    values = np.asarray(head.predict(rows)).reshape(2, -1)
+    if values.shape != (2, columns) or not np.isfinite(values).all():
+        return "has a head that does not give the numbers that it names: refused"
     return ""
 
 
@@ -353,7 +383,7 @@ def save_model(
         "version": _version(model, files, carried, joined=joined),
         "spec": first["spec"],
         "tap": first["tap"],
-        "classes": model.classes_.tolist(),
+        **_learnt(model),
         "n_features": int(model.n_features_in_),
         "parameters": {
             **{name: first[name] for name in ("backbone", "tap", "input_size", "preprocessing")},
@@ -376,6 +406,17 @@ def save_model(
     return target
 
 
+def _learnt(model: ImageFeatures) -> Json:
+    """Return the classes of a model, or the names of its numbers with how far it is off."""
+    if not model.regression:
+        return {"classes": model.classes_.tolist()}
+    return {
+        "values": list(model.value_names_),
+        "spread": model.spread_.tolist(),
+        "residuals": None if model.residuals_ is None else model.residuals_.tolist(),
+    }
+
+
 def _describe_branch(branch: Branch, spec: FeatureSpec) -> Json:
     """Return a backbone with its taps as JSON types."""
     choice = branch.choice
@@ -391,6 +432,8 @@ def _describe_branch(branch: Branch, spec: FeatureSpec) -> Json:
 
 def _version(model: ImageFeatures, files: dict[str, bytes], carried: Json, *, joined: bool) -> int:
     """Return the lowest version that knows all that is in a file."""
+    if model.regression:
+        return VERSION
     new_steps = STEPS in files and read_head_description(files[STEPS])["version"] > 1
     if joined or new_steps or model.decision_ is not None:
         return 4

@@ -18,8 +18,30 @@ from featx.images.dataset import ImageDataset
 from featx.images.scan import image_names
 from featx.images.sources import listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures, as_image_dataset
+from featx.selection.value_metrics import COVERAGE, check_coverage
 
 _CHUNK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A number that a model predicts.
+
+    Parameters
+    ----------
+    name : str
+        What it is called: ``value``, or a column of the table of training.
+    value : float
+        The prediction.
+    low, high : float or None
+        Between which the true number lies, in nine of ten images by default; None where the model
+        was trained without measuring that.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +69,8 @@ class Prediction:
         image, leaves one of them open. None where that was not asked for.
     label_set : tuple of labels, or None
         The labels that the image may have, by the coverage of the model, in the order of `top`.
+    values : tuple of Value
+        The numbers that a model of a regression predicts; `top` is then empty.
     """
 
     path: str
@@ -57,6 +81,7 @@ class Prediction:
     distance: float | None = None
     unsure: bool | None = None
     label_set: tuple[Any, ...] | None = None
+    values: tuple[Value, ...] = ()
 
 
 def predict(
@@ -66,6 +91,7 @@ def predict(
     top_k: int | None = None,
     unknown: bool = False,
     abstain: bool = False,
+    coverage: float | None = None,
 ) -> Iterator[Prediction]:
     """Predict images in their order, a few thousand at a time.
 
@@ -74,7 +100,7 @@ def predict(
 
     Parameters
     ----------
-    model : ImageClassifier or Predictor
+    model : ImageClassifier, ImageRegressor or Predictor
         Fitted.
     images : str, path, iterable of these, ndarray, list of images, or ImageDataset
         Files, folders and patterns, see `featx.images.scan.image_names`, also as bytes, as an
@@ -88,6 +114,9 @@ def predict(
         Whether to mark images that are unlike those of training.
     abstain : bool, default False
         Whether to mark images that a person should look at, see `Prediction`.
+    coverage : float, optional
+        Of a regression: share of images whose true number lies between `low` and `high`, 0.9 by
+        default.
 
     Yields
     ------
@@ -97,7 +126,8 @@ def predict(
     Raises
     ------
     FeaturesError
-        If `unknown` or `abstain` is asked of a model that was saved without what it takes.
+        If `unknown` or `abstain` is asked of a model that was saved without what it takes, `top_k`
+        or `abstain` of a regression, or `coverage` of classes.
     DatasetError
         If `images` is a folder that holds no image, or a pattern that matches none; among several
         such a name has the status failed.
@@ -112,12 +142,59 @@ def predict(
             "the model does not know what is unlike its training images: train it again with "
             "featx train or featx search, which measure it on held-out images"
         )
+    if model.regression and top_k is not None:
+        raise FeaturesError(
+            "the model predicts numbers, of which there is no top: leave --top-k (top_k=...) out"
+        )
+    if coverage is not None:
+        check_coverage(coverage)
+        if not model.regression:
+            raise FeaturesError(
+                "the model predicts classes, which have no intervals: leave --coverage "
+                "(coverage=...) out"
+            )
+    if model.regression:
+        if abstain:
+            raise FeaturesError(
+                "the model predicts numbers, which have intervals and no sets: leave --abstain "
+                "(abstain=True) out"
+            )
+        return _value_rows(model, images, unknown, COVERAGE if coverage is None else coverage)
     if abstain and model.rule.sets is None:
         raise FeaturesError(
             "the model has no sets with a stated coverage, by which it could be unsure: train it "
             "again with featx train or featx search and --coverage 0.95 (coverage=0.95)"
         )
     return _rows(model, images, top_k, unknown, abstain)
+
+
+def _value_rows(
+    model: ImageFeatures, images: Any, unknown: bool, coverage: float
+) -> Iterator[Prediction]:
+    for chunk in _chunks(images):
+        parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
+        any_usable = len(ledger.usable) > 0
+        numbers = model.average_values(parts) if any_usable else np.empty((0, 0))
+        low, high = np.full_like(numbers, np.nan), np.full_like(numbers, np.nan)
+        if model.residuals_ is not None and any_usable:
+            low, high = model.interval(numbers, coverage)
+        distances = model.novelty_.distance(parts[0]) if unknown and any_usable else None
+        position = 0
+        for number, path in enumerate(chunk.paths):
+            name = path if chunk.root is None else str(chunk.file(number))
+            if ledger.status[number] == FAILED:
+                yield Prediction(name, (), "failed", ledger.reason[number])
+                continue
+            ends = [
+                [None if np.isnan(end) else float(end) for end in column[position]]
+                for column in (low, high)
+            ]
+            columns = zip(model.value_names_, numbers[position].tolist(), *ends, strict=True)
+            values = tuple(Value(*column) for column in columns)
+            distance = None if distances is None else float(distances[position])
+            strange = None if distance is None else distance > 1
+            yield Prediction(name, (), "ok", "", strange, distance, values=values)
+            position += 1
 
 
 def _rows(

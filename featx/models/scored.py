@@ -14,6 +14,7 @@ from featx.files.safe_json import Json
 from featx.heads.targets import LABEL_THRESHOLD
 from featx.images.labels import SEPARATOR
 from featx.selection.metrics import Judged, bootstrap_intervals_of, bootstrap_label_sets
+from featx.selection.value_metrics import bootstrap_values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +39,8 @@ class Scored:
         Labels (m, k) of 0 and 1, and their probabilities (m, k), where an image has several.
     answers : ndarray of shape (m, k) of bool, optional
         Which labels are given, where an image has several; by default those above 0.5.
+    values : tuple of ndarray, optional
+        True and predicted numbers (m, k) of a regression; `names` are what they are called.
     trained_on : ndarray of shape (m,) of bool, optional
         Which of the images the model was trained on, where that counts against the scores.
     """
@@ -51,6 +54,7 @@ class Scored:
     judged: Judged | None = None
     label_sets: tuple[NDArray[np.integer], NDArray[np.floating]] | None = None
     answers: NDArray[np.bool_] | None = None
+    values: tuple[NDArray[np.float64], NDArray[np.floating]] | None = None
     trained_on: NDArray[np.bool_] | None = None
 
     @cached_property
@@ -106,8 +110,11 @@ class Scored:
         """Return what is said of images by column, the most confident error first.
 
         ``row`` is that of the features; then ``path``, ``label``, ``predicted``, ``probability``
-        (see `confidence`) and ``right``.
+        (see `confidence`) and ``right``. Of a regression ``row``, ``path``, and of each number the
+        true and the predicted one and their difference, the greatest error first.
         """
+        if self.values is not None:
+            return self._value_table(most)
         certain = np.where(self.right, 2 - self.confidence, -self.confidence)
         order = np.argsort(certain, kind="stable")[:most]
         rows = self.rows[order]
@@ -119,6 +126,29 @@ class Scored:
             "probability": self.confidence[order].tolist(),
             "right": self.right[order].tolist(),
         }
+
+    @property
+    def error(self) -> NDArray[np.float64]:
+        """How far predicted numbers are off, in deviations of each number, shape (m,)."""
+        assert self.values is not None
+        truth, predicted = self.values
+        spread = truth.std(axis=0)
+        scaled = np.abs(truth - predicted) / np.where(spread > 0, spread, 1.0)
+        error: NDArray[np.float64] = scaled.mean(axis=1)
+        return error
+
+    def _value_table(self, most: int | None) -> Json:
+        assert self.values is not None
+        truth, predicted = self.values
+        order = np.argsort(-self.error, kind="stable")[:most]
+        rows = self.rows[order]
+        columns: Json = {"row": rows.tolist(), "path": self.features[rows].paths}
+        for number, name in enumerate(self.names.tolist()):
+            mine, theirs = truth[order, number], predicted[order, number]
+            columns[name] = mine.tolist()
+            columns[f"{name} predicted"] = theirs.tolist()
+            columns[f"{name} error"] = (theirs - mine).tolist()
+        return columns
 
     def _labels(self, places: NDArray[np.intp], *, predicted: bool) -> list[str]:
         """Return the classes of images, or their labels with ``|``: the true or predicted ones."""
@@ -135,6 +165,10 @@ class Scored:
         copies = np.unique(whole_keys(keys), return_inverse=True)[1]
         if self.judged is not None:
             return bootstrap_intervals_of(self.judged, groups=copies, samples=samples, seed=seed)
+        if self.values is not None:
+            return bootstrap_values(
+                *self.values, self.names.tolist(), groups=copies, samples=samples, seed=seed
+            )
         assert self.label_sets is not None
         return bootstrap_label_sets(
             *self.label_sets,

@@ -31,23 +31,26 @@ from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
 from featx.heads.rows import Fold, Numbers
-from featx.heads.table import HEADS
+from featx.heads.table import heads_for
 from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, label_matrix, split_of
 from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
+from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training import (
     Fitting,
     block_bytes,
     branches_of,
     check_classes,
+    check_kind,
     label_targets,
     learn_from_answers,
     read_block,
     require_labels,
     score_answers,
     untrained_model,
+    value_targets,
     write_report,
 )
 from featx.notebooks import (
@@ -61,11 +64,17 @@ from featx.notebooks import (
 from featx.selection.leaderboard import Row, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions, Watch, total
 from featx.selection.rules import LearntRule, RuleOptions
-from featx.selection.search_space import DEFAULT_HEADS, SearchSpace, read_space_file
+from featx.selection.search_space import (
+    DEFAULT_HEADS,
+    DEFAULT_VALUE_HEADS,
+    SearchSpace,
+    read_space_file,
+)
 from featx.selection.searching import HonestScore, SearchOutcome, check_length, search_arrays
 from featx.selection.splits import named_fold, repeated_folds
 from featx.selection.transforms import Estimator, parse_transform, pipeline
 from featx.selection.trials import Trial
+from featx.selection.value_metrics import kept_residuals
 from featx.spec import BlockName, FeatureSpec
 from featx.terminal import console, drawing, stage, visible
 
@@ -214,6 +223,9 @@ def _sample_rows(
     training = rows
     if (splits[rows] == "test").any():
         training = rows[named_fold(splits[rows], "test", groups[rows])[0]]
+    if labels.dtype.kind == "f":
+        drawn = np.random.default_rng(seed).permutation(len(rows))[:most]
+        return SearchSample(np.sort(rows[drawn]), training)
     if labels.ndim == 2:
         share, chosen = most / len(rows), []
         for name in np.unique(splits[rows]):
@@ -296,7 +308,7 @@ class SearchResult(NotebookValue):
 
     Attributes
     ----------
-    model : ImageClassifier
+    model : ImageClassifier or ImageRegressor
         The winner, fitted.
     training : dict
         Name, number of images and digest of what it was fitted on.
@@ -320,7 +332,7 @@ class SearchResult(NotebookValue):
 
     def __init__(
         self,
-        model: ImageClassifier,
+        model: ImageClassifier | ImageRegressor,
         outcome: SearchOutcome,
         winner: Winner | None = None,
         caution: float = 0.0,
@@ -525,6 +537,7 @@ def search(
     cv: int | str = 5,
     repeats: int = 1,
     multilabel: bool = False,
+    regression: bool = False,
     label_kind: str = "auto",
     balanced: bool = False,
     optimise: str | None = None,
@@ -586,6 +599,8 @@ def search(
     multilabel : bool, default False
         Whether a label such as ``ant|winged`` is several. Heads are then fitted one by one, and
         folds have each label in equal shares.
+    regression : bool, default False
+        Whether labels are numbers, as for `featx.train`. Heads are then ridge and knn by default.
     label_kind : {"auto", "class"}, default "auto"
         As for `featx.train`; not looked at with `y`.
     balanced : bool, default False
@@ -596,7 +611,8 @@ def search(
         search itself, and ``result.score``, go by the most probable class.
     scoring : {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "top5"}, optional
         What is to be best; with ``multilabel`` one of ``"mean_average_precision"``, its default,
-        and ``"micro_f1"``.
+        and ``"micro_f1"``; with ``regression`` one of ``"r2"``, its default, ``"mae"`` and
+        ``"rmse"``.
     score : {"auto", "test", "holdout", "nested", "none"}, default "auto"
         How the winner is scored: on the split ``test``; on a fifth of the images set aside; by
         repeating the selection in a cross-validation; not at all. ``"auto"`` takes ``test`` where
@@ -625,7 +641,7 @@ def search(
         on a seeded share of every class or label that fits, and the winner is trained on all
         images in batches. Only heads that can be are tried (see `featx.train`).
     y : sequence of length n, optional
-        Labels in place of those of the features.
+        Labels in place of those of the features; of a regression numbers, also of shape (n, k).
     weights, preprocessing, trust
         What the features were made with, kept with the model; `weights` may be a mapping by
         backbone.
@@ -664,12 +680,13 @@ def search(
     >>> result.save("photos.featx")  # doctest: +SKIP
     """
     ruled = RuleOptions.read(optimise, coverage, coverage_by, multilabel=multilabel)
+    check_kind(multilabel=multilabel, regression=regression, balanced=balanced, ruled=bool(ruled))
     options = SearchOptions(
         strategy=strategy,
         n_trials=n_trials,
         cv=split_of(cv) or cv if isinstance(cv, str) else cv,
         repeats=repeats,
-        scoring=scoring or ("mean_average_precision" if multilabel else "accuracy"),
+        scoring=scoring or default_scoring(multilabel=multilabel, regression=regression),
         score=score,
         budget_s=budget_s,
         n_jobs=n_jobs,
@@ -682,16 +699,18 @@ def search(
     )
     bound = None if max_ram is None else as_bytes(max_ram)
     named: Json = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
-    tried = read_space(space, **named, streamed=bound is not None)
+    tried = read_space(space, **named, streamed=bound is not None, regression=regression)
     if balanced:
         tried = tried.balanced()
     check_splits(features.splits, repr(features.name))
     labels = np.asarray(require_labels(features) if y is None else y)
     rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))
-    if y is None and not multilabel:
+    if y is None and not (multilabel or regression):
         check_classes(features, labels, rows, label_kind)
-    ruled.check(labels[rows])
-    names, targets, label_sets = None, labels, None
+    if not regression:
+        ruled.check(labels[rows])
+    names, targets = None, labels
+    label_sets: tuple[NDArray[np.generic], NDArray[np.number]] | None = None
     if multilabel:
         names, targets = label_targets(labels, rows)
         if len(names) < 2:
@@ -701,6 +720,14 @@ def search(
             )
         sets, first = np.unique(labels[rows], return_index=True)
         label_sets = sets, targets[rows[first]].astype(np.intp)
+    if regression:
+        check_length(len(features), labels, features.name)
+        names, targets = value_targets(features, labels, rows, rows)
+        # Rows are told apart by their numbers, as those of several labels by their sets.
+        numbers, codes = np.unique(targets[rows], axis=0, return_inverse=True)
+        labels = np.full(len(targets), -1)
+        labels[rows] = codes.ravel()
+        label_sets = np.arange(len(numbers)), numbers
     used = _used_blocks(features, tried)
     groups = content_groups(features.keys, features.groups)
     sample = None
@@ -753,6 +780,7 @@ def search(
         branches_of(features, won, **stated, trust=trust),
         cache=cache,
         multilabel=multilabel,
+        regression=regression,
         random_state=seed,
     )
     fitting = Fitting(features, won, head, targets, None if sample is None else bound)
@@ -761,9 +789,10 @@ def search(
         fitted = fitting.finish(model, labels, training, names)
     fit_s = time.perf_counter() - started
     with stage("measuring what would be unlike the training images"):
-        model.novelty_ = fitting.novelty(training, labels, seed=seed)
-    tested = _tested_rows(features, labels, rows, training)
-    if names is not None:
+        of_one = np.zeros(len(labels)) if regression else labels
+        model.novelty_ = fitting.novelty(training, of_one, seed=seed)
+    tested = _tested_rows(features, of_one, rows, training)
+    if multilabel and names is not None:
         targets[tested] = label_matrix(
             labels[tested].tolist(), names.tolist(), what="the split test"
         )
@@ -773,7 +802,17 @@ def search(
         with stage(f"learning what {winner.text} decides by"):
             won_by = won_by.learn(model, ruled)
         outcome.notes.append(_RULED)
-    return SearchResult(model, outcome, won_by, options.caution)
+    result = SearchResult(model, outcome, won_by, options.caution)
+    if regression:
+        with stage("measuring how far predictions are off"):
+            if (scored := result.scored) is not None and scored.values is not None:
+                model.residuals_ = kept_residuals(*scored.values)
+    return result
+
+
+def default_scoring(*, multilabel: bool, regression: bool) -> str:
+    """Return what is to be best where nothing is named."""
+    return "r2" if regression else "mean_average_precision" if multilabel else "accuracy"
 
 
 def _tested_rows(
@@ -794,6 +833,7 @@ def read_space(
     backbones: object = None,
     taps: object = None,
     streamed: bool = False,
+    regression: bool = False,
 ) -> SearchSpace:
     """Read a search space from the arguments of `search`, which raises the same.
 
@@ -806,7 +846,9 @@ def read_space(
     if space is None:
         space = arguments
         if streamed and heads is None:
-            space = {"heads": [name for name in DEFAULT_HEADS if HEADS[name].streamed], **arguments}
+            usual = DEFAULT_VALUE_HEADS if regression else DEFAULT_HEADS
+            rows = heads_for(regression=regression)
+            space = {"heads": [name for name in usual if rows[name].streamed], **arguments}
     elif arguments:
         raise HeadError(
             f"a space and {', '.join(arguments)} were given: the space has its own, so write them "
@@ -816,6 +858,7 @@ def read_space(
         space,
         defaults={"backbones": backbones, "taps": taps},
         canonical={"backbones": canonical_name, "taps": _canonical_tap},
+        regression=regression,
     )
     if streamed:
         _require_streamable(read)

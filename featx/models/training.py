@@ -28,11 +28,12 @@ from featx.extraction.report import why_unreadable
 from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.heads.decision import Decision
+from featx.heads.estimators import check_values
 from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import balanced_head, make_head
 from featx.heads.novelty import Novelty, fit_novelty
 from featx.heads.rows import Batch, Floats, Fold, Numbers
-from featx.heads.table import HEADS
+from featx.heads.table import heads_for
 from featx.images.dataset import inner_folder
 from featx.images.labels import (
     SEPARATOR,
@@ -42,9 +43,11 @@ from featx.images.labels import (
     look_like_sets,
     read_label_sets,
 )
+from featx.images.values import VALUE, look_like_values, read_values
 from featx.memory import as_bytes, machine_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
 from featx.models.image_features import PerBackbone
+from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training_keys import answers_before, describe_training, encode_answers
 from featx.notebooks import NotebookValue, data_frame
@@ -55,11 +58,18 @@ from featx.selection.measuring import (
     fold_data,
     held_out_together,
 )
-from featx.selection.metrics import MOST_CONFUSED, Judged, bootstrap_difference, score_label_sets
+from featx.selection.metrics import (
+    MOST_CONFUSED,
+    Judged,
+    bootstrap_difference,
+    score_label_sets,
+    value_scores,
+)
 from featx.selection.rules import LearntRule, RuleOptions, learn_rule, measure_rule
 from featx.selection.search_space import Candidate
 from featx.selection.splits import repeated_folds
 from featx.selection.transforms import Estimator
+from featx.selection.value_metrics import kept_residuals, score_values
 from featx.spec import BlockName, joined_name
 from featx.terminal import stage
 
@@ -142,9 +152,15 @@ def branches_of(
 
 
 def untrained_model(
-    features: Features, block: BlockName, head: object, branches: list[Branch], **parameters: Any
-) -> ImageClassifier:
-    """Return a classifier whose images are read as those of a block of features were."""
+    features: Features,
+    block: BlockName,
+    head: object,
+    branches: list[Branch],
+    *,
+    regression: bool = False,
+    **parameters: Any,
+) -> ImageClassifier | ImageRegressor:
+    """Return a model whose images are read as those of a block of features were."""
     views = features.views(**block)
     (image, *others) = {spec.image for spec in features.specs(**block)}
     if others:
@@ -153,7 +169,9 @@ def untrained_model(
             f"{others[0]}), and a model reads an image once: extract them again with the same "
             "--resize and --draft"
         )
-    return ImageClassifier(
+    if regression:
+        del parameters["multilabel"]
+    return (ImageRegressor if regression else ImageClassifier)(
         head=head,
         **branch_arguments(branches),
         image=image,
@@ -170,7 +188,8 @@ class Fitting:
     features: Features
     block: BlockName
     head: Estimator  # untrained; each fit is of a copy
-    targets: NDArray[np.generic]  # labels (n,); or 0 and 1, a column a label, (n, labels)
+    # Labels (n,); or, a column each, 0 and 1 of labels or numbers of a regression, (n, k).
+    targets: NDArray[np.generic]
     max_ram_bytes: int | None = None  # bound on what is held; by default all features are
 
     def __post_init__(self) -> None:
@@ -181,6 +200,11 @@ class Fitting:
         self._batch_rows = int(rows)
         self._buffer_bytes = max(half // _BUFFER_SHARE, 2 * row_bytes * self._batch_rows)
 
+    @property
+    def regression(self) -> bool:
+        """Whether numbers are learnt: they are float, where labels are whole."""
+        return self.targets.ndim == 2 and self.targets.dtype.kind == "f"
+
     @cached_property
     def _held(self) -> FeatureBlock:
         """All features, where nothing bounds memory."""
@@ -189,6 +213,8 @@ class Fitting:
     def fit(self, rows: Numbers) -> Estimator:
         """Fit the head on rows and their views, one view below the other, and return it."""
         head, y = clone(self.head), self.targets[rows]
+        if self.regression and y.shape[1] == 1:
+            y = y[:, 0]
         if self.max_ram_bytes is None:
             return self._held.fit(head, rows, y)
 
@@ -218,13 +244,19 @@ class Fitting:
                 yield X.astype(np.float32, copy=False), places
 
     def answers(self, head: Estimator, rows: Numbers, averaged: int) -> Answers:
-        """Yield what a head says of rows and their places: the mean over this many views too."""
+        """Yield what a head says of rows and their places: the mean over this many views too.
+
+        These are probabilities, or the numbers (b, k) of a regression.
+        """
         step = len(rows) if self.max_ram_bytes is None else self._batch_rows
         for start in range(0, len(rows), max(1, step)):
             chosen = rows[start : start + step]
             parts = [self._take(chosen, number) for number in range(1 + averaged)]
-            proba = np.mean([head.predict_proba(part) for part in parts], axis=0)
-            yield proba, np.arange(start, start + len(chosen))
+            if self.regression:
+                said = [np.asarray(head.predict(part)).reshape(len(part), -1) for part in parts]
+            else:
+                said = [head.predict_proba(part) for part in parts]
+            yield np.mean(said, axis=0), np.arange(start, start + len(chosen))
 
     def _take(self, rows: Numbers, number: int) -> Floats:
         if self.max_ram_bytes is None:
@@ -249,26 +281,41 @@ class Fitting:
     def _answers_together(
         self, rows: Numbers, folds: Sequence[Fold], averaged: int, name: str, seed: int
     ) -> list[tuple[Floats, Numbers]] | None:
-        if self.max_ram_bytes is not None or self.targets.ndim == 2 or name not in HEADS:
+        numbers = self.regression
+        if self.max_ram_bytes is not None or (self.targets.ndim == 2 and not numbers):
+            return None
+        if name not in heads_for(regression=numbers):
             return None
         params = self.head.steps[-1][1].get_params(deep=False)
         candidate = Candidate(
-            **self.block, transform="standard", head=name, params=(*params.items(),)
+            **self.block,
+            transform="standard",
+            head=name,
+            params=(*params.items(),),
+            regression=numbers,
         )
-        sweep = find_sweep(candidate, probabilities=True)
+        sweep = find_sweep(candidate, probabilities=not numbers)
         if sweep is None:
             return None
-        classes, codes = np.unique(self.targets[rows], return_inverse=True)
-        data = fold_data(self._held, Sample(rows, codes, np.arange(len(rows)), classes), folds)
+        places = np.arange(len(rows))
+        if numbers:
+            truth = self.targets[rows].astype(np.float64)
+            sample = Sample(rows, places, places, places, truth)
+        else:
+            classes, codes = np.unique(self.targets[rows], return_inverse=True)
+            sample = Sample(rows, codes, places, classes)
+        data = fold_data(self._held, sample, folds)
         copies = np.arange(1 + averaged)[:, None] * len(rows)
         data.folds = [(train, (test + copies).ravel()) for train, test in data.folds]
         answers = []
         try:
-            for held in held_out_together(sweep, [candidate], data, seed=seed, probabilities=True):
+            for held in held_out_together(
+                sweep, [candidate], data, seed=seed, probabilities=not numbers
+            ):
                 if held.stopped:  # it diverged, of which its own fit says more
                     return None
                 test = folds[held.fold][1]
-                each = held.values.reshape(1 + averaged, len(test), len(classes))
+                each = held.values.reshape(1 + averaged, len(test), -1)
                 answers.append((each.mean(axis=0, dtype=np.float64), test))
         except HeadError:  # likewise, or parameters that the sweep does not have
             return None
@@ -276,7 +323,7 @@ class Fitting:
 
     def finish(
         self,
-        model: ImageClassifier,
+        model: ImageClassifier | ImageRegressor,
         y: NDArray[np.generic],
         rows: Numbers,
         names: NDArray[np.generic] | None,
@@ -284,7 +331,11 @@ class Fitting:
         """Fit the head on rows, and return it; the model takes it and what it learnt from."""
         head = self.fit(rows)
         specs, width = self.features.specs(**self.block), self.features.width(**self.block)
-        model.take_head(head, specs, n_features=width, labels=names)
+        if isinstance(model, ImageRegressor):
+            values = self.targets[rows].astype(np.float64)
+            model.take_head(head, specs, n_features=width, names=names, values=values)
+        else:
+            model.take_head(head, specs, n_features=width, labels=names)
         model.training_ = describe_training(self.features, y, rows)
         return head
 
@@ -360,11 +411,11 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult(NotebookValue):
-    """A fitted classifier and how it was measured.
+    """A fitted model and how it was measured.
 
     Parameters
     ----------
-    model : ImageClassifier
+    model : ImageClassifier or ImageRegressor
         Fitted on all training images.
     metrics : dict
         ``protocol`` says what the other figures were measured on.
@@ -377,7 +428,7 @@ class TrainingResult(NotebookValue):
         What was said of each image that the score is of; None where nothing was measured.
     """
 
-    model: ImageClassifier
+    model: ImageClassifier | ImageRegressor
     metrics: Json
     training: Json
     suspects: list[Suspect] = field(default_factory=list)
@@ -400,7 +451,7 @@ class TrainingResult(NotebookValue):
             ``images`` that both have scored, ``before``, ``after``, ``difference`` and its 95 %
             ``interval``, paired by image; None where there is no such image.
         """
-        if self.scored is None:
+        if self.scored is None or self.scored.values is not None:
             return None
         keys = self.scored.features.keys[self.scored.rows]
         known = answers_before(before, keys)
@@ -428,14 +479,18 @@ class TrainingResult(NotebookValue):
         pandas.DataFrame
             ``row`` (``feats[table["row"]]`` are the images), ``path``, ``label``, ``predicted``,
             ``probability`` of the prediction, and ``right``. The most confident errors come first,
-            then the right answers, the least certain first. Without a score, no rows.
+            then the right answers, the least certain first. Without a score, no rows. Of a
+            regression ``row``, ``path``, and of each number the true one, the predicted one and
+            the error, the greatest first.
 
         Raises
         ------
         MissingExtraError
             If pandas is not installed.
         """
-        columns = ("row", "path", "label", "predicted", "probability", "right")
+        columns: tuple[str, ...] = ("row", "path", "label", "predicted", "probability", "right")
+        if self.scored is not None and self.scored.values is not None:
+            columns = tuple(self.scored.table(0))
         return data_frame({} if self.scored is None else self.scored.table(), columns)
 
 
@@ -461,6 +516,7 @@ def train(
     average_views: bool = False,
     cv: int = 5,
     multilabel: bool = False,
+    regression: bool = False,
     label_kind: str = "auto",
     balanced: bool = False,
     optimise: str | None = None,
@@ -484,7 +540,7 @@ def train(
     features : Features
         From `featx.extract`.
     head : str or estimator, default "logistic"
-        See `featx.heads.making.make_head`.
+        See `featx.heads.making.make_head`. Of a regression, the default stands for ``"ridge"``.
     backbone, tap : str or sequence of str, optional
         Which block of the features, where there are several. Of several backbones or taps the
         features are side by side: ``backbone=["tiny", "mobilenet_v2"], tap=["avg", "max"]`` is one
@@ -495,6 +551,11 @@ def train(
     average_views, multilabel, cache
         Of the resulting `featx.ImageClassifier`. With ``multilabel``, folds have each label in
         equal shares, and the metrics are those of `featx.selection.metrics.score_label_sets`.
+    regression : bool, default False
+        Whether labels are numbers: the model is then a `featx.ImageRegressor`, folds have low and
+        high numbers in equal shares, and the metrics are those of
+        `featx.selection.value_metrics.score_values`. Its intervals come of the images that the
+        score is of.
     cv : int, default 5
         Number of folds; 0 measures nothing.
     label_kind : {"auto", "class"}, default "auto"
@@ -537,12 +598,15 @@ def train(
         If nothing of the name can be optimised.
     """
     options = RuleOptions.read(optimise, coverage, coverage_by, multilabel=multilabel, cv=cv)
+    check_kind(multilabel=multilabel, regression=regression, balanced=balanced, ruled=bool(options))
+    if regression and isinstance(head, str) and head == "logistic":
+        head = VALUE_HEAD
     if balanced:
         head = balanced_head(head)
     block = chosen_block(features, backbone, tap)
     rows, held_out = _training_rows(features)
     y = require_labels(features)
-    if not multilabel:
+    if not (multilabel or regression):
         check_classes(features, y, rows, label_kind)
     branches = branches_of(
         features,
@@ -552,7 +616,7 @@ def train(
         preprocessing=preprocessing,
         trust=trust,
     )
-    parameters = {"multilabel": multilabel, "random_state": seed}
+    parameters: Json = {"multilabel": multilabel, "random_state": seed, "regression": regression}
     model = untrained_model(
         features, block, head, branches, cache=cache, average_views=average_views, **parameters
     )
@@ -561,10 +625,13 @@ def train(
         raise FeaturesError(
             f"{features.name!r} has no views to average: extract it with --views K (views=K)"
         )
-    made = make_head(head, seed=seed, multilabel=multilabel)
+    made = make_head(head, seed=seed, multilabel=multilabel, regression=regression)
     bound = memory_bound(features, block, made, max_ram)
-    names, targets = _targets(features, y, rows, held_out, multilabel)
-    options.check(targets[rows])
+    names, targets = _targets(
+        features, y, rows, held_out, multilabel=multilabel, regression=regression
+    )
+    if not regression:
+        options.check(targets[rows])
     fitting = Fitting(features, block, made, targets, bound)
     metrics: Json = {"protocol": "not measured"}
     suspects: list[Suspect] = []
@@ -582,13 +649,17 @@ def train(
         scored = score_answers(fitting, names, held_out, answers, trained=rows, rule=rule)
         tuned: Json = {name: metrics[name] for name in ("decision", "coverage") if name in metrics}
         metrics, suspects = {"protocol": protocol, **tuned, **scored.scores}, []
+    if scored is not None and scored.values is not None:
+        model.residuals_ = kept_residuals(*scored.values)
     if not multilabel:
         with stage("measuring what would be unlike the training images"):
-            model.novelty_ = fitting.novelty(rows, y, seed=seed)
+            of_one = np.zeros(len(y)) if regression else y
+            model.novelty_ = fitting.novelty(rows, of_one, seed=seed)
     if scored is not None:
         scored = replace(scored, scores=metrics)
-        keys = features.keys[scored.rows]
-        model.training_ = {**model.training_, "scored": encode_answers(keys, scored.right)}
+        if scored.values is None:
+            answers_of = encode_answers(features.keys[scored.rows], scored.right)
+            model.training_ = {**model.training_, "scored": answers_of}
     return TrainingResult(model, metrics, dict(model.training_), suspects, scored)
 
 
@@ -597,9 +668,14 @@ def _targets(
     y: NDArray[np.str_],
     rows: Numbers,
     held_out: Numbers | None,
+    *,
     multilabel: bool,
+    regression: bool,
 ) -> tuple[NDArray[np.str_] | None, NDArray[np.generic]]:
     """Return what is learnt of every row: labels, or their names and which of them it has."""
+    if regression:
+        used = rows if held_out is None else np.concatenate([rows, held_out])
+        return value_targets(features, y, rows, used)
     if multilabel:
         names, targets = label_targets(y, rows)
         if len(names) < 2:
@@ -628,6 +704,49 @@ def label_targets(y: NDArray[np.str_], rows: Numbers) -> tuple[NDArray[np.str_],
     targets = np.zeros((len(y), len(names)), dtype=np.uint8)
     targets[rows] = sets.astype(np.uint8)[codes]
     return names, targets
+
+
+VALUE_HEAD = "ridge"
+"""The head of a regression where none is named."""
+_FEWEST_VALUES = 10
+
+
+def value_targets(
+    features: Features, y: NDArray[np.generic], rows: Numbers, used: Numbers
+) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+    """Return names of numbers and, of every row, the numbers (n, k), NaN where it is not used.
+
+    Only those of `rows` are learnt.
+    """
+    what = repr(features.name)
+    if len(rows) < _FEWEST_VALUES:
+        raise DatasetError(
+            f"a regression needs {_FEWEST_VALUES} images with a number or more, {what} has "
+            f"{len(rows)} to learn from: add images"
+        )
+    if y.dtype.kind in "US":
+        names, numbers = read_values(y[used].tolist(), what)
+    else:
+        numbers = check_values(y[used])
+        names = (VALUE,) if numbers.shape[1] == 1 else tuple(map(str, range(numbers.shape[1])))
+    values = np.full((len(y), len(names)), np.nan)
+    values[used] = numbers
+    check_values(values[rows])
+    return np.array(names), values
+
+
+def check_kind(*, multilabel: bool, regression: bool, balanced: bool, ruled: bool = False) -> None:
+    """Refuse a regression of what only classes have."""
+    for given, option in (
+        (multilabel, "--multilabel (multilabel=True)"),
+        (balanced, "--balanced (balanced=True)"),
+        (ruled, "--optimise or --coverage (optimise=..., coverage=...)"),
+    ):
+        if regression and given:
+            raise HeadError(
+                f"--regression (regression=True) learns numbers and {option} is about classes: "
+                "leave one of the two out"
+            )
 
 
 def require_labels(features: Features) -> NDArray[np.str_]:
@@ -688,8 +807,9 @@ def _check_kind(
 ) -> None:
     """Refuse labels that are no classes, as far as they tell."""
     reason = look_like_measurements(names.tolist(), int(counts.sum()))
-    advice = "featx does no regression: put them into a few ranges, such as 20-29, as classes"
-    options: tuple[str, ...] = ("--label-kind", "class")
+    reason = reason or look_like_values(names.tolist())
+    advice = "learn numbers with --regression (regression=True)"
+    options: tuple[str, ...] = ("--regression",)
     if not reason and (reason := look_like_sets(names.tolist())):
         advice = "predict each by itself with --multilabel (multilabel=True)"
         options = ("--multilabel",)
@@ -721,6 +841,18 @@ def score_answers(
     are decided by a rule, or as `learn_rule` has decided them.
     """
     truth = fitting.targets[rows]
+    if fitting.regression and names is not None:
+        numbers = np.zeros((len(rows), len(names)))
+        for said, places in answers:
+            numbers[places] = said
+        return Scored(
+            features=fitting.features,
+            **fitting.block,
+            rows=rows,
+            names=names,
+            scores=score_values(truth.astype(np.float64), numbers, names.tolist()),
+            values=(truth.astype(np.float64), numbers),
+        )
     classes = np.unique(fitting.targets[rows if trained is None else trained])
     known = classes if names is None else names
     codes: Numbers | None = None
@@ -793,12 +925,12 @@ def learn_from_answers(
     return iter([(every, np.arange(len(rows)))]), learnt
 
 
-def _averaging(model: ImageClassifier) -> str:
+def _averaging(model: ImageClassifier | ImageRegressor) -> str:
     return f", mean over {1 + model.views_averaged} views" if model.views_averaged else ""
 
 
 def _cross_validate(
-    model: ImageClassifier,
+    model: ImageClassifier | ImageRegressor,
     fitting: Fitting,
     names: NDArray[np.str_] | None,
     rows: Numbers,
@@ -831,6 +963,11 @@ def _cross_validate(
         "protocol": f"{protocol}, equal images on one side{_averaging(model)}",
         **scored.scores,
     }
+    if scored.values is not None:
+        truth, said = scored.values
+        metrics["r2_by_fold"] = [
+            float(value_scores(truth[test], said[test])[0].mean()) for _, test in folds
+        ]
     if judged is None:
         return metrics, [], scored
     accuracies = [float(judged.right[test].mean()) for _, test in folds]

@@ -20,6 +20,8 @@ from featx.files.safe_json import Json
 from featx.finetuning.tuning import FineTuned
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.evaluation import extract_for, score_images
+from featx.models.image_model import ImageModel
+from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.search import SearchResult
 from featx.models.training import TrainingResult
@@ -28,6 +30,8 @@ from featx.reporting import plots
 from featx.reporting.feature_map import map_features
 from featx.reporting.page import is_page, render_page, script_file, write_page
 from featx.reporting.page_rows import choose_pictures, pack_rows, worst_first
+from featx.reporting.value_report import ValuePage, write_value_page
+from featx.selection.value_metrics import half_widths
 from featx.terminal import visible
 
 MOST_BYTES = 15_000_000
@@ -61,10 +65,11 @@ class Subject:
     search: SearchResult | None = None
     history: Sequence[Json] = ()
     audit: Audit | None = None
+    half_widths: Sequence[float] | None = None  # of the intervals of a regression
 
 
 def report(
-    model: ImageClassifier | str | os.PathLike[str],
+    model: ImageClassifier | ImageRegressor | str | os.PathLike[str],
     data: object,
     output: str | os.PathLike[str],
     *,
@@ -79,13 +84,15 @@ def report(
 ) -> None:
     """Write one HTML file that shows how good a model is, and on which images it is wrong.
 
+    Of a regression it shows predicted against true numbers, and the errors.
+
     The file needs nothing else and loads nothing: send it, or open it from disk. Results of
     `featx.train`, `featx.search` and `featx.finetune` have a method ``report`` that writes such a
     page about the images that they were measured on.
 
     Parameters
     ----------
-    model : ImageClassifier or path
+    model : ImageClassifier, ImageRegressor or path
         Fitted, or a ``.featx`` file.
     data : Features, ImageDataset, path or str
         Labelled images, as in `featx.evaluate`; of others than `Features`, those that are missing
@@ -134,14 +141,14 @@ def report(
     """
     check_report(output, overwrite=overwrite)
     classifier = model
-    if not isinstance(classifier, ImageClassifier):
+    if not isinstance(classifier, ImageModel):
         classifier = load_model(classifier, cache=cache)
     features = data
     if not isinstance(features, Features):
         features = extract_for(classifier, features, cache=cache)
     scored = score_images(classifier, features, scores, bootstrap=bootstrap, seed=seed)
     if not name:
-        name = "Model" if isinstance(model, ImageClassifier) else Path(model).name
+        name = "Model" if isinstance(model, ImageModel) else Path(model).name
     note = overlap_note(scored.scores.get("training_overlap"))
     subject = Subject(
         title=f"{name} on {features.name}",
@@ -149,6 +156,7 @@ def report(
         facts=_model_facts(classifier),
         warnings=[note[0].upper() + note[1:] + "."] if note else [],
         audit=audit,
+        half_widths=_half_widths(classifier),
     )
     write_subject(subject, output, seed=seed, most_bytes=most_bytes, overwrite=overwrite)
 
@@ -183,6 +191,7 @@ def report_result(
         history=result.history if isinstance(result, FineTuned) else (),
         warnings=_kept(result) if isinstance(result, FineTuned) else [],
         audit=audit,
+        half_widths=_half_widths(result.model),
     )
     write_subject(subject, output, seed=seed, most_bytes=most_bytes, overwrite=overwrite)
 
@@ -209,6 +218,9 @@ def write_subject(
 ) -> None:
     """Write the page of a subject."""
     scored = subject.scored
+    if scored.values is not None:
+        _write_values(subject, output, most_bytes=most_bytes, overwrite=overwrite)
+        return
     block = {"backbone": scored.backbone, "tap": scored.tap}
     points, method = map_features(scored.features, block, seed=seed)  # type: ignore[arg-type]
     scripts = [plots.library(), script_file("report.js")]
@@ -236,10 +248,39 @@ def write_subject(
     )
 
 
-def _model_facts(model: ImageClassifier) -> list[tuple[str, str]]:
+def _write_values(
+    subject: Subject, output: str | os.PathLike[str], *, most_bytes: int, overwrite: bool
+) -> None:
+    """Write the page of a regression."""
+    if subject.audit is not None:
+        raise DatasetError(
+            "an audit is about classes, and the model predicts numbers: leave audit=... out"
+        )
+    data: Json = {"plots": {}}
+    page = ValuePage(
+        title=subject.title,
+        facts=_facts(subject),
+        left_out=_left_out(subject.scored),
+        half_widths=subject.half_widths,
+        warnings=subject.warnings,
+        honest=subject.headline,
+        trials={} if subject.search is None else _trials(subject.search, data),
+        trial_plot=data["plots"].get("leaderboard"),
+    )
+    write_value_page(page, subject.scored, output, most_bytes=most_bytes, overwrite=overwrite)
+
+
+def _half_widths(model: ImageClassifier | ImageRegressor) -> list[float] | None:
+    if model.residuals_ is None:
+        return None
+    widths: list[float] = half_widths(model.residuals_).tolist()
+    return widths
+
+
+def _model_facts(model: ImageClassifier | ImageRegressor) -> list[tuple[str, str]]:
     head = model.head if isinstance(model.head, str) else type(model.head).__name__
     facts = [("Backbone", model.shown_block), ("Head", str(head))]
-    rule = model.rule.describe(model.classes_)
+    rule = "" if model.regression else model.rule.describe(model.classes_)
     return [*facts, ("Decides by", rule)] if rule else facts
 
 
@@ -337,6 +378,7 @@ def _findings(audit: Audit | None, features: Features) -> list[Json]:
 def _facts(subject: Subject) -> list[tuple[str, str]]:
     scored = subject.scored
     what = "Labels" if scored.label_sets is not None else "Classes"
+    what = "Numbers" if scored.values is not None else what
     return [
         ("Data", scored.features.name),
         ("Images scored", f"{len(scored.rows):,}"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featx.finetuning.tuning import FineTuned
     from featx.models.classifier import ImageClassifier
     from featx.models.evaluation import Evaluation
+    from featx.models.regressor import ImageRegressor
     from featx.models.scored import Scored
     from featx.models.search import SearchResult
     from featx.models.training import TrainingResult
@@ -172,9 +173,13 @@ def _evaluation(scores: Evaluation) -> str:
     if (overlap := scores.get("training_overlap")) and overlap["in_training"]:
         text = f"{overlap['in_training']:,} of them were used in training: no measure of accuracy"
         lines.append(_strong(text))
-    if len(scores.get("labels") or scores["classes"]) > _MOST_COUNTED:
+    if len(scores.get("labels") or scores.get("values") or scores["classes"]) > _MOST_COUNTED:
         return _framed([_lines(lines)])
     columns = scores.by_class()
+    if "values" in scores:
+        cells = zip(*columns.values(), strict=True)
+        numbers = [(name, *(_number(value, 4) for value in values)) for name, *values in cells]
+        return _framed([_lines(lines), html_table(list(columns), numbers, numbers=3)])
     rows = [
         (label, f"{images:,}", *(_number(value, 3) for value in values))
         for label, images, *values in zip(*columns.values(), strict=True)
@@ -187,16 +192,22 @@ def _evaluation(scores: Evaluation) -> str:
     return _framed([_lines(lines), table])
 
 
-def _model(model: ImageClassifier) -> str:
+def _model(model: ImageClassifier | ImageRegressor) -> str:
     head = model.head if isinstance(model.head, str) else type(model.head).__name__
-    what = "labels" if model.multilabel else "classes"
-    rule = model.rule.describe(model.classes_)
-    return f"{_strong(head)} on {escaped(model.shown_block)}, " + (
-        f"{len(model.classes_):,} {what}" + (f"; decides by {escaped(rule)}" if rule else "")
-    )
+    if model.regression:
+        learnt = escaped(", ".join(model.value_names_))
+    else:
+        learnt = f"{len(model.classes_):,} {'labels' if model.multilabel else 'classes'}"
+        if rule := model.rule.describe(model.classes_):
+            learnt += f"; decides by {escaped(rule)}"
+    return f"{_strong(head)} on {escaped(model.shown_block)}, {learnt}"
 
 
-_SCORES = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}
+_SCORES = {
+    "accuracy": "accuracy",
+    "mean_average_precision": "mean average precision",
+    "r2": "R²",
+}
 
 
 def _score(metrics: Json) -> str:
@@ -213,7 +224,9 @@ def _score(metrics: Json) -> str:
 
 
 def _errors(scored: Scored | None) -> str:
-    """Return pictures of the most confident errors."""
+    """Return pictures of the most confident errors, or of the greatest errors of numbers."""
+    if scored is not None and scored.values is not None:
+        return _greatest_errors(scored)
     wrong = 0 if scored is None else int((~scored.right).sum())
     if scored is None or not wrong:
         return ""
@@ -226,6 +239,16 @@ def _errors(scored: Scored | None) -> str:
     heading = (
         f"{wrong:,} of {len(scored.rows):,} wrong, the most confident first: label → prediction"
     )
+    return _lines([heading]) + _pictures(scored.features[table["row"]], captions)
+
+
+def _greatest_errors(scored: Scored) -> str:
+    table, name = scored.table(_PICTURES), scored.names.tolist()[0]
+    captions = [
+        (f"{true:.4g}", f"→ {predicted:.4g}")
+        for true, predicted in zip(table[name], table[f"{name} predicted"], strict=True)
+    ]
+    heading = f"the greatest errors of {len(scored.rows):,} images: {escaped(name)} → prediction"
     return _lines([heading]) + _pictures(scored.features[table["row"]], captions)
 
 

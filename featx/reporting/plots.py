@@ -127,6 +127,52 @@ def reliability(
     return _item(figure), rows
 
 
+_MOST_POINTS = 5000
+
+
+def _some(truth: NDArray[np.floating], predicted: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Return which images are drawn: of very many, some evenly by their true number."""
+    order = np.argsort(truth, kind="stable")
+    if len(order) <= _MOST_POINTS:
+        return order
+    return order[np.linspace(0, len(order) - 1, _MOST_POINTS).astype(np.intp)]
+
+
+def predicted_against_true(
+    truth: NDArray[np.floating], predicted: NDArray[np.floating], half_width: float | None = None
+) -> Json:
+    """Return the plot of predicted numbers against true ones, with the band of the intervals."""
+    rows = _some(truth, predicted)
+    both = np.concatenate([truth[rows], predicted[rows]])
+    low, high = float(both.min()), float(both.max())
+    margin = 0.03 * (high - low) or 1.0
+    ends = np.array([low - margin, high + margin])
+    figure = _figure(
+        x_range=tuple(ends), y_range=tuple(ends), x_axis_label="true", y_axis_label="predicted"
+    )
+    if half_width is not None:
+        figure.varea(ends, ends - half_width, ends + half_width, fill_color=BLUE, fill_alpha=0.12)
+    figure.line(ends, ends, line_color=GREY, line_width=2, line_dash="dashed")
+    figure.scatter(truth[rows], predicted[rows], size=6, color=BLUE, fill_alpha=0.6, line_alpha=0)
+    return _item(figure)
+
+
+def residuals(
+    truth: NDArray[np.floating], predicted: NDArray[np.floating], half_width: float | None = None
+) -> Json:
+    """Return the plot of errors against predicted numbers, with the band of the intervals."""
+    rows = _some(truth, predicted)
+    error = (predicted - truth)[rows]
+    ends = np.array([predicted[rows].min(), predicted[rows].max()])
+    figure = _figure(x_axis_label="predicted", y_axis_label="predicted less true")
+    if half_width is not None:
+        band = np.full(2, half_width)
+        figure.varea(ends, -band, band, fill_color=BLUE, fill_alpha=0.12)
+    figure.line(ends, [0, 0], line_color=GREY, line_width=2, line_dash="dashed")
+    figure.scatter(predicted[rows], error, size=6, color=BLUE, fill_alpha=0.6, line_alpha=0)
+    return _item(figure)
+
+
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 

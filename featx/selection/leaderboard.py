@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.files.safe_json import Json
-from featx.heads.table import HEADS
 from featx.selection.measuring import Search, probe
 from featx.selection.metrics import Scorer
 from featx.selection.search_space import Candidate
@@ -40,7 +39,7 @@ def measure_costs(
     probed: dict[tuple[str, ...], tuple[float | None, int | None]] = {}
     for trial in sorted(trials, key=lambda trial: trial.candidate.block_key):
         candidate, ms, size = trial.candidate, trial.ms, trial.bytes
-        block, row = search.blocks[candidate.block_key], HEADS.get(candidate.head)
+        block, row = search.blocks[candidate.block_key], candidate.row
         if size is None and probing and not trial.failed:
             layers = "" if row is None else repr(dict(candidate.params).get(row.values))
             key = (*candidate.block_key, candidate.transform, candidate.head, layers)

@@ -19,7 +19,6 @@ from featx.exceptions import HeadError, reason
 from featx.heads.calibrated import fit_temperature
 from featx.heads.rows import Floats, Fold, Numbers
 from featx.heads.sweep import HeldOut, Sweep
-from featx.heads.table import HEADS
 from featx.heads.targets import both_columns
 from featx.selection.metrics import Scorer
 from featx.selection.search_space import BlockKey, Candidate, SearchSpace
@@ -158,16 +157,24 @@ class Sample:
     codes: Numbers  # of their classes
     groups: NDArray[np.int64]  # rows with equal numbers are never on both sides
     classes: NDArray[np.generic]
-    sets: Numbers | None = None  # which labels (k, labels) each class has, where it is a set
+    # Which labels (k, labels) each class has, where it is a set; or its numbers, of a regression.
+    sets: NDArray[np.number] | None = None
 
-    def targets(self) -> Numbers:
-        """Return what heads learn: classes (n,), or labels (n, labels) of 0 and 1."""
+    @property
+    def regression(self) -> bool:
+        """Whether numbers are learnt: they are float, where labels are whole."""
+        return self.sets is not None and self.sets.dtype.kind == "f"
+
+    def targets(self) -> NDArray[np.number]:
+        """Return what heads learn: classes (n,), labels of 0 and 1, or numbers, (n, k)."""
         return self.codes if self.sets is None else self.sets[self.codes]
 
     def folds(self, folds: int, *, repeats: int = 1, seed: int = 0) -> list[Fold]:
         """Split the rows, with every class or label in equal shares."""
         # A byte an entry: of many images and labels that is an eighth of what sets have.
-        y = self.classes if self.sets is None else self.sets.astype(np.uint8)
+        y: NDArray[np.generic] = self.classes
+        if self.sets is not None:
+            y = self.sets if self.regression else self.sets.astype(np.uint8)
         return repeated_folds(
             y[self.codes], folds=folds, repeats=repeats, groups=self.groups, seed=seed
         )
@@ -186,17 +193,22 @@ class FoldData:
     X: Floats
     codes: Numbers
     folds: list[Fold]
-    sets: Numbers | None = None
+    sets: NDArray[np.number] | None = None
     _sizes: set[float] = field(default_factory=set)
     _components: dict[int, tuple[Estimator, Estimator]] = field(default_factory=dict)
 
-    def targets(self, rows: Numbers) -> Numbers:
-        """Return what heads learn of rows: classes (m,), or labels (m, labels) of 0 and 1."""
+    @property
+    def regression(self) -> bool:
+        """Whether numbers are learnt."""
+        return self.sets is not None and self.sets.dtype.kind == "f"
+
+    def targets(self, rows: Numbers) -> NDArray[np.number]:
+        """Return what heads learn of rows: classes (m,), labels of 0 and 1, or numbers, (m, k)."""
         return self.codes[rows] if self.sets is None else self.sets[self.codes[rows]]
 
     def make(self, candidate: Candidate, prepared: Prepared, seed: int) -> Estimator:
         """Make the untrained head of a candidate that stands behind a transform."""
-        several = self.sets is not None
+        several = self.sets is not None and not self.regression
         return prepared.transform.head(candidate.make(seed=seed, multilabel=several))
 
     def expect(self, sizes: set[float]) -> None:
@@ -227,6 +239,9 @@ def fold_data(
     return FoldData(block.take(sample.rows), np.tile(sample.codes, copies), cut, sample.sets)
 
 
+_FEWEST_OF_SHARE = 10
+
+
 def _share_of(sample: Sample, train: Numbers, share: float, seed: int) -> Numbers:
     """Return a share of the training rows of every class."""
     units, unit_of = np.unique(sample.groups, return_inverse=True)
@@ -234,6 +249,8 @@ def _share_of(sample: Sample, train: Numbers, share: float, seed: int) -> Number
     # Groups are shuffled, not rows, so that few rows are of few groups as all rows would be.
     order = np.argsort(numbers[unit_of], kind="stable")
     order = order[np.isin(order, train)]
+    if sample.regression:
+        return np.sort(order[: max(_FEWEST_OF_SHARE, round(share * len(order)))])
     chosen = []
     for code in np.unique(sample.codes[train]):
         members = order[sample.codes[order] == code]
@@ -244,6 +261,7 @@ def _share_of(sample: Sample, train: Numbers, share: float, seed: int) -> Number
 _BATCH = 256
 _REPEATS = 3
 _OF_EACH_CLASS = (4, 8)
+_OF_VALUES = (20, 40)
 
 
 def _milliseconds(prepared: Prepared, head: Estimator, X: Floats) -> float:
@@ -286,8 +304,11 @@ def probe(candidate: Candidate, data: FoldData, *, seed: int) -> tuple[float, in
     train, test = data.folds[0]
     classes = range(int(data.codes[train].max()) + 1)
     learnt, received = [], []
-    for count in _OF_EACH_CLASS:
-        rows = np.concatenate([train[data.codes[train] == code][:count] for code in classes])
+    for count in _OF_VALUES if data.regression else _OF_EACH_CLASS:
+        if data.regression:
+            rows = train[:count]
+        else:
+            rows = np.concatenate([train[data.codes[train] == code][:count] for code in classes])
         Z = prepared.apply(data.X[rows])
         # Its probabilities cost a number more, and several fits.
         head = uncalibrated(data.make(candidate, prepared, seed)).fit(Z, data.targets(rows))
@@ -301,7 +322,7 @@ def probe(candidate: Candidate, data: FoldData, *, seed: int) -> tuple[float, in
 
 def find_sweep(candidate: Candidate, *, probabilities: bool = False) -> Sweep | None:
     """Return the sweep of a candidate's head, where it has one that goes with the transform."""
-    row = HEADS.get(candidate.head)
+    row = candidate.row
     # A sweep standardises as its head does: behind these transforms the head would not.
     if (
         row is None
@@ -340,18 +361,19 @@ def held_out_together(
 
 
 def _swept(
-    sweep: Callable[[Floats, Numbers, Sequence[Fold]], Iterator[HeldOut]],
+    sweep: Callable[[Floats, NDArray[np.number], Sequence[Fold]], Iterator[HeldOut]],
     transform: Transform,
     data: FoldData,
 ) -> Iterator[HeldOut]:
     if transform.by_row:
-        yield from sweep(data.prepare(transform, 0).apply(data.X), data.codes, data.folds)
+        learnt = data.targets(np.arange(len(data.X)))
+        yield from sweep(data.prepare(transform, 0).apply(data.X), learnt, data.folds)
         return
     for fold, (train, test) in enumerate(data.folds):
         rows = np.concatenate([train, test])
         Z = data.prepare(transform, fold).apply(data.X[rows])
         split = np.arange(len(train)), np.arange(len(train), len(rows))
-        for held in sweep(Z, data.codes[rows], [split]):
+        for held in sweep(Z, data.targets(rows), [split]):
             yield replace(held, fold=fold)
 
 
@@ -369,6 +391,8 @@ def uncalibrated(head: Estimator) -> Estimator:
 
 def predicted_values(head: Estimator, X: Floats, scorer: Scorer, classes: int) -> Floats:
     """Return what a fitted head says of rows, a column a class, as a scorer needs it."""
+    if scorer.needs == "values":
+        return np.asarray(head.predict(X), np.float64).reshape(len(X), -1)
     ways: tuple[str, ...] = ("predict_proba",)
     if scorer.needs != "probabilities":
         ways = (*ways, "decision_function")
@@ -512,7 +536,7 @@ class Search:
     ) -> Iterator[list[Trial]]:
         """Yield the trials of candidates that share block, transform and head as they finish."""
         sweep = None
-        if self.sample.sets is None:
+        if self.sample.sets is None or self.sample.regression:
             sweep = find_sweep(unit[0], probabilities=self.scorer.needs == "probabilities")
         together: list[Trial] = []
         if sweep is not None:
@@ -535,7 +559,7 @@ class Search:
         for held in held_out_together(
             sweep, unit, data, seed=self.options.seed, probabilities=needed
         ):
-            truth = data.codes[data.folds[held.fold][1]]
+            truth = data.targets(data.folds[held.fold][1])
             scores[held.candidate][held.fold] = self.scorer.function(truth, held.values)
             if held.stopped:
                 stopped.add(held.candidate)
@@ -571,8 +595,8 @@ class Search:
                     yield delayed(self._fit)(number, candidate, fold, prepared[fold], data)
 
         # Keras trains on all cores by itself, and its global state is not for several threads.
-        heads = {candidate.head for candidate in candidates}
-        alone = any(head in HEADS and HEADS[head].needs_keras for head in heads)
+        rows = [candidate.row for candidate in candidates]
+        alone = any(row is not None and row.needs_keras for row in rows)
         finished: dict[int, list[_Fit]] = {}
         # One thread of linear algebra a fit, however many fits there are at a time: the sums are
         # then added up in the same order, and n_jobs changes no score.
@@ -653,7 +677,7 @@ def _units_of(candidates: Sequence[Candidate], *, spread: bool) -> list[list[Can
     numbers = {block: number for number, block in enumerate({key[:2]: None for key in units})}
 
     def turn(key: tuple[str, ...]) -> tuple[int, int]:
-        row = HEADS.get(key[3])
+        row = units[key][0].row
         # Those that are measured together first, those by Keras last.
         cost = 1 if row is None else 0 if row.sweep else 1 + row.needs_keras
         return (cost, numbers[key[:2]]) if spread else (numbers[key[:2]], cost)

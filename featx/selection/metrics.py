@@ -16,6 +16,7 @@ from featx.files.safe_json import Json
 from featx.heads.targets import LABEL_THRESHOLD
 
 Codes: TypeAlias = NDArray[np.integer]
+Truth: TypeAlias = NDArray[np.number]
 Values: TypeAlias = NDArray[np.floating]
 Doubles: TypeAlias = NDArray[np.float64]
 
@@ -239,23 +240,56 @@ def _micro_f1(truth: Codes, values: Values) -> float:
     return _f1_scores(truth.sum(axis=0), chosen.sum(axis=0), (truth * chosen).sum(axis=0))[0]
 
 
+def value_scores(truth: Truth, predicted: Values, weights: Doubles | None = None) -> Doubles:
+    """Return R², mean absolute error and root mean squared error of each column, (3, k).
+
+    Notes
+    -----
+    R² is 1 - sum of squared errors / sum of squared differences from the mean; of numbers that do
+    not differ it is 1 where all predictions are right and 0 otherwise, as in scikit-learn.
+    """
+    counted = np.ones(len(truth)) if weights is None else weights
+    total, error = counted.sum(), truth - predicted
+    squared = counted @ error**2
+    mean = counted @ truth / total
+    spread = counted @ (truth - mean) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = np.where(spread > 0, 1 - squared / spread, np.where(squared > 0, 0.0, 1.0))
+    return np.stack([r2, counted @ np.abs(error) / total, np.sqrt(squared / total)])
+
+
+def _r2(truth: Truth, values: Values) -> float:
+    return float(value_scores(truth, values)[0].mean())
+
+
+def _mae(truth: Truth, values: Values) -> float:
+    return -float(value_scores(truth, values)[1].mean())
+
+
+def _rmse(truth: Truth, values: Values) -> float:
+    return -float(value_scores(truth, values)[2].mean())
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A way of scoring by true codes (n,), or labels (n, k) of 0 and 1, and values (n, k)."""
+    """A way of scoring by true codes (n,), or labels or numbers (n, k), and values (n, k)."""
 
     name: str
-    function: Callable[[Codes, Values], float]  # more is better
-    needs: str = "labels"  # of the values: the best class only, "order", or "probabilities"
+    function: Callable[[Any, Values], float]  # more is better
+    # Of the values: the best class only, "order", "probabilities", or "values" of a regression.
+    needs: str = "labels"
     sign: int = 1  # what it is multiplied by where it is shown
     multilabel: bool = False
+    least: float = 0.0  # the lowest that there can be, of scores that are no losses
+    regression: bool = False  # by true and predicted numbers (n, k)
 
     def shown(self, score: float) -> float:
         """Return a score as it is shown to people."""
         return self.sign * score
 
     def allows(self, score: float) -> bool:
-        """Return whether it is a score that there can be: a share, or a negative loss."""
-        lowest, highest = (-np.inf, 0.0) if self.sign < 0 else (0.0, 1.0)
+        """Return whether it is a score that there can be: at most 1, or a negative loss."""
+        lowest, highest = (-np.inf, 0.0) if self.sign < 0 else (self.least, 1.0)
         return lowest - _ROUNDING <= score <= highest + _ROUNDING
 
 
@@ -267,20 +301,26 @@ _ROWS = (
     Scorer("top5", _top5, "order"),
     Scorer("mean_average_precision", _mean_average_precision, "probabilities", multilabel=True),
     Scorer("micro_f1", _micro_f1, "probabilities", multilabel=True),
+    Scorer("r2", _r2, "values", least=-np.inf, regression=True),
+    Scorer("mae", _mae, "values", -1, regression=True),
+    Scorer("rmse", _rmse, "values", -1, regression=True),
 )
 SCORERS: Mapping[str, Scorer] = MappingProxyType({scorer.name: scorer for scorer in _ROWS})
 """Every way of scoring by its name."""
 
 
-def find_scorer(name: str, classes: int, *, multilabel: bool = False) -> Scorer:
+def find_scorer(
+    name: str, classes: int, *, multilabel: bool = False, regression: bool = False
+) -> Scorer:
     """Return a way of scoring."""
     if name not in SCORERS:
         raise UnknownNameError("scoring", str(name), SCORERS)
-    if SCORERS[name].multilabel != multilabel:
-        fitting = [scorer.name for scorer in _ROWS if scorer.multilabel == multilabel]
+    kind = (multilabel, regression)
+    if (SCORERS[name].multilabel, SCORERS[name].regression) != kind:
+        fitting = [row.name for row in _ROWS if (row.multilabel, row.regression) == kind]
+        what = "several labels" if multilabel else "numbers of" if regression else "one class"
         raise HeadError(
-            f"{name!r} is no score of {'several labels' if multilabel else 'one class'} an image: "
-            f"take one of {', '.join(fitting)}"
+            f"{name!r} is no score of {what} an image: take one of {', '.join(fitting)}"
         )
     if name == "top5" and classes <= 5:
         raise HeadError(
@@ -291,7 +331,7 @@ def find_scorer(name: str, classes: int, *, multilabel: bool = False) -> Scorer:
 
 
 def score_interval(
-    scorer: Scorer, truth: Codes, values: Values, *, seed: int = 0, draws: int = 1000
+    scorer: Scorer, truth: Truth, values: Values, *, seed: int = 0, draws: int = 1000
 ) -> tuple[float, float]:
     """Return the 95 % interval of a score as it is shown."""
     n = len(truth)
@@ -304,7 +344,7 @@ def score_interval(
     generator = np.random.default_rng(seed)
     drawn = (generator.integers(0, n, n) for _ in range(draws))
     scores = [scorer.shown(scorer.function(truth[rows], values[rows])) for rows in drawn]
-    low, high = _interval(scores)
+    low, high = middle_95(scores)
     return low, high
 
 
@@ -339,12 +379,12 @@ def bootstrap_intervals_of(
 ) -> Json:
     """Return the intervals of `bootstrap_intervals` of images that are judged already."""
     drawn, cells = [], []
-    for weights in _draws(len(judged.truth), groups, samples, seed):
+    for weights in drawn_weights(len(judged.truth), groups, samples, seed):
         scores, counts = judged.weighted(weights)
         drawn.append(scores)
         if len(judged.classes) ** 2 <= _MOST_CELLS:
             cells.append(counts)
-    intervals: Json = {name: _interval([scores[name] for scores in drawn]) for name in drawn[0]}
+    intervals: Json = {name: middle_95([scores[name] for scores in drawn]) for name in drawn[0]}
     if cells:
         intervals["confusion"] = judged.matrix(np.percentile(cells, [2.5, 97.5], axis=0)).tolist()
     return intervals
@@ -366,7 +406,7 @@ def bootstrap_label_sets(
     right, match = truth * predicted, (predicted == truth).all(axis=1)
     drawing = {"groups": groups, "samples": samples, "seed": seed, "work": n * k}
     micro, exact, f1 = [], [], []
-    for weights in _draws(n, **drawing):
+    for weights in drawn_weights(n, **drawing):
         scores = _f1_scores(weights @ truth, weights @ predicted, weights @ right)
         micro.append(scores[0])
         f1.append(scores[1])
@@ -378,10 +418,10 @@ def bootstrap_label_sets(
     )
     f1s = np.array(f1)
     return {
-        "mean_average_precision": _interval(_means(precision)),
-        "micro_f1": _interval(micro),
-        "macro_f1": _interval(_means(f1s)),
-        "exact_match": _interval(exact),
+        "mean_average_precision": middle_95(_means(precision)),
+        "micro_f1": middle_95(micro),
+        "macro_f1": middle_95(_means(f1s)),
+        "exact_match": middle_95(exact),
         "labels": [
             {
                 "label": str(name),
@@ -404,7 +444,7 @@ def _average_precisions(truth: Codes, proba: Values, drawing: Mapping[str, Any])
     last[:-1] = np.where(ranked[1:] != ranked[:-1], np.arange(n - 1)[:, None], n - 1)
     last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
     rows = []
-    for weights in _draws(n, **drawing):
+    for weights in drawn_weights(n, **drawing):
         often = weights[order]
         hits = often * has
         precision = np.cumsum(hits, axis=0) / np.maximum(np.cumsum(often, axis=0), 1)
@@ -423,24 +463,24 @@ def _means(values: Doubles) -> Doubles:
 
 def _interval_of_label(values: Doubles) -> list[float] | None:
     there = values[~np.isnan(values)]
-    return _interval(there) if there.size else None
+    return middle_95(there) if there.size else None
 
 
 def bootstrap_difference(
-    first: NDArray[np.bool_],
-    second: NDArray[np.bool_],
+    first: NDArray[np.bool_] | Values,
+    second: NDArray[np.bool_] | Values,
     *,
     groups: Codes | None = None,
     samples: int = 1000,
     seed: int = 0,
 ) -> list[float]:
-    """Return the 95 % interval of the difference of two accuracies on the same images."""
+    """Return the 95 % interval of the difference of two means over the same images."""
     difference = first.astype(float) - second.astype(float)
-    draws = _draws(len(difference), groups, samples, seed)
-    return _interval([float(weights @ difference / weights.sum()) for weights in draws])
+    draws = drawn_weights(len(difference), groups, samples, seed)
+    return middle_95([float(weights @ difference / weights.sum()) for weights in draws])
 
 
-def _draws(
+def drawn_weights(
     n: int, groups: Codes | None, samples: int, seed: int, work: int | None = None
 ) -> Iterator[Doubles]:
     """Give out how often each image is drawn, shape (n,); less often where each is much work."""
@@ -452,6 +492,7 @@ def _draws(
         yield times[member].astype(np.float64)
 
 
-def _interval(values: Sequence[float] | Doubles) -> list[float]:
+def middle_95(values: Sequence[float] | Doubles) -> list[float]:
+    """Return the limits of the middle 95 % of some values."""
     limits: list[float] = np.percentile(values, [2.5, 97.5]).tolist()
     return limits

@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from featx.exceptions import HeadError, MissingExtraError, UnknownNameError, reason
 from featx.heads.making import make_head
-from featx.heads.table import HEADS, divided, parse_head
+from featx.heads.table import HeadSpec, divided, heads_for, parse_head
 from featx.selection.transforms import Estimator, parse_transform
 
 _RANGE = re.compile(r"(?P<low>[^.\s].*?)\.\.(?P<high>.+)", re.DOTALL)
@@ -73,13 +74,20 @@ class HeadGrid:
     label: str  # its name, or the text of the estimator
     grid: tuple[tuple[str, Axis], ...] = ()
     estimator: Estimator = field(default=None, compare=False, repr=False)  # where one was given
+    regression: bool = False
+
+    @property
+    def row(self) -> HeadSpec | None:
+        """Its row of the table, None where it has none."""
+        return heads_for(regression=self.regression).get(self.label)
 
     def make(self, **params: Any) -> Estimator:
         """Make the untrained head."""
-        return make_head(self.label if self.estimator is None else self.estimator, **params)
+        head = self.label if self.estimator is None else self.estimator
+        return make_head(head, regression=self.regression, **params)
 
 
-def head_grid(head: Any) -> HeadGrid:
+def head_grid(head: Any, *, regression: bool = False) -> HeadGrid:
     """Read a head and its grid from any of the forms that a user may give."""
     params: Mapping[str, Any] = {}
     if isinstance(head, Mapping):
@@ -90,10 +98,10 @@ def head_grid(head: Any) -> HeadGrid:
     elif isinstance(head, tuple | list) and len(head) == 2 and isinstance(head[1], Mapping):
         head, params = head
     if isinstance(head, str):
-        read = _from_text(head, default=not params)
+        read = _from_text(head, default=not params, regression=regression)
     else:
-        make_head(head)  # refuses what is no estimator
-        read = HeadGrid(" ".join(repr(head).split()), (), head)
+        make_head(head, regression=regression)  # refuses what is no estimator
+        read = HeadGrid(" ".join(repr(head).split()), (), head, regression)
     axes = {str(name): _axis(name, value) for name, value in params.items()}
     read = replace(read, grid=tuple({**dict(read.grid), **axes}.items()))
     # Made with every value once, so that none is refused an hour into a search.
@@ -139,13 +147,17 @@ def _plain(value: object) -> object:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def _from_text(text: str, *, default: bool) -> HeadGrid:
+def _from_text(text: str, *, default: bool, regression: bool) -> HeadGrid:
     name, colon, rest = text.partition(":")
     name = parse_head(name).name
-    row = HEADS.get(name)
+    row = heads_for(regression=regression).get(name)
+
+    def grid_of(axes: Mapping[str, Axis]) -> HeadGrid:
+        return HeadGrid(name, tuple(axes.items()), regression=regression)
+
     if not colon:
         values = row.grid if default and row is not None else {}
-        return HeadGrid(name, tuple((key, tuple(axis)) for key, axis in values.items()))
+        return grid_of({key: tuple(axis) for key, axis in values.items()})
     grid: dict[str, Axis] = {}
     unnamed: list[list[object]] = []
     for item in _divided(rest, ","):
@@ -158,7 +170,7 @@ def _from_text(text: str, *, default: bool) -> HeadGrid:
         else:
             grid[key.strip()] = _axis_of_text(value, name, key.strip())
     if not unnamed:
-        return HeadGrid(name, tuple(grid.items()))
+        return grid_of(grid)
     if row is None or not row.values:
         raise HeadError(
             f"{name!r} takes parameters by name, received {unnamed[0][0]!r}: "
@@ -168,7 +180,7 @@ def _from_text(text: str, *, default: bool) -> HeadGrid:
         values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
         for values in product(*unnamed)
     ]
-    return HeadGrid(name, tuple({row.values: tuple(every), **grid}.items()))
+    return grid_of({row.values: tuple(every), **grid})
 
 
 def _axis_of_text(text: str, name: str, key: str) -> Axis:
@@ -268,6 +280,9 @@ Others that are cheap to try (lda, nearest neighbours, nearest means) rarely win
 selection has not seen, and of few images they often win by chance; see ``docs/search.md``.
 """
 
+DEFAULT_VALUE_HEADS = ("ridge", "knn")
+"""The same of a regression."""
+
 _KEYS = ("backbones", "heads", "taps", "transforms")
 _MOST = 100_000
 
@@ -282,6 +297,12 @@ class Candidate:
     head: str
     params: tuple[tuple[str, object], ...] = ()  # where they differ from the head's defaults
     estimator: Estimator = field(default=None, compare=False, repr=False)  # where one was given
+    regression: bool = False
+
+    @property
+    def row(self) -> HeadSpec | None:
+        """The row of its head in the table, None where it has none."""
+        return heads_for(regression=self.regression).get(self.head)
 
     @property
     def block_key(self) -> BlockKey:
@@ -304,7 +325,9 @@ class Candidate:
     def make(self, *, seed: int = 0, multilabel: bool = False) -> Estimator:
         """Make the untrained head, without the transform."""
         head = self.head if self.estimator is None else self.estimator
-        return make_head(head, seed=seed, multilabel=multilabel, **dict(self.params))
+        params: dict[str, Any] = dict(self.params)
+        kind = {"multilabel": multilabel, "regression": self.regression}
+        return make_head(head, seed=seed, **kind, **params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +372,7 @@ class SearchSpace:
         *,
         defaults: Mapping[str, object] | None = None,
         canonical: Mapping[str, Callable[[str], str]] | None = None,
+        regression: bool = False,
     ) -> SearchSpace:
         """Read a space from Python objects, or from what a file of the same structure holds.
 
@@ -363,7 +387,10 @@ class SearchSpace:
         if not parts:
             raise _empty("no part")
         called: dict[str, str] = {}
-        read = [_read_part(part, defaults or {}, canonical or {}, called) for part in parts]
+        grids = partial(head_grid, regression=regression)
+        usual = DEFAULT_VALUE_HEADS if regression else DEFAULT_HEADS
+        stated = {"heads": usual, **(defaults or {})}
+        read = [_read_part(part, stated, canonical or {}, called, grids) for part in parts]
         return cls(tuple(read), called)
 
     def balanced(self) -> SearchSpace:
@@ -442,9 +469,8 @@ class SearchSpace:
 def build(key: BlockKey, transform: str, head: HeadGrid, values: Sequence[object]) -> Candidate:
     """Put a candidate together from one value of each parameter of a head."""
     names = [name for name, _ in head.grid]
-    return Candidate(
-        *key, transform, head.label, tuple(zip(names, values, strict=True)), head.estimator
-    )
+    params = tuple(zip(names, values, strict=True))
+    return Candidate(*key, transform, head.label, params, head.estimator, head.regression)
 
 
 def _read_part(
@@ -452,6 +478,7 @@ def _read_part(
     defaults: Mapping[str, object],
     canonical: Mapping[str, Callable[[str], str]],
     called: dict[str, str],
+    grids: Callable[[Any], HeadGrid],
 ) -> SpacePart:
     if not isinstance(part, Mapping):
         raise HeadError(
@@ -462,7 +489,7 @@ def _read_part(
             raise UnknownNameError("key of a search space", str(key), _KEYS)
     whole = {**{key: value for key, value in defaults.items() if value is not None}, **part}
     lists = {key: _listed(whole[key]) for key in _KEYS if whole.get(key) is not None}
-    heads = tuple(map(head_grid, lists.pop("heads", DEFAULT_HEADS)))
+    heads = tuple(map(grids, lists.pop("heads")))
     transforms = [str(parse_transform(text)) for text in lists.pop("transforms", ["standard"])]
     chosen: dict[str, tuple[str, ...]] = {}
     for key, names in lists.items():

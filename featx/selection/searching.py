@@ -27,7 +27,6 @@ from featx.exceptions import (
 from featx.files.safe_json import Json
 from featx.heads.ensemble import Ensemble, choose_weights
 from featx.heads.rows import Floats, Fold, Numbers
-from featx.heads.table import HEADS
 from featx.selection.leaderboard import Leaderboard, choose, measure_costs, ranked
 from featx.selection.measuring import (
     FeatureBlock,
@@ -123,7 +122,9 @@ def _halving(search: Search) -> None:
     else:
         left = search.space.candidates(list(search.single))
     codes = search.sample.codes
-    fewest = max(_FEWEST_ROWS, _FEWEST_OF_A_CLASS * (int(codes.max()) + 1))
+    fewest = _FEWEST_ROWS
+    if not search.sample.regression:
+        fewest = max(fewest, _FEWEST_OF_A_CLASS * (int(codes.max()) + 1))
     by_rows = int(math.log(max(1.0, len(codes) / fewest), _FACTOR) + 1e-9)
     by_candidates = math.ceil(math.log(max(1, len(left)), _FACTOR) - 1e-9)
     for step in range(min(by_rows, by_candidates), -1, -1):
@@ -193,11 +194,13 @@ def try_ensemble(search: Search) -> None:
     Its score on a fold is that of weights chosen on the other folds, so that it competes with
     single heads on equal terms.
     """
+    if search.sample.regression:  # weights explain labels
+        return
     members = _members(search)
     if len(members) < 2 or len(search.folds) < 2:
         return
     answers = [search.held_out(trial.candidate) for trial in members]
-    targets = search.sample.targets()
+    targets = search.sample.targets().astype(np.intp)
     truths = [targets[test] for _, test in search.folds]
     scores = []
     for fold, truth in enumerate(truths):
@@ -216,7 +219,7 @@ def _members(search: Search) -> list[Trial]:
     best: dict[tuple[object, ...], Trial] = {}
     able = [t for t in search.trials.values() if t.scores and not t.stopped and t.share == 1.0]
     for trial in ranked(able):
-        candidate, row = trial.candidate, HEADS.get(trial.candidate.head)
+        candidate, row = trial.candidate, trial.candidate.row
         if row is not None and row.cost <= _DEAREST_MEMBER and candidate.estimator is None:
             best.setdefault((candidate.block_key, candidate.transform, candidate.head), trial)
     return list(best.values())[:_MOST_MEMBERS]
@@ -383,7 +386,7 @@ def search_arrays(
     rows: Numbers | None = None,
     groups: NDArray[np.int64] | None = None,
     splits: NDArray[np.str_] | None = None,
-    label_sets: tuple[NDArray[np.generic], Numbers] | None = None,
+    label_sets: tuple[NDArray[np.generic], NDArray[np.number]] | None = None,
     journals: Path | None = None,
     watch: Watch | None = None,
 ) -> SearchOutcome:
@@ -397,7 +400,9 @@ def search_arrays(
         check_length(len(block.X), y, f"{block.backbone} {block.tap}")
     labelled = np.arange(len(y)) if rows is None else rows
     data, tested, notes = _set_test_aside(y, labelled, groups, splits, label_sets)
-    scorer = find_scorer(options.scoring, len(data.classes), multilabel=data.sets is not None)
+    kind = {"multilabel": data.sets is not None, "regression": data.regression}
+    kind["multilabel"] &= not data.regression
+    scorer = find_scorer(options.scoring, len(data.classes), **kind)
     planned = _planned(space, list(by_key), options)
     keys = {key for part in space.parts for key in part.block_keys(list(by_key))}
     used = {key: block for key, block in by_key.items() if key in keys}
@@ -493,7 +498,7 @@ def _set_test_aside(
     labelled: Numbers,
     groups: NDArray[np.int64],
     splits: NDArray[np.str_] | None,
-    label_sets: tuple[NDArray[np.generic], Numbers] | None,
+    label_sets: tuple[NDArray[np.generic], NDArray[np.number]] | None,
 ) -> tuple[Sample, Sample | None, list[str]]:
     """Return the rows of the selection, those of a split ``test``, and what to know of them."""
     notes: list[str] = []
@@ -549,9 +554,9 @@ def _choose_protocol(
             f"smallest has {fewest}: add images, or take score='none'"
         )
     if name == "auto":
-        heads = {head.label for part in space.parts for head in part.heads}
-        alone = any(head not in HEADS or not HEADS[head].sweep for head in heads)
-        weight = _ALONE if alone or data.sets is not None else 1
+        rows = [head.row for part in space.parts for head in part.heads]
+        alone = any(row is None or not row.sweep for row in rows)
+        weight = _ALONE if alone or (data.sets is not None and not data.regression) else 1
         cheap = len(data.rows) <= _SMALL and len(data.rows) * planned * weight <= _CHEAP
         one_fold = isinstance(options.cv, str)
         name = "nested" if cheap and not options.budget_s and not one_fold else "holdout"
@@ -613,7 +618,8 @@ def _scored(text: str, scorer: Scorer, rows: Sample, values: Floats, seed: int) 
 def _values(candidate: Candidate, search: Search, held: Sample) -> Floats:
     """Return what a candidate says of rows that it has not seen, trained on all of the search."""
     block, sample = search.blocks[candidate.block_key], search.sample
-    made = candidate.make(seed=search.options.seed, multilabel=sample.sets is not None)
+    several = sample.sets is not None and not sample.regression
+    made = candidate.make(seed=search.options.seed, multilabel=several)
     shape = (len(sample.rows) * block.copies, block.width)
     head = pipeline(parse_transform(candidate.transform), made, shape)
     block.fit(head, sample.rows, sample.targets())
@@ -646,8 +652,9 @@ def _folds(
     if number == options.cv:
         return folds, ""
     return folds, (
-        f"{number} folds in place of {options.cv}: the smallest class has {number} distinct "
-        "images or groups"
+        f"{number} folds in place of {options.cv}: "
+        f"{'there are' if data.regression else 'the smallest class has'} {number} distinct images "
+        "or groups"
     )
 
 
@@ -696,7 +703,10 @@ def _digest(
     for key, block in blocks.items():
         content = block.digest or hashlib.sha256(np.ascontiguousarray(block.X).data).hexdigest()
         digest.update(json.dumps([*key, content, len(block.views)]).encode())
-    for column in (data.rows, data.codes, groups, data.classes.astype(str)):
+    columns = [data.rows, data.codes, groups, data.classes.astype(str)]
+    if data.regression and data.sets is not None:
+        columns.append(data.sets)
+    for column in columns:
         digest.update(np.ascontiguousarray(column).data)
     if splits is not None:
         digest.update(json.dumps(splits.tolist()).encode())

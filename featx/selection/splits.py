@@ -26,9 +26,14 @@ def repeated_folds(
     groups: NDArray[np.int64] | None = None,
     seed: int = 0,
 ) -> list[Fold]:
-    """Split rows into folds several times, with classes, or labels (n, labels), in equal shares."""
+    """Split rows into folds several times.
+
+    Classes (n,), or labels (n, labels) of 0 and 1, are in equal shares; so are low, middling and
+    high numbers (n, k), which are float.
+    """
     groups = np.arange(len(y)) if groups is None else groups
-    split = _label_folds if y.ndim == 2 else _class_folds
+    several = _value_folds if y.dtype.kind == "f" else _label_folds
+    split = several if y.ndim == 2 else _class_folds
     return [fold for number in range(repeats) for fold in split(y, folds, groups, seed + number)]
 
 
@@ -51,6 +56,27 @@ def _label_folds(
         parts[groups == moved] = empty
     tested = [parts == part for part in range(number)]
     return [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in tested]
+
+
+_STRATA = 10
+
+
+def _value_folds(
+    values: NDArray[np.generic], folds: int, groups: NDArray[np.int64], seed: int
+) -> list[Fold]:
+    """Split rows with numbers: groups of about the same number are dealt out in turn."""
+    units, unit_of = np.unique(groups, return_inverse=True)
+    number = min(folds, len(units))
+    if number < 2:
+        raise DatasetError(
+            f"{len(groups)} images that are equal or of one group: cross-validation needs 2 or more"
+        )
+    ranks = np.argsort(np.argsort(values, axis=0, kind="stable"), axis=0).mean(axis=1)
+    means = np.bincount(unit_of, ranks) / np.bincount(unit_of)
+    strata = max(1, min(_STRATA, len(units) // number))
+    stratum = np.argsort(np.argsort(means, kind="stable")) * strata // len(units)
+    parts = dealt_folds(stratum[unit_of], groups, number, seed)
+    return [(np.flatnonzero(parts != k), np.flatnonzero(parts == k)) for k in range(number)]
 
 
 def _class_folds(

@@ -187,3 +187,14 @@ def test_a_network_inside_may_not_point_out_of_the_model(tmp_path, files):
     assert (tmp_path / "secret.bin").read_bytes() == KERNEL.tobytes()
     with pytest.raises(BackboneError, match=r"weights in 'secret\.bin'"):
         featx.load(tmp_path / "m.featx").predict(files)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_regression_on_an_onnx_network_is_one_file(name, files, pictures, tmp_path):
+    numbers = np.arange(15) * 2.5 + 1000
+    options = {"preprocessing": "none", "interval_folds": 0}
+    network = write_net(tmp_path / "net.onnx")
+    model = featx.ImageRegressor(f"onnx:{network}", "ridge:alpha=1", **options)
+    done = featx.export(model.fit(files, numbers), tmp_path / name, verify=pictures)
+    assert (done.verification["images"], done.verification["passed"]) == (15, True)
+    assert done.description["output"]["name"] == "values"

@@ -114,7 +114,7 @@ def test_a_failed_verification_fails_the_export(model, pictures, tmp_path, monke
 
     build = exporter.build_graph
 
-    def flipped(parts, steps):
+    def flipped(parts, steps, *more):
         linear, last = steps
         return build(parts, [Linear(linear.kernel[:, ::-1], linear.bias[::-1]), last])
 

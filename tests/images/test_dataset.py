@@ -247,6 +247,7 @@ def test_paths(tmp_path):
         (np.array([b"u", b"v", b"u"]), ("u", "v"), [0, 1, 0]),
         (np.array(["猫", "é", "猫"], dtype=object), ("é", "猫"), [1, 0, 1]),
         ([-1, 3, 0], ("-1", "0", "3"), [0, 2, 1]),
+        ([10.5, 9.0, None], ("9", "10.5"), [1, 0, -1]),
         ([None, None, None], (), [-1, -1, -1]),
     ],
 )
@@ -260,9 +261,8 @@ def test_labels_of_every_form(labels, classes, indices):
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
-        ([0.5, 1.0, 2.0], "received 0.5: featx classifies"),
         (np.eye(3), r"received \(3, 3\): turn one-hot rows .*argmax"),
-        ([["a"], ["b"], ["c"]], "labels of str, int or bool, received list"),
+        ([["a"], ["b"], ["c"]], "labels of str, int, float or bool, received list"),
         ("abc", "received the text 'abc'"),
         ([b"\xff", b"a", b"a"], "labels in UTF-8"),
     ],

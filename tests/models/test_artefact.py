@@ -184,7 +184,7 @@ def test_a_bit_in_a_member_is_found_by_its_digest_too(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=5), "format version 5, this featx reads version 4: upgrade"),
+        (lambda d: d.update(version=6), "format version 6, this featx reads version 5: upgrade"),
         (lambda d: d.update(version=True), "states no format version, received True"),
         (lambda d: d.update(type="x"), "does not describe a featx model"),
         (lambda d: d.update(classes=["a", "b", "c"]), "states other classes than its head has"),

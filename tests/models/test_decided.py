@@ -255,8 +255,8 @@ def test_a_model_file_carries_the_rule(features, tmp_path, rewrite):
     rewrite(path, lambda details: details.update(decision=None))
     with pytest.raises(ArtefactError, match="decision rule of the model is damaged"):
         featx.load(path)
-    rewrite(path, lambda details: details.update(version=5))
-    with pytest.raises(ArtefactError, match="format version 5, this featx reads version 4"):
+    rewrite(path, lambda details: details.update(version=6))
+    with pytest.raises(ArtefactError, match="format version 6, this featx reads version 5"):
         featx.load(path)
 
 
