@@ -110,7 +110,7 @@ _ROWS = (
         sweep="featx.heads.logistic.sweep_logistic",
         streamed=True,
         fit="featx.heads.logistic_path.fit_rows",
-        grid={"C": _decades(-5, 1, 2)},
+        grid={"C": _decades(-5, 0, 2)},
         cost=2,
     ),
     HeadSpec(

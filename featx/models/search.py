@@ -627,7 +627,7 @@ def search(
         score on each fold is that of weights chosen on the other folds. Not with `max_ram`.
     caution : float, optional
         By how many standard errors of the difference over the folds a candidate has to be better
-        than the usual one to win: the best of the first head on the first tap of a backbone. By
+        than the usual one to win: the best of the first head on the first block. By
         default 1 where no heads are named, which keeps few images from choosing by chance, else 0:
         then the best score wins.
     budget_s : float, optional

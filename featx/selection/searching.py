@@ -479,18 +479,10 @@ def _selected(search: Search) -> Leaderboard | str:
 
 
 def _usual(search: Search) -> set[Candidate]:
-    """Return the candidates of the first head on the first block of each backbone."""
-    first: dict[str, BlockKey] = {}
-    for key in search.single:
-        first.setdefault(key[0], key)
-    head = search.space.parts[0].heads[0].label
-    return {
-        candidate
-        for candidate in search.trials
-        if candidate.head == head
-        and candidate.transform == search.space.parts[0].transforms[0]
-        and candidate.block_key in first.values()
-    }
+    """Return the candidates of the first head on the first block."""
+    part = search.space.parts[0]
+    first = search.single[0], part.transforms[0], part.heads[0].label
+    return {c for c in search.trials if (c.block_key, c.transform, c.head) == first}
 
 
 def _set_test_aside(

@@ -177,16 +177,25 @@ def show(runs: list[Run], base: str) -> None:
         if what not in runs[0]:
             continue
         print(f"{what}: accuracy of the grid, gain in points, share of its time")
-        for cell in [*cells, None]:
-            chosen = [run for run in runs if cell in (None, (run["set"], run["images"]))]
+        rows = []
+        for cell in cells:
+            chosen = [run for run in runs if cell == (run["set"], run["images"])]
             # The better backbone is the better one over these runs.
             better = max(against, key=lambda key: np.mean([run[key] for run in chosen]))
-            gain, half = interval([100 * (run[what] - run[better]) for run in chosen])
-            taken = np.mean([run[f"{what} s"] for run in chosen])
-            shares = taken / np.mean([sum(run[f"{key} s"] for key in against) for run in chosen])
-            grid = np.mean([run[better] for run in chosen])
-            title = "all runs" if cell is None else f"{cell[0]} {cell[1]:,}"
-            print(f"  {title:20} {grid:.3f}  {gain:+.2f} ± {half:.2f}  {shares:.2f}")
+            gains = [100 * (run[what] - run[better]) for run in chosen]
+            taken = sum(run[f"{what} s"] for run in chosen)
+            grids_s = sum(run[f"{key} s"] for key in against for run in chosen)
+            rows.append((np.mean([run[better] for run in chosen]), gains, taken, grids_s))
+            show_row(f"{cell[0]} {cell[1]:,}", *rows[-1])
+        grid, gains, taken, grids_s = zip(*rows, strict=True)
+        every = [float(np.mean(one)) for one in gains]
+        show_row("mean of these", np.mean(grid), every, sum(taken), sum(grids_s))
+
+
+def show_row(title: str, grid: float, gains: list[float], taken: float, grids_s: float) -> None:
+    """Print one line of the table."""
+    gain, half = interval(gains)
+    print(f"  {title:20} {grid:.3f}  {gain:+.2f} ± {half:.2f}  {taken / grids_s:.2f}")
 
 
 if __name__ == "__main__":
