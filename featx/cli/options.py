@@ -236,7 +236,11 @@ backbone = stacked(
         "[default: none for file:, the preset's for hub:, for savedmodel: unit, or none where "
         "it rescales pixels itself]",
     ),
-    flag("--trust", help="Run a savedmodel: backbone, which may do anything."),
+    flag(
+        "--trust",
+        help="Run code of others: a savedmodel: backbone, or a head by its import path, as in "
+        "lightgbm.LGBMClassifier.",
+    ),
     whole("--batch-size", least=1, help="Images in a batch.  [default: the engine's choice]"),
     click.option(
         "--engine",

@@ -172,7 +172,9 @@ def command(
     }
     # A mistyped name is to be known before an hour of extraction.
     streamed = max_ram is not None
-    named = read_space(space, **what, streamed=streamed, regression=learnt["regression"])
+    named = read_space(
+        space, **what, trust=extraction["trust"], streamed=streamed, regression=learnt["regression"]
+    )
     if learnt["balanced"]:
         named.balanced()
     SearchOptions(**{**how, "caution": how["caution"] or 0.0})

@@ -70,6 +70,7 @@ def command(
     featx train photos/ --optimise f1 --coverage 0.95 -o photos.featx
     """
     import featx
+    from featx.heads.foreign import trusted_head
     from featx.heads.learning import require_streamable
     from featx.heads.making import balanced_head, make_head
     from featx.models.training import VALUE_HEAD, check_kind
@@ -84,7 +85,11 @@ def command(
     check_kind(**kind, balanced=balanced, ruled=options.is_ruled(settings))
     if regression and not options.is_given("head"):
         head = VALUE_HEAD
+    named, seed = head, settings["seed"]
+    if settings["trust"] and not regression:
+        head = trusted_head(head, seed=seed, saved=True)
     head = balanced_head(head) if balanced else head
+    shown = head if isinstance(head, str) else named
     untrained = make_head(head, **kind)
     options.check_rule(settings, multilabel=multilabel)
     if settings["max_ram"] is not None:
@@ -123,17 +128,17 @@ def command(
     laps.lap("saving")
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
-        saved = {"model": str(target), "head": head, "metrics": result.metrics, "change": change}
+        saved = {"model": str(target), "head": shown, "metrics": result.metrics, "change": change}
         say_json({**saved, "extraction": features.report, "train_seconds": seconds})
         return
     show_features(features)
     if regression:
         names = result.model.value_names_
-        say(f"head      {head} on {len(names)} number{'s' * (len(names) > 1)} in {seconds:.1f} s")
+        say(f"head      {shown} on {len(names)} number{'s' * (len(names) > 1)} in {seconds:.1f} s")
         _show_values(result)
     else:
         what = "labels" if multilabel else "classes"
-        say(f"head      {head} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
+        say(f"head      {shown} on {len(result.model.classes_)} {what} in {seconds:.1f} s")
         _show_accuracy(result)
         show_rule(result.metrics)
     if change is not None:

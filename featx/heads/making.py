@@ -10,6 +10,7 @@ from sklearn.utils import get_tags
 
 from featx.exceptions import HeadError, reason
 from featx.heads.calibrated import TemperatureCalibrated
+from featx.heads.foreign import encoded
 from featx.heads.head_pipeline import HeadPipeline
 from featx.heads.multilabel import MultiLabelHead
 from featx.heads.regression import EachValue, ValuePipeline
@@ -86,7 +87,9 @@ def make_head(
     """
     if not isinstance(head, str):
         cloned = _cloned(head, params)
-        return _for_values(cloned) if regression else _for_labels(cloned, multilabel)
+        if regression:
+            return _for_values(cloned)
+        return _for_labels(encoded(cloned), multilabel)
     name, values = read_head(head, regression=regression)
     row = find_row(name, regression=regression)
     estimator = make_estimator(row, {**values, **params}, seed)

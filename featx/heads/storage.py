@@ -26,6 +26,7 @@ from featx.files.safe_hdf5 import read_hdf5_array
 from featx.files.safe_json import read_plain_json
 from featx.files.safe_npy import read_npy
 from featx.files.safe_zip import open_plain_zip
+from featx.heads.foreign import PACKAGES
 from featx.heads.steps import (
     TYPE,
     Fitted,
@@ -59,10 +60,14 @@ _MOST_CELLS = 1 << 27
 _DISTORTED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _NEVER = {"tests", "conftest", "_testing", "externals", "datasets"}
 _MOST_NAMED = 3
+_PACKAGES = ("sklearn", *PACKAGES)
+_KNOWN = f"scikit-learn, featx, {', '.join(PACKAGES)} only"
+_PLAIN_TYPES = ("collections.OrderedDict", "collections.defaultdict")
 _FEATX_TYPES = (
     "featx.heads.calibrated.TemperatureCalibrated",
     "featx.heads.dense.DenseClassifier",
     "featx.heads.discriminant.ShrinkageLDA",
+    "featx.heads.foreign.EncodedLabels",
     "featx.heads.head_pipeline.HeadPipeline",
     "featx.heads.multilabel.MultiLabelHead",
     "featx.heads.nearest_mean.NearestMean",
@@ -178,7 +183,7 @@ def _dump_skops(head: Any) -> bytes:
     name = type(head).__name__
     try:
         data: bytes = skops.io.dumps(head)
-        _, refused = _distrusted(data)
+        _, refused = _distrusted(data, trust=True)
     except Exception as error:
         raise HeadError(
             f"{name} cannot be saved: {reason(error)}: use a head of featx or scikit-learn"
@@ -186,7 +191,7 @@ def _dump_skops(head: Any) -> bytes:
     if refused:
         raise HeadError(
             f"{name} cannot be saved, since no one could load it: it holds {refused}; expected "
-            "types of scikit-learn and featx only"
+            f"types of {_KNOWN}"
         )
     try:
         check_contents(data)
@@ -212,14 +217,13 @@ def _load_skops(data: bytes, *, trust: bool) -> Any:
         check_contents(data)
         import skops.io
 
-        distrusted, refused = _distrusted(data)
+        distrusted, refused = _distrusted(data, trust=trust)
     except Exception as error:
         raise _damaged(error) from error
     if refused:
         raise ArtefactError(
-            f"{SKOPS} names {refused}, which featx never loads: expected types of "
-            "scikit-learn and featx only; do not use this file unless you made it, and then "
-            "train again"
+            f"{SKOPS} names {refused}, which featx never loads: expected types of {_KNOWN}; do "
+            "not use this file unless you made it, and then train again"
         )
     if not trust:
         raise ArtefactError(
@@ -238,29 +242,34 @@ def _load_skops(data: bytes, *, trust: bool) -> Any:
     return head
 
 
-def _distrusted(data: bytes) -> tuple[list[str], str]:
+def _distrusted(data: bytes, *, trust: bool) -> tuple[list[str], str]:
     """Return the types that skops does not trust, and the names of those that are never loaded."""
     import skops.io
 
     paths = sorted(set(skops.io.get_untrusted_types(data=data)))
-    refused = [shortened(path) for path in paths if not _is_loadable(path)]
+    refused = [shortened(path) for path in paths if not _is_loadable(path, trust=trust)]
     more = f" and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
     return paths, ", ".join(refused[:_MOST_NAMED]) + more
 
 
-def _is_loadable(path: str) -> bool:
-    """Whether the path leads to a class of a head of featx, or one that scikit-learn defines."""
-    if path in _FEATX_TYPES:
+def _is_loadable(path: str, *, trust: bool) -> bool:
+    """Whether the path leads to a class of a head of featx, or one that scikit-learn defines.
+
+    Packages of `PACKAGES` are imported only with trust.
+    """
+    if path in _FEATX_TYPES or path in _PLAIN_TYPES:
         return True
     module_name, _, name = path.rpartition(".")
     parts = module_name.split(".")
-    if parts[0] != "sklearn" or any(p in _NEVER or p.startswith("__") for p in parts):
+    if parts[0] not in _PACKAGES or any(p in _NEVER or p.startswith("__") for p in parts):
         return False
+    if parts[0] in PACKAGES and not trust:
+        return True
     try:
         cls = getattr(import_module(module_name), name, None)
     except Exception:
         return False
-    return isinstance(cls, type) and cls.__module__.startswith("sklearn.")
+    return isinstance(cls, type) and cls.__module__.startswith(f"{parts[0]}.")
 
 
 def _is_trained(head: Any) -> bool:

@@ -353,7 +353,7 @@ def find_row(name: str, *, regression: bool = False) -> HeadSpec:
     if "." in name:
         raise HeadError(
             f"expected a head's name or an import path below 'sklearn.', received {name!r}: "
-            "in Python, pass the estimator itself"
+            "in Python, pass the estimator itself; --trust (trust=True) takes other packages"
         )
     raise UnknownNameError("head", name, head_names(regression=regression))
 

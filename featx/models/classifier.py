@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from featx.exceptions import HeadError
+from featx.heads.foreign import trusted_head
 from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
 from featx.images.labels import check_complete, label_matrix, read_label_sets
@@ -188,7 +189,8 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
         labels = np.unique(y) if names is None else names
         if len(labels) < 2:
             raise HeadError(f"one class only: {str(labels[0])!r}; a classifier needs two or more")
-        self.head_ = make_head(self.head, seed=self.random_state, multilabel=self.multilabel)
+        head = trusted_head(self.head, seed=self.random_state) if self.trust else self.head
+        self.head_ = make_head(head, seed=self.random_state, multilabel=self.multilabel)
         if sample_weight is None:
             self.head_.fit(X, y)
         else:

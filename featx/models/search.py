@@ -699,7 +699,9 @@ def search(
     )
     bound = None if max_ram is None else as_bytes(max_ram)
     named: Json = {"heads": heads, "transforms": transforms, "backbones": backbones, "taps": taps}
-    tried = read_space(space, **named, streamed=bound is not None, regression=regression)
+    tried = read_space(
+        space, **named, trust=trust, streamed=bound is not None, regression=regression
+    )
     if balanced:
         tried = tried.balanced()
     check_splits(features.splits, repr(features.name))
@@ -834,6 +836,7 @@ def read_space(
     taps: object = None,
     streamed: bool = False,
     regression: bool = False,
+    trust: bool = False,
 ) -> SearchSpace:
     """Read a search space from the arguments of `search`, which raises the same.
 
@@ -859,6 +862,7 @@ def read_space(
         defaults={"backbones": backbones, "taps": taps},
         canonical={"backbones": canonical_name, "taps": _canonical_tap},
         regression=regression,
+        trust=trust,
     )
     if streamed:
         _require_streamable(read)

@@ -29,6 +29,7 @@ from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.heads.decision import Decision
 from featx.heads.estimators import check_values
+from featx.heads.foreign import trusted_head
 from featx.heads.learning import fit_head_streamed, require_streamable
 from featx.heads.making import balanced_head, make_head
 from featx.heads.novelty import Novelty, fit_novelty
@@ -601,6 +602,7 @@ def train(
     check_kind(multilabel=multilabel, regression=regression, balanced=balanced, ruled=bool(options))
     if regression and isinstance(head, str) and head == "logistic":
         head = VALUE_HEAD
+    head = trusted_head(head, seed=seed) if trust and not regression else head
     if balanced:
         head = balanced_head(head)
     block = chosen_block(features, backbone, tap)

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from featx.exceptions import HeadError, MissingExtraError, UnknownNameError, reason
+from featx.heads.foreign import is_foreign, trusted_head
 from featx.heads.making import make_head
 from featx.heads.table import HeadSpec, divided, heads_for, parse_head
 from featx.selection.transforms import Estimator, parse_transform
@@ -87,8 +88,11 @@ class HeadGrid:
         return make_head(head, regression=self.regression, **params)
 
 
-def head_grid(head: Any, *, regression: bool = False) -> HeadGrid:
-    """Read a head and its grid from any of the forms that a user may give."""
+def head_grid(head: Any, *, regression: bool = False, trust: bool = False) -> HeadGrid:
+    """Read a head and its grid from any of the forms that a user may give.
+
+    With `trust`, text may name an estimator of another package by its import path.
+    """
     params: Mapping[str, Any] = {}
     if isinstance(head, Mapping):
         if "head" not in head:
@@ -99,6 +103,8 @@ def head_grid(head: Any, *, regression: bool = False) -> HeadGrid:
         head, params = head
     if isinstance(head, str):
         read = _from_text(head, default=not params, regression=regression)
+        if trust and is_foreign(read.label):
+            read = replace(read, estimator=trusted_head(read.label))
     else:
         make_head(head, regression=regression)  # refuses what is no estimator
         read = HeadGrid(" ".join(repr(head).split()), (), head, regression)
@@ -373,10 +379,12 @@ class SearchSpace:
         defaults: Mapping[str, object] | None = None,
         canonical: Mapping[str, Callable[[str], str]] | None = None,
         regression: bool = False,
+        trust: bool = False,
     ) -> SearchSpace:
         """Read a space from Python objects, or from what a file of the same structure holds.
 
-        ``defaults`` are of the parts that lack a key; ``canonical`` write names by their key.
+        ``defaults`` are of the parts that lack a key; ``canonical`` write names by their key. With
+        `trust`, heads may be estimators of other packages by their import path.
         """
         parts = [space] if isinstance(space, Mapping) else space
         if not isinstance(parts, Sequence) or isinstance(parts, str | bytes):
@@ -387,7 +395,7 @@ class SearchSpace:
         if not parts:
             raise _empty("no part")
         called: dict[str, str] = {}
-        grids = partial(head_grid, regression=regression)
+        grids = partial(head_grid, regression=regression, trust=trust)
         usual = DEFAULT_VALUE_HEADS if regression else DEFAULT_HEADS
         stated = {"heads": usual, **(defaults or {})}
         read = [_read_part(part, stated, canonical or {}, called, grids) for part in parts]
