@@ -198,3 +198,43 @@ def test_a_regression_on_an_onnx_network_is_one_file(name, files, pictures, tmp_
     done = featx.export(model.fit(files, numbers), tmp_path / name, verify=pictures)
     assert (done.verification["images"], done.verification["passed"]) == (15, True)
     assert done.description["output"]["name"] == "values"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_networks_of_two_kinds_are_one_file(tmp_path, files, pictures, name):
+    square = value("image", FLOAT, N, 3, 32, 32)
+    first, second = (
+        write_net(tmp_path / f"{stem}.onnx", image=square, opset=17) for stem in ("one", "two")
+    )
+    backbones = ["tiny", f"onnx:{first}", f"onnx:{second}"]
+    model = featx.ImageClassifier(
+        backbones,
+        tap={"tiny": ["avg", "inner"], backbones[1]: ["max", "conv:avg"], backbones[2]: "avg"},
+        preprocessing=dict.fromkeys(backbones[1:], "mean=120/std=60"),
+        input_size={"tiny": 32},
+    )
+    model.fit(files, np.repeat(["ant", "bee", "moth"], 5))
+    agrees(model, tmp_path / name, pictures)
+
+
+@needs_onnx
+def test_networks_of_two_opsets_are_told_apart(tmp_path, files):
+    first, second = (write_net(tmp_path / f"{opset}.onnx", opset=opset) for opset in (17, 18))
+    model = featx.ImageClassifier(
+        [f"onnx:{first}", f"onnx:{second}"], preprocessing="mean=120/std=60"
+    )
+    model.fit(files, np.repeat(["ant", "bee", "moth"], 5))
+    with pytest.raises(
+        ExportError, match="the networks are of different ONNX opsets, .* of 17 and"
+    ):
+        featx.export(model, tmp_path / "m.onnx")
+
+
+def test_a_format_that_cannot_hold_one_of_the_networks_says_so(tmp_path, files):
+    path = write_net(tmp_path / "net.onnx", image=value("image", FLOAT, N, 3, 32, 32))
+    model = featx.ImageClassifier(
+        ["tiny", f"onnx:{path}"], preprocessing={f"onnx:{path}": "unit"}, input_size=32
+    )
+    model.fit(files, np.repeat(["ant", "bee", "moth"], 5))
+    with pytest.raises(ExportError, match="which the format keras cannot have in it"):
+        featx.export(model, tmp_path / "m.keras")
