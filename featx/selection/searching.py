@@ -468,6 +468,7 @@ def _selected(search: Search) -> Leaderboard | str:
         one_standard_error=options.one_standard_error,
         usual=_usual(search),
         caution=options.caution,
+        rows=len(search.sample.rows),
     )
     if chosen is None:
         reasons = {trial.failed for trial in ordered} - {""}

@@ -9,9 +9,11 @@ import featx
 from featx.heads.ensemble import Ensemble, choose_weights, columns_of
 from featx.heads.making import make_head
 from featx.heads.storage import dump_head, load_head
+from featx.selection.leaderboard import Cost, choose, ranked
 from featx.selection.measuring import FeatureBlock, SearchOptions
-from featx.selection.search_space import SearchSpace
+from featx.selection.search_space import Candidate, SearchSpace
 from featx.selection.searching import search_arrays
+from featx.selection.trials import Trial
 
 GRID = {"heads": ["ridge:alpha=1|100", "logistic:C=0.01|0.1", "lda"]}
 
@@ -186,3 +188,47 @@ def test_a_found_ensemble_is_saved_exported_and_verified(photos, small_network, 
     np.testing.assert_allclose(loaded.predict_proba(photos), model.predict_proba(photos), atol=1e-6)
     report = featx.export(loaded, tmp_path / style, verify=photos).verification
     assert report["passed"]
+
+
+def trial(name, scores):
+    candidate = Candidate("net", "avg", "standard", name)
+    return Trial(candidate, scores=scores, fit_s=[0.0] * len(scores), score_s=[0.0] * len(scores))
+
+
+@pytest.mark.parametrize(
+    ("scores", "rows", "winner"),
+    [
+        ([0.92, 0.92, 0.92, 0.92, 0.92], 50, "usual"),  # one image in 50: chance
+        ([0.92, 0.92, 0.92, 0.92, 0.92], 50_000, "other"),
+        ([1.0, 0.95, 0.99, 0.97, 1.0], 200, "other"),
+        ([0.99, 0.80, 0.99, 0.80, 0.97], 5_000, "usual"),  # the folds disagree
+        ([0.89, 0.9, 0.9, 0.9, 0.9], 1_000_000, "usual"),
+    ],
+)
+def test_caution_asks_for_more_than_chance(scores, rows, winner):
+    trials = ranked([trial("usual", [0.9] * 5), trial("other", scores)])
+    costs = {
+        one.candidate: Cost(None, None, None, None, (float(one.candidate.head == "other"),))
+        for one in trials
+    }
+    usual = {one.candidate for one in trials if one.candidate.head == "usual"}
+    chosen = choose(trials, costs, usual=usual, caution=1.0, rows=rows)
+    assert trials[chosen].candidate.head == winner
+    best = max(trials, key=lambda one: one.score)
+    assert trials[choose(trials, costs, usual=usual, rows=rows)] is best
+
+
+def test_scores_that_are_no_shares_are_compared_by_their_folds():
+    trials = ranked([trial("usual", [-0.9] * 5), trial("other", [-0.7, -0.6, -0.65, -0.6, -0.7])])
+    costs = {one.candidate: Cost(None, None, None, None, ()) for one in trials}
+    usual = {one.candidate for one in trials if one.candidate.head == "usual"}
+    assert trials[choose(trials, costs, usual=usual, caution=1.0, rows=9)].candidate.head == "other"
+
+
+def test_a_search_with_named_heads_takes_the_best_score_and_one_without_is_cautious(
+    photos, tmp_path
+):
+    feats = featx.extract(photos, cache=tmp_path / "cache")
+    assert featx.search(feats, heads="ridge", score="none", cv=2).caution == 0
+    assert featx.search(feats, score="none", cv=2).caution == 1
+    assert featx.search(feats, score="none", cv=2, caution=3).caution == 3
