@@ -225,9 +225,7 @@ def test_scores_that_are_no_shares_are_compared_by_their_folds():
     assert trials[choose(trials, costs, usual=usual, caution=1.0, rows=9)].candidate.head == "other"
 
 
-def test_a_search_with_named_heads_takes_the_best_score_and_one_without_is_cautious(
-    photos, tmp_path
-):
+def test_a_search_without_named_heads_is_cautious(photos, tmp_path):
     feats = featx.extract(photos, cache=tmp_path / "cache")
     assert featx.search(feats, heads="ridge", score="none", cv=2).caution == 0
     assert featx.search(feats, score="none", cv=2).caution == 1
