@@ -274,9 +274,10 @@ def _show(result: SearchResult) -> None:
     for note in result.notes:
         say(f"note      {note}")
     best, score = result.best, result.score
-    if best.rank > 1 and result.caution:
+    higher = sum((row.score or 0.0) > (best.score or 0.0) for row in result.leaderboard)
+    if higher and result.caution:
         say(
-            f"note      {best.rank - 1:,} scored higher, none clearly so: the usual one is taken "
+            f"note      {higher:,} scored higher, none clearly so: the usual one is taken "
             "(--caution 0 takes the highest)"
         )
     say(f"best      {best.head} on {best.backbone} {best.tap}, {best.transform}")
