@@ -91,7 +91,7 @@ _SHOWN = 15
         "--caution",
         type=click.FloatRange(min=0),
         help="Standard errors by which a candidate has to be better than the first head on the "
-        "first tap to win.  [default: 1 without --head, else 0: the best score wins]",
+        "first tap to win.  [default: 1.5 without --head, else 0: the best score wins]",
     ),
     options.flag("--fresh", help="Forget finished trials of the same search."),
     options.file_path("--csv", "csv_file", help="Write the whole leaderboard there."),

@@ -156,7 +156,7 @@ def _milliseconds(engine: Engine, size_px: tuple[int, int]) -> float:
     return min(timings) * 1000 / _BATCH
 
 
-_CAUTION = 1.0
+_CAUTION = 1.5
 _STREAMED_TRANSFORMS = ("standard", "none", "l2")
 # A search holds the rows, those of a fold, and both standardised.
 _COPIES = 5
@@ -628,7 +628,7 @@ def search(
     caution : float, optional
         By how many standard errors of the difference over the folds a candidate has to be better
         than the usual one to win: the best of the first head on the first block. By
-        default 1 where no heads are named, which keeps few images from choosing by chance, else 0:
+        default 1.5 where no heads are named, which keeps few images from choosing by chance, else 0:
         then the best score wins.
     budget_s : float, optional
         Seconds after which no trial is started.

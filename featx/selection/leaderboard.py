@@ -123,6 +123,8 @@ def _clearly_better(trial: Trial, other: Trial, errors: float, rows: int) -> boo
     variance = float(gains.var(ddof=1)) / folds
     shares = np.array([trial.score, other.score])
     if shares.min() >= 0 and shares.max() <= 1:
+        # With an image more on each side, as none of a few being wrong does not mean that none is.
+        shares = (shares * rows + 1) / (rows + 2)
         expected = float((shares * (1 - shares)).sum()) / rows
         variance = ((folds - 1) * variance + 2 * expected) / (folds + 1)
     return bool(gains.mean() > errors * variance**0.5 + _TIE)
