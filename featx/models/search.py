@@ -626,10 +626,9 @@ def search(
         Whether to try the weighted mean of the best heads that can be exported, at most 8. Its
         score on each fold is that of weights chosen on the other folds. Not with `max_ram`.
     caution : float, optional
-        By how many standard errors of the difference over the folds a candidate has to be better
-        than the usual one to win: the best of the first head on the first block. By
-        default 1.5 where no heads are named, which keeps few images from choosing by chance, else 0:
-        then the best score wins.
+        By how many standard errors of the difference a candidate has to be better than the usual
+        one to win: the best of the first head on the first block. By default 1.5 where no heads
+        are named, which keeps few images from choosing by chance, else 0: the best score wins.
     budget_s : float, optional
         Seconds after which no trial is started.
     n_jobs : int, default -1
