@@ -627,8 +627,9 @@ def search(
         score on each fold is that of weights chosen on the other folds. Not with `max_ram`.
     caution : float, optional
         By how many standard errors of the difference a candidate has to be better than the usual
-        one to win: the best of the first head on the first block. By default 1.5 where no heads
-        are named, which keeps few images from choosing by chance, else 0: the best score wins.
+        one to win: the best of the first head on the first block of a backbone. By default 1.5
+        where no heads are named, which keeps few images from choosing by chance, else 0: the best
+        score wins.
     budget_s : float, optional
         Seconds after which no trial is started.
     n_jobs : int, default -1

@@ -480,10 +480,14 @@ def _selected(search: Search) -> Leaderboard | str:
 
 
 def _usual(search: Search) -> set[Candidate]:
-    """Return the candidates of the first head on the first block."""
-    part = search.space.parts[0]
-    first = search.single[0], part.transforms[0], part.heads[0].label
-    return {c for c in search.trials if (c.block_key, c.transform, c.head) == first}
+    """Return the candidates of the first head on the first block of each backbone."""
+    part, first = search.space.parts[0], {}
+    for key in search.single:
+        first.setdefault(key[0], key)
+    usual = part.transforms[0], part.heads[0].label
+    return {
+        c for c in search.trials if c.block_key in first.values() and (c.transform, c.head) == usual
+    }
 
 
 def _set_test_aside(
