@@ -481,7 +481,8 @@ def _selected(search: Search) -> Leaderboard | str:
 
 def _usual(search: Search) -> set[Candidate]:
     """Return the candidates of the first head on the first block of each backbone."""
-    part, first = search.space.parts[0], {}
+    part = search.space.parts[0]
+    first: dict[str, BlockKey] = {}
     for key in search.single:
         first.setdefault(key[0], key)
     usual = part.transforms[0], part.heads[0].label
