@@ -33,7 +33,14 @@ from featx.finetuning.start import (
     prepare_material,
     prepare_start,
 )
-from featx.finetuning.trainer import Epoch, Trained, Training, hold_out_scores, make_optimizer
+from featx.finetuning.trainer import (
+    Epoch,
+    Trained,
+    Training,
+    hold_out_scores,
+    make_optimizer,
+)
+from featx.heads.rows import Floats, Numbers
 from featx.heads.steps import Softmax, dense_steps, fitted_head
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
@@ -49,7 +56,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _LOG = logging.getLogger("featx")
-_CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
+_CURVES = ("loss", "val_loss", "val_accuracy", "val_scaled_loss", "learning_rate")
 
 
 def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
@@ -75,8 +82,7 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
     """Return what the better of both says, with its scores and the comparison ``finetuning``."""
     codes = start.codes[start.held_out]
     before = start.probabilities(start.held_out)
-    probe = hold_out_scores(before, codes)
-    kept = "finetuned" if trained.best_epoch else "head"
+    kept = "finetuned" if _is_better(trained, before, codes) else "head"
     epochs = len(trained.history) - 1
     where = f"split {start.named}" if start.named else "hold-out"
     comparison: Json = {
@@ -86,37 +92,56 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
         "temperature": trained.temperature,
         "epochs": epochs,
         "stopped": trained.stopped,
-        "head": {"accuracy": probe[0], "log_loss": probe[1]},
+        "started_from": start.started_from,
+        "head": _pair(before, codes),
+        "finetuned": _pair(trained.probabilities, codes) if trained.best_epoch else None,
         "options": start.options.to_dict(),
     }
-    proba = trained.probabilities if trained.best_epoch else before
-    after = hold_out_scores(proba, codes)
-    comparison["finetuned"] = (
-        {"accuracy": after[0], "log_loss": after[1]} if trained.best_epoch else None
-    )
+    proba = trained.probabilities if kept == "finetuned" else before
     rows = start.held_out
-    chose = "the epoch and the temperature" if trained.best_epoch else "the epoch"
-    protocol = f"{where} of {len(codes)} images, which chose {chose} (best of {epochs}): optimistic"
+    chose = {
+        "finetuned": f"the epoch (best of {epochs}) and the temperature",
+        "head": f"between the head and {epochs} epochs",
+    }
+    protocol = f"{where} of {len(codes)} images, which chose {chose[kept]}: optimistic"
     if tested is not None:
         rows, unseen = start.test, start.probabilities(start.test)
+        head, network = (_pair(side, start.codes[rows]) for side in (unseen, tested))
         comparison["test"] = {
             "images": len(rows),
-            "head": hold_out_scores(unseen, start.codes[rows])[0],
-            "finetuned": hold_out_scores(tested, start.codes[rows])[0],
+            "head": head["accuracy"],
+            "finetuned": network["accuracy"],
+            "head_log_loss": head["log_loss"],
+            "finetuned_log_loss": network["log_loss"],
         }
-        proba = tested if trained.best_epoch else unseen
-        protocol = f"split test: {len(rows)} images that had no say in the training"
+        proba = tested if kept == "finetuned" else unseen
+        protocol = (
+            f"split test: {len(rows)} images, which chose neither the epoch nor the temperature"
+        )
     classes = np.asarray(start.model.classes_).astype(str)
     judged = Judged(start.y[rows], classes)
     judged.add(np.arange(len(rows)), proba)
     return Scored(
         features=start.features,
-        **start.block,
+        **(start.block if kept == "finetuned" else start.head_block),
         rows=rows,
         names=classes,
         scores={"protocol": protocol, **judged.scores(), "finetuning": comparison},
         judged=judged,
     )
+
+
+def _pair(probabilities: Floats, codes: Numbers) -> dict[str, float]:
+    accuracy, log_loss = hold_out_scores(probabilities, codes)
+    return {"accuracy": accuracy, "log_loss": log_loss}
+
+
+def _is_better(trained: Trained, before: Floats, codes: Numbers) -> bool:
+    """Tell whether the best epoch, with its temperature, beats the model's head as it is."""
+    if not trained.best_epoch:
+        return False
+    log_loss: float = trained.history[trained.best_epoch]["val_scaled_loss"]
+    return log_loss < hold_out_scores(before, codes)[1]
 
 
 def save_tuned(
@@ -490,6 +515,7 @@ def _job(start: Start, network: TunedNetwork) -> str:
         "options": start.options.to_dict(),
         "spec": start.source.spec(image=start.model.image).to_dict(),
         "tap": start.block["tap"],
+        "chosen_by": "val_scaled_loss",
         "cut": network.cut.layers,
         "from_pixels": network.from_pixels,
         "view_policy": str(start.view_policy),
