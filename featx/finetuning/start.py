@@ -280,7 +280,8 @@ def prepare_start(
         )
     (source,) = model.sources()
     reading = model.reading()
-    block, tap = {**model.block, "backbone": source.name}, branch.taps[0]
+    block: BlockName = {"backbone": source.name, "tap": model.block["tap"]}
+    tap = branch.taps[0]
     if len(branch.taps) > 1 or parse_tap(tap).layer == INNER:
         tap = _LAST_TAP
         reading["taps"] = list(dict.fromkeys([*branch.taps, tap]))
@@ -298,7 +299,8 @@ def prepare_start(
     head = model.head_
     if trained_on != describe_training(features, y, rows)["sha256"]:
         head = fitted(model.head, block)
-    first, started_from, last = head, "the model's head", {**block, "tap": tap}
+    last: BlockName = {"backbone": source.name, "tap": tap}
+    first, started_from = head, "the model's head"
     if last != block:
         first, started_from = _head_on(last, model.head, fitted)
         _LOG.warning(

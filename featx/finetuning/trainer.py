@@ -524,6 +524,5 @@ class Training:
         (self._folder / HISTORY).write_text(lines, "utf-8")
 
 
-
 def _since(started: float) -> float:
     return time.perf_counter() - started

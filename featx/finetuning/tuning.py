@@ -118,6 +118,7 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
         protocol = (
             f"split test: {len(rows)} images, which chose neither the epoch nor the temperature"
         )
+    comparison["protocol"] = protocol
     classes = np.asarray(start.model.classes_).astype(str)
     judged = Judged(start.y[rows], classes)
     judged.add(np.arange(len(rows)), proba)

@@ -139,9 +139,8 @@ def test_it_is_a_backbone_and_weights(catalogued, pictures, cache, tmp_path):
 
 
 def test_it_can_be_tuned_further(tuned, pictures, cache, tmp_path):
-    more = finetune(
-        tuned.path, pictures, tmp_path / "more.featx", cache=cache, unfreeze="second", epochs=1, views=0
-    )
+    options = {"unfreeze": "second", "epochs": 1, "views": 0}
+    more = finetune(tuned.path, pictures, tmp_path / "more.featx", cache=cache, **options)
     with zipfile.ZipFile(more.path) as archive:
         assert OWN_NETWORK in archive.namelist()
     # The same hold-out, and so the head of before: it goes on from where it was.
