@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         "--patience",
         default=10,
         least=1,
-        help="Epochs without a lower log loss on the hold-out before it stops.",
+        help="Epochs without a better hold-out score before it stops.",
     ),
     options.real(
         "--holdout",
@@ -117,9 +117,9 @@ def command(
 ) -> None:
     """Train the top of a model's backbone too, from the head that it has.
 
-    What stays frozen is run once over every image and comes from the cache. The epoch with the
-    lowest log loss on a hold-out is kept, its confidence corrected; where none beats the head, the
-    model stays as it was. Ctrl-C keeps the best so
+    What stays frozen is run once over every image and comes from the cache. The best epoch on a
+    hold-out is kept, with its confidence corrected; where none beats the head, the model stays as
+    it was. Ctrl-C keeps the best so
     far, and the same command goes on.
 
     \b
@@ -203,7 +203,7 @@ def _show(done: FineTuned, data: str) -> None:
             f"temperature {scores['temperature']:.2f}"
         )
     if done.kept == "head":
-        say("kept      the head: no epoch had a lower log loss on the hold-out")
+        say("kept      the head: no epoch was better on the hold-out")
     say(
         "note      the hold-out chose epoch and temperature: its scores are optimistic"
         + ("" if test else ". A split named test gives an honest score")

@@ -97,7 +97,7 @@ class FineTuneOptions:
         Whether batch normalisation takes the statistics of the batch and learns new ones. Otherwise
         it does what it does in prediction, and only its scales and offsets are trained.
     patience : int, default 10
-        Epochs without a lower log loss on the hold-out before training stops.
+        Epochs without a better hold-out score before training stops.
     holdout : float, default 0.2
         Share of the images held out where the dataset names none.
     class_weight : None, "balanced" or mapping of class to float

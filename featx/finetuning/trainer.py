@@ -39,9 +39,6 @@ class Epoch:
     loss: float  # mean over the training images, with smoothing and mixing
     val_loss: float  # of the hold-out: log loss, and share that is right
     val_accuracy: float
-    # Log loss with the best temperature, which chooses the epoch; of the start as it is, since the
-    # head stays so where no epoch is better.
-    val_scaled_loss: float
     learning_rate: float  # of the head, at the end of the epoch
     seconds: float  # for training and hold-out
 
@@ -327,10 +324,9 @@ class Training:
     def _begun(self) -> Checkpoint:
         started = time.perf_counter()
         self._start = self._weights()
-        scores = self._hold_out_scores()
-        scores["val_scaled_loss"] = scores["val_loss"]
+        accuracy, loss = hold_out_scores(self._predict(), self._codes[self._held_out])
         self._compile(1)
-        first = Epoch(0, math.nan, **scores, learning_rate=0.0, seconds=_since(started))
+        first = Epoch(0, math.nan, loss, accuracy, 0.0, time.perf_counter() - started)
         state = Checkpoint(self._job, history=[{**asdict(first), "loss": None}])
         self._keep(state)
         if self._on_epoch:
@@ -399,10 +395,10 @@ class Training:
                     raise
         if trouble:
             return trouble
-        scores = self._hold_out_scores()
-        done = Epoch(epoch, loss, **scores, learning_rate=rate, seconds=_since(started))
-        best = state.history[state.best_epoch]
-        better = done.val_scaled_loss < best["val_scaled_loss"]
+        accuracy, val_loss = hold_out_scores(self._predict(), self._codes[self._held_out])
+        seconds = time.perf_counter() - started
+        done = Epoch(epoch, loss, val_loss, accuracy, rate, seconds)
+        better = _rank(asdict(done)) > _rank(state.history[state.best_epoch])
         state.history.append(asdict(done))
         state.epochs = epoch
         if better:
@@ -498,13 +494,8 @@ class Training:
             return ""
         return f"no better hold-out score for {waited} epochs"
 
-    def _hold_out_scores(self) -> dict[str, float]:
-        """Return what an `Epoch` says of the hold-out."""
-        logits, codes = self._logits(), self._codes[self._held_out]
-        accuracy, loss = hold_out_scores(Softmax().apply(logits), codes)
-        cooled = Softmax().apply(logits / best_temperature(logits, codes))
-        scaled = hold_out_scores(cooled, codes)[1]
-        return {"val_loss": loss, "val_accuracy": accuracy, "val_scaled_loss": scaled}
+    def _predict(self) -> NDArray[np.float32]:
+        return Softmax().apply(self._logits()).astype(np.float32, copy=False)
 
     def _logits(self) -> NDArray[np.float32]:
         batches = self._inputs.batches(self._held_out, _HOLD_OUT_BATCH)
@@ -524,5 +515,5 @@ class Training:
         (self._folder / HISTORY).write_text(lines, "utf-8")
 
 
-def _since(started: float) -> float:
-    return time.perf_counter() - started
+def _rank(entry: Json) -> tuple[float, float]:
+    return entry["val_accuracy"], -entry["val_loss"]

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _LOG = logging.getLogger("featx")
-_CURVES = ("loss", "val_loss", "val_accuracy", "val_scaled_loss", "learning_rate")
+_CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
 
 
 def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
@@ -141,8 +141,8 @@ def _is_better(trained: Trained, before: Floats, codes: Numbers) -> bool:
     """Tell whether the best epoch, with its temperature, beats the model's head as it is."""
     if not trained.best_epoch:
         return False
-    log_loss: float = trained.history[trained.best_epoch]["val_scaled_loss"]
-    return log_loss < hold_out_scores(before, codes)[1]
+    after, least = hold_out_scores(trained.probabilities, codes), hold_out_scores(before, codes)
+    return (after[0], -after[1]) > (least[0], -least[1])
 
 
 def save_tuned(
@@ -516,7 +516,6 @@ def _job(start: Start, network: TunedNetwork) -> str:
         "options": start.options.to_dict(),
         "spec": start.source.spec(image=start.model.image).to_dict(),
         "tap": start.block["tap"],
-        "chosen_by": "val_scaled_loss",
         "cut": network.cut.layers,
         "from_pixels": network.from_pixels,
         "view_policy": str(start.view_policy),

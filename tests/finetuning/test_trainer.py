@@ -11,15 +11,7 @@ import pytest
 
 from featx.engines.backends import load_adapter
 from featx.finetuning.start import FineTuneOptions, prepare_material, prepare_start
-from featx.finetuning.trainer import (
-    Checkpoint,
-    Training,
-    best_temperature,
-    hold_out_scores,
-    read_checkpoint,
-    write_checkpoint,
-)
-from featx.heads.steps import Softmax
+from featx.finetuning.trainer import Checkpoint, Training, read_checkpoint, write_checkpoint
 
 OPTIONS = {
     "unfreeze": "second",
@@ -156,26 +148,6 @@ def test_a_loss_that_diverges_stops_it_and_says_where(training):
     assert found.best_epoch == 0
     for a, b in zip(one._start, weights(one), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_the_epoch_is_chosen_by_the_log_loss_over_its_temperature(training):
-    logits = {}
-
-    def look(epoch):
-        logits[epoch.epoch] = one._logits()
-
-    one = training(learning_rate=3e-2, epochs=6, on_epoch=look)
-    found = one.run()
-    codes = one._codes[one._held_out]
-    for entry in found.history[1:]:
-        seen = logits[entry["epoch"]]
-        cooled = Softmax().apply(seen / best_temperature(seen, codes))
-        assert entry["val_scaled_loss"] == pytest.approx(hold_out_scores(cooled, codes)[1])
-    # The start is compared as it is: a head that is kept gets no temperature.
-    assert found.history[0]["val_scaled_loss"] == found.history[0]["val_loss"]
-    losses = [entry["val_scaled_loss"] for entry in found.history]
-    assert found.best_epoch == int(np.argmin(losses)) > 0
-    assert hold_out_scores(found.probabilities, codes)[1] == pytest.approx(min(losses))
 
 
 def test_few_images_are_trained_on_at_a_lower_rate():
