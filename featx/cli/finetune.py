@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     click.option(
         "--learning-rate",
         type=float,
-        show_default="0.001, in proportion less below 1,000 images",
+        show_default="0.001; 0.0001 on fewer than 200 images",
         help="Of the head; it rises, and falls along a cosine.",
     ),
     options.real(

@@ -158,6 +158,7 @@ def test_the_head_is_kept_where_no_epoch_beats_it(tune, trained, pictures):
     files = sorted(str(path) for path in pictures.glob("*/0.png"))
     np.testing.assert_array_equal(result.model.predict_proba(files), before.predict_proba(files))
     assert featx.load(result.path).backbone == before.backbone
+    assert "which chose between the head and" in result.metrics["finetuning"]["protocol"]
 
 
 def test_splits_of_the_dataset_are_kept_to(trained, pictures, cache, tmp_path):
@@ -178,6 +179,11 @@ def test_splits_of_the_dataset_are_kept_to(trained, pictures, cache, tmp_path):
     kept = result.kept
     assert said["test"][f"{kept}_log_loss"] == pytest.approx(result.metrics["log_loss"], rel=1e-5)
     assert said["test"][kept] == result.metrics["accuracy"]
+    assert said["protocol"] == result.metrics["protocol"]
+    pytest.importorskip("jinja2", reason="needs the extra report")
+    result.report(tmp_path / "page.html", bootstrap=0)
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "9 images, which chose neither the epoch nor the temperature" in page
 
 
 @pytest.mark.slow
@@ -262,7 +268,7 @@ def test_a_model_of_several_taps_starts_from_a_head_on_the_last(
     result = finetune(
         tmp_path / "m.featx", pictures, tmp_path / "t.featx", cache=cache, views=0, **options
     )
-    assert f"training starts from {begins}, and is compared with the model's own" in caplog.text
+    assert f"starts from {begins}, and compares its result with the model's own" in caplog.text
     said = result.metrics["finetuning"]
     assert said["started_from"] == begins
     # The comparison is with the model's own head, fitted without the hold-out.
