@@ -366,15 +366,16 @@ def finetune(
     comparison is fair (unless these are what it was trained on); the network then starts from the
     backbone with this head and gives the same probabilities before the first step. Activations of
     the part that stays frozen come from the cache. After every epoch the hold-out is scored; the
-    best epoch is kept, and where none is better than the head, the model stays as it was. In the
-    end the logits are divided by the temperature that explains the hold-out best, so that the
-    probabilities say how often the network is right.
+    best epoch is kept. Its logits are divided by the temperature that explains the hold-out best,
+    so that the probabilities say how often the network is right. Where the result is not better
+    than the head, the model stays as it was.
 
     Parameters
     ----------
     model : ImageClassifier or path
-        Fitted, or a ``.featx`` file. Its head has to be linear layers: logistic, ridge, lda, svm
-        or dense.
+        Fitted, or a ``.featx`` file, of one backbone. Its head has to be linear layers: logistic,
+        ridge, lda, svm or dense. Of a model that reads several taps or ``inner``, the network
+        starts from a new head on the tap ``avg``, and is compared with the model's own head.
     data : ImageDataset, path or str
         What `featx.extract` takes, with labels. A split named ``val`` chooses the epoch, one named
         ``test`` has no say in anything and is scored in the end; without ``val`` a share of every

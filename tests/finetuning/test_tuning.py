@@ -161,27 +161,34 @@ def test_the_head_is_kept_where_no_epoch_beats_it(tune, trained, pictures):
     assert "which chose between the head and" in result.metrics["finetuning"]["protocol"]
 
 
-def test_splits_of_the_dataset_are_kept_to(trained, pictures, cache, tmp_path):
+@pytest.fixture
+def split(trained, pictures, cache, tmp_path):
+    """A fine-tuning on a dataset with splits named train, val and test."""
     table = tmp_path / "split.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
         for path in sorted(pictures.glob("*/*.png")):
             number = int(path.stem)
-            split = "test" if number >= 13 else "val" if number >= 10 else "train"
-            writer.writerow([path, path.parent.name, split])
+            name = "test" if number >= 13 else "val" if number >= 10 else "train"
+            writer.writerow([path, path.parent.name, name])
     options = {"unfreeze": "second", "epochs": 2, "views": 0}
-    result = finetune(trained(), table, tmp_path / "t.featx", cache=cache, **options)
-    said = result.metrics["finetuning"]
+    return finetune(trained(), table, tmp_path / "t.featx", cache=cache, **options)
+
+
+def test_splits_of_the_dataset_are_kept_to(split):
+    said, kept = split.metrics["finetuning"], split.kept
     assert said["hold_out"] == "split val of 9 images"
-    assert said["test"]["images"] == result.metrics["images"] == 9
-    assert "chose neither the epoch nor the temperature" in result.metrics["protocol"]
-    kept = result.kept
-    assert said["test"][f"{kept}_log_loss"] == pytest.approx(result.metrics["log_loss"], rel=1e-5)
-    assert said["test"][kept] == result.metrics["accuracy"]
-    assert said["protocol"] == result.metrics["protocol"]
-    pytest.importorskip("jinja2", reason="needs the extra report")
-    result.report(tmp_path / "page.html", bootstrap=0)
+    assert said["test"]["images"] == split.metrics["images"] == 9
+    assert said["test"][kept] == split.metrics["accuracy"]
+    assert said["test"][f"{kept}_log_loss"] == pytest.approx(split.metrics["log_loss"], rel=1e-5)
+    assert "chose neither the epoch nor the temperature" in split.metrics["protocol"]
+    assert said["protocol"] == split.metrics["protocol"]
+
+
+def test_the_page_says_that_the_images_chose_nothing(split, tmp_path):
+    pytest.importorskip("jinja2", reason="reports need the extra report")
+    split.report(tmp_path / "page.html", bootstrap=0)
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "9 images, which chose neither the epoch nor the temperature" in page
 
