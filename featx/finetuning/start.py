@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -55,6 +55,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "views": (0, 1000, "0 to 1000"),
     "holdout": (0.02, 0.5, "a share from 0.02 to 0.5"),
 }
+# Measured on 97, 320, 400 and 1,600 images (docs/finetuning.md).
+_RATE, _RATE_ON_FEW, _FEW_IMAGES = 1e-3, 1e-4, 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +73,10 @@ class FineTuneOptions:
         The most passes over the training images.
     batch_size : int, default 32
         Images a step.
-    learning_rate : float, default 1e-3
-        Of AdamW at its highest, for the head; blocks below have less, see `depth_decay`.
+    learning_rate : float, optional
+        Of AdamW at its highest, for the head; blocks below have less, see `depth_decay`. By default
+        1e-3, and 1e-4 on fewer than 200 images to train on: the few steps that these give spoil at
+        a high rate what the backbone has learnt, and do not mend it.
     depth_decay : float, default 0.7
         What the rate is multiplied by from one block to the one below it.
     warmup : float, default 0.1
@@ -86,14 +90,15 @@ class FineTuneOptions:
         labels with them.
     mixing_alpha : float, default 0.2
         Parameter of the Beta distribution of shares.
-    views : int, default 0
-        Number of augmented views of each image; an epoch takes the next one in turn.
+    views : int, default 4
+        Number of augmented views of each image; an epoch takes the next one in turn. Each takes
+        the room and the time of the image itself in the cache, once.
     gradual : bool, default False
         Whether the head alone is trained in the first epoch, and one block more in each further.
     train_batchnorm : bool, default False
         Whether batch normalisation takes the statistics of the batch and learns new ones. Otherwise
         it does what it does in prediction, and only its scales and offsets are trained.
-    patience : int, default 5
+    patience : int, default 10
         Epochs without a better hold-out score before training stops.
     holdout : float, default 0.2
         Share of the images held out where the dataset names none.
@@ -117,17 +122,17 @@ class FineTuneOptions:
     unfreeze: str = "30%"
     epochs: int = 10
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     depth_decay: float = 0.7
     warmup: float = 0.1
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
     mixing: Mixing = "none"
     mixing_alpha: float = 0.2
-    views: int = 0
+    views: int = 4
     gradual: bool = False
     train_batchnorm: bool = False
-    patience: int = 5
+    patience: int = 10
     holdout: float = 0.2
     class_weight: str | Mapping[str, float] | None = None
     cut: Literal["auto", "cached", "pixels"] = "auto"
@@ -137,6 +142,8 @@ class FineTuneOptions:
     def __post_init__(self) -> None:
         for name, (low, high, expected) in _RANGES.items():
             value = getattr(self, name)
+            if value is None and name == "learning_rate":
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise FineTuningError(f"{name} must be {expected}, received {value!r}")
             if not low <= value <= high:
@@ -151,6 +158,12 @@ class FineTuneOptions:
                 "class_weight must be 'balanced', or a number by class, received "
                 f"{self.class_weight!r}"
             )
+
+    def rate_for(self, images: int) -> float:
+        """Return the learning rate of the head, at its highest, for so many training images."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _RATE if images >= _FEW_IMAGES else _RATE_ON_FEW
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> FineTuneOptions:
@@ -173,11 +186,11 @@ Arrays: TypeAlias = list[Array]
 
 @dataclass(slots=True, eq=False)
 class Start:
-    """Where training starts: the features, who is held out, and the head on the others."""
+    """Where training starts: the features, who is held out, and the heads on the others."""
 
     model: ImageClassifier  # as loaded
     source: BackboneSource
-    block: BlockName
+    block: BlockName  # that the network ends with
     features: Features  # of the backbone as it is
     y: NDArray[np.str_]
     codes: Numbers  # class of each row, -1 where it has no label
@@ -185,7 +198,10 @@ class Start:
     held_out: Numbers
     test: Numbers
     named: str  # the split that is held out, empty where it was drawn
+    first: Estimator  # that the network starts with, on `block`
     head: Estimator  # the model's own where it was trained on the rows, else one of its kind
+    head_block: BlockName  # what the model reads
+    started_from: str  # which head `first` is, in words
     data: object  # the rest as `finetune` takes it
     options: FineTuneOptions
     cache: str | os.PathLike[str] | None
@@ -197,13 +213,10 @@ class Start:
         """Names of the model's classes."""
         return [str(name) for name in self.model.classes_]
 
-    def matrix(self, rows: Numbers) -> NDArray[np.float32]:
-        """Return cached features of rows."""
-        return self.features.matrix(**self.block)[rows].astype(np.float32)
-
     def probabilities(self, rows: Numbers) -> NDArray[np.float64]:
-        """Return what the head says of rows, from cached features."""
-        proba: NDArray[np.float64] = self.head.predict_proba(self.matrix(rows))
+        """Return what the model's head says of rows, from cached features."""
+        X = self.features.matrix(**self.head_block)[rows].astype(np.float32)
+        proba: NDArray[np.float64] = self.head.predict_proba(X)
         return proba
 
     def taps(self, layers: Sequence[str]) -> Json:
@@ -259,14 +272,13 @@ def prepare_start(
             "the model gives an image several labels: fine-tuning takes models of one label an "
             "image. Train one with `featx train` without --multilabel"
         )
-    (first, *others), (tap, *more) = model.branches, model.branches[0].taps
-    if others or more or parse_tap(tap).layer == INNER:
+    branch, *others = model.branches
+    backbone = branch.choice.backbone
+    if others:
         raise FineTuningError(
-            f"the model reads {model.block['backbone']} at {model.block['tap']}: fine-tuning takes "
-            "one backbone and one tap. Train a model on one of them first, with `featx train -b "
-            f"{first.choice.backbone}`"
+            f"the model reads {model.block['backbone']}: fine-tuning takes one backbone. Train a "
+            f"model on one of them first, with `featx train -b {backbone}`"
         )
-    backbone = first.choice.backbone
     if (network := locate_network(backbone)) is not None and network[0].opaque:
         raise FineTuningError(
             f"{backbone!r} is {network[0].summary}, one function without layers to train: "
@@ -274,14 +286,40 @@ def prepare_start(
             "first"
         )
     (source,) = model.sources()
-    features = extract(data, **model.reading(), cache=cache, engine=engine, progress=progress)
+    reading = model.reading()
+    block: BlockName = {"backbone": source.name, "tap": model.block["tap"]}
+    tap = branch.taps[0]
+    if len(branch.taps) > 1 or parse_tap(tap).layer == INNER:
+        tap = _LAST_TAP
+        reading["taps"] = list(dict.fromkeys([*branch.taps, tap]))
+    features = extract(data, **reading, cache=cache, engine=engine, progress=progress)
     y = require_labels(features)
     codes = _codes(model, features, y)
     rows, held_out, test, named = _sides(features, y, codes, options)
-    start = Start(
+
+    def fitted(head: Any, block: BlockName) -> Estimator:
+        made = make_head(head, seed=model.random_state)
+        X = features.matrix(**block)[rows].astype(np.float32)
+        estimator: Estimator = made.fit(X, y[rows])
+        return estimator
+
+    head = model.head_
+    if trained_on != describe_training(features, y, rows)["sha256"]:
+        head = fitted(model.head, block)
+    last: BlockName = {"backbone": source.name, "tap": tap}
+    first, started_from = head, "the model's head"
+    if last != block:
+        first, started_from = _head_on(last, model.head, fitted)
+        _LOG.warning(
+            "the model reads %s: fine-tuning starts from %s, and compares its result with the "
+            "model's own head",
+            model.shown_block,
+            started_from,
+        )
+    return Start(
         model=model,
         source=source,
-        block={"backbone": source.name, "tap": tap},
+        block=last,
         features=features,
         y=y,
         codes=codes,
@@ -289,17 +327,32 @@ def prepare_start(
         held_out=held_out,
         test=test,
         named=named,
-        head=model.head_,
+        first=first,
+        head=head,
+        head_block=block,
+        started_from=started_from,
         data=data,
         options=options,
         cache=cache,
         engine=engine,
         view_policy=view_policy,
     )
-    if trained_on != describe_training(features, y, rows)["sha256"]:
-        made = make_head(model.head, seed=model.random_state)
-        start.head = made.fit(start.matrix(rows), y[rows])
-    return start
+
+
+_LAST_TAP = "avg"
+
+
+def _head_on(
+    block: BlockName, kind: Any, fitted: Callable[[Any, BlockName], Estimator]
+) -> tuple[Estimator, str]:
+    """Return a head fitted on a block, of this kind where a network can start with it."""
+    head = fitted(kind, block)
+    try:
+        trainable_steps(head)
+    except FineTuningError:
+        head, kind = fitted("logistic", block), "logistic"
+    name = kind if isinstance(kind, str) else type(kind).__name__
+    return head, f"a new head ({name}) on the tap {block['tap']}"
 
 
 def _codes(model: ImageClassifier, features: Features, y: NDArray[np.str_]) -> Numbers:
@@ -395,7 +448,7 @@ def _built(start: Start, *, from_pixels: bool) -> TunedNetwork:
     return build_tuned(
         start.source,
         start.block["tap"],
-        trainable_steps(start.head),
+        trainable_steps(start.first),
         start.options.unfreeze,
         from_pixels=from_pixels,
         train_batchnorm=start.options.train_batchnorm,

@@ -33,7 +33,14 @@ from featx.finetuning.start import (
     prepare_material,
     prepare_start,
 )
-from featx.finetuning.trainer import Epoch, Trained, Training, hold_out_scores, make_optimizer
+from featx.finetuning.trainer import (
+    Epoch,
+    Trained,
+    Training,
+    hold_out_scores,
+    make_optimizer,
+)
+from featx.heads.rows import Floats, Numbers
 from featx.heads.steps import Softmax, dense_steps, fitted_head
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
@@ -75,8 +82,7 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
     """Return what the better of both says, with its scores and the comparison ``finetuning``."""
     codes = start.codes[start.held_out]
     before = start.probabilities(start.held_out)
-    probe = hold_out_scores(before, codes)
-    kept = "finetuned" if trained.best_epoch else "head"
+    kept = "finetuned" if _is_better(trained, before, codes) else "head"
     epochs = len(trained.history) - 1
     where = f"split {start.named}" if start.named else "hold-out"
     comparison: Json = {
@@ -86,37 +92,57 @@ def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | 
         "temperature": trained.temperature,
         "epochs": epochs,
         "stopped": trained.stopped,
-        "head": {"accuracy": probe[0], "log_loss": probe[1]},
+        "started_from": start.started_from,
+        "head": _pair(before, codes),
+        "finetuned": _pair(trained.probabilities, codes) if trained.best_epoch else None,
         "options": start.options.to_dict(),
     }
-    proba = trained.probabilities if trained.best_epoch else before
-    after = hold_out_scores(proba, codes)
-    comparison["finetuned"] = (
-        {"accuracy": after[0], "log_loss": after[1]} if trained.best_epoch else None
-    )
+    proba = trained.probabilities if kept == "finetuned" else before
     rows = start.held_out
-    chose = "the epoch and the temperature" if trained.best_epoch else "the epoch"
-    protocol = f"{where} of {len(codes)} images, which chose {chose} (best of {epochs}): optimistic"
+    chose = {
+        "finetuned": f"the epoch (best of {epochs}) and the temperature",
+        "head": f"between the head and {epochs} epochs",
+    }
+    protocol = f"{where} of {len(codes)} images, which chose {chose[kept]}: optimistic"
     if tested is not None:
         rows, unseen = start.test, start.probabilities(start.test)
+        head, network = (_pair(side, start.codes[rows]) for side in (unseen, tested))
         comparison["test"] = {
             "images": len(rows),
-            "head": hold_out_scores(unseen, start.codes[rows])[0],
-            "finetuned": hold_out_scores(tested, start.codes[rows])[0],
+            "head": head["accuracy"],
+            "finetuned": network["accuracy"],
+            "head_log_loss": head["log_loss"],
+            "finetuned_log_loss": network["log_loss"],
         }
-        proba = tested if trained.best_epoch else unseen
-        protocol = f"split test: {len(rows)} images that had no say in the training"
+        proba = tested if kept == "finetuned" else unseen
+        protocol = (
+            f"split test: {len(rows)} images, which chose neither the epoch nor the temperature"
+        )
+    comparison["protocol"] = protocol
     classes = np.asarray(start.model.classes_).astype(str)
     judged = Judged(start.y[rows], classes)
     judged.add(np.arange(len(rows)), proba)
     return Scored(
         features=start.features,
-        **start.block,
+        **(start.block if kept == "finetuned" else start.head_block),
         rows=rows,
         names=classes,
         scores={"protocol": protocol, **judged.scores(), "finetuning": comparison},
         judged=judged,
     )
+
+
+def _pair(probabilities: Floats, codes: Numbers) -> dict[str, float]:
+    accuracy, log_loss = hold_out_scores(probabilities, codes)
+    return {"accuracy": accuracy, "log_loss": log_loss}
+
+
+def _is_better(trained: Trained, before: Floats, codes: Numbers) -> bool:
+    """Tell whether the best epoch, with its temperature, beats the model's head as it is."""
+    if not trained.best_epoch:
+        return False
+    after, least = hold_out_scores(trained.probabilities, codes), hold_out_scores(before, codes)
+    return (after[0], -after[1]) > (least[0], -least[1])
 
 
 def save_tuned(
@@ -340,15 +366,16 @@ def finetune(
     comparison is fair (unless these are what it was trained on); the network then starts from the
     backbone with this head and gives the same probabilities before the first step. Activations of
     the part that stays frozen come from the cache. After every epoch the hold-out is scored; the
-    best epoch is kept, and where none is better than the head, the model stays as it was. In the
-    end the logits are divided by the temperature that explains the hold-out best, so that the
-    probabilities say how often the network is right.
+    best epoch is kept. Its logits are divided by the temperature that explains the hold-out best,
+    so that the probabilities say how often the network is right. Where the result is not better
+    than the head, the model stays as it was.
 
     Parameters
     ----------
     model : ImageClassifier or path
-        Fitted, or a ``.featx`` file. Its head has to be linear layers: logistic, ridge, lda, svm
-        or dense.
+        Fitted, or a ``.featx`` file, of one backbone. Its head has to be linear layers: logistic,
+        ridge, lda, svm or dense. Of a model that reads several taps or ``inner``, the network
+        starts from a new head on the tap ``avg``, and is compared with the model's own head.
     data : ImageDataset, path or str
         What `featx.extract` takes, with labels. A split named ``val`` chooses the epoch, one named
         ``test`` has no say in anything and is scored in the end; without ``val`` a share of every

@@ -302,7 +302,7 @@ def _kept(result: FineTuned) -> list[str]:
         return []
     return [
         "No epoch was better than the head on the hold-out, so that the model stays as it was. "
-        "The scores here are those of the head on the hold-out."
+        "The scores here are those of a head of its kind, fitted without the hold-out."
     ]
 
 

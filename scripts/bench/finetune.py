@@ -1,7 +1,8 @@
-"""Fine-tuning from cached activations against training the whole graph, and what it gains.
+r"""Fine-tuning from cached activations against training the whole graph, and what it gains.
 
     python scripts/bench/finetune.py PHOTOS --weights WEIGHTS
-    python scripts/bench/finetune.py PHOTOS --weights WEIGHTS --input-size 96 --jobs gain
+    python scripts/bench/finetune.py PHOTOS --weights WEIGHTS --input-size 96 --jobs gain \
+        --unfreeze block_13 --settings "" views=0 views=4,label_smoothing=0.1
 
 PHOTOS is a folder with one sub-folder a class; the weights are those of MobileNetV2. Two jobs
 (``--jobs``):
@@ -10,9 +11,10 @@ PHOTOS is a folder with one sub-folder a class; the weights are those of MobileN
             part in the graph, in turns, after an epoch that is not counted; and how far the losses
             of 50 steps are apart. The other side is at its best: its frozen layers have no
             gradient, and decoding overlaps with training.
-    gain    head and fine-tuned network on images that neither has seen, ``--train`` and ``--test``
-            of them drawn by class: accuracy, log loss and calibration error, with the seconds of
-            the whole fine-tuning
+    gain    head and fine-tuned networks on images that none has seen, ``--train`` and ``--test``
+            of them drawn by class with ``--seed``: accuracy, log loss and calibration error, with
+            the seconds of each whole fine-tuning. ``--settings`` are option sets that are compared
+            on the same images; an empty one is the default
 
 Prints figures and one line of JSON.
 """
@@ -35,6 +37,7 @@ from featx.finetuning.start import FineTuneOptions, prepare_material, prepare_st
 from featx.finetuning.trainer import Training
 
 STEPS = 50
+SCORES = ("accuracy", "log_loss", "calibration_error")
 
 
 def extracted(data: Any, args: argparse.Namespace, cache: Path) -> featx.Features:
@@ -80,40 +83,48 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
 
 
-def gain(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    table = folder / "table.csv"
-    rng = np.random.default_rng(0)
+def drawn(args: argparse.Namespace, table: Path) -> Path:
+    """Write a table of images drawn by class, with splits named train and test."""
+    rng = np.random.default_rng(args.seed)
     classes = sorted(path for path in args.photos.iterdir() if path.is_dir())
+    train, test = args.train // len(classes), args.test // len(classes)
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
         for name in classes:
             files = rng.permutation(sorted(str(path) for path in name.iterdir()))
-            train, test = args.train // len(classes), args.test // len(classes)
             for number, path in enumerate(files[: train + test]):
                 writer.writerow([path, name.name, "train" if number < train else "test"])
-    cache = folder / "cache"
+    return table
+
+
+def read_settings(text: str) -> dict[str, Any]:
+    """Return options of `featx.finetune` written as ``views=4,mixing=mixup``."""
+    pairs = (part.split("=", 1) for part in text.split(",") if part)
+    kinds = {name: type(value) for name, value in FineTuneOptions().to_dict().items()}
+    kinds["learning_rate"] = float
+    return {name: kinds[name](value) for name, value in pairs}
+
+
+def gain(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    table, cache = drawn(args, folder / "table.csv"), folder / "cache"
     model = model_on(table, args, cache)
-    started = time.perf_counter()
-    done = featx.finetune(
-        model, table, folder / "tuned.featx", cache=cache, unfreeze="block_13", epochs=args.epochs
-    )
-    seconds = time.perf_counter() - started
-    said = done.metrics["finetuning"]
     features = extracted(table, args, cache)
     of_head = featx.evaluate(model, features[features.splits == "test"], bootstrap=0)
-    confidence = {
-        f"{name} of the {side}": scores[name]
-        for side, scores in (("head", of_head), ("network", done.metrics))
-        for name in ("log_loss", "calibration_error")
-    }
-    return {
-        **said["test"],
-        **confidence,
-        "temperature": said["temperature"],
-        "best_epoch": said["best_epoch"],
-        "seconds": seconds,
-    }
+    results = {f"head: {name}": of_head[name] for name in SCORES}
+    for number, text in enumerate(args.settings):
+        options = {"unfreeze": args.unfreeze, "epochs": args.epochs, "seed": args.seed}
+        options |= read_settings(text)
+        started = time.perf_counter()
+        done = featx.finetune(model, table, folder / f"{number}.featx", cache=cache, **options)
+        seconds = time.perf_counter() - started
+        scores = done.scored.scores if done.kept == "finetuned" else of_head
+        comparison = done.metrics["finetuning"]
+        figures = {name: scores[name] for name in SCORES}
+        figures |= {name: comparison[name] for name in ("best_epoch", "temperature")}
+        figures |= {"kept": float(done.kept == "finetuned"), "seconds": seconds}
+        results |= {f"{text or 'default'}: {name}": value for name, value in figures.items()}
+    return results
 
 
 def main() -> None:
@@ -129,13 +140,15 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2000)
     parser.add_argument("--test", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--settings", nargs="+", default=["", "views=0"])
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     results: dict[str, Any] = {}
     for job in args.jobs:
         with tempfile.TemporaryDirectory() as scratch:
             results[job] = {"speed": speed, "gain": gain}[job](args, Path(scratch))
         for name, value in results[job].items():
-            print(f"{job}: {name:40} {value:.5g}", flush=True)
+            print(f"{job}: {name:50} {value:.5g}", flush=True)
     print(json.dumps(results))
 
 

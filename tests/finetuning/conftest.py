@@ -55,7 +55,8 @@ def tune(trained, pictures, cache, tmp_path):
     """Fine-tune the model with a logistic head; the layer `second` on, unless asked otherwise."""
 
     def run(output="tuned.featx", *, model=None, data=pictures, **options):
-        options = {"unfreeze": "second", "epochs": 3, "batch_size": 8, **options}
+        usual = {"unfreeze": "second", "epochs": 3, "batch_size": 8, "views": 0}
+        options = {**usual, "learning_rate": 1e-3, **options}
         return finetune(model or trained(), data, tmp_path / output, cache=cache, **options)
 
     return run

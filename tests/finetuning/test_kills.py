@@ -29,7 +29,8 @@ def weights_of(path):
 
     model = featx.load(path)
     layers = [step for step in model.head_.steps_ if type(step).__name__ == "Linear"]
-    return build_network(model.source()).get_weights(), [(s.kernel, s.bias) for s in layers]
+    (source,) = model.sources()
+    return build_network(source).get_weights(), [(s.kernel, s.bias) for s in layers]
 
 
 @pytest.mark.slow

@@ -13,7 +13,14 @@ from featx.engines.backends import load_adapter
 from featx.finetuning.start import FineTuneOptions, prepare_material, prepare_start
 from featx.finetuning.trainer import Checkpoint, Training, read_checkpoint, write_checkpoint
 
-OPTIONS = {"unfreeze": "second", "epochs": 3, "batch_size": 8, "patience": 10}
+OPTIONS = {
+    "unfreeze": "second",
+    "epochs": 3,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "patience": 10,
+    "views": 0,
+}
 
 
 @pytest.fixture
@@ -141,6 +148,13 @@ def test_a_loss_that_diverges_stops_it_and_says_where(training):
     assert found.best_epoch == 0
     for a, b in zip(one._start, weights(one), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_few_images_are_trained_on_at_a_lower_rate():
+    default = FineTuneOptions()
+    assert (default.views, default.patience, default.mixing) == (4, 10, "none")
+    assert [default.rate_for(images) for images in (199, 200, 50_000)] == [1e-4, 1e-3, 1e-3]
+    assert FineTuneOptions(learning_rate=0.5).rate_for(100) == 0.5
 
 
 def test_patience_ends_it(training):

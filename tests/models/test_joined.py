@@ -160,7 +160,7 @@ def test_what_cannot_be_is_refused(features, model, own, photos, tmp_path):
         featx.ImageClassifier("tiny", tap={"resnet50": "avg"}).fit(photos, ["red"] * 24)
     with pytest.raises(FeaturesError, match="expected one block, received 3 side by side"):
         features.neighbours(0, **model.block)
-    with pytest.raises(FineTuningError, match="fine-tuning takes one backbone and one tap"):
+    with pytest.raises(FineTuningError, match="fine-tuning takes one backbone. Train"):
         featx.finetune(model, photos, tmp_path / "t.featx", cache=tmp_path / "cache")
     model.save(tmp_path / "m.featx")
     with pytest.raises(ArtefactError, match="it reads 2 networks, and --weights"):
