@@ -25,7 +25,7 @@ from featx.heads.making import make_head
 from featx.heads.moments import Moments
 from featx.heads.targets import Targets
 from featx.memory import shown_bytes
-from featx.models.training import Fitting, block_bytes
+from featx.models.fitting import Fitting, block_bytes
 from featx.selection.splits import dealt_folds, repeated_folds
 from featx.spec import BlockName
 

@@ -36,20 +36,16 @@ from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, label_matrix, split_of
 from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
+from featx.models.fitting import Fitting, block_bytes, branches_of, read_block, untrained_model
 from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training import (
-    Fitting,
-    block_bytes,
-    branches_of,
     check_classes,
     check_kind,
     label_targets,
     learn_from_answers,
-    read_block,
     require_labels,
     score_answers,
-    untrained_model,
     value_targets,
     write_report,
 )

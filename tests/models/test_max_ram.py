@@ -88,7 +88,7 @@ def test_heads_that_need_all_rows_are_refused(imported):
 
 
 def test_more_than_half_of_the_machines_memory_is_not_taken(imported, monkeypatch, caplog):
-    monkeypatch.setattr("featx.models.training.machine_bytes", lambda: 200 * KIB)
+    monkeypatch.setattr("featx.models.fitting.machine_bytes", lambda: 200 * KIB)
     result = featx.train(imported[0]["split"], head="nearest-mean")
     assert "training on batches, within 50 KiB" in caplog.text
     assert result.metrics["accuracy"] > 0.6
