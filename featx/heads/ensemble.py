@@ -11,6 +11,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import HeadError
+from featx.heads.estimators import checked_weights
+from featx.heads.learning import fit_weighted
 from featx.heads.rows import Doubles, Floats
 from featx.heads.table import learns_label_sets
 from featx.heads.targets import LABEL_THRESHOLD, best_labels
@@ -60,8 +62,8 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Whether an image may have any number of labels."""
         return any(learns_label_sets(estimator) for estimator, _ in self.members)
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Ensemble:
-        """Fit every member on its columns of features (n, d).
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Ensemble:
+        """Fit every member on its columns of features (n, d), rows weighted by (n,).
 
         Raises
         ------
@@ -74,9 +76,14 @@ class Ensemble(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{len(self.weights)} weights"
             )
         rows = validate_data(self, X, dtype=[np.float32, np.float64])
-        self.members_ = [
-            clone(estimator).fit(columns_of(rows, ranges), y) for estimator, ranges in self.members
-        ]
+        self.members_ = []
+        for estimator, ranges in self.members:
+            member, columns = clone(estimator), columns_of(rows, ranges)
+            if sample_weight is None:
+                member.fit(columns, y)
+            else:
+                fit_weighted(member, columns, y, checked_weights(sample_weight, len(rows)))
+            self.members_.append(member)
         self.classes_ = self.members_[0].classes_
         return self
 

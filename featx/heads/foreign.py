@@ -36,11 +36,14 @@ class EncodedLabels(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
 
-    def fit(self, X: ArrayLike, y: ArrayLike, **params: Any) -> EncodedLabels:
-        """Fit on features (n, d) and labels (n,)."""
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> EncodedLabels:
+        """Fit on features (n, d) and labels (n,), rows weighted by (n,)."""
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         self.n_features_in_ = int(np.shape(X)[1])
-        self.estimator_ = clone(self.estimator).fit(X, codes, **params)
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        self.estimator_ = clone(self.estimator).fit(X, codes, **weights)
         return self
 
     def predict_proba(self, X: ArrayLike) -> Floats:

@@ -152,6 +152,19 @@ def test_a_stored_ensemble_answers_alike(ensemble):
     np.testing.assert_array_equal(stored.predict(X), head.predict(X))
 
 
+def test_a_weight_of_two_is_a_row_that_is_there_twice(ensemble):
+    _, X, y = ensemble
+    weights = np.where(np.arange(len(X)) % 3 == 0, 2.0, 1.0)
+    twice = np.repeat(np.arange(len(X)), weights.astype(int))
+    members = [
+        (make_head("logistic:C=0.1,tol=1e-7"), ((0, 10),)),
+        (make_head("nearest-mean"), ((0, 20),)),
+    ]
+    weighted = Ensemble(members, [0.5, 0.5]).fit(X, y, sample_weight=weights)
+    repeated = Ensemble(members, [0.5, 0.5]).fit(X[twice], y[twice])
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), atol=2e-3)
+
+
 def test_an_ensemble_without_members_is_refused():
     with pytest.raises(featx.FeatxError, match="expected members and a weight each, received 0"):
         Ensemble([], []).fit(np.zeros((2, 1)), [0, 1])
