@@ -129,7 +129,7 @@ MAY_IMPORT = {
 # Modules of heads: each may import those before it.
 HEADS = (
     *("rows", "targets", "decision", "estimators", "steps", "table", "to_steps"),
-    *("foreign", "storage", "moments", "sweep", "logistic_solver"),
+    *("storage", "foreign", "moments", "sweep", "logistic_solver"),
     *("logistic_path", "learning", "head_pipeline", "ridge", "calibrated"),
     *("multilabel", "nearest_mean", "discriminant", "neighbours", "rbf", "trees", "dense_model"),
     *("regression", "dense_training", "dense", "logistic", "ensemble", "novelty", "making"),

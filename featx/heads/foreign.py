@@ -12,10 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.exceptions import HeadError, reason
 from featx.heads.rows import Floats
+from featx.heads.storage import PACKAGES
 from featx.heads.table import HEADS, parse_head, require_known
-
-PACKAGES = ("xgboost", "lightgbm", "catboost")
-"""Packages whose fitted estimators a model file can hold, for readers who trust it."""
 
 
 class EncodedLabels(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]

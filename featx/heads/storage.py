@@ -26,7 +26,6 @@ from featx.files.safe_hdf5 import read_hdf5_array
 from featx.files.safe_json import read_plain_json
 from featx.files.safe_npy import read_npy
 from featx.files.safe_zip import open_plain_zip
-from featx.heads.foreign import PACKAGES
 from featx.heads.steps import (
     TYPE,
     Fitted,
@@ -60,6 +59,8 @@ _MOST_CELLS = 1 << 27
 _DISTORTED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _NEVER = {"tests", "conftest", "_testing", "externals", "datasets"}
 _MOST_NAMED = 3
+PACKAGES = ("xgboost", "lightgbm", "catboost")
+"""Packages whose fitted estimators a model file can hold, for readers who trust it."""
 _PACKAGES = ("sklearn", *PACKAGES)
 _KNOWN = f"scikit-learn, featx, {', '.join(PACKAGES)} only"
 _PLAIN_TYPES = ("collections.OrderedDict", "collections.defaultdict")
