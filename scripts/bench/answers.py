@@ -9,11 +9,11 @@ catalogue read its images at (a network in a file has its own). For each number 
 shares of the classes; up to 3,000 others are the test, which no selection sees.
 
 The grid is scikit-learn's own: GridSearchCV over the C of logistic regression behind a
-StandardScaler, 5 folds and 9 values from 1e-4 to 1 (with ``--wide`` 13 from 1e-5 to 10), on ``avg`` of one backbone. Both sides run in
-one process, on features that are in the cache, with all processors: the search on ``avg`` and
-``inner`` (blocks inside the network) of the first backbone, and on all backbones together. Prints
-the accuracy on the test, the gain over the grid in points with its 95 % interval over seeds, and
-the time as a share of the grid's.
+StandardScaler, 5 folds and 9 values from 1e-4 to 1 (with ``--wide`` 13 from 1e-5 to 10), on ``avg``
+of one backbone. Both sides run in one process, on features that are in the cache, with all
+processors: the search on ``avg`` and ``inner`` (blocks inside the network) of the first backbone,
+and on all backbones together, with its honest score. Prints the accuracy on the test, the gain over
+the grid in points with its 95 % interval over seeds, and the time as a share of the grid's.
 """
 
 from __future__ import annotations
