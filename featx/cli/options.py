@@ -208,9 +208,9 @@ backbone = stacked(
         "taps",
         multiple=True,
         default=["avg"],
-        show_default="avg",
-        help="Where in the network: avg, max, gem, flatten, grid:2, block_12:max, ... Repeat it "
-        "for several.",
+        show_default="avg; in search, avg and inner",
+        help="Where in the network: avg, max, gem, flatten, grid:2, inner (several blocks inside), "
+        "block_12:max, ... Repeat it for several.",
     ),
     whole(
         "--input-size",
