@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 
 _BATCH = 32
 _FOLDS = 5
-_MEASURE_S = 0.5
+_MEASURE_S = 0.2
 
 
 def _feature_block(
