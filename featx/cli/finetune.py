@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     ),
     options.real("--warmup", default=0.1, help="Share of the steps."),
     options.real("--weight-decay", default=0.0001, help=""),
+    click.option(
+        "--loss",
+        type=click.Choice(["squared", "huber"]),
+        show_default="squared",
+        help="Of models that predict numbers only.",
+    ),
     options.real("--label-smoothing", default=0.0, help=""),
     options.choice(
         "--mixing",
@@ -133,7 +139,11 @@ def command(
     reading = {name: settings.pop(name) for name in ("splits", "root")}
     source: Any = data
     if any(reading.values()):
-        source = featx.ImageDataset.from_any(data, **reading)
+        from featx.models.evaluation import target_columns_of
+        from featx.models.model_file import read_details
+
+        columns = target_columns_of(read_details(model).get("values", ()), data)
+        source = featx.ImageDataset.from_any(data, **reading, target_columns=columns)
     settings["class_weight"] = "balanced" if balanced else None
     target = output or model.with_name(f"{model.stem}-finetuned.featx")
     options.check_output(target, is_model, "model", force=force, data=data)
@@ -182,35 +192,35 @@ def command(
 
 
 def _show_epoch(epoch: Epoch) -> None:
+    scores = f"hold-out {_written(epoch.scores)}"
     if not epoch.epoch:
-        say(f"start     hold-out accuracy {epoch.val_accuracy:.4f}, log loss {epoch.val_loss:.4f}")
+        say(f"start     {scores}")
         return
-    say(
-        f"epoch {epoch.epoch:<3} loss {epoch.loss:.4f}, hold-out accuracy "
-        f"{epoch.val_accuracy:.4f}, log loss {epoch.val_loss:.4f}, {epoch.seconds:.1f} s"
-    )
+    say(f"epoch {epoch.epoch:<3} loss {epoch.loss:.4f}, {scores}, {epoch.seconds:.1f} s")
 
 
 def _show(done: FineTuned, data: str) -> None:
     scores = done.metrics["finetuning"]
     head, tuned, test = scores["head"], scores["finetuned"], scores.get("test")
+    cooled = "temperature" in scores
     if done.stopped:
         say(f"stopped   {done.stopped}")
-    say(f"head      {_pair(head)} on the {scores['hold_out']}")
+    say(f"head      {_written(head)} on the {scores['hold_out']}")
     if tuned:
         say(
-            f"finetuned {_pair(tuned)}, epoch {scores['best_epoch']} of {scores['epochs']}, "
-            f"temperature {scores['temperature']:.2f}"
+            f"finetuned {_written(tuned)}, epoch {scores['best_epoch']} of {scores['epochs']}"
+            + (f", temperature {scores['temperature']:.2f}" if cooled else "")
         )
     if done.kept == "head":
         say("kept      the head: no epoch was better on the hold-out")
     say(
-        "note      the hold-out chose epoch and temperature: its scores are optimistic"
-        + ("" if test else ". A split named test gives an honest score")
+        f"note      the hold-out chose {'epoch and temperature' if cooled else 'the epoch'}: "
+        "its scores are optimistic" + ("" if test else ". A split named test gives an honest score")
     )
     if test:
+        first, second = head
         sides = ", ".join(
-            f"{side} {_pair({'accuracy': test[side], 'log_loss': test[side + '_log_loss']})}"
+            f"{side} {_written({first: test[side], second: test[f'{side}_{second}']})}"
             for side in ("head", "finetuned")
         )
         say(f"test      {test['images']} images that chose nothing: {sides}")
@@ -218,8 +228,11 @@ def _show(done: FineTuned, data: str) -> None:
     say(f"next: {next_command('evaluate', str(done.path), data)}")
 
 
-def _pair(scores: dict[str, float]) -> str:
-    return f"accuracy {scores['accuracy']:.4f}, log loss {scores['log_loss']:.4f}"
+_NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "r2": "R²", "rmse": "RMSE"}
+
+
+def _written(scores: dict[str, float]) -> str:
+    return ", ".join(f"{_NAMES[name]} {score:.4f}" for name, score in scores.items())
 
 
 def _show_rehearsal(rehearsal: Rehearsal, epochs: int) -> None:

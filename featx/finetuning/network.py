@@ -173,24 +173,28 @@ def _by_block(trained: list[Layer], source: BackboneSource) -> tuple[tuple[Layer
 
 
 _EXPECTED = (
-    "fine-tuning starts from a head of linear layers on the features as they are: logistic, ridge, "
-    "lda, svm, nearest-mean with metric=euclidean, or dense, of one label an image. Train one of "
+    "fine-tuning starts from a head of linear layers on the features as they are: {}. Train one of "
     "these first"
 )
+_CLASSES = (
+    "logistic, ridge, lda, svm, nearest-mean with metric=euclidean, or dense, of one label an image"
+)
+_NUMBERS = "ridge, svm, dense, or a linear regressor of scikit-learn"
 
 
 @dataclass(slots=True, eq=False)
 class TunedNetwork:
     """A network under training."""
 
-    model: KerasModel  # from what crosses the cut (a list of arrays), or uint8 pixels, to logits
+    # From what crosses the cut (a list of arrays), or uint8 pixels, to logits or scaled numbers.
+    model: KerasModel
     backbone: KerasModel  # the whole of it; its upper layers are those of the model
     head: list[Layer]
     cut: Cut
     from_pixels: bool
 
     def logits(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Return what the softmax takes for one batch, shape (n, k)."""
+        """Return what the head gives for one batch, before a softmax if any, shape (n, k)."""
         return np.asarray(self.model.predict_on_batch(inputs), np.float32)
 
     def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float32]:
@@ -224,22 +228,25 @@ class TunedNetwork:
 
 def trainable_steps(head: Estimator) -> list[Step]:
     """Return a fitted head as the steps that `build_tuned` takes."""
+    regression = not hasattr(head, "classes_")
+    expected = _EXPECTED.format(_NUMBERS if regression else _CLASSES)
     try:
         steps = head_steps(head)
     except ExportError as error:
-        raise FineTuningError(f"{_EXPECTED} ({type(head).__name__})") from error
-    head_layers_of(steps)
+        raise FineTuningError(f"{expected} ({type(head).__name__})") from error
+    # A linear classifier without probabilities ends with a layer, as a regressor does.
+    if regression is isinstance(steps[-1], Softmax) or not head_layers_of(steps):
+        raise FineTuningError(expected)
     return steps
 
 
 def head_layers_of(steps: list[Step]) -> list[Linear]:
-    """Return the layers of a head that can be trained on, each but the last rectified."""
-    layers = [step for step in steps if isinstance(step, Linear)]
-    between = [step for step in steps if not isinstance(step, Linear)]
-    alternating = steps[::2] == layers and all(isinstance(s, Rectify) for s in between[:-1])
-    if not (alternating and between and isinstance(between[-1], Softmax)):
-        raise FineTuningError(_EXPECTED)
-    return layers
+    """Return the layers of a head, each but the last rectified; none where it has other steps."""
+    body = steps[:-1] if isinstance(steps[-1], Softmax) else steps
+    layers = [step for step in body[::2] if isinstance(step, Linear)]
+    between = [step for step in body[1::2] if isinstance(step, Rectify)]
+    alternating = len(layers) + len(between) == len(body) and len(layers) > len(between)
+    return layers if alternating else []
 
 
 def build_tuned(

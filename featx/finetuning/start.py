@@ -24,6 +24,7 @@ from featx.extraction.run import extract
 from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.finetuning.network import TunedNetwork, build_tuned, trainable_steps
+from featx.finetuning.objectives import LOSSES, ClassObjective, Objective, ValueObjective
 from featx.heads.making import make_head
 from featx.heads.rows import Numbers
 from featx.images.dataset import ImageDataset
@@ -31,11 +32,12 @@ from featx.images.decode import Target
 from featx.images.labels import check_splits
 from featx.images.loader import load_images
 from featx.models.classifier import ImageClassifier, load_model
+from featx.models.evaluation import target_columns_of
 from featx.models.image_model import ImageModel
 from featx.models.model_file import read_details
+from featx.models.regressor import ImageRegressor
 from featx.models.training import require_labels
 from featx.models.training_keys import describe_training
-from featx.selection.splits import hold_out
 from featx.selection.transforms import Estimator
 from featx.spec import BlockName, FeatureSpec, ViewPolicy
 
@@ -83,11 +85,14 @@ class FineTuneOptions:
         Share of the steps in which the rate rises; afterwards it falls along a cosine to 0.
     weight_decay : float, default 1e-4
         Decoupled, on kernels and not on biases and scales.
+    loss : {"squared", "huber"}, optional
+        What numbers are learnt by, for models of a regression only: the squared error (the
+        default), or that of Huber, which is linear beyond one deviation of the number.
     label_smoothing : float, default 0.0
-        Share of the target that is spread over the classes.
+        Share of the target that is spread over the classes; not for numbers.
     mixing : {"none", "mixup", "cutmix"}, default "none"
         Whether pairs of images of a batch are mixed (at the cut, where there is one), and their
-        labels with them.
+        labels or numbers with them.
     mixing_alpha : float, default 0.2
         Parameter of the Beta distribution of shares.
     views : int, default 4
@@ -103,7 +108,7 @@ class FineTuneOptions:
     holdout : float, default 0.2
         Share of the images held out where the dataset names none.
     class_weight : None, "balanced" or mapping of class to float
-        What an image of each class counts in the loss.
+        What an image of each class counts in the loss; not for numbers.
     cut : {"auto", "cached", "pixels"}, default "auto"
         Whether activations of the frozen part are cached, or the frozen part is run in every step.
         By default they are cached unless that takes more than half of the free disk.
@@ -126,6 +131,7 @@ class FineTuneOptions:
     depth_decay: float = 0.7
     warmup: float = 0.1
     weight_decay: float = 1e-4
+    loss: Literal["squared", "huber"] | None = None
     label_smoothing: float = 0.0
     mixing: Mixing = "none"
     mixing_alpha: float = 0.2
@@ -148,7 +154,9 @@ class FineTuneOptions:
                 raise FineTuningError(f"{name} must be {expected}, received {value!r}")
             if not low <= value <= high:
                 raise FineTuningError(f"{name} must be {expected}, received {value!r}")
-        for name, choices in (("mixing", _MIXINGS), ("cut", _CUTS)):
+        for name, choices in (("mixing", _MIXINGS), ("cut", _CUTS), ("loss", LOSSES)):
+            if name == "loss" and self.loss is None:
+                continue
             if getattr(self, name) not in choices:
                 raise FineTuningError(
                     f"{name} must be one of {', '.join(choices)}, received {getattr(self, name)!r}"
@@ -174,10 +182,13 @@ class FineTuneOptions:
         return cls(**options)
 
     def to_dict(self) -> Json:
-        """Return the options as JSON types."""
+        """Return the options as JSON types; ``loss`` only where it is chosen."""
         weights = self.class_weight
         plain = dict(weights) if isinstance(weights, Mapping) else weights
-        return {**asdict(self), "class_weight": plain}
+        options = {**asdict(self), "class_weight": plain}
+        if self.loss is None:
+            del options["loss"]
+        return options
 
 
 Array: TypeAlias = NDArray[np.generic]
@@ -188,12 +199,12 @@ Arrays: TypeAlias = list[Array]
 class Start:
     """Where training starts: the features, who is held out, and the heads on the others."""
 
-    model: ImageClassifier  # as loaded
+    model: ImageClassifier | ImageRegressor  # as loaded
     source: BackboneSource
     block: BlockName  # that the network ends with
     features: Features  # of the backbone as it is
     y: NDArray[np.str_]
-    codes: Numbers  # class of each row, -1 where it has no label
+    objective: Objective  # the classes or numbers of all rows
     rows: Numbers  # that are trained on, that choose the epoch, and that have no say in anything
     held_out: Numbers
     test: Numbers
@@ -208,16 +219,10 @@ class Start:
     engine: str
     view_policy: str | ViewPolicy | None
 
-    @property
-    def classes(self) -> list[str]:
-        """Names of the model's classes."""
-        return [str(name) for name in self.model.classes_]
-
-    def probabilities(self, rows: Numbers) -> NDArray[np.float64]:
-        """Return what the model's head says of rows, from cached features."""
+    def head_answers(self, rows: Numbers) -> NDArray[np.float64]:
+        """Return what the model's head says of rows, from cached features, shape (n, k)."""
         X = self.features.matrix(**self.head_block)[rows].astype(np.float32)
-        proba: NDArray[np.float64] = self.head.predict_proba(X)
-        return proba
+        return self.objective.of_head(self.head, X)
 
     def taps(self, layers: Sequence[str]) -> Json:
         """Return how layers are extracted, as arguments of `featx.extract`, views included."""
@@ -230,23 +235,9 @@ class Start:
             "engine": self.engine,
         }
 
-    def class_weights(self) -> NDArray[np.float64] | None:
-        """Return what an image of each class counts, (k,); None where all count the same."""
-        weights, names = self.options.class_weight, self.classes
-        if weights is None:
-            return None
-        if isinstance(weights, str):
-            counts = np.bincount(self.codes[self.rows], minlength=len(names))
-            balanced: NDArray[np.float64] = len(self.rows) / (len(names) * np.maximum(counts, 1))
-            return balanced
-        strangers = set(weights) - set(names)
-        if strangers:
-            raise UnknownNameError("class in class_weight", min(strangers), names)
-        return np.array([float(weights.get(name, 1.0)) for name in names])
-
 
 def prepare_start(
-    model: ImageClassifier | str | os.PathLike[str],
+    model: ImageClassifier | ImageRegressor | str | os.PathLike[str],
     data: object,
     options: FineTuneOptions,
     *,
@@ -262,16 +253,17 @@ def prepare_start(
     if not isinstance(model, ImageModel):
         trained_on = read_details(model)["training"].get("sha256", "")
         model = load_model(model, cache=cache, weights=weights, engine=engine, trust=trust)
-    if model.regression:
-        raise FineTuningError(
-            "the model predicts numbers: fine-tuning takes models of one label an image. Train "
-            "with another head or backbone instead, such as --head dense:256"
-        )
     if model.multilabel:
         raise FineTuningError(
             "the model gives an image several labels: fine-tuning takes models of one label an "
             "image. Train one with `featx train` without --multilabel"
         )
+    kind: type[Objective] = ValueObjective if model.regression else ClassObjective
+    kind.check(
+        loss=options.loss,
+        label_smoothing=options.label_smoothing,
+        class_weight=options.class_weight,
+    )
     branch, *others = model.branches
     backbone = branch.choice.backbone
     if others:
@@ -292,15 +284,18 @@ def prepare_start(
     if len(branch.taps) > 1 or parse_tap(tap).layer == INNER:
         tap = _LAST_TAP
         reading["taps"] = list(dict.fromkeys([*branch.taps, tap]))
+    if columns := target_columns_of(model.value_names_, data):
+        data = ImageDataset.from_any(data, target_columns=columns)
     features = extract(data, **reading, cache=cache, engine=engine, progress=progress)
     y = require_labels(features)
-    codes = _codes(model, features, y)
-    rows, held_out, test, named = _sides(features, y, codes, options)
+    objective = kind.of(model, features, y)
+    rows, held_out, test, named = _sides(features, objective, options)
+    objective = objective.scaled_by(rows)
 
     def fitted(head: Any, block: BlockName) -> Estimator:
-        made = make_head(head, seed=model.random_state)
+        made = make_head(head, seed=model.random_state, regression=objective.regression)
         X = features.matrix(**block)[rows].astype(np.float32)
-        estimator: Estimator = made.fit(X, y[rows])
+        estimator: Estimator = made.fit(X, objective.learnt(y, rows))
         return estimator
 
     head = model.head_
@@ -309,7 +304,7 @@ def prepare_start(
     last: BlockName = {"backbone": source.name, "tap": tap}
     first, started_from = head, "the model's head"
     if last != block:
-        first, started_from = _head_on(last, model.head, fitted)
+        first, started_from = _head_on(last, model.head, objective.head, fitted)
         _LOG.warning(
             "the model reads %s: fine-tuning starts from %s, and compares its result with the "
             "model's own head",
@@ -322,7 +317,7 @@ def prepare_start(
         block=last,
         features=features,
         y=y,
-        codes=codes,
+        objective=objective,
         rows=rows,
         held_out=held_out,
         test=test,
@@ -343,39 +338,25 @@ _LAST_TAP = "avg"
 
 
 def _head_on(
-    block: BlockName, kind: Any, fitted: Callable[[Any, BlockName], Estimator]
+    block: BlockName, kind: Any, usual: str, fitted: Callable[[Any, BlockName], Estimator]
 ) -> tuple[Estimator, str]:
     """Return a head fitted on a block, of this kind where a network can start with it."""
     head = fitted(kind, block)
     try:
         trainable_steps(head)
     except FineTuningError:
-        head, kind = fitted("logistic", block), "logistic"
+        head, kind = fitted(usual, block), usual
     name = kind if isinstance(kind, str) else type(kind).__name__
     return head, f"a new head ({name}) on the tap {block['tap']}"
 
 
-def _codes(model: ImageClassifier, features: Features, y: NDArray[np.str_]) -> Numbers:
-    classes = [str(name) for name in model.classes_]
-    strangers = sorted({str(label) for label in y[features.labels >= 0]} - set(classes))
-    if strangers:
-        raise FineTuningError(
-            f"{features.name!r} has classes that the model does not know: "
-            f"{', '.join(strangers[:5])}; it knows {', '.join(classes[:10])}. Train a head on this "
-            "data first"
-        )
-    codes = {name: code for code, name in enumerate(classes)}
-    return np.array([codes.get(str(label), -1) for label in y], np.intp)
-
-
 def _sides(
-    features: Features, y: NDArray[np.str_], codes: Numbers, options: FineTuneOptions
+    features: Features, objective: Objective, options: FineTuneOptions
 ) -> tuple[Numbers, Numbers, Numbers, str]:
-    splits = features.splits
+    splits, labelled = features.splits, objective.labelled
     check_splits(splits, repr(features.name))
-    split = np.full(len(codes), "") if splits is None else splits
+    split = np.full(len(labelled), "") if splits is None else splits
     groups = content_groups(features.keys, features.groups)
-    labelled = codes >= 0
     test = np.flatnonzero(labelled & (split == "test"))
     held_out = np.flatnonzero(labelled & (split == "val"))
     rows = np.flatnonzero(labelled & ~np.isin(split, ("test", "val")))
@@ -383,21 +364,11 @@ def _sides(
     if not held_out.size:
         if not rows.size:
             raise DatasetError(f"{features.name!r} has no labelled image to train on")
-        training, holding = hold_out(
-            codes[rows], share=options.holdout, groups=groups[rows], seed=options.seed
-        )
+        training, holding = objective.draw(rows, groups[rows], options.holdout, options.seed)
         rows, held_out = rows[training], rows[holding]
     # What is in the hold-out or the test twice, or has a group there, is not trained on.
     rows = rows[~np.isin(groups[rows], groups[np.concatenate([held_out, test])])]
-    for name, some in (("training images", rows), ("hold-out", held_out)):
-        lacking = np.setdiff1d(np.unique(codes[labelled]), codes[some])
-        if lacking.size:
-            label = str(y[codes == lacking[0]][0])
-            raise DatasetError(
-                f"the {name} ({len(some)} images) have no image of class {label!r}: fine-tuning "
-                "has to see every class on both sides. Give more images of it, another --holdout "
-                "or --seed, or splits named train and val"
-            )
+    objective.check_sides(rows, held_out)
     return rows, held_out, test, named
 
 
@@ -448,7 +419,7 @@ def _built(start: Start, *, from_pixels: bool) -> TunedNetwork:
     return build_tuned(
         start.source,
         start.block["tap"],
-        trainable_steps(start.first),
+        start.objective.to_network(trainable_steps(start.first)),
         start.options.unfreeze,
         from_pixels=from_pixels,
         train_batchnorm=start.options.train_batchnorm,

@@ -13,8 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from featx.engines.backends import load_adapter
 from featx.exceptions import FineTuningError
@@ -25,22 +23,40 @@ from featx.files.safe_npy import open_npz
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.start import Array, Arrays, Inputs, Mixing, Start
 from featx.heads.rows import Floats, Numbers
-from featx.heads.steps import Softmax
 
 Optimizer: TypeAlias = Any
 """A ``keras.optimizers.Optimizer``; Keras has no types."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
     """What an epoch came to; numbers of the hold-out are without augmentation."""
 
     epoch: int  # from 1; 0 is the start
     loss: float  # mean over the training images, with smoothing and mixing
-    val_loss: float  # of the hold-out: log loss, and share that is right
-    val_accuracy: float
+    # Of the hold-out: log loss and share that is right; of numbers the squared error of scaled
+    # ones, R² and RMSE.
+    val_loss: float
+    val_accuracy: float | None = None
+    val_r2: float | None = None
+    val_rmse: float | None = None
     learning_rate: float  # of the head, at the end of the epoch
     seconds: float  # for training and hold-out
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Scores of the hold-out by the names that results have."""
+        known = {
+            "accuracy": self.val_accuracy,
+            "log_loss": None if self.val_accuracy is None else self.val_loss,
+            "r2": self.val_r2,
+            "rmse": self.val_rmse,
+        }
+        return {name: score for name, score in known.items() if score is not None}
+
+    def to_dict(self) -> Json:
+        """Return what it has as JSON types."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -51,40 +67,8 @@ class Trained:
     best_epoch: int  # 0 where no epoch was better than the start
     stopped: str  # why it ended before its last epoch
     interrupted: bool  # whether the user ended it
-    probabilities: NDArray[np.float32]  # of the hold-out, after the best epoch
+    answers: Floats  # for the hold-out, after the best epoch: probabilities or numbers
     temperature: float  # that the head was divided by after it; 1 where that is 0
-
-
-def hold_out_scores(probabilities: Floats, codes: Numbers) -> tuple[float, float]:
-    """Return accuracy and log loss."""
-    right = float((probabilities.argmax(axis=1) == codes).mean())
-    likely = probabilities[np.arange(len(codes)), codes].astype(np.float64)
-    return right, float(-np.log(np.maximum(likely, 1e-12)).mean())
-
-
-def best_temperature(logits: Floats, codes: Numbers) -> float:
-    """Return the number by which logits (n, k) have to be divided for the least log loss.
-
-    Notes
-    -----
-    Half an image more is counted, which is wrong with the confidence of the median image: few
-    images that are all right do not make a network certain. This is the prior of Jeffreys for the
-    share of errors; Platt counts a whole one ("Probabilistic Outputs for Support Vector Machines",
-    1999). Of hundreds of images it changes nothing. The median and not the mean, as in
-    `featx.heads.calibrated.fit_temperature`: margins of a trained network can be a hundred nats.
-    """
-    wide = logits.astype(np.float64)
-    right = wide[np.arange(len(codes)), codes]
-    runner_up = np.sort(wide, axis=1)[:, -2]
-
-    def loss(log_temperature: float) -> float:
-        scale = math.exp(-log_temperature)
-        total = logsumexp(wide * scale, axis=1)
-        wrong = float(np.median(total - runner_up * scale))
-        return float((total - right * scale).sum()) + _PRIOR_ERRORS * wrong
-
-    bounds = -math.log(_HIGHEST_TEMPERATURE), math.log(_HIGHEST_TEMPERATURE)
-    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
 
 
 def learning_rate_at(step: int, steps: int, *, highest: float, warmup: float) -> float:
@@ -248,8 +232,6 @@ HISTORY = "history.jsonl"
 """Name of the file with one line an epoch."""
 
 _HOLD_OUT_BATCH = 64
-_HIGHEST_TEMPERATURE = 100.0
-_PRIOR_ERRORS = 0.5
 # A loss of so many times that of guessing, or of the start, is no noise of a batch.
 _DIVERGED = 5.0
 _SMOOTHING = 0.8
@@ -276,13 +258,13 @@ class Training:
         on_epoch: Callable[[Epoch], None] | None = None,
         on_step: Callable[[int, int, int], None] | None = None,
     ) -> None:
-        self._network, self._inputs, self._codes = network, inputs, start.codes
+        self._network, self._inputs, self._objective = network, inputs, start.objective
         options = start.options
         self._rows, self._held_out, self._options = start.rows, start.held_out, options
         self._folder, self._job = folder, job
-        self._class_weights = start.class_weights()
+        self._class_weights = self._objective.class_weights(options.class_weight, start.rows)
         self._on_epoch, self._on_step = on_epoch, on_step
-        self._classes = int(start.codes.max()) + 1
+        self._guessing = self._objective.guessing(start.rows, options.batch_size)
         self._steps_an_epoch = math.ceil(len(start.rows) / options.batch_size)
         self._highest_rate = options.rate_for(len(start.rows))
         self._parts = 1
@@ -308,12 +290,12 @@ class Training:
             stopped, interrupted = "interrupted", True
         # Weights of an epoch that was not finished are nobody's.
         self._set_weights(state.best if state.best_epoch else self._start)
-        logits, temperature = self._logits(), 1.0
+        outputs, temperature = self._outputs(), 1.0
         if state.best_epoch:
-            temperature = best_temperature(logits, self._codes[self._held_out])
+            temperature = self._objective.temperature(outputs, self._held_out)
             self._network.cool(temperature)
-        proba = Softmax().apply(logits / np.float32(temperature)).astype(np.float32, copy=False)
-        return Trained(state.history, state.best_epoch, stopped, interrupted, proba, temperature)
+        answers = self._objective.answers(outputs / np.float32(temperature))
+        return Trained(state.history, state.best_epoch, stopped, interrupted, answers, temperature)
 
     def prepare(self) -> None:
         """Set up for the first epoch without scoring or keeping anything, as to time epochs."""
@@ -324,10 +306,11 @@ class Training:
     def _begun(self) -> Checkpoint:
         started = time.perf_counter()
         self._start = self._weights()
-        accuracy, loss = hold_out_scores(self._predict(), self._codes[self._held_out])
+        scores = self._scores()
         self._compile(1)
-        first = Epoch(0, math.nan, loss, accuracy, 0.0, time.perf_counter() - started)
-        state = Checkpoint(self._job, history=[{**asdict(first), "loss": None}])
+        seconds = time.perf_counter() - started
+        first = Epoch(epoch=0, loss=math.nan, learning_rate=0.0, seconds=seconds, **scores)
+        state = Checkpoint(self._job, history=[{**first.to_dict(), "loss": None}])
         self._keep(state)
         if self._on_epoch:
             self._on_epoch(first)
@@ -364,8 +347,6 @@ class Training:
         shares = network.rate_shares(options.depth_decay, trained)
         if self._optimizer is not None and shares == self._shares:
             return
-        import keras
-
         before = self._optimizer
         self._shares = shares
         self._optimizer = make_optimizer(
@@ -376,9 +357,7 @@ class Training:
             write_state(self._optimizer, read_state(before))
         network.model.compile(
             optimizer=self._optimizer,
-            loss=keras.losses.CategoricalCrossentropy(
-                from_logits=True, label_smoothing=options.label_smoothing
-            ),
+            loss=self._objective.loss(options.loss, options.label_smoothing),
         )
 
     def _epoch(self, state: Checkpoint) -> str:
@@ -395,11 +374,12 @@ class Training:
                     raise
         if trouble:
             return trouble
-        accuracy, val_loss = hold_out_scores(self._predict(), self._codes[self._held_out])
+        scores = self._scores()
         seconds = time.perf_counter() - started
-        done = Epoch(epoch, loss, val_loss, accuracy, rate, seconds)
-        better = _rank(asdict(done)) > _rank(state.history[state.best_epoch])
-        state.history.append(asdict(done))
+        done = Epoch(epoch=epoch, loss=loss, learning_rate=rate, seconds=seconds, **scores)
+        rank = self._objective.rank
+        better = rank(scores) > rank(state.history[state.best_epoch])
+        state.history.append(done.to_dict())
         state.epochs = epoch
         if better:
             state.best_epoch, state.best = epoch, self._weights()
@@ -415,7 +395,7 @@ class Training:
         order = rng.permutation(self._rows)
         turn = (epoch - 1) % (1 + self._inputs.views)
         view = turn - 1 if turn else None
-        limit = _DIVERGED * max(math.log(self._classes), self._loss_of_start)
+        limit = _DIVERGED * max(self._guessing, self._loss_of_start)
         smooth, total, rate = 0.0, 0.0, 0.0
         for number, inputs in enumerate(self._inputs.batches(order, options.batch_size, view)):
             step = (epoch - 1) * self._steps_an_epoch + number
@@ -443,8 +423,7 @@ class Training:
 
     def _step(self, inputs: Arrays, rows: Numbers, rate: float, rng: np.random.Generator) -> float:
         options = self._options
-        targets = np.zeros((len(rows), self._classes), np.float32)
-        targets[np.arange(len(rows)), self._codes[rows]] = 1
+        targets = self._objective.targets(rows)
         inputs, targets = mix(inputs, targets, options.mixing, options.mixing_alpha, rng)
         weights = None
         if self._class_weights is not None:
@@ -494,10 +473,12 @@ class Training:
             return ""
         return f"no better hold-out score for {waited} epochs"
 
-    def _predict(self) -> NDArray[np.float32]:
-        return Softmax().apply(self._logits()).astype(np.float32, copy=False)
+    def _scores(self) -> dict[str, float]:
+        """Return the scores of the hold-out."""
+        answers = self._objective.answers(self._outputs())
+        return self._objective.hold_out_scores(answers, self._held_out)
 
-    def _logits(self) -> NDArray[np.float32]:
+    def _outputs(self) -> NDArray[np.float32]:
         batches = self._inputs.batches(self._held_out, _HOLD_OUT_BATCH)
         return np.concatenate([self._network.logits(batch) for batch in batches])
 
@@ -513,7 +494,3 @@ class Training:
         write_checkpoint(self.checkpoint, state)
         lines = "".join(json.dumps(entry) + "\n" for entry in state.history)
         (self._folder / HISTORY).write_text(lines, "utf-8")
-
-
-def _rank(entry: Json) -> tuple[float, float]:
-    return entry["val_accuracy"], -entry["val_loss"]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.exceptions import FineTuningError, MissingExtraError
 from featx.exporting.formats import Tensor
@@ -37,26 +36,25 @@ from featx.finetuning.trainer import (
     Epoch,
     Trained,
     Training,
-    hold_out_scores,
     make_optimizer,
 )
-from featx.heads.rows import Floats, Numbers
-from featx.heads.steps import Softmax, dense_steps, fitted_head
+from featx.heads.rows import Floats
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
+from featx.models.image_model import ImageModel
 from featx.models.model_file import read_details, save_model
+from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training import write_report
 from featx.models.training_keys import describe_training
 from featx.notebooks import NotebookValue, data_frame
-from featx.selection.metrics import Judged
 from featx.spec import ViewPolicy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _LOG = logging.getLogger("featx")
-_CURVES = ("loss", "val_loss", "val_accuracy", "learning_rate")
+_CURVES = ("loss", "val_loss", "val_accuracy", "val_r2", "val_rmse", "learning_rate")
 
 
 def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
@@ -71,78 +69,76 @@ def tensorboard_writer(folder: Path) -> Callable[[Epoch], None]:
 
     def write(epoch: Epoch) -> None:
         for name in _CURVES:
-            if epoch.epoch or name.startswith("val"):
-                writer.add_scalar(name, getattr(epoch, name), epoch.epoch)
+            value = getattr(epoch, name)
+            if value is not None and (epoch.epoch or name.startswith("val")):
+                writer.add_scalar(name, value, epoch.epoch)
         writer.flush()
 
     return write
 
 
-def score_outcome(start: Start, trained: Trained, tested: NDArray[np.float32] | None) -> Scored:
+def score_outcome(start: Start, trained: Trained, tested: Floats | None) -> Scored:
     """Return what the better of both says, with its scores and the comparison ``finetuning``."""
-    codes = start.codes[start.held_out]
-    before = start.probabilities(start.held_out)
-    kept = "finetuned" if _is_better(trained, before, codes) else "head"
+    objective, rows = start.objective, start.held_out
+    before = start.head_answers(rows)
+    kept = "finetuned" if _is_better(start, trained, before) else "head"
     epochs = len(trained.history) - 1
     where = f"split {start.named}" if start.named else "hold-out"
+    tuned = objective.scores(trained.answers, rows) if trained.best_epoch else None
     comparison: Json = {
         "kept": kept,
-        "hold_out": f"{where} of {len(codes)} images",
+        "hold_out": f"{where} of {len(rows)} images",
         "best_epoch": trained.best_epoch,
-        "temperature": trained.temperature,
+        **({} if objective.regression else {"temperature": trained.temperature}),
         "epochs": epochs,
         "stopped": trained.stopped,
         "started_from": start.started_from,
-        "head": _pair(before, codes),
-        "finetuned": _pair(trained.probabilities, codes) if trained.best_epoch else None,
+        "head": objective.scores(before, rows),
+        "finetuned": tuned,
         "options": start.options.to_dict(),
     }
-    proba = trained.probabilities if kept == "finetuned" else before
-    rows = start.held_out
+    answers = trained.answers if kept == "finetuned" else before
     chose = {
-        "finetuned": f"the epoch (best of {epochs}) and the temperature",
+        "finetuned": objective.chooses.format(epochs),
         "head": f"between the head and {epochs} epochs",
     }
-    protocol = f"{where} of {len(codes)} images, which chose {chose[kept]}: optimistic"
+    protocol = f"{where} of {len(rows)} images, which chose {chose[kept]}: optimistic"
     if tested is not None:
-        rows, unseen = start.test, start.probabilities(start.test)
-        head, network = (_pair(side, start.codes[rows]) for side in (unseen, tested))
+        rows, unseen = start.test, start.head_answers(start.test)
+        head, network = (objective.scores(side, rows) for side in (unseen, tested))
+        first, second = objective.pair
         comparison["test"] = {
             "images": len(rows),
-            "head": head["accuracy"],
-            "finetuned": network["accuracy"],
-            "head_log_loss": head["log_loss"],
-            "finetuned_log_loss": network["log_loss"],
+            "head": head[first],
+            "finetuned": network[first],
+            f"head_{second}": head[second],
+            f"finetuned_{second}": network[second],
         }
-        proba = tested if kept == "finetuned" else unseen
-        protocol = (
-            f"split test: {len(rows)} images, which chose neither the epoch nor the temperature"
-        )
+        answers = tested if kept == "finetuned" else unseen
+        protocol = f"split test: {len(rows)} images, {objective.unseen}"
     comparison["protocol"] = protocol
-    classes = np.asarray(start.model.classes_).astype(str)
-    judged = Judged(start.y[rows], classes)
-    judged.add(np.arange(len(rows)), proba)
+    scored: Json = objective.scored(answers, rows, start.y)
     return Scored(
         features=start.features,
         **(start.block if kept == "finetuned" else start.head_block),
         rows=rows,
-        names=classes,
-        scores={"protocol": protocol, **judged.scores(), "finetuning": comparison},
-        judged=judged,
+        **{
+            **scored,
+            "scores": {"protocol": protocol, **scored["scores"], "finetuning": comparison},
+        },
     )
 
 
-def _pair(probabilities: Floats, codes: Numbers) -> dict[str, float]:
-    accuracy, log_loss = hold_out_scores(probabilities, codes)
-    return {"accuracy": accuracy, "log_loss": log_loss}
-
-
-def _is_better(trained: Trained, before: Floats, codes: Numbers) -> bool:
+def _is_better(start: Start, trained: Trained, before: Floats) -> bool:
     """Tell whether the best epoch, with its temperature, beats the model's head as it is."""
     if not trained.best_epoch:
         return False
-    after, least = hold_out_scores(trained.probabilities, codes), hold_out_scores(before, codes)
-    return (after[0], -after[1]) > (least[0], -least[1])
+    objective = start.objective
+    after, least = (
+        objective.rank(objective.hold_out_scores(answers, start.held_out))
+        for answers in (trained.answers, before)
+    )
+    return after > least
 
 
 def save_tuned(
@@ -164,19 +160,17 @@ def save_tuned(
     spec = start.source.spec(image=start.model.image)
     spec = replace(spec, weights_sha256=hashlib.sha256(data).hexdigest())
     layers = network.head_weights()
-    width = len(layers[0][0])
-    made = ImageClassifier(
-        start.model.backbone,
-        f"dense:hidden={tuple(len(bias) for _, bias in layers[:-1])}",
-        tap=start.block["tap"],
-        input_size=start.source.input_size_px,
-        preprocessing=start.model.preprocessing,
-        image=spec.image,
-        random_state=start.model.random_state,
-    )
-    steps = dense_steps(layers, Softmax())
-    head = fitted_head(np.asarray(start.model.classes_), width, steps)
-    made.take_head(head, [spec], n_features=width)
+    parameters: Json = {
+        "backbone": start.model.backbone,
+        "head": f"dense:hidden={tuple(len(bias) for _, bias in layers[:-1])}",
+        "tap": start.block["tap"],
+        "input_size": start.source.input_size_px,
+        "preprocessing": start.model.preprocessing,
+        "image": spec.image,
+        "random_state": start.model.random_state,
+    }
+    made = start.objective.model(parameters, layers, spec, start.rows)
+    start.objective.remember(made, trained.answers, start.held_out)
     made.training_ = describe_training(start.features, start.y, start.rows)
     if start.model.decision_ is not None:
         _LOG.warning(
@@ -213,7 +207,7 @@ class Rehearsal:
 
 
 def rehearse(
-    model: ImageClassifier | str | os.PathLike[str],
+    model: ImageClassifier | ImageRegressor | str | os.PathLike[str],
     data: object,
     *,
     cache: str | os.PathLike[str] | None = None,
@@ -238,8 +232,8 @@ def rehearse(
     stored, waiting = 0, 0.0
     if not network.from_pixels:
         stored = activation_bytes(network, start)
-        waiting = plan_extraction(data, **start.taps(network.cut.layers)).seconds
-    step_s, held_out_s = _measured(network, chosen, len(start.model.classes_))
+        waiting = plan_extraction(start.data, **start.taps(network.cut.layers)).seconds
+    step_s, held_out_s = _measured(network, start)
     steps = math.ceil(len(start.rows) / chosen.batch_size)
     epoch_s = steps * step_s + len(start.held_out) * held_out_s
     variables = [v for group in network.cut.groups for layer in group for v in layer.weights]
@@ -263,25 +257,24 @@ def _numbers(variables: list[Tensor]) -> int:
     return sum(math.prod(v.shape) for v in variables)
 
 
-def _measured(network: TunedNetwork, options: FineTuneOptions, classes: int) -> tuple[float, float]:
+def _measured(network: TunedNetwork, start: Start) -> tuple[float, float]:
     """Return the seconds of a step, and of an image of the hold-out."""
-    import keras
-
+    options, objective = start.options, start.objective
     rng = np.random.default_rng(0)
     shapes = [tuple(t.shape[1:]) for t in network.model.features.inputs]
     kind = np.uint8 if network.from_pixels else np.float32
     inputs = [(rng.random((options.batch_size, *shape)) * 6).astype(kind) for shape in shapes]
-    targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, options.batch_size)]
+    targets = objective.targets(np.resize(start.rows, options.batch_size))
     optimizer = make_optimizer(
         network.rate_shares(options.depth_decay), weight_decay=options.weight_decay
     )
     network.model.compile(
-        optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(from_logits=True)
+        optimizer=optimizer, loss=objective.loss(options.loss, options.label_smoothing)
     )
     training = [
         _timed(lambda: network.model.train_on_batch(inputs, targets)) for _ in range(_STEPS)
     ]
-    holding = [_timed(lambda: network.probabilities(inputs)) for _ in range(_STEPS)]
+    holding = [_timed(lambda: objective.answers(network.logits(inputs))) for _ in range(_STEPS)]
     # The first call traces or compiles.
     return statistics.median(training[1:]), statistics.median(holding[1:]) / options.batch_size
 
@@ -298,7 +291,7 @@ class FineTuned(NotebookValue):
 
     Parameters
     ----------
-    model : ImageClassifier
+    model : ImageClassifier or ImageRegressor
         Read back from `path`: the fine-tuned one, or the one it started from where that is better.
     path : Path
         The ``.featx`` file.
@@ -318,7 +311,7 @@ class FineTuned(NotebookValue):
         What the better of the two says of each image of the hold-out, or of the split ``test``.
     """
 
-    model: ImageClassifier
+    model: ImageClassifier | ImageRegressor
     path: Path
     kept: str
     metrics: Json
@@ -344,7 +337,7 @@ class FineTuned(NotebookValue):
 
 
 def finetune(
-    model: ImageClassifier | str | os.PathLike[str],
+    model: ImageClassifier | ImageRegressor | str | os.PathLike[str],
     data: object,
     output: str | os.PathLike[str],
     *,
@@ -367,19 +360,24 @@ def finetune(
     backbone with this head and gives the same probabilities before the first step. Activations of
     the part that stays frozen come from the cache. After every epoch the hold-out is scored; the
     best epoch is kept. Its logits are divided by the temperature that explains the hold-out best,
-    so that the probabilities say how often the network is right. Where the result is not better
+    so that the probabilities say how often the network is right. A model of a regression learns
+    numbers, in deviations of those that it is trained on, by the squared error or that of Huber;
+    the epoch with the least squared error on the hold-out is kept, and the errors there give the
+    intervals of predictions. Where the result is not better
     than the head, the model stays as it was.
 
     Parameters
     ----------
-    model : ImageClassifier or path
+    model : ImageClassifier, ImageRegressor or path
         Fitted, or a ``.featx`` file, of one backbone. Its head has to be linear layers: logistic,
-        ridge, lda, svm or dense. Of a model that reads several taps or ``inner``, the network
-        starts from a new head on the tap ``avg``, and is compared with the model's own head.
+        ridge, lda, svm or dense; of a regression ridge, svm or dense. Of a model that reads several
+        taps or ``inner``, the network starts from a new head on the tap ``avg``, and is compared
+        with the model's own head.
     data : ImageDataset, path or str
         What `featx.extract` takes, with labels. A split named ``val`` chooses the epoch, one named
         ``test`` has no say in anything and is scored in the end; without ``val`` a share of every
-        class is held out, equal images and groups on one side.
+        class, or of low, middling and high numbers, is held out, equal images and groups on one
+        side.
     output : path
         Where the model goes. Beside it, ``OUTPUT.training/`` keeps ``history.jsonl`` and, until
         training has ended, a checkpoint: the same call goes on from it.
@@ -466,10 +464,11 @@ def finetune(
     tested = None
     if len(start.test):
         batches = inputs.batches(start.test, chosen.batch_size)
-        tested = np.concatenate([network.probabilities(batch) for batch in batches])
+        outputs = [start.objective.answers(network.logits(batch)) for batch in batches]
+        tested = np.concatenate(outputs)
     scored = score_outcome(start, trained, tested)
     metrics = scored.scores
-    details = {} if isinstance(model, ImageClassifier) else read_details(model)
+    details = {} if isinstance(model, ImageModel) else read_details(model)
     if metrics["finetuning"]["kept"] == "finetuned":
         save_tuned(start, network, trained, metrics, target, command, overwrite=overwrite)
     else:
@@ -522,7 +521,7 @@ def _job(start: Start, network: TunedNetwork) -> str:
         "view_policy": str(start.view_policy),
     }
     digest = hashlib.sha256(json.dumps(course, sort_keys=True, default=str).encode())
-    for part in (start.features.keys, start.codes, start.rows, start.held_out):
+    for part in (start.features.keys, start.objective.array, start.rows, start.held_out):
         digest.update(np.ascontiguousarray(part).data)
     for kernel, bias in network.head_weights():
         digest.update(kernel.tobytes())

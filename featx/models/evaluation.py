@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,6 @@ from featx.images.labels import label_matrix
 from featx.images.sources import recognise
 from featx.images.values import VALUE, read_values
 from featx.models.classifier import ImageClassifier
-from featx.models.image_features import ImageFeatures
 from featx.models.regressor import ImageRegressor
 from featx.models.scored import Scored
 from featx.models.training_keys import (
@@ -457,7 +456,7 @@ def extract_for(
         data,
         **reading,
         multilabel=model.multilabel,
-        target_columns=_target_columns(model, data),
+        target_columns=target_columns_of(model.value_names_, data),
         **model.reading(),
         views=model.views_averaged,
         view_policy=model.view_policy,
@@ -468,12 +467,16 @@ def extract_for(
     )
 
 
-def _target_columns(model: ImageFeatures, data: object) -> tuple[str, ...]:
+def target_columns_of(names: Sequence[str], data: object) -> tuple[str, ...]:
     """Return which columns of a table are the numbers of a model, none where it is no table."""
-    named = model.value_names_ != (VALUE,) and model.value_names_
-    if not named or not isinstance(data, str | os.PathLike) or not Path(data).is_file():
+    named = tuple(names)
+    if (
+        named in ((), (VALUE,))
+        or not isinstance(data, str | os.PathLike)
+        or not Path(data).is_file()
+    ):
         return ()
-    return model.value_names_ if recognise(data).kind == "table" else ()
+    return named if recognise(data).kind == "table" else ()
 
 
 def require_spec(

@@ -153,16 +153,18 @@ def _tuning(result: FineTuned) -> str:
     best = result.metrics["finetuning"].get("best_epoch", 0)
     shown = [entry for entry in result.history if entry["epoch"] in (0, best)]
     shown += [entry for entry in result.history if entry not in shown][-_LEADERS:]
+    regression = result.model.regression
+    score, name = ("val_r2", "R²") if regression else ("val_accuracy", "accuracy")
     rows = [
         (
             f"{entry['epoch']}{', the best' * (entry['epoch'] == best)}",
             _number(entry["loss"], 4),
             _number(entry["val_loss"], 4),
-            _number(entry["val_accuracy"], 4),
+            _number(entry[score], 4),
         )
         for entry in sorted(shown, key=lambda entry: entry["epoch"])
     ]
-    header = ("epoch", "loss", "hold-out loss", "hold-out accuracy")
+    header = ("epoch", "loss", "hold-out loss", f"hold-out {name}")
     return _framed([_lines(lines), html_table(header, rows, numbers=3), _errors(result.scored)])
 
 

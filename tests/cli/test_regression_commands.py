@@ -307,13 +307,30 @@ def features_numbers(features):
 
 def test_what_is_of_classes_is_refused_with_a_model_of_numbers(train, run, table, small_network):
     model, _ = train("--head", "ridge", "--cv", "0")
-    tuned = run("finetune", model, table, fails=True).stderr
-    assert "the model predicts numbers: fine-tuning takes models of one label" in tuned
+    tuned = run("finetune", model, table, "--balanced", fails=True).stderr
+    assert "--balanced (class_weight=...) is about classes, and the model predicts" in tuned
     features = featx.extract(
         table, backbone=f"file:{small_network}", preprocessing="none", target_columns=["bright"]
     )
     with pytest.raises(featx.DatasetError, match="how sure a model is of classes"):
         featx.select(features, 3, model=featx.load(model))
+
+
+def test_a_model_is_finetuned(train, run, table, tmp_path):
+    model, _ = train("--head", "ridge", "--cv", "0")
+    options = ("--unfreeze", "second", "--epochs", "2", "--batch-size", "8", "--loss", "huber")
+    planned = json.loads(run("finetune", model, table, *options, "--dry-run", "--json").stdout)
+    assert (planned["images"], planned["held_out"]) == (32, 8)
+    options = (*options, "--splits", "none", "-o", tmp_path / "tuned.featx")
+    lines = run("finetune", model, table, *options).stdout.splitlines()
+    assert lines[0].startswith("start     hold-out R² ")
+    assert [line.split()[0] for line in lines[1:3]] == ["epoch", "epoch"]
+    assert "RMSE" in lines[1]
+    assert any("note      the hold-out chose the epoch: its scores are" in line for line in lines)
+    told = json.loads(run("finetune", model, table, *options, "--json").stdout)
+    assert told["metrics"]["finetuning"]["options"]["loss"] == "huber"
+    assert set(told["metrics"]["finetuning"]["head"]) == {"r2", "rmse"}
+    assert run("predict", tmp_path / "tuned.featx", table.parent / "0.png").returncode == 0
 
 
 def test_several_taps_are_side_by_side(run, table, small_network, tmp_path):

@@ -20,7 +20,7 @@ from featx.exceptions import (
     UnknownNameError,
     WeightsError,
 )
-from featx.finetuning.trainer import best_temperature, hold_out_scores
+from featx.finetuning.objectives import best_temperature, hold_out_scores
 from featx.finetuning.tuning import finetune, rehearse
 
 
