@@ -266,6 +266,7 @@ def _write_values(
         honest=subject.headline,
         trials={} if subject.search is None else _trials(subject.search, data),
         trial_plot=data["plots"].get("leaderboard"),
+        history=subject.history,
     )
     write_value_page(page, subject.scored, output, most_bytes=most_bytes, overwrite=overwrite)
 

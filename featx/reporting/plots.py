@@ -327,10 +327,15 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
 def curves(history: Sequence[Json]) -> list[tuple[str, Json]]:
     """Return the plots of a training by epoch, each with its title."""
     losses = (("training", "loss", ORANGE, "dashed"), ("hold-out", "val_loss", BLUE, "solid"))
-    accuracies = (("hold-out", "val_accuracy", BLUE, "solid"),)
+    known = (("Accuracy", "val_accuracy"), ("R²", "val_r2"))
+    scores = [
+        (f"{title} on the hold-out", (("hold-out", name, BLUE, "solid"),))
+        for title, name in known
+        if name in history[0]
+    ]
     plots = []
-    for title, lines in (("Loss", losses), ("Accuracy on the hold-out", accuracies)):
-        figure = _figure(x_axis_label="epoch", y_axis_label=title.lower())
+    for title, lines in (("Loss", losses), *scores):
+        figure = _figure(x_axis_label="epoch", y_axis_label=title[0].lower() + title[1:])
         for label, name, colour, dash in lines:
             points = [
                 (entry["epoch"], entry[name])

@@ -33,6 +33,7 @@ class ValuePage:
     honest: Json = field(default_factory=dict)  # score of a search's winner
     trials: Json = field(default_factory=dict)  # of a search, for the template
     trial_plot: Json | None = None
+    history: Sequence[Json] = ()  # of a fine-tuning
 
 
 def write_value_page(
@@ -58,6 +59,10 @@ def write_value_page(
         columns.append({"name": name, "number": number, "half": half, "inside": inside})
     if page.trial_plot is not None:
         drawn["leaderboard"] = page.trial_plot
+    curves = []
+    for number, (title, item) in enumerate(plots.curves(page.history) if page.history else ()):
+        drawn[f"curve{number}"] = item
+        curves.append((f"curve{number}", title))
     values: Json = {
         "title": page.title,
         "facts": page.facts,
@@ -71,6 +76,8 @@ def write_value_page(
         "images": len(truth),
         "left_out": page.left_out,
         "trials": None,
+        "curves": curves,
+        "history": page.history,
         **page.trials,
     }
     scripts = [plots.library(), script_file("values.js")]

@@ -116,7 +116,9 @@ def test_the_page_and_the_notebook_show_it(tuned, tmp_path):
     assert "hold-out R²" in tuned._repr_html_()
     pytest.importorskip("jinja2", reason="reports need the extra report")
     tuned.report(tmp_path / "page.html", bootstrap=0)
-    assert "which did not choose the epoch" in (tmp_path / "page.html").read_text("utf-8")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "which did not choose the epoch" in page
+    assert "R² on the hold-out" in page
 
 
 @pytest.mark.parametrize("head", ["ridge:alpha=30", "svm", "dense:8,max_epochs=5"])
