@@ -26,7 +26,7 @@ EXPECTED = {
     ("mobilenet_v2", "dense:1024,1024"): (SMALL, 1280, "tf", [1024, 1024]),
     ("mobilenet_v2", "dense:128"): (SMALL, 1280, "tf", [128]),
     ("resnet50", "dense:1024"): (SMALL, 2048, "caffe", [1024]),
-    ("inception_v3", "dense:1024"): ((*SMALL, "--input-size", "75"), 2048, "tf", [1024]),
+    ("inception_v3", "dense:1024"): ((*SMALL[:3], "75", *SMALL[4:]), 2048, "tf", [1024]),
     ("savedmodel:models/feature_vector/2", "logistic"): (("--cv", "0"), 6, "unit", []),
     ("onnx:models/dinov2.onnx", "logistic"): (("--cv", "0"), 5, "torch", []),
     ("hub:models/resnet_preset", "logistic"): (("--cv", "0"), 4, "torch", []),
