@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     options.real("--mixing-alpha", default=0.2, help=""),
     options.whole(
         "--views",
-        default=4,
         least=0,
+        show_default="4; 0 for numbers",
         help="Augmented views of each image; epochs take them in turn. Each costs what the image "
         "does in the cache; 0 for none.",
     ),

@@ -45,6 +45,7 @@ class Objective(ABC):
     """The targets of all rows, and all that depends on whether they are classes or numbers."""
 
     regression: ClassVar[bool]
+    views: ClassVar[int]  # of each image, where no number is given
     head: ClassVar[str]  # that a network can start with, where the model's own is of another kind
     # Scores by the names that results have, with those of the history.
     pair: ClassVar[Mapping[str, str]]
@@ -159,6 +160,7 @@ class ClassObjective(Objective):
     codes: Numbers  # class of each row, -1 where it has no label
 
     regression = False
+    views = 4
     head = "logistic"
     pair = {"accuracy": "val_accuracy", "log_loss": "val_loss"}  # noqa: RUF012
     chooses = "the epoch (best of {}) and the temperature"
@@ -307,6 +309,7 @@ class ValueObjective(Objective):
     spread: Doubles = field(default_factory=lambda: np.ones(1))
 
     regression = True
+    views = 0  # a crop changes the size of what is seen, and with it the number
     head = "ridge"
     pair = {"r2": "val_r2", "rmse": "val_rmse"}  # noqa: RUF012
     chooses = "the epoch (best of {})"

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -95,9 +95,10 @@ class FineTuneOptions:
         labels or numbers with them.
     mixing_alpha : float, default 0.2
         Parameter of the Beta distribution of shares.
-    views : int, default 4
+    views : int, optional
         Number of augmented views of each image; an epoch takes the next one in turn. Each takes
-        the room and the time of the image itself in the cache, once.
+        the room and the time of the image itself in the cache, once. By default 4 for classes, and
+        none for numbers, which cropping and recolouring may change.
     gradual : bool, default False
         Whether the head alone is trained in the first epoch, and one block more in each further.
     train_batchnorm : bool, default False
@@ -135,7 +136,7 @@ class FineTuneOptions:
     label_smoothing: float = 0.0
     mixing: Mixing = "none"
     mixing_alpha: float = 0.2
-    views: int = 4
+    views: int | None = None
     gradual: bool = False
     train_batchnorm: bool = False
     patience: int = 10
@@ -148,7 +149,7 @@ class FineTuneOptions:
     def __post_init__(self) -> None:
         for name, (low, high, expected) in _RANGES.items():
             value = getattr(self, name)
-            if value is None and name == "learning_rate":
+            if value is None and name in ("learning_rate", "views"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise FineTuningError(f"{name} must be {expected}, received {value!r}")
@@ -224,12 +225,17 @@ class Start:
         X = self.features.matrix(**self.head_block)[rows].astype(np.float32)
         return self.objective.of_head(self.head, X)
 
+    @property
+    def views(self) -> int:
+        """How many views each image has."""
+        return self.options.views or 0
+
     def taps(self, layers: Sequence[str]) -> Json:
         """Return how layers are extracted, as arguments of `featx.extract`, views included."""
         return {
             **self.model.reading(),
             "taps": [f"{layer}:flatten" for layer in layers],
-            "views": self.options.views,
+            "views": self.views,
             "view_policy": self.view_policy,
             "cache": self.cache,
             "engine": self.engine,
@@ -264,6 +270,8 @@ def prepare_start(
         label_smoothing=options.label_smoothing,
         class_weight=options.class_weight,
     )
+    if options.views is None:
+        options = replace(options, views=kind.views)
     branch, *others = model.branches
     backbone = branch.choice.backbone
     if others:
@@ -381,7 +389,7 @@ def prepare_material(start: Start, *, progress: bool = False) -> tuple[TunedNetw
     network = network_for(start)
     if network.from_pixels:
         plain = start.source.spec(image=start.model.image)
-        specs = with_views(plain, start.options.views, start.view_policy)
+        specs = with_views(plain, start.views, start.view_policy)
         images = find_images(start.data, start.cache)
         numbers = {path: row for row, path in enumerate(images.paths)}
         images = images.subset([numbers[path] for path in start.features.paths])
@@ -431,7 +439,7 @@ def _built(start: Start, *, from_pixels: bool) -> TunedNetwork:
 def activation_bytes(network: TunedNetwork, start: Start) -> int:
     """Return what the activations at the cut of all images and views take in the cache."""
     each: int = sum(math.prod(tensor.shape[1:]) * 4 for tensor in network.cut.tensors)
-    return each * len(start.features) * (1 + start.options.views)
+    return each * len(start.features) * (1 + start.views)
 
 
 class Inputs(Protocol):

@@ -102,7 +102,7 @@ def read_settings(text: str) -> dict[str, Any]:
     """Return options of `featx.finetune` written as ``views=4,mixing=mixup``."""
     pairs = (part.split("=", 1) for part in text.split(",") if part)
     kinds = {name: type(value) for name, value in FineTuneOptions().to_dict().items()}
-    kinds["learning_rate"] = float
+    kinds |= {"learning_rate": float, "views": int}
     return {name: kinds[name](value) for name, value in pairs}
 
 

@@ -73,6 +73,7 @@ def test_frozen_layers_are_not_trained(trained, pictures, cache):
 
 def test_rates_fall_with_the_depth(trained, pictures, cache):
     start = prepare_start(trained(), pictures, FineTuneOptions(), cache=cache)
+    assert start.views == start.options.views == 4
     network = build_tuned(start.source, "avg", trainable_steps(start.head), "all")
     # Kernel and bias of the layers first, second and head.
     assert network.rate_shares(0.5) == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]

@@ -134,6 +134,13 @@ def test_the_start_gives_the_numbers_of_the_head(head, model, table, cache):
     np.testing.assert_array_equal(start.head.predict(X), start.head_answers(rows))
 
 
+@pytest.mark.parametrize(("asked", "views"), [(None, 0), (2, 2)])
+def test_views_of_numbers_are_drawn_only_where_asked_for(asked, views, model, table, cache):
+    options = FineTuneOptions(**{**OPTIONS, "views": asked})
+    start = prepare_start(model(), table, options, cache=cache)
+    assert start.views == start.options.views == views
+
+
 def test_targets_are_scaled_by_the_rows_that_are_trained_on(model, table, cache):
     start = prepare_start(model(), table, FineTuneOptions(**OPTIONS), cache=cache)
     targets = start.objective.targets(start.rows)

@@ -152,7 +152,7 @@ def test_a_loss_that_diverges_stops_it_and_says_where(training):
 
 def test_few_images_are_trained_on_at_a_lower_rate():
     default = FineTuneOptions()
-    assert (default.views, default.patience, default.mixing) == (4, 10, "none")
+    assert (default.views, default.patience, default.mixing) == (None, 10, "none")
     assert [default.rate_for(images) for images in (199, 200, 50_000)] == [1e-4, 1e-3, 1e-3]
     assert FineTuneOptions(learning_rate=0.5).rate_for(100) == 0.5
 
