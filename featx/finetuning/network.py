@@ -197,10 +197,6 @@ class TunedNetwork:
         """Return what the head gives for one batch, before a softmax if any, shape (n, k)."""
         return np.asarray(self.model.predict_on_batch(inputs), np.float32)
 
-    def probabilities(self, inputs: list[NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Return the probability of each class for one batch, shape (n, k)."""
-        return Softmax().apply(self.logits(inputs)).astype(np.float32, copy=False)
-
     def cool(self, temperature: float) -> None:
         """Divide the logits by a temperature, for good: the last layer of the head takes it up.
 
