@@ -7,6 +7,7 @@ import os
 import stat
 import time
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -33,6 +34,28 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int, /) -> object:
         """Return one image as an array."""
         ...
+
+
+class PackedImages(ABC):
+    """The bytes of image files that lie inside other files, or in a store.
+
+    They pickle, and are read from any thread.
+    """
+
+    reads_at_once: int = 1
+    """Reads that may be under way at the same time. Above 1, images are read ahead in threads."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def __getitem__(self, index: int, /) -> bytes:
+        """Return the bytes of one image file; `ImageError` says in short why not."""
+
+    @abstractmethod
+    def stamps(self) -> NDArray[np.int64]:
+        """Return what tells, unread, that an image is the same: a row of `STAMP` for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
