@@ -179,7 +179,7 @@ def command(
         named.balanced()
     SearchOptions(**{**how, "caution": how["caution"] or 0.0})
     features = featx.extract(data, **extraction, cache=cache, progress=True)
-    if not as_json:
+    if not as_json and len(features.classes or ()) > 1:
         show_features(features)
     laps.lap("features")
     if extraction["backbone"]:

@@ -107,7 +107,7 @@ def command(
     settings["multilabel"] = multilabel
     extraction = extraction_arguments(settings)
     features = featx.extract(data, **extraction, cache=cache, progress=True)
-    if not as_json:
+    if not as_json and len(features.classes or ()) > 1:
         show_features(features)
     laps.lap("features")
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
