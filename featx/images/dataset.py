@@ -628,7 +628,11 @@ class ImageDataset:
                 return cls.from_archives(source.paths, splits=splits)
             case "arrays":
                 return cls.from_arrays(source.images)
-        return cls.from_paths(source.paths, name=source.path.stem or None)
+        return replace(
+            cls.from_paths(source.paths, name=source.path.stem or None),
+            strays=tuple(path for path, _ in source.strays),
+            stray_reasons=tuple(reason for _, reason in source.strays),
+        )
 
     @classmethod
     def _of(

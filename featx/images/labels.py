@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from featx.exceptions import DatasetError
 from featx.images.files import AnyArray
 
-# What pandas reads as missing, and what its missing values are written as.
+# What pandas reads as missing, in any case, and what its missing values are written as.
 # fmt: off
 _MISSING = frozenset((
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
-    "<NA>", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null",
+    "<NA>", "N/A", "NA", "NAN", "NULL", "NaN", "NaT", "Nan", "None", "Null", "n/a", "nan", "null",
 ))
 # fmt: on
 SEPARATOR = "|"
@@ -29,7 +29,7 @@ _SOME, _MANY, _VERY_MANY, _FEW_ROWS = 10, 20, 40, 20
 
 def is_missing(value: object) -> bool:
     """Return whether a value stands for none: None, NaN, NA, NaT, and the texts for these."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    if value is None or type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
         return True
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
@@ -126,19 +126,33 @@ def _name(value: object) -> str:
     )
 
 
-def check_complete(labels: object) -> None:
-    """Refuse labels of which some are missing, naming the rows."""
-    ndim = getattr(labels, "ndim", 1)
-    kind = getattr(getattr(labels, "dtype", None), "kind", "O")
-    if ndim != 1 or kind not in "OUSf" or not isinstance(labels, Iterable):
-        return
-    rows = [row for row, value in enumerate(labels) if is_missing(value)]
+def complete_labels(labels: object) -> Any:
+    """Return labels of rows as scikit-learn takes them; refuse missing ones, naming the rows.
+
+    Text in bytes is decoded. What is no column of labels is left to others.
+    """
+    dtype = getattr(labels, "dtype", None)
+    kind = getattr(dtype, "kind", "O")
+    if isinstance(labels, np.ma.MaskedArray):
+        labels = np.array(labels.tolist(), dtype=object)
+    elif isinstance(dtype, np.dtype) and kind in "biu":
+        return labels
+    elif hasattr(labels, "to_pylist"):  # a column of pyarrow
+        labels = np.array(labels.to_pylist())
+    shape = getattr(labels, "shape", ())
+    if shape[1:] not in ((), (1,)) or not isinstance(labels, Iterable):
+        return labels
+    values = list(np.asarray(labels)[:, 0] if shape[1:] else labels)
+    rows = [row for row, value in enumerate(values) if is_missing(value)]
     if rows:
         shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
         raise DatasetError(
             f"expected a label for every row, {len(rows):,} have none (None, NaN, empty or the "
             f"text for these): rows {shown}; leave these rows out, or label them"
         )
+    if kind in "Tbiu" or any(isinstance(value, bytes) for value in values):
+        return np.array([_name(v) if isinstance(v, bytes) else v for v in values])
+    return labels
 
 
 def look_like_measurements(names: Sequence[str], rows: int) -> str:
@@ -200,7 +214,7 @@ def read_label_sets(y: object) -> tuple[AnyArray, NDArray[np.intp]]:
     if isinstance(y, str | bytes) or not isinstance(y, Iterable):
         raise DatasetError(f"expected the labels of each image, received {y!r}")
     rows = list(y)
-    check_complete(rows)
+    complete_labels(rows)
     sets = [_set(value) for value in rows]
     labels = np.array(sorted({label for row in sets for label in row}, key=str))
     return labels, label_matrix(sets, labels.tolist())
@@ -287,10 +301,26 @@ def split_of(name: str) -> str:
     >>> [split_of(name) for name in ("seg_train", "TestSet", "val2017", "train_val", "trainers")]
     ['train', 'test', 'val', '', '']
     """
-    joined = re.sub(r"(?i)\b(hold|held)[ _-]out", r"\1out", name.replace("_", " "))
-    words = (word.lower() for word in _WORD.findall(joined))
-    meant = {_WORDS.get(word) or _WORDS.get(_ENDS.sub("", word), "") for word in words} - {""}
+    meant = {_split_of_word(word) for word in _words_of(name)} - {""}
     return meant.pop() if len(meant) == 1 else ""
+
+
+def around_split(name: str) -> list[str]:
+    """Return the other words in the name of a split, by which ``seg_train`` goes with ``seg_test``.
+
+    >>> around_split("seg_train"), around_split("Test2017")
+    (['seg'], [])
+    """
+    return [word for word in _words_of(name) if not _split_of_word(word)]
+
+
+def _words_of(name: str) -> list[str]:
+    joined = re.sub(r"(?i)\b(hold|held)[ _-]out", r"\1out", name.replace("_", " "))
+    return [word.lower() for word in _WORD.findall(joined)]
+
+
+def _split_of_word(word: str) -> str:
+    return _WORDS.get(word) or _WORDS.get(_ENDS.sub("", word), "")
 
 
 def parse_names(pairs: Iterable[str]) -> SplitNames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,10 +14,12 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
+from featx.images.containers import sniff
 from featx.images.files import Listing, archive_ending, is_image_name
 from featx.images.labels import (
     PLAIN_NAMES,
     SplitNames,
+    around_split,
     check_names,
     check_used,
     split_of,
@@ -30,6 +33,24 @@ _IGNORED = frozenset((
     "lost+found",
 ))
 # fmt: on
+# Formats that are known to be no images that featx decodes: these files are not opened.
+# fmt: off
+_OTHER_FORMATS = frozenset((
+    ".7z", ".avi", ".bz2", ".cfg", ".css", ".csv", ".doc", ".docx", ".featx", ".gz", ".h5", ".hdf",
+    ".hdf5", ".htm", ".html", ".ini", ".ipynb", ".js", ".json", ".jsonl", ".keras", ".log", ".md",
+    ".mkv", ".mov", ".mp3", ".mp4", ".npy", ".npz", ".onnx", ".parquet", ".pdf", ".pt", ".pth",
+    ".py", ".rar", ".rst", ".svg", ".tar", ".tgz", ".toml", ".tsv", ".txt", ".wav", ".xls", ".xlsx",
+    ".xml", ".xmp", ".xz", ".yaml", ".yml", ".zip",
+))
+# TIFF by their first bytes, with a small preview where other files have the picture.
+_RAW_PHOTOGRAPHS = frozenset((
+    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pef",
+    ".raf", ".rw2", ".sr2", ".srf", ".srw",
+))
+# fmt: on
+_HEAD_BYTES = 256
+NO_EXTENSION = "no image extension"
+_RAW = "a raw photograph of a camera, which featx does not decode: save it as JPEG or PNG"
 _CACHE_FOLDERS = frozenset(("spaces", "datasets", "searches", "engines", "tmp"))
 
 
@@ -45,6 +66,18 @@ class Tree:
     images: list[str] = field(default_factory=list)
     strays: list[tuple[str, str]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    by_content: list[str] = field(default_factory=list)  # images without a known extension
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided about the files that could have been decided otherwise."""
+        count = len(self.by_content)
+        if not count:
+            return []
+        files = "1 file without a known extension is an image by its"
+        if count > 1:
+            files = f"{count:,} files without a known extension are images by their"
+        return [f"{files} content, such as {min(self.by_content)!r}"]
 
 
 def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> Listing:
@@ -70,6 +103,7 @@ def list_tree(tree: Tree, name: str, *, labels: bool, names: SplitNames = None) 
         return Listing(
             paths=sorted(tree.images),
             strays=sorted(tree.strays),
+            notes=tree.notes,
             empty_classes=sorted(f for f in tree.folders if "/" not in f) if labels else [],
         )
     tops = _tops(tree)
@@ -98,6 +132,7 @@ class _Layout:
     splits: dict[str, str] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)  # of the classes in each split
     flat: set[str] = field(default_factory=set)  # splits without classes
+    classes: set[str] = field(default_factory=set)  # those that splits are in
     notes: list[str] = field(default_factory=list)
 
 
@@ -116,10 +151,11 @@ def _tops(tree: Tree) -> dict[str, _Top]:
 
 def _layout(name: str, tops: dict[str, _Top], stated: dict[str, str]) -> _Layout:
     """Decide by names and by the classes that folders have in common which of them are splits."""
-    check_used(stated, tops, repr(name))
+    inner = {folder for top in tops.values() for folder in top.folders}
+    check_used(stated, [*tops, *sorted(inner)], repr(name))
     splits = {top: kind for top in tops if (kind := stated.get(top) or split_of(top))}
     if not splits:
-        return _splits_below(tops)
+        return _splits_below(name, tops, stated)
     _find_wrappers({top: tops[top] for top in splits}, splits)
     classes = {top: tops[top].classes for top in tops}
     deep = [top for top in splits if classes[top]]
@@ -134,17 +170,22 @@ def _layout(name: str, tops: dict[str, _Top], stated: dict[str, str]) -> _Layout
             f"{name!r}, beside {', '.join(sorted(splits))},",
             "; if all of them are classes: --splits none (splits='none')",
         )
+    kinds = set(splits.values())
+    words = {tuple(around_split(top)) for top in splits if top not in stated}
     if not others:
         flat = len(deep) < len(splits) and "train" in {splits[top] for top in deep}
         sure |= bool(deep) and (len(splits) == 1 or plain or flat)
-        sure &= len(splits) > 1 or bool(stated) or set(splits.values()) == {"train"}
+        sure &= len(splits) > 1 or bool(stated) or kinds == {"train"}
+    elif len(words) < 2 and "train" in kinds and len(kinds) > 1:
+        # Such as train and test, or seg_train and seg_test: whatever else lies beside them.
+        sure |= bool(deep) and not any(tops[top].direct for top in deep)
     if not (sure and deep):
         several = len(splits) > 1
         note = (
             f"{', '.join(sorted(splits))}: taken as {'classes' if several else 'a class'}, not as "
             f"{'splits' if several else 'a split'}: no class folder below is in two of the folders"
         )
-        return _Layout(notes=[note] if plain else [])
+        return _Layout(notes=[note] if plain or len(kinds) > 1 else [])
     levels = {top: 2 if tops[top].wrapper else 1 for top in splits}
     return _Layout(splits, levels, {top for top in splits if not classes[top]})
 
@@ -160,14 +201,21 @@ def _find_wrappers(tops: dict[str, _Top], splits: dict[str, str]) -> None:
             tops[name].wrapper = "" if tops[name].direct else inner
 
 
-def _splits_below(tops: dict[str, _Top]) -> _Layout:
+def _splits_below(name: str, tops: dict[str, _Top], stated: dict[str, str]) -> _Layout:
     """Take ``ant/train``, ``ant/test``, ``bee/train`` ... as splits below the classes."""
-    inner = {name for top in tops.values() for name in top.folders}
-    splits = {name: split_of(name) for name in inner}
-    whole = all(top.folders and not top.direct for top in tops.values())
-    if len(tops) < 2 or not whole or "" in splits.values() or len({*splits.values()}) < 2:
+    inner = {folder for top in tops.values() if not top.direct for folder in top.folders}
+    splits = {folder: kind for folder in inner if (kind := stated.get(folder) or split_of(folder))}
+    classes = {name for name, top in tops.items() if not top.direct and {*top.folders} & {*splits}}
+    if len(classes) < 2 or len({*splits.values()}) < 2:
         return _Layout()
-    return _Layout(splits)
+    unknown = {folder for top in classes for folder in tops[top].folders} - {*splits}
+    if unknown:
+        raise unknown_error(
+            sorted(unknown),
+            f"the classes of {name!r}, beside {', '.join(sorted(splits))},",
+            "; if the folders in the classes are no splits: --splits none (splits='none')",
+        )
+    return _Layout(splits, classes=classes)
 
 
 def _classify(tree: Tree, layout: _Layout) -> Listing:
@@ -180,7 +228,9 @@ def _classify(tree: Tree, layout: _Layout) -> Listing:
         named = folders[:1] if levels else folders[1:2]
         split = splits.get(named[0], "") if named else ""
         classes = folders[levels.get(folders[0], 0) :] if folders else []
-        if levels and not split:
+        if layout.classes and not split:
+            strays.append((path, "an image beside the folders of the classes with splits"))
+        elif levels and not split:
             strays.append((path, "an image beside the folders of the splits"))
         elif classes:
             rows.append((intern(classes[0]), path, split))
@@ -199,6 +249,8 @@ def _classify(tree: Tree, layout: _Layout) -> Listing:
             empty |= {parts[level]} - full
         elif levels and folder not in splits and len(parts) == 1 and split_of(folder):
             empty.add(folder)
+    if layout.classes:
+        empty -= {path.split("/")[0] for path, _ in strays}
     return Listing(
         paths=[path for _, path, _ in rows],
         labels=[name for name, _, _ in rows],
@@ -207,7 +259,7 @@ def _classify(tree: Tree, layout: _Layout) -> Listing:
         split_names=sorted(splits.items()),
         strays=sorted(strays),
         empty_classes=sorted(empty),
-        notes=layout.notes,
+        notes=[*layout.notes, *tree.notes],
     )
 
 
@@ -240,7 +292,11 @@ def _walk(root: Path) -> Tree:
                     tree.folders.append(path)
                     stack.append((path + "/", above | {identity}))
                 elif not is_image_name(name):
-                    tree.strays.append((path, "no image extension"))
+                    if reason := _why_no_image(entry.path):
+                        tree.strays.append((path, reason))
+                    else:
+                        tree.images.append(path)
+                        tree.by_content.append(path)
                 elif entry.is_file():
                     tree.images.append(path)
                 else:
@@ -255,6 +311,32 @@ def _walk(root: Path) -> Tree:
             tree.folders = [f for f in tree.folders if not f"{f}/".startswith(cache)]
             tree.strays = [stray for stray in tree.strays if not stray[0].startswith(cache)]
     return tree
+
+
+def _why_no_image(path: str) -> str:
+    """Return why a file without the extension of an image is none, "" where its bytes say it is."""
+    extension = os.path.splitext(path)[1].lower()
+    if extension in _RAW_PHOTOGRAPHS:
+        return _RAW
+    if extension in _OTHER_FORMATS or not os.path.isfile(path):
+        return NO_EXTENSION
+    with open(path, "rb", buffering=0) as file:
+        return "" if _begins_an_image(file.read(_HEAD_BYTES)) else NO_EXTENSION
+
+
+def _begins_an_image(head: bytes) -> bool:
+    """Return whether the first bytes of a file are those of an image, and of no text."""
+    kind = sniff(head)
+    if kind == "BMP":  # two letters are not enough: the size of its header is below 256
+        return head[15:18] == b"\0\0\0"
+    return bool(kind) and (kind != "PPM" or re.match(rb"P[1-6]\s+(#|\d+\s)", head) is not None)
+
+
+def _why_left_out(path: str) -> str:
+    try:
+        return _why_no_image(path)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def is_cache(folder: str) -> bool:
@@ -279,7 +361,7 @@ def _entries(root: Path, prefix: str, tree: Tree) -> Iterator[os.DirEntry[str]]:
 
 
 def _nothing_found(root: Path, tree: Tree) -> str:
-    files = [path for path, reason in tree.strays if reason == "no image extension"]
+    files = [path for path, reason in tree.strays if reason == NO_EXTENSION]
     if not files:
         if tree.strays:
             path, reason = sorted(tree.strays)[0]
@@ -301,14 +383,21 @@ class FileName(str):
     """A name that is taken as it is: what looks like a pattern in it is part of the name."""
 
 
-def image_names(items: Iterable[str | os.PathLike[str]], *, strict: bool = False) -> Iterator[str]:
+def image_names(
+    items: Iterable[str | os.PathLike[str]],
+    *,
+    strict: bool = False,
+    left_out: list[tuple[str, str]] | None = None,
+) -> Iterator[str]:
     """Yield the images that files, folders and patterns stand for, in their order.
 
     A file need not exist. A folder stands for all images below it, a pattern (``photos/*.jpg``,
     ``photos/**/*.png``) for the images that it matches, both sorted. What exists under its own
     name, or matches nothing, is no pattern, nor is a `FileName`. With `strict` a pattern has to
-    match and a folder has to hold images; otherwise the ledger says that they cannot be read.
+    match and a folder has to hold images; otherwise the ledger says that they cannot be read. Other
+    files of folders and patterns are added to `left_out`, with the reasons.
     """
+    left_out = [] if left_out is None else left_out
     for item in items:
         try:
             name = os.fsdecode(item)
@@ -318,12 +407,12 @@ def image_names(items: Iterable[str | os.PathLike[str]], *, strict: bool = False
             ) from error
         # None of these raises, whatever the name: NUL, too long, or in a folder that is closed.
         if os.path.isdir(name):
-            expanded = images_below(name)
+            expanded = images_below(name, left_out)
         elif isinstance(item, FileName) or not glob.has_magic(name) or os.path.lexists(name):
             yield name
             continue
         else:
-            expanded = _matching(name)
+            expanded = _matching(name, left_out)
         try:
             yield from expanded
         except DatasetError:
@@ -332,13 +421,15 @@ def image_names(items: Iterable[str | os.PathLike[str]], *, strict: bool = False
             yield name
 
 
-def images_below(folder: str) -> Iterator[str]:
-    """Yield the images at any depth below a folder, sorted."""
-    for path in scan_folder(Path(folder), labels=False).paths:
+def images_below(folder: str, left_out: list[tuple[str, str]]) -> Iterator[str]:
+    """Yield the images at any depth below a folder, sorted; add other files to `left_out`."""
+    listing = scan_folder(Path(folder), labels=False)
+    left_out += [(f"{folder.rstrip('/')}/{path}", reason) for path, reason in listing.strays]
+    for path in listing.paths:
         yield f"{folder.rstrip('/')}/{path}"
 
 
-def _matching(pattern: str) -> Iterator[str]:
+def _matching(pattern: str, left_out: list[tuple[str, str]]) -> Iterator[str]:
     names = sorted(glob.glob(pattern, recursive=True))
     if not names:
         raise DatasetError(
@@ -351,11 +442,13 @@ def _matching(pattern: str) -> Iterator[str]:
             # A pattern as photos/* names folders among the images; ** has what is in them too.
             if "**" not in pattern:
                 with suppress(DatasetError):
-                    yield from images_below(name)
+                    yield from images_below(name, left_out)
                     images = True
-        elif is_image_name(name) or archive_ending(name):
+        elif is_image_name(name) or archive_ending(name) or not (reason := _why_left_out(name)):
             images = True
             yield name
+        else:
+            left_out.append((name, reason))
     if not images:
         raise DatasetError(
             f"{pattern!r} matches {len(names)} names, none with an image extension: expected "

@@ -59,6 +59,7 @@ class Source:
     kind: Kind
     path: Path = Path()
     paths: Sequence[str] = ()
+    strays: Sequence[tuple[str, str]] = ()  # files of folders that are no images, and why
     images: object = None
 
 
@@ -72,8 +73,10 @@ def recognise(data: object) -> Source:
         texts = list(map(_path_text, paths))
         if all(map(archive_ending, texts)):
             return Source(kind="archives", paths=texts)
-        below = (images_below(text) if Path(text).is_dir() else [text] for text in texts)
-        return Source(kind="files", paths=[path for expanded in below for path in expanded])
+        strays: list[tuple[str, str]] = []
+        below = (images_below(text, strays) if Path(text).is_dir() else [text] for text in texts)
+        files = [path for expanded in below for path in expanded]
+        return Source(kind="files", paths=files, strays=strays)
     if isinstance(data, np.ndarray | list | tuple):
         return Source(kind="arrays", images=_as_stack(data))
     if isinstance(data, bytes):

@@ -16,7 +16,7 @@ from featx.exceptions import HeadError
 from featx.heads.foreign import trusted_head
 from featx.heads.learning import fit_weighted
 from featx.heads.making import make_head
-from featx.images.labels import check_complete, label_matrix, read_label_sets
+from featx.images.labels import complete_labels, label_matrix, read_label_sets
 from featx.models.image_features import PerBackbone
 from featx.models.image_model import ImageModel
 from featx.models.model_file import read_model
@@ -175,8 +175,7 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
             If there is nothing to learn from, for instance one class only, or the head takes no
             weights.
         """
-        check_complete(y)
-        return self.fit_head(X, y, sample_weight)
+        return self.fit_head(X, complete_labels(y), sample_weight)
 
     def fit_head(self, X: Any, y: ArrayLike, sample_weight: Any = None) -> ImageClassifier:
         """Train the head on labels that are there, whatever they are called; see `fit`."""
@@ -235,7 +234,7 @@ class ImageClassifier(ClassifierMixin, ImageModel, BaseEstimator):  # type: igno
                 y = label_matrix(y, self.classes_.tolist())
             right = (self.predict(X) == np.asarray(y)).all(axis=1)
             return float(np.average(right, weights=sample_weight))
-        return float(super().score(X, y, sample_weight))
+        return float(super().score(X, complete_labels(y), sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -8,7 +8,7 @@ import pytest
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
 from featx.images.labels import (
-    check_complete,
+    complete_labels,
     look_like_measurements,
     look_like_sets,
     parse_names,
@@ -35,7 +35,7 @@ def test_missing_labels_are_none_through_every_door(value):
     array = np.array(["ant", value, "none"], dtype=object)
     assert ImageDataset.from_arrays(np.zeros((3, 8, 8), np.uint8), array).y.tolist()[1] == ""
     with pytest.raises(DatasetError, match=r"1 have none .*: rows 1; leave these rows out"):
-        check_complete(["ant", value, "none"])
+        complete_labels(["ant", value, "none"])
     with pytest.raises(DatasetError, match="rows 0"):
         read_label_sets([value, "ant|bee"])
     assert read_label_sets([["ant", value], ["bee"]])[0].tolist() == ["ant", "bee"]
