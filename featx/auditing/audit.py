@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,10 @@ from featx.cache.editing import label_conflicts
 from featx.cache.features import Features
 from featx.cache.manifest import FAILED
 from featx.exceptions import DatasetError, FeaturesError, HeadError, MissingExtraError
+from featx.extraction.run import as_features
 from featx.files.identity import related_rows
 from featx.images.labels import SEPARATOR, look_like_sets
+from featx.images.reading import ReadingOptions
 from featx.memory import as_bytes
 from featx.models.training import check_classes
 from featx.spec import BlockName
@@ -54,20 +57,24 @@ _LISTED = 5
 
 
 def audit(
-    features: Features,
+    features: object,
     *,
     backbone: str | None = None,
     tap: str | None = None,
     pictures: bool = True,
     seed: int = 0,
     max_ram: str | int = "1GiB",
+    multilabel: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    **reading: Unpack[ReadingOptions],
 ) -> Audit:
     """Say what is doubtful in a dataset: copies, wrong labels, strangers, bad pictures, classes.
 
     Parameters
     ----------
-    features : Features
-        From `featx.extract`, or `Features.open`.
+    features : Features, or data
+        From `featx.extract`, or `Features.open`; of whatever else it takes, features are extracted
+        first. The name of a dataset stands for all features that the cache has of it.
     backbone, tap : str, optional
         Judge labels by these features only; by default by all blocks, whose probabilities are
         averaged. The first block names images that are near each other.
@@ -78,6 +85,13 @@ def audit(
         Seed of folds, heads and clusters.
     max_ram : str or int, default "1GiB"
         Bound on the memory for features. Labels are judged in batches beyond half of it.
+    multilabel : bool, default False
+        Whether the columns of a table have to be labels, see `ImageDataset.from_csv`.
+    cache : path, optional
+        The cache folder of data that are no features, as of `featx.extract`.
+    **reading
+        How data that are no features are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Returns
     -------
@@ -102,6 +116,8 @@ def audit(
     >>> audit.counts()  # doctest: +SKIP
     {'contradiction': 1, 'label': 4, 'outlier': 1}
     """
+    named = {"backbone": backbone, "taps": tap, "multilabel": multilabel}
+    features = as_features(features, reading, stored=True, cache=cache, **named)
     if not len(features):
         raise FeaturesError(f"{features.name!r} has no image that could be read: nothing to audit")
     blocks = _blocks(features, backbone, tap)

@@ -308,7 +308,7 @@ def reading_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     """Take out of a command's settings how DATA is read, for the functions that take data."""
     from featx.images.reading import Reading
 
-    return {**Reading.taken(settings).options}
+    return Reading.taken(settings).options
 
 
 def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -550,8 +550,11 @@ def check_targets(regression: bool, columns: tuple[str, ...]) -> None:
         raise click.UsageError("--target-column names numbers to learn: add --regression")
 
 
-def image_arguments(images: Iterable[str]) -> Iterator[str]:
-    """Return names of files: patterns are expanded in arguments, and none in standard input."""
+def image_arguments(images: Iterable[str], left_out: list[tuple[str, str]]) -> Iterator[str]:
+    """Return names of files: patterns are expanded in arguments, and none in standard input.
+
+    Files of folders and patterns that are no images are added to `left_out`, with the reasons.
+    """
     from featx.images.scan import FileName, image_names
 
     for item in images:
@@ -560,7 +563,7 @@ def image_arguments(images: Iterable[str]) -> Iterator[str]:
             lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
             yield from (FileName(os.fsdecode(line)) for line in lines if line.strip())
         else:
-            yield from map(FileName, image_names([item], strict=True))
+            yield from map(FileName, image_names([item], strict=True, left_out=left_out))
 
 
 def complete_head(_: Any, __: Any, incomplete: str) -> list[str]:

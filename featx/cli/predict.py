@@ -48,7 +48,9 @@ _MEASURED_ROWS = 200
         "with --coverage, is not exactly one.",
     ),
     options.loading,
+    options.reading,
     options.cache,
+    options.as_json,
 )
 def command(
     model: Path,
@@ -61,13 +63,16 @@ def command(
     weights: str | None,
     trust: bool,
     cache: Path,
+    as_json: bool,
+    **settings: Any,
 ) -> int:
     """Predict images with a model.
 
     IMAGES are files, folders (all images below them), patterns in quotes, or - for one path a line
-    on standard input. Every image is a row; one that cannot be read has the status failed and a
-    reason. A model of a regression gives each number with an interval. The exit code is 0 when an
-    image could be read, 1 when none could.
+    on standard input; or one table, one file of arrays, or the name of an extracted dataset. Every
+    image is a row; one that cannot be read has the status failed and a reason. A model of a
+    regression gives each number with an interval. The exit code is 0 when an image could be read, 1
+    when none could.
 
     \b
     featx predict photos.featx new/*.jpg
@@ -80,16 +85,52 @@ def command(
 
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
-    named = options.image_arguments(images)
+    left_out: list[tuple[str, str]] = []
+    given = {name: value for name, value in options.reading_arguments(settings).items() if value}
+    named: Any = options.image_arguments(images, left_out)
+    if len(images) == 1 and (given or _is_whole(images[0], cache)):
+        named = images[0]
     how: dict[str, Any] = {"top_k": top_k, "unknown": unknown, "abstain": abstain}
-    rows = _counted(predict(classifier, named, coverage=coverage, **how), counts)
-    if classifier.regression:
+    rows = _counted(predict(classifier, named, coverage=coverage, **how, **given), counts)
+    if as_json:
+        predictions = [
+            _value_json_row(row, unknown)
+            if classifier.regression
+            else _json_row(row, unknown, abstain)
+            for row in rows
+        ]
+        failed = [
+            {"path": row["path"], "reason": row["reason"]}
+            for row in predictions
+            if row["status"] == "failed"
+        ]
+        others = [{"path": path, "reason": reason} for path, reason in left_out]
+        say_json({
+            "model": str(model), "predictions": predictions, "failed": failed, "left_out": others,
+        })  # fmt: skip
+    elif classifier.regression:
         _VALUE_PRINTERS[style](rows, unknown)
     else:
         _PRINTERS[style](rows, unknown, abstain)
+    if left_out:
+        path, reason = left_out[0]
+        say(f"{len(left_out):,} files were left out, such as {path}: {reason}", err=True)
     if counts["failed"]:
         say(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
-    return 0 if counts["ok"] or not counts["failed"] else 1
+        if not counts["ok"]:
+            return 1
+    return options.exit_code(range(counts["failed"]))
+
+
+def _is_whole(name: str, cache: Path) -> bool:
+    """Return whether an argument is all of the images: a table, a file of arrays or a dataset."""
+    import os
+
+    from featx.cache.layout import CacheLayout
+    from featx.images.sources import is_collection
+
+    stored = not os.path.lexists(name) and CacheLayout.at(cache).dataset(name).is_file()
+    return stored or is_collection(name)
 
 
 def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Prediction]:
@@ -175,10 +216,14 @@ def _print_value_csv(rows: Iterable[Prediction], unknown: bool) -> None:
 
 def _print_value_json(rows: Iterable[Prediction], unknown: bool) -> None:
     for row in rows:
-        more = {"unknown": row.unknown, "distance": row.distance} if unknown else {}
-        values = [asdict(value) for value in row.values]
-        line = {"path": row.path, "status": row.status, "reason": row.reason, "values": values}
-        say_json({**line, **more})
+        say_json(_value_json_row(row, unknown))
+
+
+def _value_json_row(row: Prediction, unknown: bool) -> dict[str, Any]:
+    more = {"unknown": row.unknown, "distance": row.distance} if unknown else {}
+    values = [asdict(value) for value in row.values]
+    line = {"path": row.path, "status": row.status, "reason": row.reason, "values": values}
+    return {**line, **more}
 
 
 def _joined(row: Prediction) -> str:
@@ -210,14 +255,18 @@ def _print_csv(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None
 
 def _print_json_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
     for row in rows:
-        top = [{"label": label, "probability": probability} for label, probability in row.top]
-        first = top[0] if top else {"label": None, "probability": None}
-        line = {"path": row.path, **first, "status": row.status, "reason": row.reason, "top": top}
-        if unknown:
-            line |= {"unknown": row.unknown, "distance": row.distance}
-        if abstain:
-            line |= {"unsure": row.unsure, "set": row.label_set}
-        say_json(line)
+        say_json(_json_row(row, unknown, abstain))
+
+
+def _json_row(row: Prediction, unknown: bool, abstain: bool) -> dict[str, Any]:
+    top = [{"label": label, "probability": probability} for label, probability in row.top]
+    first = top[0] if top else {"label": None, "probability": None}
+    line = {"path": row.path, **first, "status": row.status, "reason": row.reason, "top": top}
+    if unknown:
+        line |= {"unknown": row.unknown, "distance": row.distance}
+    if abstain:
+        line |= {"unsure": row.unsure, "set": row.label_set}
+    return line
 
 
 _PRINTERS = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}

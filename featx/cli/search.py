@@ -135,7 +135,7 @@ def command(
     """
     import featx
     from featx.files.outputs import begins_with
-    from featx.models.search import default_scoring, read_space
+    from featx.models.search import default_scoring, default_taps, read_space
     from featx.models.training import check_kind
     from featx.selection.measuring import SearchOptions
 
@@ -148,7 +148,7 @@ def command(
     settings["multilabel"] = multilabel
     extraction = extraction_arguments(settings)
     if not options.is_given("taps"):
-        extraction["taps"] = _default_taps(data, cache, extraction["backbone"] or ("tiny",))
+        extraction["taps"] = default_taps(data, cache, extraction["backbone"] or ("tiny",))
     what: dict[str, Any] = {
         name: list(settings.pop(name)) or None for name in ("heads", "transforms")
     }
@@ -219,18 +219,6 @@ def command(
     laps.say()
     say(f"next: {next_prediction(target, data, features)}")
     return options.exit_code(features.failed)
-
-
-def _default_taps(data: str, cache: Path, backbones: tuple[str, ...]) -> Any:
-    """Return the taps that are tried by backbone, only avg where images cannot be read again."""
-    from featx.cache.layout import CacheLayout
-    from featx.extraction.job import find_named
-
-    named = find_named(CacheLayout.at(cache), data)
-    if named is not None and not (named.root and Path(named.root).exists()):
-        return ["avg"]
-    # A network of one's own has no blocks that are known.
-    return {name: ["avg"] if ":" in name else ["avg", "inner"] for name in backbones}
 
 
 def _show(result: SearchResult) -> None:

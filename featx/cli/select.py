@@ -69,7 +69,8 @@ def command(
         classifier = featx.load(model, cache=cache, **network)
         block |= {name: block[name] or classifier.block[name] for name in ("backbone", "tap")}
     features, which = options.open_block(data, cache, **block)
-    images = featx.select(features, n, model=classifier, seed=seed, **which)
+    named: Any = which
+    images = featx.select(features, n, model=classifier, seed=seed, **named)
     if output is not None:
         _write(output, _rows(images))
     if as_json:

@@ -27,6 +27,7 @@ _LISTS = (".txt", ".lst")
     options.file_path("-o", "--output", help="Write a page of pictures, as sheet.html."),
     options.force(),
     options.block,
+    options.fail_on_failed,
     options.cache,
     options.as_json,
 )
@@ -61,7 +62,8 @@ def command(
 
         options.check_output(output, is_page, "page", force=force, data=data)
         render_page("base.html")  # raises now what would keep the page from being made
-    names = list(_names(images))
+    left_out: list[tuple[str, str]] = []
+    names = list(_names(images, left_out))
     features, which = options.open_block(data, cache, **block)
     named: dict[str, Any] = {**block, **which}
     results = featx.similar(features, names, k, **named)
@@ -70,21 +72,29 @@ def command(
 
         title = " ".join(which.values())
         write_contact_sheet(output, features, results, block=title, overwrite=force)
+    failed = [result for result in results if result.status == "failed"]
     if as_json:
-        say_json({"dataset": features.name, **which, "images": results})
+        unused = {
+            "failed": [{"path": result.path, "reason": result.reason} for result in failed],
+            "left_out": [{"path": path, "reason": reason} for path, reason in left_out],
+        }
+        say_json({"dataset": features.name, **which, "images": results, **unused})
     else:
         _show(features.name, features.paths, results)
         if output is not None:
             say(f"saved     {output}")
-    failed = [result for result in results if result.status == "failed"]
+    if left_out:
+        say("{:,} files were left out, such as {}: {}".format(len(left_out), *left_out[0]), err=True)
     if failed:
         say(f"{len(failed):,} of {len(results):,} could not be read", err=True)
-    return 0 if len(failed) < len(results) or not results else 1
+        if len(failed) == len(results):
+            return 1
+    return options.exit_code(failed)
 
 
-def _names(images: Iterable[str]) -> Iterator[str]:
+def _names(images: Iterable[str], left_out: list[tuple[str, str]]) -> Iterator[str]:
     """Return the names of images, those that text files list among them."""
-    for name in options.image_arguments(images):
+    for name in options.image_arguments(images, left_out):
         if name.lower().endswith(_LISTS) and os.path.isfile(name):
             yield from _listed(Path(name))
         else:

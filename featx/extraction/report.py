@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from featx.images.labels import SEPARATOR
 
 _NO_FILE = "no such file"
 _SHOWN = 3
+_HOW_ALIKE = "case, spaces or the form of accents"
 
 
 def run_report(
@@ -83,6 +85,23 @@ def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[
         "conflicts": label_conflicts(manifest),
         "notes": notes,
     }
+
+
+def doubts(report: Mapping[str, Any]) -> list[str]:
+    """Return as sentences what a user is to know of the data before they are trained on."""
+    counted = (
+        (report["failed"], "could not be read"),
+        (len(report["left_out"]), "beside the images were left out"),
+        (report["unlabelled"], "have no label"),
+        (sum(map(len, report["contradictions"])), "have the same content but different labels"),
+    )
+    alike = [" and ".join(map(repr, group)) for group in report["look_alike"]]
+    return [
+        *(f"{count:,} files {what}" for count, what in counted if count),
+        *(f"no image of the class {name!r}" for name in report["empty_classes"]),
+        *(f"classes that differ only in {_HOW_ALIKE}: {names}" for names in alike),
+        *report["notes"],
+    ]
 
 
 def left_out(manifest: Manifest, images: ImageDataset | None = None) -> list[dict[str, str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,22 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.features import Features
+from featx.cache.layout import CacheLayout
 from featx.cache.manifest import FAILED, Manifest
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheError, DatasetError
 from featx.extraction.agreement import agreements
-from featx.extraction.job import Request, WeightsChoice
+from featx.extraction.job import Request, WeightsChoice, find_named
 from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
 from featx.extraction.progress import Meter, Progress, terminal_progress
 from featx.extraction.record import DatasetRecord, FeaturesGone
-from featx.extraction.report import engine_names, missing_files, run_report
+from featx.extraction.report import doubts, engine_names, missing_files, run_report
 from featx.files.identity import Keys
 from featx.images.dataset import ImageDataset
 from featx.images.labels import SplitNames
-from featx.images.reading import Reading
+from featx.images.reading import Reading, ReadingOptions
 from featx.spec import INT8, ImagePolicy, StorageDtype, ViewPolicy
 from featx.terminal import visible
 
+_LOG = logging.getLogger("featx")
 _ATTEMPTS = 5
 _WARM_UP = 8
 _MEASURE_S = 3.0
@@ -216,6 +219,33 @@ def extract(
         features.report |= {"agreement": agreement, "compare_s": round(ended - extracted, 3)}
     if precision == INT8:
         features.report["calibrate_s"] = round(calibrated - started, 3)
+    return features
+
+
+def as_features(
+    data: object,
+    reading: ReadingOptions | Mapping[str, Any] | None = None,
+    *,
+    stored: bool = False,
+    **options: Any,
+) -> Features:
+    """Return features as they are, else those of data, with a warning of what is doubtful in them.
+
+    `options` are those of `extract`. With `stored`, the name of a dataset stands for all features
+    that the cache has of it, unless a backbone or a tap is named.
+    """
+    how = Reading(**(reading or {}))
+    if isinstance(data, Features):
+        how.check_used("features", "features")
+        return data
+    named = options.get("backbone") is not None or options.get("taps") is not None
+    cache = options.get("cache")
+    if stored and not named and (known := find_named(CacheLayout.at(cache), data)) is not None:
+        how.check_used("features", repr(known.name))
+        return Features.open(known.name, cache=cache)
+    features = extract(data, **{**how.options, **options})
+    for doubt in doubts(features.report):
+        _LOG.warning("%s: %s", features.name, doubt)
     return features
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from featx.exceptions import DatasetError
 from featx.images.labels import SplitNames
@@ -16,11 +16,13 @@ COLUMNS = ("path", "label", "split", "group")
 
 
 class ReadingOptions(TypedDict, total=False):
-    """The fields of `Reading`, as keyword arguments of the functions that take data."""
+    """How data are read, as keyword arguments of the functions that learn from them.
+
+    All fields of `Reading` but `multilabel`, which says there what is learnt.
+    """
 
     splits: SplitNames
     root: StrPath | None
-    multilabel: bool
     target_columns: Sequence[str]
     path_column: str | None
     label_column: str | None
@@ -48,10 +50,9 @@ class Reading:
         return cls(**{name: options.pop(name) for name in names})
 
     @property
-    def options(self) -> ReadingOptions:
-        """The fields as keyword arguments."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return cast(ReadingOptions, values)
+    def options(self) -> dict[str, Any]:
+        """The fields as keyword arguments of `ImageDataset.from_any` and `featx.extract`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -70,7 +71,7 @@ class Reading:
             },
         }
         refused = [text for text, value in needless.items() if value and kind != "table"]
-        if self.splits is not None and kind in ("dataset", "files", "arrays"):
+        if self.splits is not None and kind in ("dataset", "features", "files", "arrays"):
             text = "--splits (splits=...) is for a folder, a table or a file of arrays"
             refused.append(text)
         if refused:

@@ -110,6 +110,11 @@ def recognise(data: object) -> Source:
     )
 
 
+def is_collection(path: str) -> bool:
+    """Return whether a file is a table of images, or holds arrays of them."""
+    return Path(path).suffix.lower() in (*_TABLES, *READERS) and os.path.isfile(path)
+
+
 def listed_paths(data: object) -> list[Any] | None:
     """Return the paths in a list, an array, or a column of pandas or polars; None for no path.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
+from featx.extraction.run import as_features
 from featx.files.identity import whole_keys
 from featx.heads.rows import Doubles, Numbers
+from featx.images.reading import ReadingOptions
 from featx.models.classifier import ImageClassifier
 from featx.models.evaluation import require_spec
 from featx.models.training import HELD_OUT
@@ -44,13 +47,15 @@ class Chosen:
 
 
 def select(
-    features: Features,
+    features: object,
     n: int = 200,
     *,
     model: ImageClassifier | None = None,
     backbone: str | None = None,
     tap: str | None = None,
     seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    **reading: Unpack[ReadingOptions],
 ) -> list[Chosen]:
     """Return which unlabelled images to label next, the most useful first.
 
@@ -63,8 +68,9 @@ def select(
 
     Parameters
     ----------
-    features : Features
-        Of a dataset in which images have no label, some or all of them.
+    features : Features, or data
+        Of a dataset in which images have no label, some or all of them; of whatever else
+        `featx.extract` takes, features are extracted first.
     n : int, default 200
         How many images.
     model : ImageClassifier, optional
@@ -73,6 +79,11 @@ def select(
         Which block of the features, where there are several; by default that of the model.
     seed : int, default 0
         The same seed gives the same images.
+    cache : path, optional
+        The cache folder of data that are no features, as of `featx.extract`.
+    **reading
+        How data that are no features are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Returns
     -------
@@ -105,6 +116,7 @@ def select(
         )
     if model is not None:
         backbone, tap = backbone or model.block["backbone"], tap or model.block["tap"]
+    features = as_features(features, reading, stored=True, backbone=backbone, taps=tap, cache=cache)
     parts = features.joined(backbone=backbone, tap=tap)
     which = joined_name((part.backbone, part.tap) for part in parts)
     pool, labelled = _unlabelled(features)

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.features import Features
+from featx.cache.layout import CacheLayout
 from featx.exceptions import DatasetError, FeaturesError
-from featx.extraction.job import with_views
+from featx.extraction.job import find_named, with_views
 from featx.extraction.run import extract
 from featx.files.identity import whole_keys
 from featx.files.safe_json import Json
@@ -23,6 +24,7 @@ from featx.heads.rows import Floats, Numbers
 from featx.heads.targets import Kind
 from featx.images.dataset import ImageDataset
 from featx.images.labels import label_matrix
+from featx.images.reading import Reading, ReadingOptions
 from featx.images.sources import recognise
 from featx.images.values import VALUE, read_values
 from featx.models.classifier import ImageClassifier
@@ -110,10 +112,11 @@ def _ratios(
 
 def evaluate(
     model: ImageClassifier | ImageRegressor,
-    data: Features | ImageDataset,
+    data: object,
     *,
     bootstrap: int = 1000,
     seed: int = 0,
+    **reading: Unpack[ReadingOptions],
 ) -> Evaluation:
     """Score a model on labelled images.
 
@@ -121,13 +124,16 @@ def evaluate(
     ----------
     model : ImageClassifier
         Fitted.
-    data : Features or ImageDataset
-        Labelled; features must be of the model's specification. Where there is a split ``test``,
-        only its images count.
+    data : Features, or data
+        Labelled: features of the model's specification, or whatever `featx.extract` takes. Where
+        there is a split ``test``, only its images count.
     bootstrap : int, default 1000
         Samples behind the intervals; 0 for none.
     seed : int, default 0
         Seed of the samples.
+    **reading
+        How data that are no features are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Returns
     -------
@@ -151,7 +157,7 @@ def evaluate(
     FeaturesError
         If the features are of another specification or size.
     """
-    answers = _answer(model, data)
+    answers = _answer(model, _to_answer(model, data, reading))
     if note := overlap_note(answers.overlap):
         _LOG.warning("%s", note)
     return _scores(model, answers, bootstrap, seed)
@@ -235,11 +241,12 @@ def _kind(model: ImageClassifier | ImageRegressor) -> Kind:
 def compare_models(
     first: ImageClassifier | ImageRegressor,
     second: ImageClassifier | ImageRegressor,
-    data: Features | ImageDataset,
-    second_data: Features | ImageDataset | None = None,
+    data: object,
+    second_data: object = None,
     *,
     bootstrap: int = 1000,
     seed: int = 0,
+    **reading: Unpack[ReadingOptions],
 ) -> Json:
     """Compare two models on the same labelled images.
 
@@ -248,11 +255,13 @@ def compare_models(
     first, second : ImageClassifier
         Fitted, both of one label an image or both of several; their classes may differ as long as
         both know the labels.
-    data : Features or ImageDataset
+    data : Features, or data
         As in `evaluate`.
-    second_data : Features or ImageDataset, optional
+    second_data : Features, or data, optional
         The same images with the features of the second model.
     bootstrap, seed : int
+        As in `evaluate`.
+    **reading
         As in `evaluate`.
 
     Returns
@@ -283,7 +292,11 @@ def compare_models(
             "two models are compared that answer alike, received one that gives "
             f"{given[0]} an image and one that gives {given[1]}: evaluate each by itself"
         )
-    answers = [_answer(first, data), _answer(second, data if second_data is None else second_data)]
+    second_data = data if second_data is None else second_data
+    answers = [
+        _answer(model, _to_answer(model, asked, reading))
+        for model, asked in ((first, data), (second, second_data))
+    ]
     if answers[0].names != answers[1].names or answers[0].labels() != answers[1].labels():
         raise DatasetError(
             "the two models were asked about different images: evaluate both on one dataset, of "
@@ -440,6 +453,21 @@ def model_block(model: ImageClassifier | ImageRegressor, features: Features) -> 
         return model.block
     named = features.block()
     return {"backbone": named.backbone, "tap": named.tap}
+
+
+def _to_answer(
+    model: ImageClassifier | ImageRegressor, data: object, reading: ReadingOptions
+) -> Features | ImageDataset:
+    """Return the features or images of data that a model is asked about."""
+    if isinstance(data, Features):
+        Reading(**reading).check_used("features", "features")
+        return data
+    if find_named(CacheLayout.at(model.cache), data) is not None:
+        return extract_for(model, data, cache=model.cache, **reading)
+    options: Json = {**reading}
+    if columns := target_columns_of(model.value_names_, data):
+        options["target_columns"] = columns
+    return ImageDataset.from_any(data, **options, multilabel=model.multilabel)
 
 
 def extract_for(

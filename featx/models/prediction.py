@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.cache.manifest import FAILED
+from featx.cache.layout import CacheLayout
+from featx.cache.manifest import FAILED, find_manifest
 from featx.exceptions import FeaturesError
+from featx.extraction.job import images_of
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.files import archive_ending
+from featx.images.reading import ReadingOptions
 from featx.images.scan import image_names
-from featx.images.sources import listed_paths, listed_pictures
+from featx.images.sources import is_collection, listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures, as_image_dataset
 from featx.selection.value_metrics import COVERAGE, check_coverage
 
 _CHUNK = 4096
+_LOG = logging.getLogger("featx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ def predict(
     unknown: bool = False,
     abstain: bool = False,
     coverage: float | None = None,
+    **reading: Unpack[ReadingOptions],
 ) -> Iterator[Prediction]:
     """Predict images in their order, a few thousand at a time.
 
@@ -103,11 +109,12 @@ def predict(
     ----------
     model : ImageClassifier, ImageRegressor or Predictor
         Fitted.
-    images : str, path, iterable of these, ndarray, list of images, or ImageDataset
+    images : str, path, iterable of these, ndarray, list of images, ImageDataset, or str
         Files, folders, archives and patterns, see `featx.images.scan.image_names`, also as bytes,
         as an array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
         (n, h, w), (n, h, w, c) or, of one image, (h, w, 3); PIL images, bytes of image files and
-        open files, one or a list. Labels are not looked at.
+        open files, one or a list; one table, one file of arrays, or the name of a dataset. Labels
+        are not looked at.
     top_k : int, optional
         How many classes of each: by default 1, or, of a model that gives several labels, all that
         it gives: those above 0.5, or above the thresholds that it has learnt.
@@ -118,6 +125,8 @@ def predict(
     coverage : float, optional
         Of a regression: share of images whose true number lies between `low` and `high`, 0.9 by
         default.
+    **reading
+        How a table is read, as for `featx.extract`: ``root``, ``path_column``, ...
 
     Yields
     ------
@@ -154,25 +163,26 @@ def predict(
                 "the model predicts classes, which have no intervals: leave --coverage "
                 "(coverage=...) out"
             )
+    chunks = _chunks(model, images, reading)
     if model.regression:
         if abstain:
             raise FeaturesError(
                 "the model predicts numbers, which have intervals and no sets: leave --abstain "
                 "(abstain=True) out"
             )
-        return _value_rows(model, images, unknown, COVERAGE if coverage is None else coverage)
+        return _value_rows(model, chunks, unknown, COVERAGE if coverage is None else coverage)
     if abstain and model.rule.sets is None:
         raise FeaturesError(
             "the model has no sets with a stated coverage, by which it could be unsure: train it "
             "again with featx train or featx search and --coverage 0.95 (coverage=0.95)"
         )
-    return _rows(model, images, top_k, unknown, abstain)
+    return _rows(model, chunks, top_k, unknown, abstain)
 
 
 def _value_rows(
-    model: ImageFeatures, images: Any, unknown: bool, coverage: float
+    model: ImageFeatures, chunks: Iterator[ImageDataset], unknown: bool, coverage: float
 ) -> Iterator[Prediction]:
-    for chunk in _chunks(images):
+    for chunk in chunks:
         parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         any_usable = len(ledger.usable) > 0
         numbers = model.average_values(parts) if any_usable else np.empty((0, 0))
@@ -199,10 +209,14 @@ def _value_rows(
 
 
 def _rows(
-    model: ImageFeatures, images: Any, top_k: int | None, unknown: bool, abstain: bool
+    model: ImageFeatures,
+    chunks: Iterator[ImageDataset],
+    top_k: int | None,
+    unknown: bool,
+    abstain: bool,
 ) -> Iterator[Prediction]:
     several = model.multilabel and top_k is None
-    for chunk in _chunks(images):
+    for chunk in chunks:
         parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         any_usable = len(ledger.usable) > 0
         proba = model.average_proba(parts) if any_usable else np.empty((0, len(model.classes_)))
@@ -243,7 +257,11 @@ def _decided(model: ImageFeatures, proba: Floats) -> NDArray[np.bool_]:
     return answers > 0
 
 
-def _chunks(images: Any) -> Iterator[ImageDataset]:
+def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Iterator[ImageDataset]:
+    if reading or (isinstance(images, str | os.PathLike) and is_collection(os.fspath(images))):
+        images = ImageDataset.from_any(images, **reading)
+    elif (named := _dataset(model, images)) is not None:
+        images = named
     if listed_pictures(images) is not None:
         images = ImageDataset.from_any(images)
     alone = isinstance(images, str | bytes | os.PathLike)
@@ -254,7 +272,12 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
         images = iter(paths)
     if not isinstance(images, ImageDataset):
         if isinstance(images, Iterable) and not _are_pixels(images):
-            yield from _named(image_names(images, strict=alone))
+            left_out: list[tuple[str, str]] = []
+            yield from _named(image_names(images, strict=alone, left_out=left_out))
+            if left_out:
+                _LOG.warning(
+                    "%s files were left out, such as %s: %s", f"{len(left_out):,}", *left_out[0]
+                )
             return
         dataset = as_image_dataset(images)
         if dataset is None:
@@ -264,6 +287,16 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
             )
         images = dataset
     yield from _pieces(images)
+
+
+def _dataset(model: ImageFeatures, name: object) -> ImageDataset | None:
+    """Return the images of a dataset of the cache, None where there is none of this name."""
+    if not isinstance(name, str) or os.path.lexists(name):
+        return None
+    layout = CacheLayout.at(model.cache)
+    if not layout.dataset(name).is_file():
+        return None
+    return images_of(find_manifest(layout, name))
 
 
 def _named(names: Iterable[str]) -> Iterator[ImageDataset]:

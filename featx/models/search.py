@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,9 @@ from featx.cache.layout import CacheLayout
 from featx.engines.engine import Engine
 from featx.exceptions import DatasetError, FeatxError, HeadError
 from featx.extraction.backbone_choice import Branch
-from featx.extraction.job import engines_folder
+from featx.extraction.job import engines_folder, find_named
 from featx.extraction.pipeline import Network
+from featx.extraction.run import as_features
 from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.heads.learning import require_streamable
@@ -34,6 +35,7 @@ from featx.heads.rows import Fold, Numbers
 from featx.heads.table import heads_for
 from featx.heads.targets import label_strata
 from featx.images.labels import check_splits, label_matrix, split_of
+from featx.images.reading import ReadingOptions
 from featx.memory import as_bytes, shown_bytes
 from featx.models.classifier import ImageClassifier
 from featx.models.fitting import Fitting, block_bytes, branches_of, read_block, untrained_model
@@ -521,7 +523,7 @@ def _terminal_leaderboard(title: str) -> Iterator[Watch]:
 
 
 def search(
-    features: Features,
+    features: object,
     *,
     heads: Any = None,
     transforms: Any = None,
@@ -557,6 +559,7 @@ def search(
     cache: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool | Watch = False,
+    **reading: Unpack[ReadingOptions],
 ) -> SearchResult:
     """Try heads, their parameters, transforms and blocks of features, and fit the best of them.
 
@@ -567,8 +570,9 @@ def search(
 
     Parameters
     ----------
-    features : Features
-        From `featx.extract`, labelled, with any number of blocks.
+    features : Features, or data
+        From `featx.extract`, labelled, with any number of blocks; of whatever else it takes,
+        features are extracted first, by default ``avg`` and ``inner`` of each backbone.
     heads : str, estimator or sequence, optional
         ``"logistic"`` is tried over its own grid, ``"logistic:C=0.01|0.1"`` over these values,
         ``"logistic:C=0.001..10"`` (random, optuna) over a range. Estimators, and
@@ -650,6 +654,9 @@ def search(
         Whether to go on from finished trials.
     progress : bool or callable, default False
         Whether to draw the leaderboard as it grows, in a terminal or in a notebook.
+    **reading
+        How data that are no features are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Returns
     -------
@@ -700,6 +707,19 @@ def search(
     )
     if balanced:
         tried = tried.balanced()
+    called = list(tried.called.values()) or ["tiny"]
+    features = as_features(
+        features,
+        reading,
+        backbone=called,
+        taps=default_taps(features, cache, called) if taps is None else taps,
+        weights=weights,
+        preprocessing=preprocessing,
+        trust=trust,
+        engine=engine,
+        cache=cache,
+        multilabel=multilabel,
+    )
     check_splits(features.splits, repr(features.name))
     labels = np.asarray(require_labels(features) if y is None else y)
     rows = np.flatnonzero(features.labels >= 0) if y is None else np.arange(len(labels))
@@ -806,6 +826,17 @@ def search(
             if (scored := result.scored) is not None and scored.values is not None:
                 model.residuals_ = kept_residuals(*scored.values)
     return result
+
+
+def default_taps(
+    data: object, cache: str | os.PathLike[str] | None, backbones: Sequence[str]
+) -> list[str] | dict[str, list[str]]:
+    """Return the taps that are tried by backbone, only avg where images cannot be read again."""
+    named = None if isinstance(data, Features) else find_named(CacheLayout.at(cache), data)
+    if named is not None and not (named.root and Path(named.root).exists()):
+        return ["avg"]
+    # A network of one's own has no blocks that are known.
+    return {name: ["avg"] if ":" in name else ["avg", "inner"] for name in backbones}
 
 
 def default_scoring(*, multilabel: bool, regression: bool) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Unpack
 
 import numpy as np
 
@@ -19,12 +19,12 @@ from featx.exceptions import DatasetError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import Job, engines_folder
 from featx.extraction.pipeline import Network
+from featx.extraction.run import as_features
 from featx.heads.rows import Doubles, Numbers
 from featx.images.dataset import ImageDataset
 from featx.images.files import local_path, read_file, read_one
+from featx.images.reading import ReadingOptions, StrPath
 from featx.spec import BlockName
-
-StrPath: TypeAlias = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Similar:
 
 
 def similar(
-    features: Features,
+    features: object,
     images: StrPath | Iterable[StrPath],
     k: int = 10,
     *,
@@ -88,6 +88,8 @@ def similar(
     weights: StrPath | None = None,
     trust: bool = False,
     engine: str = "auto",
+    cache: StrPath | None = None,
+    **reading: Unpack[ReadingOptions],
 ) -> list[Similar]:
     """Return the cached images that are nearest to each of some images.
 
@@ -97,8 +99,8 @@ def similar(
 
     Parameters
     ----------
-    features : Features
-        Of the dataset.
+    features : Features, or data
+        Of the dataset; of whatever else `featx.extract` takes, features are extracted first.
     images : path or iterable of paths
         Image files; also paths of the dataset, whose originals need not be there any more.
     k : int, default 10
@@ -111,6 +113,11 @@ def similar(
         Needed for ``savedmodel:`` backbones, whose graph may do anything.
     engine : str, default "auto"
         Key of `featx.engines.choice.ENGINES`.
+    cache : path, optional
+        The cache folder of data that are no features, as of `featx.extract`.
+    **reading
+        How data that are no features are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Returns
     -------
@@ -139,6 +146,17 @@ def similar(
     """
     listed = [images] if isinstance(images, str | bytes | os.PathLike) else list(images)
     names = [os.fsdecode(name) for name in listed]
+    features = as_features(
+        features,
+        reading,
+        stored=True,
+        backbone=backbone,
+        taps=tap,
+        weights=weights,
+        trust=trust,
+        engine=engine,
+        cache=cache,
+    )
     block = features.block(backbone=backbone, tap=tap)
     which: BlockName = {"backbone": block.backbone, "tap": block.tap}
     rows, reasons = _known_rows(features, names)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from featx.extraction.backbone_choice import (
     listed,
 )
 from featx.extraction.report import why_unreadable
+from featx.extraction.run import as_features
 from featx.files.identity import content_groups
 from featx.files.safe_json import Json
 from featx.heads.decision import Decision
@@ -35,6 +36,7 @@ from featx.images.labels import (
     look_like_sets,
     read_label_sets,
 )
+from featx.images.reading import ReadingOptions
 from featx.images.values import VALUE, look_like_values, read_values
 from featx.models.classifier import ImageClassifier
 from featx.models.fitting import (
@@ -188,7 +190,7 @@ def write_report(
 
 
 def train(
-    features: Features,
+    features: object,
     *,
     head: Any = "logistic",
     backbone: str | Sequence[str] | None = None,
@@ -208,6 +210,7 @@ def train(
     seed: int = 0,
     max_ram: str | int | None = None,
     cache: Any = None,
+    **reading: Unpack[ReadingOptions],
 ) -> TrainingResult:
     """Train a head on features and measure it on images that it has not seen.
 
@@ -220,8 +223,8 @@ def train(
 
     Parameters
     ----------
-    features : Features
-        From `featx.extract`.
+    features : Features, or data
+        From `featx.extract`; of whatever else it takes, features are extracted first.
     head : str or estimator, default "logistic"
         See `featx.heads.making.make_head`. Of a regression, the default stands for ``"ridge"``.
     backbone, tap : str or sequence of str, optional
@@ -265,6 +268,9 @@ def train(
         ``"1GiB"``: they are then read in batches, as often as it takes. Names, labels and keys of
         the images (some 350 bytes each) and the libraries come on top. By default all features are
         held, up to half of the machine's memory.
+    **reading
+        How data that are no features are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Returns
     -------
@@ -287,6 +293,17 @@ def train(
     head = trusted_head(head, seed=seed) if trust and not regression else head
     if balanced:
         head = balanced_head(head)
+    features = as_features(
+        features,
+        reading,
+        backbone=backbone,
+        taps=tap,
+        weights=weights,
+        preprocessing=preprocessing,
+        trust=trust,
+        cache=cache,
+        multilabel=multilabel,
+    )
     block = chosen_block(features, backbone, tap)
     rows, held_out = _training_rows(features)
     y = require_labels(features)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from featx.extraction.report import data_report
 from featx.files.outputs import check_output
 from featx.files.safe_json import Json
 from featx.finetuning.tuning import FineTuned
+from featx.images.reading import ReadingOptions
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.evaluation import extract_for, score_images
 from featx.models.image_model import ImageModel
@@ -81,6 +83,7 @@ def report(
     name: str = "",
     most_bytes: int = MOST_BYTES,
     overwrite: bool = False,
+    **reading: Unpack[ReadingOptions],
 ) -> None:
     """Write one HTML file that shows how good a model is, and on which images it is wrong.
 
@@ -94,7 +97,7 @@ def report(
     ----------
     model : ImageClassifier, ImageRegressor or path
         Fitted, or a ``.featx`` file.
-    data : Features, ImageDataset, path or str
+    data : Features, or data
         Labelled images, as in `featx.evaluate`; of others than `Features`, those that are missing
         in the cache are extracted. Where there is a split ``test``, only its images are scored.
     output : path
@@ -116,6 +119,9 @@ def report(
         class, as many as there is room for.
     overwrite : bool, default False
         Whether to replace a file that featx did not make.
+    **reading
+        How data that are no features are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Raises
     ------
@@ -145,7 +151,7 @@ def report(
         classifier = load_model(classifier, cache=cache)
     features = data
     if not isinstance(features, Features):
-        features = extract_for(classifier, features, cache=cache)
+        features = extract_for(classifier, features, cache=cache, **reading)
     scored = score_images(classifier, features, scores, bootstrap=bootstrap, seed=seed)
     if not name:
         name = "Model" if isinstance(model, ImageModel) else Path(model).name
