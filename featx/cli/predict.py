@@ -55,11 +55,7 @@ _MEASURED_ROWS = 200
 def command(
     model: Path,
     images: tuple[str, ...],
-    top_k: int | None,
     style: str,
-    unknown: bool,
-    abstain: bool,
-    coverage: float | None,
     weights: str | None,
     trust: bool,
     cache: Path,
@@ -80,18 +76,21 @@ def command(
     featx predict photos.featx new/ --abstain
     find . -name '*.jpg' | featx predict photos.featx - --format jsonl
     """
+    from featx.images.sources import is_collection
     from featx.models.model_file import load_predictor
-    from featx.models.prediction import predict
+    from featx.models.prediction import predict, stored_images
 
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
     left_out: list[tuple[str, str]] = []
     given = {name: value for name, value in options.reading_arguments(settings).items() if value}
     named: Any = options.image_arguments(images, left_out)
-    if len(images) == 1 and (given or _is_whole(images[0], cache)):
+    if len(images) == 1 and (given or is_collection(images[0])):
         named = images[0]
-    how: dict[str, Any] = {"top_k": top_k, "unknown": unknown, "abstain": abstain}
-    rows = _counted(predict(classifier, named, coverage=coverage, **how, **given), counts)
+    elif len(images) == 1:
+        named = stored_images(classifier, images[0]) or named
+    unknown, abstain = settings["unknown"], settings["abstain"]
+    rows = _counted(predict(classifier, named, **settings, **given), counts)
     if as_json:
         predictions = [
             _value_json_row(row, unknown)
@@ -120,17 +119,6 @@ def command(
         if not counts["ok"]:
             return 1
     return options.exit_code(range(counts["failed"]))
-
-
-def _is_whole(name: str, cache: Path) -> bool:
-    """Return whether an argument is all of the images: a table, a file of arrays or a dataset."""
-    import os
-
-    from featx.cache.layout import CacheLayout
-    from featx.images.sources import is_collection
-
-    stored = not os.path.lexists(name) and CacheLayout.at(cache).dataset(name).is_file()
-    return stored or is_collection(name)
 
 
 def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Prediction]:

@@ -84,7 +84,8 @@ def command(
         if output is not None:
             say(f"saved     {output}")
     if left_out:
-        say("{:,} files were left out, such as {}: {}".format(len(left_out), *left_out[0]), err=True)
+        path, reason = left_out[0]
+        say(f"{len(left_out):,} files were left out, such as {path}: {reason}", err=True)
     if failed:
         say(f"{len(failed):,} of {len(results):,} could not be read", err=True)
         if len(failed) == len(results):

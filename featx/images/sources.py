@@ -159,6 +159,8 @@ def is_pil(value: object) -> TypeGuard[Image.Image]:
 
 def _items(data: Any) -> list[object] | None:
     """Return the items of a list, or of a column of text, bytes or objects."""
+    if hasattr(data, "to_pylist") and not hasattr(data, "columns"):  # a column of pyarrow
+        return list(data.to_pylist())
     if hasattr(data, "to_numpy") and hasattr(data, "shape"):
         # One row tells whether a wide table holds paths, without a copy of it.
         data = np.asarray((data if data.shape[1:] in ((), (1,)) else data[:1]).to_numpy())

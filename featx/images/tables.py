@@ -27,6 +27,7 @@ _FOR_PATH = (
     "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img",
     "image_id", "name",
 )
+_SHOWN = 5
 _YES_OR_NO = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 _FOR_SPLIT = ("set", "subset", "partition", "phase", "usage", "mode", "splits")
 _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
@@ -83,6 +84,8 @@ def _listing(table: Rows, root: Path, reading: Reading) -> Listing:
         for number, names in like_splits.items()
         if len(names) > 1 and all(map(split_of, names))
     ]
+    if isinstance(several, _LabelColumns):
+        notes += several.notes
     return Listing(paths=paths, labels=labels, notes=notes, splits=splits, groups=groups)
 
 
@@ -244,7 +247,7 @@ def _known_columns(table: Rows, reading: Reading) -> dict[str, int]:
                 "name what is learnt: leave one of them out"
             )
         return known
-    near = [name for name in table.written if name.lower() in _FOR_LABEL]
+    near = [name for name in table.written if name.lower().replace(" ", "_") in _FOR_LABEL]
     if near and "label" not in known:
         raise DatasetError(
             f"no column 'label' in {table.what}, found columns: {', '.join(table.written)}; did "
@@ -280,10 +283,12 @@ def _no_path(table: Rows) -> DatasetError:
             f"expected a header in the first line of {table.what}, for example path,label; "
             f"received {','.join(table.written).strip()!r}"
         )
-    near = [name for name in table.written if name.lower() in _FOR_PATH]
+    near = [name for name in table.written if name.lower().replace(" ", "_") in _FOR_PATH]
     close = difflib.get_close_matches("path", table.header, n=1, cutoff=0.5)
     near = near or [table.written[table.header.index(name)] for name in close]
-    hint = f"; did you mean {near[0]!r}? Name it with {_option('path', near[0])}" if near else ""
+    hint = "; name it with --path-column NAME (path_column=...)"
+    if near:
+        hint = f"; did you mean {near[0]!r}? Name it with {_option('path', near[0])}"
     return DatasetError(
         f"expected a column 'path' in {table.what}, found columns: {', '.join(table.written)}{hint}"
     )
@@ -321,6 +326,18 @@ class _LabelColumns:
                 )
             table.cell(1, "label", name)
         return cls(table, names, strict=True)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said where nobody said that the columns are labels."""
+        if self._strict or self.labels is None:
+            return []
+        names = ", ".join(map(repr, list(self._names.values())[:_SHOWN]))
+        more = ", ..." if len(self._names) > _SHOWN else ""
+        return [
+            f"{len(self._names)} columns of 0 and 1 are taken as labels: {names}{more}; with "
+            "--multilabel (multilabel=True) each is predicted by itself"
+        ]
 
     def add(self, line: int, row: Sequence[object]) -> None:
         """Take one row."""

@@ -8,6 +8,7 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 
+from featx.backbones.source import canonical_name
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.extraction.run import as_features
@@ -117,7 +118,8 @@ def select(
     if model is not None:
         backbone, tap = backbone or model.block["backbone"], tap or model.block["tap"]
     features = as_features(features, reading, stored=True, backbone=backbone, taps=tap, cache=cache)
-    parts = features.joined(backbone=backbone, tap=tap)
+    named = None if backbone is None else canonical_name(backbone)
+    parts = features.joined(backbone=named, tap=tap)
     which = joined_name((part.backbone, part.tap) for part in parts)
     pool, labelled = _unlabelled(features)
     generator = np.random.default_rng(seed)

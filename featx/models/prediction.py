@@ -260,7 +260,7 @@ def _decided(model: ImageFeatures, proba: Floats) -> NDArray[np.bool_]:
 def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Iterator[ImageDataset]:
     if reading or (isinstance(images, str | os.PathLike) and is_collection(os.fspath(images))):
         images = ImageDataset.from_any(images, **reading)
-    elif (named := _dataset(model, images)) is not None:
+    elif (named := stored_images(model, images)) is not None:
         images = named
     if listed_pictures(images) is not None:
         images = ImageDataset.from_any(images)
@@ -289,14 +289,16 @@ def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Itera
     yield from _pieces(images)
 
 
-def _dataset(model: ImageFeatures, name: object) -> ImageDataset | None:
+def stored_images(model: ImageFeatures, name: object) -> ImageDataset | None:
     """Return the images of a dataset of the cache, None where there is none of this name."""
     if not isinstance(name, str) or os.path.lexists(name):
         return None
     layout = CacheLayout.at(model.cache)
     if not layout.dataset(name).is_file():
         return None
-    return images_of(find_manifest(layout, name))
+    manifest = find_manifest(layout, name)
+    # Names of files may be alike where those of datasets differ.
+    return images_of(manifest) if manifest.name == name else None
 
 
 def _named(names: Iterable[str]) -> Iterator[ImageDataset]:

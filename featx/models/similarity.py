@@ -11,7 +11,7 @@ from typing import Unpack
 
 import numpy as np
 
-from featx.backbones.source import BackboneSource
+from featx.backbones.source import BackboneSource, canonical_name
 from featx.cache.features import Features
 from featx.cache.manifest import FAILED
 from featx.cache.space import KeyIndex
@@ -157,7 +157,8 @@ def similar(
         engine=engine,
         cache=cache,
     )
-    block = features.block(backbone=backbone, tap=tap)
+    named = None if backbone is None else canonical_name(backbone)
+    block = features.block(backbone=named, tap=tap)
     which: BlockName = {"backbone": block.backbone, "tap": block.tap}
     rows, reasons = _known_rows(features, names)
     X = np.zeros((len(names), features.width(**which)), np.float32)

@@ -456,8 +456,8 @@ def require_labels(features: Features) -> NDArray[np.str_]:
     if y is None:
         raise DatasetError(
             f"{features.name!r} has no labels: put the images into one folder a class, or give a "
-            "CSV with the columns path,label; numbers in another column are learnt with "
-            "--regression --target-column NAME"
+            "CSV with the columns path,label; name another column of labels with --label-column "
+            "NAME (label_column=...), numbers with --regression --target-column NAME"
         )
     return y
 

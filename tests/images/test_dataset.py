@@ -1,5 +1,6 @@
 """Datasets from folders, lists and labels."""
 
+import io
 import os
 import pickle
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
 from featx.images.labels import encode_labels
+from featx.images.scan import image_names
 
 
 def photo(path, colour=(1, 2, 3)):
@@ -342,3 +344,36 @@ def test_anything(tmp_path):
         read(tmp_path / "notes.txt")
     with pytest.raises(DatasetError, match="received int"):
         read(3)
+
+
+def test_images_without_a_known_extension_are_taken_by_their_content(tmp_path):
+    for label in ("ant", "bee"):
+        (tmp_path / label).mkdir()
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    content = {
+        "ant/IMG_0001": picture.getvalue(),
+        "ant/photo.bak": picture.getvalue(),
+        "bee/a.png": picture.getvalue(),
+        "bee/b.dat": b"II*\0 and so on",
+        "bee/BM": b"BM is how this text begins, and it goes on for a while",
+        "bee/notes": b"P1 is how this text begins",
+        "bee/raw.nef": b"II*\0 and so on",
+        "bee/table.csv": picture.getvalue(),
+    }
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    data = ImageDataset.from_folder(tmp_path)
+    assert data.paths == ("ant/IMG_0001", "ant/photo.bak", "bee/a.png", "bee/b.dat")
+    assert data.notes == (
+        "3 files without a known extension are images by their content, such as 'ant/IMG_0001'",
+    )
+    reasons = dict(zip(data.strays, data.stray_reasons, strict=True))
+    assert reasons.pop("bee/raw.nef").startswith("a raw photograph of a camera")
+    assert reasons == dict.fromkeys(("bee/BM", "bee/notes", "bee/table.csv"), "no image extension")
+    left_out = []
+    names = list(image_names([str(tmp_path / "*")], left_out=left_out))
+    assert [name[len(str(tmp_path)) + 1 :] for name in names] == list(data.paths)
+    assert len(left_out) == 4
+    several = ImageDataset.from_any([str(tmp_path / "ant"), str(tmp_path / "bee")])
+    assert len(several.strays) == 4

@@ -230,3 +230,63 @@ def test_splits_are_printed_and_are_in_the_json(featx_command, draw_photo, tmp_p
     assert "splits: set_train = train (6 images), set_holdout = test (6 images)" in shown
     report = json.loads(featx_command(*extract, "--json").stdout)
     assert report["splits"] == {"train": 6, "test": 6}
+
+
+@pytest.mark.parametrize("beside", ["docs/figures/1.png", "docs/1.png", "models/m.txt", "1.png"])
+@pytest.mark.parametrize("tops", [("train", "test"), ("seg_train", "seg_test")])
+def test_splits_stay_splits_whatever_lies_beside_them(tmp_path, tops, beside):
+    files = [f"{tops[0]}/ant/1.png", f"{tops[0]}/bee/1.png", f"{tops[1]}/1.png"]
+    folder(tmp_path, *files, beside)
+    data = ImageDataset.from_folder(tmp_path)
+    assert data.classes == ("ant", "bee")
+    assert dict(zip(data.paths, data.splits, strict=True)) == dict(
+        zip(files, ["train", "train", "test"], strict=True)
+    )
+    assert data.strays == (beside,)
+
+
+def test_splits_in_classes_stay_beside_other_folders(tmp_path):
+    root = folder(tmp_path, *below(("ant", "bee"), ("train", "test")), "docs/1.png")
+    data = ImageDataset.from_folder(root)
+    assert data.classes == ("ant", "bee")
+    assert data.splits == ("test", "test", "train", "train") * 2
+    assert data.strays == ("docs/1.png",)
+    assert data.empty_classes == ()
+    folder(tmp_path, *below(("ant", "bee"), ("extra",)))
+    with pytest.raises(DatasetError, match=r"'extra' in the classes .* --splits extra=test"):
+        ImageDataset.from_folder(root)
+    data = ImageDataset.from_folder(root, splits={"extra": "train"})
+    assert data.splits == ("train", "train", "test", "test", "train", "train") * 2
+
+
+def test_missing_labels_of_any_column_are_refused_by_row():
+    values = ["ant", None, "bee"]
+    columns = [
+        values,
+        np.array(values, object)[:, None],
+        np.ma.array(["ant", "x", "bee"], mask=[False, True, False]),
+        np.ma.array([1, 2, 3], mask=[False, True, False]),
+        np.array(["ant", "NaN", "bee"], np.dtypes.StringDType()),
+        np.array([b"ant", b"Null", b"bee"]),
+        ["ant", np.ma.masked, "bee"],
+    ]
+    pandas = pytest.importorskip("pandas")
+    columns += [
+        pandas.Series(values),
+        pandas.DataFrame({"y": values}),
+        pandas.Series([1, None, 2], dtype="Int64"),
+        pandas.Series(values, dtype="category"),
+    ]
+    for column in columns:
+        with pytest.raises(DatasetError, match="1 have none .*rows 1;"):
+            complete_labels(column)
+
+
+def test_complete_labels_are_what_scikit_learn_takes():
+    assert complete_labels([b"ant", b"bee"]).tolist() == ["ant", "bee"]
+    text = complete_labels(np.array(["ant", "bee"], np.dtypes.StringDType()))
+    assert text.dtype.kind == "U"
+    y = np.array([[1], [0]])
+    assert complete_labels(y) is y
+    pandas = pytest.importorskip("pandas")
+    assert complete_labels(pandas.Series([1, 2], dtype="Int64")).dtype.kind == "i"

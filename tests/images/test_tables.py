@@ -79,7 +79,7 @@ def test_paths_need_not_be_utf8_but_labels_must(tmp_path):
             "'Image'. Name it with --path-column Image ",
         ),
         ("paths,label\na.jpg,x\n", "did you mean 'paths'"),
-        ("u,v\na.jpg,x\n", "expected a column 'path' in .*found columns: u, v$"),
+        ("u,v\na.jpg,x\n", "expected a column 'path' in .*found columns: u, v; name it with"),
         ("a.jpg,cat\nb.jpg,dog\n", r"expected a header in the first line .*received 'a\.jpg,cat'"),
         ("path,class\na.jpg,x\n", "no column 'label' .*did you mean 'class'"),
         ("path,label,path\na.jpg,x,y\n", "2 columns named 'path'"),
