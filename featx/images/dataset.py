@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -18,6 +17,7 @@ from featx.exceptions import DatasetError, ImageError
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
+from featx.images.reading import Reading, StrPath
 from featx.images.scan import scan_folder
 from featx.images.sources import (
     READERS,
@@ -30,9 +30,7 @@ from featx.images.sources import (
     read_npz,
     recognise,
 )
-from featx.images.tables import read_table
-
-StrPath = str | os.PathLike[str]
+from featx.images.tables import check_one_label, read_table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -357,6 +355,10 @@ class ImageDataset:
         multilabel: bool = False,
         splits: SplitNames = None,
         target_columns: Sequence[str] = (),
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
     ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
 
@@ -381,6 +383,9 @@ class ImageDataset:
         target_columns : sequence of str, default ()
             Columns of numbers for a regression. They take the place of ``label``, and are then
             labels such as ``age=3.5|mass=7.0``.
+        path_column, label_column, split_column, group_column : str or None, default None
+            Names of the columns, in any case, where they are not ``path``, ``label``, ``split`` and
+            ``group``.
 
         Raises
         ------
@@ -389,9 +394,23 @@ class ImageDataset:
             none of train, val and test. Missing images are no error here.
         """
         file = Path(path)
-        base = Path(file.parent if root is None else root).absolute()
-        listing = read_table(file, root=base, multilabel=multilabel, target_columns=target_columns)
-        return cls._of(listing, file.stem, splits, root=base, what=file.name)
+        reading = Reading(
+            root=root,
+            multilabel=multilabel,
+            splits=splits,
+            target_columns=target_columns,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+        )
+        return cls._of_table(file, reading)
+
+    @classmethod
+    def _of_table(cls, file: Path, reading: Reading) -> ImageDataset:
+        base = Path(file.parent if reading.root is None else reading.root).absolute()
+        listing = read_table(file, root=base, reading=reading)
+        return cls._of(listing, file.stem, reading.splits, root=base, what=file.name)
 
     @classmethod
     def from_paths(
@@ -418,7 +437,7 @@ class ImageDataset:
         Raises
         ------
         DatasetError
-            If there are no paths, one is no path, or the lengths differ.
+            If there are no paths, one is no path, one file has two labels, or the lengths differ.
         """
         listing = Listing(
             paths=check_paths(paths),
@@ -426,7 +445,10 @@ class ImageDataset:
             groups=None if groups is None else list(map(as_text, groups)),
             splits=None if splits is None else list(map(as_text, splits)),
         )
-        return cls._of(listing, name or "paths")
+        data = cls._of(listing, name or "paths")
+        if data.y is not None:
+            check_one_label(data.paths, data.y.tolist())
+        return data
 
     @classmethod
     def from_arrays(
@@ -546,6 +568,10 @@ class ImageDataset:
         root: StrPath | None = None,
         multilabel: bool = False,
         target_columns: Sequence[str] = (),
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
     ) -> ImageDataset:
         """Find out what was given, and read it.
 
@@ -563,6 +589,8 @@ class ImageDataset:
             As for `from_csv`; of a table only.
         target_columns : sequence of str, default ()
             As for `from_csv`; of a table only.
+        path_column, label_column, split_column, group_column : str or None, default None
+            As for `from_csv`; of a table only.
 
         Raises
         ------
@@ -571,37 +599,27 @@ class ImageDataset:
             channels first, or several grey ones; if it has no splits to be named, or no paths
             for `root`.
         """
+        reading = Reading(
+            splits=splits,
+            root=root,
+            multilabel=multilabel,
+            target_columns=target_columns,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+        )
         source = Source(kind="dataset") if isinstance(data, ImageDataset) else recognise(data)
-        kind = source.kind
         # Never the content of a file.
-        what = type(data).__name__ if kind == "arrays" else repr(str(data)[:80])
-        if root is not None and kind != "table":
-            raise DatasetError(
-                f"--root (root=...) is for the paths of a table, received {what}: leave it out"
-            )
-        if target_columns and kind != "table":
-            raise DatasetError(
-                "--target-column (target_columns=...) names columns of a table, received "
-                f"{what}: leave it out"
-            )
-        if splits is not None and kind in ("dataset", "files", "arrays"):
-            raise DatasetError(
-                "--splits (splits=...) is for a folder, a table or a file of arrays, received "
-                f"{what}: leave it out"
-            )
+        what = type(data).__name__ if source.kind == "arrays" else repr(str(data)[:80])
+        reading.check_used(source.kind, what)
         if isinstance(data, ImageDataset):
             return data
         match source.kind:
             case "folder":
                 return cls.from_folder(source.path, splits=splits)
             case "table":
-                return cls.from_csv(
-                    source.path,
-                    root=root,
-                    multilabel=multilabel,
-                    splits=splits,
-                    target_columns=target_columns,
-                )
+                return cls._of_table(source.path, reading)
             case "packed":
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)
@@ -629,7 +647,8 @@ class ImageDataset:
             meant = meant or understood
         elif names not in (None, "none"):
             raise DatasetError(
-                f"{what or name!r} has no column split: leave --splits (splits=...) out"
+                f"{what or name!r} has no column split: name it with --split-column "
+                "(split_column=...), or leave --splits (splits=...) out"
             )
         classes, labels = None, None
         if listing.labels is not None:
