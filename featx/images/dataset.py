@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from featx.exceptions import DatasetError, ImageError
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
+from featx.images.frames import arrow_images, read_arrow_files, read_frame
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.reading import Reading, StrPath
 from featx.images.scan import scan_folder
@@ -72,6 +74,8 @@ class ImageDataset:
         Where images come from that are arrays, or lie in an archive; None for files.
     rows : ndarray of shape (n,), int64, or None, default None
         Position of each image in `arrays`; None for all in order.
+    column : str, default ""
+        Of a Parquet or Arrow file, the column in which the images lie.
 
     Examples
     --------
@@ -98,6 +102,7 @@ class ImageDataset:
     notes: tuple[str, ...] = ()
     arrays: ImageSource | None = None
     rows: NDArray[np.int64] | None = None
+    column: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.paths)
@@ -549,15 +554,23 @@ class ImageDataset:
         DatasetError
             If an archive is missing, damaged or cut off, or there is no image in it.
         """
-        given = [path] if isinstance(path, str | os.PathLike) else list(path)
-        files = [Path(file) for item in given for file in archive_paths(os.fspath(item))]
-        root = Path(given[0]).absolute()
-        if len(given) > 1:
-            names = [file.absolute() for file in files]
-            root = names[0].parent / f"{{{','.join(sorted(file.name for file in names))}}}"
-        return cls._of(
-            read_archives(files, root.name, splits), archive_name(root), splits, root=root
-        )
+        files, root = _shards([path] if isinstance(path, str | os.PathLike) else path)
+        listing = read_archives(files, root.name, splits)
+        return cls._of(listing, archive_name(root), splits, root=root)
+
+    @classmethod
+    def _of_parquet(cls, paths: Sequence[StrPath], reading: Reading) -> ImageDataset:
+        files, root = _shards(paths)
+        listing = read_arrow_files(files, root.name, reading)
+        if listing.arrays is None:  # a table of paths
+            root = Path(files[0].parent if reading.root is None else reading.root).absolute()
+        return cls._of(listing, archive_name(root), reading.splits, root=root, what=files[0].name)
+
+    @classmethod
+    def _of_frame(cls, data: object, reading: Reading) -> ImageDataset:
+        listing = read_frame(data, reading)
+        root = None if reading.root is None else Path(reading.root).absolute()
+        return cls._of(listing, "frame", reading.splits, root=root, what="the data frame")
 
     @classmethod
     def from_any(
@@ -625,6 +638,10 @@ class ImageDataset:
                 return cls._of(listing, source.path.stem, splits)
             case "archives":
                 return cls.from_archives(source.paths, splits=splits)
+            case "parquet":
+                return cls._of_parquet(source.paths, reading)
+            case "frame":
+                return cls._of_frame(source.images, reading)
             case "arrays":
                 return cls.from_arrays(source.images)
         return cls.from_paths(source.paths, name=source.path.stem or None)
@@ -669,7 +686,27 @@ class ImageDataset:
             stray_reasons=tuple(reason for _, reason in listing.strays),
             empty_classes=tuple(listing.empty_classes),
             arrays=listing.arrays,
+            column=listing.column,
         )
+
+
+def _shards(given: Sequence[StrPath]) -> tuple[list[Path], Path]:
+    """Return the files that paths and patterns stand for, and an address of all of them."""
+    files = [Path(name) for item in given for name in archive_paths(os.fspath(item))]
+    if len(given) == 1:
+        return files, Path(given[0]).absolute()
+    names = ",".join(sorted(file.name for file in files))
+    return files, files[0].absolute().parent / f"{{{names}}}"
+
+
+def packed_images(address: str, column: str) -> tuple[Sequence[str], ImageSource | None]:
+    """Return the paths of the images in archives or Parquet files, and what gives their bytes."""
+    source = recognise(address)
+    files, root = _shards(source.paths)
+    if source.kind == "parquet":
+        return arrow_images(files, column)
+    listing = read_archives(files, root.name, "none")
+    return listing.paths, listing.arrays
 
 
 def _counted(n: int, noun: str) -> str:
