@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,8 @@ class Request:
     def settle(self, data: object) -> Job:
         """Settle before the first image is read what is computed and where it goes."""
         layout = CacheLayout.at(self.cache)
+        if isinstance(data, Iterator):  # which gives its images once
+            data = ImageDataset.from_any(data, **self.reading.options)
         job = Job(
             data=data,
             layout=layout,

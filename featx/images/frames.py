@@ -1,4 +1,4 @@
-"""Images in tables of other libraries: Parquet and Arrow files, pandas, polars, Hugging Face, TensorFlow.
+"""Images in tables of other libraries: Parquet, Arrow, pandas, polars, Hugging Face, TensorFlow.
 
 A column holds the images: the bytes of files, records of ``bytes`` and ``path`` as in the datasets
 of Hugging Face, PIL images or arrays; or their paths. The columns beside it say what a table says.
@@ -503,7 +503,7 @@ def _pyarrow() -> Any:
 
 
 def _of_tensorflow(data: Any, reading: Reading) -> _Frame:
-    """Return what a dataset of TensorFlow gives, gone through once: it may be shuffled anew each time."""
+    """Return what a dataset of TensorFlow gives in one pass: the next may be in another order."""
     images: list[object] = []
     labels: list[object] = []
     names = getattr(data, "class_names", None)
@@ -515,8 +515,9 @@ def _of_tensorflow(data: Any, reading: Reading) -> _Frame:
             size += len(image) if isinstance(image, bytes) else image.nbytes
         if size > _MOST_TENSOR_BYTES:
             raise DatasetError(
-                f"the images of the dataset of TensorFlow take more than {_MOST_TENSOR_BYTES >> 30} GiB "
-                "in memory, and it can be gone through only once: give the files that it reads"
+                "the images of the dataset of TensorFlow take more than "
+                f"{_MOST_TENSOR_BYTES >> 30} GiB in memory, where they are kept: give the files "
+                "that it reads"
             )
     if not images:
         raise DatasetError("no image in the dataset of TensorFlow: expected one element or more")

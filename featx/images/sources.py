@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeGuard
 
@@ -32,7 +32,7 @@ from featx.images.files import (
 )
 from featx.images.labels import as_text, split_of
 from featx.images.limits import MOST_PIXELS
-from featx.images.scan import images_below
+from featx.images.scan import images_below, is_cache, is_ignored
 
 if TYPE_CHECKING:
     import h5py
@@ -93,7 +93,8 @@ def recognise(data: object) -> Source:
         )
     path = Path(data)
     if path.is_dir():
-        return Source(kind="folder", path=path)
+        shards = _shards_in(path)
+        return replace(_archives(shards), path=path) if shards else Source(kind="folder", path=path)
     if archive_ending(path.name):
         return _archives([str(path)])
     if not path.exists():
@@ -115,6 +116,23 @@ def recognise(data: object) -> Source:
     )
 
 
+def _shards_in(folder: Path) -> list[str]:
+    """Return the archives in a folder, sorted; none where images or folders lie beside them."""
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_ignored(entry.name):
+                    continue
+                if is_image_name(entry.name) or (entry.is_dir() and not is_cache(entry.path)):
+                    return []
+                if archive_ending(entry.name):
+                    names.append(entry.path)
+    except OSError:
+        return []
+    return sorted(names)
+
+
 def _archives(paths: list[str]) -> Source:
     """Return archives, or files of tables that may hold images, all of one kind."""
     tables = {ARCHIVES[archive_ending(path)] in ARROW_FILES for path in paths}
@@ -126,7 +144,7 @@ def _archives(paths: list[str]) -> Source:
 
 
 def is_frame(data: object) -> bool:
-    """Return whether data are a table of pandas, polars, Arrow or datasets, or a dataset of TensorFlow.
+    """Return whether data are a table of another library, or a dataset of one.
 
     A single column of pandas or polars is none: it is a list of paths or images.
     """

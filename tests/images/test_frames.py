@@ -46,7 +46,7 @@ def cache(tmp_path):
 
 def same_labels(data):
     """Every image has the label that it has in the folder."""
-    expected = {picture: label for picture, label in zip(PICTURES, LABELS, strict=True)}
+    expected = dict(zip(PICTURES, LABELS, strict=True))
     contents = [data.read(i) if hasattr(data.arrays, "stamps") else data.image(i) for i in range(9)]
     return [expected[content] for content in contents] == data.y.tolist()
 
@@ -157,6 +157,17 @@ def test_shards_and_their_splits(tmp_path):
     assert sorted(data.splits) == ["test"] * 3 + ["train"] * 6
     assert same_labels(data)
     assert len(set(data.paths)) == COUNT
+
+
+def test_a_folder_of_shards(tmp_path, cache):
+    table = hugging_face(arrow_table())
+    for number in range(3):
+        write_parquet(tmp_path / f"part-{number}.parquet", table.slice(3 * number, 3))
+    (tmp_path / "README.md").write_text("about")
+    data = ImageDataset.from_any(tmp_path)
+    assert (data.name, len(data)) == (tmp_path.name, COUNT)
+    feats = featx.extract(tmp_path, cache=cache)
+    assert featx.extract(feats.name, taps="max", cache=cache).report["failed"] == 0
 
 
 def test_random_order_reads_row_groups_again(tmp_path, monkeypatch):
@@ -344,7 +355,7 @@ def test_a_tf_dataset_without_labels_and_too_large(monkeypatch):
     source = tf.data.Dataset.from_tensor_slices(np.zeros((3, 8, 8, 3), np.uint8))
     assert ImageDataset.from_any(source).labels is None
     monkeypatch.setattr(frames, "_MOST_TENSOR_BYTES", 100)
-    with pytest.raises(DatasetError, match="can be gone through only once"):
+    with pytest.raises(DatasetError, match="in memory, where they are kept"):
         ImageDataset.from_any(source)
 
 
