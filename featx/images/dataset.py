@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from featx.exceptions import DatasetError, ImageError
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
+from featx.images.frames import arrow_images, read_arrow_files, read_frame
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.reading import Reading, StrPath
 from featx.images.scan import scan_folder
@@ -32,6 +33,8 @@ from featx.images.sources import (
     recognise,
 )
 from featx.images.tables import check_one_label, read_table
+
+_NO_FOLDER = Path()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -73,6 +76,8 @@ class ImageDataset:
         Where images come from that are arrays, or lie in an archive; None for files.
     rows : ndarray of shape (n,), int64, or None, default None
         Position of each image in `arrays`; None for all in order.
+    column : str, default ""
+        Of a Parquet or Arrow file, the column in which the images lie.
 
     Examples
     --------
@@ -99,6 +104,7 @@ class ImageDataset:
     notes: tuple[str, ...] = ()
     arrays: ImageSource | None = None
     rows: NDArray[np.int64] | None = None
+    column: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.paths)
@@ -550,15 +556,33 @@ class ImageDataset:
         DatasetError
             If an archive is missing, damaged or cut off, or there is no image in it.
         """
-        given = [path] if isinstance(path, str | os.PathLike) else list(path)
-        files = [Path(file) for item in given for file in archive_paths(os.fspath(item))]
-        root = Path(given[0]).absolute()
-        if len(given) > 1:
-            names = [file.absolute() for file in files]
-            root = names[0].parent / f"{{{','.join(sorted(file.name for file in names))}}}"
-        return cls._of(
-            read_archives(files, root.name, splits), archive_name(root), splits, root=root
-        )
+        paths = [path] if isinstance(path, str | os.PathLike) else path
+        return cls._of_archives(paths, splits)
+
+    @classmethod
+    def _of_archives(
+        cls, paths: Sequence[StrPath], splits: SplitNames, folder: Path = _NO_FOLDER
+    ) -> ImageDataset:
+        files, root = _shards(paths, folder)
+        listing = read_archives(files, root.name, splits)
+        return cls._of(listing, archive_name(root), splits, root=root)
+
+    @classmethod
+    def _of_parquet(
+        cls, paths: Sequence[StrPath], reading: Reading, folder: Path = _NO_FOLDER
+    ) -> ImageDataset:
+        files, root = _shards(paths, folder)
+        listing = read_arrow_files(files, root.name, reading)
+        name = archive_name(root)
+        if listing.arrays is None:  # a table of paths
+            root = Path(files[0].parent if reading.root is None else reading.root).absolute()
+        return cls._of(listing, name, reading.splits, root=root, what=files[0].name)
+
+    @classmethod
+    def _of_frame(cls, data: object, reading: Reading) -> ImageDataset:
+        listing = read_frame(data, reading)
+        root = None if reading.root is None else Path(reading.root).absolute()
+        return cls._of(listing, "frame", reading.splits, root=root, what="the data frame")
 
     @classmethod
     def from_any(
@@ -578,10 +602,13 @@ class ImageDataset:
 
         Parameters
         ----------
-        data : ImageDataset, str, path-like, list, ndarray or column of a table
-            A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file;
-            image files and folders (without labels) in any form that `listed_paths` knows; images
-            as `from_arrays` takes them, one or several. An array of shape (h, w, 3) is one image.
+        data : ImageDataset, str, path-like, list, ndarray or table
+            A folder, a ``.csv`` or ``.tsv`` table, a ``.tar`` or ``.zip`` archive, a ``.parquet``
+            or ``.arrow`` file, several of these as `from_archives` takes them, a ``.npz`` or
+            ``.h5`` file, one image file; a table of pandas, polars or pyarrow, a dataset of Hugging
+            Face or TensorFlow; image files and folders (without labels) in any form that
+            `listed_paths` knows; images as `from_arrays` takes them, one, several or an iterator.
+            An array of shape (h, w, 3) is one image.
         splits : mapping of str to str, "none" or None, default None
             What names of splits mean, as for `from_folder` and `from_csv`.
         root : str, path-like or None, default None
@@ -591,7 +618,7 @@ class ImageDataset:
         target_columns : sequence of str, default ()
             As for `from_csv`; of a table only.
         path_column, label_column, split_column, group_column : str or None, default None
-            As for `from_csv`; of a table only.
+            As for `from_csv`; of a table only. The column of paths may be one of images.
 
         Raises
         ------
@@ -625,7 +652,11 @@ class ImageDataset:
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)
             case "archives":
-                return cls.from_archives(source.paths, splits=splits)
+                return cls._of_archives(source.paths, splits, source.path)
+            case "parquet":
+                return cls._of_parquet(source.paths, reading, source.path)
+            case "frame":
+                return cls._of_frame(source.images, reading)
             case "arrays":
                 return cls.from_arrays(source.images)
         return replace(
@@ -674,7 +705,29 @@ class ImageDataset:
             stray_reasons=tuple(reason for _, reason in listing.strays),
             empty_classes=tuple(listing.empty_classes),
             arrays=listing.arrays,
+            column=listing.column,
         )
+
+
+def _shards(given: Sequence[StrPath], folder: Path = _NO_FOLDER) -> tuple[list[Path], Path]:
+    """Return the files that paths and patterns stand for, and an address of all of them."""
+    files = [Path(name) for item in given for name in archive_paths(os.fspath(item))]
+    if folder != _NO_FOLDER:
+        return files, folder.absolute()
+    if len(given) == 1:
+        return files, Path(given[0]).absolute()
+    names = ",".join(sorted(file.name for file in files))
+    return files, files[0].absolute().parent / f"{{{names}}}"
+
+
+def packed_images(address: str, column: str) -> tuple[Sequence[str], ImageSource | None]:
+    """Return the paths of the images in archives or Parquet files, and what gives their bytes."""
+    source = recognise(address)
+    files, root = _shards(source.paths, source.path)
+    if source.kind == "parquet":
+        return arrow_images(files, column)
+    listing = read_archives(files, root.name, "none")
+    return listing.paths, listing.arrays
 
 
 def _counted(n: int, noun: str) -> str:

@@ -117,9 +117,11 @@ def select(
         )
     if model is not None:
         backbone, tap = backbone or model.block["backbone"], tap or model.block["tap"]
-    features = as_features(features, reading, stored=True, backbone=backbone, taps=tap, cache=cache)
-    named = None if backbone is None else canonical_name(backbone)
-    parts = features.joined(backbone=named, tap=tap)
+    given = features
+    features = as_features(given, reading, stored=True, backbone=backbone, taps=tap, cache=cache)
+    if backbone is not None and features is not given:
+        backbone = canonical_name(backbone)
+    parts = features.joined(backbone=backbone, tap=tap)
     which = joined_name((part.backbone, part.tap) for part in parts)
     pool, labelled = _unlabelled(features)
     generator = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any, Unpack
 
 import numpy as np
@@ -21,7 +21,13 @@ from featx.images.dataset import ImageDataset
 from featx.images.files import archive_ending
 from featx.images.reading import ReadingOptions
 from featx.images.scan import image_names
-from featx.images.sources import is_collection, listed_paths, listed_pictures
+from featx.images.sources import (
+    is_collection,
+    is_frame,
+    is_picture,
+    listed_paths,
+    listed_pictures,
+)
 from featx.models.image_features import ImageFeatures, as_image_dataset
 from featx.selection.value_metrics import COVERAGE, check_coverage
 
@@ -109,7 +115,7 @@ def predict(
     ----------
     model : ImageClassifier, ImageRegressor or Predictor
         Fitted.
-    images : str, path, iterable of these, ndarray, list of images, ImageDataset, or str
+    images : str, path, iterable of these, ndarray, list or iterator of images, table, ImageDataset
         Files, folders, archives and patterns, see `featx.images.scan.image_names`, also as bytes,
         as an array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
         (n, h, w), (n, h, w, c) or, of one image, (h, w, 3); PIL images, bytes of image files and
@@ -262,7 +268,13 @@ def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Itera
         images = ImageDataset.from_any(images, **reading)
     elif (named := stored_images(model, images)) is not None:
         images = named
-    if listed_pictures(images) is not None:
+    if isinstance(images, Iterator) and not is_picture(images):
+        first = next(images, None)
+        images = chain([] if first is None else [first], images)
+        if is_picture(first) or getattr(first, "ndim", 0) > 1:
+            yield from _streamed(images)
+            return
+    if is_frame(images) or listed_pictures(images) is not None:
         images = ImageDataset.from_any(images)
     alone = isinstance(images, str | bytes | os.PathLike)
     if alone:
@@ -301,12 +313,22 @@ def stored_images(model: ImageFeatures, name: object) -> ImageDataset | None:
     return images_of(manifest) if manifest.name == name else None
 
 
+def _streamed(images: Iterator[Any]) -> Iterator[ImageDataset]:
+    """Yield pictures and arrays as an iterator gives them, numbered throughout."""
+    count = 0
+    while chunk := list(islice(images, _CHUNK)):
+        dataset = ImageDataset.from_arrays(chunk)
+        numbers = range(count, count + len(chunk))
+        yield replace(dataset, paths=tuple(f"array:{number:06d}" for number in numbers))
+        count += len(chunk)
+
+
 def _named(names: Iterable[str]) -> Iterator[ImageDataset]:
     """Yield files by their names, and what is in archives among them."""
     for is_archive, group in groupby(names, lambda name: archive_ending(name) != ""):
         if is_archive:
             for name in group:
-                images = ImageDataset.from_archives(name, splits="none")
+                images = ImageDataset.from_any(name)
                 paths = tuple(f"{name}/{path}" for path in images.paths)  # as it was typed
                 yield from _pieces(replace(images, root=None, paths=paths))
         else:

@@ -146,8 +146,9 @@ def similar(
     """
     listed = [images] if isinstance(images, str | bytes | os.PathLike) else list(images)
     names = [os.fsdecode(name) for name in listed]
+    given = features
     features = as_features(
-        features,
+        given,
         reading,
         stored=True,
         backbone=backbone,
@@ -157,8 +158,9 @@ def similar(
         engine=engine,
         cache=cache,
     )
-    named = None if backbone is None else canonical_name(backbone)
-    block = features.block(backbone=named, tap=tap)
+    if backbone is not None and features is not given:
+        backbone = canonical_name(backbone)
+    block = features.block(backbone=backbone, tap=tap)
     which: BlockName = {"backbone": block.backbone, "tap": block.tap}
     rows, reasons = _known_rows(features, names)
     X = np.zeros((len(names), features.width(**which)), np.float32)
