@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
+from featx.cli.show import failures
 from featx.terminal import row_writer, say, say_json, visible
 
 if TYPE_CHECKING:
@@ -98,15 +99,10 @@ def command(
             else _json_row(row, unknown, abstain)
             for row in rows
         ]
-        failed = [
-            {"path": row["path"], "reason": row["reason"]}
-            for row in predictions
-            if row["status"] == "failed"
-        ]
+        failed = [(row["path"], row["reason"]) for row in predictions if row["status"] == "failed"]
         others = [{"path": path, "reason": reason} for path, reason in left_out]
-        say_json({
-            "model": str(model), "predictions": predictions, "failed": failed, "left_out": others,
-        })  # fmt: skip
+        said = {"model": str(model), "predictions": predictions}
+        say_json({**said, **failures(failed), "left_out": others})
     elif classifier.regression:
         _VALUE_PRINTERS[style](rows, unknown)
     else:

@@ -136,8 +136,9 @@ def command(
     import featx
     from featx.files.outputs import begins_with
     from featx.models.search import default_scoring, default_taps, read_space
-    from featx.models.training import check_kind
+    from featx.models.training import check_kind, require_classes
     from featx.selection.measuring import SearchOptions
+    from featx.selection.searching import find_strategy
 
     laps = Laps()
     options.check_targets(settings["regression"], settings["target_columns"])
@@ -177,9 +178,12 @@ def command(
     )
     if learnt["balanced"]:
         named.balanced()
+    find_strategy(how["strategy"], how["n_trials"])
     SearchOptions(**{**how, "caution": how["caution"] or 0.0})
     features = featx.extract(data, **extraction, cache=cache, progress=True)
-    if not as_json and len(features.classes or ()) > 1:
+    if not any(kind.values()):
+        require_classes(features, learnt["label_kind"])
+    if not as_json:
         show_features(features)
     laps.lap("features")
     if extraction["backbone"]:

@@ -84,12 +84,19 @@ def show_extraction(features: Features) -> None:
 
 
 def unused_images(features: Features) -> dict[str, Any]:
-    """Return which images could not be read and which files are not used, with the reasons."""
+    """Return which images could not be read and which files are not used, as JSON types."""
     from featx.extraction.report import left_out
 
-    failed = [{"path": path, "reason": reason} for path, reason in features.failed]
-    known = features.report.get("left_out")
-    return {"failed": failed, "left_out": left_out(features.manifest) if known is None else known}
+    others = features.report.get("left_out")
+    if others is None:
+        others = left_out(features.manifest)
+    return {**failures(features.failed), "left_out": others}
+
+
+def failures(failed: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return how many images could not be read, and each with its reason, as JSON types."""
+    listed = [{"path": path, "reason": reason} for path, reason in failed]
+    return {"failed": len(listed), "failures": listed}
 
 
 def show_features(features: Features) -> None:

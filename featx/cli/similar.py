@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
-from featx.cli.show import table
+from featx.cli.show import failures, table
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -74,11 +74,10 @@ def command(
         write_contact_sheet(output, features, results, block=title, overwrite=force)
     failed = [result for result in results if result.status == "failed"]
     if as_json:
-        unused = {
-            "failed": [{"path": result.path, "reason": result.reason} for result in failed],
-            "left_out": [{"path": path, "reason": reason} for path, reason in left_out],
-        }
-        say_json({"dataset": features.name, **which, "images": results, **unused})
+        unread = failures([(result.path, result.reason) for result in failed])
+        others = [{"path": path, "reason": reason} for path, reason in left_out]
+        said = {"dataset": features.name, **which, "images": results}
+        say_json({**said, **unread, "left_out": others})
     else:
         _show(features.name, features.paths, results)
         if output is not None:

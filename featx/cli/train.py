@@ -80,7 +80,7 @@ def command(
     from featx.heads.foreign import trusted_head
     from featx.heads.learning import require_streamable
     from featx.heads.making import balanced_head, make_head
-    from featx.models.training import VALUE_HEAD, check_kind
+    from featx.models.training import VALUE_HEAD, check_kind, require_classes
 
     laps = Laps()
     # What cannot be trained is to be known before an hour of extraction.
@@ -107,7 +107,9 @@ def command(
     settings["multilabel"] = multilabel
     extraction = extraction_arguments(settings)
     features = featx.extract(data, **extraction, cache=cache, progress=True)
-    if not as_json and len(features.classes or ()) > 1:
+    if not (multilabel or regression):
+        require_classes(features, settings["label_kind"])
+    if not as_json:
         show_features(features)
     laps.lap("features")
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}

@@ -474,6 +474,13 @@ def _training_rows(features: Features) -> tuple[Numbers, Numbers | None]:
     return np.flatnonzero(labelled), None
 
 
+def require_classes(features: Features, label_kind: str = "auto") -> None:
+    """Raise `DatasetError` if the labels of features are no classes that can be told apart."""
+    check_classes(
+        features, require_labels(features), np.flatnonzero(features.labels >= 0), label_kind
+    )
+
+
 def check_classes(
     features: Features, y: NDArray[np.str_], rows: Numbers, kind: str = "auto"
 ) -> None:

@@ -49,7 +49,8 @@ def test_what_failed_and_was_left_out_is_listed(
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     base = f"{data}/" if name in ("similar", "predict") else ""
-    assert said["failed"] == [{**FAILED, "path": base + FAILED["path"]}]
+    assert said["failed"] == 1
+    assert said["failures"] == [{**FAILED, "path": base + FAILED["path"]}]
     assert said["left_out"] == [{**NOTES, "path": base + NOTES["path"]}]
     for file in ("new.featx", "new.csv"):
         (tmp_path / file).unlink(missing_ok=True)
