@@ -22,7 +22,6 @@ from featx.images.labels import SEPARATOR
 
 _NO_FILE = "no such file"
 _SHOWN = 3
-_HOW_ALIKE = "case, spaces or the form of accents"
 
 
 def run_report(
@@ -99,7 +98,7 @@ def doubts(report: Mapping[str, Any]) -> list[str]:
     return [
         *(f"{count:,} files {what}" for count, what in counted if count),
         *(f"no image of the class {name!r}" for name in report["empty_classes"]),
-        *(f"classes that differ only in {_HOW_ALIKE}: {names}" for names in alike),
+        *(f"classes that differ only in case, spaces or accents: {names}" for names in alike),
         *report["notes"],
     ]
 

@@ -707,12 +707,12 @@ def search(
     )
     if balanced:
         tried = tried.balanced()
-    called = list(tried.called.values()) or ["tiny"]
+    called = list(tried.called.values()) or None
     features = as_features(
         features,
         reading,
         backbone=called,
-        taps=default_taps(features, cache, called) if taps is None else taps,
+        taps=default_taps(features, cache, called or ["tiny"]) if taps is None else taps,
         weights=weights,
         preprocessing=preprocessing,
         trust=trust,

@@ -90,7 +90,7 @@ def test_what_is_doubtful_is_logged_before_training(network, photos, draw_photo,
     with caplog.at_level(logging.WARNING, "featx"):
         featx.train(photos, backbone=network, cv=0)
     assert "no image of the class 'wasp'" in caplog.text
-    assert "differ only in case, spaces or the form of accents: 'Red' and 'red'" in caplog.text
+    assert "differ only in case, spaces or accents: 'Red' and 'red'" in caplog.text
 
 
 def test_options_that_mean_nothing_are_refused(network, photos):
