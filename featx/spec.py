@@ -92,7 +92,7 @@ class ImagePolicy:
 def _as_window(value: object) -> Window | None:
     """Return a window with its ends as floats, so that equal ones have one text."""
     if value is None or value == "image":
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(value, tuple | list) and len(value) == 2:
         try:
             low, high = map(float, value)

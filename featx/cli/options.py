@@ -320,9 +320,7 @@ def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _image_policy(
-    resize: Any, draft: bool | None, window: str | None = None
-) -> ImagePolicy | None:
+def _image_policy(resize: Any, draft: bool | None, window: str | None = None) -> ImagePolicy | None:
     """Return the policy that was asked for, None where it is the backbone's own."""
     from featx import ImagePolicy
     from featx.exceptions import DatasetError

@@ -27,10 +27,21 @@ from typing import IO
 
 import numpy as np
 
-from featx.exceptions import DatasetError
+from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
-from featx.images.decode import AnyTarget, Rgb, Target, as_targets, check_truncation_setting
-from featx.images.limits import budget
+from featx.images.decode import (
+    AnyTarget,
+    Decoded,
+    Extent,
+    Rgb,
+    Target,
+    as_targets,
+    check_truncation_setting,
+    check_type,
+    check_values,
+)
+from featx.images.files import ImageSource
+from featx.images.limits import budget, most_decode_bytes
 from featx.images.line import Job, Line, Loaded, Status, work_off
 from featx.images.worker_main import HEADER_BYTES, NO_IMAGE, Message, receive, send, slot_bytes
 from featx.threads import usable_processors
@@ -46,6 +57,7 @@ _ENOUGH_FOR_PROCESSES = 500
 # Chunks a process has: one that it decodes, one that it has the answers for, one that it reads, so
 # that it waits for nobody.
 _CHUNKS_AHEAD = 3
+_NO_PIXELS = Decoded([], "", 0.0)
 # So often a process may die while it works on no image, before the first of its images is blamed.
 _MOST_FRUITLESS = 2
 
@@ -109,14 +121,30 @@ def load_images(
         raise DatasetError(
             f"workers and ahead must be at least 1, received workers={workers}, ahead={ahead}"
         )
+    most_decode_bytes()  # that it is misstated is known before the first image
     if dataset.arrays is None:
         check_truncation_setting()
+    elif any(target.image.window is None for target in as_targets(targets)):
+        _check_arrays(dataset.arrays)
     few = not isinstance(indices, Sized) or len(indices) < _ENOUGH_FOR_PROCESSES
     if dataset.arrays is not None or (isolate is None and few):
         isolate = False
     line = Line(iter(indices), ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
     job = Job(line, dataset, as_targets(targets), known or (lambda key: False))
     return _load(job, workers, isolate)
+
+
+def _check_arrays(arrays: ImageSource) -> None:
+    """Refuse array images of a wrong type or scale: better said once than in a row each."""
+    try:
+        if isinstance(arrays, np.ndarray):
+            check_values(arrays)
+        elif isinstance(arrays, list):
+            for array in arrays:
+                if isinstance(array, np.ndarray):
+                    check_type(array.dtype)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
 
 
 def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
@@ -276,11 +304,12 @@ class ProcessWorker:
             process.send({"go": True})
         if "give_back" in message:
             self._give_back(message["give_back"])
-        for position, reason, decode_s in message.get("done", ()):
+        for position, reason, decode_s, extent in message.get("done", ()):
             item = self._items[position]
             self._fruitless = 0
             pixels = [] if reason else process.pixels(item.slot)
-            self._settle(item, "failed" if reason else "decoded", reason, pixels, decode_s)
+            decoded = Decoded(pixels, reason, decode_s, extent and Extent(*extent))
+            self._settle(item, "failed" if reason else "decoded", decoded)
         answers = [answer for image in message.get("keys", ()) for answer in self._answer(*image)]
         self._give_settled()
         if "keys" in message:
@@ -295,7 +324,7 @@ class ProcessWorker:
         item = self._items[position]
         item.read_s = read_s
         if key is None:
-            self._settle(item, "failed", reason)
+            self._settle(item, "failed", _NO_PIXELS._replace(reason=reason))
             return []
         # Not asked twice, for a process in a dead one's place: the caller may count a key that it
         # was asked for as known from then on.
@@ -309,9 +338,7 @@ class ProcessWorker:
         self,
         item: _Item,
         status: Status,
-        reason: str = "",
-        pixels: Sequence[Rgb] = (),
-        decode_s: float = 0.0,
+        decoded: Decoded = _NO_PIXELS,
     ) -> None:
         del self._items[item.position]
         self._free.append(item.slot)
@@ -319,10 +346,11 @@ class ProcessWorker:
             index=item.index,
             key=item.key,
             status=status,
-            reason=reason,
-            pixels=list(pixels),
+            reason=decoded.reason,
+            pixels=decoded.pixels,
             read_s=item.read_s,
-            decode_s=decode_s,
+            decode_s=decoded.decode_s,
+            extent=decoded.extent,
         )
         self._settled.append((item.position, loaded))
 
@@ -356,7 +384,8 @@ class ProcessWorker:
                 item = next(iter(self._items.values()), None)
         if item is not None:
             self._fruitless = 0
-            self._settle(item, "failed", f"the decoder ended its process ({how})")
+            ended = f"the decoder ended its process ({how})"
+            self._settle(item, "failed", _NO_PIXELS._replace(reason=ended))
             self._give_settled()
 
 
@@ -385,6 +414,7 @@ class WorkerProcess:
             ],
             "block_bytes": size_bytes,
             "packages": _package_folders(),
+            "most_bytes": most_decode_bytes(),
         }
         if (pil := sys.modules.get("PIL.Image")) is not None:
             # The user's own limit holds there too.

@@ -101,7 +101,7 @@ def test_lack_of_memory_and_foreign_errors_are_rows(folder, monkeypatch):
         raise next(errors)
 
     errors = iter([MemoryError(), RuntimeError("odd")])
-    monkeypatch.setattr(decode_module, "decode_sizes", fail)
+    monkeypatch.setattr(decode_module, "_decode", fail)
     data = ImageDataset.from_folder(folder)
     got = list(load_images(data, [0, 1], TARGETS, workers=1))
     assert [row.reason for row in got] == ["not enough memory to decode it", "RuntimeError: odd"]
