@@ -97,7 +97,7 @@ def test_whatever_happens_to_a_file_is_a_row(folder, monkeypatch):
 
 
 def test_lack_of_memory_and_foreign_errors_are_rows(folder, monkeypatch):
-    def fail(data, targets, *, key):
+    def fail(data, targets, key):
         raise next(errors)
 
     errors = iter([MemoryError(), RuntimeError("odd")])
