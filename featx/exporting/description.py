@@ -190,7 +190,7 @@ _WINDOWED = """\
     if image.mode[0] in "IF":  # grey of more than 8 bits; colour has its high bytes
         values = np.asarray(image).astype(float)
         low, high = {ends}
-        grey = np.rint(np.clip((values - low) * (255 / (high - low or 1)), 0, 255))
+        grey = np.rint(np.clip((values - low) * 255 / (high - low or 1), 0, 255))
         image = Image.fromarray(grey.astype(np.uint8))
 """
 _SHOW_VALUES = "print(dict(zip(names, values.tolist())))\n"

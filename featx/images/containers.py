@@ -115,8 +115,8 @@ def inspect(data: bytes) -> Container:
     return _INSPECTORS[kind](data) if kind in _INSPECTORS else Container(kind, data)
 
 
-# Types of TIFF that Pillow reads as integers, and that lie in the entry itself.
-_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I"}
+# Types of TIFF that Pillow reads as integers.
+_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q"}
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -130,12 +130,19 @@ def exif_orientation(exif: bytes) -> int:
         return 1
     (count,) = struct.unpack_from(order + "H", exif, start)
     for pos in range(start + 2, min(start + 2 + 12 * count, len(exif) - 9), 12):
-        tag, kind = struct.unpack_from(order + "HH", exif, pos)
-        if tag == 0x0112 and kind in _INTEGERS:
-            (value,) = struct.unpack_from(
-                order + _INTEGERS[kind], exif.ljust(pos + 12, b"\0"), pos + 8
-            )
-            return int(value) if 1 <= value <= 8 else 1
+        tag, kind, n = struct.unpack_from(order + "HHI", exif, pos)
+        if tag != 0x0112 or kind not in _INTEGERS or not n:
+            continue
+        form, entry = order + _INTEGERS[kind], exif[pos : pos + 12].ljust(12, b"\0")
+        size, values = n * struct.calcsize(form), entry[8:]
+        if size > 4:
+            (at,) = struct.unpack_from(order + "I", entry, 8)
+            values = exif[at : at + size]
+            if len(values) < size:
+                continue
+        # Of several the first one counts.
+        (value,) = struct.unpack_from(form, values)
+        return int(value) if 1 <= value <= 8 else 1
     return 1
 
 
@@ -204,7 +211,9 @@ def _jpeg_scans(data: bytes, pos: int) -> int:
 
 def _png(data: bytes) -> Container:
     """Keep the critical chunks and tRNS; every checksum must hold, IEND must be there."""
-    pieces: list[bytes] = [data[:8]]
+    # Views, as parts of a large file would be copies.
+    whole = memoryview(data)
+    pieces: list[bytes | memoryview] = [whole[:8]]
     orientation, pos, name = 1, 8, b""
     for _ in _parts("PNG chunks"):
         if name == b"IEND":
@@ -218,11 +227,13 @@ def _png(data: bytes) -> Container:
         if name == b"eXIf":
             orientation = exif_orientation(data[pos + 8 : end - 4])
         elif name == b"tRNS" or not name[0] & 0x20:
-            chunk = data[pos:end]
+            chunk = whole[pos:end]
             if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
                 raise ImageError(f"damaged: the checksum of PNG chunk {name!r} does not match")
-            pieces.append(_trns_of_8_bit(chunk, data) if name == b"tRNS" else chunk)
+            pieces.append(_trns_of_8_bit(bytes(chunk), data) if name == b"tRNS" else chunk)
         pos = end
+    if all(isinstance(piece, memoryview) for piece in pieces) and sum(map(len, pieces)) == pos:
+        return Container("PNG", data, orientation)
     return Container("PNG", b"".join(pieces), orientation)
 
 
@@ -421,8 +432,10 @@ def _tiff(data: bytes) -> Container:
         raise ImageError(f"truncated: TIFF directory ({error})") from error
     page = struct.pack(order + count_type, len(kept)) + b"".join(kept) + bytes(word_bytes)
     # Views, as parts of a large file would be copies.
-    whole = memoryview(data)
-    return Container("TIFF", b"".join([whole[:start], page, whole[start + len(page) :]]))
+    whole, end = memoryview(data), start + len(page)
+    if whole[start:end] != page:
+        data = b"".join([whole[:start], page, whole[end:]])
+    return Container("TIFF", data)
 
 
 def _avif_or_heif(data: bytes) -> Container:

@@ -36,6 +36,7 @@ from featx.exceptions import ImageError, MissingExtraError
 from featx.images.containers import AS_IN_FILE, Container, Samples, exif_orientation, inspect
 from featx.images.files import AnyArray, ImageData, image_key, why_failed
 from featx.images.limits import (
+    BAND_PX,
     MOST_PIXELS,
     budget,
     check_array,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 Rgb: TypeAlias = NDArray[np.uint8]
 Plugin: TypeAlias = "Callable[[IO[bytes]], Image.Image]"
 _VERSION = 1
-_BAND_PX = 1 << 22
 # Room for rounding in a float image; what lies within is clipped.
 _SLACK = 1e-3
 # Names of PIL.Image.Transpose by EXIF orientation.
@@ -250,14 +250,14 @@ class _File:
 
     def check(self, starts: Sequence[Start], widths: Sequence[int]) -> int:
         """Return the bytes that decoding takes at most; refuse what takes too much."""
-        windowed = any(window is not None for _, window in starts)
         return check_work(
             self._container,
             self._header,
             self._data,
             scales=[scale for scale, _ in starts],
             widths=widths,
-            deep=windowed and self._header is not None and _is_deep_colour(self._header),
+            deep=self._header is not None and _is_deep_colour(self._header),
+            windowed=any(window is not None for _, window in starts),
         )
 
     def rgb(self, scale: int, window: Window | None) -> tuple[Image.Image, Extent | None]:
@@ -344,7 +344,7 @@ def _is_deep_grey(image: Image.Image) -> bool:
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """Return an image a band of rows at a time, each with its top row; all of a small one."""
-    rows = max(1, _BAND_PX // max(1, image.width))
+    rows = max(1, BAND_PX // max(1, image.width))
     if rows >= image.height:
         yield 0, image
         return
@@ -478,8 +478,8 @@ def _deep_colour_to_rgb(
     from PIL import Image as PILImage
 
     if window is None:
-        colours = np.array(high_bytes.getextrema()[:3])
-        extent = Extent(257.0 * colours.min(), 257.0 * colours.max(), 65535.0)
+        ends = np.array([band.getextrema()[:3] for _, band in _bands(high_bytes)])
+        extent = Extent(257.0 * ends.min(), 257.0 * ends.max(), 65535.0)
         return _to_rgb(high_bytes)[0], extent
 
     def values(top: int, band: Image.Image) -> AnyArray:
@@ -488,17 +488,18 @@ def _deep_colour_to_rgb(
         samples: AnyArray = high << 8 | np.asarray(low)
         return samples
 
-    bands = partial(_bands, high_bytes)
-    ends = _ends(window, *_extremes(values(*band)[..., :3] for band in bands()))
+    extremes = _extremes(values(*band)[..., :3] for band in _bands(high_bytes))
+    black_and_white = _ends(window, *extremes)
     clear = high_bytes.info.get("transparency")
 
     def rgb(top: int, band: Image.Image) -> Image.Image:
-        pixels = _array_band_to_rgb(values(top, band), ends)
+        pixels = _array_band_to_rgb(values(top, band), black_and_white)
         if isinstance(clear, tuple):
             pixels[(np.asarray(band) == clear).all(axis=2)] = 255
         return PILImage.fromarray(pixels)
 
-    return _joined(high_bytes.size, ((top, rgb(top, band)) for top, band in bands())), None
+    bands = ((top, rgb(top, band)) for top, band in _bands(high_bytes))
+    return _joined(high_bytes.size, bands), None
 
 
 def _resize(
@@ -571,7 +572,7 @@ def _array_to_rgb(array: AnyArray, window: Window | None) -> tuple[Rgb, Extent |
     if 0 in array.shape:
         raise ImageError(f"an image without pixels: shape {array.shape}")
     ends, extent = None, None
-    rows = max(1, _BAND_PX // array.shape[1])
+    rows = max(1, BAND_PX // array.shape[1])
     bands = [array[top : top + rows] for top in range(0, len(array), rows)]
     if array.dtype not in (np.uint8, np.bool_) and array.dtype.kind in "iuf":
         colours = (band[..., :3] if band.ndim == 3 else band for band in bands)
@@ -644,7 +645,8 @@ def _windowed(values: AnyArray, low: float, high: float) -> Rgb:
         return np.zeros(values.shape, np.uint8)
     scaled = values.astype(np.float64)
     scaled -= low
-    scaled *= 255 / (high - low)
+    scaled *= 255
+    scaled /= high - low
     return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 
 

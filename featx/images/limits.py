@@ -45,7 +45,7 @@ class _Cost(NamedTuple):
 
 
 # Measured with Pillow 13 on pictures of 24 million pixels, of one colour and of noise. The lower
-# half goes by Pillow's name of a decoder that is much slower than others of its format.
+# half goes by Pillow's name of a decoder that is much slower or quicker than others of its format.
 _COSTS = {
     "AVIF": _Cost(10, 25, 250),
     "BMP": _Cost(0, 12, 1),
@@ -55,17 +55,23 @@ _COSTS = {
     "JPEG2000": _Cost(18, 60, 220),
     "PNG": _Cost(0, 30, 30),
     "PPM": _Cost(0, 12, 1),
-    "TIFF": _Cost(0, 25, 50),
-    "WEBP": _Cost(12, 30, 30),
+    "TIFF": _Cost(0, 25, 20),
+    "WEBP": _Cost(13, 30, 30),
     "bmp_rle": _Cost(2, 240, 600),
     "ppm_plain": _Cost(8, 60, 500),
+    "raw": _Cost(0, 12, 1),
 }
+# Buffers that decoders have for pictures of any size.
+_ANY_BYTES = 4 << 20
 _NS_A_BLOCK = 20
 _NS_A_TILE = 50_000
 # Blocks and precincts of a JPEG 2000.
 _BYTES_A_PART, _PARTS_A_TILE = 400, 25
+BAND_PX = 1 << 22
+"""Pixels that are brought to RGB at once, where copies in between take many times their size."""
 # Rows are addresses of 8 bytes each; pictures are turned upright, and flattened, in a copy.
 _BYTES_A_ROW = 8
+_BYTES_A_BAND_PIXEL = 32
 _BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 
 
@@ -127,11 +133,12 @@ def check_work(
     scales: Sequence[int],
     widths: Sequence[int],
     deep: bool = False,
+    windowed: bool = False,
 ) -> int:
     """Return the bytes that decoding takes at most; refuse what takes too much of them or of time.
 
     `file` is what was read; it is decoded once at each of the `scales`, and brought to the
-    `widths`. `deep` colour is decoded for its high and its low bytes.
+    `widths`. Colour that is `deep` is decoded for its low bytes too where it is `windowed`.
     """
     file_bytes = len(file)
     kind = container.kind
@@ -172,17 +179,21 @@ def check_work(
         decoding = picture + coded.progress_bytes + coded.parts * _BYTES_A_PART
         decoding += int(pixels * max(cost.bytes_a_pixel, 6 * coded.channels))
         parts = coded.tiles + coded.parts // _PARTS_A_TILE
-    # A picture is turned before its colours are, by Pillow, or afterwards.
-    decoding = max(decoding, 2 * picture) if kind == "TIFF" else decoding
+    # A picture is turned before its colours are made, by Pillow, or afterwards.
+    if getattr(image, "tag_v2", {}).get(274, 1) != 1:
+        decoding = max(decoding, 2 * picture)
     turned = container.orientation > 1 or kind == "AVIF"
-    flattened = (picture if mode != "RGB" or deep else 0) + (1 + turned) * rgb
+    flattened, twice = (1 + turned) * rgb, deep and windowed
+    if mode != "RGB" or deep:
+        flattened += min(scaled, BAND_PX) * _BYTES_A_BAND_PIXEL * (1 + twice)
+        flattened += (2 if twice else mode != "RGB") * picture
     resized = rgb + max((4 * target * rows for target in widths), default=3 * scaled)
-    need = copies + max(decoding, flattened, resized)
+    need = _ANY_BYTES + copies + max(decoding, flattened, resized)
     size = f"{width}x{height} pixels of {kind}"
     check_memory(size, need)
     spent_ns = pixels * cost.ns_a_pixel + file_bytes * cost.ns_a_byte
     spent_ns += blocks * _NS_A_BLOCK + parts * _NS_A_TILE
-    seconds = 1e-9 * len(scales) * (1 + deep) * spent_ns
+    seconds = 1e-9 * len(scales) * (1 + twice) * spent_ns
     limit = min(_MOST_S_AT_ALL, _MOST_S + _MOST_S_A_BYTE * file_bytes)
     if seconds > limit:
         raise ImageError(

@@ -181,8 +181,8 @@ def test_bands_of_rows_make_no_difference(monkeypatch):
     files = [encode(grey, "PNG"), encode(clear, "PNG"), encode(palette, "PNG", transparency=2)]
     arrays = [np.asarray(grey), np.asarray(clear), np.asarray(clear) / 255, np.asarray(PHOTO)]
     whole = [decode_rgb(data) for data in files], [decode_image(a, (48, 64), PLAIN) for a in arrays]
-    monkeypatch.setattr("featx.images.decode._BAND_PX", 64 * 7)
-    monkeypatch.setattr("featx.images.decode._BAND_PX", 64 * 7)
+    monkeypatch.setattr("featx.images.decode.BAND_PX", 64 * 7)
+    monkeypatch.setattr("featx.images.decode.BAND_PX", 64 * 7)
     bands = [decode_rgb(data) for data in files], [decode_image(a, (48, 64), PLAIN) for a in arrays]
     for before, after in zip(whole[0] + whole[1], bands[0] + bands[1], strict=True):
         np.testing.assert_array_equal(after, before)
