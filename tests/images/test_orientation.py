@@ -45,7 +45,15 @@ def tiff(kind, order, orientation):
             packed = struct.pack(order + ("H" if type_ == 3 else "I"), number)
         page += struct.pack(order + "HHI", tag, type_, count) + packed.ljust(4, b"\0")
     head = MARKS[order] + struct.pack(order + "I", 24 + len(body))
-    return head + struct.pack(order + "3H", 8, 8, 8) + bytes(2) + value.ljust(8, b"\0") + body + page + bytes(4)
+    return (
+        head
+        + struct.pack(order + "3H", 8, 8, 8)
+        + bytes(2)
+        + value.ljust(8, b"\0")
+        + body
+        + page
+        + bytes(4)
+    )
 
 
 def upright(content):

@@ -219,7 +219,8 @@ def test_without_a_window_the_message_names_it():
 
 
 @pytest.mark.parametrize(
-    "window", [(5, 5), (5, 1), (0,), "0:1", "whole", (0, float("nan")), (0, float("inf")), 7, {1: 2}]
+    "window",
+    [(5, 5), (5, 1), (0,), "0:1", "whole", (0, float("nan")), (0, float("inf")), 7, {1: 2}],
 )
 def test_a_window_that_is_none_is_refused(window):
     with pytest.raises(DatasetError, match=r"window must be 'image' or two finite numbers"):
@@ -242,15 +243,15 @@ def test_pictures_in_memory_have_all_their_bits(mode):
     assert np.array_equal(row.pixels[0][..., 0], np.rot90(windowed(TWELVE, 0, 4095), -1))
 
 
-def extent_of(data, policy=ImagePolicy()):
-    return decode_targets(data, [((4, 4), policy)], bytes(32)).extent
+def extent_of(data, window=None):
+    return decode_targets(data, [((4, 4), ImagePolicy(window=window))], bytes(32)).extent
 
 
 def test_the_extent_of_deep_images_is_measured():
     low, high = float(TWELVE.min()), float(TWELVE.max())
     for name in ("png", "tiff", "pgm", "uint16"):
         assert extent_of(GREYS[name][0]) == Extent(low, high, 65535)
-        assert extent_of(GREYS[name][0], ImagePolicy(window="image")) is None
+        assert extent_of(GREYS[name][0], "image") is None
     assert extent_of(np.array([[0.0, 0.1]])) == Extent(0.0, 0.1, 1.0)
     assert extent_of(colour_png(np.full((4, 4, 3), 4095))) == Extent(15 * 257, 15 * 257, 65535)
     low, high, full = extent_of(pgm(np.array([[7, 500]]), 4095))
