@@ -71,7 +71,7 @@ BAND_PX = 1 << 22
 """Pixels that are brought to RGB at once, where copies in between take many times their size."""
 # Rows are addresses of 8 bytes each; pictures are turned upright, and flattened, in a copy.
 _BYTES_A_ROW = 8
-_BYTES_A_BAND_PIXEL = 32
+_BYTES_A_BAND_PIXEL = {"8 bits": 12, "grey": 28, "colour": 64}
 _BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 
 
@@ -185,7 +185,8 @@ def check_work(
     turned = container.orientation > 1 or kind == "AVIF"
     flattened, twice = (1 + turned) * rgb, deep and windowed
     if mode != "RGB" or deep:
-        flattened += min(scaled, BAND_PX) * _BYTES_A_BAND_PIXEL * (1 + twice)
+        samples = "colour" if twice else "grey" if mode[0] in "IF" else "8 bits"
+        flattened += min(scaled, BAND_PX) * _BYTES_A_BAND_PIXEL[samples]
         flattened += (2 if twice else mode != "RGB") * picture
     resized = rgb + max((4 * target * rows for target in widths), default=3 * scaled)
     need = _ANY_BYTES + copies + max(decoding, flattened, resized)
