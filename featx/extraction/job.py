@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from featx.extraction.backbone_choice import (
     read_branches,
 )
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
-from featx.images.dataset import ImageDataset
+from featx.images.dataset import ImageDataset, packed_images
 from featx.images.decode import Target
 from featx.images.labels import SplitNames, read_splits
 from featx.images.loader import load_images
+from featx.images.reading import Reading
 from featx.spec import (
     AUGMENTATIONS,
     INT8,
@@ -60,7 +61,7 @@ class Job:
     layout: CacheLayout | None  # the cache whose features are used
     keep: bool = True  # whether new features are written to it; else they stay in memory
     named: Manifest | None = None  # the dataset, where the data are the name of one
-    reading: Mapping[str, Any] = field(default_factory=dict)  # arguments of `from_any`
+    reading: Reading = field(default_factory=Reading)  # how the data are read
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -90,7 +91,7 @@ class Job:
         """Return the images; raise `DatasetError` where there are none."""
         if self.named is not None:
             return images_of(self.named)
-        return ImageDataset.from_any(self.data, **self.reading)
+        return ImageDataset.from_any(self.data, **self.reading.options)
 
     def open(self) -> list[Stage]:
         """Return what fills the stores, one stage for each part, with the stores opened."""
@@ -153,25 +154,21 @@ class Request:
     batch_size: int | str = "auto"
     dtype: StorageDtype = "float32"
     precision: str = "f32"
-    splits: SplitNames = None
-    root: str | os.PathLike[str] | None = None
-    multilabel: bool = False
-    target_columns: Sequence[str] = ()
+    reading: Reading = field(default_factory=Reading)
 
     def settle(self, data: object) -> Job:
         """Settle before the first image is read what is computed and where it goes."""
         layout = CacheLayout.at(self.cache)
+        if isinstance(data, Iterator):  # which gives its images once
+            data = ImageDataset.from_any(data, **self.reading.options)
         job = Job(
             data=data,
             layout=layout,
-            named=find_named(layout, data, self.splits),
-            reading={
-                "splits": self.splits,
-                "root": self.root,
-                "multilabel": self.multilabel,
-                "target_columns": self.target_columns,
-            },
+            named=find_named(layout, data, self.reading.splits),
+            reading=self.reading,
         )
+        if job.named is not None:
+            self.reading.check_used("name", repr(data))
         if job.imported:
             assert job.named is not None
             _check_imported(job.named, self.backbone)
@@ -314,6 +311,7 @@ def images_of(manifest: Manifest) -> ImageDataset:
             f"{manifest.name!r} was made from arrays: features that it does not have yet need the "
             "arrays again"
         )
+    packed = _packed(manifest) if manifest.source == "packed" else {}
     return ImageDataset(
         name=manifest.name,
         root=Path(manifest.root) if manifest.root else None,
@@ -323,4 +321,16 @@ def images_of(manifest: Manifest) -> ImageDataset:
         groups=tuple(manifest.group) if any(manifest.group) else None,
         splits=tuple(manifest.split) if any(manifest.split) else None,
         strays=manifest.strays,
+        **packed,
     )
+
+
+def _packed(manifest: Manifest) -> dict[str, Any]:
+    """Return where the images of a dataset lie in the archive, or archives, that it was read from.
+
+    Raises `DatasetError` where there is none any more.
+    """
+    paths, images = packed_images(manifest.root, manifest.column)
+    row_of = {path: row for row, path in enumerate(paths)}
+    rows = [row_of.get(path, -1) for path in manifest.path]
+    return {"arrays": images, "rows": np.array(rows, np.int64)}

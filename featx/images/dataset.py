@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images.files import ImageData, ImageSource, Listing, read_file
+from featx.images.archives import archive_name, archive_paths, read_archives
+from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
+from featx.images.frames import arrow_images, read_arrow_files, read_frame
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
+from featx.images.reading import Reading, StrPath
 from featx.images.scan import scan_folder
 from featx.images.sources import (
     READERS,
@@ -29,9 +32,9 @@ from featx.images.sources import (
     read_npz,
     recognise,
 )
-from featx.images.tables import read_table
+from featx.images.tables import check_one_label, read_table
 
-StrPath = str | os.PathLike[str]
+_NO_FOLDER = Path()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -70,9 +73,11 @@ class ImageDataset:
     notes : tuple of str, default ()
         What was decided about the data that could have been decided otherwise.
     arrays : ImageSource or None, default None
-        Where array images come from; None for files.
+        Where images come from that are arrays, or lie in an archive; None for files.
     rows : ndarray of shape (n,), int64, or None, default None
         Position of each image in `arrays`; None for all in order.
+    column : str, default ""
+        Of a Parquet or Arrow file, the column in which the images lie.
 
     Examples
     --------
@@ -99,6 +104,7 @@ class ImageDataset:
     notes: tuple[str, ...] = ()
     arrays: ImageSource | None = None
     rows: NDArray[np.int64] | None = None
+    column: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.paths)
@@ -158,11 +164,17 @@ class ImageDataset:
             If the images are arrays.
         """
         if self.arrays is not None:
-            raise DatasetError(f"the images of {self.name!r} are arrays, not files: use image(i)")
+            what = "in an archive" if isinstance(self.arrays, PackedImages) else "arrays"
+            raise DatasetError(f"the images of {self.name!r} are {what}, not files: use image(i)")
         return Path(self.root or "", self.paths[index]).absolute()
 
+    def address(self, index: int) -> str:
+        """Return what an image is called where it is told of: with its folder or archive."""
+        path = self.paths[index]
+        return path if self.root is None else str(Path(self.root, path))
+
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image file.
+        """Return the bytes of an image file, on a disk or in an archive.
 
         Raises
         ------
@@ -171,6 +183,11 @@ class ImageDataset:
         DatasetError
             If the images are arrays.
         """
+        if isinstance(self.arrays, PackedImages):
+            row = index if self.rows is None else int(self.rows[index])
+            if row < 0:
+                raise ImageError("not in the archive any more")
+            return self.arrays[row]
         return read_file(self.file(index))
 
     def image(self, index: int) -> ImageData:
@@ -185,6 +202,8 @@ class ImageDataset:
         """
         if self.arrays is None:
             raise DatasetError(f"the images of {self.name!r} are files, not arrays: use read(i)")
+        if isinstance(self.arrays, PackedImages):
+            return self.read(index)
         image = self.arrays[index if self.rows is None else int(self.rows[index])]
         if isinstance(image, bytes):
             return image
@@ -343,6 +362,10 @@ class ImageDataset:
         multilabel: bool = False,
         splits: SplitNames = None,
         target_columns: Sequence[str] = (),
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
     ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
 
@@ -367,6 +390,9 @@ class ImageDataset:
         target_columns : sequence of str, default ()
             Columns of numbers for a regression. They take the place of ``label``, and are then
             labels such as ``age=3.5|mass=7.0``.
+        path_column, label_column, split_column, group_column : str or None, default None
+            Names of the columns, in any case, where they are not ``path``, ``label``, ``split`` and
+            ``group``.
 
         Raises
         ------
@@ -375,9 +401,23 @@ class ImageDataset:
             none of train, val and test. Missing images are no error here.
         """
         file = Path(path)
-        base = Path(file.parent if root is None else root).absolute()
-        listing = read_table(file, root=base, multilabel=multilabel, target_columns=target_columns)
-        return cls._of(listing, file.stem, splits, root=base, what=file.name)
+        reading = Reading(
+            root=root,
+            multilabel=multilabel,
+            splits=splits,
+            target_columns=target_columns,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+        )
+        return cls._of_table(file, reading)
+
+    @classmethod
+    def _of_table(cls, file: Path, reading: Reading) -> ImageDataset:
+        base = Path(file.parent if reading.root is None else reading.root).absolute()
+        listing = read_table(file, root=base, reading=reading)
+        return cls._of(listing, file.stem, reading.splits, root=base, what=file.name)
 
     @classmethod
     def from_paths(
@@ -404,7 +444,7 @@ class ImageDataset:
         Raises
         ------
         DatasetError
-            If there are no paths, one is no path, or the lengths differ.
+            If there are no paths, one is no path, one file has two labels, or the lengths differ.
         """
         listing = Listing(
             paths=check_paths(paths),
@@ -412,7 +452,10 @@ class ImageDataset:
             groups=None if groups is None else list(map(as_text, groups)),
             splits=None if splits is None else list(map(as_text, splits)),
         )
-        return cls._of(listing, name or "paths")
+        data = cls._of(listing, name or "paths")
+        if data.y is not None:
+            check_one_label(data.paths, data.y.tolist())
+        return data
 
     @classmethod
     def from_arrays(
@@ -491,6 +534,57 @@ class ImageDataset:
         return cls._of(listing, Path(path).stem, splits)
 
     @classmethod
+    def from_archives(
+        cls, path: StrPath | Sequence[StrPath], *, splits: SplitNames = None
+    ) -> ImageDataset:
+        """Read images in a ``.tar`` or ``.zip``, or in the shards of a set, as a folder is read.
+
+        Images stay where they are. A folder around all others is passed over. Beside images of
+        WebDataset, ``000017.cls`` or ``000017.json`` is the label of ``000017.jpg``. Shards that
+        are named as splits are, such as ``train-000.tar`` and ``val-000.tar``, are splits.
+
+        Parameters
+        ----------
+        path : str, path-like or sequence of these
+            An archive; or shards: a pattern such as ``shards/{000..099}.tar`` or
+            ``shards/*.tar``, or a list.
+        splits : mapping of str to str, "none" or None, default None
+            As for `from_folder`.
+
+        Raises
+        ------
+        DatasetError
+            If an archive is missing, damaged or cut off, or there is no image in it.
+        """
+        paths = [path] if isinstance(path, str | os.PathLike) else path
+        return cls._of_archives(paths, splits)
+
+    @classmethod
+    def _of_archives(
+        cls, paths: Sequence[StrPath], splits: SplitNames, folder: Path = _NO_FOLDER
+    ) -> ImageDataset:
+        files, root = _shards(paths, folder)
+        listing = read_archives(files, root.name, splits)
+        return cls._of(listing, archive_name(root), splits, root=root)
+
+    @classmethod
+    def _of_parquet(
+        cls, paths: Sequence[StrPath], reading: Reading, folder: Path = _NO_FOLDER
+    ) -> ImageDataset:
+        files, root = _shards(paths, folder)
+        listing = read_arrow_files(files, root.name, reading)
+        name = archive_name(root)
+        if listing.arrays is None:  # a table of paths
+            root = Path(files[0].parent if reading.root is None else reading.root).absolute()
+        return cls._of(listing, name, reading.splits, root=root, what=files[0].name)
+
+    @classmethod
+    def _of_frame(cls, data: object, reading: Reading) -> ImageDataset:
+        listing = read_frame(data, reading)
+        root = None if reading.root is None else Path(reading.root).absolute()
+        return cls._of(listing, "frame", reading.splits, root=root, what="the data frame")
+
+    @classmethod
     def from_any(
         cls,
         data: object,
@@ -499,15 +593,22 @@ class ImageDataset:
         root: StrPath | None = None,
         multilabel: bool = False,
         target_columns: Sequence[str] = (),
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
     ) -> ImageDataset:
         """Find out what was given, and read it.
 
         Parameters
         ----------
-        data : ImageDataset, str, path-like, list, ndarray or column of a table
-            A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file;
-            image files and folders (without labels) in any form that `listed_paths` knows; images
-            as `from_arrays` takes them, one or several. An array of shape (h, w, 3) is one image.
+        data : ImageDataset, str, path-like, list, ndarray or table
+            A folder, a ``.csv`` or ``.tsv`` table, a ``.tar`` or ``.zip`` archive, a ``.parquet``
+            or ``.arrow`` file, several of these as `from_archives` takes them, a ``.npz`` or
+            ``.h5`` file, one image file; a table of pandas, polars or pyarrow, a dataset of Hugging
+            Face or TensorFlow; image files and folders (without labels) in any form that
+            `listed_paths` knows; images as `from_arrays` takes them, one, several or an iterator.
+            An array of shape (h, w, 3) is one image.
         splits : mapping of str to str, "none" or None, default None
             What names of splits mean, as for `from_folder` and `from_csv`.
         root : str, path-like or None, default None
@@ -516,6 +617,8 @@ class ImageDataset:
             As for `from_csv`; of a table only.
         target_columns : sequence of str, default ()
             As for `from_csv`; of a table only.
+        path_column, label_column, split_column, group_column : str or None, default None
+            As for `from_csv`; of a table only. The column of paths may be one of images.
 
         Raises
         ------
@@ -524,40 +627,36 @@ class ImageDataset:
             channels first, or several grey ones; if it has no splits to be named, or no paths
             for `root`.
         """
+        reading = Reading(
+            splits=splits,
+            root=root,
+            multilabel=multilabel,
+            target_columns=target_columns,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+        )
         source = Source(kind="dataset") if isinstance(data, ImageDataset) else recognise(data)
-        kind = source.kind
         # Never the content of a file.
-        what = type(data).__name__ if kind == "arrays" else repr(str(data)[:80])
-        if root is not None and kind != "table":
-            raise DatasetError(
-                f"--root (root=...) is for the paths of a table, received {what}: leave it out"
-            )
-        if target_columns and kind != "table":
-            raise DatasetError(
-                "--target-column (target_columns=...) names columns of a table, received "
-                f"{what}: leave it out"
-            )
-        if splits is not None and kind in ("dataset", "files", "arrays"):
-            raise DatasetError(
-                "--splits (splits=...) is for a folder, a table or a file of arrays, received "
-                f"{what}: leave it out"
-            )
+        what = type(data).__name__ if source.kind == "arrays" else repr(str(data)[:80])
+        reading.check_used(source.kind, what)
         if isinstance(data, ImageDataset):
             return data
         match source.kind:
             case "folder":
                 return cls.from_folder(source.path, splits=splits)
             case "table":
-                return cls.from_csv(
-                    source.path,
-                    root=root,
-                    multilabel=multilabel,
-                    splits=splits,
-                    target_columns=target_columns,
-                )
+                return cls._of_table(source.path, reading)
             case "packed":
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)
+            case "archives":
+                return cls._of_archives(source.paths, splits, source.path)
+            case "parquet":
+                return cls._of_parquet(source.paths, reading, source.path)
+            case "frame":
+                return cls._of_frame(source.images, reading)
             case "arrays":
                 return cls.from_arrays(source.images)
         return cls.from_paths(source.paths, name=source.path.stem or None)
@@ -580,7 +679,8 @@ class ImageDataset:
             meant = meant or understood
         elif names not in (None, "none"):
             raise DatasetError(
-                f"{what or name!r} has no column split: leave --splits (splits=...) out"
+                f"{what or name!r} has no column split: name it with --split-column "
+                "(split_column=...), or leave --splits (splits=...) out"
             )
         classes, labels = None, None
         if listing.labels is not None:
@@ -601,7 +701,29 @@ class ImageDataset:
             stray_reasons=tuple(reason for _, reason in listing.strays),
             empty_classes=tuple(listing.empty_classes),
             arrays=listing.arrays,
+            column=listing.column,
         )
+
+
+def _shards(given: Sequence[StrPath], folder: Path = _NO_FOLDER) -> tuple[list[Path], Path]:
+    """Return the files that paths and patterns stand for, and an address of all of them."""
+    files = [Path(name) for item in given for name in archive_paths(os.fspath(item))]
+    if folder != _NO_FOLDER:
+        return files, folder.absolute()
+    if len(given) == 1:
+        return files, Path(given[0]).absolute()
+    names = ",".join(sorted(file.name for file in files))
+    return files, files[0].absolute().parent / f"{{{names}}}"
+
+
+def packed_images(address: str, column: str) -> tuple[Sequence[str], ImageSource | None]:
+    """Return the paths of the images in archives or Parquet files, and what gives their bytes."""
+    source = recognise(address)
+    files, root = _shards(source.paths, source.path)
+    if source.kind == "parquet":
+        return arrow_images(files, column)
+    listing = read_archives(files, root.name, "none")
+    return listing.paths, listing.arrays
 
 
 def _counted(n: int, noun: str) -> str:

@@ -7,9 +7,11 @@ import os
 import stat
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -35,6 +37,28 @@ class ImageSource(Protocol):
         ...
 
 
+class PackedImages(ABC):
+    """The bytes of image files that lie inside other files, or in a store.
+
+    They pickle, and are read from any thread.
+    """
+
+    reads_at_once: int = 1
+    """Reads that may be under way at the same time. Above 1, images are read ahead in threads."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def __getitem__(self, index: int, /) -> bytes:
+        """Return the bytes of one image file; `ImageError` says in short why not."""
+
+    @abstractmethod
+    def stamps(self) -> NDArray[np.int64]:
+        """Return what tells, unread, that an image is the same: a row of `STAMP` for each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """Images as a folder, a table or a file of arrays lists them; None for what it does not say."""
@@ -49,6 +73,7 @@ class Listing:
     empty_classes: Sequence[str] = ()
     notes: Sequence[str] = ()  # what could have been decided otherwise
     arrays: ImageSource | None = None
+    column: str = ""  # of a table, in which the contents of images lie
 
 
 # fmt: off
@@ -57,6 +82,24 @@ IMAGE_EXTENSIONS = frozenset((
     ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+ARCHIVES: Mapping[str, str] = MappingProxyType(
+    {
+        ".tar": "tar",
+        ".zip": "zip",
+        ".tar.gz": "gz",
+        ".tgz": "gz",
+        ".tar.bz2": "bz2",
+        ".tbz2": "bz2",
+        ".tar.xz": "xz",
+        ".txz": "xz",
+        ".parquet": "parquet",
+        ".arrow": "arrow",
+        ".feather": "arrow",
+    }
+)
+"""Ends of the names of files of many images: zips, tars and their compression, and tables."""
+ARROW_FILES = ("parquet", "arrow")
+"""Those of `ARCHIVES` that are tables, in whose columns the images lie."""
 MAX_FILE_BYTES = 512 << 20
 
 
@@ -65,6 +108,12 @@ def is_image_name(name: str) -> bool:
     # By hand: `PurePath` takes a third of the time in which a large folder is looked through.
     stem, _, extension = name.rpartition(".")
     return stem[-1:] not in ("", "/") and f".{extension.lower()}" in IMAGE_EXTENSIONS
+
+
+def archive_ending(name: str) -> str:
+    """Return the end by which a name is that of an archive, ``""`` for none."""
+    lower = name.lower()
+    return next((ending for ending in ARCHIVES if lower.endswith(ending)), "")
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -13,7 +13,7 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
-from featx.images.files import Listing, is_image_name
+from featx.images.files import Listing, archive_ending, is_image_name
 from featx.images.labels import (
     PLAIN_NAMES,
     SplitNames,
@@ -33,8 +33,15 @@ _IGNORED = frozenset((
 _CACHE_FOLDERS = frozenset(("spaces", "datasets", "searches", "engines", "tmp"))
 
 
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder of this name is nobody's data."""
+    return name.startswith(".") or name.lower() in _IGNORED
+
+
 @dataclass
-class _Tree:
+class Tree:
+    """What lies below a folder, by its path from there with ``/``."""
+
     images: list[str] = field(default_factory=list)
     strays: list[tuple[str, str]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -53,6 +60,11 @@ def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> Listin
     tree = _walk(root)
     if not tree.images:
         raise DatasetError(_nothing_found(root, tree))
+    return list_tree(tree, root.name, labels=labels, names=names)
+
+
+def list_tree(tree: Tree, name: str, *, labels: bool, names: SplitNames = None) -> Listing:
+    """Return the images of a tree, whose folders may be classes (`labels`) and splits."""
     at_top = [path for path in tree.images if "/" not in path]
     if not labels or len(at_top) == len(tree.images):
         return Listing(
@@ -61,7 +73,7 @@ def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> Listin
             empty_classes=sorted(f for f in tree.folders if "/" not in f) if labels else [],
         )
     tops = _tops(tree)
-    layout = _Layout() if names == "none" else _layout(root, tops, dict(names or {}))
+    layout = _Layout() if names == "none" else _layout(name, tops, dict(names or {}))
     return _classify(tree, layout)
 
 
@@ -89,7 +101,7 @@ class _Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def _tops(tree: _Tree) -> dict[str, _Top]:
+def _tops(tree: Tree) -> dict[str, _Top]:
     """Return the folders at the top that hold images."""
     tops: defaultdict[str, _Top] = defaultdict(_Top)
     for path in tree.images:
@@ -102,9 +114,9 @@ def _tops(tree: _Tree) -> dict[str, _Top]:
     return dict(tops)
 
 
-def _layout(root: Path, tops: dict[str, _Top], stated: dict[str, str]) -> _Layout:
+def _layout(name: str, tops: dict[str, _Top], stated: dict[str, str]) -> _Layout:
     """Decide by names and by the classes that folders have in common which of them are splits."""
-    check_used(stated, tops, repr(root.name))
+    check_used(stated, tops, repr(name))
     splits = {top: kind for top in tops if (kind := stated.get(top) or split_of(top))}
     if not splits:
         return _splits_below(tops)
@@ -119,7 +131,7 @@ def _layout(root: Path, tops: dict[str, _Top], stated: dict[str, str]) -> _Layou
     if alike and (sure or plain):
         raise unknown_error(
             sorted(alike),
-            f"{root.name!r}, beside {', '.join(sorted(splits))},",
+            f"{name!r}, beside {', '.join(sorted(splits))},",
             "; if all of them are classes: --splits none (splits='none')",
         )
     if not others:
@@ -158,7 +170,7 @@ def _splits_below(tops: dict[str, _Top]) -> _Layout:
     return _Layout(splits)
 
 
-def _classify(tree: _Tree, layout: _Layout) -> Listing:
+def _classify(tree: Tree, layout: _Layout) -> Listing:
     """Give each image its class and split."""
     rows: list[tuple[str, str, str]] = []
     strays = list(tree.strays)
@@ -199,8 +211,8 @@ def _classify(tree: _Tree, layout: _Layout) -> Listing:
     )
 
 
-def _walk(root: Path) -> _Tree:
-    tree = _Tree()
+def _walk(root: Path) -> Tree:
+    tree = Tree()
     caches: set[str] = set()
     top = root.stat()
     # Each folder with the identities of those above it: a link back to one of them is a loop.
@@ -212,7 +224,7 @@ def _walk(root: Path) -> _Tree:
         # One entry at a time: a list of them takes 300 bytes each.
         for entry in _entries(root, prefix, tree):
             name = entry.name
-            if name.startswith(".") or name.lower() in _IGNORED:
+            if is_ignored(name):
                 continue
             path = prefix + name
             try:
@@ -256,7 +268,7 @@ def is_cache(folder: str) -> bool:
     )
 
 
-def _entries(root: Path, prefix: str, tree: _Tree) -> Iterator[os.DirEntry[str]]:
+def _entries(root: Path, prefix: str, tree: Tree) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(f"{root}/{prefix}") as entries:
             yield from entries
@@ -266,7 +278,7 @@ def _entries(root: Path, prefix: str, tree: _Tree) -> Iterator[os.DirEntry[str]]
         tree.strays.append((prefix[:-1], f"a folder that cannot be read: {error.strerror}"))
 
 
-def _nothing_found(root: Path, tree: _Tree) -> str:
+def _nothing_found(root: Path, tree: Tree) -> str:
     files = [path for path, reason in tree.strays if reason == "no image extension"]
     if not files:
         if tree.strays:
@@ -341,7 +353,7 @@ def _matching(pattern: str) -> Iterator[str]:
                 with suppress(DatasetError):
                     yield from images_below(name)
                     images = True
-        elif is_image_name(name):
+        elif is_image_name(name) or archive_ending(name):
             images = True
             yield name
     if not images:
