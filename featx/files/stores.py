@@ -1,0 +1,251 @@
+"""Stores behind an address: buckets (``s3://``, ``gs://``, ``az://``), web servers, folders.
+
+Their library, obstore, finds credentials by itself, tries again what may succeed, and is asked for
+from any thread. An address is shown and stored without what may be secret: a password before the
+host, and the query, which may be a signature.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from featx.exceptions import MissingExtraError, StoreError, reason
+
+# `Path` makes one slash of two, and is undone here.
+_ADDRESS = re.compile(r"(s3|gs|az|https?):/{1,2}(?=[^/])", re.IGNORECASE)
+_BUCKETS = ("s3", "gs", "az")
+_URL = re.compile(r"https?://[^\s,\"')]+")
+_STATUS = re.compile(r"status code: (\d{3}(?: [A-Z][\w-]*)*)")
+# Where a cloud's machines ask for credentials when the environment has none.
+_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal")
+_NOT_FOUND = "no such object"
+
+_RETRIES = 6
+_BACKOFF_S = 0.1
+_PATIENCE_S = 60.0  # for the next bytes; a large object may take longer as a whole
+_WHOLE_S = 3600.0
+_PAGE = 1000
+_OPEN_STORES = 256
+
+
+class Entry(NamedTuple):
+    """An object as its store lists it; -1 and "" for what the store does not say."""
+
+    name: str
+    size: int
+    modified_ns: int
+    etag: str
+
+    def stamp(self) -> tuple[int, int, int, int, int]:
+        """Return a stamp, see `featx.files.identity.STAMP`; the ETag takes the inode's place."""
+        if not self.etag and self.modified_ns < 0:
+            return -1, -1, -1, -1, -1
+        digest = hashlib.sha256(self.etag.encode()).digest()
+        tag = int.from_bytes(digest[:8], "big") >> 1 if self.etag else -1
+        return self.size, self.modified_ns, tag, -1, -1
+
+
+def as_address(value: object) -> str | None:
+    """Return the address of a bucket or web server that text or a path is, else None.
+
+    >>> as_address(Path("s3://bucket/photos"))
+    's3://bucket/photos'
+    """
+    if not isinstance(value, str | os.PathLike):
+        return None
+    text = os.fspath(value)
+    match = _ADDRESS.match(text) if isinstance(text, str) else None
+    return None if match is None else f"{match[1].lower()}://{text[match.end() :]}"
+
+
+def is_bucket(address: str) -> bool:
+    """Return whether an address is of a bucket, which can be listed and written."""
+    return address.partition("://")[0] in _BUCKETS
+
+
+def shown(address: str) -> str:
+    """Return an address without what may be secret.
+
+    >>> shown("https://ann:pw@host/photos/1.jpg?signature=abc")
+    'https://host/photos/1.jpg'
+    """
+    if is_bucket(address):
+        scheme, _, rest = address.partition("://")
+        bucket, slash, name = rest.partition("/")
+        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{name}"
+    parts = urlsplit(address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def child(address: str, name: str) -> str:
+    """Return the address of a name below another address."""
+    return f"{address.rstrip('/')}/{name}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """What lies below an address; names are relative to it, with ``/``."""
+
+    root: str  # what obstore opens
+    prefix: str = ""
+
+    @classmethod
+    def below(cls, address: str) -> Store:
+        """Return the store of all that is below the address of a bucket or of a ``file://``."""
+        if address.startswith("file:"):
+            return cls(address)
+        scheme, _, rest = address.partition("://")
+        bucket, _, prefix = rest.partition("/")
+        if "@" in bucket:
+            raise StoreError(
+                f"expected an address such as {scheme}://bucket/folder, received one with "
+                f"credentials, of {shown(address)}: put these into the environment",
+                "its address has credentials",
+            )
+        return cls(f"{scheme}://{bucket}", prefix.strip("/"))
+
+    @classmethod
+    def of_object(cls, address: str) -> tuple[Store, str]:
+        """Return the store of an object, and its name there."""
+        if is_bucket(address):
+            store = cls.below(address)
+            return cls(store.root), store.prefix
+        parts = urlsplit(address)
+        if parts.query:
+            return cls(address), ""
+        # One connection serves all objects of a host.
+        return cls(f"{parts.scheme}://{parts.netloc}"), unquote(parts.path).strip("/")
+
+    def address(self, name: str = "") -> str:
+        """Return the address of an object, to be shown."""
+        parts = [part for part in (self.prefix, name) if part]
+        return shown("/".join([self.root.rstrip("/"), *parts]))
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield what the store lists, in no certain order; `StoreError` if it cannot be listed."""
+        with self._asking("list", ""):
+            for page in _opened(self.root).list(self.prefix or None, chunk_size=_PAGE):
+                for meta in page:
+                    name = meta["path"]
+                    yield _entry(meta, name[len(self.prefix) + 1 :] if self.prefix else name)
+
+    def entry(self, name: str) -> Entry | None:
+        """Return what the store says of an object, None where it is not there."""
+        try:
+            with self._asking("read", name):
+                return _entry(_opened(self.root).head(self._full(name)), name)
+        except StoreError as error:
+            if error.reason == _NOT_FOUND:
+                return None
+            raise
+
+    def read(self, name: str, *, most_bytes: int | None = None) -> bytes:
+        """Return an object's bytes; one of more than `most_bytes` is refused unread."""
+        with self._asking("read", name):
+            result = _opened(self.root).get(self._full(name))
+            size = result.meta["size"]
+            if most_bytes is not None and size > most_bytes:
+                why = f"too large: {size:,} bytes, the limit is {most_bytes:,}"
+                raise StoreError(f"{self.address(name)} is {why}", why)
+            return bytes(result.bytes())
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Write an object's bytes into a file, a few MiB at a time."""
+        with self._asking("read", name), target.open("wb") as file:
+            for chunk in _opened(self.root).get(self._full(name)):
+                file.write(chunk)
+
+    def write(self, name: str, file: Path) -> None:
+        """Write a file as an object, which appears whole."""
+        with self._asking("write", name):
+            _opened(self.root).put(self._full(name), file)
+
+    def _full(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix and name else self.prefix or name
+
+    @contextmanager
+    def _asking(self, verb: str, name: str) -> Iterator[None]:
+        """Turn what obstore raises into `StoreError`."""
+        try:
+            yield
+        except (StoreError, MissingExtraError):
+            raise
+        # obstore raises errors of its own and several built-in ones.
+        except Exception as error:
+            why = _short(error)
+            raise StoreError(
+                f"cannot {verb} {self.address(name)}: {why}. See that the address is right, and "
+                "that the environment has the credentials (docs/stores.md)",
+                why,
+            ) from None  # the cause would show the whole address in a traceback
+
+
+def _entry(meta: Any, name: str) -> Entry:
+    # obstore says 1970 where the store says nothing.
+    modified_ns = int(meta["last_modified"].timestamp()) * 1_000_000_000
+    return Entry(name, meta["size"], modified_ns or -1, meta["e_tag"] or "")
+
+
+def _short(error: Exception) -> str:
+    """Return in a few words why a store did not do what it was asked for."""
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, FileNotFoundError):
+        return _NOT_FOUND
+    if any(host in text for host in _NO_CREDENTIALS):
+        return "no credentials were found"
+    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+        return "access denied"
+    if status := _STATUS.search(text):
+        return f"the server answered {status[1]}"
+    if "TimedOut" in text or "Timeout" in text:
+        return "the server did not answer in time"
+    if "HTTP error" in text or "reqwest" in text:
+        return "the connection failed"
+    return _URL.sub(lambda url: shown(url[0]), reason(error))
+
+
+def _opened(root: str) -> Any:
+    """Return the store of obstore at a root."""
+    return _open(root, os.getpid())  # connections are a process's own
+
+
+@lru_cache(_OPEN_STORES)
+def _open(root: str, _process: int) -> Any:
+    try:
+        from obstore.store import HTTPStore, LocalStore, from_url
+    except ImportError as error:
+        raise MissingExtraError(
+            "obstore", extra="remote", purpose=f"{shown(root).partition('://')[0]}://"
+        ) from error
+    if root.startswith("file:"):
+        from urllib.request import url2pathname
+
+        return LocalStore(url2pathname(urlsplit(root).path), mkdir=True)
+    seconds = {"connect_timeout": 10.0, "read_timeout": _PATIENCE_S, "timeout": _WHOLE_S}
+    client: dict[str, Any] = {name: timedelta(seconds=value) for name, value in seconds.items()}
+    # An endpoint without TLS, as of a store in the same network, is the user's to name.
+    client["allow_http"] = True
+    retries: Any = {
+        "max_retries": _RETRIES,
+        "backoff": {"init_backoff": timedelta(seconds=_BACKOFF_S)},
+    }
+    if is_bucket(root):
+        return from_url(root, client_options=client, retry_config=retries)
+    parts = urlsplit(root)
+    user, _, host = parts.netloc.rpartition("@")
+    if user:
+        token = base64.b64encode(unquote(user).encode()).decode()
+        client["default_headers"] = {"Authorization": f"Basic {token}"}
+    plain = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    return HTTPStore.from_url(plain, client_options=client, retry_config=retries)
