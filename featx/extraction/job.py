@@ -314,6 +314,7 @@ def images_of(manifest: Manifest) -> ImageDataset:
             f"{manifest.name!r} was made from arrays: features that it does not have yet need the "
             "arrays again"
         )
+    packed = _packed(manifest) if manifest.source == "packed" else {}
     return ImageDataset(
         name=manifest.name,
         root=Path(manifest.root) if manifest.root else None,
@@ -323,4 +324,16 @@ def images_of(manifest: Manifest) -> ImageDataset:
         groups=tuple(manifest.group) if any(manifest.group) else None,
         splits=tuple(manifest.split) if any(manifest.split) else None,
         strays=manifest.strays,
+        **packed,
     )
+
+
+def _packed(manifest: Manifest) -> dict[str, Any]:
+    """Return where the images of a dataset lie in the archive, or archives, that it was read from.
+
+    Raises `DatasetError` where there is none any more.
+    """
+    images = ImageDataset.from_any(manifest.root, splits="none")
+    row_of = {path: row for row, path in enumerate(images.paths)}
+    rows = [row_of.get(path, -1) for path in manifest.path]
+    return {"arrays": images.arrays, "rows": np.array(rows, np.int64)}

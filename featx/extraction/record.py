@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import time
-from array import array
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -31,8 +30,9 @@ from featx.cache.space import FeatureSpace, open_space
 from featx.exceptions import CacheFormatError, CacheWriteError, DatasetError
 from featx.extraction.job import Job
 from featx.extraction.pipeline import Ledger, Stage
-from featx.files.identity import STAMP, is_settled, stamp_of, whole_keys
+from featx.files.identity import STAMP, file_stamps, is_settled, whole_keys
 from featx.images.dataset import ImageDataset
+from featx.images.files import PackedImages
 
 _LOG = logging.getLogger("featx")
 
@@ -162,7 +162,7 @@ class DatasetRecord:
             status=ledger.status,
             strays=tuple(images.strays),
             blocks=self._blocks,
-            source="arrays" if images.arrays is not None else "files",
+            source=_source(images),
             edits=self._earlier.edits if self._earlier else (),
             **dict(zip(STAMP, stats.T, strict=True)),
         )
@@ -347,18 +347,21 @@ def _without_removed(images: ImageDataset, earlier: Manifest | None) -> ImageDat
 
 
 def _stat(images: ImageDataset) -> NDArray[np.int64]:
-    """Return the stamp of each file, shape (n, 5), -1 where there is none."""
-    nothing = (-1,) * len(STAMP)
+    """Return the stamp of each image, shape (n, 5), -1 where there is none."""
+    if isinstance(images.arrays, PackedImages):
+        stamps = images.arrays.stamps()
+        rows = np.arange(len(images)) if images.rows is None else images.rows
+        return np.where(rows[:, None] < 0, -1, stamps[rows])
     if images.arrays is not None:
         return np.full((len(images), len(STAMP)), -1, np.int64)
-    stats = array("q")  # filled faster than the rows of an ndarray
     root = str(images.root or "")
-    for path in images.paths:
-        try:
-            stats.extend(stamp_of(os.stat(os.path.join(root, path))))
-        except (OSError, ValueError):
-            stats.extend(nothing)
-    return np.frombuffer(stats, np.int64).reshape(-1, len(STAMP))
+    return file_stamps(os.path.join(root, path) for path in images.paths)
+
+
+def _source(images: ImageDataset) -> str:
+    if isinstance(images.arrays, PackedImages) and images.root is not None:
+        return "packed"
+    return "files" if images.arrays is None else "arrays"
 
 
 def _root(images: ImageDataset) -> str:

@@ -13,7 +13,7 @@ from featx.files.safe_hdf5 import SIGNATURE, check_whole_hdf5
 
 _END, _LOCATOR, _END_64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _END_BYTES, _LOCATOR_BYTES, _END_64_BYTES = 22, 20, 56
-_MOST_NAME_BYTES = 200
+_MOST_NAME_BYTES, _MOST_COMMENT_BYTES = 200, 0xFFFF
 _UTF_8, _STREAMED, _LEVEL = 0x800, 0x008, 0x006
 
 
@@ -69,6 +69,21 @@ def _end_record(file: IO[bytes], size: int) -> tuple[int, int]:
             raise zipfile.BadZipFile("it has half of the records of a large zip")
         members, bytes_of_list = struct.unpack("<QQ", large[32:48])
     return members, bytes_of_list
+
+
+def count_members(file: IO[bytes]) -> int:
+    """Return how many members a zip of anybody's making says it has, with a comment or without."""
+    size = file.seek(0, 2)
+    before = min(size, _END_BYTES + _MOST_COMMENT_BYTES + _LOCATOR_BYTES + _END_64_BYTES)
+    file.seek(size - before)
+    tail = file.read(before)
+    end, large = tail.rfind(_END), tail.rfind(_END_64)
+    if end < 0 or len(tail) - end < _END_BYTES:
+        raise zipfile.BadZipFile("it has no list of its members at its end: is it cut off?")
+    (members,) = struct.unpack_from("<H", tail, end + 10)
+    if large >= 0 and members == 0xFFFF:
+        (members,) = struct.unpack_from("<Q", tail, large + 32)
+    return int(members)
 
 
 MOST_RATIO = 20

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
-from featx.images.files import ImageData, ImageSource, Listing, read_file
+from featx.images.archives import archive_name, archive_paths, read_archives
+from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.scan import scan_folder
 from featx.images.sources import (
@@ -70,7 +71,7 @@ class ImageDataset:
     notes : tuple of str, default ()
         What was decided about the data that could have been decided otherwise.
     arrays : ImageSource or None, default None
-        Where array images come from; None for files.
+        Where images come from that are arrays, or lie in an archive; None for files.
     rows : ndarray of shape (n,), int64, or None, default None
         Position of each image in `arrays`; None for all in order.
 
@@ -158,11 +159,17 @@ class ImageDataset:
             If the images are arrays.
         """
         if self.arrays is not None:
-            raise DatasetError(f"the images of {self.name!r} are arrays, not files: use image(i)")
+            what = "in an archive" if isinstance(self.arrays, PackedImages) else "arrays"
+            raise DatasetError(f"the images of {self.name!r} are {what}, not files: use image(i)")
         return Path(self.root or "", self.paths[index]).absolute()
 
+    def address(self, index: int) -> str:
+        """Return what an image is called where it is told of: with its folder or archive."""
+        path = self.paths[index]
+        return path if self.root is None else str(Path(self.root, path))
+
     def read(self, index: int) -> bytes:
-        """Return the bytes of an image file.
+        """Return the bytes of an image file, on a disk or in an archive.
 
         Raises
         ------
@@ -171,6 +178,11 @@ class ImageDataset:
         DatasetError
             If the images are arrays.
         """
+        if isinstance(self.arrays, PackedImages):
+            row = index if self.rows is None else int(self.rows[index])
+            if row < 0:
+                raise ImageError("not in the archive any more")
+            return self.arrays[row]
         return read_file(self.file(index))
 
     def image(self, index: int) -> ImageData:
@@ -185,6 +197,8 @@ class ImageDataset:
         """
         if self.arrays is None:
             raise DatasetError(f"the images of {self.name!r} are files, not arrays: use read(i)")
+        if isinstance(self.arrays, PackedImages):
+            return self.read(index)
         image = self.arrays[index if self.rows is None else int(self.rows[index])]
         if isinstance(image, bytes):
             return image
@@ -491,6 +505,39 @@ class ImageDataset:
         return cls._of(listing, Path(path).stem, splits)
 
     @classmethod
+    def from_archives(
+        cls, path: StrPath | Sequence[StrPath], *, splits: SplitNames = None
+    ) -> ImageDataset:
+        """Read images in a ``.tar`` or ``.zip``, or in the shards of a set, as a folder is read.
+
+        Images stay where they are. A folder around all others is passed over. Beside images of
+        WebDataset, ``000017.cls`` or ``000017.json`` is the label of ``000017.jpg``. Shards that
+        are named as splits are, such as ``train-000.tar`` and ``val-000.tar``, are splits.
+
+        Parameters
+        ----------
+        path : str, path-like or sequence of these
+            An archive; or shards: a pattern such as ``shards/{000..099}.tar`` or
+            ``shards/*.tar``, or a list.
+        splits : mapping of str to str, "none" or None, default None
+            As for `from_folder`.
+
+        Raises
+        ------
+        DatasetError
+            If an archive is missing, damaged or cut off, or there is no image in it.
+        """
+        given = [path] if isinstance(path, str | os.PathLike) else list(path)
+        files = [Path(file) for item in given for file in archive_paths(os.fspath(item))]
+        root = Path(given[0]).absolute()
+        if len(given) > 1:
+            names = [file.absolute() for file in files]
+            root = names[0].parent / f"{{{','.join(sorted(file.name for file in names))}}}"
+        return cls._of(
+            read_archives(files, root.name, splits), archive_name(root), splits, root=root
+        )
+
+    @classmethod
     def from_any(
         cls,
         data: object,
@@ -558,6 +605,8 @@ class ImageDataset:
             case "packed":
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)
+            case "archives":
+                return cls.from_archives(source.paths, splits=splits)
             case "arrays":
                 return cls.from_arrays(source.images)
         return cls.from_paths(source.paths, name=source.path.stem or None)

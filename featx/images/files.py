@@ -8,9 +8,10 @@ import stat
 import time
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -80,6 +81,19 @@ IMAGE_EXTENSIONS = frozenset((
     ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+ARCHIVES: Mapping[str, str] = MappingProxyType(
+    {
+        ".tar": "tar",
+        ".zip": "zip",
+        ".tar.gz": "gz",
+        ".tgz": "gz",
+        ".tar.bz2": "bz2",
+        ".tbz2": "bz2",
+        ".tar.xz": "xz",
+        ".txz": "xz",
+    }
+)
+"""Ends of the names of archives, and what they are: a zip, a tar, or the compression of one."""
 MAX_FILE_BYTES = 512 << 20
 
 
@@ -88,6 +102,12 @@ def is_image_name(name: str) -> bool:
     # By hand: `PurePath` takes a third of the time in which a large folder is looked through.
     stem, _, extension = name.rpartition(".")
     return stem[-1:] not in ("", "/") and f".{extension.lower()}" in IMAGE_EXTENSIONS
+
+
+def archive_ending(name: str) -> str:
+    """Return the end by which a name is that of an archive, ``""`` for none."""
+    lower = name.lower()
+    return next((ending for ending in ARCHIVES if lower.endswith(ending)), "")
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

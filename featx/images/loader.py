@@ -19,17 +19,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
 from featx.images.decode import AnyTarget, Rgb, Target, as_targets, check_truncation_setting
+from featx.images.files import PackedImages, why_failed
 from featx.images.limits import budget
 from featx.images.line import Job, Line, Loaded, Status, work_off
 from featx.images.worker_main import HEADER_BYTES, NO_IMAGE, Message, receive, send, slot_bytes
@@ -109,12 +113,17 @@ def load_images(
         raise DatasetError(
             f"workers and ahead must be at least 1, received workers={workers}, ahead={ahead}"
         )
-    if dataset.arrays is None:
+    packed = isinstance(dataset.arrays, PackedImages)
+    if dataset.arrays is None or packed:
         check_truncation_setting()
     few = not isinstance(indices, Sized) or len(indices) < _ENOUGH_FOR_PROCESSES
-    if dataset.arrays is not None or (isolate is None and few):
+    if (dataset.arrays is not None and not packed) or (isolate is None and few):
         isolate = False
-    line = Line(iter(indices), ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
+    order = iter(indices)
+    if isinstance(dataset.arrays, PackedImages) and dataset.arrays.reads_at_once > 1:
+        ahead_of = ReadAhead(dataset)
+        dataset, order = ahead_of.dataset, ahead_of.begun(order)
+    line = Line(order, ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
     job = Job(line, dataset, as_targets(targets), known or (lambda key: False))
     return _load(job, workers, isolate)
 
@@ -169,6 +178,42 @@ def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
         atexit.unregister(close)
 
 
+class ReadAhead(PackedImages):
+    """Reads images of a store, where each takes a while, before they are asked for."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        assert isinstance(dataset.arrays, PackedImages)
+        self._images, self._rows = dataset.arrays, dataset.rows
+        self._threads = ThreadPoolExecutor(self._images.reads_at_once, "featx-reads")
+        self._begun: dict[int, Future[bytes]] = {}
+        self.dataset = replace(dataset, arrays=self)
+
+    def begun(self, indices: Iterator[int]) -> Iterator[int]:
+        """Yield what is given, with the reading of each begun."""
+        try:
+            for index in indices:
+                row = index if self._rows is None else int(self._rows[index])
+                if row not in self._begun:
+                    self._begun[row] = self._threads.submit(self._images.__getitem__, row)
+                yield index
+        except GeneratorExit:  # nobody wants the others any more
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            raise
+        self._threads.shutdown(wait=False)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> bytes:
+        begun = self._begun.pop(index, None)
+        # Of a process that died, or twice the same.
+        return self._images[index] if begun is None else begun.result()
+
+    def stamps(self) -> NDArray[np.int64]:
+        """Return those of the images."""
+        return self._images.stamps()
+
+
 # Processes
 
 
@@ -179,7 +224,7 @@ class _Item:
     position: int
     index: int
     slot: int
-    path: str
+    path: str | None  # None where its bytes are sent
     key: bytes | None = None
     read_s: float = 0.0
 
@@ -244,13 +289,15 @@ class ProcessWorker:
                 return
             items = []
             for position, index in tasks:
-                try:
-                    path = os.fsencode(self._job.dataset.file(index)).decode("latin-1")
-                except Exception:
-                    # No way to a file: this says in the same words why.
-                    loaded = self._job.load(index)
-                    self._line.give([(position, loaded)])
-                    continue
+                path = None
+                if self._job.dataset.arrays is None:
+                    try:
+                        path = os.fsencode(self._job.dataset.file(index)).decode("latin-1")
+                    except Exception:
+                        # No way to a file: this says in the same words why.
+                        loaded = self._job.load(index)
+                        self._line.give([(position, loaded)])
+                        continue
                 items.append(_Item(position, index, self._free.pop(), path))
             self._items.update((item.position, item) for item in items)
             self._hand_over(items)
@@ -265,8 +312,32 @@ class ProcessWorker:
                 except OSError as error:
                     raise _StartError(str(error)) from error
         if self._process is not None:
-            images = [(item.position, item.slot, item.path) for item in items]
-            self._process.send({"images": images})
+            contents = self._contents(items)
+            images = [
+                (item.position, item.slot, item.path)
+                for item in items
+                if item.position in self._items
+            ]
+            if images:
+                self._process.send({"images": images}, contents)
+
+    def _contents(self, items: Sequence[_Item]) -> list[bytes]:
+        """Return the bytes of images that are no files; one that cannot be read has failed."""
+        contents = []
+        for item in items:
+            if item.path is not None:
+                continue
+            start = time.perf_counter()
+            try:
+                content = self._job.dataset.image(item.index)
+                assert isinstance(content, bytes)
+                contents.append(content)
+            except Exception as error:
+                item.read_s = time.perf_counter() - start
+                self._settle(item, "failed", why_failed(error))
+            item.read_s = time.perf_counter() - start
+        self._give_settled()
+        return contents
 
     def _listen(self, process: WorkerProcess) -> None:
         message = process.receive()
@@ -293,7 +364,7 @@ class ProcessWorker:
     def _answer(self, position: int, key: str | None, reason: str, read_s: float) -> list[bool]:
         """Return whether an image that was read is wanted; nothing for one that could not be."""
         item = self._items[position]
-        item.read_s = read_s
+        item.read_s += read_s
         if key is None:
             self._settle(item, "failed", reason)
             return []
@@ -429,11 +500,11 @@ class WorkerProcess:
         with suppress(_DiedError):  # what asks it for something will find out
             self.send(hello)
 
-    def send(self, message: Message) -> None:
-        """Send a message."""
+    def send(self, message: Message, contents: Sequence[bytes] = ()) -> None:
+        """Send a message, with the contents of files."""
         assert self._process.stdin is not None
         try:
-            send(self._process.stdin, message)
+            send(self._process.stdin, message, contents)
         except (OSError, ValueError) as error:
             raise _DiedError(str(error)) from error
 

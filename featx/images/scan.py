@@ -13,7 +13,7 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
-from featx.images.files import Listing, is_image_name
+from featx.images.files import Listing, archive_ending, is_image_name
 from featx.images.labels import (
     PLAIN_NAMES,
     SplitNames,
@@ -353,7 +353,7 @@ def _matching(pattern: str) -> Iterator[str]:
                 with suppress(DatasetError):
                     yield from images_below(name)
                     images = True
-        elif is_image_name(name):
+        elif is_image_name(name) or archive_ending(name):
             images = True
             yield name
     if not images:

@@ -24,6 +24,7 @@ from featx.images.files import (
     AnyArray,
     ImageSource,
     Listing,
+    archive_ending,
     is_image_name,
     local_path,
 )
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from featx.files.safe_npy import NpzFile
 
-Kind = Literal["dataset", "folder", "table", "packed", "files", "arrays"]
+Kind = Literal["dataset", "folder", "table", "packed", "archives", "files", "arrays"]
 _TABLES = (".csv", ".tsv")
 _LONGEST_PATH = 4096
 _IMAGES = ("x", "X", "images", "image", "data")
@@ -68,7 +69,9 @@ def recognise(data: object) -> Source:
         return Source(kind="arrays", images=pictures)
     paths = listed_paths(data)
     if paths is not None:
-        texts = map(_path_text, paths)
+        texts = list(map(_path_text, paths))
+        if all(map(archive_ending, texts)):
+            return Source(kind="archives", paths=texts)
         below = (images_below(text) if Path(text).is_dir() else [text] for text in texts)
         return Source(kind="files", paths=[path for expanded in below for path in expanded])
     if isinstance(data, np.ndarray | list | tuple):
@@ -77,12 +80,14 @@ def recognise(data: object) -> Source:
         data = _path_text(data)
     if not isinstance(data, str | os.PathLike):
         raise DatasetError(
-            "expected a folder, a table, an array file, images or arrays, received "
+            "expected a folder, a table, an archive, an array file, images or arrays, received "
             f"{type(data).__name__}"
         )
     path = Path(data)
     if path.is_dir():
         return Source(kind="folder", path=path)
+    if archive_ending(path.name):
+        return Source(kind="archives", paths=[str(path)])
     if not path.exists():
         raise missing_path_error(path, f"no such file or folder: {str(path)!r}")
     if path.suffix.lower() in _TABLES:
@@ -97,8 +102,8 @@ def recognise(data: object) -> Source:
     if is_image_name(path.name) or sniff(head):
         return Source(kind="files", path=path, paths=[str(path)])
     raise DatasetError(
-        "expected a folder, a .csv or .tsv table, a .npz or .h5 file, or an image, received "
-        f"{str(path)!r}"
+        "expected a folder, a .csv or .tsv table, a .tar or .zip archive, a .npz or .h5 file, or "
+        f"an image, received {str(path)!r}"
     )
 
 

@@ -1,7 +1,8 @@
 """What runs in a process that reads and decodes images for another one.
 
-Messages are lines of JSON. From the parent: ``images`` (what to read), ``decode`` (which of the
-images whose keys were sent are wanted), ``go`` (there is memory). To the parent: ``ready``,
+Messages are lines of JSON, perhaps with the bytes of images behind. From the parent: ``images``
+(what to read, or how many bytes of it follow), ``decode`` (which of the images whose keys were sent
+are wanted), ``go`` (there is memory). To the parent: ``ready``,
 ``keys`` (what was read), ``take`` and ``give_back`` (memory that one image takes), and ``done``
 (what was decoded). Nothing is unpickled on either side.
 
@@ -20,7 +21,7 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import IO, Any, TypeAlias
 
@@ -32,6 +33,7 @@ from featx.images.limits import Budget, set_budget
 from featx.spec import ImagePolicy, ViewPolicy
 
 Message: TypeAlias = dict[str, Any]
+CONTENTS, _LENGTHS = "contents", "lengths"
 HEADER_BYTES = 64
 NO_IMAGE = -1
 # Files that wait for their decoding are kept up to this size, and read one by one beyond.
@@ -45,9 +47,13 @@ def slot_bytes(targets: Sequence[Target]) -> int:
     return sum(height * width * 3 for (height, width), _, _ in targets)
 
 
-def send(pipe: IO[bytes], message: Message) -> None:
-    """Write a message."""
+def send(pipe: IO[bytes], message: Message, contents: Sequence[bytes] = ()) -> None:
+    """Write a message, and the contents of files that go with it."""
+    if contents:
+        message = {**message, _LENGTHS: [len(content) for content in contents]}
     pipe.write(json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n")
+    for content in contents:
+        pipe.write(content)
     pipe.flush()
 
 
@@ -57,6 +63,7 @@ def receive(pipe: IO[bytes]) -> Message | None:
         # Python's start-up files may print before the pipe is the worker's own.
         if line.startswith(b'{"'):
             message: Message = json.loads(line)
+            message[CONTENTS] = [pipe.read(length) for length in message.pop(_LENGTHS, ())]
             return message
     return None
 
@@ -102,7 +109,7 @@ class _Worker(Budget):
             self._block = mmap.mmap(hello["block"], hello["block_bytes"])
         # Messages that came while memory was waited for, what is to be read, and to be decoded.
         self._later: deque[Message] = deque()
-        self._unread: deque[tuple[int, int, str]] = deque()
+        self._unread: deque[tuple[int, int, Callable[[], ImageData]]] = deque()
         self._waiting: deque[tuple[int, int, ImageData, bytes]] = deque()
         self._waiting_bytes = 0
 
@@ -120,17 +127,17 @@ class _Worker(Budget):
     def serve(self) -> None:
         send(self._sink, {"ready": True})
         while message := self._later.popleft() if self._later else receive(self._source):
-            self._unread.extend(message.get("images", ()))
+            contents = iter(message[CONTENTS])
+            for position, slot, path in message.get("images", ()):
+                self._unread.append((position, slot, _reader(path, contents)))
             self._decode(message.get("decode", ()))
             self._read()
 
     def _read(self) -> None:
         keys = []
         while self._unread and self._waiting_bytes < _MOST_WAITING_BYTES:
-            position, slot, path = self._unread.popleft()
+            position, slot, read = self._unread.popleft()
             self._work_on(position)
-            # The path came as Latin-1, one character a byte.
-            read = partial(read_file, os.fsdecode(path.encode("latin-1")))
             data, key, reason, read_s = read_one(read)
             self._work_on(NO_IMAGE)
             keys.append((position, None if key is None else key.hex(), reason, read_s))
@@ -166,3 +173,12 @@ class _Worker(Budget):
     def _work_on(self, position: int) -> None:
         """Leave word of the image in work where it outlasts this process."""
         struct.pack_into("<q", self._block, 0, position)
+
+
+def _reader(path: str | None, contents: Iterator[bytes]) -> Callable[[], ImageData]:
+    """Return what gives the bytes of an image: read from its path, or those that were sent."""
+    if path is None:
+        content = next(contents)
+        return lambda: content
+    # The path came as Latin-1, one character a byte.
+    return partial(read_file, os.fsdecode(path.encode("latin-1")))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from featx.cache.manifest import FAILED
 from featx.exceptions import FeaturesError
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
+from featx.images.files import archive_ending
 from featx.images.scan import image_names
 from featx.images.sources import listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures, as_image_dataset
@@ -103,8 +104,8 @@ def predict(
     model : ImageClassifier, ImageRegressor or Predictor
         Fitted.
     images : str, path, iterable of these, ndarray, list of images, or ImageDataset
-        Files, folders and patterns, see `featx.images.scan.image_names`, also as bytes, as an
-        array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
+        Files, folders, archives and patterns, see `featx.images.scan.image_names`, also as bytes,
+        as an array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
         (n, h, w), (n, h, w, c) or, of one image, (h, w, 3); PIL images, bytes of image files and
         open files, one or a list. Labels are not looked at.
     top_k : int, optional
@@ -180,8 +181,8 @@ def _value_rows(
             low, high = model.interval(numbers, coverage)
         distances = model.novelty_.distance(parts[0]) if unknown and any_usable else None
         position = 0
-        for number, path in enumerate(chunk.paths):
-            name = path if chunk.root is None else str(chunk.file(number))
+        for number in range(len(chunk)):
+            name = chunk.address(number)
             if ledger.status[number] == FAILED:
                 yield Prediction(name, (), "failed", ledger.reason[number])
                 continue
@@ -213,8 +214,8 @@ def _rows(
         distances = model.novelty_.distance(parts[0]) if unknown and any_usable else None
         labels = model.classes_.tolist()
         position = 0
-        for number, path in enumerate(chunk.paths):
-            name = path if chunk.root is None else str(chunk.file(number))
+        for number in range(len(chunk)):
+            name = chunk.address(number)
             if ledger.status[number] == FAILED:
                 yield Prediction(name, (), "failed", ledger.reason[number])
                 continue
@@ -253,9 +254,7 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
         images = iter(paths)
     if not isinstance(images, ImageDataset):
         if isinstance(images, Iterable) and not _are_pixels(images):
-            names = image_names(images, strict=alone)
-            while chunk := list(islice(names, _CHUNK)):
-                yield ImageDataset.from_paths(chunk)
+            yield from _named(image_names(images, strict=alone))
             return
         dataset = as_image_dataset(images)
         if dataset is None:
@@ -264,6 +263,23 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
                 "patterns, arrays of pixels, PIL images or bytes of image files"
             )
         images = dataset
+    yield from _pieces(images)
+
+
+def _named(names: Iterable[str]) -> Iterator[ImageDataset]:
+    """Yield files by their names, and what is in archives among them."""
+    for is_archive, group in groupby(names, lambda name: archive_ending(name) != ""):
+        if is_archive:
+            for name in group:
+                images = ImageDataset.from_archives(name, splits="none")
+                paths = tuple(f"{name}/{path}" for path in images.paths)  # as it was typed
+                yield from _pieces(replace(images, root=None, paths=paths))
+        else:
+            while chunk := list(islice(group, _CHUNK)):
+                yield ImageDataset.from_paths(chunk)
+
+
+def _pieces(images: ImageDataset) -> Iterator[ImageDataset]:
     for start in range(0, len(images), _CHUNK):
         yield images.subset(list(range(start, min(start + _CHUNK, len(images)))))
 

@@ -1,0 +1,598 @@
+"""Images in tar and zip archives, also sharded ones of WebDataset, read where they lie.
+
+An archive is listed once, and its images are then read by their position in it, from any thread.
+Nothing is unpacked to a disk. Members are names and bytes here, never paths: those that would lead
+out of a folder are left out, and so are links.
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import json
+import lzma
+import os
+import posixpath
+import re
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import DatasetError, ImageError
+from featx.files.claims import UnsafeFileError, missing_path_error, reading_data, shortened
+from featx.files.identity import file_stamps
+from featx.files.safe_zip import count_members
+from featx.images.files import (
+    ARCHIVES,
+    MAX_FILE_BYTES,
+    Listing,
+    PackedImages,
+    archive_ending,
+    is_image_name,
+)
+from featx.images.labels import SplitNames, split_of
+from featx.images.scan import Tree, is_ignored, list_tree
+
+_UNPACKED: dict[str, Any] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+_MOST_MEMBERS = 5_000_000
+# Beside an image of WebDataset, by the name up to its first dot.
+_LABEL_FILES = ("cls", "json")
+_LABEL_KEYS = ("label", "labels", "class", "class_name", "cls", "target", "category")
+_MOST_LABEL_BYTES = 1 << 20
+_LOCAL_HEADER_BYTES = 30
+# Members that were passed in a compressed tar and may be asked for next.
+_MOST_PASSED, _MOST_PASSED_BYTES = 512, 64 << 20
+
+
+def archive_name(path: Path) -> str:
+    """Return what the images of an archive, or of all its shards, are called."""
+    stem = path.name[: len(path.name) - len(archive_ending(path.name))]
+    plain = re.sub(r"[-_. ]*\{.*?\}", "", stem).replace("*", "").strip("-_. ")
+    return plain or path.absolute().parent.name or "dataset"
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that ``{000..099}`` and ``{a,b}`` in a pattern stand for.
+
+    >>> expand_braces("{train,val}-{08..10}.tar")[:4]
+    ['train-08.tar', 'train-09.tar', 'train-10.tar', 'val-08.tar']
+    """
+    parts: list[list[str]] = []
+    for text in re.split(r"(\{[^{}]*\})", pattern):
+        numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", text)
+        if numbers:
+            first, last = int(numbers[1]), int(numbers[2])
+            if last - first >= _MOST_MEMBERS:
+                raise DatasetError(f"{pattern!r} stands for too many files: {last - first + 1:,}")
+            parts.append([f"{n:0{len(numbers[1])}}" for n in range(first, last + 1)])
+        elif text.startswith("{") and "," in text:
+            parts.append(text[1:-1].split(","))
+        else:
+            parts.append([text])
+    return ["".join(chosen) for chosen in product(*parts)]
+
+
+def archive_paths(pattern: str) -> list[str]:
+    """Return the archives that a path or a pattern stands for, sorted; each has to exist."""
+    if Path(pattern).exists():
+        return [pattern]
+    names = [name for text in expand_braces(pattern) for name in _matching(text)]
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing or not names:
+        name = missing[0] if missing else pattern
+        raise missing_path_error(Path(name), f"no such archive: {name!r}")
+    return names
+
+
+def _matching(text: str) -> list[str]:
+    return sorted(glob.glob(text)) if glob.has_magic(text) else [text]
+
+
+class _Member(NamedTuple):
+    """A file in an archive: where it begins, and how many bytes it takes there."""
+
+    name: str
+    offset: int
+    size: int
+    # Of a zip:
+    method: int = 0
+    crc: int = 0
+
+
+@dataclass
+class _Contents:
+    """What an archive holds."""
+
+    files: list[_Member] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    strays: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, member: _Member, kind: Literal["file", "folder", "link", "other"]) -> None:
+        """Take one entry, or note why it is left out."""
+        name = member.name.removeprefix("./").rstrip("/")
+        parts = name.split("/")
+        if not name or any(is_ignored(part) for part in parts if part not in ("..", ".")):
+            return
+        if name.startswith("/") or {"..", ".", ""} & set(parts):
+            self.strays.append((name, "a path that leads out of the archive"))
+        elif kind == "folder":
+            self.folders.append(name)
+        elif kind == "file":
+            self.files.append(member._replace(name=name))
+        else:
+            what = "a link" if kind == "link" else "neither a file nor a folder"
+            self.strays.append((name, what))
+
+
+# Tar
+
+
+class _Tape:
+    """A file of which the block that was read last is kept: zeros mark the end of a tar."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        self.last = self._file.read(size)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        return self._file.seek(position)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _open_tar(path: Path) -> IO[bytes]:
+    compression = ARCHIVES[archive_ending(path.name)]
+    opened: IO[bytes] = _UNPACKED.get(compression, open)(path, "rb")
+    return opened
+
+
+def _tar_contents(path: Path) -> _Contents:
+    contents = _Contents()
+    regular: dict[str, _Member] = {}
+    with _open_tar(path) as file:
+        tape: Any = _Tape(file)
+        # Its members are forgotten one by one: each takes a kilobyte.
+        with tarfile.open(fileobj=tape, mode="r:", errorlevel=2) as tar:
+            count = 0
+            while (info := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]
+                count += 1
+                if count > _MOST_MEMBERS:
+                    raise UnsafeFileError(f"it has more than {_MOST_MEMBERS:,} entries")
+                member = _Member(info.name, info.offset_data, info.size)
+                if info.islnk():
+                    target = regular.get(info.linkname)
+                    if target is not None:  # the same content under another name
+                        contents.add(target._replace(name=info.name), "file")
+                        continue
+                if info.isreg() and not info.issparse():
+                    regular[info.name] = member
+                    contents.add(member, "file")
+                elif info.isdir():
+                    contents.add(member, "folder")
+                else:
+                    contents.add(member, "link" if info.issym() or info.islnk() else "other")
+        if tape.last.strip(b"\0") or len(tape.last) < tarfile.BLOCKSIZE:
+            raise UnsafeFileError(
+                f"it ends in the middle, after {count:,} entries: copy or make it again"
+            )
+    return contents
+
+
+# Zip
+
+
+def _zip_contents(path: Path) -> _Contents:
+    contents = _Contents()
+    with path.open("rb") as file:
+        if (members := count_members(file)) > _MOST_MEMBERS:
+            raise UnsafeFileError(f"it has {members:,} entries, more than {_MOST_MEMBERS:,}")
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+    # Windows wrote backslashes once.
+    turned = not any("/" in info.filename for info in infos)
+    for info in infos:
+        name = info.filename.replace("\\", "/") if turned else info.filename
+        method = -1 if info.flag_bits & 1 else info.compress_type
+        member = _Member(name, info.header_offset, info.compress_size, method, info.CRC)
+        kind = info.external_attr >> 28
+        if name.endswith("/"):
+            contents.add(member, "folder")
+        else:
+            contents.add(member, "link" if kind == 0o12 else "file" if kind in (0, 8) else "other")
+    return contents
+
+
+# Listing
+
+
+def read_archives(paths: Sequence[Path], name: str, names: SplitNames = None) -> Listing:
+    """Return the images of one archive, or of the shards of a set.
+
+    Folders in it are classes and splits as in a folder on a disk; a single one around all others
+    is passed over. Beside images of WebDataset lie their labels.
+    """
+    shards: list[_Contents] = []
+    for path in paths:
+        with reading_data(path, "an archive"):
+            is_zip = archive_ending(path.name) == ".zip"
+            shards.append(_zip_contents(path) if is_zip else _tar_contents(path))
+    tree = Tree()
+    rows: dict[str, list[tuple[int, _Member]]] = {}
+    beside: dict[tuple[int, str, str], _Member] = {}
+    for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
+        last: dict[str, _Member] = {}
+        for member in shard.files:
+            if member.name in last:
+                reason = "a later entry of the archive has the same name"
+                tree.strays.append((_told(member.name, path, paths), reason))
+            last[member.name] = member
+        for member in last.values():
+            key, ending = _sample(member.name)
+            if is_image_name(member.name):
+                rows.setdefault(member.name, []).append((number, member))
+            elif ending in _LABEL_FILES:
+                beside[number, key, ending] = member
+            else:
+                tree.strays.append((_told(member.name, path, paths), "no image extension"))
+        tree.folders += shard.folders
+        tree.strays += [(_told(n, path, paths), reason) for n, reason in shard.strays]
+    if not rows:
+        raise DatasetError(
+            f"no image in {name!r}: {sum(len(shard.files) for shard in shards):,} files, none with "
+            "an image extension: expected images (.jpg, .png, ...) in it"
+        )
+    tree.images = list(rows)
+    _name_folders(tree)
+    around = _wrapper(tree.images)
+    _enter(tree, around)
+    labelled = _webdataset_labels(paths, rows, beside)
+    for (number, _, _), member in beside.items():
+        if labelled is None:
+            tree.strays.append((_told(member.name, paths[number], paths), "no image extension"))
+    listing = list_tree(tree, name, labels=labelled is None, names=names)
+    return _expanded(listing, paths, rows, around, labelled, names)
+
+
+def _told(member: str, path: Path, paths: Sequence[Path]) -> str:
+    return member if len(paths) == 1 else f"{path.name}/{member}"
+
+
+def _sample(member: str) -> tuple[str, str]:
+    """Return the key of a WebDataset sample, and what this member of it is."""
+    folder, slash, name = member.rpartition("/")
+    stem, _, ending = name.partition(".")
+    return folder + slash + stem, ending.lower()
+
+
+def _name_folders(tree: Tree) -> None:
+    """Add the folders that only the names of files tell of."""
+    known = dict.fromkeys(tree.folders)
+    for path in tree.images:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in known:
+            known[folder] = None
+            folder = folder.rpartition("/")[0]
+    tree.folders = list(known)
+
+
+def _wrapper(images: Sequence[str]) -> str:
+    """Return the folder, with its ``/``, that holds all images and only folders; "" for none."""
+    around = posixpath.commonpath({path.rpartition("/")[0] for path in images})
+    return around and around + "/"
+
+
+def _enter(tree: Tree, around: str) -> None:
+    """Take a folder in a tree for its top."""
+    if around:
+        cut = len(around)
+        tree.images = [path[cut:] for path in tree.images]
+        tree.folders = [f[cut:] for f in tree.folders if f.startswith(around) and f != around]
+
+
+def _webdataset_labels(
+    paths: Sequence[Path],
+    rows: dict[str, list[tuple[int, _Member]]],
+    beside: dict[tuple[int, str, str], _Member],
+) -> dict[tuple[int, str], object] | None:
+    """Return the label of each sample by shard and key, None where no image has one."""
+    keys = {(number, _sample(name)[0]) for name, at in rows.items() for number, _ in at}
+    wanted = {key: m for key, m in beside.items() if key[:2] in keys}
+    # A description of everything, such as classes.json, is no label.
+    if not wanted:
+        return None
+    reader = ArchiveImages(paths, [key[0] for key in wanted], wanted.values())
+    labels: dict[tuple[int, str], object] = {}
+    for row, (number, key, ending) in enumerate(wanted):
+        if ending == "json" and (number, key, "cls") in wanted:
+            continue
+        try:
+            data = reader.read(row, most_bytes=_MOST_LABEL_BYTES)
+            labels[number, key] = _json_label(data) if ending == "json" else _text_label(data)
+        except (ImageError, ValueError) as error:
+            where = f"{paths[number].name}/{key}.{ending}"
+            raise DatasetError(f"cannot read the label {shortened(where)!r}: {error}") from error
+    return labels if any(label is not None for label in labels.values()) else None
+
+
+def _text_label(data: bytes) -> object:
+    text = data.decode("utf-8").strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
+
+
+def _json_label(data: bytes) -> object:
+    described = json.loads(data)
+    if not isinstance(described, dict):
+        return described if isinstance(described, str | int) else None
+    label = next((described[key] for key in _LABEL_KEYS if key in described), None)
+    if isinstance(label, list):
+        return "|".join(map(str, label))
+    return label if isinstance(label, str | int | float) else None
+
+
+def _expanded(
+    listing: Listing,
+    paths: Sequence[Path],
+    rows: dict[str, list[tuple[int, _Member]]],
+    around: str,
+    labelled: dict[tuple[int, str], object] | None,
+    names: SplitNames,
+) -> Listing:
+    """Return a listing with a row for each image, also where shards have the same names."""
+    order = [
+        (row, number, member)
+        for row, path in enumerate(listing.paths)
+        for number, member in rows[around + path]
+    ]
+    if any(ARCHIVES[archive_ending(path.name)] in _UNPACKED for path in paths):
+        # To go back in a compressed tar is to read it again.
+        order.sort(key=lambda entry: (entry[1], entry[2].offset))
+    images = ArchiveImages(paths, [n for _, n, _ in order], [member for _, _, member in order])
+    chosen = [row for row, _, _ in order]
+    told = [
+        listing.paths[row] if len(rows[member.name]) == 1 else f"{paths[n].name}/{member.name}"
+        for row, n, member in order
+    ]
+    labels, splits, split_names = listing.labels, listing.splits, listing.split_names
+    if labelled is not None:
+        labels = [labelled.get((n, _sample(member.name)[0])) for _, n, member in order]
+    elif labels is not None:
+        known = list(labels)
+        labels = [known[row] for row in chosen]
+    if splits is not None:
+        splits = [splits[row] for row in chosen]
+    elif names != "none":
+        splits, split_names = _shard_splits(paths, [n for _, n, _ in order])
+    return Listing(
+        paths=told,
+        labels=labels,
+        as_written=labelled is None,
+        splits=splits,
+        split_names=split_names,
+        strays=listing.strays,
+        empty_classes=listing.empty_classes,
+        notes=listing.notes,
+        arrays=images,
+    )
+
+
+def _shard_splits(
+    paths: Sequence[Path], shards: Sequence[int]
+) -> tuple[list[str] | None, list[tuple[str, str]]]:
+    """Return splits that shards are named by, as ``train-000.tar`` beside ``val-000.tar``."""
+    meant = [split_of(re.sub(r"[\d-]+$", "", archive_name(path))) for path in paths]
+    if "" in meant or len(set(meant)) < 2:
+        return None, []
+    told = {re.sub(r"\d+", "*", path.name): split for path, split in zip(paths, meant, strict=True)}
+    return [meant[shard] for shard in shards], sorted(told.items())
+
+
+# Reading
+
+
+class ArchiveImages(PackedImages):
+    """Images in archives, by where they lie.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The archives.
+    shards : sequence of int
+        Of each image, which of them it is in.
+    members : iterable
+        Of each image, where it lies in it.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], shards: Sequence[int], members: Iterable[_Member]
+    ) -> None:
+        self._paths = [path.absolute() for path in paths]
+        self._shard = np.array(shards, np.int32)
+        # 26 bytes an image, where objects would take 200.
+        rows = [member[1:] for member in members]
+        self._members = np.array(rows, "i8,i8,i2,u4").view(np.recarray)
+        self._open()
+
+    def _open(self) -> None:
+        self._files: dict[int, IO[bytes]] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = ("_files", "_streams", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in opened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images of {len(self._paths)} archives)"
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.read(index)
+
+    def stamps(self) -> NDArray[np.int64]:
+        """Return the stamp of the archive of each image."""
+        return file_stamps(self._paths)[self._shard]
+
+    def read(self, index: int, *, most_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return the bytes of one image file."""
+        shard = int(self._shard[index])
+        offset, size, method, crc = self._members[index].tolist()
+        path = self._paths[shard]
+        if size > most_bytes:
+            raise ImageError(f"too large: {size:,} bytes, the limit is {most_bytes:,}")
+        compression = ARCHIVES[archive_ending(path.name)]
+        try:
+            if compression in _UNPACKED:
+                return self._stream(shard).read(offset, size)
+            file = self._file(shard)
+            if compression == "zip":
+                data = _read_zipped(file, offset, size, method, most_bytes)
+                if zlib.crc32(data) != crc:
+                    raise ImageError("damaged: its checksum in the archive does not match")
+                return data
+            data = _read_at(file, offset, size)
+        except FileNotFoundError as error:
+            raise ImageError(f"no such archive: {path.name}") from error
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ImageError(f"{path.name} cannot be read: {error}") from error
+        if len(data) < size:
+            raise ImageError(f"truncated: {path.name} ends after {len(data):,} of {size:,} bytes")
+        return data
+
+    def _file(self, shard: int) -> IO[bytes]:
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = self._paths[shard].open("rb", buffering=0)
+            return self._files[shard]
+
+    def _stream(self, shard: int) -> _Stream:
+        with self._lock:
+            if shard not in self._streams:
+                members = self._members[self._shard == shard].tolist()
+                sizes = {offset: size for offset, size, _, _ in members}
+                self._streams[shard] = _Stream(self._paths[shard], sizes)
+            return self._streams[shard]
+
+
+_turn = threading.Lock()
+
+
+def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
+    if hasattr(os, "pread"):
+        pieces = []
+        while size > 0 and (piece := os.pread(file.fileno(), size, offset)):
+            pieces.append(piece)
+            offset, size = offset + len(piece), size - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    with _turn:  # Windows has one position a file
+        file.seek(offset)
+        return file.read(size)
+
+
+def _read_zipped(file: IO[bytes], offset: int, size: int, method: int, most_bytes: int) -> bytes:
+    """Return a member of a zip; `zipfile` takes turns in a file and three times as long."""
+    if method < 0:
+        raise ImageError("encrypted in the archive")
+    start = _read_at(file, offset, _LOCAL_HEADER_BYTES)
+    if len(start) < _LOCAL_HEADER_BYTES or not start.startswith(b"PK\x03\x04"):
+        raise ImageError("damaged: the archive has no file where it says so")
+    name, extra = int.from_bytes(start[26:28], "little"), int.from_bytes(start[28:30], "little")
+    data = _read_at(file, offset + _LOCAL_HEADER_BYTES + name + extra, size)
+    if len(data) < size:
+        raise ImageError(f"truncated: the archive ends after {len(data):,} of {size:,} bytes")
+    if method == zipfile.ZIP_DEFLATED:
+        unpacker: Any = zlib.decompressobj(-zlib.MAX_WBITS)
+        data = unpacker.decompress(data, most_bytes)
+        whole = unpacker.eof
+    elif method == zipfile.ZIP_STORED:
+        whole = True
+    else:
+        raise ImageError(
+            f"compressed by method {method} in the archive: expected stored or deflated"
+        )
+    if not whole:
+        raise ImageError(
+            f"too large: more than {most_bytes:,} bytes"
+            if len(data) >= most_bytes
+            else "truncated in the archive"
+        )
+    return data
+
+
+class _Stream:
+    """A compressed tar, read from its begin to its end; what was passed is kept for a while."""
+
+    def __init__(self, path: Path, sizes: dict[int, int]) -> None:
+        self._path = path
+        self._order = sorted(sizes)
+        self._sizes = sizes
+        self._lock = threading.Lock()
+        self._passed: OrderedDict[int, bytes] = OrderedDict()
+        self._passed_bytes = 0
+        self._file: IO[bytes] | None = None
+        self._next = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return the bytes at a position of the tar."""
+        with self._lock:
+            if offset in self._passed:
+                data = self._passed.pop(offset)
+                self._passed_bytes -= len(data)
+                return data
+            if self._file is None or offset < self._file.tell():
+                self._rewind()
+            assert self._file is not None
+            # What lies between may be asked for by another thread.
+            while self._next < len(self._order) and self._order[self._next] < offset:
+                self._keep(self._order[self._next])
+                self._next += 1
+            self._next += 1
+            return self._read(offset, size)
+
+    def _rewind(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = _open_tar(self._path)
+        self._next = 0
+        self._passed.clear()
+        self._passed_bytes = 0
+
+    def _keep(self, offset: int) -> None:
+        size = self._sizes[offset]
+        if size > _MOST_PASSED_BYTES:
+            return
+        self._passed[offset] = self._read(offset, size)
+        self._passed_bytes += size
+        while len(self._passed) > _MOST_PASSED or self._passed_bytes > _MOST_PASSED_BYTES:
+            _, data = self._passed.popitem(last=False)
+            self._passed_bytes -= len(data)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        assert self._file is not None
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) < size:
+            raise ImageError(f"truncated: {self._path.name} ends in the middle")
+        return data
