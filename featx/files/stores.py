@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from featx.exceptions import MissingExtraError, StoreError, reason
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # `Path` makes one slash of two, and is undone here.
 _ADDRESS = re.compile(r"(s3|gs|az|https?):/{1,2}(?=[^/])", re.IGNORECASE)
@@ -36,6 +40,7 @@ _BACKOFF_S = 0.1
 _PATIENCE_S = 60.0  # for the next bytes; a large object may take longer as a whole
 _WHOLE_S = 3600.0
 _PAGE = 1000
+_PART_BYTES = 1 << 17
 _OPEN_STORES = 256
 
 
@@ -166,6 +171,19 @@ class Store:
             for chunk in _opened(self.root).get(self._full(name)):
                 file.write(chunk)
 
+    def open(self, name: str) -> IO[bytes]:
+        """Return an object as a file of which only those parts are read that are asked for."""
+        entry = self.entry(name)
+        if entry is None:
+            raise StoreError(f"{self.address(name)} is not there: {_NOT_FOUND}", _NOT_FOUND)
+        return cast(IO[bytes], _Parts(self, name, entry.size))
+
+    def read_part(self, name: str, start: int, end: int) -> bytes:
+        """Return some bytes of an object."""
+        with self._asking("read", name):
+            part = _opened(self.root).get_range(self._full(name), start=start, end=end)
+            return bytes(part)
+
     def write(self, name: str, file: Path) -> None:
         """Write a file as an object, which appears whole."""
         with self._asking("write", name):
@@ -189,6 +207,38 @@ class Store:
                 "that the environment has the credentials (docs/stores.md)",
                 why,
             ) from None  # the cause would show the whole address in a traceback
+
+
+class _Parts(io.RawIOBase):
+    """An object as a file; parts that were read are kept."""
+
+    def __init__(self, store: Store, name: str, size: int) -> None:
+        self._store, self._name, self._size, self._at = store, name, size, 0
+        self._parts: dict[int, bytes] = {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        number, start = divmod(self._at, _PART_BYTES)
+        view = memoryview(buffer).cast("B")
+        if not len(view) or self._at >= self._size:
+            return 0
+        if number not in self._parts:
+            first = number * _PART_BYTES
+            end = min(first + _PART_BYTES, self._size)
+            self._parts[number] = self._store.read_part(self._name, first, end)
+        part = self._parts[number][start : start + len(view)]
+        view[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 def _entry(meta: Any, name: str) -> Entry:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from pytest import MonkeyPatch
+import pytest
 
 from featx.files import stores
 
@@ -107,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._object(name)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_PUT(self) -> None:
         url = urlsplit(self.path)
@@ -154,12 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _object(self, name: str) -> None:
-        content = self.store.objects.get(name)
         signed = self.headers.get("Authorization", "")
-        if content and not signed.startswith("AWS4") and not self.store.misbehave("GET", name):
-            self.store.authorisation.append(signed)
         if self._misbehaves(name):
             return
+        content = self.store.objects.get(name)
+        if not signed.startswith("AWS4"):
+            self.store.authorisation.append(signed)
         if content is None:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
             return
@@ -262,7 +263,7 @@ def serving(page: int = 1000):
     store.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    with MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment().items():
             patch.setenv(name, value)
         patch.setattr(stores, "_BACKOFF_S", 0.001)
