@@ -20,8 +20,9 @@ import threading
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -51,6 +52,7 @@ _LABEL_FILES = ("cls", "json")
 _LABEL_KEYS = ("label", "labels", "class", "class_name", "cls", "target", "category")
 _MOST_LABEL_BYTES = 1 << 20
 _LOCAL_HEADER_BYTES = 30
+_MOST_OPEN = 64
 # Members that were passed in a compressed tar and may be asked for next.
 _MOST_PASSED, _MOST_PASSED_BYTES = 512, 64 << 20
 
@@ -378,7 +380,7 @@ def _expanded(
     if splits is not None:
         splits = [splits[row] for row in chosen]
     elif names != "none":
-        splits, split_names = _shard_splits(paths, [n for _, n, _ in order])
+        splits, split_names = shard_splits(paths, [n for _, n, _ in order])
     return Listing(
         paths=told,
         labels=labels,
@@ -392,7 +394,7 @@ def _expanded(
     )
 
 
-def _shard_splits(
+def shard_splits(
     paths: Sequence[Path], shards: Sequence[int]
 ) -> tuple[list[str] | None, list[tuple[str, str]]]:
     """Return splits that shards are named by, as ``train-000.tar`` beside ``val-000.tar``."""
@@ -430,8 +432,8 @@ class ArchiveImages(PackedImages):
         self._open()
 
     def _open(self) -> None:
-        self._files: dict[int, IO[bytes]] = {}
-        self._streams: dict[int, _Stream] = {}
+        self._files: OrderedDict[int, _Handle] = OrderedDict()
+        self._streams: dict[int, Forward] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -464,15 +466,15 @@ class ArchiveImages(PackedImages):
             raise ImageError(f"too large: {size:,} bytes, the limit is {most_bytes:,}")
         compression = ARCHIVES[archive_ending(path.name)]
         try:
-            if compression in _UNPACKED:
-                return self._stream(shard).read(offset, size)
-            file = self._file(shard)
             if compression == "zip":
-                data = _read_zipped(file, offset, size, method, most_bytes)
+                data = _read_zipped(self._file(shard), offset, size, method, most_bytes)
                 if zlib.crc32(data) != crc:
                     raise ImageError("damaged: its checksum in the archive does not match")
                 return data
-            data = _read_at(file, offset, size)
+            if compression in _UNPACKED:
+                data = self._stream(shard).read(offset)
+            else:
+                data = self._file(shard).read(offset, size)
         except FileNotFoundError as error:
             raise ImageError(f"no such archive: {path.name}") from error
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -481,45 +483,59 @@ class ArchiveImages(PackedImages):
             raise ImageError(f"truncated: {path.name} ends after {len(data):,} of {size:,} bytes")
         return data
 
-    def _file(self, shard: int) -> IO[bytes]:
+    def _file(self, shard: int) -> _Handle:
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = self._paths[shard].open("rb", buffering=0)
-            return self._files[shard]
+            file = self._files.pop(shard, None) or _Handle(self._paths[shard])
+            self._files[shard] = file
+            if len(self._files) > _MOST_OPEN:
+                self._files.popitem(last=False)
+            return file
 
-    def _stream(self, shard: int) -> _Stream:
+    def _stream(self, shard: int) -> Forward:
         with self._lock:
             if shard not in self._streams:
-                members = self._members[self._shard == shard].tolist()
-                sizes = {offset: size for offset, size, _, _ in members}
-                self._streams[shard] = _Stream(self._paths[shard], sizes)
+                members = sorted({(m[0], m[1]) for m in self._members[self._shard == shard]})
+                begin = partial(_unpacked, self._paths[shard], members)
+                self._streams[shard] = Forward(begin)
             return self._streams[shard]
 
 
-_turn = threading.Lock()
+class _Handle:
+    """An open file, closed when nobody reads it any more."""
 
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
-def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
-    if hasattr(os, "pread"):
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            os.close(self._number)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return so many bytes from a position on, fewer at the end of the file."""
         pieces = []
-        while size > 0 and (piece := os.pread(file.fileno(), size, offset)):
+        while size > 0 and (piece := self._piece(offset, size)):
             pieces.append(piece)
             offset, size = offset + len(piece), size - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    with _turn:  # Windows has one position a file
-        file.seek(offset)
-        return file.read(size)
+
+    def _piece(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._number, size, offset)
+        with self._lock:  # Windows has one position a file
+            os.lseek(self._number, offset, os.SEEK_SET)
+            return os.read(self._number, size)
 
 
-def _read_zipped(file: IO[bytes], offset: int, size: int, method: int, most_bytes: int) -> bytes:
+def _read_zipped(file: _Handle, offset: int, size: int, method: int, most_bytes: int) -> bytes:
     """Return a member of a zip; `zipfile` takes turns in a file and three times as long."""
     if method < 0:
         raise ImageError("encrypted in the archive")
-    start = _read_at(file, offset, _LOCAL_HEADER_BYTES)
+    start = file.read(offset, _LOCAL_HEADER_BYTES)
     if len(start) < _LOCAL_HEADER_BYTES or not start.startswith(b"PK\x03\x04"):
         raise ImageError("damaged: the archive has no file where it says so")
     name, extra = int.from_bytes(start[26:28], "little"), int.from_bytes(start[28:30], "little")
-    data = _read_at(file, offset + _LOCAL_HEADER_BYTES + name + extra, size)
+    data = file.read(offset + _LOCAL_HEADER_BYTES + name + extra, size)
     if len(data) < size:
         raise ImageError(f"truncated: the archive ends after {len(data):,} of {size:,} bytes")
     if method == zipfile.ZIP_DEFLATED:
@@ -541,58 +557,60 @@ def _read_zipped(file: IO[bytes], offset: int, size: int, method: int, most_byte
     return data
 
 
-class _Stream:
-    """A compressed tar, read from its begin to its end; what was passed is kept for a while."""
+class Forward:
+    """Images that can only be read one after another; what was passed is kept for a while.
 
-    def __init__(self, path: Path, sizes: dict[int, int]) -> None:
-        self._path = path
-        self._order = sorted(sizes)
-        self._sizes = sizes
+    Parameters
+    ----------
+    begin : callable
+        Yields, from the first on, the position of each image and what reads it.
+    """
+
+    def __init__(self, begin: Callable[[], Iterator[tuple[int, Callable[[], bytes]]]]) -> None:
+        self._begin = begin
         self._lock = threading.Lock()
         self._passed: OrderedDict[int, bytes] = OrderedDict()
         self._passed_bytes = 0
-        self._file: IO[bytes] | None = None
-        self._next = 0
+        self._images: Iterator[tuple[int, Callable[[], bytes]]] | None = None
+        self._reached = -1
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Return the bytes at a position of the tar."""
+    def read(self, wanted: int) -> bytes:
+        """Return the image at a position; to go far back is to begin anew."""
         with self._lock:
-            if offset in self._passed:
-                data = self._passed.pop(offset)
+            if wanted in self._passed:
+                data = self._passed.pop(wanted)
                 self._passed_bytes -= len(data)
                 return data
-            if self._file is None or offset < self._file.tell():
-                self._rewind()
-            assert self._file is not None
-            # What lies between may be asked for by another thread.
-            while self._next < len(self._order) and self._order[self._next] < offset:
-                self._keep(self._order[self._next])
-                self._next += 1
-            self._next += 1
-            return self._read(offset, size)
+            if self._images is None or wanted <= self._reached:
+                self._images = self._begin()
+                self._passed.clear()
+                self._passed_bytes = 0
+            for position, read in self._images:
+                self._reached = position
+                if position == wanted:
+                    return read()
+                # What lies between may be asked for by another thread.
+                self._keep(position, read())
+            self._images = None
+            raise ImageError("it is not where it was: the file has changed meanwhile")
 
-    def _rewind(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = _open_tar(self._path)
-        self._next = 0
-        self._passed.clear()
-        self._passed_bytes = 0
-
-    def _keep(self, offset: int) -> None:
-        size = self._sizes[offset]
-        if size > _MOST_PASSED_BYTES:
-            return
-        self._passed[offset] = self._read(offset, size)
-        self._passed_bytes += size
+    def _keep(self, position: int, data: bytes) -> None:
+        self._passed[position] = data
+        self._passed_bytes += len(data)
         while len(self._passed) > _MOST_PASSED or self._passed_bytes > _MOST_PASSED_BYTES:
             _, data = self._passed.popitem(last=False)
             self._passed_bytes -= len(data)
 
-    def _read(self, offset: int, size: int) -> bytes:
-        assert self._file is not None
-        self._file.seek(offset)
-        data = self._file.read(size)
-        if len(data) < size:
-            raise ImageError(f"truncated: {self._path.name} ends in the middle")
-        return data
+
+def _unpacked(
+    path: Path, members: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    """Yield the members of a compressed tar, of which positions and sizes are known."""
+    with _open_tar(path) as file:
+
+        def read(offset: int, size: int) -> bytes:
+            file.seek(offset)
+            return file.read(size)
+
+        for offset, size in members:
+            yield offset, partial(read, offset, size)
