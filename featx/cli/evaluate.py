@@ -69,7 +69,7 @@ def command(
         recognise = begins_with("true \\ predicted,", f"label,{_COUNTS[0]},")
         options.check_output(confusion, recognise, "confusion matrix", force=force, data=data)
     options.check_report(report_file, data, force=force)
-    reading = {name: settings.pop(name) for name in ("splits", "root")}
+    reading = {name: settings.pop(name) for name in ("splits", "root", "follow_urls")}
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
     if confusion is not None and classifier.regression:

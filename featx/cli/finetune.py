@@ -136,7 +136,7 @@ def command(
     import featx
     from featx.files.outputs import is_model
 
-    reading = {name: settings.pop(name) for name in ("splits", "root")}
+    reading = {name: settings.pop(name) for name in ("splits", "root", "follow_urls")}
     source: Any = data
     if any(reading.values()):
         from featx.models.evaluation import target_columns_of

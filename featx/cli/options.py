@@ -174,8 +174,10 @@ reading = stacked(
     click.option(
         "--root",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Folder that relative paths of a table start from.  [default: the table's]",
+        help="Folder, or address of one, that relative paths of a table start from.  [default: "
+        "the table's]",
     ),
+    flag("--follow-urls", help="Read images whose path in a table or a list is an address."),
 )
 view_policy = click.option(
     "--view-policy",
@@ -283,6 +285,7 @@ def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
         "preprocessing",
         "splits",
         "root",
+        "follow_urls",
         "trust",
         "engine",
         "precision",

@@ -59,7 +59,7 @@ def command(
     from featx.models.evaluation import extract_for
 
     options.check_report(output, data, force=force)
-    reading = {name: settings.pop(name) for name in ("splits", "root")}
+    reading = {name: settings.pop(name) for name in ("splits", "root", "follow_urls")}
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     features = extract_for(classifier, data, cache=cache, progress=True, **reading)
     metrics = featx.evaluate(classifier, features, **settings)

@@ -31,10 +31,12 @@ from featx.extraction.backbone_choice import (
     read_branches,
 )
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
+from featx.files.stores import as_address
 from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
 from featx.images.labels import SplitNames, read_splits
 from featx.images.loader import load_images
+from featx.images.remote import RemoteImages
 from featx.spec import (
     AUGMENTATIONS,
     INT8,
@@ -157,6 +159,7 @@ class Request:
     root: str | os.PathLike[str] | None = None
     multilabel: bool = False
     target_columns: Sequence[str] = ()
+    follow_urls: bool = False
 
     def settle(self, data: object) -> Job:
         """Settle before the first image is read what is computed and where it goes."""
@@ -170,6 +173,7 @@ class Request:
                 "root": self.root,
                 "multilabel": self.multilabel,
                 "target_columns": self.target_columns,
+                "follow_urls": self.follow_urls,
             },
         )
         if job.imported:
@@ -317,7 +321,7 @@ def images_of(manifest: Manifest) -> ImageDataset:
     packed = _packed(manifest) if manifest.source == "packed" else {}
     return ImageDataset(
         name=manifest.name,
-        root=Path(manifest.root) if manifest.root else None,
+        root=as_address(manifest.root) or (Path(manifest.root) if manifest.root else None),
         paths=tuple(manifest.path),
         classes=manifest.classes,
         labels=None if manifest.classes is None else manifest.label,
@@ -329,10 +333,15 @@ def images_of(manifest: Manifest) -> ImageDataset:
 
 
 def _packed(manifest: Manifest) -> dict[str, Any]:
-    """Return where the images of a dataset lie in the archive, or archives, that it was read from.
+    """Return where the images of a dataset lie: behind addresses, or in an archive or several.
 
-    Raises `DatasetError` where there is none any more.
+    Raises `DatasetError` where there is no archive any more.
     """
+    followed = [as_address(path) is not None for path in manifest.path]
+    if as_address(manifest.root) or not manifest.root or any(followed):
+        # Addresses in a table are followed where they were followed before.
+        follow = bool(manifest.key[followed].any())
+        return {"arrays": RemoteImages(manifest.path, manifest.root, follow=follow)}
     images = ImageDataset.from_any(manifest.root, splits="none")
     row_of = {path: row for row, path in enumerate(images.paths)}
     rows = [row_of.get(path, -1) for path in manifest.path]

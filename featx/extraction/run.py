@@ -58,6 +58,7 @@ def extract(
     root: str | os.PathLike[str] | None = None,
     multilabel: bool = False,
     target_columns: Sequence[str] = (),
+    follow_urls: bool = False,
     on_error: str = "skip",
     max_failures: int | None = None,
     workers: int | None = None,
@@ -121,6 +122,8 @@ def extract(
         Whether the columns of a table have to be labels, see `ImageDataset.from_csv`.
     target_columns : sequence of str, default ()
         Columns of numbers for a regression, see `ImageDataset.from_csv`.
+    follow_urls : bool, default False
+        Whether images are read whose path in a table or a list is an address.
     on_error : {"skip", "raise"}, default "skip"
         Whether the first image that cannot be read ends the run.
     max_failures : int, optional
@@ -180,6 +183,7 @@ def extract(
         root=root,
         multilabel=multilabel,
         target_columns=target_columns,
+        follow_urls=follow_urls,
     ).settle(data)
     calibrated = time.perf_counter()
     stages = job.open()

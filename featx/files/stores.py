@@ -19,7 +19,7 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from featx.exceptions import MissingExtraError, StoreError, reason
 
@@ -93,9 +93,27 @@ def shown(address: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def child(address: str, name: str) -> str:
-    """Return the address of a name below another address."""
-    return f"{address.rstrip('/')}/{name}"
+def child(address: str, path: str) -> str:
+    """Return the address of a path below another address."""
+    if is_bucket(address):
+        return f"{address.rstrip('/')}/{path}"
+    return f"{address.partition('?')[0].rstrip('/')}/{quote(path)}"
+
+
+def parent(address: str) -> str:
+    """Return the address of the folder of an object."""
+    path = address if is_bucket(address) else address.partition("?")[0]
+    return path.rpartition("/")[0]
+
+
+def address_name(address: str) -> str:
+    """Return the last part of an address, by which data are called.
+
+    >>> address_name("https://host/some%20photos/?key=1")
+    'some photos'
+    """
+    name = shown(address).rstrip("/").rpartition("/")[2]
+    return name if is_bucket(address) else unquote(name)
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,16 @@ class Store:
             return cls(address), ""
         # One connection serves all objects of a host.
         return cls(f"{parts.scheme}://{parts.netloc}"), unquote(parts.path).strip("/")
+
+    @staticmethod
+    def require() -> None:
+        """Raise `MissingExtraError` where the library is not installed."""
+        try:
+            import obstore  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError(
+                "obstore", extra="remote", purpose="reading and writing stores"
+            ) from error
 
     def address(self, name: str = "") -> str:
         """Return the address of an object, to be shown."""
@@ -254,9 +282,12 @@ def _short(error: Exception) -> str:
         return _NOT_FOUND
     if any(host in text for host in _NO_CREDENTIALS):
         return "no credentials were found"
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+    status = _STATUS.search(text)
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or (
+        status and status[1][:3] in ("401", "403")
+    ):
         return "access denied"
-    if status := _STATUS.search(text):
+    if status:
         return f"the server answered {status[1]}"
     if "TimedOut" in text or "Timeout" in text:
         return "the server did not answer in time"
@@ -272,12 +303,9 @@ def _opened(root: str) -> Any:
 
 @lru_cache(_OPEN_STORES)
 def _open(root: str, _process: int) -> Any:
-    try:
-        from obstore.store import HTTPStore, LocalStore, from_url
-    except ImportError as error:
-        raise MissingExtraError(
-            "obstore", extra="remote", purpose=f"{shown(root).partition('://')[0]}://"
-        ) from error
+    Store.require()
+    from obstore.store import HTTPStore, LocalStore, from_url
+
     if root.startswith("file:"):
         from urllib.request import url2pathname
 

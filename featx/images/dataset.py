@@ -8,16 +8,18 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
+from featx.files.stores import address_name, as_address, child, is_bucket, parent, shown
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
+from featx.images.remote import linked, list_store
 from featx.images.scan import scan_folder
 from featx.images.sources import (
     READERS,
@@ -50,8 +52,8 @@ class ImageDataset:
     paths : tuple of str
         One an image, with ``/``: relative to `root` when there is one, as given otherwise;
         ``array:000000`` and so on for arrays.
-    root : Path or None, default None
-        Folder that relative paths start from.
+    root : Path, str or None, default None
+        Folder that relative paths start from; text for the address of one.
     classes : tuple of str or None, default None
         Names of the classes, in the order of their indices.
     labels : ndarray of shape (n,), int32, or None, default None
@@ -88,7 +90,7 @@ class ImageDataset:
 
     name: str
     paths: tuple[str, ...]
-    root: Path | None = None
+    root: Path | str | None = None
     classes: tuple[str, ...] | None = None
     labels: NDArray[np.int32] | None = None
     groups: tuple[str, ...] | None = None
@@ -159,14 +161,16 @@ class ImageDataset:
             If the images are arrays.
         """
         if self.arrays is not None:
-            what = "in an archive" if isinstance(self.arrays, PackedImages) else "arrays"
+            what = "in an archive or a store" if isinstance(self.arrays, PackedImages) else "arrays"
             raise DatasetError(f"the images of {self.name!r} are {what}, not files: use image(i)")
         return Path(self.root or "", self.paths[index]).absolute()
 
     def address(self, index: int) -> str:
         """Return what an image is called where it is told of: with its folder or archive."""
         path = self.paths[index]
-        return path if self.root is None else str(Path(self.root, path))
+        if self.root is None or as_address(path):
+            return path
+        return child(self.root, path) if isinstance(self.root, str) else str(Path(self.root, path))
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file, on a disk or in an archive.
@@ -181,7 +185,7 @@ class ImageDataset:
         if isinstance(self.arrays, PackedImages):
             row = index if self.rows is None else int(self.rows[index])
             if row < 0:
-                raise ImageError("not in the archive any more")
+                raise ImageError("not there any more")
             return self.arrays[row]
         return read_file(self.file(index))
 
@@ -357,6 +361,7 @@ class ImageDataset:
         multilabel: bool = False,
         splits: SplitNames = None,
         target_columns: Sequence[str] = (),
+        follow_urls: bool = False,
     ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
 
@@ -366,12 +371,13 @@ class ImageDataset:
         Parameters
         ----------
         path : str or path-like
-            UTF-8; commas, semicolons or tabs. Beside a column ``label`` other columns are left
-            alone. Without it there are no labels, unless there are two or more other columns and
-            all that they have is 0 and 1. An empty label, or a row of empty ones, is none; so are
-            ``NaN``, ``NA``, ``null`` and what else pandas reads as missing.
+            A file, or the address of one. UTF-8; commas, semicolons or tabs. Beside a column
+            ``label`` other columns are left alone. Without it there are no labels, unless there are
+            two or more other columns and all that they have is 0 and 1. An empty label, or a row of
+            empty ones, is none; so are ``NaN``, ``NA``, ``null`` and what else pandas reads as
+            missing.
         root : str, path-like or None, default None
-            Folder that relative paths start from; by default the table's.
+            Folder, or address of one, that relative paths start from; by default the table's.
         multilabel : bool, default False
             Whether, without a column ``label``, the other columns have to be labels: what is
             neither 0 nor 1 is then an error, which names line, column and value.
@@ -381,6 +387,8 @@ class ImageDataset:
         target_columns : sequence of str, default ()
             Columns of numbers for a regression. They take the place of ``label``, and are then
             labels such as ``age=3.5|mass=7.0``.
+        follow_urls : bool, default False
+            Whether images are read whose path is an address, such as ``https://host/1.jpg``.
 
         Raises
         ------
@@ -388,9 +396,17 @@ class ImageDataset:
             If the table cannot be read, gives one file two labels, or names a split that means
             none of train, val and test. Missing images are no error here.
         """
-        file = Path(path)
-        base = Path(file.parent if root is None else root).absolute()
-        listing = read_table(file, root=base, multilabel=multilabel, target_columns=target_columns)
+        address = as_address(path)
+        file = PurePosixPath(address_name(address)) if address else Path(path)
+        base: Path | str
+        if root is not None:
+            base = as_address(root) or Path(root).absolute()
+        else:
+            base = parent(address) if address else Path(path).absolute().parent
+        listing = read_table(
+            address or Path(path), root=base, multilabel=multilabel, target_columns=target_columns
+        )
+        listing = linked(listing, base, follow=follow_urls)
         return cls._of(listing, file.stem, splits, root=base, what=file.name)
 
     @classmethod
@@ -402,6 +418,7 @@ class ImageDataset:
         groups: Iterable[object] | None = None,
         splits: Iterable[object] | None = None,
         name: str | None = None,
+        follow_urls: bool = False,
     ) -> ImageDataset:
         """Take a list of image files.
 
@@ -414,6 +431,8 @@ class ImageDataset:
             and test.
         name : str or None, default None
             ``"paths"`` by default.
+        follow_urls : bool, default False
+            As for `from_csv`.
 
         Raises
         ------
@@ -426,7 +445,7 @@ class ImageDataset:
             groups=None if groups is None else list(map(as_text, groups)),
             splits=None if splits is None else list(map(as_text, splits)),
         )
-        return cls._of(listing, name or "paths")
+        return cls._of(linked(listing, "", follow=follow_urls), name or "paths")
 
     @classmethod
     def from_arrays(
@@ -538,6 +557,37 @@ class ImageDataset:
         )
 
     @classmethod
+    def from_store(cls, address: StrPath, *, splits: SplitNames = None) -> ImageDataset:
+        """Read the images below an address as a folder is read; objects are read when needed.
+
+        Parameters
+        ----------
+        address : str
+            A bucket or a folder in it: ``s3://bucket/photos``, ``gs://`` or ``az://``. Credentials
+            come from the environment.
+        splits : mapping of str to str, "none" or None, default None
+            As for `from_folder`.
+
+        Raises
+        ------
+        DatasetError
+            If this is no such address, or there is no image below it.
+        StoreError
+            If it cannot be listed.
+        MissingExtraError
+            Without the extra ``remote``.
+        """
+        known = as_address(address)
+        if known is None or not is_bucket(known):
+            raise DatasetError(
+                f"expected the address of a bucket, such as s3://bucket/photos, received "
+                f"{shown(known) if known else str(address)!r}"
+            )
+        root = known.rstrip("/")
+        listing = list_store(root, names=splits)
+        return cls._of(listing, address_name(root), root=shown(root))
+
+    @classmethod
     def from_any(
         cls,
         data: object,
@@ -546,6 +596,7 @@ class ImageDataset:
         root: StrPath | None = None,
         multilabel: bool = False,
         target_columns: Sequence[str] = (),
+        follow_urls: bool = False,
     ) -> ImageDataset:
         """Find out what was given, and read it.
 
@@ -555,6 +606,7 @@ class ImageDataset:
             A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file;
             image files and folders (without labels) in any form that `listed_paths` knows; images
             as `from_arrays` takes them, one or several. An array of shape (h, w, 3) is one image.
+            The address of a folder in a bucket, of a table, or of an image.
         splits : mapping of str to str, "none" or None, default None
             What names of splits mean, as for `from_folder` and `from_csv`.
         root : str, path-like or None, default None
@@ -563,6 +615,8 @@ class ImageDataset:
             As for `from_csv`; of a table only.
         target_columns : sequence of str, default ()
             As for `from_csv`; of a table only.
+        follow_urls : bool, default False
+            As for `from_csv`; of a table or a list.
 
         Raises
         ------
@@ -574,7 +628,7 @@ class ImageDataset:
         source = Source(kind="dataset") if isinstance(data, ImageDataset) else recognise(data)
         kind = source.kind
         # Never the content of a file.
-        what = type(data).__name__ if kind == "arrays" else repr(str(data)[:80])
+        what = type(data).__name__ if kind == "arrays" else repr(_shown(data)[:80])
         if root is not None and kind != "table":
             raise DatasetError(
                 f"--root (root=...) is for the paths of a table, received {what}: leave it out"
@@ -594,13 +648,16 @@ class ImageDataset:
         match source.kind:
             case "folder":
                 return cls.from_folder(source.path, splits=splits)
+            case "store":
+                return cls.from_store(source.address, splits=splits)
             case "table":
                 return cls.from_csv(
-                    source.path,
+                    source.address or source.path,
                     root=root,
                     multilabel=multilabel,
                     splits=splits,
                     target_columns=target_columns,
+                    follow_urls=follow_urls,
                 )
             case "packed":
                 listing = READERS[source.path.suffix.lower()](source.path)
@@ -609,7 +666,12 @@ class ImageDataset:
                 return cls.from_archives(source.paths, splits=splits)
             case "arrays":
                 return cls.from_arrays(source.images)
-        return cls.from_paths(source.paths, name=source.path.stem or None)
+        name = PurePosixPath(address_name(source.address)).stem if source.address else ""
+        return cls.from_paths(
+            source.paths,
+            name=name or source.path.stem or None,
+            follow_urls=follow_urls or bool(source.address),
+        )
 
     @classmethod
     def _of(
@@ -618,7 +680,7 @@ class ImageDataset:
         name: str,
         names: SplitNames = None,
         *,
-        root: Path | None = None,
+        root: Path | str | None = None,
         what: str = "",
     ) -> ImageDataset:
         """Return the images of a listing; `names` says what names of splits mean in it."""
@@ -651,6 +713,11 @@ class ImageDataset:
             empty_classes=tuple(listing.empty_classes),
             arrays=listing.arrays,
         )
+
+
+def _shown(data: object) -> str:
+    address = as_address(data)
+    return str(data) if address is None else shown(address)
 
 
 def _counted(n: int, noun: str) -> str:

@@ -59,7 +59,7 @@ def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> Listin
     check_names(names)
     tree = _walk(root)
     if not tree.images:
-        raise DatasetError(_nothing_found(root, tree))
+        raise DatasetError(nothing_found(root, tree))
     return list_tree(tree, root.name, labels=labels, names=names)
 
 
@@ -278,7 +278,8 @@ def _entries(root: Path, prefix: str, tree: Tree) -> Iterator[os.DirEntry[str]]:
         tree.strays.append((prefix[:-1], f"a folder that cannot be read: {error.strerror}"))
 
 
-def _nothing_found(root: Path, tree: Tree) -> str:
+def nothing_found(root: Path | str, tree: Tree) -> str:
+    """Return what an error says of a tree without images."""
     files = [path for path, reason in tree.strays if reason == "no image extension"]
     if not files:
         if tree.strays:

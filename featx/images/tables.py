@@ -14,6 +14,7 @@ from pathlib import Path
 
 from featx.exceptions import DatasetError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
+from featx.files.stores import Store, as_address, shown
 from featx.images.files import Listing, is_image_name, local_path
 from featx.images.labels import SEPARATOR, as_text, is_missing, split_of
 from featx.images.values import value_columns, value_text
@@ -33,10 +34,15 @@ _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 
 
 def read_table(
-    file: Path, *, root: Path, multilabel: bool = False, target_columns: Sequence[str] = ()
+    file: Path | str,
+    *,
+    root: Path | str,
+    multilabel: bool = False,
+    target_columns: Sequence[str] = (),
 ) -> Listing:
     """Return the columns of a table, as `ImageDataset.from_csv` explains them."""
     table = Table(file)
+    file = table.file
     table.check_names(labelled=not target_columns)
     several: _LabelColumns | _TargetColumns | None
     if target_columns:
@@ -99,13 +105,20 @@ def read_label_file(file: Path) -> Listing:
 
 
 class Table:
-    """A table in UTF-8, with commas, semicolons or tabs between its columns."""
+    """A table in UTF-8, with commas, semicolons or tabs between its columns.
 
-    def __init__(self, file: Path) -> None:
+    It is a file, or text for the address of one.
+    """
+
+    def __init__(self, file: Path | str) -> None:
         try:
-            data = file.read_bytes()
+            if isinstance(file, Path):
+                data = file.read_bytes()
+            else:
+                store, name = Store.of_object(file)
+                data, file = store.read(name), shown(file)
         except FileNotFoundError as error:
-            raise missing_path_error(file, f"no such file: {str(file)!r}") from error
+            raise missing_path_error(Path(file), f"no such file: {str(file)!r}") from error
         except OSError as error:
             raise DatasetError(f"cannot read {str(file)!r}: {error.strerror}") from error
         if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:4096]:
@@ -263,7 +276,7 @@ class _TargetColumns:
 
 
 def check_one_label(
-    file: Path, paths: Sequence[str], labels: Sequence[str], lines: Sequence[int]
+    file: Path | str, paths: Sequence[str], labels: Sequence[str], lines: Sequence[int]
 ) -> None:
     """Refuse two labels for one file, naming the lines of the table."""
     first: dict[str, int] = {}
@@ -274,16 +287,17 @@ def check_one_label(
         if labels[before] != label and {*labels[before].split(SEPARATOR)} != {
             *label.split(SEPARATOR)
         }:
+            shown_path = shown(path) if as_address(path) else path
             raise DatasetError(
-                f"{str(file)!r}, lines {lines[before]} and {lines[row]}: {path[-80:]!r} has two "
-                f"labels, {labels[before][:40]!r} and {label[:40]!r}: leave one line; several "
+                f"{str(file)!r}, lines {lines[before]} and {lines[row]}: {shown_path[-80:]!r} has "
+                f"two labels, {labels[before][:40]!r} and {label[:40]!r}: leave one line; several "
                 f"labels of an image go into one, as ant{SEPARATOR}winged with --multilabel"
             )
 
 
-def _posix(path: str, root: Path) -> str:
+def _posix(path: str, root: Path | str) -> str:
     """Return the path with ``/``; a backslash may be part of a name anywhere but on Windows."""
     if "\\" not in path:
         return path
     turned = path.replace("\\", "/")
-    return turned if os.sep == "\\" or not os.path.lexists(root / path) else path
+    return turned if os.sep == "\\" or not os.path.lexists(Path(root, path)) else path

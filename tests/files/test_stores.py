@@ -145,6 +145,6 @@ def test_a_folder_is_a_store(tmp_path):
 
 
 def test_without_obstore_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(MissingExtraError, match=r"s3:// needs obstore.*featx\[remote\]"):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingExtraError, match=r"stores needs obstore.*featx\[remote\]"):
         Store.below("s3://another").read("a")

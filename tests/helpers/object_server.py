@@ -53,7 +53,7 @@ class ObjectServer:
 
     def count(self, method: str, name: str | None = None) -> int:
         """How often objects, or one of them, were asked for; listings do not count."""
-        return sum(m == method and n and name in (None, n) for m, n in self.requests)
+        return sum(m == method and n != "" and name in (None, n) for m, n in self.requests)
 
     def take_turns(self, every: int, ways=MISDEEDS) -> None:
         """Let every so manieth request for an object fail, in one of the ways in turn."""
