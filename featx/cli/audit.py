@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from featx.cli import options
+from featx.cli.show import unused_images
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def command(
     multilabel: bool,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Say what is doubtful in a dataset: copies, wrong labels, strangers, bad pictures, classes.
 
     Features that are missing are extracted first; without -b a dataset is judged by all features
@@ -69,18 +70,21 @@ def command(
 
     if csv_file is not None:
         options.check_output(csv_file, is_audit, "table of an audit", force=force, data=data)
-    features = _features(data, cache, multilabel, settings)
+    settings["multilabel"] = multilabel
+    features = _features(data, cache, settings)
     chosen = settings["chosen"]
     result = featx.audit(features, **chosen, pictures=not no_pictures, seed=seed, max_ram=max_ram)
     if csv_file is not None:
         result.write_csv(csv_file)
     if as_json:
-        say_json(result.to_dict())
-        return
-    _show(result, csv_file)
+        said = {**result.to_dict(), "not_checked": result.left_out}
+        say_json({**said, **unused_images(features)})
+    else:
+        _show(result, csv_file)
+    return options.exit_code(features.failed)
 
 
-def _features(data: str, cache: Path, multilabel: bool, settings: dict[str, Any]) -> Features:
+def _features(data: str, cache: Path, settings: dict[str, Any]) -> Features:
     """Return the features asked for, else all that the cache has of a dataset."""
     import featx
     from featx.cache.layout import CacheLayout
@@ -104,7 +108,7 @@ def _features(data: str, cache: Path, multilabel: bool, settings: dict[str, Any]
         if len(taps) == 1:
             settings["chosen"]["tap"] = taps[0]
     arguments = options.extraction_arguments(settings)
-    return featx.extract(data, **arguments, multilabel=multilabel, cache=cache, progress=True)
+    return featx.extract(data, **arguments, cache=cache, progress=True)
 
 
 def _show(result: Audit, csv_file: Path | None) -> None:

@@ -478,5 +478,5 @@ def _labels_by_path(file: Path) -> dict[str, str]:
     paths, labels = listing.paths, list(map(str, listing.labels or ()))
     if len(paths) != len(labels):
         raise DatasetError(f"expected the columns path and label in {str(file)!r}")
-    check_one_label(file, paths, labels, range(2, len(paths) + 2))
+    check_one_label(paths, labels, what=f"{str(file)!r}, lines", names=range(2, len(paths) + 2))
     return dict(zip(paths, map(as_text, labels), strict=True))

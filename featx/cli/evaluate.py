@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featx.cli import options
-from featx.cli.show import notes, show_rule, show_scores
+from featx.cli.show import notes, show_rule, show_scores, unused_images
 from featx.terminal import say, say_json
 
 _COUNTS = ("true positives", "false positives", "false negatives", "true negatives")
@@ -50,7 +50,7 @@ def command(
     cache: Path,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Score a model on labelled images.
 
     Where DATA has a split named test, only its images count. Every score has its 95 % interval, by
@@ -69,7 +69,7 @@ def command(
         recognise = begins_with("true \\ predicted,", f"label,{_COUNTS[0]},")
         options.check_output(confusion, recognise, "confusion matrix", force=force, data=data)
     options.check_report(report_file, data, force=force)
-    reading = {name: settings.pop(name) for name in ("splits", "root", "follow_urls")}
+    reading = options.reading_arguments(settings)
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     second = None if other is None else featx.load(other, cache=cache, trust=trust)
     if confusion is not None and classifier.regression:
@@ -101,8 +101,8 @@ def command(
             ),
         }
     if as_json:
-        say_json(report)
-        return
+        say_json({**report, **unused_images(features)})
+        return options.exit_code(features.failed)
     say(f"{features.name}: {metrics['images']:,} images, {metrics['failed']:,} failed")
     notes(features)
     show_scores(metrics)
@@ -111,6 +111,7 @@ def command(
         say(f"report    {report_file}")
     if second is not None:
         _show_comparison(report["comparison"])
+    return options.exit_code(features.failed)
 
 
 def _write_confusion(path: Path, metrics: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import extraction_arguments, next_command
-from featx.cli.show import show_extraction
+from featx.cli.show import show_extraction, unused_images
 from featx.terminal import say, say_json
 
 
@@ -52,7 +52,7 @@ def command(
     planned: bool,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Fill the cache with features of images.
 
     DATA is a folder with one sub-folder a class, a CSV (path,label[,split,group]), an .npz or .h5
@@ -66,23 +66,27 @@ def command(
     """
     import featx
 
-    names = {"cache", *settings} - {"batch_size", "name", "dtype", "workers", "isolate"}
-    arguments = {**extraction_arguments(settings), **settings}
+    extraction = extraction_arguments(settings)
+    carried = {"cache", "taps", "resize", "draft", "view_seed", *extraction} - {"batch_size"}
+    # The dataset has its splits, paths and labels.
+    carried -= {*options.reading_arguments({})}
+    arguments = {**extraction, **settings}
     if planned:
         plan = featx.plan_extraction(data, **arguments)
         if as_json:
             say_json(plan.to_dict())
         else:
             say(*plan.describe().split("\n"))
-        return
+        return 0
     features = featx.extract(
         data, **arguments, on_error=on_error, max_failures=max_failures, progress=True
     )
     if as_json:
-        say_json(features.report)
-        return
+        say_json({**features.report, **unused_images(features)})
+        return options.exit_code(features.failed)
     show_extraction(features)
     if len(features.classes or ()) > 1:
-        say(f"next: {next_command('train', features.name, carried=names)}")
+        say(f"next: {next_command('train', features.name, carried=carried)}")
     else:
         say(f"next: {next_command('dataset show', features.name, carried=('cache',))}")
+    return options.exit_code(features.failed)

@@ -9,6 +9,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, next_command
+from featx.cli.show import unused_images
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def command(
     balanced: bool,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Train the top of a model's backbone too, from the head that it has.
 
     What stays frozen is run once over every image and comes from the cache. The best epoch on a
@@ -136,14 +137,6 @@ def command(
     import featx
     from featx.files.outputs import is_model
 
-    reading = {name: settings.pop(name) for name in ("splits", "root", "follow_urls")}
-    source: Any = data
-    if any(reading.values()):
-        from featx.models.evaluation import target_columns_of
-        from featx.models.model_file import read_details
-
-        columns = target_columns_of(read_details(model).get("values", ()), data)
-        source = featx.ImageDataset.from_any(data, **reading, target_columns=columns)
     settings["class_weight"] = "balanced" if balanced else None
     target = output or model.with_name(f"{model.stem}-finetuned.featx")
     options.check_output(target, is_model, "model", force=force, data=data)
@@ -151,12 +144,12 @@ def command(
     if dry_run:
         from featx.finetuning.tuning import rehearse
 
-        rehearsal = rehearse(model, source, **settings)
+        rehearsal = rehearse(model, data, **settings)
         if as_json:
             say_json(rehearsal.to_dict())
         else:
             _show_rehearsal(rehearsal, settings["epochs"])
-        return
+        return 0
     from featx.finetuning.tuning import tensorboard_writer, training_folder
 
     curves = tensorboard_writer(training_folder(target)) if tensorboard else None
@@ -169,7 +162,7 @@ def command(
 
     done = featx.finetune(
         model,
-        source,
+        data,
         target,
         **settings,
         resume=not restart,
@@ -189,6 +182,7 @@ def command(
     if done.interrupted:
         what = "the best epoch so far" if done.kept == "finetuned" else "the model as it was"
         raise KeyboardInterrupt(f"{what} is in {done.path}")
+    return options.exit_code(done.scored.features.failed)
 
 
 def _show_epoch(epoch: Epoch) -> None:
@@ -225,7 +219,8 @@ def _show(done: FineTuned, data: str) -> None:
         )
         say(f"test      {test['images']} images that chose nothing: {sides}")
     say(f"saved     {done.path}")
-    say(f"next: {next_command('evaluate', str(done.path), data)}")
+    carried = {"cache", "trust", *options.reading_arguments({})}
+    say(f"next: {next_command('evaluate', str(done.path), data, carried=carried)}")
 
 
 _NAMES = {"accuracy": "accuracy", "log_loss": "log loss", "r2": "R²", "rmse": "RMSE"}
@@ -263,4 +258,5 @@ def _as_json(done: FineTuned) -> dict[str, Any]:
         "cut": list(done.cut),
         "metrics": done.metrics,
         "history": done.history,
+        **unused_images(done.scored.features),
     }

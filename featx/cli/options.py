@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +162,26 @@ def _read_names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
         raise click.BadParameter(str(error)) from error
 
 
+_FAIL = "featx.fail_on_failed"
+
+
+def _keep_fail(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[_FAIL] = value
+
+
+fail_on_failed = flag(
+    "--fail-on-failed",
+    expose_value=False,
+    callback=_keep_fail,
+    help="Exit with code 1, when all is done, if an image could not be read.",
+)
+
+
+def exit_code(failed: Sized) -> int:
+    """Return the exit code of a command that could not read some images."""
+    return int(len(failed) > 0 and click.get_current_context().meta[_FAIL])
+
+
 reading = stacked(
     click.option(
         "--splits",
@@ -177,7 +197,17 @@ reading = stacked(
         help="Folder, or address of one, that relative paths of a table start from.  [default: "
         "the table's]",
     ),
+    *(
+        click.option(f"--{kind}-column", metavar="NAME", help=f"{what}  [default: {kind}]")
+        for kind, what in (
+            ("path", "The column of a table that has the paths."),
+            ("label", "The column that has the labels."),
+            ("split", "The column that has the splits."),
+            ("group", "The column of groups: images of one group are never held out apart."),
+        )
+    ),
     flag("--follow-urls", help="Read images whose path in a table or a list is an address."),
+    fail_on_failed,
 )
 view_policy = click.option(
     "--view-policy",
@@ -276,22 +306,19 @@ def is_given(name: str) -> bool:
     return source not in (None, ParameterSource.DEFAULT)
 
 
+def reading_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a command's settings how DATA is read, for the functions that take data."""
+    from featx.images.reading import Reading
+
+    return {**Reading.taken(settings).options}
+
+
 def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `backbone` out of a command's settings, for `featx.extract`."""
+    """Take out of a command's settings those that `featx.extract` has too."""
     from featx import ViewPolicy
 
-    names = (
-        "input_size",
-        "preprocessing",
-        "splits",
-        "root",
-        "follow_urls",
-        "trust",
-        "engine",
-        "precision",
-        "views",
-    )
-    arguments = {name: settings.pop(name) for name in names}
+    names = ("input_size", "preprocessing", "trust", "engine", "precision", "views")
+    arguments = {name: settings.pop(name) for name in names} | reading_arguments(settings)
     backbone, weights, policy = (settings.pop(n) for n in ("backbone", "weights", "view_policy"))
     weights = _weights_by_backbone(weights, backbone or ("tiny",))
     views = {"policy": policy} if policy else {}
@@ -574,7 +601,8 @@ def _images(data: str, cache: Path) -> list[Path]:
 
     try:
         if Path(data).is_file():
-            dataset = ImageDataset.from_any(data)
+            reading = reading_arguments(dict(click.get_current_context().params))
+            dataset = ImageDataset.from_any(data, **reading)
             return [dataset.file(row) for row in range(len(dataset)) if dataset.arrays is None]
         manifest = find_manifest(CacheLayout.at(cache), data)
     except FeatxError:
@@ -638,11 +666,13 @@ def next_command(
         if param.name not in carried or source is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[param.name]
-        value = value[0] if isinstance(value, tuple) else value
         if isinstance(value, bool):
             flags.append(param.opts[0] if value else param.secondary_opts[0])
-        else:
-            flags += [param.opts[0], str(value)]
+            continue
+        if isinstance(value, dict):
+            value = tuple(f"{name}={split}" for name, split in value.items())
+        for single in value if isinstance(value, tuple) else (value,):
+            flags += [param.opts[0], str(single)]
     flags += [option for option in options if option not in flags]
     end = ["--"] if any(word.startswith("-") for word in words) else []
     return " ".join(map(_shell_word, ["featx", *name.split(), *flags, *end, *words]))

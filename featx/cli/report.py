@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from featx.cli import options
+from featx.cli.show import unused_images
 from featx.terminal import say, say_json
 
 
@@ -43,7 +44,7 @@ def command(
     cache: Path,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Show how good a model is, and on which images it is wrong, on one page.
 
     The page is one HTML file that loads nothing: open it from disk, or send it. It has the scores,
@@ -59,7 +60,7 @@ def command(
     from featx.models.evaluation import extract_for
 
     options.check_report(output, data, force=force)
-    reading = {name: settings.pop(name) for name in ("splits", "root", "follow_urls")}
+    reading = options.reading_arguments(settings)
     classifier = featx.load(model, cache=cache, weights=weights, trust=trust)
     features = extract_for(classifier, data, cache=cache, progress=True, **reading)
     metrics = featx.evaluate(classifier, features, **settings)
@@ -75,7 +76,9 @@ def command(
     )
     images = metrics["images"]
     if as_json:
-        say_json({"report": str(output), "images": images, "bytes": output.stat().st_size})
-        return
+        written = {"report": str(output), "images": images, "bytes": output.stat().st_size}
+        say_json({**written, **unused_images(features)})
+        return options.exit_code(features.failed)
     say(f"{features.name}: {images:,} images scored, {metrics['failed']:,} could not be read")
     say(f"report    {output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return options.exit_code(features.failed)

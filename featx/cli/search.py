@@ -9,7 +9,7 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, show_features, show_rule, table
+from featx.cli.show import Laps, show_features, show_rule, table, unused_images
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def command(
     multilabel: bool,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Find the best backbone, tap, head and parameters, and save the winner as a model.
 
     Features that are missing are extracted first: avg, and inner (blocks inside the network) of
@@ -140,12 +140,12 @@ def command(
     from featx.selection.measuring import SearchOptions
 
     laps = Laps()
-    target_columns = settings.pop("target_columns")
-    options.check_targets(settings["regression"], target_columns)
+    options.check_targets(settings["regression"], settings["target_columns"])
     target = options.model_target(output, data, force=force)
     options.check_report(report_file, data, force=force)
     if csv_file is not None:
         options.check_output(csv_file, begins_with("rank,"), "leaderboard", force=force, data=data)
+    settings["multilabel"] = multilabel
     extraction = extraction_arguments(settings)
     if not options.is_given("taps"):
         extraction["taps"] = _default_taps(data, cache, extraction["backbone"] or ("tiny",))
@@ -178,14 +178,9 @@ def command(
     if learnt["balanced"]:
         named.balanced()
     SearchOptions(**{**how, "caution": how["caution"] or 0.0})
-    features = featx.extract(
-        data,
-        **extraction,
-        multilabel=multilabel,
-        target_columns=target_columns,
-        cache=cache,
-        progress=True,
-    )
+    features = featx.extract(data, **extraction, cache=cache, progress=True)
+    if not as_json:
+        show_features(features)
     laps.lap("features")
     if extraction["backbone"]:
         what["backbones"] = list(extraction["backbone"])
@@ -210,9 +205,9 @@ def command(
     laps.lap("score and saving")
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
-        say_json({"model": str(target), **result.to_dict(), "extraction": features.report})
-        return
-    show_features(features)
+        extracted = {"extraction": features.report, **unused_images(features)}
+        say_json({"model": str(target), **result.to_dict(), **extracted})
+        return options.exit_code(features.failed)
     _show(result)
     show_rule(result.decided)
     if csv_file is not None:
@@ -223,6 +218,7 @@ def command(
         say(reported)
     laps.say()
     say(f"next: {next_prediction(target, data, features)}")
+    return options.exit_code(features.failed)
 
 
 def _default_taps(data: str, cache: Path, backbones: tuple[str, ...]) -> Any:

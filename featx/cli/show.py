@@ -83,6 +83,15 @@ def show_extraction(features: Features) -> None:
     notes(features)
 
 
+def unused_images(features: Features) -> dict[str, Any]:
+    """Return which images could not be read and which files are not used, with the reasons."""
+    from featx.extraction.report import left_out
+
+    failed = [{"path": path, "reason": reason} for path, reason in features.failed]
+    known = features.report.get("left_out")
+    return {"failed": failed, "left_out": left_out(features.manifest) if known is None else known}
+
+
 def show_features(features: Features) -> None:
     """Print in one line what a head is trained on, and what could not be read."""
     report = features.report

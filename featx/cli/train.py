@@ -10,7 +10,14 @@ import click
 
 from featx.cli import options
 from featx.cli.options import command_line, extraction_arguments, next_prediction
-from featx.cli.show import Laps, label_scores, show_features, show_rule, value_scores
+from featx.cli.show import (
+    Laps,
+    label_scores,
+    show_features,
+    show_rule,
+    unused_images,
+    value_scores,
+)
 from featx.terminal import say, say_json
 
 
@@ -54,7 +61,7 @@ def command(
     multilabel: bool,
     as_json: bool,
     **settings: Any,
-) -> None:
+) -> int:
     """Train a head on features and save the model.
 
     Features that are missing are extracted first. The accuracy is measured on images that the head
@@ -77,10 +84,8 @@ def command(
 
     laps = Laps()
     # What cannot be trained is to be known before an hour of extraction.
-    regression, target_columns, balanced = (
-        settings.pop(name) for name in ("regression", "target_columns", "balanced")
-    )
-    options.check_targets(regression, target_columns)
+    regression, balanced = settings.pop("regression"), settings.pop("balanced")
+    options.check_targets(regression, settings["target_columns"])
     kind: dict[str, Any] = {"multilabel": multilabel, "regression": regression}
     check_kind(**kind, balanced=balanced, ruled=options.is_ruled(settings))
     if regression and not options.is_given("head"):
@@ -99,15 +104,11 @@ def command(
     options.check_report(report_file, data, force=force)
     if settings["average_views"] and not settings["views"]:
         raise click.UsageError("--average-views needs --views K, the number of views")
+    settings["multilabel"] = multilabel
     extraction = extraction_arguments(settings)
-    features = featx.extract(
-        data,
-        **extraction,
-        multilabel=multilabel,
-        target_columns=target_columns,
-        cache=cache,
-        progress=True,
-    )
+    features = featx.extract(data, **extraction, cache=cache, progress=True)
+    if not as_json:
+        show_features(features)
     laps.lap("features")
     source = {name: extraction[name] for name in ("backbone", "weights", "preprocessing", "trust")}
     if len(features.blocks) > 1:
@@ -129,9 +130,9 @@ def command(
     reported = options.write_report(result, report_file, seed=settings["seed"], force=force)
     if as_json:
         saved = {"model": str(target), "head": shown, "metrics": result.metrics, "change": change}
-        say_json({**saved, "extraction": features.report, "train_seconds": seconds})
-        return
-    show_features(features)
+        extracted = {"extraction": features.report, **unused_images(features)}
+        say_json({**saved, **extracted, "train_seconds": seconds})
+        return options.exit_code(features.failed)
     if regression:
         names = result.model.value_names_
         say(f"head      {shown} on {len(names)} number{'s' * (len(names) > 1)} in {seconds:.1f} s")
@@ -153,6 +154,7 @@ def command(
         say(reported)
     laps.say()
     say(f"next: {next_prediction(target, data, features)}")
+    return options.exit_code(features.failed)
 
 
 def _training_of(target: Path) -> Any:

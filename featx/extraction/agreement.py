@@ -14,6 +14,7 @@ from featx.cache.manifest import OK
 from featx.extraction.job import Job
 from featx.extraction.pipeline import Ledger, Stage
 from featx.images.dataset import ImageDataset
+from featx.images.reading import Reading
 
 _LOG = logging.getLogger("featx")
 _IMAGES = 100
@@ -57,7 +58,7 @@ def agreements(
             job,
             data=images.subset(rows),
             named=None,
-            reading={},
+            reading=Reading(),
             keep=False,
             parts=((replace(spec, precision="f32"), network),),
         )

@@ -36,6 +36,7 @@ from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
 from featx.images.labels import SplitNames, read_splits
 from featx.images.loader import load_images
+from featx.images.reading import Reading
 from featx.images.remote import RemoteImages
 from featx.spec import (
     AUGMENTATIONS,
@@ -62,7 +63,7 @@ class Job:
     layout: CacheLayout | None  # the cache whose features are used
     keep: bool = True  # whether new features are written to it; else they stay in memory
     named: Manifest | None = None  # the dataset, where the data are the name of one
-    reading: Mapping[str, Any] = field(default_factory=dict)  # arguments of `from_any`
+    reading: Reading = field(default_factory=Reading)  # how the data are read
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -92,7 +93,7 @@ class Job:
         """Return the images; raise `DatasetError` where there are none."""
         if self.named is not None:
             return images_of(self.named)
-        return ImageDataset.from_any(self.data, **self.reading)
+        return ImageDataset.from_any(self.data, **self.reading.options)
 
     def open(self) -> list[Stage]:
         """Return what fills the stores, one stage for each part, with the stores opened."""
@@ -155,11 +156,7 @@ class Request:
     batch_size: int | str = "auto"
     dtype: StorageDtype = "float32"
     precision: str = "f32"
-    splits: SplitNames = None
-    root: str | os.PathLike[str] | None = None
-    multilabel: bool = False
-    target_columns: Sequence[str] = ()
-    follow_urls: bool = False
+    reading: Reading = field(default_factory=Reading)
 
     def settle(self, data: object) -> Job:
         """Settle before the first image is read what is computed and where it goes."""
@@ -167,15 +164,11 @@ class Request:
         job = Job(
             data=data,
             layout=layout,
-            named=find_named(layout, data, self.splits),
-            reading={
-                "splits": self.splits,
-                "root": self.root,
-                "multilabel": self.multilabel,
-                "target_columns": self.target_columns,
-                "follow_urls": self.follow_urls,
-            },
+            named=find_named(layout, data, self.reading.splits),
+            reading=self.reading,
         )
+        if job.named is not None:
+            self.reading.check_used("name", repr(data))
         if job.imported:
             assert job.named is not None
             _check_imported(job.named, self.backbone)

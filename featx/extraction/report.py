@@ -16,7 +16,7 @@ from featx.extraction.pipeline import Stage
 from featx.extraction.progress import Meter
 from featx.files.identity import related_rows
 from featx.images.dataset import ImageDataset, inner_folder
-from featx.images.files import nearest_path
+from featx.images.files import is_image_name, nearest_path
 from featx.images.labels import SEPARATOR
 
 _NO_FILE = "no such file"
@@ -68,9 +68,6 @@ def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[
     splits = Counter(manifest.split[row] for row in rows) if any(manifest.split) else Counter()
     edited = any(edit["edit"] == "split" for edit in manifest.edits)
     names = {} if images is None or edited else dict(images.split_names)
-    reasons = dict.fromkeys(manifest.strays, "")
-    if images is not None:
-        reasons |= dict(zip(images.strays, images.stray_reasons, strict=False))
     notes = [] if images is None else list(images.notes)
     if hint := inner_folder(manifest.root, manifest.path, manifest.classes):
         notes.append(hint)
@@ -79,13 +76,24 @@ def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[
         "splits": {name: splits[name] for name in ("train", "val", "test", "") if splits[name]},
         "split_names": names,
         "unlabelled": 0 if manifest.classes is None else int((~labelled).sum()),
-        "left_out": [{"path": path, "reason": reason} for path, reason in reasons.items()],
+        "left_out": left_out(manifest, images),
         "empty_classes": [] if images is None else list(images.empty_classes),
         "contradictions": contradictions(manifest),
         "look_alike": look_alike(manifest),
         "conflicts": label_conflicts(manifest),
         "notes": notes,
     }
+
+
+def left_out(manifest: Manifest, images: ImageDataset | None = None) -> list[dict[str, str]]:
+    """Return files that lie beside the images and are not used, each with its reason."""
+    reasons = {
+        path: "not used when it was extracted" if is_image_name(path) else "no image extension"
+        for path in manifest.strays
+    }
+    if images is not None:
+        reasons |= dict(zip(images.strays, images.stray_reasons, strict=False))
+    return [{"path": path, "reason": reason} for path, reason in reasons.items()]
 
 
 def contradictions(manifest: Manifest) -> list[list[dict[str, str]]]:

@@ -25,6 +25,7 @@ from featx.extraction.report import engine_names, missing_files, run_report
 from featx.files.identity import Keys
 from featx.images.dataset import ImageDataset
 from featx.images.labels import SplitNames
+from featx.images.reading import Reading
 from featx.spec import INT8, ImagePolicy, StorageDtype, ViewPolicy
 from featx.terminal import visible
 
@@ -58,6 +59,10 @@ def extract(
     root: str | os.PathLike[str] | None = None,
     multilabel: bool = False,
     target_columns: Sequence[str] = (),
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
     follow_urls: bool = False,
     on_error: str = "skip",
     max_failures: int | None = None,
@@ -122,6 +127,8 @@ def extract(
         Whether the columns of a table have to be labels, see `ImageDataset.from_csv`.
     target_columns : sequence of str, default ()
         Columns of numbers for a regression, see `ImageDataset.from_csv`.
+    path_column, label_column, split_column, group_column : str, optional
+        Names of the columns of a table, see `ImageDataset.from_csv`.
     follow_urls : bool, default False
         Whether images are read whose path in a table or a list is an address.
     on_error : {"skip", "raise"}, default "skip"
@@ -179,11 +186,17 @@ def extract(
         batch_size=batch_size,
         dtype=dtype,
         precision=precision,
-        splits=splits,
-        root=root,
-        multilabel=multilabel,
-        target_columns=target_columns,
-        follow_urls=follow_urls,
+        reading=Reading(
+            splits=splits,
+            root=root,
+            multilabel=multilabel,
+            target_columns=target_columns,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+            follow_urls=follow_urls,
+        ),
     ).settle(data)
     calibrated = time.perf_counter()
     stages = job.open()
@@ -329,7 +342,7 @@ def plan_extraction(
     DatasetError, UnknownNameError, WeightsError, BackboneError, EngineError
         As `featx.extract`.
     """
-    job = Request(**options).settle(data)
+    job = Request(reading=Reading.taken(options), **options).settle(data)
     stages = job.open()
     complete = job.complete(stages)
     if complete is not None:

@@ -31,6 +31,7 @@ from featx.images.dataset import ImageDataset
 from featx.images.decode import Target
 from featx.images.labels import check_splits
 from featx.images.loader import load_images
+from featx.images.reading import Reading
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.evaluation import target_columns_of
 from featx.models.image_model import ImageModel
@@ -252,6 +253,7 @@ def prepare_start(
     engine: str = "auto",
     view_policy: str | ViewPolicy | None = None,
     trust: bool = False,
+    reading: Reading | None = None,
     progress: bool = False,
 ) -> Start:
     """Return where training starts; parameters and errors are those of `finetune`."""
@@ -292,8 +294,10 @@ def prepare_start(
     if len(branch.taps) > 1 or parse_tap(tap).layer == INNER:
         tap = _LAST_TAP
         reading["taps"] = list(dict.fromkeys([*branch.taps, tap]))
-    if columns := target_columns_of(model.value_names_, data):
-        data = ImageDataset.from_any(data, target_columns=columns)
+    reading_options = (reading or Reading()).options
+    reading_options["target_columns"] = target_columns_of(model.value_names_, data)
+    if any(reading_options.values()):
+        data = ImageDataset.from_any(data, **reading_options)
     features = extract(data, **reading, cache=cache, engine=engine, progress=progress)
     y = require_labels(features)
     objective = kind.of(model, features, y)

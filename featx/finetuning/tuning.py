@@ -39,6 +39,7 @@ from featx.finetuning.trainer import (
     make_optimizer,
 )
 from featx.heads.rows import Floats
+from featx.images.reading import Reading
 from featx.memory import peak_bytes
 from featx.models.classifier import ImageClassifier, load_model
 from featx.models.image_model import ImageModel
@@ -218,10 +219,12 @@ def rehearse(
     **options: Any,
 ) -> Rehearsal:
     """Say what `featx.finetune` would take: a few steps are run on noise, and nothing is kept."""
+    reading = Reading.taken(options)
     start = prepare_start(
         model,
         data,
         FineTuneOptions.read(options),
+        reading=reading,
         cache=cache,
         weights=weights,
         engine=engine,
@@ -402,7 +405,8 @@ def finetune(
         Called with every `featx.finetuning.trainer.Epoch`, the start first.
     **options
         Of `featx.finetuning.start.FineTuneOptions`: ``unfreeze``, ``epochs``, ``learning_rate``,
-        ``views``, ...
+        ``views``, ...; and how `data` are read, as for `featx.extract`: ``splits``, ``root``,
+        ``label_column``, ...
 
     Returns
     -------
@@ -430,6 +434,7 @@ def finetune(
     >>> tuned.kept, tuned.metrics["accuracy"]  # doctest: +SKIP
     ('finetuned', 0.97)
     """
+    reading = Reading.taken(options)
     chosen, target = FineTuneOptions.read(options), Path(output)
     if not target.parent.is_dir():
         raise FineTuningError(
@@ -445,6 +450,7 @@ def finetune(
         engine=engine,
         view_policy=view_policy,
         trust=trust,
+        reading=reading,
         progress=bool(progress),
     )
     network, inputs = prepare_material(start, progress=bool(progress))

@@ -19,6 +19,7 @@ from featx.files.stores import address_name, as_address, child, is_bucket, paren
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
+from featx.images.reading import Reading, StrPath
 from featx.images.remote import linked, list_store
 from featx.images.scan import scan_folder
 from featx.images.sources import (
@@ -32,9 +33,7 @@ from featx.images.sources import (
     read_npz,
     recognise,
 )
-from featx.images.tables import read_table
-
-StrPath = str | os.PathLike[str]
+from featx.images.tables import check_one_label, read_table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -185,7 +184,7 @@ class ImageDataset:
         if isinstance(self.arrays, PackedImages):
             row = index if self.rows is None else int(self.rows[index])
             if row < 0:
-                raise ImageError("not there any more")
+                raise ImageError("not in the archive any more")
             return self.arrays[row]
         return read_file(self.file(index))
 
@@ -361,6 +360,10 @@ class ImageDataset:
         multilabel: bool = False,
         splits: SplitNames = None,
         target_columns: Sequence[str] = (),
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
         follow_urls: bool = False,
     ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
@@ -387,6 +390,9 @@ class ImageDataset:
         target_columns : sequence of str, default ()
             Columns of numbers for a regression. They take the place of ``label``, and are then
             labels such as ``age=3.5|mass=7.0``.
+        path_column, label_column, split_column, group_column : str or None, default None
+            Names of the columns, in any case, where they are not ``path``, ``label``, ``split`` and
+            ``group``.
         follow_urls : bool, default False
             Whether images are read whose path is an address, such as ``https://host/1.jpg``.
 
@@ -396,18 +402,30 @@ class ImageDataset:
             If the table cannot be read, gives one file two labels, or names a split that means
             none of train, val and test. Missing images are no error here.
         """
-        address = as_address(path)
-        file = PurePosixPath(address_name(address)) if address else Path(path)
-        base: Path | str
-        if root is not None:
-            base = as_address(root) or Path(root).absolute()
-        else:
-            base = parent(address) if address else Path(path).absolute().parent
-        listing = read_table(
-            address or Path(path), root=base, multilabel=multilabel, target_columns=target_columns
+        reading = Reading(
+            root=root,
+            multilabel=multilabel,
+            splits=splits,
+            target_columns=target_columns,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+            follow_urls=follow_urls,
         )
-        listing = linked(listing, base, follow=follow_urls)
-        return cls._of(listing, file.stem, splits, root=base, what=file.name)
+        return cls._of_table(as_address(path) or Path(path), reading)
+
+    @classmethod
+    def _of_table(cls, file: Path | str, reading: Reading) -> ImageDataset:
+        root: StrPath = parent(file) if isinstance(file, str) else file.parent
+        if reading.root is not None:
+            root = reading.root
+        base = as_address(root) or Path(root).absolute()
+        listing = linked(
+            read_table(file, root=base, reading=reading), base, follow=reading.follow_urls
+        )
+        name = PurePosixPath(address_name(file)) if isinstance(file, str) else file
+        return cls._of(listing, name.stem, reading.splits, root=base, what=name.name)
 
     @classmethod
     def from_paths(
@@ -437,7 +455,7 @@ class ImageDataset:
         Raises
         ------
         DatasetError
-            If there are no paths, one is no path, or the lengths differ.
+            If there are no paths, one is no path, one file has two labels, or the lengths differ.
         """
         listing = Listing(
             paths=check_paths(paths),
@@ -445,7 +463,10 @@ class ImageDataset:
             groups=None if groups is None else list(map(as_text, groups)),
             splits=None if splits is None else list(map(as_text, splits)),
         )
-        return cls._of(linked(listing, "", follow=follow_urls), name or "paths")
+        data = cls._of(linked(listing, "", follow=follow_urls), name or "paths")
+        if data.y is not None:
+            check_one_label(data.paths, data.y.tolist())
+        return data
 
     @classmethod
     def from_arrays(
@@ -596,6 +617,10 @@ class ImageDataset:
         root: StrPath | None = None,
         multilabel: bool = False,
         target_columns: Sequence[str] = (),
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
         follow_urls: bool = False,
     ) -> ImageDataset:
         """Find out what was given, and read it.
@@ -615,6 +640,8 @@ class ImageDataset:
             As for `from_csv`; of a table only.
         target_columns : sequence of str, default ()
             As for `from_csv`; of a table only.
+        path_column, label_column, split_column, group_column : str or None, default None
+            As for `from_csv`; of a table only.
         follow_urls : bool, default False
             As for `from_csv`; of a table or a list.
 
@@ -625,24 +652,21 @@ class ImageDataset:
             channels first, or several grey ones; if it has no splits to be named, or no paths
             for `root`.
         """
+        reading = Reading(
+            splits=splits,
+            root=root,
+            multilabel=multilabel,
+            target_columns=target_columns,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+            follow_urls=follow_urls,
+        )
         source = Source(kind="dataset") if isinstance(data, ImageDataset) else recognise(data)
-        kind = source.kind
         # Never the content of a file.
-        what = type(data).__name__ if kind == "arrays" else repr(_shown(data)[:80])
-        if root is not None and kind != "table":
-            raise DatasetError(
-                f"--root (root=...) is for the paths of a table, received {what}: leave it out"
-            )
-        if target_columns and kind != "table":
-            raise DatasetError(
-                "--target-column (target_columns=...) names columns of a table, received "
-                f"{what}: leave it out"
-            )
-        if splits is not None and kind in ("dataset", "files", "arrays"):
-            raise DatasetError(
-                "--splits (splits=...) is for a folder, a table or a file of arrays, received "
-                f"{what}: leave it out"
-            )
+        what = type(data).__name__ if source.kind == "arrays" else repr(_shown(data)[:80])
+        reading.check_used(source.kind, what)
         if isinstance(data, ImageDataset):
             return data
         match source.kind:
@@ -651,14 +675,7 @@ class ImageDataset:
             case "store":
                 return cls.from_store(source.address, splits=splits)
             case "table":
-                return cls.from_csv(
-                    source.address or source.path,
-                    root=root,
-                    multilabel=multilabel,
-                    splits=splits,
-                    target_columns=target_columns,
-                    follow_urls=follow_urls,
-                )
+                return cls._of_table(source.address or source.path, reading)
             case "packed":
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)
@@ -691,7 +708,8 @@ class ImageDataset:
             meant = meant or understood
         elif names not in (None, "none"):
             raise DatasetError(
-                f"{what or name!r} has no column split: leave --splits (splits=...) out"
+                f"{what or name!r} has no column split: name it with --split-column "
+                "(split_column=...), or leave --splits (splits=...) out"
             )
         classes, labels = None, None
         if listing.labels is not None:

@@ -452,11 +452,11 @@ def extract_for(
 ) -> Features:
     """Return the features of images that a model reads, as `featx.extract` makes them."""
     precisions = {spec.precision for spec in model.specs_}
+    reading["multilabel"] = model.multilabel
+    reading["target_columns"] = target_columns_of(model.value_names_, data)
     return extract(
         data,
         **reading,
-        multilabel=model.multilabel,
-        target_columns=target_columns_of(model.value_names_, data),
         **model.reading(),
         views=model.views_averaged,
         view_policy=model.view_policy,

@@ -6,6 +6,8 @@ import pytest
 
 from featx.exceptions import DatasetError
 from featx.images.dataset import ImageDataset
+from featx.images.reading import Reading
+from featx.images.tables import read_columns
 
 
 def table(tmp_path, text, encoding="utf-8"):
@@ -72,7 +74,10 @@ def test_paths_need_not_be_utf8_but_labels_must(tmp_path):
         ("", "empty table: .*expected a header such as path,label"),
         ("path,label\n", "no rows below the header"),
         ("filename,label\na.jpg,x\n", "found columns: filename, label; did you mean 'filename'"),
-        ("Image,class\na.jpg,x\n", "did you mean 'image'. Rename that column to 'path'"),
+        (
+            "Image,class\na.jpg,x\n",
+            "'Image'. Name it with --path-column Image ",
+        ),
         ("paths,label\na.jpg,x\n", "did you mean 'paths'"),
         ("u,v\na.jpg,x\n", "expected a column 'path' in .*found columns: u, v$"),
         ("a.jpg,cat\nb.jpg,dog\n", r"expected a header in the first line .*received 'a\.jpg,cat'"),
@@ -140,7 +145,7 @@ def test_two_labels_for_one_file_stop(tmp_path):
     same = table(tmp_path, "path,label\na.jpg,ant\nb.jpg,bee\n./a.jpg,ant\na.jpg,\na.jpg,NA\n")
     assert ImageDataset.from_csv(same).y.tolist() == ["ant", "bee", "ant", "", ""]
     other = table(tmp_path, "path,label\na.jpg,ant\nb.jpg,bee\n./a.jpg,wasp\n")
-    with pytest.raises(DatasetError, match=r"lines 2 and 4: './a.jpg' has two labels, 'ant' and"):
+    with pytest.raises(DatasetError, match=r"lines 2 and 4: './a.jpg' has two labels, 'ant' "):
         ImageDataset.from_csv(other)
     sets = table(tmp_path, "path,label\na.jpg,ant|winged\na.jpg,winged|ant\n")
     assert len(ImageDataset.from_csv(sets)) == 2
@@ -157,7 +162,8 @@ def test_a_column_that_looks_like_splits_is_named(tmp_path):
     data = ImageDataset.from_csv(table(tmp_path, text))
     assert data.splits is None
     assert data.notes == (
-        "the column 'Subset' looks like splits and is not used: rename it to 'split'",
+        "the column 'Subset' looks like splits and is not used: name it with --split-column Subset "
+        "(split_column='Subset')",
     )
     assert not ImageDataset.from_csv(table(tmp_path, text.replace("train", "red"))).notes
 
@@ -169,3 +175,75 @@ def test_addresses_of_files_and_home(tmp_path, monkeypatch):
     assert data.paths == ("/photos/a b.jpg", f"{tmp_path}/c.jpg", "https://d/e.jpg")
     listed = ImageDataset.from_paths(["file:///photos/a.jpg", "~/c.jpg"])
     assert listed.paths == ("/photos/a.jpg", f"{tmp_path}/c.jpg")
+
+
+OTHER_NAMES = "Image ID,species,Fold,Specimen,path\na.jpg,ant,pilot,1,x\nb.jpg,bee,train,2,y\n"
+
+
+def test_columns_of_any_name(tmp_path):
+    file = table(tmp_path, OTHER_NAMES)
+    named = {"path_column": "image id", "label_column": "species", "split_column": "Fold"}
+    data = ImageDataset.from_any(
+        file, **named, group_column="specimen", splits={"pilot": "test"}, root=tmp_path / "x"
+    )
+    assert data.paths == ("a.jpg", "b.jpg")
+    assert data.y.tolist() == ["ant", "bee"]
+    assert data.splits == ("test", "train")
+    assert data.groups == ("1", "2")
+    assert data.file(0) == tmp_path / "x/a.jpg"
+    # Columns that are named are no labels.
+    file = table(tmp_path, "file,cat,dog,part\na.jpg,1,0,train\nb.jpg,1,1,test\n")
+    data = ImageDataset.from_csv(file, path_column="file", split_column="part", multilabel=True)
+    assert data.y.tolist() == ["cat", "cat|dog"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"path_column": "imageid"}, "'imageid' in .*--path-column .*did you mean 'Image ID'"),
+        ({"path_column": "path", "label_column": "kind"}, r"'kind' .*label_column=\.\.\..* found"),
+        ({"label_column": "species", "target_columns": ["Fold"]}, "--label-column .*leave one of"),
+    ],
+)
+def test_columns_that_are_not_there(tmp_path, columns, reason):
+    with pytest.raises(DatasetError, match=reason):
+        ImageDataset.from_csv(table(tmp_path, OTHER_NAMES), **columns)
+
+
+def test_columns_are_of_tables_only(tmp_path):
+    with pytest.raises(DatasetError, match=r"--label-column \(.*\) names a column"):
+        ImageDataset.from_any(["a.jpg"], label_column="species")
+
+
+def test_columns_in_memory_are_read_as_those_of_a_file(tmp_path):
+    columns = {
+        "file": [tmp_path / "a.jpg", b"b.jpg", "c.jpg"],
+        "cat": [1, True, None],
+        "dog": [0.0, 1, float("nan")],
+        "part": ["train", None, "test"],
+    }
+    reading = Reading(path_column="file", split_column="part", multilabel=True)
+    listing = read_columns(columns, "the frame", root=tmp_path, reading=reading)
+    assert listing.paths == [f"{tmp_path}/a.jpg", "b.jpg", "c.jpg"]
+    assert listing.labels == ["cat", "cat|dog", ""]
+    assert listing.splits == ["train", "", "test"]
+    reading = Reading(path_column="file", target_columns=["age"])
+    ages = {"file": columns["file"], "age": [3, 4.5, None]}
+    listing = read_columns(ages, "the frame", root=tmp_path, reading=reading)
+    assert listing.labels == ["age=3.0", "age=4.5", ""]
+    wrong = {"path": ["a.jpg", None], "label": [7, 8]}
+    with pytest.raises(DatasetError, match="the frame, row 1: expected a path, received None"):
+        read_columns(wrong, "the frame", root=tmp_path, reading=Reading())
+
+
+def test_two_labels_under_two_spellings_of_a_path_stop(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/a.jpg").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "b.jpg").symlink_to("real/a.jpg")
+    for other in ("./real/../real/a.jpg", f"{tmp_path}/real/a.jpg", "link/a.jpg", "b.jpg"):
+        file = table(tmp_path, f"path,label\nreal/a.jpg,ant\n{other},bee\n")
+        with pytest.raises(DatasetError, match=r"has two labels, 'ant' \(as 'real/a\.jpg'\) and"):
+            ImageDataset.from_csv(file)
+    with pytest.raises(DatasetError, match="rows 0 and 1: .* has two labels"):
+        ImageDataset.from_paths(["a.jpg", "./a.jpg"], ["ant", "bee"])
