@@ -47,6 +47,7 @@ _MEASURED_ROWS = 200
         help="Mark images that a person should look at: their set of labels, of a model trained "
         "with --coverage, is not exactly one.",
     ),
+    options.flag("--follow-urls", help="Read addresses on standard input too."),
     options.loading,
     options.cache,
 )
@@ -58,14 +59,15 @@ def command(
     unknown: bool,
     abstain: bool,
     coverage: float | None,
+    follow_urls: bool,
     weights: str | None,
     trust: bool,
     cache: Path,
 ) -> int:
     """Predict images with a model.
 
-    IMAGES are files, folders (all images below them), patterns in quotes, or - for one path a line
-    on standard input. Every image is a row; one that cannot be read has the status failed and a
+    IMAGES are files, folders (all images below them), patterns in quotes, addresses of images and
+    of folders in buckets, or - for one path a line on standard input. Every image is a row; one that cannot be read has the status failed and a
     reason. A model of a regression gives each number with an interval. The exit code is 0 when an
     image could be read, 1 when none could.
 
@@ -81,7 +83,12 @@ def command(
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
     named = options.image_arguments(images)
-    how: dict[str, Any] = {"top_k": top_k, "unknown": unknown, "abstain": abstain}
+    how: dict[str, Any] = {
+        "top_k": top_k,
+        "unknown": unknown,
+        "abstain": abstain,
+        "follow_urls": follow_urls or "-" not in images,
+    }
     rows = _counted(predict(classifier, named, coverage=coverage, **how), counts)
     if classifier.regression:
         _VALUE_PRINTERS[style](rows, unknown)

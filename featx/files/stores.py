@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -235,6 +236,33 @@ class Store:
                 "that the environment has the credentials (docs/stores.md)",
                 why,
             ) from None  # the cause would show the whole address in a traceback
+
+
+@lru_cache
+def _copies() -> TemporaryDirectory[str]:
+    """Return a folder that is there until the process ends."""
+    return TemporaryDirectory(prefix="featx-")
+
+
+def local_copy(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a path, or a copy, for this process, of what lies behind an address."""
+    address = as_address(path)
+    if address is None:
+        return Path(path)
+    store, name = Store.of_object(address)
+    entry = store.entry(name)
+    if entry is None:
+        raise StoreError(
+            f"{shown(address)} is not there: see that the address is right", _NOT_FOUND
+        )
+    version = hashlib.sha256(repr((address, entry)).encode()).hexdigest()
+    target = Path(_copies().name, version[:16], address_name(address))
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        unfinished = target.with_name(f".{target.name}")
+        store.fetch(name, unfinished)
+        unfinished.replace(target)
+    return target
 
 
 class _Parts(io.RawIOBase):

@@ -13,6 +13,7 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
+from featx.files.stores import as_address
 from featx.images.files import Listing, archive_ending, is_image_name
 from featx.images.labels import (
     PLAIN_NAMES,
@@ -318,9 +319,10 @@ def image_names(items: Iterable[str | os.PathLike[str]], *, strict: bool = False
                 f"expected a path or pattern, received {type(item).__name__}: {str(item)[:80]!r}"
             ) from error
         # None of these raises, whatever the name: NUL, too long, or in a folder that is closed.
+        plain = not glob.has_magic(name) or as_address(name) is not None
         if os.path.isdir(name):
             expanded = images_below(name)
-        elif isinstance(item, FileName) or not glob.has_magic(name) or os.path.lexists(name):
+        elif isinstance(item, FileName) or plain or os.path.lexists(name):
             yield name
             continue
         else:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from featx.cache.manifest import FAILED
 from featx.exceptions import FeaturesError
+from featx.files.stores import as_address, is_bucket
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
-from featx.images.files import archive_ending
+from featx.images.files import archive_ending, is_image_name
 from featx.images.scan import image_names
 from featx.images.sources import listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures, as_image_dataset
@@ -93,6 +94,7 @@ def predict(
     unknown: bool = False,
     abstain: bool = False,
     coverage: float | None = None,
+    follow_urls: bool = False,
 ) -> Iterator[Prediction]:
     """Predict images in their order, a few thousand at a time.
 
@@ -118,6 +120,8 @@ def predict(
     coverage : float, optional
         Of a regression: share of images whose true number lies between `low` and `high`, 0.9 by
         default.
+    follow_urls : bool, default False
+        Whether addresses among several names are read; one that is given alone always is.
 
     Yields
     ------
@@ -154,25 +158,26 @@ def predict(
                 "the model predicts classes, which have no intervals: leave --coverage "
                 "(coverage=...) out"
             )
+    chunks = _chunks(images, follow_urls=follow_urls)
     if model.regression:
         if abstain:
             raise FeaturesError(
                 "the model predicts numbers, which have intervals and no sets: leave --abstain "
                 "(abstain=True) out"
             )
-        return _value_rows(model, images, unknown, COVERAGE if coverage is None else coverage)
+        return _value_rows(model, chunks, unknown, COVERAGE if coverage is None else coverage)
     if abstain and model.rule.sets is None:
         raise FeaturesError(
             "the model has no sets with a stated coverage, by which it could be unsure: train it "
             "again with featx train or featx search and --coverage 0.95 (coverage=0.95)"
         )
-    return _rows(model, images, top_k, unknown, abstain)
+    return _rows(model, chunks, top_k, unknown, abstain)
 
 
 def _value_rows(
-    model: ImageFeatures, images: Any, unknown: bool, coverage: float
+    model: ImageFeatures, chunks: Iterable[ImageDataset], unknown: bool, coverage: float
 ) -> Iterator[Prediction]:
-    for chunk in _chunks(images):
+    for chunk in chunks:
         parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         any_usable = len(ledger.usable) > 0
         numbers = model.average_values(parts) if any_usable else np.empty((0, 0))
@@ -199,10 +204,14 @@ def _value_rows(
 
 
 def _rows(
-    model: ImageFeatures, images: Any, top_k: int | None, unknown: bool, abstain: bool
+    model: ImageFeatures,
+    chunks: Iterable[ImageDataset],
+    top_k: int | None,
+    unknown: bool,
+    abstain: bool,
 ) -> Iterator[Prediction]:
     several = model.multilabel and top_k is None
-    for chunk in _chunks(images):
+    for chunk in chunks:
         parts, ledger = model.transform_images(chunk, views=model.views_averaged, on_error="skip")
         any_usable = len(ledger.usable) > 0
         proba = model.average_proba(parts) if any_usable else np.empty((0, len(model.classes_)))
@@ -243,7 +252,7 @@ def _decided(model: ImageFeatures, proba: Floats) -> NDArray[np.bool_]:
     return answers > 0
 
 
-def _chunks(images: Any) -> Iterator[ImageDataset]:
+def _chunks(images: Any, *, follow_urls: bool) -> Iterator[ImageDataset]:
     if listed_pictures(images) is not None:
         images = ImageDataset.from_any(images)
     alone = isinstance(images, str | bytes | os.PathLike)
@@ -254,7 +263,7 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
         images = iter(paths)
     if not isinstance(images, ImageDataset):
         if isinstance(images, Iterable) and not _are_pixels(images):
-            yield from _named(image_names(images, strict=alone))
+            yield from _named(image_names(images, strict=alone), follow=follow_urls or alone)
             return
         dataset = as_image_dataset(images)
         if dataset is None:
@@ -266,17 +275,28 @@ def _chunks(images: Any) -> Iterator[ImageDataset]:
     yield from _pieces(images)
 
 
-def _named(names: Iterable[str]) -> Iterator[ImageDataset]:
-    """Yield files by their names, and what is in archives among them."""
-    for is_archive, group in groupby(names, lambda name: archive_ending(name) != ""):
-        if is_archive:
-            for name in group:
-                images = ImageDataset.from_archives(name, splits="none")
-                paths = tuple(f"{name}/{path}" for path in images.paths)  # as it was typed
-                yield from _pieces(replace(images, root=None, paths=paths))
-        else:
+def _named(names: Iterable[str], *, follow: bool) -> Iterator[ImageDataset]:
+    """Yield files by their names, and what is in archives and stores among them."""
+    for kind, group in groupby(names, lambda name: _kind(name, follow=follow)):
+        if kind == "files":
             while chunk := list(islice(group, _CHUNK)):
-                yield ImageDataset.from_paths(chunk)
+                yield ImageDataset.from_paths(chunk, follow_urls=follow)
+            continue
+        for name in group:
+            if kind == "archive":
+                images = ImageDataset.from_archives(name, splits="none")
+            else:
+                images = ImageDataset.from_store(name, splits="none")
+            paths = tuple(f"{name.rstrip('/')}/{path}" for path in images.paths)  # as it was typed
+            yield from _pieces(replace(images, root=None, paths=paths))
+
+
+def _kind(name: str, *, follow: bool) -> str:
+    """Return what a name is of: an archive, a store, or files."""
+    address = as_address(name)
+    if address is None:
+        return "archive" if archive_ending(name) else "files"
+    return "store" if follow and is_bucket(address) and not is_image_name(address) else "files"
 
 
 def _pieces(images: ImageDataset) -> Iterator[ImageDataset]:
