@@ -35,7 +35,7 @@ _STRINGS = ("path", "group", "split", "reason")
 _NUMBERS = {**dict.fromkeys(STAMP, "<i8"), "label": "<i4", "key": "|u1", "status": "|u1"}
 # Absent in manifests of featx 0.1.
 _OPTIONAL = ("ctime_ns", "birth_ns")
-_OF_THE_WHOLE = ("name", "root", "blocks", "source", "strays")
+_OF_THE_WHOLE = ("name", "root", "blocks", "source", "strays", "column")
 _UNEDITED, _UNEDITED_KIND = "unedited", "featx-unedited"
 
 
@@ -98,7 +98,8 @@ class Manifest:
     status: NDArray[np.uint8]  # index into STATUSES
     strays: tuple[str, ...] = ()  # files that were seen and are no images
     blocks: tuple[Block, ...] = ()
-    source: str = "paths"  # kind of the data: files, arrays or imported
+    source: str = "paths"  # kind of the data: files, packed (in archives), arrays or imported
+    column: str = ""  # of a table that images were read from
     edits: tuple[Edit, ...] = ()
     ctime_ns: NDArray[np.int64] = field(default_factory=_unknown)
     birth_ns: NDArray[np.int64] = field(default_factory=_unknown)
@@ -177,6 +178,8 @@ def write_manifest(
         "source": manifest.source,
         "strays": list(manifest.strays),
     }
+    if manifest.column:
+        header["column"] = manifest.column
     if manifest.edits:
         header["edits"] = list(manifest.edits)
 
@@ -269,6 +272,7 @@ def read_manifest(path: Path) -> Manifest:
             strays=tuple(header["strays"]),
             blocks=_blocks(header),
             source=header["source"],
+            column=header.get("column", ""),
             edits=tuple(edits),
             **columns,
         )

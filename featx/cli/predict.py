@@ -67,9 +67,9 @@ def command(
     """Predict images with a model.
 
     IMAGES are files, folders (all images below them), patterns in quotes, addresses of images and
-    of folders in buckets, or - for one path a line on standard input. Every image is a row; one that cannot be read has the status failed and a
-    reason. A model of a regression gives each number with an interval. The exit code is 0 when an
-    image could be read, 1 when none could.
+    of folders in buckets, or - for one path a line on standard input. Every image is a row; one
+    that cannot be read has the status failed and a reason. A model of a regression gives each
+    number with an interval. The exit code is 0 when an image could be read, 1 when none could.
 
     \b
     featx predict photos.featx new/*.jpg

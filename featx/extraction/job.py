@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from featx.extraction.backbone_choice import (
 )
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
 from featx.files.stores import as_address
-from featx.images.dataset import ImageDataset
+from featx.images.dataset import ImageDataset, packed_images
 from featx.images.decode import Target
 from featx.images.labels import SplitNames, read_splits
 from featx.images.loader import load_images
@@ -161,6 +161,8 @@ class Request:
     def settle(self, data: object) -> Job:
         """Settle before the first image is read what is computed and where it goes."""
         layout = CacheLayout.at(self.cache)
+        if isinstance(data, Iterator):  # which gives its images once
+            data = ImageDataset.from_any(data, **self.reading.options)
         job = Job(
             data=data,
             layout=layout,
@@ -335,7 +337,7 @@ def _packed(manifest: Manifest) -> dict[str, Any]:
         # Addresses in a table are followed where they were followed before.
         follow = bool(manifest.key[followed].any())
         return {"arrays": RemoteImages(manifest.path, manifest.root, follow=follow)}
-    images = ImageDataset.from_any(manifest.root, splits="none")
-    row_of = {path: row for row, path in enumerate(images.paths)}
+    paths, images = packed_images(manifest.root, manifest.column)
+    row_of = {path: row for row, path in enumerate(paths)}
     rows = [row_of.get(path, -1) for path in manifest.path]
-    return {"arrays": images.arrays, "rows": np.array(rows, np.int64)}
+    return {"arrays": images, "rows": np.array(rows, np.int64)}

@@ -164,6 +164,7 @@ class DatasetRecord:
             strays=tuple(images.strays),
             blocks=self._blocks,
             source=_source(images),
+            column=images.column,
             edits=self._earlier.edits if self._earlier else (),
             **dict(zip(STAMP, stats.T, strict=True)),
         )

@@ -288,17 +288,17 @@ def prepare_start(
             "first"
         )
     (source,) = model.sources()
-    reading = model.reading()
+    branches = model.reading()
     block: BlockName = {"backbone": source.name, "tap": model.block["tap"]}
     tap = branch.taps[0]
     if len(branch.taps) > 1 or parse_tap(tap).layer == INNER:
         tap = _LAST_TAP
-        reading["taps"] = list(dict.fromkeys([*branch.taps, tap]))
+        branches["taps"] = list(dict.fromkeys([*branch.taps, tap]))
     reading_options = (reading or Reading()).options
     reading_options["target_columns"] = target_columns_of(model.value_names_, data)
     if any(reading_options.values()):
         data = ImageDataset.from_any(data, **reading_options)
-    features = extract(data, **reading, cache=cache, engine=engine, progress=progress)
+    features = extract(data, **branches, cache=cache, engine=engine, progress=progress)
     y = require_labels(features)
     objective = kind.of(model, features, y)
     rows, held_out, test, named = _sides(features, objective, options)

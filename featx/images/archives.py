@@ -569,37 +569,55 @@ class Forward:
     def __init__(self, begin: Callable[[], Iterator[tuple[int, Callable[[], bytes]]]]) -> None:
         self._begin = begin
         self._lock = threading.Lock()
-        self._passed: OrderedDict[int, bytes] = OrderedDict()
+        self._passed: OrderedDict[int, bytes | ImageError] = OrderedDict()
         self._passed_bytes = 0
         self._images: Iterator[tuple[int, Callable[[], bytes]]] | None = None
         self._reached = -1
+        self._broken: ImageError | None = None
 
     def read(self, wanted: int) -> bytes:
         """Return the image at a position; to go far back is to begin anew."""
         with self._lock:
-            if wanted in self._passed:
-                data = self._passed.pop(wanted)
-                self._passed_bytes -= len(data)
-                return data
-            if self._images is None or wanted <= self._reached:
-                self._images = self._begin()
-                self._passed.clear()
-                self._passed_bytes = 0
-            for position, read in self._images:
-                self._reached = position
-                if position == wanted:
-                    return read()
-                # What lies between may be asked for by another thread.
-                self._keep(position, read())
-            self._images = None
-            raise ImageError("it is not where it was: the file has changed meanwhile")
+            if wanted not in self._passed:
+                self._forward(wanted)
+            data = self._passed.pop(wanted)
+            if isinstance(data, ImageError):
+                raise ImageError(str(data))
+            self._passed_bytes -= len(data)
+            return data
 
-    def _keep(self, position: int, data: bytes) -> None:
+    def _forward(self, wanted: int) -> None:
+        """Go on to an image. What lies between may be asked for by another thread."""
+        if self._images is None or wanted <= self._reached:
+            self._images, self._reached, self._broken = self._begin(), -1, None
+            self._passed.clear()
+            self._passed_bytes = 0
+        while self._reached != wanted:
+            try:
+                self._reached, read = next(self._images)
+            except StopIteration:
+                self._broken = self._broken or ImageError("the file has changed meanwhile")
+                self._passed[wanted] = self._broken
+                return
+            except ImageError as error:  # nor can what lies behind be read
+                self._broken = error
+                continue
+            self._keep(self._reached, read)
+
+    def _keep(self, position: int, read: Callable[[], bytes]) -> None:
+        try:
+            data = read()
+        except ImageError as error:
+            self._passed[position] = error
+            return
         self._passed[position] = data
         self._passed_bytes += len(data)
         while len(self._passed) > _MOST_PASSED or self._passed_bytes > _MOST_PASSED_BYTES:
-            _, data = self._passed.popitem(last=False)
-            self._passed_bytes -= len(data)
+            oldest, passed = next(iter(self._passed.items()))
+            if oldest == position:
+                return
+            del self._passed[oldest]
+            self._passed_bytes -= 0 if isinstance(passed, ImageError) else len(passed)
 
 
 def _unpacked(

@@ -18,6 +18,7 @@ from featx.exceptions import DatasetError, ImageError
 from featx.files.stores import address_name, as_address, child, is_bucket, parent, shown
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
+from featx.images.frames import arrow_images, read_arrow_files, read_frame
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.reading import Reading, StrPath
 from featx.images.remote import linked, list_store
@@ -34,6 +35,8 @@ from featx.images.sources import (
     recognise,
 )
 from featx.images.tables import check_one_label, read_table
+
+_NO_FOLDER = Path()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -75,6 +78,8 @@ class ImageDataset:
         Where images come from that are arrays, or lie in an archive; None for files.
     rows : ndarray of shape (n,), int64, or None, default None
         Position of each image in `arrays`; None for all in order.
+    column : str, default ""
+        Of a Parquet or Arrow file, the column in which the images lie.
 
     Examples
     --------
@@ -101,6 +106,7 @@ class ImageDataset:
     notes: tuple[str, ...] = ()
     arrays: ImageSource | None = None
     rows: NDArray[np.int64] | None = None
+    column: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.paths)
@@ -417,10 +423,7 @@ class ImageDataset:
 
     @classmethod
     def _of_table(cls, file: Path | str, reading: Reading) -> ImageDataset:
-        root: StrPath = parent(file) if isinstance(file, str) else file.parent
-        if reading.root is not None:
-            root = reading.root
-        base = as_address(root) or Path(root).absolute()
+        base = _base(parent(file) if isinstance(file, str) else file.parent, reading)
         listing = linked(
             read_table(file, root=base, reading=reading), base, follow=reading.follow_urls
         )
@@ -567,15 +570,36 @@ class ImageDataset:
         DatasetError
             If an archive is missing, damaged or cut off, or there is no image in it.
         """
-        given = [path] if isinstance(path, str | os.PathLike) else list(path)
-        files = [Path(file) for item in given for file in archive_paths(os.fspath(item))]
-        root = Path(given[0]).absolute()
-        if len(given) > 1:
-            names = [file.absolute() for file in files]
-            root = names[0].parent / f"{{{','.join(sorted(file.name for file in names))}}}"
-        return cls._of(
-            read_archives(files, root.name, splits), archive_name(root), splits, root=root
-        )
+        paths = [path] if isinstance(path, str | os.PathLike) else path
+        return cls._of_archives(paths, splits)
+
+    @classmethod
+    def _of_archives(
+        cls, paths: Sequence[StrPath], splits: SplitNames, folder: Path = _NO_FOLDER
+    ) -> ImageDataset:
+        files, root = _shards(paths, folder)
+        listing = read_archives(files, root.name, splits)
+        return cls._of(listing, archive_name(root), splits, root=root)
+
+    @classmethod
+    def _of_parquet(
+        cls, paths: Sequence[StrPath], reading: Reading, folder: Path = _NO_FOLDER
+    ) -> ImageDataset:
+        files, whole = _shards(paths, folder)
+        listing = read_arrow_files(files, whole.name, reading)
+        root: Path | str = whole
+        if listing.arrays is None:  # a table of paths
+            root = _base(files[0].parent, reading)
+            listing = linked(listing, root, follow=reading.follow_urls)
+        return cls._of(listing, archive_name(whole), reading.splits, root=root, what=files[0].name)
+
+    @classmethod
+    def _of_frame(cls, data: object, reading: Reading) -> ImageDataset:
+        listing = read_frame(data, reading)
+        root = None if reading.root is None else _base("", reading)
+        if listing.arrays is None:
+            listing = linked(listing, root or "", follow=reading.follow_urls)
+        return cls._of(listing, "frame", reading.splits, root=root, what="the data frame")
 
     @classmethod
     def from_store(cls, address: StrPath, *, splits: SplitNames = None) -> ImageDataset:
@@ -627,11 +651,14 @@ class ImageDataset:
 
         Parameters
         ----------
-        data : ImageDataset, str, path-like, list, ndarray or column of a table
-            A folder, a ``.csv`` or ``.tsv`` table, a ``.npz`` or ``.h5`` file, one image file;
-            image files and folders (without labels) in any form that `listed_paths` knows; images
-            as `from_arrays` takes them, one or several. An array of shape (h, w, 3) is one image.
-            The address of a folder in a bucket, of a table, or of an image.
+        data : ImageDataset, str, path-like, list, ndarray or table
+            A folder, a ``.csv`` or ``.tsv`` table, a ``.tar`` or ``.zip`` archive, a ``.parquet``
+            or ``.arrow`` file, several of these as `from_archives` takes them, a ``.npz`` or
+            ``.h5`` file, one image file; a table of pandas, polars or pyarrow, a dataset of Hugging
+            Face or TensorFlow; image files and folders (without labels) in any form that
+            `listed_paths` knows; images as `from_arrays` takes them, one, several or an iterator.
+            An array of shape (h, w, 3) is one image. The address of a folder in a bucket, of a
+            ``.csv`` or ``.tsv`` table, or of an image.
         splits : mapping of str to str, "none" or None, default None
             What names of splits mean, as for `from_folder` and `from_csv`.
         root : str, path-like or None, default None
@@ -641,7 +668,7 @@ class ImageDataset:
         target_columns : sequence of str, default ()
             As for `from_csv`; of a table only.
         path_column, label_column, split_column, group_column : str or None, default None
-            As for `from_csv`; of a table only.
+            As for `from_csv`; of a table only. The column of paths may be one of images.
         follow_urls : bool, default False
             As for `from_csv`; of a table or a list.
 
@@ -680,7 +707,11 @@ class ImageDataset:
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)
             case "archives":
-                return cls.from_archives(source.paths, splits=splits)
+                return cls._of_archives(source.paths, splits, source.path)
+            case "parquet":
+                return cls._of_parquet(source.paths, reading, source.path)
+            case "frame":
+                return cls._of_frame(source.images, reading)
             case "arrays":
                 return cls.from_arrays(source.images)
         name = PurePosixPath(address_name(source.address)).stem if source.address else ""
@@ -730,12 +761,40 @@ class ImageDataset:
             stray_reasons=tuple(reason for _, reason in listing.strays),
             empty_classes=tuple(listing.empty_classes),
             arrays=listing.arrays,
+            column=listing.column,
         )
 
 
 def _shown(data: object) -> str:
     address = as_address(data)
     return str(data) if address is None else shown(address)
+
+
+def _base(default: StrPath, reading: Reading) -> Path | str:
+    """Return the folder, or the address of one, that relative paths of a table start from."""
+    root = default if reading.root is None else reading.root
+    return as_address(root) or Path(root).absolute()
+
+
+def _shards(given: Sequence[StrPath], folder: Path = _NO_FOLDER) -> tuple[list[Path], Path]:
+    """Return the files that paths and patterns stand for, and an address of all of them."""
+    files = [Path(name) for item in given for name in archive_paths(os.fspath(item))]
+    if folder != _NO_FOLDER:
+        return files, folder.absolute()
+    if len(given) == 1:
+        return files, Path(given[0]).absolute()
+    names = ",".join(sorted(file.name for file in files))
+    return files, files[0].absolute().parent / f"{{{names}}}"
+
+
+def packed_images(address: str, column: str) -> tuple[Sequence[str], ImageSource | None]:
+    """Return the paths of the images in archives or Parquet files, and what gives their bytes."""
+    source = recognise(address)
+    files, root = _shards(source.paths, source.path)
+    if source.kind == "parquet":
+        return arrow_images(files, column)
+    listing = read_archives(files, root.name, "none")
+    return listing.paths, listing.arrays
 
 
 def _counted(n: int, noun: str) -> str:

@@ -73,6 +73,7 @@ class Listing:
     empty_classes: Sequence[str] = ()
     notes: Sequence[str] = ()  # what could have been decided otherwise
     arrays: ImageSource | None = None
+    column: str = ""  # of a table, in which the contents of images lie
 
 
 # fmt: off
@@ -91,9 +92,14 @@ ARCHIVES: Mapping[str, str] = MappingProxyType(
         ".tbz2": "bz2",
         ".tar.xz": "xz",
         ".txz": "xz",
+        ".parquet": "parquet",
+        ".arrow": "arrow",
+        ".feather": "arrow",
     }
 )
-"""Ends of the names of archives, and what they are: a zip, a tar, or the compression of one."""
+"""Ends of the names of files of many images: zips, tars and their compression, and tables."""
+ARROW_FILES = ("parquet", "arrow")
+"""Those of `ARCHIVES` that are tables, in whose columns the images lie."""
 MAX_FILE_BYTES = 512 << 20
 
 

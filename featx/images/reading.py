@@ -13,6 +13,7 @@ from featx.images.labels import SplitNames
 StrPath = str | os.PathLike[str]
 COLUMNS = ("path", "label", "split", "group")
 """What a column of a table may be, and its usual name."""
+_TABLES = ("table", "frame", "parquet")
 
 
 class ReadingOptions(TypedDict, total=False):
@@ -71,7 +72,7 @@ class Reading:
                 for kind, name in self.columns.items()
             },
         }
-        refused = [text for text, value in needless.items() if value and kind != "table"]
+        refused = [text for text, value in needless.items() if value and kind not in _TABLES]
         if self.splits is not None and kind in ("dataset", "files", "arrays"):
             text = "--splits (splits=...) is for a folder, a table or a file of arrays"
             refused.append(text)

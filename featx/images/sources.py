@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeGuard
 
@@ -21,6 +21,8 @@ from featx.files.stores import address_name, as_address, is_bucket, shown
 from featx.images.containers import sniff
 from featx.images.decode import check_float_range, is_known_format
 from featx.images.files import (
+    ARCHIVES,
+    ARROW_FILES,
     MAX_FILE_BYTES,
     AnyArray,
     ImageSource,
@@ -31,7 +33,7 @@ from featx.images.files import (
 )
 from featx.images.labels import as_text, split_of
 from featx.images.limits import MOST_PIXELS
-from featx.images.scan import images_below
+from featx.images.scan import images_below, is_cache, is_ignored
 
 if TYPE_CHECKING:
     import h5py
@@ -39,7 +41,18 @@ if TYPE_CHECKING:
 
     from featx.files.safe_npy import NpzFile
 
-Kind = Literal["dataset", "folder", "store", "table", "packed", "archives", "files", "arrays"]
+Kind = Literal[
+    "dataset",
+    "folder",
+    "store",
+    "table",
+    "frame",
+    "packed",
+    "archives",
+    "parquet",
+    "files",
+    "arrays",
+]
 _TABLES = (".csv", ".tsv")
 _LONGEST_PATH = 4096
 _IMAGES = ("x", "X", "images", "image", "data")
@@ -66,6 +79,10 @@ class Source:
 
 def recognise(data: object) -> Source:
     """Return what was given as data: one path, or image files, folders, pictures or arrays."""
+    if is_frame(data):
+        return Source(kind="frame", images=data)
+    if isinstance(data, Iterator) and not is_picture(data):
+        data = list(data)
     pictures = listed_pictures(data)
     if pictures is not None:
         return Source(kind="arrays", images=pictures)
@@ -73,7 +90,7 @@ def recognise(data: object) -> Source:
     if paths is not None:
         texts = list(map(_path_text, paths))
         if all(map(archive_ending, texts)):
-            return Source(kind="archives", paths=texts)
+            return _archives(texts)
         below = (images_below(text) if Path(text).is_dir() else [text] for text in texts)
         return Source(kind="files", paths=[path for expanded in below for path in expanded])
     if isinstance(data, np.ndarray | list | tuple):
@@ -89,9 +106,10 @@ def recognise(data: object) -> Source:
         return _recognise_address(address)
     path = Path(data)
     if path.is_dir():
-        return Source(kind="folder", path=path)
+        shards = _shards_in(path)
+        return replace(_archives(shards), path=path) if shards else Source(kind="folder", path=path)
     if archive_ending(path.name):
-        return Source(kind="archives", paths=[str(path)])
+        return _archives([str(path)])
     if not path.exists():
         raise missing_path_error(path, f"no such file or folder: {str(path)!r}")
     if path.suffix.lower() in _TABLES:
@@ -130,6 +148,53 @@ def _recognise_address(address: str) -> Source:
             "a folder of a bucket (s3://, gs://, az://)"
         )
     return Source(kind="store", address=address)
+
+
+def _shards_in(folder: Path) -> list[str]:
+    """Return the archives in a folder, sorted; none where images or folders lie beside them."""
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_ignored(entry.name):
+                    continue
+                if is_image_name(entry.name) or (entry.is_dir() and not is_cache(entry.path)):
+                    return []
+                if archive_ending(entry.name):
+                    names.append(entry.path)
+    except OSError:
+        return []
+    return sorted(names)
+
+
+def _archives(paths: list[str]) -> Source:
+    """Return archives, or files of tables that may hold images, all of one kind."""
+    tables = {ARCHIVES[archive_ending(path)] in ARROW_FILES for path in paths}
+    if len(tables) > 1:
+        raise DatasetError(
+            "expected archives or Parquet files, received some of both: give them one after another"
+        )
+    return Source(kind="parquet" if tables.pop() else "archives", paths=paths)
+
+
+def is_frame(data: object) -> bool:
+    """Return whether data are a table of another library, or a dataset of one.
+
+    A single column of pandas or polars is none: it is a list of paths or images.
+    """
+    kind = library_of(data)
+    if kind in ("pandas", "polars"):
+        return type(data).__name__ == "DataFrame" and len(data.columns) > 1  # type: ignore[attr-defined]
+    if kind == "pyarrow":
+        return type(data).__name__ == "Table"
+    if kind == "datasets":
+        return type(data).__name__ in ("Dataset", "DatasetDict")
+    return kind == "tensorflow" and hasattr(data, "as_numpy_iterator")
+
+
+def library_of(data: object) -> str:
+    """Return the package that a class of data, or one above it, is of."""
+    return next((c.__module__.partition(".")[0] for c in type(data).__mro__[:-1]), "")
 
 
 def listed_paths(data: object) -> list[Any] | None:

@@ -24,7 +24,7 @@ from featx.images.values import value_columns, value_text
 MOST_COLUMN_BYTES = 1 << 30
 """Largest column of labels, paths and the like of a file of arrays."""
 # fmt: off
-_FOR_PATH = (
+FOR_PATH = (
     "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img",
     "image_id", "name",
 )
@@ -288,7 +288,7 @@ def _no_path(table: Rows) -> DatasetError:
             f"expected a header in the first line of {table.what}, for example path,label; "
             f"received {','.join(table.written).strip()!r}"
         )
-    near = [name for name in table.written if name.lower() in _FOR_PATH]
+    near = [name for name in table.written if name.lower() in FOR_PATH]
     close = difflib.get_close_matches("path", table.header, n=1, cutoff=0.5)
     near = near or [table.written[table.header.index(name)] for name in close]
     hint = f"; did you mean {near[0]!r}? Name it with {_option('path', near[0])}" if near else ""

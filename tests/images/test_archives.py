@@ -158,7 +158,7 @@ def write_shards(folder, names, label=lambda n: n % 2, ending="cls"):
     return folder
 
 
-@pytest.mark.parametrize("form", ["{000..002}.tar", "*.tar", "list"])
+@pytest.mark.parametrize("form", ["{000..002}.tar", "*.tar", "list", ""])
 def test_shards_are_one_dataset(tmp_path, form):
     folder = write_shards(tmp_path / "shards", ["000.tar", "001.tar", "002.tar"])
     given = sorted(folder.iterdir()) if form == "list" else folder / form
