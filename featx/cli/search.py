@@ -225,9 +225,11 @@ def _default_taps(data: str, cache: Path, backbones: tuple[str, ...]) -> Any:
     """Return the taps that are tried by backbone, only avg where images cannot be read again."""
     from featx.cache.layout import CacheLayout
     from featx.extraction.job import find_named
+    from featx.files.stores import as_address
 
     named = find_named(CacheLayout.at(cache), data)
-    if named is not None and not (named.root and Path(named.root).exists()):
+    readable = named is None or as_address(named.root) or (named.root and Path(named.root).exists())
+    if not readable:
         return ["avg"]
     # A network of one's own has no blocks that are known.
     return {name: ["avg"] if ":" in name else ["avg", "inner"] for name in backbones}

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -55,11 +55,10 @@ class Entry(NamedTuple):
 
     def stamp(self) -> tuple[int, int, int, int, int]:
         """Return a stamp, see `featx.files.identity.STAMP`; the ETag takes the inode's place."""
-        if not self.etag and self.modified_ns < 0:
-            return -1, -1, -1, -1, -1
+        if not self.etag:
+            return (-1, -1, -1, -1, -1) if self.modified_ns < 0 else (*self[1:3], -1, -1, -1)
         digest = hashlib.sha256(self.etag.encode()).digest()
-        tag = int.from_bytes(digest[:8], "big") >> 1 if self.etag else -1
-        return self.size, self.modified_ns, tag, -1, -1
+        return self.size, max(0, self.modified_ns), int.from_bytes(digest[:8], "big") >> 1, -1, -1
 
 
 def as_address(value: object) -> str | None:
@@ -101,6 +100,14 @@ def child(address: str, path: str) -> str:
     return f"{address.partition('?')[0].rstrip('/')}/{quote(path)}"
 
 
+def below(root: str, path: str) -> str:
+    """Return the path or address that `path` stands for, from a folder or the address of one."""
+    if address := as_address(path):
+        return address
+    base = as_address(root)
+    return child(base, path) if base else os.path.join(root, path)
+
+
 def parent(address: str) -> str:
     """Return the address of the folder of an object."""
     path = address if is_bucket(address) else address.partition("?")[0]
@@ -121,7 +128,7 @@ def address_name(address: str) -> str:
 class Store:
     """What lies below an address; names are relative to it, with ``/``."""
 
-    root: str  # what obstore opens
+    root: str = field(repr=False)  # what obstore opens; may hold what is secret
     prefix: str = ""
 
     @classmethod

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
-from featx.files.stores import address_name, as_address, child, is_bucket, parent, shown
+from featx.files.stores import address_name, as_address, below, is_bucket, parent, shown
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
 from featx.images.frames import arrow_images, read_arrow_files, read_frame
@@ -172,10 +172,7 @@ class ImageDataset:
 
     def address(self, index: int) -> str:
         """Return what an image is called where it is told of: with its folder or archive."""
-        path = self.paths[index]
-        if self.root is None or as_address(path):
-            return path
-        return child(self.root, path) if isinstance(self.root, str) else str(Path(self.root, path))
+        return below(os.fspath(self.root or ""), self.paths[index])
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file, on a disk or in an archive.

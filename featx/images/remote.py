@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, ImageError, StoreError
 from featx.files.identity import STAMP, file_stamps
-from featx.files.stores import Entry, Store, address_name, as_address, child, shown
+from featx.files.stores import Entry, Store, address_name, as_address, below, shown
 from featx.images.files import MAX_FILE_BYTES, Listing, PackedImages, is_image_name, read_file
 from featx.images.labels import SplitNames
 from featx.images.scan import Tree, is_ignored, list_tree, nothing_found
@@ -59,7 +59,7 @@ class RemoteImages(PackedImages):
         return len(self._names)
 
     def __getitem__(self, index: int) -> bytes:
-        where = self._where(index)
+        where = below(self._root, self._names[index])
         if as_address(where) is None:
             return read_file(where)
         if not self._follow and as_address(self._names[index]):
@@ -73,12 +73,6 @@ class RemoteImages(PackedImages):
         except StoreError as error:
             raise ImageError(f"cannot be read from the store: {error.reason}") from None
 
-    def _where(self, index: int) -> str:
-        name = self._names[index]
-        if address := as_address(name):
-            return address
-        return child(self._root, name) if as_address(self._root) else os.path.join(self._root, name)
-
     def stamps(self) -> NDArray[np.int64]:
         """Return those of the listing, else what each store says of each image."""
         if self._stamps is not None:
@@ -88,7 +82,7 @@ class RemoteImages(PackedImages):
         return np.array(rows, np.int64).reshape(-1, len(STAMP))
 
     def _stamp(self, index: int) -> tuple[int, ...]:
-        where = self._where(index)
+        where = below(self._root, self._names[index])
         if as_address(where) is None:
             return tuple(file_stamps([where])[0].tolist())
         if self._follow or not as_address(self._names[index]):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from featx.exceptions import MissingExtraError, StoreError
-from featx.files.stores import Store, as_address, shown
+from featx.files.stores import Entry, Store, as_address, shown
 
 pytest.importorskip("obstore")
 from object_server import MISDEEDS, SECRET_KEY, serving
@@ -66,6 +66,12 @@ def test_a_change_of_content_changes_the_stamp(server):
     (after,) = Store.below("s3://bucket").entries()
     assert before[:3] == after[:3]
     assert before.stamp() != after.stamp()
+
+
+def test_what_says_neither_time_nor_etag_has_no_stamp():
+    assert Entry("a", 5, -1, "").stamp() == (-1, -1, -1, -1, -1)
+    assert Entry("a", 5, 7, "").stamp() == (5, 7, -1, -1, -1)
+    assert Entry("a", 5, -1, "x").stamp()[:2] == (5, 0)
 
 
 @pytest.mark.parametrize("way", MISDEEDS)
