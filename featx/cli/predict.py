@@ -54,15 +54,13 @@ _MEASURED_ROWS = 200
 def command(
     model: Path,
     images: tuple[str, ...],
-    top_k: int | None,
     style: str,
     unknown: bool,
     abstain: bool,
-    coverage: float | None,
-    follow_urls: bool,
     weights: str | None,
     trust: bool,
     cache: Path,
+    **settings: Any,
 ) -> int:
     """Predict images with a model.
 
@@ -83,13 +81,10 @@ def command(
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
     named = options.image_arguments(images)
-    how: dict[str, Any] = {
-        "top_k": top_k,
-        "unknown": unknown,
-        "abstain": abstain,
-        "follow_urls": follow_urls or "-" not in images,
-    }
-    rows = _counted(predict(classifier, named, coverage=coverage, **how), counts)
+    settings["follow_urls"] = settings["follow_urls"] or "-" not in images
+    rows = _counted(
+        predict(classifier, named, unknown=unknown, abstain=abstain, **settings), counts
+    )
     if classifier.regression:
         _VALUE_PRINTERS[style](rows, unknown)
     else:

@@ -54,7 +54,7 @@ _MOST_LABEL_BYTES = 1 << 20
 _LOCAL_HEADER_BYTES = 30
 _MOST_OPEN = 64
 # Members that were passed in a compressed tar and may be asked for next.
-_MOST_PASSED, _MOST_PASSED_BYTES = 512, 64 << 20
+_MOST_PASSED, _MOST_PASSED_BYTES = 512, 32 << 20
 
 
 def archive_name(path: Path) -> str:

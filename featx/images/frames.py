@@ -40,7 +40,7 @@ _CONTENT = ("image", "img", "picture", "photo", "bytes", "content", "data", "jpg
 """Names of columns of contents, the first one preferred."""
 _NESTED = (list, tuple, set, dict, np.ndarray)
 _BATCH = 32
-_OPEN_GROUPS = 8
+_OPEN_GROUPS = 4
 _MOST_TENSOR_BYTES = 4 << 30
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.files import archive_ending, is_image_name
 from featx.images.scan import image_names
-from featx.images.sources import listed_paths, listed_pictures
+from featx.images.sources import is_frame, is_picture, listed_paths, listed_pictures
 from featx.models.image_features import ImageFeatures, as_image_dataset
 from featx.selection.value_metrics import COVERAGE, check_coverage
 
@@ -105,7 +105,7 @@ def predict(
     ----------
     model : ImageClassifier, ImageRegressor or Predictor
         Fitted.
-    images : str, path, iterable of these, ndarray, list of images, or ImageDataset
+    images : str, path, iterable of these, ndarray, list or iterator of images, table, ImageDataset
         Files, folders, archives and patterns, see `featx.images.scan.image_names`, also as bytes,
         as an array (n,) or (n, 1), or as a column of pandas or polars; pixels of shape
         (n, h, w), (n, h, w, c) or, of one image, (h, w, 3); PIL images, bytes of image files and
@@ -253,8 +253,14 @@ def _decided(model: ImageFeatures, proba: Floats) -> NDArray[np.bool_]:
 
 
 def _chunks(images: Any, *, follow_urls: bool) -> Iterator[ImageDataset]:
-    if listed_pictures(images) is not None:
-        images = ImageDataset.from_any(images)
+    if isinstance(images, Iterator) and not is_picture(images):
+        first = next(images, None)
+        images = chain([] if first is None else [first], images)
+        if is_picture(first) or getattr(first, "ndim", 0) > 1:
+            yield from _streamed(images)
+            return
+    if is_frame(images) or listed_pictures(images) is not None:
+        images = ImageDataset.from_any(images, follow_urls=follow_urls)
     alone = isinstance(images, str | bytes | os.PathLike)
     if alone:
         images = [images]
@@ -275,6 +281,16 @@ def _chunks(images: Any, *, follow_urls: bool) -> Iterator[ImageDataset]:
     yield from _pieces(images)
 
 
+def _streamed(images: Iterator[Any]) -> Iterator[ImageDataset]:
+    """Yield pictures and arrays as an iterator gives them, numbered throughout."""
+    count = 0
+    while chunk := list(islice(images, _CHUNK)):
+        dataset = ImageDataset.from_arrays(chunk)
+        numbers = range(count, count + len(chunk))
+        yield replace(dataset, paths=tuple(f"array:{number:06d}" for number in numbers))
+        count += len(chunk)
+
+
 def _named(names: Iterable[str], *, follow: bool) -> Iterator[ImageDataset]:
     """Yield files by their names, and what is in archives and stores among them."""
     for kind, group in groupby(names, lambda name: _kind(name, follow=follow)):
@@ -284,7 +300,7 @@ def _named(names: Iterable[str], *, follow: bool) -> Iterator[ImageDataset]:
             continue
         for name in group:
             if kind == "archive":
-                images = ImageDataset.from_archives(name, splits="none")
+                images = ImageDataset.from_any(name)
             else:
                 images = ImageDataset.from_store(name, splits="none")
             paths = tuple(f"{name.rstrip('/')}/{path}" for path in images.paths)  # as it was typed

@@ -367,3 +367,16 @@ def test_lists_and_iterators_of_bytes(folder, cache):
     for data in (PICTURES, iter(PICTURES), (data for data in PICTURES)):
         feats = featx.extract(data, cache=cache, name="bytes")
         assert (feats.report["extracted"], feats.report["cached"]) == (0, COUNT)
+
+
+def test_predict_takes_frames_files_and_iterators(folder, tmp_path, cache):
+    pandas = pytest.importorskip("pandas")
+    model = featx.train(featx.extract(folder, cache=cache), head="nearest-mean").model
+    expected = [row.top for row in featx.predict(model, PICTURES)]
+    frame = pandas.DataFrame({"image": PICTURES, "label": LABELS})
+    pixels = (np.asarray(Image.open(io.BytesIO(data))) for data in PICTURES)
+    path = write_parquet(tmp_path / "a.parquet", arrow_table())
+    for images in (frame, iter(PICTURES), pixels, str(path)):
+        rows = list(featx.predict(model, images))
+        assert [row.top for row in rows] == expected
+        assert len({row.path for row in rows}) == COUNT
