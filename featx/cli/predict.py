@@ -81,10 +81,9 @@ def command(
     classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
     counts = {"ok": 0, "failed": 0}
     named = options.image_arguments(images)
-    settings["follow_urls"] = settings["follow_urls"] or "-" not in images
-    rows = _counted(
-        predict(classifier, named, unknown=unknown, abstain=abstain, **settings), counts
-    )
+    settings["follow_urls"] |= "-" not in images
+    rows = predict(classifier, named, unknown=unknown, abstain=abstain, **settings)
+    rows = _counted(rows, counts)
     if classifier.regression:
         _VALUE_PRINTERS[style](rows, unknown)
     else:

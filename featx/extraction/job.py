@@ -332,10 +332,10 @@ def _packed(manifest: Manifest) -> dict[str, Any]:
 
     Raises `DatasetError` where there is no archive any more.
     """
-    followed = [as_address(path) is not None for path in manifest.path]
-    if as_address(manifest.root) or not manifest.root or any(followed):
+    addresses = [row for row, path in enumerate(manifest.path) if as_address(path)]
+    if as_address(manifest.root) or not manifest.root or addresses:
         # Addresses in a table are followed where they were followed before.
-        follow = bool(manifest.key[followed].any())
+        follow = any(manifest.key[row].any() for row in addresses)
         return {"arrays": RemoteImages(manifest.path, manifest.root, follow=follow)}
     paths, images = packed_images(manifest.root, manifest.column)
     row_of = {path: row for row, path in enumerate(paths)}
