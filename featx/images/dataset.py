@@ -26,6 +26,7 @@ from featx.images.scan import scan_folder
 from featx.images.sources import (
     READERS,
     Source,
+    as_stack,
     check_images,
     check_paths,
     is_pil,
@@ -476,7 +477,7 @@ class ImageDataset:
 
         Parameters
         ----------
-        images : ndarray of shape (n, h, w) or (n, h, w, c), or list
+        images : ndarray of shape (n, h, w), (n, h, w, c) or (h, w, c), or list
             Pixels of uint8, bool, uint16, or floats in [0, 1]; c is 1, 3 or 4. A list may hold
             arrays of different sizes, PIL images, bytes of image files, and files open for
             reading. A PIL image that is not loaded yet has its file's key.
@@ -496,6 +497,9 @@ class ImageDataset:
         >>> ImageDataset.from_arrays(np.zeros((2, 8, 8), np.uint8), [7, 10])
         ImageDataset('arrays', 2 images, 2 classes: 7 1, 10 1)
         """
+        labels = None if labels is None else list(labels)
+        if isinstance(images, np.ndarray) and (labels is None or len(labels) != len(images)):
+            images = as_stack(images)
         return cls._of(listed(check_images(images), labels), name)
 
     @classmethod

@@ -94,7 +94,7 @@ def recognise(data: object) -> Source:
         below = (images_below(text) if Path(text).is_dir() else [text] for text in texts)
         return Source(kind="files", paths=[path for expanded in below for path in expanded])
     if isinstance(data, np.ndarray | list | tuple):
-        return Source(kind="arrays", images=_as_stack(data))
+        return Source(kind="arrays", images=data)
     if isinstance(data, bytes):
         data = _path_text(data)
     if not isinstance(data, str | os.PathLike):
@@ -329,9 +329,9 @@ def listed(
     return Listing(paths=paths, labels=labels, splits=splits, arrays=images)
 
 
-def _as_stack(images: object) -> object:
+def as_stack(images: AnyArray) -> AnyArray:
     """Return one array image (h, w, c) as (1, h, w, c), and anything else as it is."""
-    if not isinstance(images, np.ndarray) or images.ndim != 3:
+    if images.ndim != 3:
         return images
     n, height, width = images.shape
     if width in _CHANNELS:

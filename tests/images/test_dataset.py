@@ -342,3 +342,16 @@ def test_anything(tmp_path):
         read(tmp_path / "notes.txt")
     with pytest.raises(DatasetError, match="received int"):
         read(3)
+
+
+def test_one_picture_is_one_picture_through_every_door():
+    one = np.zeros((32, 24, 3), np.uint8)
+    assert len(ImageDataset.from_any(one)) == len(ImageDataset.from_arrays(one)) == 1
+    assert len(ImageDataset.from_arrays(one, ["cat"])) == 1
+    # Labels say which of two readings is meant.
+    assert len(ImageDataset.from_arrays(one, ["cat"] * 32)) == 32
+    ambiguous = np.zeros((3, 32, 24), np.uint8)
+    assert len(ImageDataset.from_arrays(ambiguous, ["a", "b", "c"])) == 3
+    for read in (ImageDataset.from_any, ImageDataset.from_arrays):
+        with pytest.raises(DatasetError, match="3 grey pictures of 32x24 or one channels-first"):
+            read(ambiguous)

@@ -149,7 +149,7 @@ def test_a_few_files_and_arrays_are_left_to_threads(folder, monkeypatch):
 
     monkeypatch.setattr(WorkerProcess, "__init__", noted)
     data = ImageDataset.from_folder(folder, labels="none")
-    arrays = ImageDataset.from_arrays(np.zeros((4, 8, 8), np.uint8))
+    arrays = ImageDataset.from_arrays(np.zeros((4, 8, 8, 1), np.uint8))
     assert len(list(load_images(data, range(40), TARGETS))) == 40
     assert len(list(load_images(arrays, [0, 1], TARGETS, isolate=True))) == 2
     assert not started
