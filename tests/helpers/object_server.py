@@ -38,6 +38,7 @@ class ObjectServer:
         self.misbehave = lambda method, name: None
         self.lock = threading.Lock()
         self.stalled = threading.Event()
+        self.waiting = 0  # requests that are stalled
         self.authorisation: list[str] = []
         self.url = ""
 
@@ -219,7 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.way, b"<Error><Code>SlowDown</Code></Error>")
             return True
         if self.way == "stall":
+            with self.store.lock:
+                self.store.waiting += 1
             self.store.stalled.wait(30)
+            with self.store.lock:
+                self.store.waiting -= 1
         if self.way in ("stall", "drop"):
             self._hang_up()
             return True

@@ -9,6 +9,9 @@ from featx.exceptions import DatasetError, ImageError, StoreError
 from featx.files.stores import Store
 from featx.images import remote
 from featx.images.dataset import ImageDataset
+from featx.images.decode import Target
+from featx.images.loader import load_images
+from featx.spec import ImagePolicy
 
 pytest.importorskip("obstore")
 from object_server import BUCKET, serving
@@ -77,6 +80,18 @@ def test_an_object_that_is_too_large_fails_unread(server, photos, monkeypatch):
     with pytest.raises(ImageError, match="too large"):
         data.read(0)
     assert server.count("GET") == 0
+
+
+def test_a_store_that_does_not_answer_holds_nobody_up(server, photos, monkeypatch):
+    monkeypatch.setattr("featx.files.stores._PATIENCE_S", 60.0)
+    server.put_folder(photos)
+    data = ImageDataset.from_any("s3://bucket")
+    answered = data.paths[:4]
+    server.misbehave = lambda method, name: None if name in answered else "stall"
+    loading = load_images(data, range(12), [Target((32, 32), ImagePolicy())], workers=2)
+    assert next(loading).status == "decoded"
+    loading.close()
+    assert server.waiting
 
 
 def web(server, name):
