@@ -230,11 +230,13 @@ def _push_dataset(course: _Course, incoming: Manifest, there: set[str]) -> Merge
 def _pull_space(
     course: _Course, folder: Path, shards: Sequence[Entry], used: list[FeatureSpace]
 ) -> None:
+    spec, name = folder / "spec.json", f"spaces/{folder.name}/spec.json"
+    if course.store.entry(name) is not None:
+        course.fetch(name, folder)
     try:
-        spec = course.fetch(f"spaces/{folder.name}/spec.json", folder)
         space = FeatureSpace(course.layout, read_spec(folder))
-    except (CacheFormatError, StoreError) as error:
-        course.skipped.append(skip(folder / "spec.json", "spec", error))
+    except (CacheFormatError, FileNotFoundError) as error:
+        course.skipped.append(skip(spec, "spec", error))
         return
     if not (space.folder / "spec.json").exists():
         course.count(spec)
@@ -293,10 +295,12 @@ def _has_all(space: FeatureSpace, store: Store, entry: Entry) -> bool:
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
+    room = _BATCH_BYTES
     for entry in entries:
         batch.append(entry)
-        if sum(each.size for each in batch) >= _BATCH_BYTES:
+        room -= entry.size
+        if room <= 0:
             yield batch
-            batch = []
+            batch, room = [], _BATCH_BYTES
     if batch:
         yield batch

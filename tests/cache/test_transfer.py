@@ -105,6 +105,18 @@ def test_damage_is_left_out_and_named(kit, cache, url, tmp_path):
     assert len(kit.shards(other)) == 1
 
 
+def test_a_space_without_its_specification_is_left_out(kit, cache, server, tmp_path):
+    cache.push("s3://bucket/c")
+    name = f"spaces/{kit.spec.name}/spec.json"
+    server.objects.pop(f"c/{name}")
+    (finding,) = FeatureCache(tmp_path / "other").pull("s3://bucket/c").skipped
+    assert (finding.kind, finding.path.name) == ("spec", "spec.json")
+    cache.push("s3://bucket/c")
+    server.dead(f"c/{name}", 403)
+    with pytest.raises(StoreError, match="access denied"):
+        FeatureCache(tmp_path / "third").pull("s3://bucket/c")
+
+
 def test_no_dataset_is_in_the_store_before_its_features(kit, cache, server, tmp_path):
     """Stopped after any number of files, a store has no dataset without features."""
     keys, values = kit.rows(12)
