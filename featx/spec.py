@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ HALVES = PRECISIONS[1:3]
 """The half precisions of processors."""
 INT8 = "int8"
 StorageDtype = Literal["float32", "float16"]
+Window: TypeAlias = tuple[float, float] | Literal["image"]
+"""The values that become black and white, or ``"image"`` for the extremes of each image."""
 
 _RESIZES = ("stretch", "crop")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -46,14 +49,26 @@ class ImagePolicy:
         Several times as fast on photographs of a camera, with slightly other pixels.
     decoder : int, default 1
         Version of the rules in `featx.images.decode`; raised when a rule changes pixel values.
+    window : tuple of two float, "image" or None, default None
+        For images of more than 8 bits a sample: the values that become black and white, such as
+        ``(0, 4095)``; what lies between is mapped linearly, what lies beyond is clipped. With
+        ``"image"`` they are the lowest and the highest value of each image. Images of 8 bits stay
+        as they are.
+
+    Examples
+    --------
+    >>> ImagePolicy(window=(0, 4095)).to_dict()["window"]
+    [0.0, 4095.0]
     """
 
     resize: Resize = "stretch"
     interpolation: str = "bilinear"
     draft: bool = True
     decoder: int = 1
+    window: Window | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "window", _as_window(self.window))
         if self.resize not in _RESIZES:
             raise DatasetError(f"resize must be one of {_RESIZES}, received {self.resize!r}")
         if self.interpolation not in _INTERPOLATIONS:
@@ -62,13 +77,34 @@ class ImagePolicy:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the policy as JSON types."""
-        return {
+        """Return the policy as JSON types, without a window where none is set."""
+        out: dict[str, Any] = {
             "decoder": self.decoder,
             "draft": self.draft,
             "interpolation": self.interpolation,
             "resize": self.resize,
         }
+        if self.window is not None:
+            out["window"] = list(self.window) if isinstance(self.window, tuple) else self.window
+        return out
+
+
+def _as_window(value: object) -> Window | None:
+    """Return a window with its ends as floats, so that equal ones have one text."""
+    if value is None or value == "image":
+        return value
+    if isinstance(value, tuple | list) and len(value) == 2:
+        try:
+            low, high = map(float, value)
+        except (TypeError, ValueError, OverflowError):
+            low = high = math.nan
+        # The difference of the largest numbers is infinite.
+        if low < high and math.isfinite(high - low):
+            return low, high
+    raise DatasetError(
+        "window must be 'image' or two finite numbers, the lower one first, such as (0, 4095), "
+        f"received {value!r}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

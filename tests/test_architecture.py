@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "notebooks": {"exceptions", "terminal"},
     "files": {"exceptions"},
     "spec": {"exceptions"},
-    "images": {"exceptions", "spec", "files", "threads"},
+    "images": {"exceptions", "spec", "files", "memory", "threads"},
     "backbones": {"exceptions", "forks", "spec", "quiet", "terminal", "files"},
     "engines": {
         "exceptions",

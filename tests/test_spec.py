@@ -32,6 +32,9 @@ CHANGES = [
     {"image": ImagePolicy(draft=False, interpolation="bicubic")},
     {"image": ImagePolicy()},
     {"image": ImagePolicy(draft=False, decoder=2)},
+    {"image": ImagePolicy(draft=False, window=(0, 4095))},
+    {"image": ImagePolicy(draft=False, window=(-1000.5, 400))},
+    {"image": ImagePolicy(draft=False, window="image")},
     {"dtype": "float16"},
     {"precision": "mixed"},
     {"precision": f"int8:{'0' * 64}"},
@@ -54,6 +57,16 @@ def test_every_part_changes_the_digest():
     assert len({spec.digest for spec in [SPEC, *changed]}) == len(CHANGES) + 1
     touched = {part for change in CHANGES for part in change}
     assert touched == {field.name for field in dataclasses.fields(FeatureSpec)}
+
+
+def test_a_window_is_named_only_where_it_is_set_and_has_one_text():
+    assert "window" not in ImagePolicy().to_dict()
+    assert ImagePolicy(window="image").to_dict()["window"] == "image"
+    same = [ImagePolicy(window=ends) for ends in ((0, 4095), [0.0, 4095], (False, "4095"))]
+    assert len(set(same)) == 1
+    texts = {dataclasses.replace(SPEC, image=policy).canonical_json() for policy in same}
+    assert len(texts) == 1
+    assert '"resize":"stretch","window":[0.0,4095.0]}' in texts.pop()
 
 
 @pytest.mark.parametrize("change", [{}, *CHANGES])
@@ -105,6 +118,10 @@ def test_a_missing_part_of_the_image_policy_is_an_error(part):
         ("image", {**ImagePolicy().to_dict(), "resize": "squeeze"}),
         ("image", {**ImagePolicy().to_dict(), "interpolation": "cubic"}),
         ("image", {**ImagePolicy().to_dict(), "sharpen": True}),
+        ("image", {**ImagePolicy().to_dict(), "window": None}),
+        ("image", {**ImagePolicy().to_dict(), "window": [4095, 0]}),
+        ("image", {**ImagePolicy().to_dict(), "window": [0, 4095]}),
+        ("image", {**ImagePolicy().to_dict(), "window": "all"}),
         ("views", {"seed": 1}),
         ("views", 5),
         ("views", {}),

@@ -22,11 +22,6 @@ Numbers: TypeAlias = NDArray[np.intp]
 Doubles: TypeAlias = NDArray[np.float64]
 
 _DETAIL_PX = 192
-_POLICY = ImagePolicy()
-_TARGETS = [
-    Target((SIDE, SIDE), _POLICY),
-    Target((_DETAIL_PX, _DETAIL_PX), _POLICY),
-]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Of grey values from 0 to 255.
 _BLACK, _WHITE, _ONE_COLOUR = 16.0, 239.0, 2.0
@@ -74,7 +69,9 @@ def look_at(features: Features, keep: Sequence[int]) -> Pictures | None:
     )
     row_of = {int(number): row for row, number in enumerate(features.rows)}
     keys = features.keys
-    for loaded in load_images(images, list(row_of), _TARGETS):
+    policy = ImagePolicy(window=features.window)
+    targets = [Target((side, side), policy) for side in (SIDE, _DETAIL_PX)]
+    for loaded in load_images(images, list(row_of), targets):
         row = row_of[loaded.index]
         if loaded.status != "decoded" or loaded.key != keys[row].tobytes():
             continue

@@ -19,7 +19,7 @@ from featx.cache.space import FeatureSpace, LyingRows, open_space
 from featx.exceptions import FeaturesError
 from featx.files.identity import Keys
 from featx.notebooks import NotebookValue, data_frame
-from featx.spec import FeatureSpec, joined_parts
+from featx.spec import FeatureSpec, Window, joined_parts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -578,6 +578,11 @@ class Features(NotebookValue):
         """Return the specifications of blocks side by side, one for each backbone."""
         parts = self._find(backbone, tap, view)
         return tuple(dict.fromkeys(self._stores[number].spec for number in parts))
+
+    @property
+    def window(self) -> Window | None:
+        """The window by which deep images were decoded, of the first block."""
+        return self._stores[0].spec.image.window if self._stores else None
 
     def origin(self, *, backbone: str | None = None, tap: str | None = None) -> Origin | None:
         """Return how the backbone of one block was named in its extraction, None if not known."""

@@ -67,7 +67,9 @@ def command(
     import featx
 
     extraction = extraction_arguments(settings)
-    carried = {"cache", "taps", "resize", "draft", "view_seed", *extraction} - {"batch_size"}
+    carried = {"cache", "taps", "resize", "draft", "window", "view_seed", *extraction} - {
+        "batch_size"
+    }
     # The dataset has its splits, paths and labels.
     carried -= {*options.reading_arguments({})}
     arguments = {**extraction, **settings}

@@ -217,6 +217,16 @@ view_policy = click.option(
 )
 
 
+def _checked_window(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    from featx.exceptions import DatasetError
+
+    try:
+        _image_policy("stretch", None, value)
+    except DatasetError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 # The choice of the backbone, of what is taken from it, and of how DATA is read.
 backbone = stacked(
     reading,
@@ -255,6 +265,13 @@ backbone = stacked(
         values=["stretch", "crop"],
         default="stretch",
         help="Stretch to the input size, or scale and cut the centre.",
+    ),
+    click.option(
+        "--window",
+        callback=_checked_window,
+        metavar="MIN:MAX|image",
+        help="For images of more than 8 bits: the values that become black and white, such as "
+        "0:4095 or -1000:400. image: the lowest and highest value of each image.",
     ),
     click.option(
         "--draft/--no-draft",
@@ -328,19 +345,29 @@ def extraction_arguments(settings: dict[str, Any]) -> dict[str, Any]:
         "backbone": backbone or None,
         "weights": weights,
         "taps": settings.pop("taps"),
-        "image": _image_policy(settings.pop("resize"), settings.pop("draft")),
+        "image": _image_policy(*(settings.pop(name) for name in ("resize", "draft", "window"))),
         "batch_size": settings.pop("batch_size") or "auto",
         "view_policy": ViewPolicy(**views, seed=settings.pop("view_seed")),
     }
 
 
-def _image_policy(resize: Any, draft: bool | None) -> ImagePolicy | None:
+def _image_policy(resize: Any, draft: bool | None, window: str | None = None) -> ImagePolicy | None:
     """Return the policy that was asked for, None where it is the backbone's own."""
     from featx import ImagePolicy
+    from featx.exceptions import DatasetError
 
-    if resize == "stretch" and draft is None:
+    if resize == "stretch" and draft is None and window is None:
         return None
-    return ImagePolicy(resize=resize, draft=draft is not False)
+    ends: Any = window
+    if window is not None and window != "image":
+        ends = window.split(":")
+        try:
+            ends = tuple(map(float, ends))
+        except ValueError as error:
+            raise DatasetError(
+                f"expected MIN:MAX, such as 0:4095, or image, received {window!r}"
+            ) from error
+    return ImagePolicy(resize=resize, draft=draft is not False, window=ends)
 
 
 def _weights_by_backbone(values: tuple[str, ...], backbones: tuple[str, ...]) -> Any:

@@ -167,10 +167,7 @@ def pixels(path):
     """As in training: upright, RGB, {height} x {width}, uint8, a batch of one."""
     image = Image.open(path)
 {draft}    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-        image = Image.fromarray(grey.astype(np.uint8))
-    if image.has_transparency_data:  # over white
+{deep}    if image.has_transparency_data:  # over white
         rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(rgba, mask=rgba)
@@ -184,6 +181,18 @@ with open({beside!r}, encoding="utf-8") as file:
 {names} = about["{key}"]
 '''
 
+_DEEP = """\
+    if image.mode.startswith("I"):  # 16-bit grey
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+"""
+_WINDOWED = """\
+    if image.mode[0] in "IF":  # grey of more than 8 bits; colour has its high bytes
+        values = np.asarray(image).astype(float)
+        low, high = {ends}
+        grey = np.rint(np.clip((values - low) * 255 / (high - low or 1), 0, 255))
+        image = Image.fromarray(grey.astype(np.uint8))
+"""
 _SHOW_VALUES = "print(dict(zip(names, values.tolist())))\n"
 _JAVASCRIPT_SHOW_VALUES = "console.log(Object.fromEntries(names.map((n, i) => [n, values[i]])));\n"
 
@@ -276,6 +285,7 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
         names="names" if numbers else "classes",
         key="values" if numbers else "classes",
         draft=f'    image.draft("RGB", ({2 * width}, {2 * height}))\n' if policy["draft"] else "",
+        deep=_deep(policy),
         resize=_resize(policy, height, width),
     )
     decision = description.get("decision", {"kind": "plain"})
@@ -307,6 +317,14 @@ def serving_code(path: Path, description: Json) -> dict[str, str]:
         lines = runs["javascript"].format(**names, height=height, width=width)
         code["javascript"] = lines + show_javascript
     return code
+
+
+def _deep(policy: Json) -> str:
+    window = policy.get("window")
+    if window is None:
+        return _DEEP
+    ends = "values.min(), values.max()" if window == "image" else "{}, {}".format(*window)
+    return _WINDOWED.format(ends=ends)
 
 
 def _resize(policy: Json, height: int, width: int) -> str:

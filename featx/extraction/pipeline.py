@@ -25,6 +25,7 @@ from featx.cache.space import FeatureSpace, KeyIndex, ShardWriter
 from featx.engines.choice import make_engine
 from featx.engines.engine import Engine, Pending
 from featx.exceptions import DatasetError, FeaturesError, ImageError
+from featx.extraction.dark_images import DarkImages
 from featx.extraction.progress import Meter, Progress
 from featx.files.identity import Keys, copies
 from featx.images.dataset import ImageDataset
@@ -229,6 +230,7 @@ class Run:
     ) -> None:
         self.stages = stages
         self.meter = meter or Meter()
+        self.dark = DarkImages()
         self._images, self._ledger = images, ledger
         self._options = options or RunOptions()
         self._limit = self._options.most_failures
@@ -244,6 +246,7 @@ class Run:
         ledger = self._ledger
         self._failed = 0
         self._claimed.clear()
+        self.dark = DarkImages()
         ready = np.zeros(len(self._images), np.bool_) if trusted is None else trusted.copy()
         for stage in self.stages:
             ready[ready] = ~stage.missing(ledger.key[ready])
@@ -263,6 +266,8 @@ class Run:
                         self._fail(row, loaded.reason)
                     else:
                         ledger.status[row], ledger.reason[row] = OK, ""
+                    if loaded.extent is not None:
+                        self.dark.add(row, self._images.paths[row], loaded.extent)
                     if loaded.status == "decoded":
                         pipeline.push(loaded)
                     if progress:

@@ -29,8 +29,9 @@ def run_report(
     images: ImageDataset | None = None,
     stages: Sequence[Stage] = (),
     meter: Meter | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, object]:
-    """Return what was counted and what is known of the data, as JSON types."""
+    """Return what was counted and what is known of the data, with more notes, as JSON types."""
     status = features.manifest.status
     failed = int((status == FAILED).sum())
     extracted = max((stage.computed for stage in stages), default=0)
@@ -54,7 +55,7 @@ def run_report(
             "binds": meter.binds,
             **meter.seconds,
         }
-    return report | data_report(features.manifest, images)
+    return report | data_report(features.manifest, images, notes)
 
 
 def engine_names(stages: Sequence[Stage]) -> str:
@@ -62,7 +63,9 @@ def engine_names(stages: Sequence[Stage]) -> str:
     return ",".join(dict.fromkeys(stage.engine.name for stage in stages if stage.engine))
 
 
-def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[str, object]:
+def data_report(
+    manifest: Manifest, images: ImageDataset | None = None, more_notes: Sequence[str] = ()
+) -> dict[str, object]:
     """Return what is known of a dataset, and of its images as they were read, as JSON types."""
     rows = manifest.usable
     splits = Counter(manifest.split[row] for row in rows) if any(manifest.split) else Counter()
@@ -81,7 +84,7 @@ def data_report(manifest: Manifest, images: ImageDataset | None = None) -> dict[
         "contradictions": contradictions(manifest),
         "look_alike": look_alike(manifest),
         "conflicts": label_conflicts(manifest),
-        "notes": notes,
+        "notes": [*notes, *more_notes],
     }
 
 

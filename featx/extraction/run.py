@@ -95,7 +95,8 @@ def extract(
     trust : bool, default False
         Needed for ``savedmodel:`` backbones, whose graph may do anything.
     image : ImagePolicy, optional
-        Decoding and resizing; bilinear stretching by default.
+        Decoding and resizing; bilinear stretching by default. Its ``window`` is for images of more
+        than 8 bits.
     views : int, default 0
         Number of seeded augmentations of each image that are computed beside the image itself, for
         `Features.augmented` and for averaging at test time.
@@ -215,7 +216,8 @@ def extract(
     extracted = time.perf_counter()
     agreement = agreements(job, record.images, record.ledger, stages)
     ended = time.perf_counter()
-    features.report = run_report(features, ended - started, record.images, stages, meter)
+    notes = run.dark.notes()
+    features.report = run_report(features, ended - started, record.images, stages, meter, notes)
     if agreement:
         features.report |= {"agreement": agreement, "compare_s": round(ended - extracted, 3)}
     if precision == INT8:

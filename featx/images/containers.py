@@ -46,10 +46,26 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _EXIF_ITEM = re.compile(rb"(infe\x02\0\0[\0\1].{4})Exif", re.DOTALL)
 
 
+class Samples(NamedTuple):
+    """How Pillow gives the samples of a deep grey picture: v of the file as (v + zero) * scale.
+
+    Those of 32 bits come as signed ones, also where they are `unsigned`.
+    """
+
+    scale: float = 1.0
+    zero: float = 0.0
+    unsigned: bool = False
+
+
+AS_IN_FILE = Samples()
+
+
 class Coded(NamedTuple):
     """What a JPEG 2000 codestream is made of, which its outer header may misstate."""
 
+    size_px: tuple[int, int]
     pixels: int
+    levels: int
     channels: int
     tiles: int
     parts: int
@@ -70,6 +86,7 @@ class Container:
     size_px: tuple[int, int] | None = None
     scans: int = 1
     coded: Coded | None = None
+    samples: Samples = AS_IN_FILE
 
 
 def sniff(data: bytes) -> str:
@@ -98,8 +115,8 @@ def inspect(data: bytes) -> Container:
     return _INSPECTORS[kind](data) if kind in _INSPECTORS else Container(kind, data)
 
 
-# Types of TIFF that Pillow reads as integers, and that lie in the entry itself.
-_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I"}
+# Types of TIFF that Pillow reads as integers.
+_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q"}
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -113,12 +130,19 @@ def exif_orientation(exif: bytes) -> int:
         return 1
     (count,) = struct.unpack_from(order + "H", exif, start)
     for pos in range(start + 2, min(start + 2 + 12 * count, len(exif) - 9), 12):
-        tag, kind = struct.unpack_from(order + "HH", exif, pos)
-        if tag == 0x0112 and kind in _INTEGERS:
-            (value,) = struct.unpack_from(
-                order + _INTEGERS[kind], exif.ljust(pos + 12, b"\0"), pos + 8
-            )
-            return int(value) if 1 <= value <= 8 else 1
+        tag, kind, n = struct.unpack_from(order + "HHI", exif, pos)
+        if tag != 0x0112 or kind not in _INTEGERS or not n:
+            continue
+        form, entry = order + _INTEGERS[kind], exif[pos : pos + 12].ljust(12, b"\0")
+        size, values = n * struct.calcsize(form), entry[8:]
+        if size > 4:
+            (at,) = struct.unpack_from(order + "I", entry, 8)
+            values = exif[at : at + size]
+            if len(values) < size:
+                continue
+        # Of several the first one counts.
+        (value,) = struct.unpack_from(form, values)
+        return int(value) if 1 <= value <= 8 else 1
     return 1
 
 
@@ -187,7 +211,9 @@ def _jpeg_scans(data: bytes, pos: int) -> int:
 
 def _png(data: bytes) -> Container:
     """Keep the critical chunks and tRNS; every checksum must hold, IEND must be there."""
-    pieces: list[bytes] = [data[:8]]
+    # Views, as parts of a large file would be copies.
+    whole = memoryview(data)
+    pieces: list[bytes | memoryview] = [whole[:8]]
     orientation, pos, name = 1, 8, b""
     for _ in _parts("PNG chunks"):
         if name == b"IEND":
@@ -201,11 +227,13 @@ def _png(data: bytes) -> Container:
         if name == b"eXIf":
             orientation = exif_orientation(data[pos + 8 : end - 4])
         elif name == b"tRNS" or not name[0] & 0x20:
-            chunk = data[pos:end]
+            chunk = whole[pos:end]
             if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
                 raise ImageError(f"damaged: the checksum of PNG chunk {name!r} does not match")
-            pieces.append(_trns_of_8_bit(chunk, data) if name == b"tRNS" else chunk)
+            pieces.append(_trns_of_8_bit(bytes(chunk), data) if name == b"tRNS" else chunk)
         pos = end
+    if all(isinstance(piece, memoryview) for piece in pieces) and sum(map(len, pieces)) == pos:
+        return Container("PNG", data, orientation)
     return Container("PNG", b"".join(pieces), orientation)
 
 
@@ -250,7 +278,8 @@ def _webp(data: bytes) -> Container:
 def _gif(data: bytes) -> Container:
     """Drop comments and application data before the first frame, and find the canvas.
 
-    Pillow widens the canvas when the first frame overlaps it.
+    The canvas is widened where the first frame overlaps it, as Pillow would with a warning. What
+    becomes of a frame when the next one comes is left out.
     """
     if len(data) < 13:
         _truncated("GIF header")
@@ -267,11 +296,13 @@ def _gif(data: bytes) -> Container:
         count += 1
         _check_parts(count, "GIF blocks before the first frame")
         if data[start + 1 : start + 2] == b"\xf9":
-            control = data[start:pos]
+            kept = bytes(flags & ~0x1C for flags in data[start + 3 : start + 4])
+            control = data[start : start + 3] + kept + data[start + 4 : pos]
     if data[pos : pos + 1] == b"," and pos + 9 <= len(data):
         left, top, w, h = struct.unpack_from("<4H", data, pos + 1)
         width, height = max(width, left + w), max(height, top + h)
-        data = b"".join([data[:head], control, data[pos:]])
+        canvas = struct.pack("<HH", min(width, 65535), min(height, 65535))
+        data = b"".join([data[:6], canvas, data[10:head], control, data[pos:]])
     return Container("GIF", data, size_px=(height, width))
 
 
@@ -279,27 +310,26 @@ def _ppm(data: bytes) -> Container:
     """Scale binary samples to 255, or grey ones of 16 bits to 65535, as Pillow does one by one."""
     sep = rb"(?:\s|#[^\r\n]*[\r\n])+"
     number = sep + rb"(\d{1,10})"
-    head = re.match(rb"P([1-6])" + 2 * number, data[:4096])
-    if head is None:
+    start = re.match(rb"P([1-6])" + 2 * number, data[:4096])
+    if start is None:
         raise ImageError("damaged: PPM without its size in the first 4,096 bytes")
-    kind, width, height = (int(part) for part in head.groups())
-    most = re.compile(number + rb"\s").match(data, head.end(), 4096)
-    if kind not in (5, 6) or most is None:
-        return Container("PPM", data)
-    full = int(most[1])
-    if full == 255 or not 0 < full < 65536 or (kind == 5 and full == 65535):
-        return Container("PPM", data)
+    kind, width, height = (int(part) for part in start.groups())
+    most = re.compile(number + rb"\s").match(data, start.end(), 4096)
+    full = 255 if kind in (1, 4) or most is None else int(most[1])
+    samples = Samples(65535 / full) if 255 < full < 65536 else Samples()
+    done = full == 255 or not 0 < full < 65536 or (kind == 5 and full == 65535)
+    if kind not in (5, 6) or most is None or done:
+        return Container("PPM", data, samples=samples)
     wide, deep = full > 255, full > 255 and kind == 5
     count = width * height * (3 if kind == 6 else 1)
     if len(data) - most.end() < count * (1 + wide):
         _truncated(f"PPM of {width}x{height} pixels")
-    samples = np.frombuffer(data, ">u2" if wide else np.uint8, count, most.end())
+    values = np.frombuffer(data, ">u2" if wide else np.uint8, count, most.end())
     to = 65535 if deep else 255
     scaled = np.minimum(np.rint(np.arange(65536 if wide else 256) / full * to), to)
     table = scaled.astype(">u2" if deep else np.uint8)
-    return Container(
-        "PPM", b"P%d %d %d %d\n" % (kind, width, height, to) + table[samples].tobytes()
-    )
+    head = b"P%d %d %d %d\n" % (kind, width, height, to)
+    return Container("PPM", head + table[values].tobytes(), samples=samples)
 
 
 def _jpeg2000(data: bytes) -> Container:
@@ -307,16 +337,18 @@ def _jpeg2000(data: bytes) -> Container:
     if b"\xff\xd9" not in data:
         _truncated("JPEG 2000 without its end marker")
     start = data.find(b"\xff\x4f\xff\x51")
-    if start < 0 or start + 42 > len(data):
+    if start < 0 or start + 43 > len(data):
         raise ImageError("damaged: JPEG 2000 without a codestream")
     # Boxes come before it; Pillow reads those of a header one by one.
     _check_parts(start // 8, "boxes of a JPEG 2000")
     x1, y1, x0, y0, tile_w, tile_h, tx, ty, channels = struct.unpack_from(">8IH", data, start + 8)
     if not (x0 < x1 and y0 < y1 and tile_w and tile_h):
         raise ImageError("damaged: JPEG 2000 of no size")
-    pixels = (x1 - x0) * (y1 - y0)
+    size_px, pixels = (y1 - y0, x1 - x0), (x1 - x0) * (y1 - y0)
+    depth, signed = (data[start + 42] & 127) + 1, data[start + 42] >> 7
     tiles = -(-(x1 - tx) // tile_w) * -(-(y1 - ty) // tile_h)
     parts = progress = 0
+    least_levels = 32
     pos = start + 4 + int.from_bytes(data[start + 4 : start + 6], "big")
     for _ in _parts("segments of a JPEG 2000"):
         code = data[pos : pos + 2]
@@ -332,6 +364,7 @@ def _jpeg2000(data: bytes) -> Container:
                 raise ImageError("damaged: JPEG 2000 with a short segment")
             styled = body[0 if at == 5 else at - 1] & 1
             levels, block_w, block_h = body[at], (body[at + 1] & 15) + 2, (body[at + 2] & 15) + 2
+            least_levels = min(least_levels, levels)
             sizes = body[at + 5 :] if styled else b"\xff"
             across = min((size & 15 for size in sizes), default=15)
             down = min((size >> 4 for size in sizes), default=15)
@@ -341,13 +374,30 @@ def _jpeg2000(data: bytes) -> Container:
             a_tile = precincts // max(1, tiles) + 1
             progress = max(progress, 2 * layers * channels * (levels + 1) * a_tile)
         pos += 2 + length
-    return Container("JPEG2000", data, coded=Coded(pixels, channels, tiles, parts, progress))
+    coded = Coded(size_px, pixels, least_levels, channels, tiles, parts, progress)
+    # Pillow shifts samples of 9 to 16 bits up to 16, and signed ones to zero and above.
+    samples = Samples(2.0 ** (16 - depth), signed << depth - 1) if 8 < depth <= 16 else Samples()
+    return Container("JPEG2000", data, coded=coded, samples=samples)
 
 
 # Tags that decide pixels; the others are left out. Those of the first line have one value.
 _TIFF_SINGLE = frozenset((254, 256, 257, 259, 262, 266, 274, 277, 278, 284, 317, 322, 323))
 _TIFF_OTHERS = frozenset((258, 273, 279, 292, 293, 320, 324, 325, 338, 339, 347, *range(512, 533)))
-_TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_TIFF_TYPE_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+}
 
 
 def _tiff(data: bytes) -> Container:
@@ -356,12 +406,12 @@ def _tiff(data: bytes) -> Container:
     big = data[2:4] in (b"+\0", b"\0+")
     word, count_type, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
     word_bytes = struct.calcsize(word)
-    out = bytearray(data)
     try:
         (start,) = struct.unpack_from(order + word, data, word_bytes)
         (count,) = struct.unpack_from(order + count_type, data, start)
         _check_parts(count, "TIFF tags")
-        first = pos = start + struct.calcsize(count_type)
+        first = start + struct.calcsize(count_type)
+        kept: list[bytes] = []
         for at in range(first, first + entry_bytes * count, entry_bytes):
             tag, kind, n, value = struct.unpack_from(f"{order}HH{word}{word}", data, at)
             if tag in _TIFF_SINGLE and n != 1:
@@ -376,14 +426,16 @@ def _tiff(data: bytes) -> Container:
                 size = n * _TIFF_TYPE_BYTES.get(kind, 8)
                 if size > word_bytes and value + size > len(data):
                     _truncated(f"the values of TIFF tag {tag} lie beyond the file")
-                out[pos : pos + entry_bytes] = data[at : at + entry_bytes]
-                pos += entry_bytes
+                kept.append(data[at : at + entry_bytes])
         struct.unpack_from(order + word, data, first + entry_bytes * count)
-        struct.pack_into(order + word, out, pos, 0)
-        struct.pack_into(order + count_type, out, start, (pos - first) // entry_bytes)
     except struct.error as error:
         raise ImageError(f"truncated: TIFF directory ({error})") from error
-    return Container("TIFF", bytes(out))
+    page = struct.pack(order + count_type, len(kept)) + b"".join(kept) + bytes(word_bytes)
+    # Views, as parts of a large file would be copies.
+    whole, end = memoryview(data), start + len(page)
+    if whole[start:end] != page:
+        data = b"".join([whole[:start], page, whole[end:]])
+    return Container("TIFF", data)
 
 
 def _avif_or_heif(data: bytes) -> Container:

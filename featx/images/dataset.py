@@ -212,9 +212,9 @@ class ImageDataset:
         if isinstance(image, ImageError):
             raise ImageError(str(image))
         if is_pil(image):
-            from featx.images.decode import picture_to_rgb
+            from featx.images.decode import picture_data
 
-            return picture_to_rgb(image)
+            return picture_data(image)
         return np.asarray(image)
 
     def subset(self, indices: ArrayLike) -> ImageDataset:

@@ -4,10 +4,15 @@ The rules, version 1 (`featx.spec.ImagePolicy.decoder`): EXIF orientation is app
 (alpha channels, palettes, a transparent colour) lies over white; greyscale, 1-bit, palette, CMYK
 and YCbCr become RGB without their colour profile; 16-bit greyscale is divided by 257 and rounded;
 an animation gives its first frame, a multi-page TIFF its first page. 16-bit colour keeps the high
-byte. A JPEG of more than `MOST_PIXELS` is decoded at the largest fraction, 1/2, 1/4 or 1/8, that
-has no more. Arrays are uint8, bool, uint16 or floats in [0, 1]. What is truncated, damaged, or
-takes too much memory or time (`featx.images.limits`) fails with a reason. All functions may be
-called from many threads; no warning of Pillow's reaches the caller.
+byte. A JPEG or JPEG 2000 of more than `MOST_PIXELS` is decoded at the largest fraction, 1/2, 1/4
+and so on, that has no more. Arrays are uint8, bool, uint16 or floats in [0, 1].
+
+With a window, samples of more than 8 bits, whatever their range, are mapped linearly from it to 0
+to 255, clipped and rounded, before all else: greyscale of any format, 16-bit colour of PNG and
+TIFF, and arrays. They are counted as in the file, also where its format scales them.
+
+What is truncated, damaged, or takes too much memory or time (`featx.images.limits`) fails with a
+reason. All functions may be called from many threads; no warning of Pillow's reaches the caller.
 """
 
 from __future__ import annotations
@@ -16,21 +21,31 @@ import hashlib
 import importlib
 import io
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import ImageError, MissingExtraError
-from featx.images.containers import Container, exif_orientation, inspect
+from featx.images.containers import AS_IN_FILE, Container, Samples, exif_orientation, inspect
 from featx.images.files import AnyArray, ImageData, image_key, why_failed
-from featx.images.limits import MOST_PIXELS, budget, check_array, check_pixels, check_work
-from featx.spec import AUGMENTATIONS, ImagePolicy, ViewPolicy
+from featx.images.limits import (
+    BAND_PX,
+    MOST_PIXELS,
+    budget,
+    check_array,
+    check_canvas,
+    check_memory,
+    check_pixels,
+    check_work,
+)
+from featx.spec import AUGMENTATIONS, ImagePolicy, ViewPolicy, Window
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +53,6 @@ if TYPE_CHECKING:
 Rgb: TypeAlias = NDArray[np.uint8]
 Plugin: TypeAlias = "Callable[[IO[bytes]], Image.Image]"
 _VERSION = 1
-_BAND_PX = 1 << 22
 # Room for rounding in a float image; what lies within is clipped.
 _SLACK = 1e-3
 # Names of PIL.Image.Transpose by EXIF orientation.
@@ -68,6 +82,8 @@ class Target(NamedTuple):
     view: ViewPolicy | None = None
 
 
+Start: TypeAlias = tuple[int, Window | None]
+"""What a picture is decoded with: the factor by which it shrinks, and its window."""
 AnyTarget: TypeAlias = Target | tuple[tuple[int, int], ImagePolicy]
 """A `Target`, or the pair of its first two parts."""
 
@@ -77,22 +93,34 @@ def as_targets(targets: Iterable[AnyTarget]) -> list[Target]:
     return [Target(*target) for target in targets]
 
 
+class Extent(NamedTuple):
+    """Lowest and highest sample of a picture of more than 8 bits, and the largest possible one."""
+
+    low: float
+    high: float
+    full: float
+
+
 class Decoded(NamedTuple):
-    """Pixels, one array a target; none, and why, when it cannot be decoded."""
+    """Pixels, one array a target; none, and why, when it cannot be decoded.
+
+    `extent` is that of a deep picture that was decoded without a window.
+    """
 
     pixels: list[Rgb]
     reason: str
     decode_s: float
+    extent: Extent | None = None
 
 
 def decode_targets(data: ImageData, targets: Sequence[Target], key: bytes) -> Decoded:
     """Return the pixels of an image for all targets, or why there are none."""
     start = time.perf_counter()
     try:
-        pixels = decode_sizes(data, targets, key=key)
+        pixels, extent = _decode(data, targets, key)
     except Exception as error:
         return Decoded([], why_failed(error), time.perf_counter() - start)
-    return Decoded(pixels, "", time.perf_counter() - start)
+    return Decoded(pixels, "", time.perf_counter() - start, extent)
 
 
 def decode_sizes(
@@ -101,9 +129,15 @@ def decode_sizes(
     """Return the pixels of an image, decoded once for all targets; equal ones share one array.
 
     Every result equals that for its target alone; a file is decoded a second time only where
-    ``draft`` of the policy lets targets start from different scales. Views are drawn from the key
-    of the image, which is made where it is needed and not given.
+    policies have targets start from different scales or windows. Views are drawn from the key of
+    the image, which is made where it is needed and not given.
     """
+    return _decode(data, targets, key)[0]
+
+
+def _decode(
+    data: ImageData, targets: Sequence[AnyTarget], key: bytes | None
+) -> tuple[list[Rgb], Extent | None]:
     with short_failures():
         drawn: list[tuple[Target, View]] = []
         for target in as_targets(targets):
@@ -113,29 +147,36 @@ def decode_sizes(
                 view = draw_view(target.view, key)
             drawn.append((target, view))
         widths = [target.size_px[1] for target, _ in drawn]
-        picture: Callable[[int], Image.Image]
+        picture: Callable[[int, Window | None], tuple[Image.Image, Extent | None]]
+        windows = [target.image.window for target, _ in drawn]
         if isinstance(data, bytes):
             file = _File(data)
             if not drawn:
-                return []
+                return [], None
             scales = [
                 file.scale(_least_px(target.size_px, view) if target.image.draft else None)
                 for target, view in drawn
             ]
-            need, picture = file.check(scales, widths), file.rgb
+            starts = list(zip(scales, windows, strict=True))
+            need, picture = file.check(list(dict.fromkeys(starts)), widths), file.rgb
         else:
-            scales = [1] * len(drawn)
-            need, picture = check_array(data, widths), partial(_array_picture, data)
+            starts = [(1, window) for window in windows]
+            need, picture = check_array(np.shape(data), widths), partial(_array_picture, data)
         pixels: dict[tuple[Target, int], Rgb] = {}
+        extent = None
         with budget().hold(need):
-            for scale in dict.fromkeys(scales):
-                rgb = picture(scale)
-                for (target, view), its_scale in zip(drawn, scales, strict=True):
-                    if its_scale == scale and (target, scale) not in pixels:
+            for start in dict.fromkeys(starts):
+                rgb, its_extent = picture(*start)
+                extent = extent or its_extent
+                for (target, view), its_start in zip(drawn, starts, strict=True):
+                    if its_start == start and (target, start[0]) not in pixels:
                         small = _resize(rgb, target.size_px, target.image, view.box)
-                        pixels[target, scale] = np.array(change_look(small, view))
+                        pixels[target, start[0]] = np.array(change_look(small, view))
                 del rgb
-        return [pixels[target, scale] for (target, _), scale in zip(drawn, scales, strict=True)]
+        made = [
+            pixels[target, scale] for (target, _), (scale, _) in zip(drawn, starts, strict=True)
+        ]
+        return made, extent
 
 
 def _least_px(size_px: tuple[int, int], view: View) -> tuple[int, int]:
@@ -154,9 +195,9 @@ def decode_rgb(data: bytes, *, draft_px: tuple[int, int] | None = None) -> Rgb:
     """Return an image file at its own size; a JPEG may be smaller by 2, 4 or 8 to `draft_px`."""
     with short_failures():
         file = _File(data)
-        scale = file.scale(draft_px)
-        with budget().hold(file.check([scale], [])):
-            return np.array(file.rgb(scale))
+        start = (file.scale(draft_px), None)
+        with budget().hold(file.check([start], [])):
+            return np.array(file.rgb(*start)[0])
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -169,12 +210,12 @@ class _File:
     """The bytes of an image file, of which Pillow has read no more than the header."""
 
     def __init__(self, data: bytes) -> None:
-        self._bytes = len(data)
+        self._data = data
         self._container = inspect(data)
         self._header: Image.Image | None = None
         if self._container.kind == "WEBP":
             # To read its header would allocate the picture.
-            check_pixels("WEBP", self._container.size_px or (0, 0))
+            check_pixels(self._container.size_px or (0, 0))
         else:
             self._header = open_image(self._container)
 
@@ -187,46 +228,87 @@ class _File:
         return (height, width) if self._container.orientation < 5 else (width, height)
 
     def scale(self, least_px: tuple[int, int] | None) -> int:
-        """Return the factor by which a JPEG shrinks.
+        """Return the factor by which a JPEG or a JPEG 2000 shrinks.
 
-        With `least_px` it is the largest that leaves it at least as large, without it 1; a picture
-        of too many pixels shrinks until it has no more.
+        With `least_px` it is the largest that leaves a JPEG at least as large, without it 1; a
+        picture of too many pixels shrinks until it has no more.
         """
-        if self._container.kind != "JPEG" or self._header is None:
+        kind, image, coded = self._container.kind, self._header, self._container.coded
+        if image is None or kind not in MOST_PIXELS:
             return 1
-        width, height = self._header.size
-        room = 1
-        if least_px is not None:
+        width, height = image.size
+        room, steps = 1, (2, 4, 8)
+        if coded is not None:
+            # One that misstates itself is not worth the risk.
+            same = coded.size_px == (height, width)
+            steps = tuple(2**level for level in range(1, coded.levels + 1)) if same else ()
+        elif least_px is not None:
             down, across = least_px if self._container.orientation < 5 else least_px[::-1]
             room = min(height // max(1, down), width // max(1, across))
-        too_large = (s for s in (2, 4, 8) if height * width > MOST_PIXELS * (s // 2) ** 2)
-        return max([1, *(s for s in (2, 4, 8) if room >= s), *too_large])
+        too_large = (s for s in steps if height * width > MOST_PIXELS[kind] * (s // 2) ** 2)
+        return max([1, *(s for s in steps if room >= s), *too_large])
 
-    def check(self, scales: Sequence[int], widths: Sequence[int]) -> int:
+    def check(self, starts: Sequence[Start], widths: Sequence[int]) -> int:
         """Return the bytes that decoding takes at most; refuse what takes too much."""
         return check_work(
-            self._container, self._header, file_bytes=self._bytes, scales=scales, widths=widths
+            self._container,
+            self._header,
+            self._data,
+            scales=[scale for scale, _ in starts],
+            widths=widths,
+            deep=self._header is not None and _is_deep_colour(self._header),
+            windowed=any(window is not None for _, window in starts),
         )
 
-    def rgb(self, scale: int) -> Image.Image:
-        """Return upright RGB at 1/scale."""
+    def rgb(self, scale: int, window: Window | None) -> tuple[Image.Image, Extent | None]:
+        """Return upright RGB at 1/scale, and the extent of deep samples without a window."""
         # Nobody else may keep the picture: it is let go of as soon as its RGB is there.
         image, self._header = self._header or open_image(self._container), None
-        if scale > 1:
-            image.draft(None, (image.width // scale, image.height // scale))
+        deep_colour = _is_deep_colour(image)
+        samples, low_bytes = self._container.samples, None
+        if self._container.kind == "TIFF":
+            samples = Samples(unsigned=getattr(image, "tag_v2", {}).get(339, (1,)) == (1,))
+        if deep_colour and window is not None:
+            low_bytes = open_image(self._container)
+            low_bytes = self._loaded(low_bytes, scale) if _take_low_bytes(low_bytes) else None
         orientation = self._container.orientation
         if self._container.kind == "AVIF":
             # Pillow states the turn that the item properties ask for in terms of EXIF.
             orientation = exif_orientation(image.info.get("exif", b""))
+        image = self._loaded(image, scale)
+        if deep_colour:
+            image, extent = _deep_colour_to_rgb(image, low_bytes, window)
+        else:
+            image, extent = _to_rgb(image, window, samples)
+        return _turned(image, orientation), extent
+
+    def _loaded(self, image: Image.Image, scale: int) -> Image.Image:
+        """Return an opened image with its pixels."""
+        from PIL import Image as PILImage
+
+        if self._container.kind == "JPEG2000":
+            image.reduce = scale.bit_length() - 1  # type: ignore[assignment,method-assign]
+        elif scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        tile_size = getattr(image, "_tile_size", None)
+        if tile_size and image.width * image.height > (PILImage.MAX_IMAGE_PIXELS or math.inf):
+            # Pillow would warn of a TIFF whose canvas it makes itself.
+            core: Any = getattr(PILImage, "core")  # noqa: B009
+            image.im = core.new(image.mode, tile_size)
         image.load()
-        return _upright(image, orientation)
+        return image
 
 
-def picture_to_rgb(image: Image.Image) -> Rgb:
-    """Return upright RGB of a PIL image, in memory or a page of a file, by the rules for files."""
+def picture_data(image: Image.Image) -> ImageData:
+    """Return a PIL image, in memory or a page of a file, as upright RGB by the rules for files.
+
+    One of deep samples is a TIFF file, so that a window applies to them.
+    """
     with short_failures():
-        check_pixels("", (image.height, image.width))
-        with budget().hold(7 * image.width * image.height):
+        check_pixels((image.height, image.width))
+        need = 7 * image.width * image.height
+        check_memory(f"{image.width}x{image.height} pixels", need)
+        with budget().hold(need):
             with _loading:
                 image.load()
             # As in files, an orientation in XMP does not count.
@@ -234,69 +316,190 @@ def picture_to_rgb(image: Image.Image) -> Rgb:
                 orientation = exif_orientation(image.info.get("exif") or b"")
             else:
                 orientation = int(image.getexif().get(0x0112, 1))
-            return np.array(_upright(image, orientation))
+            if _is_deep_grey(image) and "transparency" not in image.info:
+                return _as_tiff(_turned(image, orientation))
+            return np.array(_turned(_to_rgb(image)[0], orientation))
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Return RGB, turned as an EXIF orientation says."""
+def _as_tiff(image: Image.Image) -> bytes:
+    """Return the samples of an image as the bytes of a TIFF file without metadata."""
     from PIL import Image as PILImage
 
-    image = _to_rgb(image)
+    file = io.BytesIO()
+    PILImage.fromarray(np.asarray(image)).save(file, "TIFF")
+    return file.getvalue()
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image turned as an EXIF orientation says."""
+    from PIL import Image as PILImage
+
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(PILImage.Transpose[turn])
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return RGB, made a band of rows at a time where intermediate copies would take much."""
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Return an image a band of rows at a time, each with its top row; all of a small one."""
+    rows = max(1, BAND_PX // max(1, image.width))
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _joined(size: tuple[int, int], bands: Iterable[tuple[int, Image.Image]]) -> Image.Image:
+    """Return bands of RGB as one image."""
     from PIL import Image as PILImage
 
-    rows = max(1, _BAND_PX // max(1, image.width))
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if rows >= image.height:
-        return _band_to_rgb(image)
-    rgb = PILImage.new("RGB", image.size)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        rgb.paste(_band_to_rgb(band), (0, top))
+    rgb = None
+    for top, band in bands:
+        if band.size == size:
+            return band
+        rgb = rgb or PILImage.new("RGB", size)
+        rgb.paste(band, (0, top))
+    assert rgb is not None
     return rgb
 
 
-def _band_to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(
+    image: Image.Image, window: Window | None = None, samples: Samples = AS_IN_FILE
+) -> tuple[Image.Image, Extent | None]:
+    """Return RGB, and the extent of deep samples that no window was given for.
+
+    It is made a band of rows at a time where intermediate copies would take much.
+    """
+    if _is_deep_grey(image):
+        return _deep_grey_to_rgb(image, window, samples)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image, None
+    return _joined(image.size, ((top, _flat(band)) for top, band in _bands(image))), None
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Return an image of 8 bits as RGB, over white where it is transparent."""
     from PIL import Image as PILImage
 
-    mode = image.mode
-    if mode == "I" or mode.startswith("I;16"):
-        return _deep_grey_to_rgb(image)
-    if mode == "F":
-        raise ImageError(
-            "pixels of mode 'F' (32-bit floating point) have no known range: expected 8 or 16 bits "
-            "a channel, save the image as 8-bit"
-        )
     if image.has_transparency_data:
-        rgba = image if mode == "RGBA" else image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         white = PILImage.new("RGB", rgba.size, (255, 255, 255))
         white.paste(rgba, mask=rgba)
         return white
-    return image if mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Divide 16-bit greyscale by 257; mode I is 32 bits wide and often holds 16."""
+def _deep_grey_to_rgb(
+    image: Image.Image, window: Window | None, samples: Samples
+) -> tuple[Image.Image, Extent | None]:
+    """Map a window, or else 16 bits, to 0 to 255; mode I is 32 bits wide and often holds 16."""
     from PIL import Image as PILImage
 
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
+    if image.mode == "F" and window is None:
         raise ImageError(
-            f"pixels of mode {image.mode!r} (32-bit integers) range from {low} to {high}: expected "
-            "0 to 65535, save the image as 8 or 16-bit"
+            "pixels of mode 'F' (32-bit floating point) have no known range: expected 8 or 16 bits "
+            "a channel, save the image as 8-bit, or state the range, --window MIN:MAX "
+            "(ImagePolicy(window=...))"
         )
-    grey = sixteen_to_eight(values)
     clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey = np.where(values == clear, np.uint8(255), grey)
-    return PILImage.fromarray(grey).convert("RGB")
+
+    def values(band: Image.Image) -> AnyArray:
+        array: AnyArray = np.asarray(band)
+        return array.view(np.uint32) if samples.unsigned and array.dtype == np.int32 else array
+
+    low, high = _extremes(values(band) for _, band in _bands(image))
+    ends = _ends(window, low, high, samples)
+    if ends is None and (low < 0 or high > 65535):
+        raise ImageError(
+            f"pixels of mode {image.mode!r} (32-bit integers) range from {low:.0f} to {high:.0f}: "
+            "expected 0 to 65535, save the image as 8 or 16-bit, or state a range, --window "
+            "MIN:MAX (ImagePolicy(window=...))"
+        )
+
+    def rgb(band: Image.Image) -> Image.Image:
+        array = values(band)
+        grey = sixteen_to_eight(array) if ends is None else _windowed(array, *ends)
+        if isinstance(clear, int):
+            grey = np.where(array == clear, np.uint8(255), grey)
+        return PILImage.fromarray(grey).convert("RGB")
+
+    extent = None
+    if window is None:
+        in_file = (value / samples.scale - samples.zero for value in (low, high, 65535))
+        extent = Extent(*in_file)
+    return _joined(image.size, ((top, rgb(band)) for top, band in _bands(image))), extent
+
+
+# The unpackers of Pillow that give the high bytes of 16-bit samples, and those that give the low
+# ones of the same; N is the order of the machine.
+_NATIVE, _FOREIGN = (";16L", ";16B") if sys.byteorder == "little" else (";16B", ";16L")
+_LOW_BYTES = {
+    f"{colours}{order}": f"{colours}{other}"
+    for colours in ("RGB", "RGBX", "RGBA")
+    for order, other in ((";16L", ";16B"), (";16B", ";16L"), (";16N", _FOREIGN))
+}
+
+
+def _raw_modes(image: Image.Image) -> set[str]:
+    """Return in which layouts the samples of a file lie that Pillow has opened."""
+    args = (tile[3] for tile in getattr(image, "tile", ()))
+    return {str(arg[0]) if isinstance(arg, tuple) and arg else str(arg) for arg in args}
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Return whether Pillow will drop the low bytes of an opened file's colours."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in mode for mode in _raw_modes(image))
+
+
+def _take_low_bytes(image: Image.Image) -> bool:
+    """Have Pillow decode the low bytes in place of the high ones; return whether it can."""
+    tags = getattr(image, "tag_v2", {})
+    if not _raw_modes(image) <= _LOW_BYTES.keys() or tags.get(284, 1) != 1:
+        return False
+    tiles: Any = image
+    tiles.tile = [
+        tile._replace(
+            args=(_LOW_BYTES[tile.args[0]], *tile.args[1:])
+            if isinstance(tile.args, tuple)
+            else _LOW_BYTES[tile.args]
+        )
+        for tile in tiles.tile
+    ]
+    return True
+
+
+def _deep_colour_to_rgb(
+    high_bytes: Image.Image, low_bytes: Image.Image | None, window: Window | None
+) -> tuple[Image.Image, Extent | None]:
+    """Return RGB of 16-bit colour, from its high bytes alone where no window asks for more."""
+    from PIL import Image as PILImage
+
+    if window is None:
+        ends = np.array([band.getextrema()[:3] for _, band in _bands(high_bytes)])
+        extent = Extent(257.0 * ends.min(), 257.0 * ends.max(), 65535.0)
+        return _to_rgb(high_bytes)[0], extent
+
+    def values(top: int, band: Image.Image) -> AnyArray:
+        high = np.asarray(band).astype(np.uint16)
+        low = band if low_bytes is None else low_bytes.crop((0, top, band.width, top + band.height))
+        samples: AnyArray = high << 8 | np.asarray(low)
+        return samples
+
+    extremes = _extremes(values(*band)[..., :3] for band in _bands(high_bytes))
+    black_and_white = _ends(window, *extremes)
+    clear = high_bytes.info.get("transparency")
+
+    def rgb(top: int, band: Image.Image) -> Image.Image:
+        pixels = _array_band_to_rgb(values(top, band), black_and_white)
+        if isinstance(clear, tuple):
+            pixels[(np.asarray(band) == clear).all(axis=2)] = 255
+        return PILImage.fromarray(pixels)
+
+    bands = ((top, rgb(top, band)) for top, band in _bands(high_bytes))
+    return _joined(high_bytes.size, bands), None
 
 
 def _resize(
@@ -338,18 +541,25 @@ def _resize(
 # Arrays
 
 
-def _array_picture(array: AnyArray, scale: int) -> Image.Image:
-    """Return an array image as RGB; it does not shrink."""
+def _array_picture(
+    array: AnyArray, scale: int, window: Window | None
+) -> tuple[Image.Image, Extent | None]:
+    """Return an array image as RGB, and the extent of deep samples; it does not shrink."""
     from PIL import Image as PILImage
 
-    return PILImage.fromarray(np.ascontiguousarray(array_to_rgb(array)))
+    rgb, extent = _array_to_rgb(array, window)
+    return PILImage.fromarray(np.ascontiguousarray(rgb)), extent
 
 
-def array_to_rgb(array: AnyArray) -> Rgb:
+def array_to_rgb(array: AnyArray, window: Window | None = None) -> Rgb:
     """Return an array image (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) as RGB uint8 (h, w, 3).
 
-    A fourth channel is alpha, and lies over white.
+    A fourth channel is alpha, and lies over white. A window applies to all but uint8 and bool.
     """
+    return _array_to_rgb(array, window)[0]
+
+
+def _array_to_rgb(array: AnyArray, window: Window | None) -> tuple[Rgb, Extent | None]:
     array = np.asarray(array)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         hint = ""
@@ -361,28 +571,47 @@ def array_to_rgb(array: AnyArray) -> Rgb:
         )
     if 0 in array.shape:
         raise ImageError(f"an image without pixels: shape {array.shape}")
-    if array.dtype.kind == "f":
-        check_float_range(array)
-    rows = max(1, _BAND_PX // array.shape[1])
-    if rows >= len(array) or (array.dtype == np.uint8 and array.shape[2:] == (3,)):
-        return _array_band_to_rgb(array)
+    ends, extent = None, None
+    rows = max(1, BAND_PX // array.shape[1])
+    bands = [array[top : top + rows] for top in range(0, len(array), rows)]
+    if array.dtype not in (np.uint8, np.bool_) and array.dtype.kind in "iuf":
+        colours = (band[..., :3] if band.ndim == 3 else band for band in bands)
+        if window is not None:
+            ends = _ends(window, *_extremes(colours))
+        elif array.dtype.kind == "f":
+            extent = Extent(*check_float_range(array), 1.0)
+        elif array.dtype == np.uint16:
+            extent = Extent(*_extremes(colours), 65535.0)
+        else:
+            low, high = _extremes(bands)
+            todo = ".astype('uint8')" if 0 <= low <= high <= 255 else "map them to 0..255 first"
+            raise ImageError(
+                f"expected pixels of {_PLAIN_TYPES}, received {array.dtype} with values {low:.0f} "
+                f"to {high:.0f}: {todo}, or state a window, --window MIN:MAX "
+                "(ImagePolicy(window=...))"
+            )
+    elif array.dtype not in (np.uint8, np.bool_):
+        raise ImageError(f"expected pixels of {_PLAIN_TYPES}, received {array.dtype}")
+    if len(bands) == 1 or (array.dtype == np.uint8 and array.shape[2:] == (3,)):
+        return _array_band_to_rgb(array, ends), extent
     # Large ones a band of rows at a time, as the copies in between take many times their size.
     rgb = np.empty((*array.shape[:2], 3), np.uint8)
-    for top in range(0, len(array), rows):
-        rgb[top : top + rows] = _array_band_to_rgb(array[top : top + rows])
-    return rgb
+    for number, band in enumerate(bands):
+        rgb[number * rows : (number + 1) * rows] = _array_band_to_rgb(band, ends)
+    return rgb, extent
 
 
-def _array_band_to_rgb(array: AnyArray) -> Rgb:
-    values = _eight_bit(array)
-    if values.ndim == 2:
-        values = values[:, :, np.newaxis]
+def _array_band_to_rgb(array: AnyArray, ends: tuple[float, float] | None) -> Rgb:
+    if array.ndim == 2:
+        array = array[:, :, np.newaxis]
+    values = _eight_bit(array[..., :3], ends)
     if values.shape[2] == 1:
         return np.repeat(values, 3, axis=2)
-    if values.shape[2] == 4:
+    if array.shape[2] == 4:
+        whole = None if array.dtype.kind not in "iu" else (0.0, float(np.iinfo(array.dtype).max))
+        alpha = _eight_bit(array[..., 3:], ends and whole).astype(np.uint32)
         wide = values.astype(np.uint32)
-        alpha = wide[:, :, 3:]
-        return ((wide[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        return ((wide * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     return values
 
 
@@ -391,41 +620,82 @@ def sixteen_to_eight(values: AnyArray) -> Rgb:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def check_float_range(values: AnyArray) -> None:
-    """Refuse float images that are not in [0, 1], naming the range and what to do."""
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ImageError("float pixels must be finite, received NaN or infinity")
+def _extremes(bands: Iterable[AnyArray]) -> tuple[float, float]:
+    """Return the lowest and the highest value of all bands; NaN and infinity are refused."""
+    ends = [(float(band.min()), float(band.max())) for band in bands]
+    low, high = float(np.min(ends)), float(np.max(ends))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("float pixels must be finite, received NaN or infinity: replace them")
+    return low, high
+
+
+def _ends(
+    window: Window | None, low: float, high: float, samples: Samples = AS_IN_FILE
+) -> tuple[float, float] | None:
+    """Return what becomes black and white of decoded samples, which go from `low` to `high`."""
+    if window is None or window == "image":
+        return None if window is None else (low, high)
+    lower, upper = ((end + samples.zero) * samples.scale for end in window)
+    return lower, upper
+
+
+def _windowed(values: AnyArray, low: float, high: float) -> Rgb:
+    """Map `low` to `high` linearly to 0 to 255, clipped and rounded; equal ends become black."""
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    scaled = values.astype(np.float64)
+    scaled -= low
+    scaled *= 255
+    scaled /= high - low
+    return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
+
+
+_PLAIN_TYPES = "uint8, bool, uint16 or floats in [0, 1]"
+
+
+def check_values(images: AnyArray) -> None:
+    """Refuse a type or scale that is wrong in all of some array images without a window."""
+    check_type(images.dtype)
+    if images.dtype.kind == "f":
+        check_float_range(images)
+
+
+def check_type(dtype: np.dtype[np.generic]) -> None:
+    """Refuse a type of pixels that needs a window."""
+    if dtype.kind != "f" and dtype not in (np.uint8, np.bool_, np.uint16):
+        raise ImageError(
+            f"expected pixels of {_PLAIN_TYPES}, received {dtype}; convert 0 to 255 with "
+            ".astype('uint8'), or state a window, --window MIN:MAX (ImagePolicy(window=...))"
+        )
+
+
+def check_float_range(values: AnyArray) -> tuple[float, float]:
+    """Return the extremes of float images; refuse others than [0, 1], and say what to do."""
+    low, high = _extremes([values])
     if low >= -_SLACK and high <= 1 + _SLACK:
-        return
+        return low, high
     if low < 0:
         todo = "map them to [0, 1] first, with the same offset and factor for all images"
     else:
         full = 255 if 16 < high <= 255 else f"{high:g}"
         todo = f"divide all images by their largest possible value (perhaps {full})"
     raise ImageError(
-        f"float pixels must lie in [0, 1], received {low:g} to {high:g} ({values.dtype}): {todo}"
+        f"float pixels must lie in [0, 1], received {low:g} to {high:g} ({values.dtype}): {todo}, "
+        "or state a window, --window MIN:MAX (ImagePolicy(window=...))"
     )
 
 
-def _eight_bit(array: AnyArray) -> Rgb:
+def _eight_bit(array: AnyArray, ends: tuple[float, float] | None) -> Rgb:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
+    if ends is not None:
+        return _windowed(array, *ends)
     if array.dtype == np.uint16:
         return sixteen_to_eight(array)
-    if array.dtype.kind == "f":
-        scaled: AnyArray = np.rint(np.clip(array.astype(np.float64), 0, 1) * 255)
-        return scaled.astype(np.uint8)
-    seen = ""
-    if array.dtype.kind in "iu":
-        low, high = int(array.min()), int(array.max())
-        todo = ".astype('uint8')" if 0 <= low <= high <= 255 else "map them to 0..255 first"
-        seen = f" with values {low} to {high}: {todo}"
-    raise ImageError(
-        f"expected pixels of uint8, bool, uint16 or floats in [0, 1], received {array.dtype}{seen}"
-    )
+    scaled: AnyArray = np.rint(np.clip(array.astype(np.float64), 0, 1) * 255)
+    return scaled.astype(np.uint8)
 
 
 # Files, opened by Pillow
@@ -488,9 +758,10 @@ def open_image(container: Container) -> Image.Image:
     if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
         raise ImageError(f"this Pillow was built without {kind}: pip install --upgrade pillow")
     if container.size_px is not None:
-        check_pixels(kind, container.size_px)
+        check_pixels(container.size_px)
+        check_canvas(kind, container.size_px)
     image = plugin(io.BytesIO(container.data))
-    check_pixels(kind, (image.height, image.width))
+    check_pixels((image.height, image.width))
     return image
 
 

@@ -13,18 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from featx.exceptions import ImageError
+from featx.exceptions import DatasetError, HeadError, ImageError
 from featx.images.containers import Container
+from featx.memory import as_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL import Image
 
-MOST_PIXELS = 89_478_485
-"""Most pixels that are decoded; a JPEG of more is decoded at a fraction of its size."""
-MOST_DECODE_BYTES = 768 << 20
-"""Most memory that decoding one image may take, its file included."""
+# Part of the rules for pixels, so that no setting changes them.
+MOST_PIXELS = {"JPEG": 89_478_485, "JPEG2000": 44_739_242}
+"""Pixels above which formats that allow it are decoded at a fraction of their size."""
+MOST_DECODE_BYTES = 1 << 30
+"""Most memory that decoding one image may take, its file included, unless it is set."""
+DECODE_MEMORY = "FEATX_DECODE_MEMORY"
+"""The environment variable that sets it."""
+_PILLOWS_PIXELS = 89_478_485
 
 # Images that take less are not counted, as asking for it would cost more than it saves.
 _LIGHT_BYTES = 64 << 20
@@ -42,7 +45,7 @@ class _Cost(NamedTuple):
 
 
 # Measured with Pillow 13 on pictures of 24 million pixels, of one colour and of noise. The lower
-# half goes by Pillow's name of a decoder that is much slower than others of its format.
+# half goes by Pillow's name of a decoder that is much slower or quicker than others of its format.
 _COSTS = {
     "AVIF": _Cost(10, 25, 250),
     "BMP": _Cost(0, 12, 1),
@@ -52,48 +55,92 @@ _COSTS = {
     "JPEG2000": _Cost(18, 60, 220),
     "PNG": _Cost(0, 30, 30),
     "PPM": _Cost(0, 12, 1),
-    "TIFF": _Cost(0, 25, 50),
-    "WEBP": _Cost(12, 30, 30),
+    "TIFF": _Cost(0, 25, 20),
+    "WEBP": _Cost(13, 30, 30),
     "bmp_rle": _Cost(2, 240, 600),
     "ppm_plain": _Cost(8, 60, 500),
+    "raw": _Cost(0, 12, 1),
 }
+# Buffers that decoders have for pictures of any size.
+_ANY_BYTES = 4 << 20
 _NS_A_BLOCK = 20
 _NS_A_TILE = 50_000
 # Blocks and precincts of a JPEG 2000.
 _BYTES_A_PART, _PARTS_A_TILE = 400, 25
+BAND_PX = 1 << 22
+"""Pixels that are brought to RGB at once, where copies in between take many times their size."""
 # Rows are addresses of 8 bytes each; pictures are turned upright, and flattened, in a copy.
 _BYTES_A_ROW = 8
+_BYTES_A_BAND_PIXEL = {"8 bits": 12, "grey": 28, "colour": 64}
 _BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 
 
-def check_pixels(kind: str, size_px: tuple[int, int]) -> None:
-    """Refuse a picture (height, width) of too many pixels; a stricter limit of Pillow's holds."""
+_most_bytes: int | None = None
+
+
+def most_decode_bytes() -> int:
+    """Return the most memory that decoding one image may take; the environment is read once."""
+    if _most_bytes is None:
+        text = os.environ.get(DECODE_MEMORY)
+        try:
+            set_most_decode_bytes(as_bytes(text, name=DECODE_MEMORY) if text else MOST_DECODE_BYTES)
+        except HeadError as error:
+            raise DatasetError(str(error)) from error
+    assert _most_bytes is not None
+    return _most_bytes
+
+
+def set_most_decode_bytes(count: int | None) -> None:
+    """Set that limit; None has the environment read again."""
+    global _most_bytes
+    _most_bytes = count
+
+
+def check_pixels(size_px: tuple[int, int]) -> None:
+    """Refuse a picture (height, width) of more pixels than the user allows Pillow."""
     from PIL import Image
 
     height, width = size_px
-    limit = min(MOST_PIXELS, Image.MAX_IMAGE_PIXELS or MOST_PIXELS)
-    # A JPEG of any size can be decoded at an eighth of it.
-    if height * width <= limit or (kind == "JPEG" and limit >= MOST_PIXELS):
-        return
-    todo = "make it smaller"
-    if limit >= MOST_PIXELS:
-        todo += ", or save it as JPEG, which is read at any size"
-    raise ImageError(f"too large: {width}x{height} pixels, the limit is {limit} pixels: {todo}")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and limit < _PILLOWS_PIXELS and height * width > limit:
+        raise ImageError(
+            f"too large: {width}x{height} pixels, the limit is {limit} pixels: make it smaller"
+        )
+
+
+def check_canvas(kind: str, size_px: tuple[int, int]) -> None:
+    """Refuse a picture whose pixels alone take too much, before its canvas is allocated."""
+    height, width = size_px
+    check_memory(f"{width}x{height} pixels of {kind}", 4 * height * width)
+
+
+def check_memory(what: str, need_bytes: int) -> None:
+    """Refuse what takes too much memory, and say how to allow it."""
+    if need_bytes > most_decode_bytes():
+        needed = -(-need_bytes // 10**9)
+        raise ImageError(
+            f"too large: {what} take about {need_bytes >> 20:,} MiB of memory to decode, the limit "
+            f"is {most_decode_bytes() >> 20:,} MiB: make the image smaller, or set "
+            f"{DECODE_MEMORY}={needed}GB"
+        )
 
 
 def check_work(
     container: Container,
     image: Image.Image | None,
+    file: bytes,
     *,
-    file_bytes: int,
     scales: Sequence[int],
     widths: Sequence[int],
+    deep: bool = False,
+    windowed: bool = False,
 ) -> int:
     """Return the bytes that decoding takes at most; refuse what takes too much of them or of time.
 
-    `file_bytes` is the size of the file as it was read; it is decoded at each of the `scales`, and
-    brought to the `widths`.
+    `file` is what was read; it is decoded once at each of the `scales`, and brought to the
+    `widths`. Colour that is `deep` is decoded for its low bytes too where it is `windowed`.
     """
+    file_bytes = len(file)
     kind = container.kind
     if image is None:  # to read its header would allocate it
         (height, width), mode = container.size_px or (0, 0), "RGBA"
@@ -107,7 +154,7 @@ def check_work(
     pixels = width * height
     scaled = pixels // min(scales) ** 2
     rows = height // min(scales)
-    copies = file_bytes + (len(container.data) if len(container.data) != file_bytes else 0)
+    copies = file_bytes + (0 if container.data is file else len(container.data))
     picture = scaled * _BYTES_A_PIXEL.get(mode, 4) + rows * _BYTES_A_ROW
     rgb = scaled * 4 + rows * _BYTES_A_ROW
     decoding = picture + int(pixels * cost.bytes_a_pixel)
@@ -123,30 +170,31 @@ def check_work(
         blocks = container.scans * in_a_scan
         decoding += 128 * in_a_scan if container.scans > 1 else 0
     elif kind == "TIFF" and image is not None:
-        copies = 2 * file_bytes
         if codec == "libtiff":
-            copies += file_bytes
             decoding += _tiff_buffer(image)
     elif kind == "JPEG2000":
         coded = container.coded
         assert coded is not None
-        pixels = max(pixels, coded.pixels)
+        pixels = max(pixels, coded.pixels) // min(scales) ** 2
         decoding = picture + coded.progress_bytes + coded.parts * _BYTES_A_PART
         decoding += int(pixels * max(cost.bytes_a_pixel, 6 * coded.channels))
         parts = coded.tiles + coded.parts // _PARTS_A_TILE
-    turned = container.orientation > 1 or kind in ("AVIF", "TIFF")
-    flattened = picture + rgb if mode != "RGB" else 2 * rgb if turned else rgb
+    # A picture is turned before its colours are made, by Pillow, or afterwards.
+    if getattr(image, "tag_v2", {}).get(274, 1) != 1:
+        decoding = max(decoding, 2 * picture)
+    turned = container.orientation > 1 or kind == "AVIF"
+    flattened, twice = (1 + turned) * rgb, deep and windowed
+    if mode != "RGB" or deep:
+        samples = "colour" if twice else "grey" if mode[0] in "IF" else "8 bits"
+        flattened += min(scaled, BAND_PX) * _BYTES_A_BAND_PIXEL[samples]
+        flattened += (2 if twice else mode != "RGB") * picture
     resized = rgb + max((4 * target * rows for target in widths), default=3 * scaled)
-    need = copies + max(decoding, flattened, resized)
+    need = _ANY_BYTES + copies + max(decoding, flattened, resized)
     size = f"{width}x{height} pixels of {kind}"
-    if need > MOST_DECODE_BYTES:
-        raise ImageError(
-            f"too large: {size} take about {need >> 20:,} MiB of memory to decode, the limit is "
-            f"{MOST_DECODE_BYTES >> 20} MiB: make the image smaller, or save it as JPEG"
-        )
+    check_memory(size, need)
     spent_ns = pixels * cost.ns_a_pixel + file_bytes * cost.ns_a_byte
     spent_ns += blocks * _NS_A_BLOCK + parts * _NS_A_TILE
-    seconds = 1e-9 * len(set(scales)) * spent_ns
+    seconds = 1e-9 * len(scales) * (1 + twice) * spent_ns
     limit = min(_MOST_S_AT_ALL, _MOST_S + _MOST_S_A_BYTE * file_bytes)
     if seconds > limit:
         raise ImageError(
@@ -156,15 +204,11 @@ def check_work(
     return need
 
 
-def check_array(array: NDArray[np.generic], widths: Sequence[int]) -> int:
+def check_array(shape: tuple[int, ...], widths: Sequence[int]) -> int:
     """Return the bytes that bringing an array image to these widths takes; refuse too many."""
-    height, width = array.shape[:2] if array.ndim > 1 else (1, 1)
+    height, width = shape[:2] if len(shape) > 1 else (1, 1)
     need: int = 7 * height * width + height * (4 * max(widths, default=0) + _BYTES_A_ROW)
-    if need > MOST_DECODE_BYTES:
-        raise ImageError(
-            f"too large: an array of {width}x{height} pixels takes about {need >> 20:,} MiB of "
-            f"memory to resize, the limit is {MOST_DECODE_BYTES >> 20} MiB: make it smaller"
-        )
+    check_memory(f"{width}x{height} pixels of an array", need)
     return need
 
 

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
 from featx.images.dataset import ImageDataset
-from featx.images.decode import Rgb, Target, decode_targets
+from featx.images.decode import Extent, Rgb, Target, decode_targets
 from featx.images.files import read_one
 
 Status = Literal["decoded", "known", "failed"]
@@ -37,6 +37,7 @@ class Loaded:
     pixels: list[Rgb] = field(default_factory=list)  # for each target, where it was decoded
     read_s: float = 0.0
     decode_s: float = 0.0
+    extent: Extent | None = None  # of a deep picture without a window
 
 
 class Task(NamedTuple):
@@ -159,7 +160,7 @@ class Job:
             return Loaded(index=index, key=None, status="failed", reason=reason, read_s=read_s)
         if key != counted and self.known(key):
             return Loaded(index=index, key=key, status="known", read_s=read_s)
-        pixels, reason, decode_s = decode_targets(data, self.targets, key)
+        pixels, reason, decode_s, extent = decode_targets(data, self.targets, key)
         return Loaded(
             index=index,
             key=key,
@@ -168,6 +169,7 @@ class Job:
             pixels=pixels,
             read_s=read_s,
             decode_s=decode_s,
+            extent=extent,
         )
 
 

@@ -33,9 +33,19 @@ from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, ImageError
 from featx.images.dataset import ImageDataset
-from featx.images.decode import AnyTarget, Rgb, Target, as_targets, check_truncation_setting
-from featx.images.files import PackedImages, why_failed
-from featx.images.limits import budget
+from featx.images.decode import (
+    AnyTarget,
+    Decoded,
+    Extent,
+    Rgb,
+    Target,
+    as_targets,
+    check_truncation_setting,
+    check_type,
+    check_values,
+)
+from featx.images.files import ImageSource, PackedImages, why_failed
+from featx.images.limits import budget, most_decode_bytes
 from featx.images.line import Job, Line, Loaded, Status, work_off
 from featx.images.worker_main import HEADER_BYTES, NO_IMAGE, Message, receive, send, slot_bytes
 from featx.threads import usable_processors
@@ -51,6 +61,7 @@ _ENOUGH_FOR_PROCESSES = 500
 # Chunks a process has: one that it decodes, one that it has the answers for, one that it reads, so
 # that it waits for nobody.
 _CHUNKS_AHEAD = 3
+_NO_PIXELS = Decoded([], "", 0.0)
 # So often a process may die while it works on no image, before the first of its images is blamed.
 _MOST_FRUITLESS = 2
 # So often a worker that waits for a store looks whether the run was stopped.
@@ -116,9 +127,12 @@ def load_images(
         raise DatasetError(
             f"workers and ahead must be at least 1, received workers={workers}, ahead={ahead}"
         )
+    most_decode_bytes()  # that it is misstated is known before the first image
     packed = isinstance(dataset.arrays, PackedImages)
     if dataset.arrays is None or packed:
         check_truncation_setting()
+    elif any(target.image.window is None for target in as_targets(targets)):
+        _check_arrays(dataset.arrays)
     few = not isinstance(indices, Sized) or len(indices) < _ENOUGH_FOR_PROCESSES
     if (dataset.arrays is not None and not packed) or (isolate is None and few):
         isolate = False
@@ -129,6 +143,19 @@ def load_images(
     line = Line(order, ahead=ahead, chunk=max(1, min(_CHUNK, ahead // (2 * workers))))
     job = Job(line, dataset, as_targets(targets), known or (lambda key: False))
     return _load(job, workers, isolate)
+
+
+def _check_arrays(arrays: ImageSource) -> None:
+    """Refuse array images of a wrong type or scale: better said once than in a row each."""
+    try:
+        if isinstance(arrays, np.ndarray):
+            check_values(arrays)
+        elif isinstance(arrays, list):
+            for array in arrays:
+                if isinstance(array, np.ndarray):
+                    check_type(array.dtype)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
 
 
 def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
@@ -361,7 +388,7 @@ class ProcessWorker:
                 contents.append(content)
             except Exception as error:
                 item.read_s = time.perf_counter() - start
-                self._settle(item, "failed", why_failed(error))
+                self._settle(item, "failed", _NO_PIXELS._replace(reason=why_failed(error)))
             item.read_s = time.perf_counter() - start
         self._give_settled()
         return contents
@@ -374,11 +401,12 @@ class ProcessWorker:
             process.send({"go": True})
         if "give_back" in message:
             self._give_back(message["give_back"])
-        for position, reason, decode_s in message.get("done", ()):
+        for position, reason, decode_s, extent in message.get("done", ()):
             item = self._items[position]
             self._fruitless = 0
             pixels = [] if reason else process.pixels(item.slot)
-            self._settle(item, "failed" if reason else "decoded", reason, pixels, decode_s)
+            decoded = Decoded(pixels, reason, decode_s, extent and Extent(*extent))
+            self._settle(item, "failed" if reason else "decoded", decoded)
         answers = [answer for image in message.get("keys", ()) for answer in self._answer(*image)]
         self._give_settled()
         if "keys" in message:
@@ -393,7 +421,7 @@ class ProcessWorker:
         item = self._items[position]
         item.read_s += read_s
         if key is None:
-            self._settle(item, "failed", reason)
+            self._settle(item, "failed", _NO_PIXELS._replace(reason=reason))
             return []
         # Not asked twice, for a process in a dead one's place: the caller may count a key that it
         # was asked for as known from then on.
@@ -407,9 +435,7 @@ class ProcessWorker:
         self,
         item: _Item,
         status: Status,
-        reason: str = "",
-        pixels: Sequence[Rgb] = (),
-        decode_s: float = 0.0,
+        decoded: Decoded = _NO_PIXELS,
     ) -> None:
         del self._items[item.position]
         self._free.append(item.slot)
@@ -417,10 +443,11 @@ class ProcessWorker:
             index=item.index,
             key=item.key,
             status=status,
-            reason=reason,
-            pixels=list(pixels),
+            reason=decoded.reason,
+            pixels=decoded.pixels,
             read_s=item.read_s,
-            decode_s=decode_s,
+            decode_s=decoded.decode_s,
+            extent=decoded.extent,
         )
         self._settled.append((item.position, loaded))
 
@@ -454,7 +481,8 @@ class ProcessWorker:
                 item = next(iter(self._items.values()), None)
         if item is not None:
             self._fruitless = 0
-            self._settle(item, "failed", f"the decoder ended its process ({how})")
+            ended = f"the decoder ended its process ({how})"
+            self._settle(item, "failed", _NO_PIXELS._replace(reason=ended))
             self._give_settled()
 
 
@@ -483,6 +511,7 @@ class WorkerProcess:
             ],
             "block_bytes": size_bytes,
             "packages": _package_folders(),
+            "most_bytes": most_decode_bytes(),
         }
         if (pil := sys.modules.get("PIL.Image")) is not None:
             # The user's own limit holds there too.

@@ -19,7 +19,7 @@ from featx.exceptions import DatasetError, ImageError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
 from featx.files.stores import address_name, as_address, is_bucket, shown
 from featx.images.containers import sniff
-from featx.images.decode import check_float_range, is_known_format
+from featx.images.decode import is_known_format
 from featx.images.files import (
     ARCHIVES,
     ARROW_FILES,
@@ -32,7 +32,7 @@ from featx.images.files import (
     local_path,
 )
 from featx.images.labels import as_text, split_of
-from featx.images.limits import MOST_PIXELS
+from featx.images.limits import check_array
 from featx.images.scan import images_below, is_cache, is_ignored
 
 if TYPE_CHECKING:
@@ -312,12 +312,6 @@ def check_images(images: object) -> ImageSource:
         return items
     array = np.asarray(images)
     _check_layout(array.shape, array.dtype)
-    if array.dtype.kind == "f":
-        # A wrong scale is a mistake in all images: better said once than in a row each.
-        try:
-            check_float_range(array)
-        except ImageError as error:
-            raise DatasetError(str(error)) from error
     return array
 
 
@@ -541,11 +535,9 @@ class Hdf5Images:
 
 
 def _check_layout(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
-    if dtype.kind not in "f" and dtype not in (np.uint8, np.bool_, np.uint16):
-        hint = "; convert 0 to 255 with .astype('uint8')" if dtype.kind in "iu" else ""
-        raise DatasetError(
-            f"expected pixels of uint8, bool, uint16 or floats in [0, 1], received {dtype}{hint}"
-        )
+    # Which numbers are too many depends on the window, if there is one.
+    if dtype.kind not in "biuf":
+        raise DatasetError(f"expected pixels of integers, bool or floats, received {dtype}")
     if len(shape) not in _RANKS or (len(shape) == 4 and shape[3] not in _CHANNELS):
         hint = ""
         if len(shape) == 4 and shape[1] in _CHANNELS:
@@ -558,10 +550,10 @@ def _check_layout(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         )
     if 0 in shape:
         raise DatasetError(f"no images: received an array of shape {shape}")
-    if shape[1] * shape[2] > MOST_PIXELS:
-        raise DatasetError(
-            f"too large: images of {shape[2]}x{shape[1]} pixels, the limit is {MOST_PIXELS} pixels"
-        )
+    try:
+        check_array(shape[1:3], [])
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
 
 
 READERS: Mapping[str, Callable[[Path], Listing]] = {

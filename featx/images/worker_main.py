@@ -27,9 +27,9 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 
-from featx.images.decode import Target, decode_targets
+from featx.images.decode import Extent, Target, decode_targets
 from featx.images.files import ImageData, read_file, read_one
-from featx.images.limits import Budget, set_budget
+from featx.images.limits import Budget, set_budget, set_most_decode_bytes
 from featx.spec import ImagePolicy, ViewPolicy
 
 Message: TypeAlias = dict[str, Any]
@@ -83,6 +83,7 @@ def main(hello: Message) -> None:
 
     if "most_pixels" in hello:
         Image.MAX_IMAGE_PIXELS = hello["most_pixels"]
+    set_most_decode_bytes(hello["most_bytes"])
     worker = _Worker(hello, sys.stdin.buffer, sink)
     set_budget(worker)
     try:
@@ -148,7 +149,7 @@ class _Worker(Budget):
             send(self._sink, {"keys": keys})
 
     def _decode(self, answers: list[bool]) -> None:
-        done: list[tuple[int, str, float]] = []
+        done: list[tuple[int, str, float, Extent | None]] = []
         handed_over = time.monotonic()
         for is_wanted in answers:
             position, slot, data, key = self._waiting.popleft()
@@ -156,14 +157,14 @@ class _Worker(Budget):
             if not is_wanted:
                 continue
             self._work_on(position)
-            pixels, reason, decode_s = decode_targets(data, self._targets, key)
+            pixels, reason, decode_s, extent = decode_targets(data, self._targets, key)
             at = HEADER_BYTES + slot * self._slot_bytes
             for array in pixels:
                 into = np.frombuffer(self._block, np.uint8, array.size, at)
                 into.reshape(array.shape)[...] = array
                 at += array.size
             self._work_on(NO_IMAGE)
-            done.append((position, reason, decode_s))
+            done.append((position, reason, decode_s, extent))
             if time.monotonic() - handed_over > _HAND_OVER_S:
                 send(self._sink, {"done": done})
                 done, handed_over = [], time.monotonic()

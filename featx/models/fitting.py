@@ -135,7 +135,7 @@ def untrained_model(
         raise FeaturesError(
             f"the features of {block['backbone']} were decoded by different rules ({image} and "
             f"{others[0]}), and a model reads an image once: extract them again with the same "
-            "--resize and --draft"
+            "--resize, --draft and --window"
         )
     if regression:
         del parameters["multilabel"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -30,10 +31,12 @@ def thumbnails(features: Features, rows: Sequence[int], *, side_px: int = 96) ->
         images = images_of(features.manifest)
     except DatasetError:  # made from arrays, which are gone
         return {}
+    window = features.window
+    target = Target((side_px, side_px), replace(_POLICY, window=window))
     keys, numbers = features.keys, {int(features.rows[row]): int(row) for row in rows}
     return {
         row: uri
-        for index, (key, uri) in _pictures(images, list(numbers), side_px).items()
+        for index, (key, uri) in _pictures(images, list(numbers), target).items()
         if key == keys[row := numbers[index]].tobytes()
     }
 
@@ -43,18 +46,17 @@ def file_thumbnails(paths: Sequence[str], *, side_px: int = 96) -> dict[str, str
     images = ImageDataset.from_paths(list(dict.fromkeys(paths))) if paths else None
     if images is None:
         return {}
-    pictures = _pictures(images, range(len(images)), side_px)
+    pictures = _pictures(images, range(len(images)), Target((side_px, side_px), _POLICY))
     return {images.paths[index]: uri for index, (_, uri) in pictures.items()}
 
 
 def _pictures(
-    images: ImageDataset, indices: Sequence[int], side_px: int
+    images: ImageDataset, indices: Sequence[int], target: Target
 ) -> dict[int, tuple[bytes | None, str]]:
     """Return the key and the picture of each image that can be read, by its index."""
-    targets = [Target((side_px, side_px), _POLICY)]
     return {
         loaded.index: (loaded.key, _data_uri(loaded.pixels[0]))
-        for loaded in load_images(images, indices, targets)
+        for loaded in load_images(images, indices, [target])
         if loaded.status == "decoded"
     }
 

@@ -6,11 +6,13 @@ import subprocess
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import featx
 from featx.exceptions import ExportError
 from featx.exporting.description import serving_code
 from featx.heads.decision import Decision, LabelSets
+from featx.images.decode import decode_image
 
 COSTS = np.array([[0.0, 1, 1], [6, 0, 1], [1, 9, 0]])
 RULES = {
@@ -120,6 +122,24 @@ def test_lines_of_python_decide_as_the_model(rule, k, probabilities, tmp_path, c
         lines = capsys.readouterr().out.splitlines()
         said = [eval(line) if line.startswith("[") else line.split()[0] for line in lines]
         assert said == expected(rule, proba, description["classes"])
+
+
+@pytest.mark.parametrize("window", [(100.0, 4000.0), (-2.5, 3.0), "image"])
+def test_lines_of_python_have_the_window_of_the_model(window, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    policy = featx.ImagePolicy(draft=False, window=window)
+    description = described(RULES["plain"], 2, tmp_path)
+    description["input"]["image"] = policy.to_dict()
+    code = serving_code(tmp_path / "m.onnx", description)["python"]
+    variables = {}
+    exec("import numpy as np\nfrom PIL import Image, ImageOps\n", variables)
+    exec(code[code.index("def pixels") : code.index("with open(")], variables)
+    generator = np.random.default_rng(0)
+    deep = generator.integers(0, 5000, (20, 30)).astype(np.uint16)
+    for values in (deep, generator.normal(size=(20, 30)).astype(np.float32), deep // 20 * 0 + 7):
+        Image.fromarray(values).save("new.tif")
+        expected = decode_image((tmp_path / "new.tif").read_bytes(), (8, 8), policy)
+        np.testing.assert_array_equal(variables["pixels"]("new.tif")[0], expected)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

@@ -5,16 +5,18 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from featx.exceptions import ImageError
+from featx.exceptions import DatasetError, ImageError
+from featx.images import limits
 from featx.images.dataset import ImageDataset
 from featx.images.decode import decode_image, decode_rgb
-from featx.images.limits import Budget, budget
+from featx.images.limits import Budget, budget, most_decode_bytes, set_most_decode_bytes
 from featx.images.loader import load_images
 from featx.spec import ImagePolicy
 from tests.images.test_decode import encode, png, png_chunk
@@ -81,7 +83,7 @@ HOSTILE = {
         png(4, 4, 8, 0, b"").replace(png_chunk(b"IEND", b""), png_chunk(b"teXt", b"") * 300_000),
         "too much work: more than 250,000 PNG chunks",
     ),
-    "webp": (riff(16_000, 5_000), "too large: 16000x5000 pixels of WEBP take about 1,2.. MiB"),
+    "webp": (riff(16_000, 5_000), "too large: 16000x5000 pixels of WEBP take about 1,3.. MiB"),
     "jpeg of scans": (many_scans(2000), "too much work: 4800x4800 pixels of JPEG .* about 1[45] s"),
     "jpeg of scans behind a comment": (
         many_scans(2000, hidden=segment(0xFE, b"\xff\xd9")),
@@ -127,9 +129,9 @@ def test_what_an_image_is_brought_to_counts_too():
     assert decode_image(column, (8, 8), PLAIN).shape == (8, 8, 3)
     for policy in (PLAIN, ImagePolicy(resize="crop")):
         with pytest.raises(ImageError, match="too large: 2x60000 pixels of PNG take about"):
-            decode_image(column, (8, 4000), policy)
-    with pytest.raises(ImageError, match="too large: an array of 2x60000 pixels takes about"):
-        decode_image(np.zeros((60_000, 2), np.uint8), (8, 4000), PLAIN)
+            decode_image(column, (8, 6000), policy)
+    with pytest.raises(ImageError, match="too large: 2x60000 pixels of an array take about"):
+        decode_image(np.zeros((60_000, 2), np.uint8), (8, 6000), PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,151 @@ def test_a_limit_of_the_users_holds_for_a_jpeg_too(large, monkeypatch):
         decode_rgb(large[0])
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF"])
+def test_what_fits_into_memory_is_decoded_however_many_pixels_it_has(kind):
+    # Pillow warns of more than 89 million pixels.
+    data = encode(Image.new("L", (10_000, 9500), 7), kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (decode_image(data, (8, 8), PLAIN) == 7).all()
+
+
+@pytest.fixture
+def memory():
+    """A function that sets the memory of decoding, until the test ends."""
+    yield set_most_decode_bytes
+    set_most_decode_bytes(None)
+
+
+def test_a_gif_whose_first_frame_overlaps_its_canvas_is_decoded_without_a_warning(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limits._PILLOWS_PIXELS)
+    data = bytearray(encode(Image.new("L", (10_000, 9500), 7), "GIF"))
+    data[6:10] = struct.pack("<HH", 4, 4)
+    at = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, 10_000, 9500))
+    # Restore to background: of use to a second frame only.
+    data[at:at] = b"!\xf9\4\x08\0\0\0\0"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (decode_image(bytes(data), (8, 8), PLAIN) == 7).all()
+
+
+def test_the_memory_of_decoding_can_be_set(memory, monkeypatch):
+    data = encode(Image.new("RGB", (2000, 1000)), "PNG")
+    monkeypatch.setenv("FEATX_DECODE_MEMORY", "10MB")
+    memory(None)
+    assert most_decode_bytes() == 10**7
+    expected = (
+        r"too large: 2000x1000 pixels of PNG take about 1\d MiB of memory to decode, the limit is "
+        r"9 MiB: make the image smaller, or set FEATX_DECODE_MEMORY=1GB"
+    )
+    with pytest.raises(ImageError, match=expected):
+        decode_image(data, (8, 8), PLAIN)
+    # It is read once.
+    monkeypatch.setenv("FEATX_DECODE_MEMORY", "1GiB")
+    with pytest.raises(ImageError, match=expected):
+        decode_image(data, (8, 8), PLAIN)
+    memory(None)
+    assert decode_image(data, (8, 8), PLAIN).shape == (8, 8, 3)
+
+
+def test_a_wrong_memory_of_decoding_is_said_once(memory, monkeypatch):
+    images = ImageDataset.from_arrays(np.zeros((3, 4, 4), np.uint8))
+    monkeypatch.setenv("FEATX_DECODE_MEMORY", "much")
+    memory(None)
+    with pytest.raises(DatasetError, match="FEATX_DECODE_MEMORY must be a size such as 512MiB"):
+        next(load_images(images, range(3), [((4, 4), PLAIN)]))
+
+
+def test_processes_have_the_memory_of_this_one(memory, tmp_path):
+    Image.new("RGB", (2000, 1000)).save(tmp_path / "a.png")
+    data = ImageDataset.from_folder(tmp_path, labels="none")
+    memory(10**7)
+    (row,) = load_images(data, [0], [((4, 4), PLAIN)], isolate=True)
+    assert row.reason.startswith("too large: 2000x1000 pixels of PNG take about")
+    memory(10**8)
+    (row,) = load_images(data, [0], [((4, 4), PLAIN)], isolate=True)
+    assert row.status == "decoded"
+
+
+def test_a_large_jpeg_2000_is_read_at_a_fraction(monkeypatch):
+    picture = PHOTO.resize((640, 480))
+    data = encode(picture, "JPEG2000", num_resolutions=4)
+    whole = decode_image(data, (480, 640), PLAIN)
+    for most, scale in ((640 * 480, 1), (640 * 480 - 1, 2), (640 * 480 // 4 - 1, 4), (10, 8)):
+        monkeypatch.setitem(limits.MOST_PIXELS, "JPEG2000", most)
+        with Image.open(io.BytesIO(data)) as image:
+            image.reduce = scale.bit_length() - 1
+            image.load()
+            expected = np.asarray(image)
+        np.testing.assert_array_equal(decode_rgb(data), expected)
+        assert expected.shape == (480 // scale, 640 // scale, 3)
+    # No smaller than the levels that it has; a draft has nothing to do with it.
+    assert np.array_equal(decode_image(data, (60, 80), ImagePolicy()), expected)
+    monkeypatch.undo()
+    assert np.array_equal(decode_image(data, (480, 640), ImagePolicy()), whole)
+
+
+LARGE = """
+import sys, warnings
+warnings.simplefilter("error")
+from featx.exceptions import ImageError
+from featx.images import decode, limits
+from featx.images.files import read_file
+from featx.memory import peak_bytes
+from featx.spec import ImagePolicy
+path, small, window = sys.argv[1:]
+policy = ImagePolicy(draft=False, window=window or None)
+decode.decode_image(read_file(small), (8, 8), policy)  # so that all is imported
+needs, check = [], limits.check_work
+decode.check_work = lambda *a, **k: needs.append(check(*a, **k)) or needs[0]
+before = peak_bytes()
+try:
+    decode.decode_image(read_file(path), (224, 224), policy)
+except ImageError as error:
+    print(error)
+else:
+    print("decoded", needs[0], peak_bytes() - before)
+"""
+# What 110 million pixels come to, in which mode, and how they are written.
+LARGE_FILES = {
+    "jpeg": ("decoded", "RGB", "JPEG", {}),
+    "png": ("decoded", "RGB", "PNG", {"compress_level": 1}),
+    "png of 16 bits": ("decoded", "I;16", "PNG", {"compress_level": 1}),
+    "tiff": ("decoded", "RGB", "TIFF", {}),
+    "tiff lzw": ("decoded", "RGB", "TIFF", {"compression": "tiff_lzw"}),
+    "tiff of 16 bits": ("decoded", "I;16", "TIFF", {}),
+    "tiff on its side": ("decoded", "L", "TIFF", {"tiffinfo": {274: 6}}),
+    "bmp": ("decoded", "RGB", "BMP", {}),
+    "gif": ("decoded", "L", "GIF", {}),
+    "png with alpha": ("decoded", "RGBA", "PNG", {"compress_level": 1}),
+    "webp": ("too large", "RGB", "WEBP", {"quality": 1, "method": 0}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux keeps the peak")
+@pytest.mark.parametrize("name", LARGE_FILES)
+def test_what_is_estimated_is_an_upper_bound(name, tmp_path):
+    result, mode, kind, options = LARGE_FILES[name]
+    for file, size in (("large", (12_300, 9000)), ("small", (64, 48))):
+        Image.new(mode, size).save(tmp_path / file, kind, **options)
+    window = "image" if mode == "I;16" else ""
+    command = [
+        sys.executable,
+        "-c",
+        LARGE,
+        str(tmp_path / "large"),
+        str(tmp_path / "small"),
+        window,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith(result)
+    if result == "decoded":
+        need, peak = map(int, done.stdout.split()[1:])
+        assert peak <= need
+
+
 @pytest.mark.parametrize("kind", ["P5", "P6"])
 @pytest.mark.parametrize("full", [1, 100, 255, 256, 4095, 65535])
 def test_ppm_of_any_depth_equals_pillows(kind, full):
@@ -181,8 +328,8 @@ def test_bands_of_rows_make_no_difference(monkeypatch):
     files = [encode(grey, "PNG"), encode(clear, "PNG"), encode(palette, "PNG", transparency=2)]
     arrays = [np.asarray(grey), np.asarray(clear), np.asarray(clear) / 255, np.asarray(PHOTO)]
     whole = [decode_rgb(data) for data in files], [decode_image(a, (48, 64), PLAIN) for a in arrays]
-    monkeypatch.setattr("featx.images.decode._BAND_PX", 64 * 7)
-    monkeypatch.setattr("featx.images.decode._BAND_PX", 64 * 7)
+    monkeypatch.setattr("featx.images.decode.BAND_PX", 64 * 7)
+    monkeypatch.setattr("featx.images.decode.BAND_PX", 64 * 7)
     bands = [decode_rgb(data) for data in files], [decode_image(a, (48, 64), PLAIN) for a in arrays]
     for before, after in zip(whole[0] + whole[1], bands[0] + bands[1], strict=True):
         np.testing.assert_array_equal(after, before)

@@ -97,11 +97,11 @@ def test_whatever_happens_to_a_file_is_a_row(folder, monkeypatch):
 
 
 def test_lack_of_memory_and_foreign_errors_are_rows(folder, monkeypatch):
-    def fail(data, targets, *, key):
+    def fail(data, targets, key):
         raise next(errors)
 
     errors = iter([MemoryError(), RuntimeError("odd")])
-    monkeypatch.setattr(decode_module, "decode_sizes", fail)
+    monkeypatch.setattr(decode_module, "_decode", fail)
     data = ImageDataset.from_folder(folder)
     got = list(load_images(data, [0, 1], TARGETS, workers=1))
     assert [row.reason for row in got] == ["not enough memory to decode it", "RuntimeError: odd"]

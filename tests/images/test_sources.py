@@ -364,8 +364,6 @@ def test_arrays():
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (IMAGES.astype(int), r"received int64; convert 0 to 255 with \.astype\('uint8'\)"),
-        (IMAGES.astype(np.float32), r"lie in \[0, 1\], received 0 to 255 .*perhaps 255"),
         (IMAGES[0, :, :, 0], r"received \(6, 7\): give one image as array\[None\]"),
         (IMAGES.transpose(0, 3, 1, 2), r"channels come last here, use \.transpose\(0, 2, 3, 1\)"),
         (IMAGES[:0], r"no images: received an array of shape \(0, 6, 7, 3\)"),
@@ -377,6 +375,24 @@ def test_arrays():
 def test_wrong_arrays(images, reason):
     with pytest.raises(DatasetError, match=reason):
         ImageDataset.from_arrays(images)
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (IMAGES.astype(int), r"received int64; convert 0 to 255 with \.astype\('uint8'\)"),
+        (list(IMAGES.astype(int)), r"received int64; convert .*--window MIN:MAX"),
+        (IMAGES.astype(np.float32), r"lie in \[0, 1\], received 0 to 255 .*perhaps 255"),
+        (IMAGES / np.where(IMAGES > 200, np.nan, 255), "must be finite, received NaN"),
+    ],
+)
+def test_a_wrong_scale_is_said_once_and_not_of_every_image(images, reason):
+    data = ImageDataset.from_arrays(images)
+    with pytest.raises(DatasetError, match=reason):
+        next(load_images(data, range(len(data)), [((8, 8), ImagePolicy())]))
+    windowed = ImagePolicy(window=(0, 255))
+    rows = list(load_images(data, range(len(data)), [((8, 8), windowed)]))
+    assert {row.status for row in rows} == {"failed" if "finite" in reason else "decoded"}
 
 
 @pytest.mark.parametrize("names", [("x", "y"), ("X", "labels"), ("images", "label"), ("x", None)])
@@ -484,12 +500,12 @@ def test_wrong_hdf5(tmp_path):
         out["y"] = [1, 2]
         out.create_group("group")
     for name, reason in (
-        ("huge", "too large: images of 20000x20000 pixels"),
+        ("huge", "too large: 20000x20000 pixels of an array take about"),
         ("wide", "has chunks of 1,536,000,000 bytes"),
         ("group", "is a group: expected an array"),
         ("nothing", r"'nothing' is missing, found: group, huge, wide, x, y"),
         ("x", r"expected 5 labels in 'y' .*received shape \(2,\)"),
-        ("y", r"received int64"),
+        ("y", r"expected images of shape \(n, h, w\) or .* received \(2,\)"),
     ):
         with pytest.raises(DatasetError, match=reason):
             ImageDataset.from_hdf5(file, images=name)
