@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ImageError,
         MissingExtraError,
         OutputError,
+        StoreError,
         UnknownNameError,
         WeightsError,
     )
@@ -77,6 +78,7 @@ __all__ = [
     "ImageRegressor",
     "MissingExtraError",
     "OutputError",
+    "StoreError",
     "UnknownNameError",
     "ViewPolicy",
     "WeightsError",

@@ -12,6 +12,7 @@
     ├── CacheError               the cache folder cannot be used as asked
     │   ├── CacheWriteError      it cannot be written: permission, disk full, I/O error
     │   └── CacheFormatError     a file in it is damaged, foreign, or of another format version
+    ├── StoreError               a bucket or web server does not give or take what it should
     ├── FeaturesError            features do not fit what they are used for (also ValueError)
     ├── HeadError                a head cannot be built or trained as asked (also ValueError)
     ├── FineTuningError          a network cannot be fine-tuned as asked (also ValueError)
@@ -44,6 +45,7 @@ __all__ = [
     "ImageError",
     "MissingExtraError",
     "OutputError",
+    "StoreError",
     "UnknownNameError",
     "WeightsError",
     "reason",
@@ -186,6 +188,20 @@ class CacheWriteError(CacheError):
 
 class CacheFormatError(CacheError):
     """A file in the cache is damaged, foreign, or of another format version."""
+
+
+class StoreError(FeatxError):
+    """A bucket or web server does not give or take what it should.
+
+    Attributes
+    ----------
+    reason : str
+        Why, in a few words, without the address.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class FeaturesError(FeatxError, ValueError):

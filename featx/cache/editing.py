@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Edit, Manifest
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
 from featx.files.identity import Keys, copies, related_rows
+from featx.files.stores import as_address, below
 
 _ESCAPED = re.compile(r"\[([*?[])\]")
 _SHOWN = 3
@@ -252,7 +253,12 @@ def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) ->
 def _absolute(manifest: Manifest) -> Manifest:
     if not manifest.root:
         return manifest
-    paths = [str(PurePosixPath(manifest.root, path)) for path in manifest.path]
+    paths = [
+        below(manifest.root, path)
+        if as_address(manifest.root) or as_address(path)
+        else str(PurePosixPath(manifest.root, path))
+        for path in manifest.path
+    ]
     return replace(manifest, path=paths)
 
 

@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.exceptions import CacheFormatError, CacheWriteError, FeatxError, reason
+from featx.exceptions import CacheError, CacheFormatError, CacheWriteError, FeatxError, reason
 from featx.files.outputs import written_whole
+from featx.files.stores import as_address, shown
 from featx.spec import FeatureSpec, folder_name
 
 _LOG = logging.getLogger("featx")
@@ -40,6 +41,12 @@ class CacheLayout:
     def at(cls, cache: str | os.PathLike[str] | None = None) -> CacheLayout:
         """Return the cache at a path, else at ``FEATX_CACHE``, else at ``cache``."""
         chosen = os.fspath(cache) if cache is not None else os.environ.get("FEATX_CACHE")
+        if address := as_address(chosen):
+            raise CacheError(
+                f"expected a folder for the cache, received {shown(address)!r}: features are read "
+                "from a disk; copy a cache to a store with `featx cache push`, and from there with "
+                "`featx cache pull`"
+            )
         return cls(Path(chosen or "cache").expanduser())
 
     @property

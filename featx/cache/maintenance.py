@@ -14,6 +14,7 @@ from featx.cache.manifest import FAILED, manifest_names, read_manifest
 from featx.cache.merging import Merge, merge_cache
 from featx.cache.repair import Progress, Repair, Verification, repair_cache, verify_cache
 from featx.cache.space import FeatureSpace, read_spec
+from featx.cache.transfer import Transfer, pull_cache, push_cache
 from featx.exceptions import CacheFormatError
 
 
@@ -173,6 +174,43 @@ class FeatureCache:
             If something cannot be written. What was copied before is kept; run it again.
         """
         return [merge_cache(self.layout, CacheLayout.at(other)) for other in others]
+
+    def push(self, address: str) -> Transfer:
+        """Copy what this cache has and a store lacks into the store.
+
+        Parameters
+        ----------
+        address : str
+            Of a folder in a bucket, such as ``s3://bucket/cache``, ``gs://`` or ``az://``, or
+            ``file:///``. Needs the extra ``remote``; credentials come from the environment.
+
+        Raises
+        ------
+        CacheError
+            If there is no cache, or the address is of no store that can be written.
+        StoreError
+            If the store does not take something. What was copied before is kept; run it again.
+        """
+        return push_cache(self.layout, address)
+
+    def pull(self, address: str) -> Transfer:
+        """Copy what a store has and this cache lacks into this cache.
+
+        Parameters
+        ----------
+        address : str
+            As for `push`.
+
+        Raises
+        ------
+        CacheError
+            If there is no cache in the store, or the address is of no store that can be listed.
+        CacheWriteError
+            If something cannot be written. What was copied before is kept; run it again.
+        StoreError
+            If the store does not give something. What was copied before is kept; run it again.
+        """
+        return pull_cache(self.layout, address)
 
     def _space(self, folder: Path) -> SpaceInfo:
         space = FeatureSpace(self.layout, read_spec(folder))

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from featx.cache.layout import CacheLayout, FileVersion, Replaced, list_shards, publish, reading
-from featx.cache.manifest import read_manifest, same_manifest, write_manifest
+from featx.cache.manifest import Manifest, read_manifest, same_manifest, write_manifest
 from featx.cache.repair import Finding, check_is_cache, error_kind
 from featx.cache.shard import Part, new_shard, read_shard, write_parts
 from featx.cache.space import FeatureSpace, read_spec
@@ -60,12 +61,12 @@ def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
     skipped = [
         finding
         for folder in other.space_folders()
-        for finding in _merge_space(layout, folder, used, copied)
+        for finding in merge_space(layout, folder, used, copied)
     ]
     # Datasets last: one that is here has its features here.
     try:
-        datasets = [_merge_dataset(layout, path, used) for path in other.manifests()]
-    except _FeaturesGone:
+        datasets = [merge_dataset(layout, path, used) for path in other.manifests()]
+    except FeaturesGone:
         return merge_cache(layout, other)
     return Merge(
         source=other.root,
@@ -78,14 +79,16 @@ def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
     )
 
 
-def _skip(path: Path, damaged: str, error: Exception) -> Finding:
-    step = "`featx cache verify` on that cache says what to do; then merge again"
+def skip(path: Path, damaged: str, error: Exception) -> Finding:
+    """Return what is said of a file that is left out."""
+    step = "`featx cache verify` on that cache says what to do; then run this again"
     return Finding(path, error_kind(error, damaged), str(error), step)
 
 
-def _merge_space(
+def merge_space(
     layout: CacheLayout, folder: Path, used: list[FeatureSpace], copied: Counter[str]
 ) -> Iterator[Finding]:
+    """Copy what a space of another cache has and this cache lacks; yield what is left out."""
     waiting = list_shards(folder)
     if not waiting:
         return
@@ -95,7 +98,7 @@ def _merge_space(
         spec_path = layout.space(spec) / "spec.json"
         space = FeatureSpace(layout, spec)
     except (CacheFormatError, FileNotFoundError) as error:
-        yield _skip(spec_path, "spec", error)
+        yield skip(spec_path, "spec", error)
         return
     seen: set[Path] = set()
     while waiting:
@@ -105,7 +108,7 @@ def _merge_space(
             except FileNotFoundError:
                 continue  # its rows are in a new shard, which the next look finds
             except CacheFormatError as error:
-                yield _skip(path, "shard", error)
+                yield skip(path, "shard", error)
         seen.update(waiting)
         waiting = [path for path in list_shards(folder) if path not in seen]
         space.refresh()
@@ -139,7 +142,9 @@ def _copy_shard(space: FeatureSpace, path: Path) -> None:
         # This finds errors of the copy, too.
         read_shard(temporary, space.spec.digest).check()
 
-    publish(space.layout, new_shard(space.folder), copy)
+    # Under its name, which tells later that it is here.
+    target = space.folder / "shards" / path.name
+    publish(space.layout, new_shard(space.folder) if target.exists() else target, copy)
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:
@@ -149,42 +154,70 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-class _FeaturesGone(Exception):  # noqa: N818
+class FeaturesGone(Exception):  # noqa: N818
     """A collection removed shards that a dataset was going to count on."""
 
 
-def _merge_dataset(
+def merge_dataset(
     layout: CacheLayout, path: Path, used: Sequence[FeatureSpace]
 ) -> MergedDataset | Finding:
     """Copy a manifest under the first name of NAME, NAME-2, NAME-3 that is free or its own."""
     try:
         incoming = read_manifest(path)
     except (CacheFormatError, FileNotFoundError) as error:
-        return _skip(path, "manifest", error)
-    number, name = 1, incoming.name
+        return skip(path, "manifest", error)
+    names = possible_names(incoming.name)
+    name, new = next(names)
 
     def still() -> bool:
         return all(space.intact() for space in used)
 
     while True:
         if not still():
-            raise _FeaturesGone
-        renamed, here = replace(incoming, name=name), layout.dataset(name)
+            raise FeaturesGone
+        here = layout.dataset(name)
         with FileVersion(here) as version, suppress(Replaced):
-            move = partial(version.move, still=still)
             try:
                 present = read_manifest(here)
             except FileNotFoundError:
-                write_manifest(layout, renamed, move=move)
-                return MergedDataset(incoming.name, name, "copied")
+                present = None
             except CacheFormatError as error:
-                return _skip(here, "manifest", error)
-            # The folders of the images may differ.
-            if same_manifest(present, renamed, but=_LOCAL):
-                more = tuple(block for block in incoming.blocks if block not in present.blocks)
-                if more:
-                    extended = replace(present, blocks=(*present.blocks, *more))
-                    write_manifest(layout, extended, move=move)
-                return MergedDataset(incoming.name, name, "extended" if more else "present")
-            number += 1
-            name = f"{incoming.name}-{number}"
+                return skip(here, "manifest", error)
+            outcome, manifest = settle_dataset(replace(incoming, name=name), present, new=new)
+            if manifest is not None:
+                write_manifest(layout, manifest, move=partial(version.move, still=still))
+            if outcome:
+                return MergedDataset(incoming.name, name, outcome)
+            name, new = next(names)
+
+
+def possible_names(name: str) -> Iterator[tuple[str, bool]]:
+    """Yield the names that a dataset may have where others have its own, and which may be new.
+
+    One that got its number elsewhere may be here without it.
+    """
+    stem, dash, number = name.rpartition("-")
+    if dash and stem and number.isdigit():
+        yield stem, False
+    yield name, True
+    for more in count(2):
+        yield f"{name}-{more}", True
+
+
+def settle_dataset(
+    incoming: Manifest, present: Manifest | None, *, new: bool
+) -> tuple[str, Manifest | None]:
+    """Return what becomes of a dataset beside one of its name, and what is written for it.
+
+    The first is ``""`` where the other is a dataset of other images, or there is none and it may
+    not be `new`.
+    """
+    if present is None:
+        return ("copied", incoming) if new else ("", None)
+    # The folders of the images may differ.
+    if not same_manifest(present, incoming, but=_LOCAL):
+        return "", None
+    more = tuple(block for block in incoming.blocks if block not in present.blocks)
+    if not more:
+        return "present", None
+    return "extended", replace(present, blocks=(*present.blocks, *more))

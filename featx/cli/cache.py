@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,14 @@ from featx.extraction.progress import terminal_progress
 from featx.terminal import say, say_json
 
 if TYPE_CHECKING:
+    from featx.cache.merging import Merge
     from featx.cache.repair import Finding
+    from featx.cache.transfer import Transfer
 
 
 @click.group("cache", cls=options.Group)
 def command() -> None:
-    """Look after the cache: see what it holds, find and mend damage, make it smaller, join two.
+    """Look after the cache: see what it holds, mend damage, make it smaller, join and share it.
 
     \b
     featx cache info
@@ -26,6 +29,8 @@ def command() -> None:
     featx cache repair --dry-run
     featx cache gc --yes
     featx cache merge /mnt/laptop/cache
+    featx cache push s3://bucket/cache
+    featx cache pull s3://bucket/cache
     featx cache pack photos -o photos.h5
     """
 
@@ -295,18 +300,86 @@ def merge(others: tuple[str, ...], cache: Path, as_json: bool) -> int:
             f"{report.source}: {report.rows_copied:,} rows copied ({_size(report.size_bytes)}), "
             f"{report.rows_present:,} were here"
         )
-        for dataset in report.datasets:
-            name = f", as {dataset.stored_as}" if dataset.stored_as != dataset.name else ""
-            say(f"  dataset {dataset.name}: {_OUTCOMES[dataset.outcome]}{name}")
+        _say_datasets(report, "here")
     for finding in skipped:
         say(f"left out: {_line(finding)}")
     return int(bool(skipped))
 
 
+_url = click.argument("url", metavar="URL")
+
+
+@options.command(
+    "push",
+    _url,
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Copy what a store lacks into it.",
+)
+def push(url: str, cache: Path, as_json: bool) -> int:
+    """Copy what the cache has and a store lacks into the store.
+
+    URL is a folder in a bucket (s3://, gs://, az://) or file:///. Files that are there are not
+    copied again. A dataset whose name is taken there by other images goes as NAME-2. Damaged files
+    are left out and named, with exit status 1.
+
+    \b
+    featx cache push s3://bucket/cache
+    featx cache push file:///mnt/share/cache --cache local/
+    """
+    from featx.cache.maintenance import FeatureCache
+
+    return _say_transfer(FeatureCache(cache).push(url), cache, as_json, "there")
+
+
+@options.command(
+    "pull",
+    _url,
+    options.cache,
+    options.as_json,
+    group=command,
+    short_help="Copy what the cache lacks from a store.",
+)
+def pull(url: str, cache: Path, as_json: bool) -> int:
+    """Copy what a store has and the cache lacks into the cache.
+
+    URL is as for push. Every byte is compared with its digest. Damaged files are left out and
+    named, with exit status 1.
+
+    \b
+    featx cache pull s3://bucket/cache
+    featx cache pull gs://bucket/cache --cache local/
+    """
+    from featx.cache.maintenance import FeatureCache
+
+    return _say_transfer(FeatureCache(cache).pull(url), cache, as_json, "here")
+
+
+def _say_transfer(report: Transfer, cache: Path, as_json: bool, where: str) -> int:
+    if as_json:
+        say_json({"cache": cache, **asdict(report)})
+        return int(bool(report.skipped))
+    say(
+        f"{report.address}: {report.files:,} files copied ({_size(report.size_bytes)}), "
+        f"{report.shards_present:,} shards were {where}"
+    )
+    _say_datasets(report, where)
+    for finding in report.skipped:
+        say(f"left out: {_line(finding)}")
+    return int(bool(report.skipped))
+
+
+def _say_datasets(report: Merge | Transfer, where: str) -> None:
+    for dataset in report.datasets:
+        name = f", as {dataset.stored_as}" if dataset.stored_as != dataset.name else ""
+        say(f"  dataset {dataset.name}: {_OUTCOMES[dataset.outcome].format(where)}{name}")
+
+
 _OUTCOMES = {
     "copied": "copied",
-    "present": "was here",
-    "extended": "was here, now has the features of both",
+    "present": "was {}",
+    "extended": "was {}, now has the features of both",
 }
 
 

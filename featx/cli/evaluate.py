@@ -76,7 +76,7 @@ def command(
         raise click.UsageError("--confusion is of classes, and the model predicts numbers")
     features = extract_for(classifier, data, cache=cache, progress=True, **reading)
     metrics = featx.evaluate(classifier, features, **settings)
-    report = {"model": str(model), "dataset": features.name, **metrics}
+    report = {"model": options.shown_word(model), "dataset": features.name, **metrics}
     if report_file is not None:
         featx.report(
             classifier,
@@ -91,7 +91,7 @@ def command(
         _write_confusion(confusion, metrics)
     if second is not None:
         report["comparison"] = {
-            "second_model": str(other),
+            "second_model": options.shown_word(other),
             **featx.compare_models(
                 classifier,
                 second,
@@ -108,7 +108,7 @@ def command(
     show_scores(metrics)
     show_rule(metrics)
     if report_file is not None:
-        say(f"report    {report_file}")
+        say(f"report    {options.shown_word(report_file)}")
     if second is not None:
         _show_comparison(report["comparison"])
     return options.exit_code(features.failed)

@@ -135,10 +135,10 @@ def command(
     featx finetune photos.featx photos/ --unfreeze all --dry-run
     """
     import featx
-    from featx.files.outputs import is_model
+    from featx.files.outputs import as_target, is_model
 
     settings["class_weight"] = "balanced" if balanced else None
-    target = output or model.with_name(f"{model.stem}-finetuned.featx")
+    target = as_target(output or model.with_name(f"{model.stem}-finetuned.featx"))
     options.check_output(target, is_model, "model", force=force, data=data)
     options.check_report(report_file, data, force=force)
     if dry_run:
@@ -178,7 +178,7 @@ def command(
     else:
         _show(done, data)
         if report_file is not None:
-            say(f"report    {report_file}")
+            say(f"report    {options.shown_word(report_file)}")
     if done.interrupted:
         what = "the best epoch so far" if done.kept == "finetuned" else "the model as it was"
         raise KeyboardInterrupt(f"{what} is in {done.path}")

@@ -20,6 +20,7 @@ from featx.terminal import log_to_stderr, visible
 if TYPE_CHECKING:
     from featx import ImagePolicy
     from featx.cache.features import Features
+    from featx.files.outputs import Target
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -194,7 +195,8 @@ reading = stacked(
     click.option(
         "--root",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Folder that relative paths of a table start from.  [default: the table's]",
+        help="Folder, or address of one, that relative paths of a table start from.  [default: "
+        "the table's]",
     ),
     *(
         click.option(f"--{kind}-column", metavar="NAME", help=f"{what}  [default: {kind}]")
@@ -205,6 +207,7 @@ reading = stacked(
             ("group", "The column of groups: images of one group are never held out apart."),
         )
     ),
+    flag("--follow-urls", help="Read images whose path in a table or a list is an address."),
     fail_on_failed,
 )
 view_policy = click.option(
@@ -602,7 +605,7 @@ def complete_head(_: Any, __: Any, incomplete: str) -> list[str]:
 
 
 def check_output(
-    target: Path, recognise: Callable[[Path], bool], what: str, *, force: bool, data: str = ""
+    target: Target, recognise: Callable[[Path], bool], what: str, *, force: bool, data: str = ""
 ) -> None:
     """Raise `OutputError` unless a command may write a file; all its paths are inputs."""
     from featx.files.outputs import check_output as check
@@ -654,10 +657,11 @@ def check_rule(settings: dict[str, Any], *, multilabel: bool) -> None:
 def check_report(report: Path | None, data: str, *, force: bool) -> None:
     """Refuse early what a report could not be written over, or without."""
     if report is not None:
+        from featx.files.outputs import as_target
         from featx.reporting.model_report import require_extras
         from featx.reporting.page import is_page
 
-        check_output(report, is_page, "page", force=force, data=data)
+        check_output(as_target(report), is_page, "page", force=force, data=data)
         require_extras()
 
 
@@ -668,14 +672,17 @@ def write_report(result: Any, report: Path | None, *, seed: int, force: bool) ->
     if result.scored is None:
         return "report    not written: nothing was measured"
     result.report(report, seed=seed, overwrite=force)
-    return f"report    {report}"
+    return f"report    {shown_word(report)}"
 
 
-def model_target(output: Path | None, data: str, *, force: bool) -> Path:
+def model_target(output: Path | None, data: str, *, force: bool) -> Target:
     """Return where a model of some data goes, once it is known that it may be written there."""
-    from featx.files.outputs import is_model
+    from featx.files.outputs import as_target, is_model
+    from featx.files.stores import address_name, as_address
 
-    target = output or Path(f"{Path(data).resolve().stem}.featx")
+    address = as_address(data)
+    name = Path(data).resolve() if address is None else Path(address_name(address))
+    target = as_target(output or Path(f"{name.stem}.featx"))
     check_output(target, is_model, "model", force=force, data=data)
     return target
 
@@ -700,10 +707,11 @@ def next_command(
         if isinstance(value, dict):
             value = tuple(f"{name}={split}" for name, split in value.items())
         for single in value if isinstance(value, tuple) else (value,):
-            flags += [param.opts[0], str(single)]
+            flags += [param.opts[0], shown_word(single)]
     flags += [option for option in options if option not in flags]
     end = ["--"] if any(word.startswith("-") for word in words) else []
-    return " ".join(map(_shell_word, ["featx", *name.split(), *flags, *end, *words]))
+    shown = map(shown_word, words)
+    return " ".join(map(_shell_word, ["featx", *name.split(), *flags, *end, *shown]))
 
 
 def _shell_word(text: str) -> str:
@@ -717,19 +725,21 @@ def _shell_word(text: str) -> str:
     return f"$'{''.join(encoded)}'"
 
 
-def next_prediction(model: Path, data: str, features: Features) -> str:
+def next_prediction(model: Target, data: str, features: Features) -> str:
     """Return a command that tries a new model on images that are there."""
     from featx.exceptions import FeatxError
+    from featx.files.stores import as_address, is_bucket, local_copy
     from featx.heads.storage import load_head
     from featx.models.model_file import read_artefact
 
     try:
-        load_head(read_artefact(model)[1])
+        load_head(read_artefact(local_copy(model))[1])
         options = []
     except FeatxError:
         options = ["--trust"]
     manifest = features.manifest
-    if Path(data).is_dir():
+    address = as_address(data)
+    if Path(data).is_dir() or (address and is_bucket(address) and address.endswith("/")):
         return next_command("predict", str(model), data, options=options)
     first = Path(manifest.root or "", manifest.path[0])
     if first.is_file():
@@ -738,5 +748,15 @@ def next_prediction(model: Path, data: str, features: Features) -> str:
 
 
 def command_line() -> str:
-    """Return the command as it was typed, for the provenance of what it writes."""
-    return shlex.join(["featx", *sys.argv[1:]])
+    """Return the command as it was typed but for secrets, for the provenance of what it writes."""
+    return shlex.join(["featx", *map(shown_word, sys.argv[1:])])
+
+
+def shown_word(word: object) -> str:
+    """Return an argument of a command without what may be secret in an address."""
+    from featx.files.stores import as_address, shown
+
+    text = str(word)
+    option, equals, value = text.partition("=") if text.startswith("-") else ("", "", text)
+    address = as_address(value)
+    return text if address is None else f"{option}{equals}{shown(address)}"

@@ -65,11 +65,11 @@ def command(
 ) -> int:
     """Predict images with a model.
 
-    IMAGES are files, folders (all images below them), patterns in quotes, or - for one path a line
-    on standard input; or one table, one file of arrays, or the name of an extracted dataset. Every
-    image is a row; one that cannot be read has the status failed and a reason. A model of a
-    regression gives each number with an interval. The exit code is 0 when an image could be read, 1
-    when none could.
+    IMAGES are files, folders (all images below them), archives, patterns in quotes, addresses of
+    images and of folders in buckets, or - for one path a line on standard input; or one table, one
+    file of arrays, or the name of an extracted dataset. Every image is a row; one that cannot be
+    read has the status failed and a reason. A model of a regression gives each number with an
+    interval. The exit code is 0 when an image could be read, 1 when none could.
 
     \b
     featx predict photos.featx new/*.jpg
@@ -86,10 +86,13 @@ def command(
     left_out: list[tuple[str, str]] = []
     given = {name: value for name, value in options.reading_arguments(settings).items() if value}
     named: Any = options.image_arguments(images, left_out)
-    if len(images) == 1 and (given or is_collection(images[0])):
+    if len(images) == 1 and (set(given) - {"follow_urls"} or is_collection(images[0])):
         named = images[0]
-    elif len(images) == 1:
-        named = stored_images(classifier, images[0]) or named
+    else:
+        if len(images) == 1:
+            named = stored_images(classifier, images[0]) or named
+        # An address that was typed is meant; one in a table or in a list may not be.
+        given |= {} if "-" in images else {"follow_urls": True}
     unknown, abstain = settings["unknown"], settings["abstain"]
     rows = _counted(predict(classifier, named, **settings, **given), counts)
     if as_json:

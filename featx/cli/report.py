@@ -57,6 +57,7 @@ def command(
     featx report photos.featx photos/ --audit
     """
     import featx
+    from featx.files.outputs import as_target, size_of
     from featx.models.evaluation import extract_for
 
     options.check_report(output, data, force=force)
@@ -74,11 +75,12 @@ def command(
         seed=settings["seed"],
         overwrite=force,
     )
-    images = metrics["images"]
+    images, size_bytes = metrics["images"], size_of(as_target(output))
+    written_at = options.shown_word(output)
     if as_json:
-        written = {"report": str(output), "images": images, "bytes": output.stat().st_size}
+        written = {"report": written_at, "images": images, "bytes": size_bytes}
         say_json({**written, **unused_images(features)})
         return options.exit_code(features.failed)
     say(f"{features.name}: {images:,} images scored, {metrics['failed']:,} could not be read")
-    say(f"report    {output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    say(f"report    {written_at} ({size_bytes / 1e6:.1f} MB): open it in a browser")
     return options.exit_code(features.failed)

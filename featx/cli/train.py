@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from featx.cli.show import (
     value_scores,
 )
 from featx.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from featx.files.outputs import Target
 
 
 @options.command(
@@ -159,12 +162,12 @@ def command(
     return options.exit_code(features.failed)
 
 
-def _training_of(target: Path) -> Any:
+def _training_of(target: Target) -> Any:
     """Return what a model says of its training that is to be replaced; nothing where none is."""
     from featx.exceptions import FeatxError
     from featx.models.model_file import read_details
 
-    if not target.is_file():
+    if isinstance(target, Path) and not target.is_file():
         return {}
     try:
         return read_details(target)["training"]

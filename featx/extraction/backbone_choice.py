@@ -20,6 +20,7 @@ from featx.cache.manifest import Heading, Manifest, read_heading
 from featx.cache.records import Origin, recall_origin
 from featx.cache.space import read_spec
 from featx.exceptions import BackboneError, CacheFormatError, WeightsError
+from featx.files.stores import as_address, parent, shown
 from featx.spec import INT8, FeatureSpec, ImagePolicy, Precision, folder_name
 
 _LOG = logging.getLogger("featx")
@@ -273,6 +274,9 @@ def known_dataset(layout: CacheLayout, data: object) -> Heading | None:
             if not layout.dataset(name).is_file():
                 continue
             heading = read_heading(layout.dataset(name))
-            if Path(heading.root) in (path.resolve(), path.resolve().parent):
+            if address := as_address(data):
+                if heading.root in (shown(address).rstrip("/"), shown(parent(address))):
+                    return heading
+            elif Path(heading.root) in (path.resolve(), path.resolve().parent):
                 return heading
     return None

@@ -31,11 +31,13 @@ from featx.extraction.backbone_choice import (
     read_branches,
 )
 from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOptions, Stage
+from featx.files.stores import as_address
 from featx.images.dataset import ImageDataset, packed_images
 from featx.images.decode import Target
 from featx.images.labels import SplitNames, read_splits
 from featx.images.loader import load_images
 from featx.images.reading import Reading
+from featx.images.remote import RemoteImages
 from featx.spec import (
     AUGMENTATIONS,
     INT8,
@@ -314,7 +316,7 @@ def images_of(manifest: Manifest) -> ImageDataset:
     packed = _packed(manifest) if manifest.source == "packed" else {}
     return ImageDataset(
         name=manifest.name,
-        root=Path(manifest.root) if manifest.root else None,
+        root=as_address(manifest.root) or (Path(manifest.root) if manifest.root else None),
         paths=tuple(manifest.path),
         classes=manifest.classes,
         labels=None if manifest.classes is None else manifest.label,
@@ -326,10 +328,15 @@ def images_of(manifest: Manifest) -> ImageDataset:
 
 
 def _packed(manifest: Manifest) -> dict[str, Any]:
-    """Return where the images of a dataset lie in the archive, or archives, that it was read from.
+    """Return where the images of a dataset lie: behind addresses, or in an archive or several.
 
-    Raises `DatasetError` where there is none any more.
+    Raises `DatasetError` where there is no archive any more.
     """
+    addresses = [row for row, path in enumerate(manifest.path) if as_address(path)]
+    if as_address(manifest.root) or not manifest.root or addresses:
+        # Addresses in a table are followed where they were followed before.
+        follow = any(manifest.key[row].any() for row in addresses)
+        return {"arrays": RemoteImages(manifest.path, manifest.root, follow=follow)}
     paths, images = packed_images(manifest.root, manifest.column)
     row_of = {path: row for row, path in enumerate(paths)}
     rows = [row_of.get(path, -1) for path in manifest.path]

@@ -33,6 +33,7 @@ from featx.extraction.pipeline import Ledger, Stage
 from featx.files.identity import STAMP, file_stamps, is_settled, whole_keys
 from featx.images.dataset import ImageDataset
 from featx.images.files import PackedImages
+from featx.images.remote import RemoteImages
 
 _LOG = logging.getLogger("featx")
 
@@ -360,13 +361,17 @@ def _stat(images: ImageDataset) -> NDArray[np.int64]:
 
 
 def _source(images: ImageDataset) -> str:
-    if isinstance(images.arrays, PackedImages) and images.root is not None:
+    if isinstance(images.arrays, RemoteImages) or (
+        isinstance(images.arrays, PackedImages) and images.root is not None
+    ):
         return "packed"
     return "files" if images.arrays is None else "arrays"
 
 
 def _root(images: ImageDataset) -> str:
-    return str(images.root.resolve()) if images.root is not None else ""
+    if isinstance(images.root, Path):
+        return str(images.root.resolve())
+    return images.root or ""
 
 
 def _read_earlier(path: Path) -> Manifest | None:

@@ -161,8 +161,6 @@ def missing_files(manifest: Manifest) -> str:
     if row is None or manifest.source != "files":
         return ""
     path = manifest.path[row]
-    if "://" in path:
-        return f"{path[:80]!r} is an address: download the file first"
     if Path(path).is_absolute():
         near = nearest_path(Path("/"), path)
         return f"{near!r} exists" if near else ""

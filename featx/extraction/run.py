@@ -66,6 +66,7 @@ def extract(
     label_column: str | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
+    follow_urls: bool = False,
     on_error: str = "skip",
     max_failures: int | None = None,
     workers: int | None = None,
@@ -132,6 +133,8 @@ def extract(
         Columns of numbers for a regression, see `ImageDataset.from_csv`.
     path_column, label_column, split_column, group_column : str, optional
         Names of the columns of a table, see `ImageDataset.from_csv`.
+    follow_urls : bool, default False
+        Whether images are read whose path in a table or a list is an address.
     on_error : {"skip", "raise"}, default "skip"
         Whether the first image that cannot be read ends the run.
     max_failures : int, optional
@@ -196,6 +199,7 @@ def extract(
             label_column=label_column,
             split_column=split_column,
             group_column=group_column,
+            follow_urls=follow_urls,
         ),
     ).settle(data)
     calibrated = time.perf_counter()

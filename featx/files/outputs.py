@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what may be written over."""
+"""Files and objects that appear whole or not at all, and what may be written over."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
-from featx.exceptions import OutputError
+from featx.exceptions import OutputError, StoreError
+from featx.files.stores import Store, address_name, as_address, is_bucket, shown
+
+Target: TypeAlias = Path | str
+"""Where a file goes: a path, or text for the address of an object."""
 
 _FOLDERS_OPEN = os.name != "nt"  # Windows gives no handle of a folder
 # What file systems say that flush no folder: some networks, FUSE, folders shared with a host.
@@ -21,9 +28,23 @@ _NOT_LISTED = {errno.EACCES, errno.EPERM, errno.EISDIR}
 _KEPT = 60
 
 
+def as_target(path: str | os.PathLike[str]) -> Target:
+    """Return where a file goes that is named by a path or an address."""
+    return as_address(path) or Path(path)
+
+
+def size_of(target: Target) -> int:
+    """Return how many bytes were written there."""
+    if isinstance(target, Path):
+        return target.stat().st_size
+    store, name = Store.of_object(target)
+    entry = store.entry(name)
+    return 0 if entry is None else entry.size
+
+
 @contextmanager
 def written_whole(
-    target: Path,
+    target: Target,
     *,
     temporary: Path | None = None,
     move: Callable[[Path, Path], None] | None = None,
@@ -31,8 +52,15 @@ def written_whole(
     """Yield a path to write a file at, which is flushed and takes the place of `target` at the end.
 
     At any instant `target` is absent, the old file, or the new one. It is written beside `target`,
-    or at `temporary` on the same file system; `move` is another way to bring it to its name.
+    or at `temporary` on the same file system; `move` is another way to bring it to its name. An
+    object is written into its store at the end.
     """
+    if isinstance(target, str):
+        with TemporaryDirectory(prefix="featx-") as folder:
+            unfinished = Path(folder, address_name(target))
+            yield unfinished
+            _send(unfinished, target)
+        return
     unfinished = beside(target) if temporary is None else temporary
     try:
         yield unfinished
@@ -46,6 +74,19 @@ def written_whole(
             unfinished.unlink()
         raise
     flush_names(target.parent)
+
+
+def _send(file: Path, address: str) -> None:
+    """Write a file into a store; keep it in the working folder where that fails."""
+    store, name = Store.of_object(address)
+    try:
+        store.write(name, file)
+    except StoreError as error:
+        kept = Path(file.name)
+        if kept.exists():
+            kept = kept.with_name(f"{kept.stem}-{secrets.token_hex(4)}{kept.suffix}")
+        shutil.move(file, kept)
+        raise OutputError(f"{error}. What was made is kept in {str(kept)!r}: copy it") from error
 
 
 def beside(target: Path) -> Path:
@@ -90,7 +131,7 @@ _KIND = re.compile("^(?:file|savedmodel|hub):")
 
 
 def check_output(
-    target: Path,
+    target: Target,
     recognise: Recognise,
     what: str,
     *,
@@ -103,6 +144,11 @@ def check_output(
     `inputs`, as the user named them, and `images` are never replaced; a file that `recognise` knows
     as `what` may be, any other with `force`.
     """
+    if isinstance(target, str):
+        if any(name is not None and as_address(name) == target for name in inputs):
+            raise OutputError(f"{shown(target)!r} is read by this command: name another object")
+        refuse_replacing(target, recognise, what, force=force)
+        return
     if not target.parent.is_dir():
         raise OutputError(
             f"the folder of {str(target)!r} does not exist: make it, or name another file"
@@ -123,8 +169,11 @@ def check_output(
             raise OutputError(f"{str(target)!r} is read by this command: name another file")
 
 
-def refuse_replacing(target: Path, recognise: Recognise, what: str, *, force: bool) -> None:
+def refuse_replacing(target: Target, recognise: Recognise, what: str, *, force: bool) -> None:
     """Refuse to replace what featx did not make."""
+    if isinstance(target, str):
+        _refuse_replacing_object(target, recognise, what, force=force)
+        return
     if not os.path.lexists(target):
         return
     if target.exists() and not target.is_file():
@@ -135,6 +184,25 @@ def refuse_replacing(target: Path, recognise: Recognise, what: str, *, force: bo
             f"{str(target)!r} exists and is no {what} made by featx: name another file, or replace "
             "it with --force (overwrite=True)"
         )
+
+
+def _refuse_replacing_object(address: str, recognise: Recognise, what: str, *, force: bool) -> None:
+    store, name = Store.of_object(address)
+    if not is_bucket(address) or not name:
+        raise OutputError(
+            "expected a file, or an object of a bucket such as s3://bucket/name, received "
+            f"{shown(address)!r}: name one of these"
+        )
+    if force or store.entry(name) is None:
+        return
+    with TemporaryDirectory(prefix="featx-") as folder:
+        copy = Path(folder, "copy")
+        store.fetch(name, copy)
+        if not recognise(copy):
+            raise OutputError(
+                f"{shown(address)!r} exists and is no {what} made by featx: name another object, "
+                "or replace it with --force (overwrite=True)"
+            )
 
 
 def _paths(name: str) -> Iterator[Path]:

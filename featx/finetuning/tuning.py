@@ -21,8 +21,9 @@ from featx.exceptions import FineTuningError, MissingExtraError
 from featx.exporting.formats import Tensor
 from featx.extraction.progress import Progress, terminal_progress
 from featx.extraction.run import plan_extraction
-from featx.files.outputs import is_model, refuse_replacing
+from featx.files.outputs import Target, as_target, is_model, refuse_replacing
 from featx.files.safe_json import Json
+from featx.files.stores import address_name
 from featx.finetuning.network import TunedNetwork
 from featx.finetuning.start import (
     FineTuneOptions,
@@ -147,7 +148,7 @@ def save_tuned(
     network: TunedNetwork,
     trained: Trained,
     metrics: Json,
-    target: Path,
+    target: Target,
     command: str | None,
     *,
     overwrite: bool = False,
@@ -296,7 +297,7 @@ class FineTuned(NotebookValue):
     ----------
     model : ImageClassifier or ImageRegressor
         Read back from `path`: the fine-tuned one, or the one it started from where that is better.
-    path : Path
+    path : Path or str
         The ``.featx`` file.
     kept : {"finetuned", "head"}
         Which of the two it is.
@@ -315,7 +316,7 @@ class FineTuned(NotebookValue):
     """
 
     model: ImageClassifier | ImageRegressor
-    path: Path
+    path: Target
     kept: str
     metrics: Json
     history: list[Json]
@@ -435,8 +436,8 @@ def finetune(
     ('finetuned', 0.97)
     """
     reading = Reading.taken(options)
-    chosen, target = FineTuneOptions.read(options), Path(output)
-    if not target.parent.is_dir():
+    chosen, target = FineTuneOptions.read(options), as_target(output)
+    if isinstance(target, Path) and not target.parent.is_dir():
         raise FineTuningError(
             f"the folder of {str(target)!r} does not exist: make it, or name another place"
         )
@@ -511,8 +512,10 @@ def _steps_shown(bar: Progress | None, epochs: int) -> Callable[[int, int, int],
     return lambda epoch, done, total: bar((epoch - 1) * total + done, epochs * total, 0)
 
 
-def training_folder(output: Path) -> Path:
+def training_folder(output: Target) -> Path:
     """Return where the history and the checkpoint of a training are."""
+    if isinstance(output, str):  # of a model in a store: in the working folder
+        return Path(f"{address_name(output)}.training")
     return output.with_name(f"{output.name}.training")
 
 

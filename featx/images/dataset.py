@@ -8,18 +8,20 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.exceptions import DatasetError, ImageError
+from featx.files.stores import address_name, as_address, below, is_bucket, parent, shown
 from featx.images.archives import archive_name, archive_paths, read_archives
 from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
 from featx.images.frames import arrow_images, read_arrow_files, read_frame
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.reading import Reading, StrPath
+from featx.images.remote import linked, list_store
 from featx.images.scan import scan_folder
 from featx.images.sources import (
     READERS,
@@ -53,8 +55,8 @@ class ImageDataset:
     paths : tuple of str
         One an image, with ``/``: relative to `root` when there is one, as given otherwise;
         ``array:000000`` and so on for arrays.
-    root : Path or None, default None
-        Folder that relative paths start from.
+    root : Path, str or None, default None
+        Folder that relative paths start from; text for the address of one.
     classes : tuple of str or None, default None
         Names of the classes, in the order of their indices.
     labels : ndarray of shape (n,), int32, or None, default None
@@ -93,7 +95,7 @@ class ImageDataset:
 
     name: str
     paths: tuple[str, ...]
-    root: Path | None = None
+    root: Path | str | None = None
     classes: tuple[str, ...] | None = None
     labels: NDArray[np.int32] | None = None
     groups: tuple[str, ...] | None = None
@@ -165,14 +167,13 @@ class ImageDataset:
             If the images are arrays.
         """
         if self.arrays is not None:
-            what = "in an archive" if isinstance(self.arrays, PackedImages) else "arrays"
+            what = "in an archive or a store" if isinstance(self.arrays, PackedImages) else "arrays"
             raise DatasetError(f"the images of {self.name!r} are {what}, not files: use image(i)")
         return Path(self.root or "", self.paths[index]).absolute()
 
     def address(self, index: int) -> str:
         """Return what an image is called where it is told of: with its folder or archive."""
-        path = self.paths[index]
-        return path if self.root is None else str(Path(self.root, path))
+        return below(os.fspath(self.root or ""), self.paths[index])
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file, on a disk or in an archive.
@@ -367,6 +368,7 @@ class ImageDataset:
         label_column: str | None = None,
         split_column: str | None = None,
         group_column: str | None = None,
+        follow_urls: bool = False,
     ) -> ImageDataset:
         """Read a table with a header: ``path,label[,split,group]``, in any order.
 
@@ -376,12 +378,13 @@ class ImageDataset:
         Parameters
         ----------
         path : str or path-like
-            UTF-8; commas, semicolons or tabs. Beside a column ``label`` other columns are left
-            alone. Without it there are no labels, unless there are two or more other columns and
-            all that they have is 0 and 1. An empty label, or a row of empty ones, is none; so are
-            ``NaN``, ``NA``, ``null`` and what else pandas reads as missing.
+            A file, or the address of one. UTF-8; commas, semicolons or tabs. Beside a column
+            ``label`` other columns are left alone. Without it there are no labels, unless there are
+            two or more other columns and all that they have is 0 and 1. An empty label, or a row of
+            empty ones, is none; so are ``NaN``, ``NA``, ``null`` and what else pandas reads as
+            missing.
         root : str, path-like or None, default None
-            Folder that relative paths start from; by default the table's.
+            Folder, or address of one, that relative paths start from; by default the table's.
         multilabel : bool, default False
             Whether, without a column ``label``, the other columns have to be labels: what is
             neither 0 nor 1 is then an error, which names line, column and value.
@@ -394,6 +397,8 @@ class ImageDataset:
         path_column, label_column, split_column, group_column : str or None, default None
             Names of the columns, in any case, where they are not ``path``, ``label``, ``split`` and
             ``group``.
+        follow_urls : bool, default False
+            Whether images are read whose path is an address, such as ``https://host/1.jpg``.
 
         Raises
         ------
@@ -401,7 +406,6 @@ class ImageDataset:
             If the table cannot be read, gives one file two labels, or names a split that means
             none of train, val and test. Missing images are no error here.
         """
-        file = Path(path)
         reading = Reading(
             root=root,
             multilabel=multilabel,
@@ -411,14 +415,18 @@ class ImageDataset:
             label_column=label_column,
             split_column=split_column,
             group_column=group_column,
+            follow_urls=follow_urls,
         )
-        return cls._of_table(file, reading)
+        return cls._of_table(as_address(path) or Path(path), reading)
 
     @classmethod
-    def _of_table(cls, file: Path, reading: Reading) -> ImageDataset:
-        base = Path(file.parent if reading.root is None else reading.root).absolute()
-        listing = read_table(file, root=base, reading=reading)
-        return cls._of(listing, file.stem, reading.splits, root=base, what=file.name)
+    def _of_table(cls, file: Path | str, reading: Reading) -> ImageDataset:
+        base = _base(parent(file) if isinstance(file, str) else file.parent, reading)
+        listing = linked(
+            read_table(file, root=base, reading=reading), base, follow=reading.follow_urls
+        )
+        name = PurePosixPath(address_name(file)) if isinstance(file, str) else file
+        return cls._of(listing, name.stem, reading.splits, root=base, what=name.name)
 
     @classmethod
     def from_paths(
@@ -429,6 +437,7 @@ class ImageDataset:
         groups: Iterable[object] | None = None,
         splits: Iterable[object] | None = None,
         name: str | None = None,
+        follow_urls: bool = False,
     ) -> ImageDataset:
         """Take a list of image files.
 
@@ -441,6 +450,8 @@ class ImageDataset:
             and test.
         name : str or None, default None
             ``"paths"`` by default.
+        follow_urls : bool, default False
+            As for `from_csv`.
 
         Raises
         ------
@@ -453,7 +464,7 @@ class ImageDataset:
             groups=None if groups is None else list(map(as_text, groups)),
             splits=None if splits is None else list(map(as_text, splits)),
         )
-        data = cls._of(listing, name or "paths")
+        data = cls._of(linked(listing, "", follow=follow_urls), name or "paths")
         if data.y is not None:
             check_one_label(data.paths, data.y.tolist())
         return data
@@ -569,24 +580,58 @@ class ImageDataset:
     ) -> ImageDataset:
         files, root = _shards(paths, folder)
         listing = read_archives(files, root.name, splits)
-        return cls._of(listing, archive_name(root), splits, root=root)
+        return cls._of(listing, archive_name(root), root=root)
 
     @classmethod
     def _of_parquet(
         cls, paths: Sequence[StrPath], reading: Reading, folder: Path = _NO_FOLDER
     ) -> ImageDataset:
-        files, root = _shards(paths, folder)
-        listing = read_arrow_files(files, root.name, reading)
-        name = archive_name(root)
+        files, whole = _shards(paths, folder)
+        listing = read_arrow_files(files, whole.name, reading)
+        root: Path | str = whole
         if listing.arrays is None:  # a table of paths
-            root = Path(files[0].parent if reading.root is None else reading.root).absolute()
-        return cls._of(listing, name, reading.splits, root=root, what=files[0].name)
+            root = _base(files[0].parent, reading)
+            listing = linked(listing, root, follow=reading.follow_urls)
+        return cls._of(listing, archive_name(whole), reading.splits, root=root, what=files[0].name)
 
     @classmethod
     def _of_frame(cls, data: object, reading: Reading) -> ImageDataset:
         listing = read_frame(data, reading)
-        root = None if reading.root is None else Path(reading.root).absolute()
+        root = None if reading.root is None else _base("", reading)
+        if listing.arrays is None:
+            listing = linked(listing, root or "", follow=reading.follow_urls)
         return cls._of(listing, "frame", reading.splits, root=root, what="the data frame")
+
+    @classmethod
+    def from_store(cls, address: StrPath, *, splits: SplitNames = None) -> ImageDataset:
+        """Read the images below an address as a folder is read; objects are read when needed.
+
+        Parameters
+        ----------
+        address : str
+            A bucket or a folder in it: ``s3://bucket/photos``, ``gs://`` or ``az://``. Credentials
+            come from the environment.
+        splits : mapping of str to str, "none" or None, default None
+            As for `from_folder`.
+
+        Raises
+        ------
+        DatasetError
+            If this is no such address, or there is no image below it.
+        StoreError
+            If it cannot be listed.
+        MissingExtraError
+            Without the extra ``remote``.
+        """
+        known = as_address(address)
+        if known is None or not is_bucket(known):
+            raise DatasetError(
+                f"expected the address of a bucket, such as s3://bucket/photos, received "
+                f"{shown(known) if known else str(address)!r}"
+            )
+        root = known.rstrip("/")
+        listing = list_store(root, names=splits)
+        return cls._of(listing, address_name(root), root=shown(root))
 
     @classmethod
     def from_any(
@@ -601,6 +646,7 @@ class ImageDataset:
         label_column: str | None = None,
         split_column: str | None = None,
         group_column: str | None = None,
+        follow_urls: bool = False,
     ) -> ImageDataset:
         """Find out what was given, and read it.
 
@@ -612,7 +658,8 @@ class ImageDataset:
             ``.h5`` file, one image file; a table of pandas, polars or pyarrow, a dataset of Hugging
             Face or TensorFlow; image files and folders (without labels) in any form that
             `listed_paths` knows; images as `from_arrays` takes them, one, several or an iterator.
-            An array of shape (h, w, 3) is one image.
+            An array of shape (h, w, 3) is one image. The address of a folder in a bucket, of a
+            ``.csv`` or ``.tsv`` table, or of an image.
         splits : mapping of str to str, "none" or None, default None
             What names of splits mean, as for `from_folder` and `from_csv`.
         root : str, path-like or None, default None
@@ -623,6 +670,8 @@ class ImageDataset:
             As for `from_csv`; of a table only.
         path_column, label_column, split_column, group_column : str or None, default None
             As for `from_csv`; of a table only. The column of paths may be one of images.
+        follow_urls : bool, default False
+            As for `from_csv`; of a table or a list.
 
         Raises
         ------
@@ -640,18 +689,21 @@ class ImageDataset:
             label_column=label_column,
             split_column=split_column,
             group_column=group_column,
+            follow_urls=follow_urls,
         )
         source = Source(kind="dataset") if isinstance(data, ImageDataset) else recognise(data)
         # Never the content of a file.
-        what = type(data).__name__ if source.kind == "arrays" else repr(str(data)[:80])
+        what = type(data).__name__ if source.kind == "arrays" else repr(_shown(data)[:80])
         reading.check_used(source.kind, what)
         if isinstance(data, ImageDataset):
             return data
         match source.kind:
             case "folder":
                 return cls.from_folder(source.path, splits=splits)
+            case "store":
+                return cls.from_store(source.address, splits=splits)
             case "table":
-                return cls._of_table(source.path, reading)
+                return cls._of_table(source.address or source.path, reading)
             case "packed":
                 listing = READERS[source.path.suffix.lower()](source.path)
                 return cls._of(listing, source.path.stem, splits)
@@ -663,8 +715,14 @@ class ImageDataset:
                 return cls._of_frame(source.images, reading)
             case "arrays":
                 return cls.from_arrays(source.images)
+        name = PurePosixPath(address_name(source.address)).stem if source.address else ""
+        data = cls.from_paths(
+            source.paths,
+            name=name or source.path.stem or None,
+            follow_urls=follow_urls or bool(source.address),
+        )
         return replace(
-            cls.from_paths(source.paths, name=source.path.stem or None),
+            data,
             strays=tuple(path for path, _ in source.strays),
             stray_reasons=tuple(reason for _, reason in source.strays),
         )
@@ -676,7 +734,7 @@ class ImageDataset:
         name: str,
         names: SplitNames = None,
         *,
-        root: Path | None = None,
+        root: Path | str | None = None,
         what: str = "",
     ) -> ImageDataset:
         """Return the images of a listing; `names` says what names of splits mean in it."""
@@ -711,6 +769,17 @@ class ImageDataset:
             arrays=listing.arrays,
             column=listing.column,
         )
+
+
+def _shown(data: object) -> str:
+    address = as_address(data)
+    return str(data) if address is None else shown(address)
+
+
+def _base(default: StrPath, reading: Reading) -> Path | str:
+    """Return the folder, or the address of one, that relative paths of a table start from."""
+    root = default if reading.root is None else reading.root
+    return as_address(root) or Path(root).absolute()
 
 
 def _shards(given: Sequence[StrPath], folder: Path = _NO_FOLDER) -> tuple[list[Path], Path]:

@@ -189,7 +189,7 @@ def why_failed(error: Exception) -> str:
 # Paths as people write them.
 
 
-def local_path(path: str, base: Path | None = None) -> str:
+def local_path(path: str, base: Path | str | None = None) -> str:
     """Return the path that ``file://`` and ``~`` stand for, any other as it is."""
     if path[:7].lower() == "file://":
         from urllib.parse import urlsplit

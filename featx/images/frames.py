@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from featx.exceptions import DatasetError, ImageError, MissingExtraError
 from featx.files.claims import reading_data
 from featx.files.identity import STAMP, file_stamps
+from featx.files.stores import as_address
 from featx.images.archives import Forward, shard_splits
 from featx.images.files import (
     ARCHIVES,
@@ -119,7 +120,8 @@ def _listing(frame: _Frame, reading: Reading, folder: Path) -> Listing:
                 "leave it out"
             )
         reading = replace(reading, path_column=frame.column)
-    root = Path(folder if reading.root is None else reading.root).absolute()
+    start = folder if reading.root is None else reading.root
+    root = as_address(start) or Path(start).absolute()
     listing = read_columns(frame.columns, frame.what, root=root, reading=reading)
     if frame.splits is not None and listing.splits is None:
         listing = replace(listing, splits=frame.splits, split_names=frame.split_names)

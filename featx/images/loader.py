@@ -21,10 +21,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 import numpy as np
@@ -63,6 +64,8 @@ _CHUNKS_AHEAD = 3
 _NO_PIXELS = Decoded([], "", 0.0)
 # So often a process may die while it works on no image, before the first of its images is blamed.
 _MOST_FRUITLESS = 2
+# So often a worker that waits for a store looks whether the run was stopped.
+_LOOK_S = 0.2
 
 _PACKAGES = ("featx", "numpy", "PIL", "pillow_heif")
 # Neither the working folder (-P) nor PYTHONPATH or other variables (-E) decide what the process
@@ -191,6 +194,8 @@ def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
         # A process that was forked off meanwhile has a copy of this, and none of the workers.
         if os.getpid() == process:
             job.line.close()
+            if isinstance(job.dataset.arrays, ReadAhead):
+                job.dataset.arrays.close()
             for worker in filter(None, workers):
                 worker.kill()
             for thread in threads:
@@ -208,33 +213,55 @@ def _load(job: Job, count: int, isolate: bool | None) -> Iterator[Loaded]:
 class ReadAhead(PackedImages):
     """Reads images of a store, where each takes a while, before they are asked for."""
 
+    # By hand: the threads of a pool are waited for when the interpreter ends, also where a store
+    # does not answer.
+
     def __init__(self, dataset: ImageDataset) -> None:
         assert isinstance(dataset.arrays, PackedImages)
         self._images, self._rows = dataset.arrays, dataset.rows
-        self._threads = ThreadPoolExecutor(self._images.reads_at_once, "featx-reads")
+        self._tasks: SimpleQueue[tuple[Future[bytes], int] | None] = SimpleQueue()
         self._begun: dict[int, Future[bytes]] = {}
+        self._closed = False
         self.dataset = replace(dataset, arrays=self)
 
     def begun(self, indices: Iterator[int]) -> Iterator[int]:
         """Yield what is given, with the reading of each begun."""
-        try:
-            for index in indices:
-                row = index if self._rows is None else int(self._rows[index])
-                if row not in self._begun:
-                    self._begun[row] = self._threads.submit(self._images.__getitem__, row)
-                yield index
-        except GeneratorExit:  # nobody wants the others any more
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            raise
-        self._threads.shutdown(wait=False)
+        for number in range(self._images.reads_at_once):
+            name = f"featx-reads-{number}"
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        for index in indices:
+            row = index if self._rows is None else int(self._rows[index])
+            if row not in self._begun:
+                self._begun[row] = Future()
+                self._tasks.put((self._begun[row], row))
+            yield index
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None and not self._closed:
+            future, row = task
+            try:
+                future.set_result(self._images[row])
+            except BaseException as error:
+                future.set_exception(error)
+        self._tasks.put(None)  # for the next thread too
+
+    def close(self) -> None:
+        """Let nobody wait for what is being read."""
+        self._closed = True
+        self._tasks.put(None)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> bytes:
         begun = self._begun.pop(index, None)
-        # Of a process that died, or twice the same.
-        return self._images[index] if begun is None else begun.result()
+        if begun is None:  # of a process that died, or twice the same
+            return self._images[index]
+        while not wait([begun], timeout=_LOOK_S).done:
+            if self._closed:
+                raise ImageError("not read: the run was stopped")
+        return begun.result()
 
     def stamps(self) -> NDArray[np.int64]:
         """Return those of the images."""

@@ -29,6 +29,7 @@ class ReadingOptions(TypedDict, total=False):
     label_column: str | None
     split_column: str | None
     group_column: str | None
+    follow_urls: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,7 @@ class Reading:
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = None
+    follow_urls: bool = False
 
     @classmethod
     def taken(cls, options: dict[str, Any]) -> Reading:

@@ -14,6 +14,7 @@ from sys import intern
 
 from featx.exceptions import DatasetError
 from featx.files.claims import missing_path_error
+from featx.files.stores import as_address
 from featx.images.containers import sniff
 from featx.images.files import Listing, archive_ending, is_image_name
 from featx.images.labels import (
@@ -92,7 +93,7 @@ def scan_folder(root: Path, *, labels: bool, names: SplitNames = None) -> Listin
     check_names(names)
     tree = _walk(root)
     if not tree.images:
-        raise DatasetError(_nothing_found(root, tree))
+        raise DatasetError(nothing_found(root, tree))
     return list_tree(tree, root.name, labels=labels, names=names)
 
 
@@ -360,7 +361,8 @@ def _entries(root: Path, prefix: str, tree: Tree) -> Iterator[os.DirEntry[str]]:
         tree.strays.append((prefix[:-1], f"a folder that cannot be read: {error.strerror}"))
 
 
-def _nothing_found(root: Path, tree: Tree) -> str:
+def nothing_found(root: Path | str, tree: Tree) -> str:
+    """Return what an error says of a tree without images."""
     files = [path for path, reason in tree.strays if reason == NO_EXTENSION]
     if not files:
         if tree.strays:
@@ -406,9 +408,10 @@ def image_names(
                 f"expected a path or pattern, received {type(item).__name__}: {str(item)[:80]!r}"
             ) from error
         # None of these raises, whatever the name: NUL, too long, or in a folder that is closed.
+        plain = not glob.has_magic(name) or as_address(name) is not None
         if os.path.isdir(name):
             expanded = images_below(name, left_out)
-        elif isinstance(item, FileName) or not glob.has_magic(name) or os.path.lexists(name):
+        elif isinstance(item, FileName) or plain or os.path.lexists(name):
             yield name
             continue
         else:

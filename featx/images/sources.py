@@ -17,6 +17,7 @@ import numpy as np
 
 from featx.exceptions import DatasetError, ImageError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
+from featx.files.stores import address_name, as_address, is_bucket, shown
 from featx.images.containers import sniff
 from featx.images.decode import is_known_format
 from featx.images.files import (
@@ -41,7 +42,16 @@ if TYPE_CHECKING:
     from featx.files.safe_npy import NpzFile
 
 Kind = Literal[
-    "dataset", "folder", "table", "frame", "packed", "archives", "parquet", "files", "arrays"
+    "dataset",
+    "folder",
+    "store",
+    "table",
+    "frame",
+    "packed",
+    "archives",
+    "parquet",
+    "files",
+    "arrays",
 ]
 _TABLES = (".csv", ".tsv")
 _LONGEST_PATH = 4096
@@ -62,6 +72,7 @@ class Source:
 
     kind: Kind
     path: Path = Path()
+    address: str = ""  # in the place of a path
     paths: Sequence[str] = ()
     strays: Sequence[tuple[str, str]] = ()  # files of folders that are no images, and why
     images: object = None
@@ -94,6 +105,8 @@ def recognise(data: object) -> Source:
             "expected a folder, a table, an archive, an array file, images or arrays, received "
             f"{type(data).__name__}"
         )
+    if address := as_address(data):
+        return _recognise_address(address)
     path = Path(data)
     if path.is_dir():
         shards = _shards_in(path)
@@ -117,6 +130,27 @@ def recognise(data: object) -> Source:
         "expected a folder, a .csv or .tsv table, a .tar or .zip archive, a .npz or .h5 file, or "
         f"an image, received {str(path)!r}"
     )
+
+
+def _recognise_address(address: str) -> Source:
+    """Return what lies behind an address, by its name."""
+    name = address_name(address)
+    if name.lower().endswith(_TABLES):
+        return Source(kind="table", address=address)
+    if is_image_name(name):
+        return Source(kind="files", address=address, paths=[address])
+    if archive_ending(name) or name.lower().endswith(tuple(READERS)):
+        raise DatasetError(
+            f"expected images, a folder of a bucket or a table, received {shown(address)!r}: copy "
+            "this file to a disk first"
+        )
+    if not is_bucket(address):
+        raise DatasetError(
+            f"expected the address of an image or of a .csv or .tsv table, received "
+            f"{shown(address)!r}: a web server lists no folders; give a table with addresses, or "
+            "a folder of a bucket (s3://, gs://, az://)"
+        )
+    return Source(kind="store", address=address)
 
 
 def _shards_in(folder: Path) -> list[str]:
@@ -262,7 +296,7 @@ def _path_text(item: object) -> str:
     if not text:
         raise DatasetError(f"expected a path, received {type(item).__name__}: {str(item)[:80]!r}")
     text = local_path(text)
-    return text.replace("\\", "/") if os.sep == "\\" else text
+    return text.replace("\\", "/") if os.sep == "\\" and not as_address(text) else text
 
 
 # Images that are objects

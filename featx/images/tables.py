@@ -15,6 +15,7 @@ from pathlib import Path
 
 from featx.exceptions import DatasetError
 from featx.files.claims import UnsafeFileError, missing_path_error, reading_data
+from featx.files.stores import Store, as_address, shown
 from featx.images.files import Listing, is_image_name, local_path
 from featx.images.labels import SEPARATOR, as_text, is_missing, split_of
 from featx.images.reading import COLUMNS, Reading
@@ -34,19 +35,19 @@ _FOR_LABEL = ("class", "target", "category", "y", "labels", "class_name")
 # fmt: on
 
 
-def read_table(file: Path, *, root: Path, reading: Reading) -> Listing:
+def read_table(file: Path | str, *, root: Path | str, reading: Reading) -> Listing:
     """Return the columns of a table, as `ImageDataset.from_csv` explains them."""
     return _listing(Table(file), root, reading)
 
 
 def read_columns(
-    columns: Mapping[str, Sequence[object]], what: str, *, root: Path, reading: Reading
+    columns: Mapping[str, Sequence[object]], what: str, *, root: Path | str, reading: Reading
 ) -> Listing:
     """Return what columns with names say, as those of a data frame; errors call them `what`."""
     return _listing(_Columns(columns, what), root, reading)
 
 
-def _listing(table: Rows, root: Path, reading: Reading) -> Listing:
+def _listing(table: Rows, root: Path | str, reading: Reading) -> Listing:
     known = _known_columns(table, reading)
     several: _LabelColumns | _TargetColumns | None
     if reading.target_columns:
@@ -166,13 +167,20 @@ class _Columns(Rows):
 
 
 class Table(Rows):
-    """A table in UTF-8, with commas, semicolons or tabs between its columns."""
+    """A table in UTF-8, with commas, semicolons or tabs between its columns.
 
-    def __init__(self, file: Path) -> None:
+    It is a file, or text for the address of one.
+    """
+
+    def __init__(self, file: Path | str) -> None:
         try:
-            data = file.read_bytes()
+            if isinstance(file, Path):
+                data = file.read_bytes()
+            else:
+                store, name = Store.of_object(file)
+                data, file = store.read(name), shown(file)
         except FileNotFoundError as error:
-            raise missing_path_error(file, f"no such file: {str(file)!r}") from error
+            raise missing_path_error(Path(file), f"no such file: {str(file)!r}") from error
         except OSError as error:
             raise DatasetError(f"cannot read {str(file)!r}: {error.strerror}") from error
         if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:4096]:
@@ -382,7 +390,7 @@ def _cell_text(cell: object) -> str:
 def check_one_label(
     paths: Sequence[str],
     labels: Sequence[object],
-    root: Path | None = None,
+    root: Path | str | None = None,
     *,
     what: str = "rows",
     names: Sequence[int] | None = None,
@@ -399,9 +407,9 @@ def check_one_label(
         before = first.setdefault(_real_path(path, root, folders), row)
         if labels[before] != label and _parts(labels[before]) != _parts(label):
             lines = [number if names is None else names[number] for number in (before, row)]
-            alias = f" (as {paths[before][-80:]!r})" if paths[before] != path else ""
+            alias = f" (as {_shown(paths[before])!r})" if paths[before] != path else ""
             raise DatasetError(
-                f"{what} {lines[0]} and {lines[1]}: {path[-80:]!r} has two labels, "
+                f"{what} {lines[0]} and {lines[1]}: {_shown(path)!r} has two labels, "
                 f"{str(labels[before])[:40]!r}{alias} and {str(label)[:40]!r}: leave one line; "
                 f"several labels of an image go into one, as ant{SEPARATOR}winged with --multilabel"
             )
@@ -411,8 +419,14 @@ def _parts(label: object) -> set[str]:
     return set(str(label).split(SEPARATOR))
 
 
-def _real_path(path: str, root: Path | None, folders: dict[str, str]) -> str:
+def _shown(path: str) -> str:
+    return (shown(path) if as_address(path) else path)[-80:]
+
+
+def _real_path(path: str, root: Path | str | None, folders: dict[str, str]) -> str:
     """Return the file that a path leads to, through links; `folders` keeps those looked up."""
+    if as_address(path) or isinstance(root, str):
+        return path
     folder, slash, name = path.rpartition("/")
     folder += slash
     if name in ("", ".", ".."):
@@ -423,9 +437,9 @@ def _real_path(path: str, root: Path | None, folders: dict[str, str]) -> str:
     return os.path.realpath(whole) if os.path.islink(whole) else whole
 
 
-def _posix(path: str, root: Path) -> str:
+def _posix(path: str, root: Path | str) -> str:
     """Return the path with ``/``; a backslash may be part of a name anywhere but on Windows."""
     if "\\" not in path:
         return path
     turned = path.replace("\\", "/")
-    return turned if os.sep == "\\" or not os.path.lexists(root / path) else path
+    return turned if os.sep == "\\" or not os.path.lexists(Path(root, path)) else path

@@ -259,7 +259,7 @@ def load_model(
     Parameters
     ----------
     path : path
-        The file.
+        The file, or its address in a bucket or on a web server.
     cache : path, optional
         A cache folder whose features are used.
     weights : path, optional

@@ -88,7 +88,8 @@ class ImageModel(ImageFeatures):
         Parameters
         ----------
         path : path
-            Where to; the folder must exist. A model that is there is replaced.
+            Where to; the folder must exist. A model that is there is replaced. It may be the
+            address of an object, such as ``s3://bucket/photos.featx``.
         **details
             ``metrics`` and ``training``: figures, and what it was trained on, as JSON types;
             ``spec``: specification of the features of one backbone, by default found out from the

@@ -45,9 +45,10 @@ from featx.exceptions import ArtefactError, CacheFormatError, FeatxError, reason
 from featx.extraction.backbone_choice import BackboneChoice, Branch, branch_arguments
 from featx.extraction.job import as_view_policy
 from featx.files.claims import shortened
-from featx.files.outputs import is_model, refuse_replacing, written_whole
+from featx.files.outputs import Target, as_target, is_model, refuse_replacing, written_whole
 from featx.files.safe_json import Json
 from featx.files.safe_zip import require_plain_network
+from featx.files.stores import local_copy
 from featx.heads.decision import Decision
 from featx.heads.novelty import dump_novelty, load_novelty
 from featx.heads.steps import read_description as read_head_description
@@ -142,7 +143,7 @@ def read_model(
     trust: bool,
 ) -> Any:
     """Return the model of a file, made by what takes its parameters; see `featx.load`."""
-    file = Path(path)
+    file = local_copy(path)
     details, files = read_artefact(file)
     try:
         described = _with_own_network(file, details)
@@ -354,7 +355,7 @@ def save_model(
     network: bytes | None = None,
     embed: bool = False,
     overwrite: bool = False,
-) -> Path:
+) -> Target:
     """Write a fitted classifier as a ``.featx`` file, whole or not at all.
 
     Parameters and errors are those of `featx.ImageClassifier.save`. ``network`` is the backbone
@@ -362,7 +363,7 @@ def save_model(
     else as ``.keras``. With ``embed`` the file of the backbone is kept as it is. Networks that come
     from a ``.featx`` file are kept without being asked.
     """
-    target = Path(path)
+    target = as_target(path)
     refuse_replacing(target, is_model, "model", force=overwrite)
     specs = model.plain_specs() if spec is None else (spec,)
     first, *beside = [
@@ -499,7 +500,7 @@ def _network_of(source: BackboneSource) -> tuple[str, bytes]:
     return member, data
 
 
-def _write(target: Path, files: dict[str, bytes]) -> None:
+def _write(target: Target, files: dict[str, bytes]) -> None:
     try:
         with (
             written_whole(target) as temporary,
@@ -562,7 +563,7 @@ def _versions() -> dict[str, str]:
 
 def read_details(path: str | os.PathLike[str]) -> Json:
     """Return what ``model.json`` says, without loading the head."""
-    return read_artefact(Path(path))[0]
+    return read_artefact(local_copy(path))[0]
 
 
 class Predictor(ImageFeatures):

@@ -16,9 +16,10 @@ from featx.cache.layout import CacheLayout
 from featx.cache.manifest import FAILED, find_manifest
 from featx.exceptions import FeaturesError
 from featx.extraction.job import images_of
+from featx.files.stores import as_address, is_bucket
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
-from featx.images.files import archive_ending
+from featx.images.files import archive_ending, is_image_name
 from featx.images.reading import ReadingOptions
 from featx.images.scan import image_names
 from featx.images.sources import (
@@ -132,7 +133,8 @@ def predict(
         Of a regression: share of images whose true number lies between `low` and `high`, 0.9 by
         default.
     **reading
-        How a table is read, as for `featx.extract`: ``root``, ``path_column``, ...
+        How a table is read, as for `featx.extract`: ``root``, ``path_column``, ... With
+        ``follow_urls``, addresses among several names are read; one that is given alone always is.
 
     Yields
     ------
@@ -264,7 +266,9 @@ def _decided(model: ImageFeatures, proba: Floats) -> NDArray[np.bool_]:
 
 
 def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Iterator[ImageDataset]:
-    if reading or (isinstance(images, str | os.PathLike) and is_collection(os.fspath(images))):
+    follow = reading.get("follow_urls", False)
+    is_name = isinstance(images, str | os.PathLike)
+    if set(reading) - {"follow_urls"} or (is_name and is_collection(os.fspath(images))):
         images = ImageDataset.from_any(images, **reading)
     elif (named := stored_images(model, images)) is not None:
         images = named
@@ -275,7 +279,7 @@ def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Itera
             yield from _streamed(images)
             return
     if is_frame(images) or listed_pictures(images) is not None:
-        images = ImageDataset.from_any(images)
+        images = ImageDataset.from_any(images, follow_urls=follow)
     alone = isinstance(images, str | bytes | os.PathLike)
     if alone:
         images = [images]
@@ -285,7 +289,8 @@ def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Itera
     if not isinstance(images, ImageDataset):
         if isinstance(images, Iterable) and not _are_pixels(images):
             left_out: list[tuple[str, str]] = []
-            yield from _named(image_names(images, strict=alone, left_out=left_out))
+            names = image_names(images, strict=alone, left_out=left_out)
+            yield from _named(names, follow=follow or alone)
             if left_out:
                 _LOG.warning(
                     "%s files were left out, such as %s: %s", f"{len(left_out):,}", *left_out[0]
@@ -323,17 +328,28 @@ def _streamed(images: Iterator[Any]) -> Iterator[ImageDataset]:
         count += len(chunk)
 
 
-def _named(names: Iterable[str]) -> Iterator[ImageDataset]:
-    """Yield files by their names, and what is in archives among them."""
-    for is_archive, group in groupby(names, lambda name: archive_ending(name) != ""):
-        if is_archive:
-            for name in group:
-                images = ImageDataset.from_any(name)
-                paths = tuple(f"{name}/{path}" for path in images.paths)  # as it was typed
-                yield from _pieces(replace(images, root=None, paths=paths))
-        else:
+def _named(names: Iterable[str], *, follow: bool) -> Iterator[ImageDataset]:
+    """Yield files by their names, and what is in archives and stores among them."""
+    for kind, group in groupby(names, lambda name: _kind(name, follow=follow)):
+        if kind == "files":
             while chunk := list(islice(group, _CHUNK)):
-                yield ImageDataset.from_paths(chunk)
+                yield ImageDataset.from_paths(chunk, follow_urls=follow)
+            continue
+        for name in group:
+            if kind == "archive":
+                images = ImageDataset.from_any(name)
+            else:
+                images = ImageDataset.from_store(name, splits="none")
+            paths = tuple(f"{name.rstrip('/')}/{path}" for path in images.paths)  # as it was typed
+            yield from _pieces(replace(images, root=None, paths=paths))
+
+
+def _kind(name: str, *, follow: bool) -> str:
+    """Return what a name is of: an archive, a store, or files."""
+    address = as_address(name)
+    if address is None:
+        return "archive" if archive_ending(name) else "files"
+    return "store" if follow and is_bucket(address) and not is_image_name(address) else "files"
 
 
 def _pieces(images: ImageDataset) -> Iterator[ImageDataset]:

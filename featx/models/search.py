@@ -833,7 +833,7 @@ def default_taps(
 ) -> list[str] | dict[str, list[str]]:
     """Return the taps that are tried by backbone, only avg where images cannot be read again."""
     named = None if isinstance(data, Features) else find_named(CacheLayout.at(cache), data)
-    if named is not None and not (named.root and Path(named.root).exists()):
+    if named is not None and named.source != "packed" and not Path(named.root or "-").exists():
         return ["avg"]
     # A network of one's own has no blocks that are known.
     return {name: ["avg"] if ":" in name else ["avg", "inner"] for name in backbones}

@@ -16,7 +16,7 @@ from featx.auditing.findings import KINDS, Audit
 from featx.cache.features import Features
 from featx.exceptions import DatasetError
 from featx.extraction.report import data_report
-from featx.files.outputs import check_output
+from featx.files.outputs import as_target, check_output
 from featx.files.safe_json import Json
 from featx.finetuning.tuning import FineTuned
 from featx.images.reading import ReadingOptions
@@ -204,7 +204,7 @@ def report_result(
 
 def check_report(output: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Raise early what writing a page would raise: missing extras, a file that is in the way."""
-    check_output(Path(output), is_page, "page", force=overwrite)
+    check_output(as_target(output), is_page, "page", force=overwrite)
     require_extras()
 
 

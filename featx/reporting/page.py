@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.exceptions import MissingExtraError
-from featx.files.outputs import begins_with, check_output, written_whole
+from featx.files.outputs import as_target, begins_with, check_output, written_whole
 from featx.terminal import visible
 
 _START = "<!doctype html>\n<!-- A page made by featx"
@@ -39,7 +39,7 @@ def write_page(
     Parameters
     ----------
     target : path
-        Where the page goes; a page of featx there is replaced.
+        Where the page goes, also the address of an object; a page of featx there is replaced.
     template : str
         Name of a template that extends ``base.html``, such as ``"report.html"``.
     scripts : sequence of str
@@ -56,7 +56,7 @@ def write_page(
     OutputError
         If the file cannot be written, or would replace one that featx did not make.
     """
-    path = Path(target)
+    path = as_target(target)
     check_output(path, is_page, "page", force=overwrite)
     text = render_page(template, scripts=scripts, **values)
     with written_whole(path) as unfinished:

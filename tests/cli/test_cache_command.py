@@ -43,7 +43,7 @@ def damage(cache):
 
 def test_the_help_lists_every_command_with_examples():
     text = CliRunner().invoke(command, ["--help"]).output
-    for name in ("info", "verify", "repair", "gc", "merge"):
+    for name in ("info", "verify", "repair", "gc", "merge", "push", "pull"):
         assert f"\n  {name} " in text
         assert f"featx cache {name}" in command.commands[name].help
         assert CliRunner().invoke(command, [name, "--help"]).exit_code == 0

@@ -91,8 +91,6 @@ def test_missing_files_are_looked_for_nearby(photos, extract, monkeypatch):
     for wrong, near in (("RED/0.jpg", "red/0.jpg"), ("red/0.jpeg ", "red/0.jpg")):
         with pytest.raises(DatasetError, match=rf"taken from '{photos}'; '{near}' exists"):
             extract(table(photos, [f"{wrong},x"]))
-    with pytest.raises(DatasetError, match="is an address: download the file first"):
-        extract(table(photos, ["https://photos.org/1.jpg,x"]))
     with pytest.raises(DatasetError, match="is for the paths of a table"):
         extract(photos, root=".")
 

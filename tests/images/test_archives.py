@@ -131,6 +131,15 @@ def test_splits_and_what_is_left_out(tmp_path):
     }
 
 
+def test_a_name_of_a_split_can_be_stated(tmp_path):
+    files = {f"{s}/{name}": data for name, data in contents().items() for s in ("train", "pilot")}
+    path = write_zip(tmp_path / "a.zip", files)
+    with pytest.raises(DatasetError, match="'pilot' .* --splits pilot=test"):
+        ImageDataset.from_any(path)
+    data = ImageDataset.from_any(path, splits={"pilot": "test"})
+    assert sorted(data.splits) == ["test"] * 7 + ["train"] * 7
+
+
 def test_an_empty_class_is_told(tmp_path):
     path = write_tar(tmp_path / "a.tar", contents())
     with tarfile.open(path, "a") as tar:
