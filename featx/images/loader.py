@@ -62,6 +62,7 @@ _ENOUGH_FOR_PROCESSES = 500
 # that it waits for nobody.
 _CHUNKS_AHEAD = 3
 _NO_PIXELS = Decoded([], "", 0.0)
+_PIPE_BYTES = 1 << 20
 # So often a process may die while it works on no image, before the first of its images is blamed.
 _MOST_FRUITLESS = 2
 # So often a worker that waits for a store looks whether the run was stopped.
@@ -553,6 +554,7 @@ class WorkerProcess:
         except OSError:
             self._memory.close()
             raise
+        _widen(self._process.stdin)
         with suppress(_DiedError):  # what asks it for something will find out
             self.send(hello)
 
@@ -608,6 +610,15 @@ class WorkerProcess:
             return f"exit status {code}"
         lack = ", often for lack of memory" if code == -getattr(signal, "SIGKILL", 9) else ""
         return f"signal {-code}{lack}"
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let a pipe hold the content of a photograph, so that its writer need not wait."""
+    if pipe is not None and sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):  # the system allows so much, or less
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _package_folders() -> dict[str, str]:
