@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -191,6 +191,13 @@ class ImageDataset:
                 raise ImageError("not in the archive any more")
             return self.arrays[row]
         return read_file(self.file(index))
+
+    def place(self, index: int) -> tuple[Any, ...] | None:
+        """Return where an image lies in an archive, None where only `image` reads it."""
+        if not isinstance(self.arrays, PackedImages):
+            return None
+        row = index if self.rows is None else int(self.rows[index])
+        return None if row < 0 else self.arrays.place(row)
 
     def image(self, index: int) -> ImageData:
         """Return an array image as it was given, RGB of a PIL image, or the bytes of an image file.

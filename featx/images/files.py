@@ -54,6 +54,10 @@ class PackedImages(ABC):
     def __getitem__(self, index: int, /) -> bytes:
         """Return the bytes of one image file; `ImageError` says in short why not."""
 
+    def place(self, index: int) -> tuple[Any, ...] | None:
+        """Return the place of one for `featx.images.members`; None where only this reads it."""
+        return None
+
     @abstractmethod
     def stamps(self) -> NDArray[np.int64]:
         """Return what tells, unread, that an image is the same: a row of `STAMP` for each."""

@@ -131,6 +131,19 @@ def test_splits_and_what_is_left_out(tmp_path):
     }
 
 
+@pytest.mark.parametrize("door", ["photos.tar", "photos.tar.gz", "photos.zip"])
+def test_members_without_an_extension_are_tried_by_content(make, door):
+    files = contents() | {"ant/IMG_1": picture(50), "ant/notes": b"text", "bee/b.txt": picture(51)}
+    data = ImageDataset.from_any(make(door, files))
+    assert data.paths.count("ant/IMG_1") == 1
+    assert len(data) == 8
+    assert "1 file without a known extension" in " ".join(data.notes)
+    assert dict(zip(data.strays, data.stray_reasons, strict=True)) == {
+        "ant/notes": "no image extension",
+        "bee/b.txt": "no image extension",
+    }
+
+
 def test_a_name_of_a_split_can_be_stated(tmp_path):
     files = {f"{s}/{name}": data for name, data in contents().items() for s in ("train", "pilot")}
     path = write_zip(tmp_path / "a.zip", files)
@@ -270,6 +283,20 @@ def test_an_archive_that_goes_away_fails_its_rows(make, cache):
     path.unlink()
     with pytest.raises(DatasetError, match=r"none of the 7 images .* no such archive: photos\.tar"):
         featx.extract(data, cache=cache)
+
+
+@pytest.mark.parametrize("door", ["photos.tar", "photos.zip"])
+def test_an_archive_that_changes_under_a_run_gives_no_wrong_image(make, door):
+    data = ImageDataset.from_any(make(door))
+    make(door, {name: picture(500 + n) for n, name in enumerate(contents())})
+    with pytest.raises(ImageError, match=f"{door} has changed since it was listed"):
+        data.read(0)
+
+
+def test_systems_without_positions_of_their_own_read_too(make, monkeypatch):
+    monkeypatch.delattr(os, "pread", raising=False)
+    data = ImageDataset.from_any(make("photos.tar"))
+    assert [data.read(i) for i in (6, 0, 3)] == [list(contents().values())[i] for i in (6, 0, 3)]
 
 
 @pytest.mark.parametrize("door", ["photos.tar", "photos.tar.gz", "photos.zip"])
