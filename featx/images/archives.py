@@ -28,8 +28,14 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DatasetError, ImageError
-from featx.files.claims import UnsafeFileError, missing_path_error, reading_data, shortened
+from featx.exceptions import DatasetError, ImageError, reason
+from featx.files.claims import (
+    UnsafeFileError,
+    missing_path_error,
+    most_unpacked,
+    reading_data,
+    shortened,
+)
 from featx.files.identity import file_stamps
 from featx.files.safe_zip import count_members
 from featx.images.files import (
@@ -54,6 +60,9 @@ from featx.images.scan import (
 
 _UNPACKED: dict[str, Any] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 _MOST_MEMBERS = 5_000_000
+_MOST_HEADER_BYTES = 16 << 20
+# Images hardly shrink; uncompressed ones of one colour, and bombs, do.
+_MOST_RATIO = 200
 # Beside an image of WebDataset, by the name up to its first dot.
 _LABEL_FILES = ("cls", "json")
 _LABEL_KEYS = ("label", "labels", "class", "class_name", "cls", "target", "category")
@@ -145,17 +154,21 @@ class _Contents:
 
 
 class _Tape:
-    """A file of which the block that was read last is kept: zeros mark the end of a tar."""
+    """An unpacked tar, within bounds. The block that was read last is kept: zeros mark the end."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, file: IO[bytes], most_bytes: int) -> None:
+        self._file, self._most_bytes = file, most_bytes
         self.last = b""
 
     def read(self, size: int) -> bytes:
+        if size > _MOST_HEADER_BYTES:
+            raise UnsafeFileError(f"it has a header of {size:,} bytes")
         self.last = self._file.read(size)
         return self.last
 
     def seek(self, position: int) -> int:
+        if position > self._most_bytes:
+            raise UnsafeFileError(f"it claims to unpack to more than {self._most_bytes:,} bytes")
         return self._file.seek(position)
 
     def tell(self) -> int:
@@ -171,34 +184,43 @@ def _open_tar(path: Path) -> IO[bytes]:
 def _tar_contents(path: Path) -> _Contents:
     contents = _Contents()
     regular: dict[str, _Member] = {}
+    count = 0
     with _open_tar(path) as file:
-        tape: Any = _Tape(file)
-        # Its members are forgotten one by one: each takes a kilobyte.
-        with tarfile.open(fileobj=tape, mode="r:", errorlevel=2) as tar:
-            count = 0
-            while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]
-                count += 1
-                if count > _MOST_MEMBERS:
-                    raise UnsafeFileError(f"it has more than {_MOST_MEMBERS:,} entries")
-                member = _Member(info.name, info.offset_data, info.size)
-                if info.islnk():
-                    target = regular.get(info.linkname)
-                    if target is not None:  # the same content under another name
-                        contents.add(target._replace(name=info.name), "file")
-                        continue
-                if info.isreg() and not info.issparse():
-                    regular[info.name] = member
-                    contents.add(member, "file")
-                elif info.isdir():
-                    contents.add(member, "folder")
-                else:
-                    contents.add(member, "link" if info.issym() or info.islnk() else "other")
-        if tape.last.strip(b"\0") or len(tape.last) < tarfile.BLOCKSIZE:
-            raise UnsafeFileError(
-                f"it ends in the middle, after {count:,} entries: copy or make it again"
-            )
+        tape: Any = _Tape(file, most_unpacked(path.stat().st_size, _MOST_RATIO))
+        try:
+            with tarfile.open(fileobj=tape, mode="r:", errorlevel=2) as tar:
+                while (info := tar.next()) is not None:
+                    # Its members are forgotten one by one: each takes a kilobyte.
+                    tar.members = []  # type: ignore[attr-defined]
+                    count += 1
+                    if count > _MOST_MEMBERS:
+                        raise UnsafeFileError(f"it has more than {_MOST_MEMBERS:,} entries")
+                    _add_tar_entry(contents, info, regular)
+            whole = len(tape.last) == tarfile.BLOCKSIZE and not tape.last.strip(b"\0")
+        except (tarfile.ReadError, EOFError) as error:
+            if not count:
+                raise UnsafeFileError(f"it is no tar: {reason(error)}") from error
+            whole = False
+    if not whole:
+        raise UnsafeFileError(
+            f"it is damaged or ends in the middle, after {count:,} entries: copy or make it again"
+        )
     return contents
+
+
+def _add_tar_entry(contents: _Contents, info: tarfile.TarInfo, regular: dict[str, _Member]) -> None:
+    """Take one entry of a tar; `regular` keeps the files, which links may name."""
+    member = _Member(info.name, info.offset_data, info.size)
+    target = regular.get(info.linkname) if info.islnk() else None
+    if target is not None:  # the same content under another name
+        contents.add(target._replace(name=info.name), "file")
+    elif info.isreg() and not info.issparse():
+        regular[info.name] = member
+        contents.add(member, "file")
+    elif info.isdir():
+        contents.add(member, "folder")
+    else:
+        contents.add(member, "link" if info.issym() or info.islnk() else "other")
 
 
 # Zip

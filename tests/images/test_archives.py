@@ -392,7 +392,9 @@ def test_garbage_inside_a_tar_is_not_taken_for_its_end(make):
     second = 512 + -(-len(contents()["ant/000.png"]) // 512) * 512
     data[second : second + 512] = b"x" * 512
     path.write_bytes(data)
-    with pytest.raises(DatasetError, match="ends in the middle, after 1 entries"):
+    with pytest.raises(
+        DatasetError, match="ends in the middle, after 1 entries"
+    ):
         ImageDataset.from_any(path)
 
 
@@ -420,6 +422,19 @@ def test_a_member_that_unpacks_to_too_much_fails_alone(make, cache, monkeypatch)
     assert data.arrays.read(7, most_bytes=8 << 20) == bomb
     with pytest.raises(ImageError, match="too large"):
         data.arrays.read(7, most_bytes=1 << 20)
+
+
+def test_bombs_of_tar_are_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("featx.files.claims._HARMLESS_BYTES", 1 << 20)
+    path = write_tar(tmp_path / "a.tar.gz", {"a/0.png": bytes(64 << 20)}, mode="w:gz")
+    with pytest.raises(DatasetError, match="claims to unpack to more than"):
+        ImageDataset.from_any(path)
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a/0.png")
+        info.pax_headers = {"comment": "x" * (20 << 20)}
+        tar.addfile(info, io.BytesIO())
+    with pytest.raises(DatasetError, match="a header of 2"):
+        ImageDataset.from_any(tmp_path / "b.tar.gz")
 
 
 def test_a_changed_byte_in_a_zip_fails_one_row(make, cache):
