@@ -392,9 +392,7 @@ def test_garbage_inside_a_tar_is_not_taken_for_its_end(make):
     second = 512 + -(-len(contents()["ant/000.png"]) // 512) * 512
     data[second : second + 512] = b"x" * 512
     path.write_bytes(data)
-    with pytest.raises(
-        DatasetError, match="ends in the middle, after 1 entries"
-    ):
+    with pytest.raises(DatasetError, match="ends in the middle, after 1 entries"):
         ImageDataset.from_any(path)
 
 
