@@ -60,6 +60,7 @@ from featx.images.scan import (
 
 _UNPACKED: dict[str, Any] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 _MOST_MEMBERS = 5_000_000
+_INT64 = (1 << 63) - 1
 _MOST_HEADER_BYTES = 16 << 20
 # Images hardly shrink; uncompressed ones of one colour, and bombs, do.
 _MOST_RATIO = 200
@@ -238,7 +239,9 @@ def _zip_contents(path: Path) -> _Contents:
     for info in infos:
         name = info.filename.replace("\\", "/") if turned else info.filename
         method = ENCRYPTED if info.flag_bits & 1 else info.compress_type
-        member = _Member(name, info.header_offset, info.compress_size, method, info.CRC)
+        # A damaged list may claim numbers of any size; what is not there fails when it is read.
+        offset, size = (min(n, _INT64) for n in (info.header_offset, info.compress_size))
+        member = _Member(name, offset, size, method, info.CRC)
         kind = info.external_attr >> 28
         if name.endswith("/"):
             contents.add(member, "folder")
@@ -477,9 +480,9 @@ class ArchiveImages(PackedImages):
     ) -> None:
         self._paths = [path.absolute() for path in paths]
         self._shard = np.array(shards, np.int32)
-        # 26 bytes an image, where objects would take 200.
+        # 28 bytes an image, where objects would take 200.
         rows = [member[1:] for member in members]
-        self._members = np.array(rows, "i8,i8,i2,u4").view(np.recarray)
+        self._members = np.array(rows, "i8,i8,i4,u4").view(np.recarray)
         self._stamps = file_stamps(self._paths)
         self._open()
 

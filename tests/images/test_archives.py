@@ -457,6 +457,16 @@ def test_an_encrypted_member_fails_alone(make):
     assert images.read(1) == contents()["ant/001.png"]
 
 
+def test_an_unknown_compression_fails_alone(make):
+    path = make("stored.zip")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 10 : at + 12] = b"\xff\xff"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="compressed by method 65535"):
+        ImageDataset.from_any(path).read(0)
+
+
 @pytest.mark.parametrize("door", ["photos.tar", "photos.zip"])
 def test_too_many_entries_are_one_error(make, door, monkeypatch):
     monkeypatch.setattr(archives, "_MOST_MEMBERS", 6)
