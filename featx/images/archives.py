@@ -8,6 +8,7 @@ out of a folder are left out, and so are links.
 from __future__ import annotations
 
 import bz2
+import copy
 import glob
 import gzip
 import json
@@ -482,7 +483,7 @@ class ArchiveImages(PackedImages):
         self._shard = np.array(shards, np.int32)
         # 28 bytes an image, where objects would take 200.
         rows = [member[1:] for member in members]
-        self._members = np.array(rows, "i8,i8,i4,u4").view(np.recarray)
+        self._members = np.array(rows, "i8,i8,i4,u4")
         self._stamps = file_stamps(self._paths)
         self._open()
 
@@ -511,6 +512,15 @@ class ArchiveImages(PackedImages):
     def stamps(self) -> NDArray[np.int64]:
         """Return the stamp of the archive of each image, as it was when it was listed."""
         return self._stamps[self._shard]
+
+    def taken(self, rows: NDArray[np.int64]) -> PackedImages:
+        """Return some of the images, with their places only."""
+        if (rows < 0).any():
+            return super().taken(rows)
+        some = copy.copy(self)
+        some._shard, some._members = self._shard[rows], self._members[rows]
+        some._open()
+        return some
 
     def place(self, index: int) -> Place | None:
         """Return where an image lies, None where it is compressed together with others."""

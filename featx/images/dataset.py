@@ -260,6 +260,26 @@ class ImageDataset:
             rows=rows,
         )
 
+    def detached(self, indices: ArrayLike) -> ImageDataset:
+        """Return some of the images without labels, as a value that another process can read.
+
+        Its paths mean the same in another folder.
+        """
+        some = self.subset(indices)
+        root, arrays, rows = self.root, self.arrays, some.rows
+        if isinstance(arrays, PackedImages) and rows is not None:
+            arrays, rows = arrays.taken(rows), None
+        elif arrays is None and root is None:
+            root = Path.cwd()
+        return ImageDataset(
+            name=self.name,
+            root=root,
+            paths=some.paths,
+            arrays=arrays,
+            rows=rows,
+            column=self.column,
+        )
+
     def with_labels(
         self, labels: Iterable[object] | None, *, classes: Sequence[str] | None = None
     ) -> ImageDataset:
