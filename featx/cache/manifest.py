@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -27,6 +26,7 @@ from featx.cache.hdf5 import (
 from featx.cache.layout import CacheLayout, FileVersion, locked, publish
 from featx.cache.parts import (
     NUMBERS,
+    PART_NAME,
     STRINGS,
     Columns,
     MissingPartError,
@@ -48,7 +48,6 @@ STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
 MANIFEST_KIND = "featx-manifest"
 _IN_PARTS = 2  # the version of a manifest whose rows are in parts
-_DIGEST = re.compile("[0-9a-f]{64}")
 _OF_THE_WHOLE = ("name", "root", "blocks", "source", "strays", "column")
 _UNEDITED, _UNEDITED_KIND = "unedited", "featx-unedited"
 T = TypeVar("T", bound=np.generic)
@@ -321,25 +320,25 @@ def _blocks(header: dict[str, Any]) -> tuple[Block, ...]:
 
 def _parts(header: dict[str, Any]) -> list[Part]:
     parts = [Part(str(digest), int(rows)) for digest, rows in header.get("parts", ())]
-    if not all(_DIGEST.fullmatch(part.digest) for part in parts):
+    if not all(PART_NAME.fullmatch(part.file_name) for part in parts):
         raise CacheFormatError("a part has no digest for its name")
     return parts
 
 
-def read_manifest(path: Path, *, also: Sequence[Path] = ()) -> Manifest:
-    """Read a manifest, checking every digest; parts may be in some other folders, too."""
-    folders = [path.parent.parent / "parts", *also]
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest, checking every digest."""
     while True:
         with FileVersion(path) as version:
             try:
-                return _read_manifest(path, folders)
-            except MissingPartError:
-                # Those of a manifest that was replaced meanwhile may be gone.
+                return _read_manifest(path)
+            except CacheFormatError:
+                # The parts of a manifest that was replaced meanwhile may be gone.
                 if version.is_current():
                     raise
 
 
-def _read_manifest(path: Path, folders: Sequence[Path]) -> Manifest:
+def _read_manifest(path: Path) -> Manifest:
+    folder = path.parent.parent / "parts"
     with open_checked(path, MANIFEST_KIND, newest=_IN_PARTS) as file:
         header = _read_header(file)
         edits = header.get("edits", [])
@@ -347,9 +346,9 @@ def _read_manifest(path: Path, folders: Sequence[Path]) -> Manifest:
             raise CacheFormatError("the edits are not a list of objects")
         unedited = None
         if attribute(file, "version") == _IN_PARTS:
-            columns = read_parts(folders, _parts(header))
+            columns = read_parts(folder, _parts(header))
             if edits and _UNEDITED in header:
-                before = read_parts(folders, _parts(header[_UNEDITED]))
+                before = read_parts(folder, _parts(header[_UNEDITED]))
                 unedited = _before_edits(header, header[_UNEDITED]["classes"], before)
         else:
             columns = read_columns(file)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -45,6 +46,7 @@ OPTIONAL = ("ctime_ns", "birth_ns")
 PART_ROWS = 1_000_000
 _LEAST = 4  # a part has a quarter of these rows or more, apart from the last one
 PART_KIND = "featx-rows"
+PART_NAME = re.compile(r"[0-9a-f]{64}\.h5")
 _MOST_THREADS = 8
 
 
@@ -120,11 +122,11 @@ def write_parts(layout: CacheLayout, columns: Columns) -> list[Part]:
     return [_write_part(layout, columns, *cut) for cut in pairwise(_cuts(_numbers(columns, "key")))]
 
 
-def read_parts(folders: Sequence[Path], parts: Sequence[Part]) -> Columns:
-    """Return the rows of parts, each looked for in one folder after the other."""
+def read_parts(folder: Path, parts: Sequence[Part]) -> Columns:
+    """Return the rows of parts, one below the other."""
     different = set(parts)
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        read = pool.map(partial(_read_part, folders), different)
+        read = pool.map(partial(_read_part, folder), different)
         columns_of = dict(zip(different, read, strict=True))
     pieces = [columns_of[part] for part in parts] or [_no_rows()]
     columns: Columns = {
@@ -155,10 +157,11 @@ def touch_parts(layout: CacheLayout, parts: Iterable[Part]) -> None:
     for part in parts:
         path = layout.parts / part.file_name
         try:
-            with suppress(PermissionError):  # another user's
-                os.utime(path)
+            os.utime(path)
         except FileNotFoundError as error:
             raise MissingPartError(f"the part {path} is missing") from error
+        except OSError:
+            continue  # of another user, or on a disk that cannot be written
 
 
 def is_sound(path: Path, part: Part) -> bool:
@@ -168,17 +171,15 @@ def is_sound(path: Path, part: Part) -> bool:
     return False
 
 
-def _read_part(folders: Sequence[Path], part: Part) -> Columns:
-    paths = [folder / part.file_name for folder in folders]
-    for path in paths:
-        with suppress(FileNotFoundError):
-            found, columns = read_part(path)
-            if found != part:
-                raise CacheFormatError(
-                    f"{path}: expected {part.rows:,} rows, received {found.rows:,}"
-                )
-            return columns
-    raise MissingPartError(f"its part {paths[0]} is missing")
+def _read_part(folder: Path, part: Part) -> Columns:
+    path = folder / part.file_name
+    try:
+        stored, columns = read_part(path)
+    except FileNotFoundError as error:
+        raise MissingPartError(f"its part {path} is missing") from error
+    if stored != part:
+        raise CacheFormatError(f"{path}: expected {part.rows:,} rows, received {stored.rows:,}")
+    return columns
 
 
 def _write_part(layout: CacheLayout, columns: Columns, start: int, stop: int) -> Part:
