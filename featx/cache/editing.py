@@ -12,7 +12,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Literal
@@ -136,11 +136,18 @@ def _labels_of(keys: Iterable[str], manifest: Manifest | None) -> dict[str, set[
     if manifest is None or not looked_up:
         return labels
     names = [*(manifest.classes or ()), ""]
-    for row in manifest.usable.tolist():
-        key = manifest.key[row].tobytes()
-        if key in looked_up:
-            labels.setdefault(key.hex(), set()).add(names[manifest.label[row]])
+    rows = manifest.usable
+    for row in rows[_with_keys(manifest.key[rows], looked_up)].tolist():
+        labels.setdefault(manifest.key[row].tobytes().hex(), set()).add(names[manifest.label[row]])
     return labels
+
+
+def _with_keys(keys: Keys, sought: Collection[bytes]) -> NDArray[np.intp]:
+    """Return the rows that have one of some keys."""
+    heads = np.frombuffer(b"".join(key[:8].ljust(8) for key in sought), np.uint64)
+    rows = np.flatnonzero(np.isin(np.ascontiguousarray(keys[:, :8]).view(np.uint64)[:, 0], heads))
+    fits = [row for row in rows.tolist() if keys[row].tobytes() in sought]
+    return np.array(fits, np.intp)
 
 
 def label_conflicts(manifest: Manifest) -> list[dict[str, str]]:
@@ -168,9 +175,8 @@ def label_conflicts(manifest: Manifest) -> list[dict[str, str]]:
 def _relabel(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
     labels = [edit["classes"].get(name, name) for name in manifest.label_names]
     by_key = {bytes.fromhex(key): label for key, label in edit["keys"].items()}
-    if by_key:
-        for row, key in enumerate(manifest.key):
-            labels[row] = by_key.get(key.tobytes(), labels[row])
+    for row in _with_keys(manifest.key, by_key).tolist():
+        labels[row] = by_key[manifest.key[row].tobytes()]
     return with_labels(manifest, labels)
 
 
