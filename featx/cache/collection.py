@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -159,24 +159,33 @@ class _Collector:
 
     def clean_parts(self, *, dry_run: bool) -> list[int]:
         """Remove parts that no manifest names, and return their sizes in bytes."""
-        sizes: list[int] = []
         for _ in range(_ATTEMPTS):
             if self.changed():
                 self.read()
-            with nullcontext() if dry_run else locked(self.layout.datasets):
+            unused = self.unused_parts()
+            if dry_run or not unused:
+                return list(unused.values())
+            with locked(self.layout.datasets):
                 if self.changed():
                     continue
-                for path in filter(_is_part, list_folder(self.layout.parts)):
-                    with suppress(FileNotFoundError):
-                        status = path.stat()
-                        age_s = time.time() - status.st_mtime
-                        if path.name not in self.parts and age_s > max(self.older_than_s, _HOUR_S):
-                            sizes.append(status.st_size)
-                            if not dry_run:
-                                with writing(path):
-                                    path.unlink()
-            break
-        return sizes
+                unused = self.unused_parts()  # some may be counted on by now
+                for path in unused:
+                    with writing(path):
+                        path.unlink(missing_ok=True)
+                return list(unused.values())
+        return []
+
+    def unused_parts(self) -> dict[Path, int]:
+        """Return the parts that no manifest names and nobody counted on lately, with sizes."""
+        unused = {}
+        for path in list_folder(self.layout.parts):
+            if path.name in self.parts or not PART_NAME.fullmatch(path.name):
+                continue
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                if time.time() - status.st_mtime > max(self.older_than_s, _HOUR_S):
+                    unused[path] = status.st_size
+        return unused
 
     def current_stamp(self) -> Stamp:
         stamp = []
@@ -310,10 +319,6 @@ class _Collector:
         return groups, SpaceCollection(
             folder.name, used, rows=rows_used, shards_young=young, damaged=damaged
         )
-
-
-def _is_part(path: Path) -> bool:
-    return PART_NAME.fullmatch(path.name) is not None
 
 
 def _report(stays: SpaceCollection, groups: list[_Group], *, removed: bool) -> SpaceCollection:

@@ -173,11 +173,13 @@ def label_conflicts(manifest: Manifest) -> list[dict[str, str]]:
 
 
 def _relabel(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
-    labels = [edit["classes"].get(name, name) for name in manifest.label_names]
+    names = [edit["classes"].get(name, name) for name in manifest.classes or ()]
     by_key = {bytes.fromhex(key): label for key, label in edit["keys"].items()}
+    new = {label: len(names) + number for number, label in enumerate(set(by_key.values()))}
+    codes = manifest.label.copy()
     for row in _with_keys(manifest.key, by_key).tolist():
-        labels[row] = by_key[manifest.key[row].tobytes()]
-    return with_labels(manifest, labels)
+        codes[row] = new[by_key[manifest.key[row].tobytes()]]
+    return _with_codes(manifest, codes, [*names, *new])
 
 
 def assign_splits(
@@ -272,7 +274,7 @@ def _absolute(manifest: Manifest) -> Manifest:
 
 def _take(manifest: Manifest, rows: NDArray[np.intp]) -> Manifest:
     taken = restated(manifest.take(rows))
-    return with_labels(taken, taken.label_names)
+    return _with_codes(taken, taken.label, taken.classes or ())
 
 
 def restated(manifest: Manifest) -> Manifest:
@@ -286,12 +288,18 @@ def restated(manifest: Manifest) -> Manifest:
 
 def with_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
     """Label all rows; classes keep their order, new ones follow, those without a row vanish."""
-    used = set(labels) - {""}
+    code = {name: number for number, name in enumerate(set(labels))}
+    return _with_codes(manifest, np.array([code[name] for name in labels], np.int32), list(code))
+
+
+def _with_codes(manifest: Manifest, codes: NDArray[np.int32], names: Sequence[str]) -> Manifest:
+    """Label all rows by codes of names, of which some may be alike or empty; see `with_labels`."""
+    used = {names[code] for code in np.unique(codes).tolist() if code >= 0} - {""}
     old = [name for name in manifest.classes or () if name in used]
     classes = (*old, *sorted(used.difference(old)))
-    code = {name: number for number, name in enumerate(classes)} | {"": -1}
-    codes = np.array([code[name] for name in labels], np.int32)
-    return manifest.changed(classes=classes or None, label=codes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    new_codes = np.array([*(numbers.get(name, -1) for name in names), -1], np.int32)
+    return manifest.changed(classes=classes or None, label=new_codes[codes])
 
 
 _APPLY: dict[str, Callable[[Manifest, Edit, Manifest | None], Manifest]] = {
