@@ -144,7 +144,7 @@ class Strings(Sequence[str]):
         return data[start : int(ends[row])].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        for block in self._blocks(len(self)):
+        for block in self._blocks():
             yield from _decoded(self.span(*block))
 
     def __contains__(self, value: object) -> bool:
@@ -261,21 +261,21 @@ class Strings(Sequence[str]):
             rows[number] = max(fits, default=-1)
         return rows
 
-    def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
+    def _blocks(self) -> Iterator[tuple[int, int]]:
         """Yield the rows in blocks that lie in one piece each."""
         for first, last in pairwise(self.bounds):
-            for start in range(first, min(last, count), _BLOCK_ROWS):
-                yield start, min(start + _BLOCK_ROWS, last, count)
+            for start in range(first, last, _BLOCK_ROWS):
+                yield start, min(start + _BLOCK_ROWS, last)
 
     def _side_by_side(self, other: Strings) -> Iterator[tuple[Text, Text]]:
-        for block in self._blocks(len(self)):
+        for block in self._blocks():
             yield self.span(*block), other.span(*block)
 
     def _hashes(self) -> NDArray[np.uint64]:
         """Return a number for each row: the sum of its bytes, each times a number of its place."""
         hashes = np.zeros(len(self), np.uint64)
         weights = _weights(0)
-        for start, stop in self._blocks(len(self)):
+        for start, stop in self._blocks():
             data, ends, _ = self.span(start, stop)
             sizes = np.diff(ends, prepend=0)
             rows = np.flatnonzero(sizes)

@@ -145,10 +145,10 @@ def create(path: Path) -> Iterator[h5py.File]:
                 raise target.error
 
 
-def write_array(group: h5py.Group, name: str, values: Values, kind: str) -> None:
-    """Write a contiguous, uncompressed array with its type, version and digest."""
+def write_array(group: h5py.Group, name: str, values: Values, kind: str) -> str:
+    """Write a contiguous, uncompressed array with its type and version; return its digest."""
     little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    write_chunks(group, name, little.shape, little.dtype, [little], kind)
+    return write_chunks(group, name, little.shape, little.dtype, [little], kind)
 
 
 def write_chunks(
@@ -158,7 +158,7 @@ def write_chunks(
     dtype: np.dtype[np.generic],
     chunks: Iterable[Values],
     kind: str,
-) -> None:
+) -> str:
     """Write an array as `write_array` does, one chunk of rows after the other."""
     dataset = group.create_dataset(name, shape, dtype, track_times=False)
     digest, start = hashlib.sha256(), 0
@@ -170,15 +170,16 @@ def write_chunks(
         start += len(values)
     tag(dataset, kind)
     dataset.attrs["sha256"] = np.bytes_(digest.hexdigest())
+    return digest.hexdigest()
 
 
-def write_strings(group: h5py.Group, name: str, values: Sequence[str]) -> None:
-    """Write a column of strings: their UTF-8 bytes end to end, and where each one ends."""
+def write_strings(group: h5py.Group, name: str, values: Sequence[str]) -> tuple[str, str]:
+    """Write strings as their UTF-8 bytes end to end, and where each ends; return both digests."""
     text = Strings.of(values).span(0, len(values))
     column = group.create_group(name)
     tag(column, "featx-strings")
-    write_array(column, "ends", text.ends, "featx-array")
-    write_array(column, "bytes", text.data, "featx-array")
+    ends = write_array(column, "ends", text.ends, "featx-array")
+    return write_array(column, "bytes", text.data, "featx-array"), ends
 
 
 @contextmanager
@@ -306,7 +307,7 @@ class MappedFile:
             list(pool.map(self._check, arrays, sizes))
 
     def _check(self, array: Array, size: int) -> None:
-        # Read, not mapped, as `Array.check` does.
+        # Read, not mapped, as in `Array.check`, and by the descriptor: while the file is open.
         digest = hashlib.sha256()
         for start in range(array.offset, array.offset + size, _CHUNK_BYTES):
             left = array.offset + size - start

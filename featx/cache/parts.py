@@ -78,12 +78,54 @@ def unknown_numbers(rows: int) -> Numbers[np.int64]:
 
 def write_columns(group: h5py.Group, columns: Columns) -> None:
     """Write the rows of a manifest into the manifest itself."""
-    for name in STRINGS:
-        write_strings(group, name, _strings(columns, name))
-    for name, dtype in NUMBERS.items():
-        values = np.asarray(_numbers(columns, name).values, dtype)
-        if name not in OPTIONAL or (values != -1).any():
-            write_array(group, name, values, "featx-array")
+    _Rows(columns, 0, len(columns["key"])).write(group)
+
+
+class _Rows:
+    """Some rows as they are written, and the digests of their arrays that are known."""
+
+    def __init__(self, columns: Columns, start: int, stop: int, *, sparse: bool = False) -> None:
+        self._texts: dict[str, Text] = {}
+        self._numbers: dict[str, Values] = {}
+        self.digests: dict[str, str] = {}
+        for name in STRINGS:
+            text = _strings(columns, name).span(start, stop)
+            if len(text.data) or not sparse:
+                self._texts[name] = text
+                self._state(name, *(text.digests or ("", "")))
+        for name, dtype in NUMBERS.items():
+            values, digest = _numbers(columns, name).span(start, stop)
+            if name not in OPTIONAL or (digest != "" and (values != -1).any()):
+                self._numbers[name] = np.asarray(values, dtype)
+                self.digests[name] = digest or ""
+
+    def _state(self, name: str, text: str, ends: str) -> None:
+        self.digests[f"{name}/bytes"], self.digests[f"{name}/ends"] = text, ends
+
+    def name(self) -> str:
+        """Return the digest that names a part of these rows."""
+        for name, text in self._texts.items():
+            if not self.digests[f"{name}/bytes"]:
+                self._state(name, _sha256(text.data), _sha256(text.ends))
+        for name, values in self._numbers.items():
+            self.digests[name] = self.digests[name] or _sha256(values)
+        return _name_of(self.digests)
+
+    def write(self, group: h5py.Group) -> None:
+        """Write the rows; `CacheFormatError` where they are no more what their digests say."""
+        written: dict[str, str] = {}
+        for name, text in self._texts.items():
+            digests = write_strings(group, name, Strings([text]))
+            written[f"{name}/bytes"], written[f"{name}/ends"] = digests
+        for name, values in self._numbers.items():
+            written[name] = write_array(group, name, values, "featx-array")
+        changed = [
+            name for name, digest in written.items() if self.digests[name] not in ("", digest)
+        ]
+        if changed:
+            raise CacheFormatError(
+                f"{changed[0]} has changed on the disk since it was read: run `featx cache verify`"
+            )
 
 
 def read_columns(group: h5py.Group, *, sparse: bool = False) -> Columns:
@@ -124,17 +166,17 @@ def write_parts(layout: CacheLayout, columns: Columns) -> list[Part]:
 
 def read_parts(folder: Path, parts: Sequence[Part]) -> Columns:
     """Return the rows of parts, one below the other."""
-    different = set(parts)
+    different = list(dict.fromkeys(parts))
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         read = pool.map(partial(_read_part, folder), different)
         columns_of = dict(zip(different, read, strict=True))
     pieces = [columns_of[part] for part in parts] or [_no_rows()]
     columns: Columns = {
-        name: Strings([text for one in pieces for text in _strings(one, name).pieces])
+        name: Strings([text for rows in pieces for text in _strings(rows, name).pieces])
         for name in STRINGS
     }
     for name in NUMBERS:
-        numbers = [_numbers(one, name) for one in pieces]
+        numbers = [_numbers(rows, name) for rows in pieces]
         columns[name] = Numbers(
             [array for column in numbers for array in column.pieces],
             [digest for column in numbers for digest in column.digests],
@@ -183,29 +225,13 @@ def _read_part(folder: Path, part: Part) -> Columns:
 
 
 def _write_part(layout: CacheLayout, columns: Columns, start: int, stop: int) -> Part:
-    arrays: dict[str, Values] = {}
-    digests: dict[str, str] = {}
-    texts: dict[str, Text] = {}
-    for name in STRINGS:
-        text = _strings(columns, name).span(start, stop)
-        if len(text.data):
-            texts[name] = text
-            stated = text.digests or (_sha256(text.data), _sha256(text.ends))
-            digests[f"{name}/bytes"], digests[f"{name}/ends"] = stated
-    for name, dtype in NUMBERS.items():
-        values, digest = _numbers(columns, name).span(start, stop)
-        if name not in OPTIONAL or (digest != "" and (values != -1).any()):
-            arrays[name] = np.asarray(values, dtype)
-            digests[name] = digest or _sha256(arrays[name])
-    part = Part(_name_of(digests), stop - start)
+    rows = _Rows(columns, start, stop, sparse=True)
+    part = Part(rows.name(), stop - start)
 
     def write(temporary: Path) -> None:
         with create(temporary) as file:
             tag(file, PART_KIND)
-            for name, text in texts.items():
-                write_strings(file, name, Strings([text]))
-            for name, values in arrays.items():
-                write_array(file, name, values, "featx-array")
+            rows.write(file)
 
     path = layout.parts / part.file_name
     if not is_sound(path, part):

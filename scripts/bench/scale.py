@@ -102,8 +102,8 @@ else:
     path = layout.dataset("synthetic")
     manifest, *figures = measured(lambda: read_manifest(path))
     assert len(manifest) == n
-    _, *found = measured(lambda: manifest.path.find([manifest.path[n // 2]]))
-    figures += found[:1]
+    _, *search = measured(lambda: manifest.path.find([manifest.path[n // 2]]))
+    figures += search[:1]
     _, *renamed = measured(lambda: rename_dataset(layout, "synthetic", "other"))
     rename_dataset(layout, "other", "synthetic")
     print(json.dumps([*figures, *renamed[:1]]))
@@ -172,12 +172,12 @@ def manifests(most: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             runs = 3 if rows < 100_000_000 else 1
             size, count, *write = measure(MANIFEST, folder, str(rows), "write", runs=runs)
-            *opened, private, found, renamed = measure(
+            *opened, private, search, renamed = measure(
                 MANIFEST, folder, str(rows), "read", runs=runs
             )
         seconds = " | ".join(f"{value:.2f}" for value in (*write, *opened))
         print(
-            f"| {rows:,} | {count:.0f} | {size:,.0f} | {seconds} | {private:.1f} | {found:.2f} | "
+            f"| {rows:,} | {count:.0f} | {size:,.0f} | {seconds} | {private:.1f} | {search:.2f} | "
             f"{renamed:.2f} |",
             flush=True,
         )

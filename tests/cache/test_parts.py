@@ -243,6 +243,19 @@ def test_a_writer_that_is_killed_before_its_manifest_loses_nothing(layout, manif
 # Damage
 
 
+def test_rows_that_change_on_the_disk_after_they_were_read_get_no_digest(layout, manifest):
+    path = write_manifest(layout, manifest)
+    opened = read_manifest(path)
+    part = layout.parts / read_heading(path).parts[1].file_name
+    whole = part.read_bytes()
+    position = whole.index("蟻/".encode())
+    with part.open("r+b") as file:  # in place, as a failing disk does
+        file.seek(position)
+        file.write(b"x")
+    with pytest.raises(CacheFormatError, match="path/bytes has changed on the disk"):
+        write_manifest(layout, opened.changed(name="other"))
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-600])
 
