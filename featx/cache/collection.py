@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, publish_bytes, writing
 from featx.cache.manifest import read_heading, read_manifest
-from featx.cache.parts import PART_NAME
+from featx.cache.manifest_parts import PART_NAME
 from featx.cache.records import damage_of
 from featx.cache.repair import check_is_cache, spec_digits
 from featx.cache.shard import SHARD_BYTES, Part, Shard, read_shard, write_parts

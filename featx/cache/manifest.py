@@ -24,13 +24,13 @@ from featx.cache.hdf5 import (
     write_strings,
 )
 from featx.cache.layout import CacheLayout, FileVersion, locked, publish
-from featx.cache.parts import (
+from featx.cache.manifest_parts import (
     NUMBERS,
     PART_NAME,
     STRINGS,
     Columns,
+    ManifestPart,
     MissingPartError,
-    Part,
     fits_one_file,
     read_columns,
     read_parts,
@@ -262,7 +262,10 @@ def _write_whole(manifest: Manifest, unedited: Manifest | None, path: Path) -> N
 
 
 def write_heading(
-    manifest: Manifest, parts: Sequence[Part], unedited: Sequence[Part] | None, path: Path
+    manifest: Manifest,
+    parts: Sequence[ManifestPart],
+    unedited: Sequence[ManifestPart] | None,
+    path: Path,
 ) -> None:
     """Write a manifest whose rows are in parts, those before its edits too, where these are known.
 
@@ -298,7 +301,7 @@ class Heading(NamedTuple):
     name: str
     root: str
     blocks: tuple[Block, ...]
-    parts: tuple[Part, ...] = ()  # that it names, those of the rows before edits too
+    parts: tuple[ManifestPart, ...] = ()  # that it names, those of the rows before edits too
 
 
 def read_heading(path: Path) -> Heading:
@@ -318,8 +321,8 @@ def _blocks(header: dict[str, Any]) -> tuple[Block, ...]:
     return tuple(Block(*block) for block in header["blocks"])
 
 
-def _parts(header: dict[str, Any]) -> list[Part]:
-    parts = [Part(str(digest), int(rows)) for digest, rows in header.get("parts", ())]
+def _parts(header: dict[str, Any]) -> list[ManifestPart]:
+    parts = [ManifestPart(str(digest), int(rows)) for digest, rows in header.get("parts", ())]
     if not all(PART_NAME.fullmatch(part.file_name) for part in parts):
         raise CacheFormatError("a part has no digest for its name")
     return parts

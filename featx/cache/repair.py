@@ -32,7 +32,7 @@ from featx.cache.manifest import (
     read_heading,
     read_manifest,
 )
-from featx.cache.parts import PART_KIND, read_part
+from featx.cache.manifest_parts import PART_KIND, read_part
 from featx.cache.shard import OtherSpecError, Shard, read_shard, stated_digest
 from featx.cache.space import KeyIndex, read_spec
 from featx.exceptions import CacheError, CacheFormatError

@@ -23,6 +23,7 @@ import numpy as np
 
 from featx.cache.layout import CacheLayout, list_shards
 from featx.cache.manifest import Manifest, read_heading, read_manifest, write_manifest
+from featx.cache.manifest_parts import ManifestPart, is_sound
 from featx.cache.merging import (
     FeaturesGone,
     MergedDataset,
@@ -32,7 +33,6 @@ from featx.cache.merging import (
     settle_dataset,
     skip,
 )
-from featx.cache.parts import Part, is_sound
 from featx.cache.repair import Finding, check_is_cache
 from featx.cache.shard import read_shard
 from featx.cache.space import FeatureSpace, read_spec
@@ -253,7 +253,7 @@ def _bring_parts(course: _Course, file: Path) -> list[Path]:
     return fetched
 
 
-def _lend_parts(layout: CacheLayout, parts: Iterable[Part], other: CacheLayout) -> None:
+def _lend_parts(layout: CacheLayout, parts: Iterable[ManifestPart], other: CacheLayout) -> None:
     """Let another cache use the parts that this one has, without a copy where links can be made."""
     other.parts.mkdir(parents=True, exist_ok=True)
     for part in parts:

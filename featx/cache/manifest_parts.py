@@ -50,7 +50,7 @@ PART_NAME = re.compile(r"[0-9a-f]{64}\.h5")
 _MOST_THREADS = 8
 
 
-class Part(NamedTuple):
+class ManifestPart(NamedTuple):
     """Rows that lie in a file of their own."""
 
     digest: str  # of the digests of its arrays; names the file
@@ -159,12 +159,12 @@ def read_columns(group: h5py.Group, *, sparse: bool = False) -> Columns:
     return columns
 
 
-def write_parts(layout: CacheLayout, columns: Columns) -> list[Part]:
+def write_parts(layout: CacheLayout, columns: Columns) -> list[ManifestPart]:
     """Write rows as parts, but those that are there and whole; return which they are."""
     return [_write_part(layout, columns, *cut) for cut in pairwise(_cuts(_numbers(columns, "key")))]
 
 
-def read_parts(folder: Path, parts: Sequence[Part]) -> Columns:
+def read_parts(folder: Path, parts: Sequence[ManifestPart]) -> Columns:
     """Return the rows of parts, one below the other."""
     different = list(dict.fromkeys(parts))
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
@@ -184,17 +184,17 @@ def read_parts(folder: Path, parts: Sequence[Part]) -> Columns:
     return columns
 
 
-def read_part(path: Path) -> tuple[Part, Columns]:
+def read_part(path: Path) -> tuple[ManifestPart, Columns]:
     """Read a part and check that its name is that of its content."""
     with open_checked(path, PART_KIND) as file:
         columns = read_columns(file, sparse=True)
         digests = dict(_digests(columns))
         if (digest := _name_of(digests)) != path.stem:
             raise CacheFormatError(f"its content has the digest {digest}, which is not its name")
-        return Part(digest, len(columns["key"])), columns
+        return ManifestPart(digest, len(columns["key"])), columns
 
 
-def touch_parts(layout: CacheLayout, parts: Iterable[Part]) -> None:
+def touch_parts(layout: CacheLayout, parts: Iterable[ManifestPart]) -> None:
     """Tell collections that parts are counted on; `MissingPartError` where one is gone."""
     for part in parts:
         path = layout.parts / part.file_name
@@ -206,14 +206,14 @@ def touch_parts(layout: CacheLayout, parts: Iterable[Part]) -> None:
             continue  # of another user, or on a disk that cannot be written
 
 
-def is_sound(path: Path, part: Part) -> bool:
+def is_sound(path: Path, part: ManifestPart) -> bool:
     """Return whether a part is there and whole."""
     with suppress(CacheFormatError, FileNotFoundError):
         return read_part(path)[0] == part
     return False
 
 
-def _read_part(folder: Path, part: Part) -> Columns:
+def _read_part(folder: Path, part: ManifestPart) -> Columns:
     path = folder / part.file_name
     try:
         stored, columns = read_part(path)
@@ -224,9 +224,9 @@ def _read_part(folder: Path, part: Part) -> Columns:
     return columns
 
 
-def _write_part(layout: CacheLayout, columns: Columns, start: int, stop: int) -> Part:
+def _write_part(layout: CacheLayout, columns: Columns, start: int, stop: int) -> ManifestPart:
     rows = _Rows(columns, start, stop, sparse=True)
-    part = Part(rows.name(), stop - start)
+    part = ManifestPart(rows.name(), stop - start)
 
     def write(temporary: Path) -> None:
         with create(temporary) as file:

@@ -27,8 +27,8 @@ from featx.cache.manifest import (
     same_manifest,
     write_manifest,
 )
+from featx.cache.manifest_parts import PART_ROWS
 from featx.cache.pack import pack_dataset
-from featx.cache.parts import PART_ROWS
 from featx.exceptions import CacheFormatError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr("featx.cache.parts.PART_ROWS", 16)
+    monkeypatch.setattr("featx.cache.manifest_parts.PART_ROWS", 16)
 
 
 @pytest.fixture
@@ -420,7 +420,7 @@ print(len(manifest), private_mib() - before)
 def test_a_million_rows_are_opened_without_a_copy(layout, kit, monkeypatch, rows):
     # In one file, and in parts of a million at most.
     count = 1_000_000 + (rows == 16)
-    monkeypatch.setattr("featx.cache.parts.PART_ROWS", 1_000_000)
+    monkeypatch.setattr("featx.cache.manifest_parts.PART_ROWS", 1_000_000)
     keys = np.random.default_rng(0).integers(0, 256, (count, 32), dtype=np.uint8)
     path = write_manifest(layout, kit.dataset("photos", keys))
     assert version(path) == 1 + (rows == 16)
