@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -42,7 +43,9 @@ _LOG = logging.getLogger("featx")
 class DatasetRecord:
     """What is known of a dataset before, during and after a run: its images, keys and manifest."""
 
-    def __init__(self, job: Job, name: str | None = None) -> None:
+    def __init__(
+        self, job: Job, name: str | None = None, shard: tuple[int, int] | None = None
+    ) -> None:
         assert job.layout is not None
         self._layout = job.layout
         self._blocks = job.blocks
@@ -58,6 +61,7 @@ class DatasetRecord:
         self._stats = _stat(self.images)
         self.ledger = Ledger.blank(len(self.images))
         self.trusted = np.zeros(len(self.images), np.bool_)
+        self.wanted = None if shard is None else _in_shard(self.images.paths, *shard)
         if self._earlier is not None:
             self._trust(self._earlier)
 
@@ -119,7 +123,10 @@ class DatasetRecord:
         def make(current: Manifest | None) -> Manifest:
             self._check_name(fresh, current)
             used[:] = spaces
-            return self._caught_up(self._promised(fresh, stages, complete), current, used)
+            whole = fresh
+            if self.wanted is not None and current is not None:
+                whole = _with_others(fresh, current, ~self.wanted)
+            return self._caught_up(self._promised(whole, stages, complete), current, used)
 
         def worse(manifest: Manifest, current: Manifest | None) -> bool:
             return (not complete or not len(manifest.usable)) and _loses(manifest, current)
@@ -259,6 +266,35 @@ class DatasetRecord:
                 blocks.append(block)
                 used.append(space)
         return blocks
+
+
+def _in_shard(paths: Sequence[str], number: int, count: int) -> NDArray[np.bool_]:
+    """Return which paths are in one of several shares, whatever other paths there are."""
+    if not 1 <= number <= count:
+        raise DatasetError(
+            "expected a share from 1 to their number, such as --shard 1/4 (shard=(1, 4)), "
+            f"received {number}/{count}"
+        )
+    sums = np.fromiter((zlib.crc32(os.fsencode(path)) for path in paths), np.uint32, len(paths))
+    return np.asarray(sums % count == number - 1)
+
+
+def _with_others(fresh: Manifest, current: Manifest, others: NDArray[np.bool_]) -> Manifest:
+    """Return a manifest with what runs of other shares wrote of `others`, which this run left."""
+    row_of = {path: row for row, path in enumerate(current.path)}
+    rows = np.flatnonzero(others & (fresh.status == PENDING)).tolist()
+    pairs = [(row, row_of[fresh.path[row]]) for row in rows if fresh.path[row] in row_of]
+    if not pairs:
+        return fresh
+    here, there = np.array(pairs, np.intp).T
+    columns: dict[str, NDArray[np.generic]] = {}
+    for name in ("key", "status", *STAMP):
+        columns[name] = getattr(fresh, name).copy()
+        columns[name][here] = getattr(current, name)[there]
+    reasons = list(fresh.reason)
+    for row, other in pairs:
+        reasons[row] = current.reason[other]
+    return replace(fresh, reason=reasons, **columns)  # type: ignore[arg-type]
 
 
 def _with_unread(fresh: Manifest, earlier: Manifest, paths: Sequence[str]) -> Manifest:
