@@ -281,20 +281,17 @@ def _in_shard(paths: Sequence[str], number: int, count: int) -> NDArray[np.bool_
 
 def _with_others(fresh: Manifest, current: Manifest, others: NDArray[np.bool_]) -> Manifest:
     """Return a manifest with what runs of other shares wrote of `others`, which this run left."""
-    row_of = {path: row for row, path in enumerate(current.path)}
-    rows = np.flatnonzero(others & (fresh.status == PENDING)).tolist()
-    pairs = [(row, row_of[fresh.path[row]]) for row in rows if fresh.path[row] in row_of]
-    if not pairs:
+    here = np.flatnonzero(others & (fresh.status == PENDING))
+    there = current.path.find(fresh.path.take(here))
+    here, there = here[there >= 0], there[there >= 0]
+    if not len(here):
         return fresh
-    here, there = np.array(pairs, np.intp).T
     columns: dict[str, NDArray[np.generic]] = {}
     for name in ("key", "status", *STAMP):
         columns[name] = getattr(fresh, name).copy()
         columns[name][here] = getattr(current, name)[there]
-    reasons = list(fresh.reason)
-    for row, other in pairs:
-        reasons[row] = current.reason[other]
-    return replace(fresh, reason=reasons, **columns)  # type: ignore[arg-type]
+    reasons = fresh.reason.changed(here, current.reason.take(there))
+    return fresh.changed(reason=reasons, **columns)
 
 
 def _with_unread(fresh: Manifest, earlier: Manifest, paths: Sequence[str]) -> Manifest:
