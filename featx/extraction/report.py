@@ -72,7 +72,7 @@ def data_report(
 ) -> dict[str, object]:
     """Return what is known of a dataset, and of its images as they were read, as JSON types."""
     rows = manifest.usable
-    splits = Counter(manifest.split[row] for row in rows) if any(manifest.split) else Counter()
+    splits = Counter(manifest.split.take(rows)) if manifest.split.any() else Counter[str]()
     edited = any(edit["edit"] == "split" for edit in manifest.edits)
     names = {} if images is None or edited else dict(images.split_names)
     notes = [] if images is None else list(images.notes)
