@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, publish_bytes, writing
 from featx.cache.manifest import read_manifest
 from featx.cache.records import damage_of
 from featx.cache.repair import check_is_cache, spec_digits
 from featx.cache.shard import SHARD_BYTES, Part, Shard, read_shard, write_parts
-from featx.cache.space import KeyIndex
+from featx.cache.space import INDEX_ROWS, open_space
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.identity import Keys, copies, stamp_of, whole_keys
 
@@ -200,6 +201,10 @@ class _Collector:
             with locked(self.layout.datasets):
                 removed = not self.changed() and self.is_empty(folder) and self.remove(folder)
         stays.damaged.update(damaged)
+        if not removed and (stays.rows >= INDEX_ROWS or self.layout.index(folder.name).exists()):
+            # Without its specification a space cannot be opened; an extraction writes both again.
+            with suppress(CacheFormatError, FileNotFoundError):
+                open_space(self.layout, folder.name).write_index()
         return _report(stays, done, removed=removed)
 
     def carry_out(self, folder: Path, group: _Group) -> bool:
@@ -230,9 +235,8 @@ class _Collector:
                     (folder / "shards").rmdir()
                 path.unlink(missing_ok=True)
                 folder.rmdir()
-                checked = self.layout.checked / f"{folder.name}.json"
-                if checked.exists():
-                    checked.unlink(missing_ok=True)
+                self.layout.index(folder.name).unlink(missing_ok=True)
+                (self.layout.checked / f"{folder.name}.json").unlink(missing_ok=True)
             except FileNotFoundError:
                 return True
             except OSError:

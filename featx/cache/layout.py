@@ -65,6 +65,15 @@ class CacheLayout:
         return self.root / "checked"
 
     @property
+    def indexes(self) -> Path:
+        """One file a space of many rows: where each key lies."""
+        return self.root / "indexes"
+
+    def index(self, space: str) -> Path:
+        """Index of the keys of a space, by the name of its folder."""
+        return self.indexes / f"{space}.h5"
+
+    @property
     def searches(self) -> Path:
         """One journal of finished trials a search."""
         return self.root / "searches"
