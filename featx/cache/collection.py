@@ -78,6 +78,10 @@ def collect_garbage(
     collector.read()
     work = collector.look_at if dry_run else collector.clean
     spaces = tuple(work(folder) for folder in layout.space_folders())
+    for index in [] if dry_run else list_folder(layout.indexes):
+        if not (layout.spaces / index.stem).exists():
+            with writing(index):
+                index.unlink(missing_ok=True)
     return Collection(layout.root, dry_run, older_than_s, spaces)
 
 
@@ -235,7 +239,6 @@ class _Collector:
                     (folder / "shards").rmdir()
                 path.unlink(missing_ok=True)
                 folder.rmdir()
-                self.layout.index(folder.name).unlink(missing_ok=True)
                 (self.layout.checked / f"{folder.name}.json").unlink(missing_ok=True)
             except FileNotFoundError:
                 return True

@@ -62,9 +62,9 @@ _OUT_OF_REACH = {
 class Finding:
     """Something that is wrong with a file or folder, and what to do.
 
-    A repair removes the kinds ``shard``, ``manifest``, ``spec``, ``journal``, ``index`` (damaged) and
-    ``leftover`` (an unfinished file in ``tmp/``). It leaves ``missing`` (a dataset's images without
-    features), ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a later version of featx) and
+    A repair removes the kinds ``shard``, ``manifest``, ``spec``, ``journal``, ``index`` (damaged)
+    and ``leftover`` (an unfinished file in ``tmp/``). It leaves ``missing`` (a dataset's images
+    without features), ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a later version of featx) and
     ``unreadable`` (out of reach, perhaps whole).
     """
 

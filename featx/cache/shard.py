@@ -68,19 +68,25 @@ class Shard:
         """How many rows like these make a shard of the usual size."""
         return max(1, SHARD_BYTES // self.row_bytes)
 
-    def read_keys(self, rows: NDArray[np.int64]) -> Keys:
-        """Return the keys of rows in rising order, reading all between the first and the last."""
-        # For a few rows this is faster than mapping: nothing has to be kept, nor taken back.
-        first = int(rows[0])
-        size = (int(rows[-1]) - first + 1) * _KEY_BYTES
-        with reading(self.path):
+    def read_keys(self, rows: Sequence[int]) -> tuple[bytes, os.stat_result]:
+        """Return the keys of rows in rising order end to end, and the state of their file."""
+        # All between the first and the last are read. For a few rows this is faster than mapping.
+        size = (rows[-1] - rows[0] + 1) * _KEY_BYTES
+        try:
             descriptor = os.open(self.path, os.O_RDONLY)
             try:
-                span = os.pread(descriptor, size, self.keys.offset + first * _KEY_BYTES)
+                status = os.fstat(descriptor)
+                span = os.pread(descriptor, size, self.keys.offset + rows[0] * _KEY_BYTES)
             finally:
                 os.close(descriptor)
-            keys: Keys = np.frombuffer(span, np.uint8).reshape(-1, _KEY_BYTES)[rows - first]
-        return keys
+        except OSError:
+            with reading(self.path):
+                raise
+        if len(span) != size:
+            raise CacheFormatError(f"{self.path}: the keys end early: the file was cut short")
+        if size != len(rows) * _KEY_BYTES:
+            span = np.frombuffer(span, "S32")[np.array(rows) - rows[0]].tobytes()
+        return span, status
 
     def check(self) -> None:
         """Compare all arrays with their digests, see `Array.check`."""

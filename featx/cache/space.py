@@ -279,7 +279,6 @@ class FeatureSpace:
         """Return the shard and the row of each key by the index on disk, -1 for none."""
 
         def is_equal(number: Numbers, row: Numbers, keys: Keys) -> Flags:
-            # Sound before they are compared: in a damaged shard rows would seem to be missing.
             self._open_stored(stored, _distinct(number))
             return self._compare(stored, number, row, keys)
 
@@ -296,7 +295,7 @@ class FeatureSpace:
             self.refresh()
 
     def _open_stored(self, stored: _Stored, numbers: list[int]) -> None:
-        """Open shards of the index on disk, and compare them with their digests."""
+        """Open shards of the index on disk that are not open yet."""
         names = stored.index.table.names
         for number in numbers:
             if number in stored.shards:
@@ -315,19 +314,18 @@ class FeatureSpace:
                     self._leave_out(path, str(error))
                 self.refresh()
             raise _ChangedError
-        if self._drop_damaged(stored.shards[number] for number in numbers):
-            raise _ChangedError
 
     def _compare(self, stored: _Stored, number: Numbers, row: Numbers, keys: Keys) -> Flags:
-        """Return whether rows of open shards have the keys."""
+        """Return whether rows of open shards have the keys; the shards are sound afterwards."""
         order = np.lexsort((row, number))
         number, row = number[order], row[order]
         ends = np.flatnonzero(np.diff(number) | np.diff(row // _ROWS_A_READING)) + 1
-        here = np.empty((len(keys), 32), np.uint8)
-        for start, stop in pairwise([0, *ends.tolist(), len(row)]):
-            shard = stored.shards[int(number[start])]
+        numbers, rows = number.tolist(), row.tolist()
+        spans, unchecked = [], []
+        for start, stop in pairwise([0, *ends.tolist(), len(rows)]):
+            shard = stored.shards[numbers[start]]
             try:
-                here[start:stop] = shard.read_keys(row[start:stop])
+                span, status = shard.read_keys(rows[start:stop])
             except FileNotFoundError:
                 self.refresh()
                 raise _ChangedError from None
@@ -336,6 +334,13 @@ class FeatureSpace:
                     self._leave_out(shard.path, str(error))
                     self._rebuild()
                 raise _ChangedError from None
+            spans.append(span)
+            if not self._checked.is_sound(shard.path, status):
+                unchecked.append(shard)
+        # In a damaged shard rows would seem to be missing.
+        if self._drop_damaged(unchecked):
+            raise _ChangedError
+        here = np.frombuffer(b"".join(spans), np.uint8).reshape(-1, 32)
         equal = np.empty(len(keys), np.bool_)
         equal[order] = (here == keys[order]).all(axis=1)
         return equal
@@ -489,10 +494,10 @@ class FeatureSpace:
         with self._lock:
             shards, stored, live = list(self._known.values()), self._stored, self._live.copy()
         lacking = sum(map(len, shards))
-        indexed = len(stored.index) if stored else 0
-        gone = indexed - int(stored.index.table.rows[live].sum()) if stored else 0
+        rows = stored.index.table.rows if stored else np.zeros(0, np.int64)
+        indexed, gone = int(rows.sum()), int(rows[~live].sum())
         enough = lacking >= max(INDEX_ROWS, indexed * _LACKING_SHARE)
-        if not enough and gone < max(1, indexed * _GONE_SHARE):
+        if (not enough and gone < max(1, indexed * _GONE_SHARE)) or not self.taps:
             return
         before = (stored.index, live) if stored else None
         try:

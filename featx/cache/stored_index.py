@@ -40,7 +40,7 @@ _KIND = "featx-key-index"
 # Entries with one checksum: 32 KiB, which are read and compared in 10 microseconds.
 _BLOCK = 2048
 _STEPS = (*(1 << power for power in reversed(range(11))), 1)
-_SORTED_AT_ONCE = 1 << 23  # entries that are held when an index is written
+_SORTED_AT_ONCE = 1 << 22  # entries that are held when an index is written
 _ROW_BITS = np.uint64(32)
 _ROW_MASK = np.uint64((1 << 32) - 1)
 Words = NDArray[np.uint64]
@@ -121,9 +121,6 @@ class StoredIndex:
         self._sums = sums
         self._sound = np.zeros(len(sums), np.bool_)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def find(
         self, keys: Keys, usable: Flags, is_equal: Callable[[Numbers, Numbers, Keys], Flags]
     ) -> tuple[Numbers, Numbers]:
@@ -138,7 +135,7 @@ class StoredIndex:
         left = np.arange(len(keys))
         # More than one pass only where a key is in several shards, or others begin like it.
         while left.size:
-            inside = at < len(self)
+            inside = at < len(self._entries)
             left, at = left[inside], at[inside]
             self._check(at // _BLOCK)
             alike = self._entries[at, 0] == begins[left]
@@ -157,7 +154,7 @@ class StoredIndex:
     def between(self, low: int, last: int, numbers: Numbers) -> Words:
         """Return the entries of a range of beginnings, their shards numbered anew, -1 left out."""
         start = int(self._lower_bound(np.array([low], np.uint64))[0])
-        stop = len(self)
+        stop = len(self._entries)
         if last < (1 << 64) - 1:
             stop = int(self._lower_bound(np.array([last + 1], np.uint64))[0])
         self._check(np.arange(start // _BLOCK, -(-stop // _BLOCK)))
@@ -172,10 +169,9 @@ class StoredIndex:
         block = np.maximum(np.searchsorted(self._firsts, begins) - 1, 0)
         self._check(block)
         at = block * _BLOCK
-        words, end = self._entries[:, 0], len(self) - 1
+        words = self._entries[:, 0]
         for step in _STEPS:
-            probe = at + (step - 1)
-            at += step * ((probe <= end) & (words[np.minimum(probe, end)] < begins))
+            at += step * (words[at + (step - 1)] < begins)
         return at
 
     def _check(self, blocks: NDArray[np.intp]) -> None:
@@ -232,16 +228,9 @@ def read_index(path: Path) -> StoredIndex:
         firsts = read_array(file, "firsts", dtype="<u8").astype(np.uint64)
         sums = read_array(file, "sums", dtype="<u8").astype(np.uint64)
         table = ShardTable(names, rows, digests, taps, taps_of)
-        n, blocks = len(names), -(-entries.shape[0] // _BLOCK)
-        shapes = (
-            rows.shape,
-            digests.shape,
-            taps_of.shape,
-            entries.shape[1],
-            firsts.shape,
-            sums.shape,
-        )
-        if shapes != ((n,), (n, 32), (n,), 2, (blocks,), (blocks,)) or not blocks:
+        n, blocks = len(names), len(firsts)
+        shapes = [values.shape for values in (rows, digests, taps_of, entries, firsts, sums)]
+        if shapes != [(n,), (n, 32), (n,), (blocks * _BLOCK, 2), (blocks,), (blocks,)] or not n:
             raise CacheFormatError("the arrays do not fit together")
     with reading(path):
         return StoredIndex(table, entries, firsts, sums)
@@ -271,6 +260,7 @@ def write_index(
             if before is not None:
                 chunks.append(index.between(low, high - 1, numbers))
             entries = np.concatenate(chunks)
+            del chunks
             yield entries[np.argsort(entries[:, 0])]
 
     def blocks() -> Iterator[Words]:
@@ -289,7 +279,7 @@ def write_index(
             write_array(file, "digests", table.digests, "featx-array")
             write_strings(file, "taps", table.taps)
             write_array(file, "taps_of", table.taps_of, "featx-array")
-            shape = total, 2
+            shape = -(-total // _BLOCK) * _BLOCK, 2
             write_chunks(file, "entries", shape, np.dtype("<u8"), blocks(), "featx-array")
             write_array(file, "firsts", np.concatenate(firsts), "featx-array")
             write_array(file, "sums", np.array(sums, np.uint64), "featx-array")
@@ -309,7 +299,7 @@ def _entries_between(
 
 
 def _whole_blocks(chunks: Iterable[Words]) -> Iterator[Words]:
-    """Cut entries at the ends of blocks; only the last block may be shorter."""
+    """Cut entries at the ends of blocks, and fill the last one with entries of no row."""
     rest = np.empty((0, 2), np.uint64)
     for chunk in chunks:
         joined = np.concatenate([rest, chunk])
@@ -318,4 +308,5 @@ def _whole_blocks(chunks: Iterable[Words]) -> Iterator[Words]:
             yield joined[:stop]
         rest = joined[stop:]
     if len(rest):
-        yield rest
+        padding = np.full((_BLOCK - len(rest), 2), (1 << 64) - 1, np.uint64)
+        yield np.concatenate([rest, padding])
