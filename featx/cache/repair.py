@@ -64,8 +64,8 @@ class Finding:
 
     A repair removes the kinds ``shard``, ``manifest``, ``spec``, ``journal``, ``index`` (damaged)
     and ``leftover`` (an unfinished file in ``tmp/``). It leaves ``missing`` (a dataset's images
-    without features), ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a later version of featx) and
-    ``unreadable`` (out of reach, perhaps whole).
+    without features), ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a later version of
+    featx) and ``unreadable`` (out of reach, perhaps whole).
     """
 
     path: Path

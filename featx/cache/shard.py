@@ -69,7 +69,7 @@ class Shard:
         return max(1, SHARD_BYTES // self.row_bytes)
 
     def read_keys(self, rows: Sequence[int]) -> tuple[bytes, os.stat_result]:
-        """Return the keys of rows in rising order end to end, and the state of their file."""
+        """Return the keys of rows that do not fall, end to end, and the state of their file."""
         # All between the first and the last are read. For a few rows this is faster than mapping.
         size = (rows[-1] - rows[0] + 1) * _KEY_BYTES
         try:
@@ -84,7 +84,7 @@ class Shard:
                 raise
         if len(span) != size:
             raise CacheFormatError(f"{self.path}: the keys end early: the file was cut short")
-        if size != len(rows) * _KEY_BYTES:
+        if len(rows) > 1:
             span = np.frombuffer(span, "S32")[np.array(rows) - rows[0]].tobytes()
         return span, status
 
