@@ -45,6 +45,7 @@ _ROW_BITS = np.uint64(32)
 _ROW_MASK = np.uint64((1 << 32) - 1)
 Words = NDArray[np.uint64]
 """Keys as four numbers each, shape (n, 4); entries as two, shape (n, 2)."""
+Taps = tuple[str, ...]
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
 
@@ -56,8 +57,8 @@ class ShardTable:
     names: list[str]
     rows: Numbers
     digests: NDArray[np.uint8]
-    taps: list[str]  # those of a shard as a list in JSON, each list once
-    taps_of: Numbers  # number of the list that is that of a shard
+    taps: list[Taps]  # the combinations that there are
+    taps_of: Numbers  # number of the combination that a shard has
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,7 +67,7 @@ class ShardTable:
     def of(cls, shards: Sequence[Shard]) -> ShardTable:
         """Describe shards that are open."""
         digests = b"".join(bytes.fromhex(shard.keys.sha256) for shard in shards)
-        taps, taps_of = _numbered(json.dumps(list(shard.taps)) for shard in shards)
+        taps, taps_of = _numbered(tuple(shard.taps) for shard in shards)
         return cls(
             [shard.path.name for shard in shards],
             np.array([len(shard) for shard in shards], np.int64),
@@ -93,7 +94,7 @@ class ShardTable:
         having: dict[str, Flags] = {}
         for number, taps in enumerate(self.taps):
             alike = chosen & (self.taps_of == number)
-            for tap in json.loads(taps) if alike.any() else ():
+            for tap in taps if alike.any() else ():
                 having[tap] = having[tap] | alike if tap in having else alike
         return having
 
@@ -103,10 +104,10 @@ class ShardTable:
         return stated == (len(shard), shard.keys.sha256)
 
 
-def _numbered(texts: Iterable[str]) -> tuple[list[str], Numbers]:
-    """Return each text once, and which of these every text is."""
-    number_of: dict[str, int] = {}
-    numbers = [number_of.setdefault(text, len(number_of)) for text in texts]
+def _numbered(every: Iterable[Taps]) -> tuple[list[Taps], Numbers]:
+    """Return each combination of taps once, and which of these every one is."""
+    number_of: dict[Taps, int] = {}
+    numbers = [number_of.setdefault(taps, len(number_of)) for taps in every]
     return list(number_of), np.array(numbers, np.int64)
 
 
@@ -222,7 +223,7 @@ def read_index(path: Path) -> StoredIndex:
         names = read_strings(file, "shards")
         rows = read_array(file, "rows", dtype="<i8").astype(np.int64)
         digests = read_array(file, "digests", dtype="|u1", ndim=2).astype(np.uint8)
-        taps = read_strings(file, "taps")
+        taps = [tuple(map(str, json.loads(text))) for text in read_strings(file, "taps")]
         taps_of = read_array(file, "taps_of", dtype="<i8").astype(np.int64)
         entries = find_array(file, "entries", "featx-array", ndim=2, dtypes=("<u8",))
         firsts = read_array(file, "firsts", dtype="<u8").astype(np.uint64)
@@ -230,7 +231,8 @@ def read_index(path: Path) -> StoredIndex:
         table = ShardTable(names, rows, digests, taps, taps_of)
         n, blocks = len(names), len(firsts)
         shapes = [values.shape for values in (rows, digests, taps_of, entries, firsts, sums)]
-        if shapes != [(n,), (n, 32), (n,), (blocks * _BLOCK, 2), (blocks,), (blocks,)] or not n:
+        expected = [(n,), (n, 32), (n,), (blocks * _BLOCK, 2), (blocks,), (blocks,)]
+        if shapes != expected or not blocks:
             raise CacheFormatError("the arrays do not fit together")
     with reading(path):
         return StoredIndex(table, entries, firsts, sums)
@@ -277,7 +279,7 @@ def write_index(
             write_strings(file, "shards", table.names)
             write_array(file, "rows", table.rows, "featx-array")
             write_array(file, "digests", table.digests, "featx-array")
-            write_strings(file, "taps", table.taps)
+            write_strings(file, "taps", [json.dumps(taps) for taps in table.taps])
             write_array(file, "taps_of", table.taps_of, "featx-array")
             shape = -(-total // _BLOCK) * _BLOCK, 2
             write_chunks(file, "entries", shape, np.dtype("<u8"), blocks(), "featx-array")
