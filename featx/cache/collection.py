@@ -78,7 +78,7 @@ def collect_garbage(
     collector.read()
     work = collector.look_at if dry_run else collector.clean
     spaces = tuple(work(folder) for folder in layout.space_folders())
-    for index in [] if dry_run else list_folder(layout.indexes):
+    for index in [] if dry_run else layout.stored_indexes():
         if not (layout.spaces / index.stem).exists():
             with writing(index):
                 index.unlink(missing_ok=True)
@@ -239,7 +239,9 @@ class _Collector:
                     (folder / "shards").rmdir()
                 path.unlink(missing_ok=True)
                 folder.rmdir()
-                (self.layout.checked / f"{folder.name}.json").unlink(missing_ok=True)
+                checked = self.layout.checked / f"{folder.name}.json"
+                if checked.exists():
+                    checked.unlink(missing_ok=True)
             except FileNotFoundError:
                 return True
             except OSError:

@@ -105,6 +105,10 @@ class CacheLayout:
         """Return the manifests of all datasets."""
         return [path for path in list_folder(self.datasets) if path.suffix == ".h5"]
 
+    def stored_indexes(self) -> list[Path]:
+        """Return the indexes of all spaces."""
+        return [path for path in list_folder(self.indexes) if path.suffix == ".h5"]
+
 
 def list_shards(folder: Path) -> list[Path]:
     """Return the shards of a space, in the order in which readers take them."""

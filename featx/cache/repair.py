@@ -205,8 +205,7 @@ def _verify(
                         spaces[block.space].commands.append(command)
         journals = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
         odd += filter(None, pool.map(_check_journal, journals))
-        indexes = [path for path in list_folder(layout.indexes) if path.suffix == ".h5"]
-        odd += filter(None, pool.map(_check_index, indexes))
+        odd += filter(None, pool.map(_check_index, layout.stored_indexes()))
     findings = [
         *(_spec_finding(space) for space in spaces.values() if space.kind),
         *_find_strays(layout),

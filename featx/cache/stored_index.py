@@ -296,7 +296,7 @@ def _entries_between(
     # Mapped again for each range: a process may have few files open.
     for number, shard in enumerate(shards, first_number):
         begins = _begins(shard.keys.map())
-        rows = np.flatnonzero((begins >= np.uint64(low)) & (begins <= np.uint64(last)))
+        rows = np.flatnonzero(begins - np.uint64(low) <= np.uint64(last - low))  # modulo 2^64
         yield _joined(begins[rows], number, rows)
 
 
