@@ -449,7 +449,7 @@ opened.write_index()
 """
     in_memory = int(run_python(code).stdout)
     stored = int(run_python(code).stdout)
-    assert in_memory > 7000  # 40 bytes a row
+    assert in_memory > 5000  # 40 bytes a row
     assert stored < 2000
 
 
