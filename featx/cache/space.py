@@ -271,8 +271,8 @@ class FeatureSpace:
                 except _ChangedError:
                     continue
                 part[left] = np.where(number < 0, -1, number + len(shards))
-                for one in _distinct(number):
-                    having[one + len(shards)] = snapshot.stored.shards[one]
+                for shard in _distinct(number):
+                    having[len(shards) + shard] = snapshot.stored.shards[shard]
             return Located(part, row, having)
 
     def _find_stored(self, stored: _Stored, usable: Flags, keys: Keys) -> tuple[Numbers, Numbers]:

@@ -141,7 +141,7 @@ class StoredIndex:
             self._check(at // _BLOCK)
             alike = self._entries[at, 0] == begins[left]
             left, at = left[alike], at[alike]
-            number, number_row = self._places(self._entries[at, 1])
+            number, number_row = self._unpack(self._entries[at, 1])
             candidate = np.flatnonzero(usable[number])
             equal = np.zeros(len(left), np.bool_)
             if candidate.size:
@@ -160,7 +160,7 @@ class StoredIndex:
             stop = int(self._lower_bound(np.array([last + 1], np.uint64))[0])
         self._check(np.arange(start // _BLOCK, -(-stop // _BLOCK)))
         entries = self._entries[start:stop]
-        shard, row = self._places(entries[:, 1])
+        shard, row = self._unpack(entries[:, 1])
         shard = np.append(numbers, -1)[shard]
         stays = shard >= 0
         return _joined(entries[stays, 0], shard[stays], row[stays])
@@ -185,10 +185,10 @@ class StoredIndex:
                 )
             self._sound[block] = True
 
-    def _places(self, places: Words) -> tuple[Numbers, Numbers]:
-        """Return the shard and the row of places, the number of shards where there is none such."""
-        shard = np.minimum(places >> _ROW_BITS, len(self.table)).astype(np.int64)
-        row = (places & _ROW_MASK).astype(np.int64)
+    def _unpack(self, packed: Words) -> tuple[Numbers, Numbers]:
+        """Return shards and rows; the number of shards stands for one that there is not."""
+        shard = np.minimum(packed >> _ROW_BITS, len(self.table)).astype(np.int64)
+        row = (packed & _ROW_MASK).astype(np.int64)
         shard[row >= np.append(self.table.rows, 0)[shard]] = len(self.table)
         return shard, row
 

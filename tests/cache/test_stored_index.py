@@ -66,21 +66,21 @@ def filled(space, kit):
 def check_same(space, other, keys, values):
     """Two spaces find the same rows, and these are right."""
     strangers = np.random.default_rng(9).integers(0, 2, (50, 32), dtype=np.uint8)
-    asked = np.concatenate([keys, strangers])
+    queries = np.concatenate([keys, strangers])
     assert space.taps == other.taps
     assert sorted(space.paths) == sorted(other.paths)
     assert space.rows == other.rows
     for tap in ("avg", "max"):
-        here = other.has([tap], asked)
-        np.testing.assert_array_equal(space.has([tap], asked), here)
+        here = other.has([tap], queries)
+        np.testing.assert_array_equal(space.has([tap], queries), here)
         assert here[: len(keys)].any()
         assert not here[len(keys) :].any()
         chosen = here[: len(keys)]
         np.testing.assert_array_equal(space.gather(tap, keys[chosen]), values[chosen])
         order = space.disk_order(tap, keys[chosen])
         assert sorted(order.tolist()) == list(range(np.count_nonzero(chosen)))
-    both = other.has(["avg", "max"], asked)
-    np.testing.assert_array_equal(space.has(["avg", "max"], asked), both)
+    both = other.has(["avg", "max"], queries)
+    np.testing.assert_array_equal(space.has(["avg", "max"], queries), both)
 
 
 def indexed(space):
