@@ -469,6 +469,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("featx").setLevel(logging.CRITICAL)
     space_module.SHARD_BYTES = ROWS_A_SHARD * 16 * 4
+    space_module.INDEX_ROWS = 2 * ROWS_A_SHARD  # spaces as small as these have an index, too
     use_oracle()
     root = Path(tempfile.mkdtemp()).resolve()
     try:

@@ -25,13 +25,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, publish_bytes, writing
 from featx.cache.manifest import read_heading, read_manifest
 from featx.cache.manifest_parts import PART_NAME
 from featx.cache.records import damage_of
 from featx.cache.repair import check_is_cache, spec_digits
 from featx.cache.shard import SHARD_BYTES, Part, Shard, read_shard, write_parts
-from featx.cache.space import KeyIndex
+from featx.cache.space import INDEX_ROWS, open_space
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.identity import Keys, copies, stamp_of, whole_keys
 
@@ -84,6 +85,10 @@ def collect_garbage(
     work = collector.look_at if dry_run else collector.clean
     spaces = tuple(work(folder) for folder in layout.space_folders())
     parts = collector.clean_parts(dry_run=dry_run)
+    for index in [] if dry_run else layout.stored_indexes():
+        if not (layout.spaces / index.stem).exists():
+            with writing(index):
+                index.unlink(missing_ok=True)
     return Collection(layout.root, dry_run, older_than_s, spaces, len(parts), sum(parts))
 
 
@@ -240,6 +245,10 @@ class _Collector:
             with locked(self.layout.datasets):
                 removed = not self.changed() and self.is_empty(folder) and self.remove(folder)
         stays.damaged.update(damaged)
+        if not removed and (stays.rows >= INDEX_ROWS or self.layout.index(folder.name).exists()):
+            # Without its specification a space cannot be opened; an extraction writes both again.
+            with suppress(CacheFormatError, FileNotFoundError):
+                open_space(self.layout, folder.name).write_index()
         return _report(stays, done, removed=removed)
 
     def carry_out(self, folder: Path, group: _Group) -> bool:

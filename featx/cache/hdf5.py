@@ -259,6 +259,15 @@ def find_strings(group: h5py.Group, name: str) -> tuple[Array, Array]:
     return text, find_array(column, "ends", "featx-array", ndim=1, dtypes=("<i8",))
 
 
+def read_array(group: h5py.Group, name: str, *, dtype: str, ndim: int = 1) -> Values:
+    """Read a small array and check its digest."""
+    array = find_array(group, name, "featx-array", ndim=ndim, dtypes=(dtype,))
+    mapped = MappedFile(group.file)
+    mapped.check([array])
+    values: Values = mapped.array(array).copy()
+    return values
+
+
 def read_strings(group: h5py.Group, name: str) -> list[str]:
     """Read a short column of strings."""
     arrays = find_strings(group, name)

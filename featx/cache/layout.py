@@ -70,6 +70,15 @@ class CacheLayout:
         return self.root / "checked"
 
     @property
+    def indexes(self) -> Path:
+        """One file a space of many rows: where each key lies."""
+        return self.root / "indexes"
+
+    def index(self, space: str) -> Path:
+        """Index of the keys of a space, by the name of its folder."""
+        return self.indexes / f"{space}.h5"
+
+    @property
     def searches(self) -> Path:
         """One journal of finished trials a search."""
         return self.root / "searches"
@@ -100,6 +109,10 @@ class CacheLayout:
     def manifests(self) -> list[Path]:
         """Return the manifests of all datasets."""
         return [path for path in list_folder(self.datasets) if path.suffix == ".h5"]
+
+    def stored_indexes(self) -> list[Path]:
+        """Return the indexes of all spaces."""
+        return [path for path in list_folder(self.indexes) if path.suffix == ".h5"]
 
 
 def list_shards(folder: Path) -> list[Path]:

@@ -214,17 +214,14 @@ class FeatureCache:
 
     def _space(self, folder: Path) -> SpaceInfo:
         space = FeatureSpace(self.layout, read_spec(folder))
-        rows: dict[str, int] = {}
-        for shard in space.shards:
-            for tap in shard.taps:
-                rows[tap] = rows.get(tap, 0) + len(shard)
+        paths = space.paths
         return SpaceInfo(
             name=folder.name,
             backbone=space.spec.backbone,
             input_size_px=space.spec.input_size_px,
-            rows=rows,
-            shards=len(space.shards),
-            size_bytes=sum(shard.path.stat().st_size for shard in space.shards),
+            rows=space.rows,
+            shards=len(paths),
+            size_bytes=sum(path.stat().st_size for path in paths),
             damaged={path.name: reason for path, reason in space.damaged.items()},
         )
 

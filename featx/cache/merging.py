@@ -63,6 +63,8 @@ def merge_cache(layout: CacheLayout, other: CacheLayout) -> Merge:
         for folder in other.space_folders()
         for finding in merge_space(layout, folder, used, copied)
     ]
+    for space in used:
+        space.write_index()
     # Datasets last: one that is here has its features here.
     try:
         datasets = [merge_dataset(layout, path, used) for path in other.manifests()]

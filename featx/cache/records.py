@@ -59,6 +59,14 @@ class CheckedShards:
         self._stored: dict[str, Stamp] | None = None
         self._sound: dict[Path, Stamp] = {}
 
+    def is_sound(self, path: Path, status: os.stat_result) -> bool:
+        """Return whether a shard was compared with its digests when its file was in this state."""
+        stamp = stamp_of(status)
+        if self._sound.get(path) == stamp:  # thousands in a look-up
+            return True
+        with self._lock:
+            return self._is_sound(path, stamp)
+
     def find_damage(self, shards: Iterable[Shard], *, again: bool = False) -> dict[Path, str]:
         """Return what is wrong with the damaged ones of some shards; `again` reads them all."""
         by_path = {shard.path: shard for shard in shards}

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from featx.cache.hdf5 import attribute
+from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, reading, writing
 from featx.cache.manifest import (
     MANIFEST_KIND,
@@ -34,7 +35,8 @@ from featx.cache.manifest import (
 )
 from featx.cache.manifest_parts import PART_KIND, read_part
 from featx.cache.shard import OtherSpecError, Shard, read_shard, stated_digest
-from featx.cache.space import KeyIndex, read_spec
+from featx.cache.space import read_spec
+from featx.cache.stored_index import read_index
 from featx.exceptions import CacheError, CacheFormatError
 from featx.files.claims import UnsafeFileError
 from featx.files.identity import whole_keys
@@ -49,7 +51,7 @@ _STALE_S = 3600.0
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
 _EXAMPLES = 5
 _ATTEMPTS = 3
-_REMOVABLE = frozenset({"shard", "manifest", "part", "spec", "journal", "leftover"})
+_REMOVABLE = frozenset({"shard", "manifest", "part", "spec", "journal", "index", "leftover"})
 _NEXT_STEPS = {
     **dict.fromkeys(_REMOVABLE, "`featx cache repair` removes it"),
     "foreign": "move it out of the cache",
@@ -69,9 +71,9 @@ class Finding:
     """Something that is wrong with a file or folder, and what to do.
 
     A repair removes the kinds ``shard``, ``manifest``, ``part`` (rows of manifests), ``spec``,
-    ``journal`` (damaged) and ``leftover`` (an unfinished file in ``tmp/``). It leaves ``missing``
-    (a dataset's images without features), ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a
-    later version of featx) and ``unreadable`` (out of reach, perhaps whole).
+    ``journal``, ``index`` (damaged) and ``leftover`` (an unfinished file in ``tmp/``). It leaves
+    ``missing`` (a dataset's images without features), ``no_spec``, ``foreign``, ``misnamed``,
+    ``later`` (of a later version of featx) and ``unreadable`` (out of reach, perhaps whole).
     """
 
     path: Path
@@ -216,6 +218,7 @@ def _verify(
         odd += filter(None, pool.map(_check_part, parts))
         journals = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
         odd += filter(None, pool.map(_check_journal, journals))
+        odd += filter(None, pool.map(_check_index, layout.stored_indexes()))
     findings = [
         *(_spec_finding(space) for space in spaces.values() if space.kind),
         *_find_strays(layout),
@@ -301,6 +304,7 @@ def _find_strays(layout: CacheLayout) -> Iterator[Finding]:
     rules: list[tuple[str, Callable[[Path], bool], list[Path]]] = [
         ("datasets/ holds files NAME.h5", is_hdf5, [layout.datasets]),
         ("parts/ holds files DIGEST.h5", is_hdf5, [layout.parts]),
+        ("indexes/ holds files SPACE.h5", is_hdf5, [layout.indexes]),
         ("spaces/ holds one folder a specification", Path.is_dir, [layout.spaces]),
         ("a space holds spec.json and shards/", belongs, folders),
         ("shards/ holds files ID.h5", is_hdf5, [folder / "shards" for folder in folders]),
@@ -514,6 +518,21 @@ def _read_journal(path: Path) -> None:
         raise CacheFormatError(f"{damaged} lines are damaged")
 
 
+# Indexes of keys
+
+
+def _check_index(path: Path) -> Finding | None:
+    """Return what is wrong with the index of a space, None where nothing is."""
+    try:
+        read_index(path).array.check()
+    except FileNotFoundError:
+        return None
+    except CacheFormatError as error:
+        kind = error_kind(error, "index")
+        return Finding(path, kind, str(error), _NEXT_STEPS[kind])
+    return None
+
+
 # Repair
 
 
@@ -560,6 +579,7 @@ def _still_bad(finding: Finding) -> bool:
         "part": read_part,
         "spec": lambda path: read_spec(path.parent),
         "journal": _read_journal,
+        "index": lambda path: read_index(path).array.check(),
         "leftover": lambda path: time.time() - path.stat().st_mtime > _STALE_S,
         "shard": lambda _: True,  # it never changes
     }

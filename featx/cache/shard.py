@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from featx.cache.hdf5 import (
     tag,
     write_array,
 )
-from featx.cache.layout import CacheLayout, publish
+from featx.cache.layout import CacheLayout, publish, reading
 from featx.exceptions import CacheFormatError
 from featx.files.identity import Keys
 
@@ -66,6 +67,26 @@ class Shard:
     def usual_rows(self) -> int:
         """How many rows like these make a shard of the usual size."""
         return max(1, SHARD_BYTES // self.row_bytes)
+
+    def read_keys(self, rows: Sequence[int]) -> tuple[bytes, os.stat_result]:
+        """Return the keys of rows that do not fall, end to end, and the state of their file."""
+        # All between the first and the last are read. For a few rows this is faster than mapping.
+        size = (rows[-1] - rows[0] + 1) * _KEY_BYTES
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                status = os.fstat(descriptor)
+                span = os.pread(descriptor, size, self.keys.offset + rows[0] * _KEY_BYTES)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            with reading(self.path):
+                raise
+        if len(span) != size:
+            raise CacheFormatError(f"{self.path}: the keys end early: the file was cut short")
+        if len(rows) > 1:
+            span = np.frombuffer(span, "S32")[np.array(rows) - rows[0]].tobytes()
+        return span, status
 
     def check(self) -> None:
         """Compare all arrays with their digests, see `Array.check`."""

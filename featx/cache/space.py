@@ -10,15 +10,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.cache.hdf5 import Array
+from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_shards, publish_bytes, reading
 from featx.cache.records import CheckedShards
 from featx.cache.shard import SHARD_BYTES, Floats, Shard, read_shard, write_shard
+from featx.cache.stored_index import Flags, Numbers, StoredIndex, open_index, write_index
 from featx.exceptions import CacheFormatError, CacheWriteError, FeaturesError
 from featx.files.identity import Keys
 from featx.spec import FeatureSpec
@@ -26,117 +30,12 @@ from featx.spec import FeatureSpec
 _LOG = logging.getLogger("featx")
 SHARD_SECONDS = 30.0
 _YOUNG_S = 3600.0
-# A run is joined with the one before it unless that one is this many times as long: a look-up then
-# meets few runs, and a shard that comes to millions of rows does not sort them all again.
-_GROWTH = 8
-_BLOCK_ROWS = 1 << 20
-_ROW_MASK = np.uint64((1 << 32) - 1)
 _LEAST_RUN = 64  # fewer rows are copied sooner than mapped
-
-
-# Rows by key
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """Some rows, sorted by the beginning of their keys."""
-
-    words: NDArray[np.uint64]  # the keys, shape (n, 4)
-    # The first 32 bits of a key and the 32 bits of its row, rising: numbers are sorted ten times
-    # faster than rows by their numbers.
-    slots: NDArray[np.uint64]
-
-    @classmethod
-    def of(cls, words: NDArray[np.uint64]) -> _Run:
-        slots = np.arange(len(words), dtype=np.uint64)
-        for start in range(0, len(words), _BLOCK_ROWS):  # a copy of all would be a fifth more
-            block = slice(start, start + _BLOCK_ROWS)
-            slots[block] |= _prefix(words[block])
-        slots.sort()
-        return cls(words, slots)
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return the row of each key, -1 where it is not here."""
-        rows = np.full(len(words), -1, np.int64)
-        prefix = _prefix(words)
-        at = np.searchsorted(self.slots, prefix)
-        left = np.arange(len(words))
-        # More than one pass only where whole keys differ after equal beginnings.
-        while left.size:
-            inside = at < len(self)
-            left, at = left[inside], at[inside]
-            slot = self.slots[at]
-            row = (slot & _ROW_MASK).astype(np.int64)
-            alike = slot & ~_ROW_MASK == prefix[left]
-            left, at, row = left[alike], at[alike], row[alike]
-            equal = (self.words[row] == words[left]).all(axis=1)
-            rows[left[equal]] = row[equal]
-            left, at = left[~equal], at[~equal] + 1
-        return rows
-
-
-def _prefix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    prefix: NDArray[np.uint64] = words[:, 0] & ~_ROW_MASK
-    return prefix
-
-
-class KeyIndex:
-    """Rows by key; where a key occurs more than once, any of its rows stands for it."""
-
-    def __init__(self, parts: Sequence[Keys | Array] = ()) -> None:
-        self._ends = np.cumsum([0, *(part.shape[0] for part in parts)])
-        self._runs = (_Run.of(_words(parts)),) if len(self) else ()
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def extended(self, parts: Sequence[Keys | Array]) -> KeyIndex:
-        """Return an index that has these parts, too, after those of this one."""
-        if not parts:
-            return self
-        more = KeyIndex(parts)
-        whole = KeyIndex()
-        whole._ends = np.concatenate([self._ends, self._ends[-1] + more._ends[1:]])
-        runs = [*self._runs, *more._runs]
-        while len(runs) > 1 and len(runs[-2]) < _GROWTH * len(runs[-1]):
-            runs[-2:] = [_Run.of(np.concatenate([run.words for run in runs[-2:]]))]
-        whole._runs = tuple(runs)
-        return whole
-
-    def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the part and the row of each key, -1 where it is not here."""
-        slot = np.full(len(keys), -1, np.int64)
-        words = np.ascontiguousarray(keys).view(np.uint64)
-        left = np.arange(len(keys))
-        start = 0
-        for run in self._runs:
-            row = run.find(words[left])
-            here = row >= 0
-            slot[left[here]] = row[here] + start
-            left = left[~here]
-            start += len(run)
-        part = np.searchsorted(self._ends, slot, side="right") - 1
-        row = slot - self._ends[part]
-        missing = slot < 0
-        part[missing] = -1
-        row[missing] = -1
-        return part, row
-
-
-def _words(parts: Sequence[Keys | Array]) -> NDArray[np.uint64]:
-    words = np.empty((sum(part.shape[0] for part in parts), 4), np.uint64)
-    start = 0
-    for part in parts:  # mapped one at a time: a process may have few files open
-        keys = part.map() if isinstance(part, Array) else part
-        words[start : start + len(keys)] = np.ascontiguousarray(keys).view(np.uint64)
-        start += len(keys)
-    return words
-
-
-# Rows of a specification
+# An index is written when the one that there is lacks this many rows, and this share of its own.
+INDEX_ROWS = 1_000_000
+_LACKING_SHARE = 1 / 32
+_GONE_SHARE = 1 / 4  # or when this share of its rows is gone
+_ROWS_A_READING = 1 << 15  # keys that are read at once: 1 MiB
 
 
 def read_spec(folder: Path) -> FeatureSpec:
@@ -164,7 +63,13 @@ def open_space(layout: CacheLayout, name: str) -> FeatureSpace:
         ) from error
 
 
-Located = tuple[NDArray[np.int64], NDArray[np.int64], Sequence[Shard]]
+@dataclass(frozen=True, slots=True, eq=False)
+class Located:
+    """The number of each key's shard and its row there, -1 for none, and the shards by number."""
+
+    part: Numbers
+    row: Numbers
+    shards: dict[int, Shard]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,22 +96,33 @@ class LyingRows:
             yield self.shard[self.rows[some]], self.numbers[some]
 
 
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    shards: tuple[Shard, ...]
-    indices: dict[str, tuple[KeyIndex, tuple[Shard, ...]]]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stored:
+    """The index on disk, and those of its shards that were opened, by number."""
 
-    def find(self, tap: str, keys: Keys) -> Located:
-        """Return the number of each key's shard and its row in it, -1 for none, and the shards."""
-        index, shards = self.indices.get(tap, (KeyIndex(), ()))
-        return *index.find(keys), shards
+    index: StoredIndex
+    shards: dict[int, Shard]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot:
+    """The shards in use: by tap, those with an index in memory, and which of the one on disk."""
+
+    indices: dict[str, tuple[KeyIndex, tuple[Shard, ...]]]
+    stored: _Stored | None
+    usable: dict[str, Flags]
+
+
+class _ChangedError(Exception):
+    """The shards in use changed during a look-up: look again."""
 
 
 class FeatureSpace:
     """Features of one specification, found by tap and key; rows of `damaged` shards are missing.
 
-    Opening reads the keys of every shard. A shard is compared with its digests before its rows are
-    found for the first time, and again when its file changed.
+    Opening reads the keys of every shard that the index on disk does not have; the others are
+    opened when they may have a row. A shard is compared with its digests before its rows are found
+    for the first time, and again when its file changed.
     """
 
     def __init__(self, layout: CacheLayout, spec: FeatureSpec) -> None:
@@ -223,9 +139,12 @@ class FeatureSpace:
             raise CacheFormatError(
                 f"{self.folder} holds another specification with the same first 12 digits"
             )
-        self._snapshot = _Snapshot((), {})
+        index = open_index(layout, spec.name)
+        self._stored = None if index is None else _Stored(index, {})
+        self._live = np.empty(0, np.bool_)  # which shards of the index on disk are in use
+        self._snapshot = _Snapshot({}, None, {})
         self.refresh()
-        if self.shards:
+        if self.taps:
             # Lost, or damaged and removed: every shard here states that this is what it was.
             with suppress(CacheWriteError):
                 self.write_spec()
@@ -238,20 +157,19 @@ class FeatureSpace:
         """Look for shards that were added or taken away."""
         with self._lock:
             vanished = False
-            paths = list_shards(self.folder)
-            for path in paths:
-                if path in self._known or path in self.damaged:
-                    continue
+            paths = {path.name: path for path in list_shards(self.folder)}
+            indexed = self._stored.index.table.names if self._stored else []
+            apart = {path.name for path in (*self._known, *self.damaged)}
+            self._live = np.array([n in paths and n not in apart for n in indexed], np.bool_)
+            apart.update(indexed)
+            for path in [path for name, path in paths.items() if name not in apart]:
                 try:
-                    shard = read_shard(path, self.spec.digest)
-                    shard.keys.check()
-                    self._known[path] = shard
+                    self._take_in(read_shard(path, self.spec.digest))
                 except FileNotFoundError:
                     vanished = True  # after the listing: its rows may be in a newer shard
                 except CacheFormatError as error:
                     self._leave_out(path, str(error))
-            present = set(paths)
-            self._known = {path: shard for path, shard in self._known.items() if path in present}
+            self._known = {path: s for path, s in self._known.items() if path.name in paths}
             try:
                 self._rebuild()
             except FileNotFoundError:
@@ -259,9 +177,16 @@ class FeatureSpace:
             if vanished:
                 self.refresh()
 
+    def _take_in(self, shard: Shard) -> None:
+        """Hold the keys of a shard in memory, once its index is made."""
+        shard.keys.check()
+        self._known[shard.path] = shard
+
     def _leave_out(self, path: Path, reason: str) -> None:
         self.damaged[path] = reason
         self._known.pop(path, None)
+        if self._stored and path.name in self._stored.index.table.names:
+            self._live[self._stored.index.table.names.index(path.name)] = False
         _LOG.warning(
             "left out a damaged shard: %s. `featx extract` computes its rows again, `featx cache "
             "repair` removes it",
@@ -283,9 +208,8 @@ class FeatureSpace:
         return bool(damage)
 
     def _rebuild(self) -> None:
-        shards = tuple(self._known.values())
         by_tap: dict[str, list[Shard]] = {}
-        for shard in shards:
+        for shard in self._known.values():
             for tap in shard.taps:
                 by_tap.setdefault(tap, []).append(shard)
         made: dict[tuple[Path, ...], KeyIndex] = {}
@@ -298,47 +222,148 @@ class FeatureSpace:
                     index, before = KeyIndex(), ()
                 made[paths] = index.extended([shard.keys for shard in having[len(before) :]])
             indices[tap] = (made[paths], tuple(having))
-        self._snapshot = _Snapshot(shards, indices)
+        usable = self._stored.index.table.by_tap(self._live) if self._stored else {}
+        self._snapshot = _Snapshot(indices, self._stored, usable)
 
     @property
-    def shards(self) -> tuple[Shard, ...]:
+    def paths(self) -> list[Path]:
         """The shards in use."""
-        return self._snapshot.shards
+        with self._lock:
+            paths = list(self._known)
+            if self._stored:
+                names = self._stored.index.table.names
+                live = np.flatnonzero(self._live).tolist()
+                paths += [self.folder / "shards" / names[number] for number in live]
+        return paths
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows there are of each tap."""
+        snapshot = self._snapshot
+        rows = {tap: len(index) for tap, (index, _) in snapshot.indices.items()}
+        for tap, usable in snapshot.usable.items():
+            assert snapshot.stored is not None
+            more = int(snapshot.stored.index.table.rows[usable].sum())
+            rows[tap] = rows.get(tap, 0) + more
+        return rows
 
     @property
     def taps(self) -> tuple[str, ...]:
         """Taps for which there are features."""
-        return tuple(sorted(self._snapshot.indices))
+        return tuple(sorted({*self._snapshot.indices, *self._snapshot.usable}))
 
-    def has(self, taps: Sequence[str], keys: Keys) -> NDArray[np.bool_]:
-        """Return whether all taps of each key are here and sound, shape (m,)."""
+    def _find(self, tap: str, keys: Keys) -> Located:
+        """Return where keys lie, in shards that agree with their digests."""
         while True:
             snapshot = self._snapshot
-            present = np.ones(len(keys), np.bool_)
-            used: list[Shard] = []
-            for tap in taps:
-                if tap not in snapshot.indices:
-                    return np.zeros(len(keys), np.bool_)
-                part, row, shards = snapshot.find(tap, keys)
-                present &= row >= 0
-                used += _used(part, shards)
-            if not self._drop_damaged(used):
-                return present
+            index, shards = snapshot.indices.get(tap, (KeyIndex(), ()))
+            part, row = index.find(keys)
+            having = {number: shards[number] for number in _distinct(part)}
+            if self._drop_damaged(having.values()):
+                continue
+            left = np.flatnonzero(part < 0)
+            if left.size and tap in snapshot.usable:
+                assert snapshot.stored is not None
+                try:
+                    number, row[left] = self._find_stored(
+                        snapshot.stored, snapshot.usable[tap], keys[left]
+                    )
+                except _ChangedError:
+                    continue
+                part[left] = np.where(number < 0, -1, number + len(shards))
+                for shard in _distinct(number):
+                    having[len(shards) + shard] = snapshot.stored.shards[shard]
+            return Located(part, row, having)
+
+    def _find_stored(self, stored: _Stored, usable: Flags, keys: Keys) -> tuple[Numbers, Numbers]:
+        """Return the shard and the row of each key by the index on disk, -1 for none."""
+
+        def is_equal(number: Numbers, row: Numbers, keys: Keys) -> Flags:
+            self._open_stored(stored, _distinct(number))
+            return self._compare(stored, number, row, keys)
+
+        try:
+            return stored.index.find(keys, usable, is_equal)
+        except CacheFormatError:
+            self._forget_index()
+            raise _ChangedError from None
+
+    def _forget_index(self) -> None:
+        """Read the keys from the shards: the index on disk is damaged."""
+        with self._lock:
+            self._stored = None
+            self.refresh()
+
+    def _open_stored(self, stored: _Stored, numbers: list[int]) -> None:
+        """Open shards of the index on disk that are not open yet."""
+        names = stored.index.table.names
+        for number in numbers:
+            if number in stored.shards:
+                continue
+            path = self.folder / "shards" / names[number]
+            with self._lock:
+                try:
+                    shard = read_shard(path, self.spec.digest)
+                    if stored.index.table.describes(number, shard):
+                        stored.shards[number] = shard
+                        continue
+                    self._take_in(shard)  # another one came under its name
+                except FileNotFoundError:
+                    pass  # compacted away
+                except CacheFormatError as error:
+                    self._leave_out(path, str(error))
+                self.refresh()
+            raise _ChangedError
+
+    def _compare(self, stored: _Stored, number: Numbers, row: Numbers, keys: Keys) -> Flags:
+        """Return whether rows of open shards have the keys; the shards are sound afterwards."""
+        order = np.lexsort((row, number))
+        number, row = number[order], row[order]
+        ends = np.flatnonzero(np.diff(number) | np.diff(row // _ROWS_A_READING)) + 1
+        numbers, rows = number.tolist(), row.tolist()
+        spans, unchecked = [], []
+        for start, stop in pairwise([0, *ends.tolist(), len(rows)]):
+            shard = stored.shards[numbers[start]]
+            try:
+                span, status = shard.read_keys(rows[start:stop])
+            except FileNotFoundError:
+                self.refresh()
+                raise _ChangedError from None
+            except CacheFormatError as error:
+                with self._lock:
+                    self._leave_out(shard.path, str(error))
+                    self._rebuild()
+                raise _ChangedError from None
+            spans.append(span)
+            if not self._checked.is_sound(shard.path, status):
+                unchecked.append(shard)
+        # In a damaged shard rows would seem to be missing.
+        if self._drop_damaged(unchecked):
+            raise _ChangedError
+        here = np.frombuffer(b"".join(spans), np.uint8).reshape(-1, 32)
+        equal = np.empty(len(keys), np.bool_)
+        equal[order] = (here == keys[order]).all(axis=1)
+        return equal
+
+    def has(self, taps: Sequence[str], keys: Keys) -> Flags:
+        """Return whether all taps of each key are here and sound, shape (m,)."""
+        present = np.ones(len(keys), np.bool_)
+        for tap in taps:
+            present &= self._find(tap, keys).row >= 0
+        return present
 
     def recheck(self, tap: str, keys: Keys) -> None:
         """Compare the shards of keys with their digests, whatever is known of them."""
-        part, _, shards = self._snapshot.find(tap, keys)
-        self._drop_damaged(_used(part, shards), again=True)
+        self._drop_damaged(self._find(tap, keys).shards.values(), again=True)
 
     def intact(self) -> bool:
         """Return whether the shards in use are all in their places."""
-        return all(shard.path.exists() for shard in self.shards)
+        return all(path.exists() for path in self.paths)
 
     def touch(self, taps: Sequence[str], keys: Keys) -> None:
         """Give the shards that hold keys a new time, so that no collection removes them."""
         for tap in taps:
-            part, _, shards = self._snapshot.find(tap, keys)
-            for shard in _used(part, shards):
+            for shard in self._find(tap, keys).shards.values():
                 self._touch(shard.path)
 
     def _touch(self, path: Path) -> None:
@@ -364,30 +389,49 @@ class FeatureSpace:
             return self._gather(tap, keys)
 
     def _gather(self, tap: str, keys: Keys) -> Floats:
-        part, row, arrays = self._locate(tap, keys)
+        located = self._locate(tap, keys)
+        part, row = located.part, located.row
+        arrays = {number: shard.taps[tap] for number, shard in located.shards.items()}
         if not len(keys):
-            return np.empty((0, arrays[0].shape[1]), arrays[0].dtype)
-        if (part == part[0]).all():
-            whole = arrays[part[0]].map()
+            array = self._any_array(tap)
+            return np.empty((0, array.shape[1]), array.dtype)
+        first = arrays[int(part[0])]
+        if len(arrays) == 1:
+            whole = first.map()
             together = bool((np.diff(row) == 1).all())
             rows: Floats = whole[row[0] : row[0] + len(row)] if together else whole[row]
             return rows
-        out = np.empty((len(keys), arrays[0].shape[1]), arrays[0].dtype)
-        for number in np.unique(part):
+        out = np.empty((len(keys), first.shape[1]), first.dtype)
+        for number, array in arrays.items():
             here = np.flatnonzero(part == number)
-            out[here] = arrays[number].map()[row[here]]
+            out[here] = array.map()[row[here]]
         return out
+
+    def _any_array(self, tap: str) -> Array:
+        """Return the features of some shard that has the tap."""
+        while True:
+            snapshot = self._snapshot
+            if tap in snapshot.indices:
+                return snapshot.indices[tap][1][0].taps[tap]
+            if snapshot.stored is None or tap not in snapshot.usable:
+                raise FeaturesError(f"no features of tap {tap!r} in {self.spec.name}")
+            with suppress(_ChangedError):
+                number = int(np.argmax(snapshot.usable[tap]))
+                self._open_stored(snapshot.stored, [number])
+                return snapshot.stored.shards[number].taps[tap]
 
     def parts(self, tap: str, keys: Keys) -> list[LyingRows]:
         """Return where the features of keys (m, 32) lie, shard by shard, mapped."""
-        part, row, arrays = self._locate(tap, keys)
+        located = self._locate(tap, keys)
+        part, row = located.part, located.row
         order = np.lexsort((row, part))
         parts = []
         for numbers in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             if not len(numbers):
                 continue
             try:
-                lying = LyingRows(arrays[part[numbers[0]]].map(), row[numbers], numbers)
+                array = located.shards[int(part[numbers[0]])].taps[tap]
+                lying = LyingRows(array.map(), row[numbers], numbers)
             except FileNotFoundError:  # compacted away since
                 values = self.gather(tap, keys[numbers])
                 lying = LyingRows(values, np.arange(len(numbers)), numbers)
@@ -396,29 +440,28 @@ class FeatureSpace:
 
     def disk_order(self, tap: str, keys: Keys) -> NDArray[np.intp]:
         """Return the order of keys of shape (m, 32) in which they lie on the disk."""
-        part, row, _ = self._locate(tap, keys)
-        return np.lexsort((row, part))
+        located = self._locate(tap, keys)
+        # By name: a number depends on which shards the index on disk has.
+        numbers = sorted(located.shards, key=lambda number: located.shards[number].path.name)
+        rank = np.zeros(max(numbers, default=0) + 1, np.int64)
+        rank[numbers] = np.arange(len(numbers))
+        return np.lexsort((located.row, rank[located.part]))
 
-    def _locate(
-        self, tap: str, keys: Keys
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[Array]]:
-        while True:
-            snapshot = self._snapshot
-            if tap not in snapshot.indices and not self.damaged:
-                raise FeaturesError(
-                    f"no features of tap {tap!r} in {self.spec.name}: there are "
-                    f"{', '.join(self.taps) or 'none'}"
-                )
-            part, row, shards = snapshot.find(tap, keys)
-            if not self._drop_damaged(_used(part, shards)):
-                break
-        missing = np.count_nonzero(row < 0)
-        if missing or not shards:
+    def _locate(self, tap: str, keys: Keys) -> Located:
+        """Return where keys lie; raise `FeaturesError` if any is missing."""
+        if tap not in self.taps and not self.damaged:
+            raise FeaturesError(
+                f"no features of tap {tap!r} in {self.spec.name}: there are "
+                f"{', '.join(self.taps) or 'none'}"
+            )
+        located = self._find(tap, keys)
+        missing = np.count_nonzero(located.row < 0)
+        if missing or tap not in self.taps:
             raise FeaturesError(
                 f"{missing} of {len(keys)} images have no features of tap {tap!r} in "
                 f"{self.spec.name}{self._damage_note()}"
             )
-        return part, row, [shard.taps[tap] for shard in shards]
+        return located
 
     def _damage_note(self) -> str:
         if not self.damaged:
@@ -446,6 +489,26 @@ class FeatureSpace:
             self._rebuild()
         return path
 
+    def write_index(self) -> None:
+        """Write the index of keys, if that on disk lacks many rows, where that is possible."""
+        with self._lock:
+            shards, stored, live = list(self._known.values()), self._stored, self._live.copy()
+        lacking = sum(map(len, shards))
+        rows = stored.index.table.rows if stored else np.zeros(0, np.int64)
+        indexed, gone = int(rows.sum()), int(rows[~live].sum())
+        enough = lacking >= max(INDEX_ROWS, indexed * _LACKING_SHARE)
+        if (not enough and gone < max(1, indexed * _GONE_SHARE)) or not self.taps:
+            return
+        before = (stored.index, live) if stored else None
+        try:
+            write_index(self.layout, self.spec.name, shards, before)
+        except (CacheWriteError, FileNotFoundError):
+            pass  # read-only, full, or a shard went meanwhile: the next run tries again
+        except CacheFormatError:
+            if stored:
+                self._forget_index()
+                self.write_index()
+
     def write_spec(self) -> None:
         """Write ``spec.json`` if it is not there."""
         target = self.folder / "spec.json"
@@ -454,9 +517,10 @@ class FeatureSpace:
             publish_bytes(self.layout, target, text.encode())
 
 
-def _used(part: NDArray[np.int64], shards: Sequence[Shard]) -> list[Shard]:
-    """Return the shards in which rows were found, given the number of each row's."""
-    return [shards[number] for number in np.flatnonzero(np.bincount(part + 1)[1:]).tolist()]
+def _distinct(numbers: NDArray[np.integer[Any]]) -> list[int]:
+    """Return the numbers that there are, without -1."""
+    distinct: list[int] = np.flatnonzero(np.bincount(numbers + 1)[1:]).tolist()
+    return distinct
 
 
 class ShardWriter:

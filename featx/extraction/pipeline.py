@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.source import BackboneSource
+from featx.cache.key_index import KeyIndex
 from featx.cache.manifest import DUPLICATE, FAILED, OK, PENDING
-from featx.cache.space import FeatureSpace, KeyIndex, ShardWriter
+from featx.cache.space import FeatureSpace, ShardWriter
 from featx.engines.choice import make_engine
 from featx.engines.engine import Engine, Pending
 from featx.exceptions import DatasetError, FeaturesError, ImageError

@@ -296,8 +296,9 @@ def _finish(run: Run, record: DatasetRecord, progress: bool | Progress) -> Manif
             raise KeyboardInterrupt(_progress_made(stages, record.ledger)) from error
         raise
     for stage in stages:
-        if isinstance(stage.store, FeatureSpace) and stage.store.shards:
+        if isinstance(stage.store, FeatureSpace) and stage.store.taps:
             stage.store.write_spec()
+            stage.store.write_index()
     return manifest
 
 

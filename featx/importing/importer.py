@@ -114,6 +114,7 @@ def import_features(
         return made if now is None else replay_edits(made, now)
 
     manifest = rewrite_dataset(layout, name, make, still=space.intact)
+    space.write_index()
     report = {
         "dataset": name,
         "backbone": spec.backbone,

@@ -13,8 +13,8 @@ import numpy as np
 
 from featx.backbones.source import BackboneSource, canonical_name
 from featx.cache.features import Features
+from featx.cache.key_index import KeyIndex
 from featx.cache.manifest import FAILED
-from featx.cache.space import KeyIndex
 from featx.exceptions import DatasetError
 from featx.extraction.backbone_choice import BackboneChoice
 from featx.extraction.job import Job, engines_folder

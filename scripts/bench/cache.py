@@ -98,7 +98,7 @@ def bench_reading(folder: Path, rows: int) -> dict[str, float]:
     print(f"read {rows:,} x 1,280: featx {size / ours:.2f} GB/s, np.fromfile {size / limit:.2f}")
     picked = np.random.default_rng(1).choice(rows, rows // 10, replace=False)
     mapped = np.memmap(plain, np.float32, "r", shape=(rows, 1280))
-    shard = space.shards[0].path
+    shard = space.paths[0]
 
     def fancy() -> None:
         with h5py.File(shard) as file:

@@ -88,7 +88,7 @@ def undisturbed(photos: Path, cache: Path) -> dict[str, float]:
 
 def kept_rows(cache: Path) -> int:
     """Return the number of rows that can be read."""
-    return sum(len(shard.keys.map()) for space in _spaces(cache) for shard in space.shards)
+    return sum(max(space.rows.values(), default=0) for space in _spaces(cache))
 
 
 def _spaces(cache: Path) -> list[Any]:

@@ -6,8 +6,9 @@
 
 The rows are synthetic and narrow (4 numbers), in shards of as many rows as 24 MiB hold of 1,280
 float32: what is measured does not depend on the width. Every figure is the median of three fresh
-processes. Prints the tables for docs/scale.md; 10^7 rows take 2 GB of disk and of memory, the
-manifest of 10^8 takes 11 GB of disk and 7 GB of memory.
+processes. `key_index.py` measures spaces with an index on disk. Prints the tables for
+docs/scale.md; 10^7 rows take 2 GB of disk and of memory, the manifest of 10^8 takes 11 GB of disk
+and 7 GB of memory.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ MEASURE = """
 import json, sys, time
 import numpy as np, h5py
 from featx.cache.layout import CacheLayout
+from featx.cache.shard import read_shard
 from featx.cache.space import FeatureSpace, read_spec
 def status(name):
     for line in open("/proc/self/status"):
@@ -48,16 +50,17 @@ started = time.perf_counter()
 space = FeatureSpace(layout, spec)
 opened = time.perf_counter() - started
 memory = status("VmHWM") - before
-keys = np.concatenate([shard.keys.map()[:20] for shard in space.shards])[:1000]
+some = [read_shard(path, spec.digest) for path in space.paths[:50]]
+keys = np.concatenate([shard.keys.map()[:63] for shard in some])[:1000]
 started = time.perf_counter()
 assert space.has(["avg"], keys).all()
 looked_up = time.perf_counter() - started
 started = time.perf_counter()
 space.gather("avg", keys)
 gathered = time.perf_counter() - started
-new = np.random.default_rng().integers(0, 256, (len(space.shards[0]), 32), dtype=np.uint8)
+new = np.random.default_rng().integers(0, 256, (len(some[0]), 32), dtype=np.uint8)
 added = []
-shards = len(space.shards)
+shards = len(space.paths)
 for _ in range(3):
     started = time.perf_counter()
     path = space.add(new, {"avg": np.zeros((len(new), 4), np.float32)}, {})

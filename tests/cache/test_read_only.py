@@ -32,6 +32,19 @@ print(len(features), len(list(features.batches(batch_size=5, shuffle=True))), fe
 """
 
 
+INDEX = """
+import featx.cache.space as module
+from featx.cache.layout import CacheLayout
+module.INDEX_ROWS = 1
+layout = CacheLayout.at("cache")
+(folder,) = layout.spaces.iterdir()
+space = module.open_space(layout, folder.name)
+indexed = layout.index(folder.name).exists()
+space.write_index()
+print(indexed, space.rows)
+"""
+
+
 @pytest.fixture
 def run(tmp_path):
     """Run Python code in a process that may not write where permissions forbid it."""
@@ -107,8 +120,21 @@ def test_what_is_in_it_can_be_used(run, lock, tmp_path, photos, small_network):
     assert again.returncode == 0, again.stderr
     assert "12 cached, 0 extracted" in again.stdout
 
+    index = run(INDEX)
+    assert (index.stdout, index.stderr) == ("False {'avg': 12}\n", "")
+
     split = run(FEATX, "dataset", "split", "photos")
     assert_is_one_clear_error(split, "cache/datasets/photos.h5")
     more = run(FEATX, *extract, "--tap", "max")
     assert_is_one_clear_error(more, "cache/")
+    assert state(tmp_path / "cache") == before
+
+
+def test_its_index_of_keys_is_used(run, lock, tmp_path, photos, small_network):
+    assert run(FEATX, "extract", "photos", "-b", f"file:{small_network}").returncode == 0
+    assert run(INDEX).stdout == "False {'avg': 12}\n"
+    lock(tmp_path / "cache")
+    before = state(tmp_path / "cache")
+    assert run(INDEX).stdout == "True {'avg': 12}\n"
+    assert run(READ).stdout == "12 3 ('blue', 'red')\n"
     assert state(tmp_path / "cache") == before

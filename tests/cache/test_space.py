@@ -8,7 +8,8 @@ import logging
 import numpy as np
 import pytest
 
-from featx.cache.space import FeatureSpace, KeyIndex, ShardWriter, open_space, read_spec
+from featx.cache.key_index import KeyIndex
+from featx.cache.space import FeatureSpace, ShardWriter, open_space, read_spec
 from featx.exceptions import CacheFormatError, FeaturesError
 
 
@@ -88,14 +89,14 @@ def test_the_writer_commits_by_size_and_by_time(layout, kit, space, monkeypatch)
     writer = ShardWriter(space, {})
     for row in range(25):
         writer.add(keys[row : row + 1], {"avg": values[row : row + 1]})
-    assert len(space.shards) == 2
+    assert len(space.paths) == 2
     writer.flush()
-    assert len(space.shards) == 3
+    assert len(space.paths) == 3
     monkeypatch.setattr("featx.cache.space.SHARD_SECONDS", 0.0)
     writer.add(keys[30:31], {"avg": values[30:31]})
-    assert len(space.shards) == 4
+    assert len(space.paths) == 4
     writer.flush()
-    assert len(space.shards) == 4
+    assert len(space.paths) == 4
 
 
 def test_a_reader_finds_rows_that_were_moved_to_another_shard(layout, kit, space):
