@@ -439,9 +439,9 @@ class ParquetImages(PackedImages):
                     _BATCH, row_groups=[group], columns=[self._column], use_threads=False
                 )
                 for batch in batches:
-                    column = batch.column(0)
-                    for number in range(len(column)):
-                        yield row, partial(_arrow_content, column, number)
+                    read = _contents_of(batch.column(0))
+                    for number in range(batch.num_rows):
+                        yield row, partial(read, number)
                         row += 1
         except ImageError:
             raise
@@ -450,8 +450,16 @@ class ParquetImages(PackedImages):
             raise ImageError(f"{self._path.name} cannot be read: {error}") from error
 
 
-def _arrow_content(column: Any, row: int) -> bytes:
-    return content_of(column[row].as_py())
+def _contents_of(column: Any) -> Callable[[int], bytes]:
+    """Return what gives the contents of a column by row, without a record made for each."""
+    contents = column.field("bytes") if _fields(column.type) else column
+
+    def read(row: int) -> bytes:
+        value = contents[row]
+        # Without bytes it may be a path, or nothing.
+        return content_of(value.as_buffer().to_pybytes() if value.is_valid else column[row].as_py())
+
+    return read
 
 
 class _ArrowFile(PackedImages):
