@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -79,7 +79,11 @@ def data_frame(data: object, columns: Sequence[str] | None = None) -> DataFrame:
     try:
         return DataFrame(data, columns=columns)
     except UnicodeError:  # names that are no valid text, which Arrow does not hold
-        return DataFrame(data, columns=columns, dtype=object).infer_objects()
+        table = DataFrame(data, columns=columns, dtype=object)
+        for name in table.columns:
+            with suppress(UnicodeError):
+                table[name] = table[name].infer_objects()
+        return table
 
 
 def in_notebook() -> bool:

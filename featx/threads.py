@@ -26,15 +26,38 @@ _FRESH_S = 0.25
 _SMALL = 1 << 20
 
 
+# The budgets that are set just now, by any thread.
+_budgets: list[int] = []
+
+
+@contextmanager
+def limited_processors(count: int | None) -> Iterator[None]:
+    """Use so many processors at most in this process; None for as many as there are.
+
+    This is the budget of readers, engines and linear algebra alike. They ask when they start, so
+    that what has started before keeps to what it was told. Of several budgets the least holds.
+    """
+    budgets = [] if count is None else [count]
+    _budgets.extend(budgets)
+    try:
+        yield
+    finally:
+        for budget in budgets:
+            _budgets.remove(budget)
+
+
 def usable_processors() -> int:
-    """Return how many processors this process may use: of its machine, container and affinity."""
+    """Return how many processors this process may use.
+
+    That is what affinity and container leave of the machine, within `limited_processors`.
+    """
     several = hasattr(os, "sched_getaffinity")
     processors = len(os.sched_getaffinity(0)) if several else os.cpu_count() or 1
     with suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = _quota()
         if quota > 0:
             processors = min(processors, math.ceil(quota / period))
-    return max(1, processors)
+    return max(1, min([processors, *_budgets]))
 
 
 def _quota() -> tuple[int, int]:

@@ -43,6 +43,7 @@ MAY_IMPORT = {
         "backbones",
         "engines",
         "cache",
+        "threads",
     },
     "heads": {"exceptions", "forks", "quiet", "memory", "threads", "files"},
     "memory": {"exceptions"},

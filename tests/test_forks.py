@@ -76,6 +76,7 @@ def test_what_a_fork_cannot_do_it_says_at_once_and_the_rest_it_does(run):
 model = featx.ImageClassifier("tiny").fit(paths, labels)
 expected = model.predict_proba(paths)
 features = featx.FeatureExtractor("tiny").fit(paths).transform(paths)
+featx.FeatureExtractor("tiny", engine="keras").fit(paths).transform(paths)
 rows = featx.predict(model, paths)
 next(rows)
 

@@ -19,6 +19,7 @@ from featx.backbones.preprocessing import CHOICES, find_preprocessing
 from featx.backbones.weights import (
     Weights,
     WeightsPath,
+    file_sha256,
     is_tuned_file,
     read_tuned,
     resolve_weights,
@@ -69,6 +70,22 @@ class BackboneSource:
             return None
         path = self.weights.path
         return self.weights.source if path is None else str(path.resolve())
+
+    def absolute(self) -> BackboneSource:
+        """Return a backbone whose path means the same in another folder."""
+        path = self.weights.path
+        if path is None:
+            return self
+        return replace(self, weights=replace(self.weights, path=path.absolute()))
+
+    def digest_now(self) -> str:
+        """Return the digest of the weights as they are in their file; ``OSError`` without it."""
+        path = self.weights.path
+        if path is None:
+            return self.weights.sha256
+        if is_tuned_file(path):
+            return read_tuned(path).sha256
+        return NETWORK_KINDS[self.kind].digest(path) if self.kind else file_sha256(path)
 
     def spec(
         self,

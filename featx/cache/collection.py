@@ -7,6 +7,8 @@ What makes this safe beside extractions, readers and other collections:
 - Rows that stay are published in a new shard before the old one is removed, so that they can be
   found at every instant. A repeated row is dropped only where the copy that stays is published
   by the same collection: nobody relies on a shard that another process may be removing.
+- Parts of manifests that none names go by the same age, but no earlier than an hour after somebody
+  looked at them. A writer of a manifest gives its parts a new time before it renames the manifest.
 - Shards are removed under the lock of the datasets, after another look at their ages and at whether
   the datasets are still those that were read. A dataset is written under the same lock, after a
   look at whether its shards are there.
@@ -25,7 +27,8 @@ from numpy.typing import NDArray
 
 from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, publish_bytes, writing
-from featx.cache.manifest import read_manifest
+from featx.cache.manifest import read_heading, read_manifest
+from featx.cache.manifest_parts import PART_NAME
 from featx.cache.records import damage_of
 from featx.cache.repair import check_is_cache, spec_digits
 from featx.cache.shard import SHARD_BYTES, Part, Shard, read_shard, write_parts
@@ -34,6 +37,7 @@ from featx.exceptions import CacheError, CacheFormatError
 from featx.files.identity import Keys, copies, stamp_of, whole_keys
 
 DAY_S = 86_400.0
+_HOUR_S = 3_600.0
 # Shards with fewer bytes of rows than this are put together.
 _SMALL_BYTES = 8 << 20
 _ATTEMPTS = 5
@@ -64,6 +68,8 @@ class Collection:
     dry_run: bool
     older_than_s: float  # age from which shards were looked at
     spaces: tuple[SpaceCollection, ...]
+    parts_removed: int = 0  # of manifests that have gone or were replaced
+    parts_bytes: int = 0
 
 
 Stamp = tuple[tuple[str | int, ...], ...]
@@ -78,11 +84,12 @@ def collect_garbage(
     collector.read()
     work = collector.look_at if dry_run else collector.clean
     spaces = tuple(work(folder) for folder in layout.space_folders())
+    parts = collector.clean_parts(dry_run=dry_run)
     for index in [] if dry_run else layout.stored_indexes():
         if not (layout.spaces / index.stem).exists():
             with writing(index):
                 index.unlink(missing_ok=True)
-    return Collection(layout.root, dry_run, older_than_s, spaces)
+    return Collection(layout.root, dry_run, older_than_s, spaces, len(parts), sum(parts))
 
 
 @dataclass(slots=True)
@@ -134,13 +141,16 @@ class _Collector:
     older_than_s: float
     stamp: Stamp = ()
     used: dict[str, list[Keys]] = field(default_factory=dict)
+    parts: set[str] = field(default_factory=set)  # names of their files
 
     def read(self) -> None:
         """Read every manifest; `CacheError` if one cannot be read."""
-        self.stamp, self.used = self.current_stamp(), {}
+        self.stamp, self.used, self.parts = self.current_stamp(), {}, set()
         for name, *_ in self.stamp:
+            path = self.layout.datasets / str(name)
             try:
-                manifest = read_manifest(self.layout.datasets / str(name))
+                manifest = read_manifest(path)
+                self.parts |= {part.file_name for part in read_heading(path).parts}
             except FileNotFoundError:
                 continue
             except CacheFormatError as error:
@@ -151,6 +161,36 @@ class _Collector:
             keys = manifest.key[manifest.key.any(axis=1)]
             for space in {block.space for block in manifest.blocks}:
                 self.used.setdefault(space, []).append(keys)
+
+    def clean_parts(self, *, dry_run: bool) -> list[int]:
+        """Remove parts that no manifest names, and return their sizes in bytes."""
+        for _ in range(_ATTEMPTS):
+            if self.changed():
+                self.read()
+            unused = self.unused_parts()
+            if dry_run or not unused:
+                return list(unused.values())
+            with locked(self.layout.datasets):
+                if self.changed():
+                    continue
+                unused = self.unused_parts()  # some may be counted on by now
+                for path in unused:
+                    with writing(path):
+                        path.unlink(missing_ok=True)
+                return list(unused.values())
+        return []
+
+    def unused_parts(self) -> dict[Path, int]:
+        """Return the parts that no manifest names and nobody counted on lately, with sizes."""
+        unused = {}
+        for path in list_folder(self.layout.parts):
+            if path.name in self.parts or not PART_NAME.fullmatch(path.name):
+                continue
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                if time.time() - status.st_mtime > max(self.older_than_s, _HOUR_S):
+                    unused[path] = status.st_size
+        return unused
 
     def current_stamp(self) -> Stamp:
         stamp = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -57,8 +56,7 @@ def _promised(
     rows, blocks = after.usable, after.blocks
     if after.name != before.name or len(rows) <= len(before.usable):
         return after
-    here = {before.path[row] for row in before.usable}
-    rows = rows[[after.path[row] not in here for row in rows]]
+    rows = rows[before.path.take(before.usable).find(after.path.take(rows)) < 0]
     keys, present = after.key[rows], np.ones(len(rows), np.bool_)
     for block in blocks:
         try:
@@ -69,10 +67,10 @@ def _promised(
             present[:] = False
         else:
             used.append(space)
-    status, reasons = after.status.copy(), list(after.reason)
-    for row in rows[~present].tolist():
-        status[row], reasons[row] = PENDING, "not reached"
-    return restated(replace(after, status=status, reason=reasons))
+    lost, status = rows[~present], after.status.copy()
+    status[lost] = PENDING
+    reasons = after.reason.changed(lost, ["not reached"] * len(lost))
+    return restated(after.changed(status=status, reason=reasons))
 
 
 def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
@@ -80,7 +78,7 @@ def rename_dataset(layout: CacheLayout, name: str, new: str) -> None:
     old_path = layout.dataset(name)
 
     def write(version: FileVersion) -> None:
-        renamed = replace(find_manifest(layout, name), name=new)
+        renamed = find_manifest(layout, name).changed(name=new)
         if layout.dataset(new) == old_path:
             write_manifest(layout, renamed, move=version.move)
             return

@@ -12,8 +12,7 @@ import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Literal
@@ -21,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.columns import Strings
 from featx.cache.manifest import DUPLICATE, OK, STATUSES, Edit, Manifest
 from featx.exceptions import CacheFormatError, DatasetError, UnknownNameError, reason
 from featx.files.identity import Keys, copies, related_rows
@@ -48,9 +48,9 @@ def remove_rows(
     remaining = _edited(manifest, edit)
     if any(old.get("method") == "stratified" for old in manifest.edits):
         # Shares of what is left would give them other splits when they come back.
-        left = set(remaining.path)
-        pairs = zip(manifest.path, manifest.split, strict=True)
-        edit["splits"] = {path: split for path, split in pairs if split and path not in left}
+        gone = manifest.split.filled() & (remaining.path.find(manifest.path) < 0)
+        removed = manifest.take(np.flatnonzero(gone))
+        edit["splits"] = dict(zip(removed.path, removed.split, strict=True))
     if len(remaining) == len(manifest):
         raise DatasetError(
             f"no row of {manifest.name!r} fits "
@@ -80,8 +80,13 @@ def _fitting(paths: Sequence[str], globs: Iterable[str]) -> NDArray[np.bool_]:
             plain.add(path)
         else:
             patterns.append(pattern)
-    fits = (path in plain or any(fnmatchcase(path, each) for each in patterns) for path in paths)
-    return np.fromiter(fits, np.bool_, len(paths))
+    fits = np.zeros(len(paths), np.bool_)
+    if plain:
+        fits = Strings.of(sorted(plain)).find(paths) >= 0
+    if patterns:
+        fitting = (any(fnmatchcase(path, each) for each in patterns) for path in paths)
+        fits |= np.fromiter(fitting, np.bool_, len(paths))
+    return fits
 
 
 def relabel(
@@ -103,11 +108,10 @@ def relabel(
     if manifest.classes and not new_classes:
         _check_known({*manifest.classes, *renamed.values(), ""}, (paths or {}).values())
     keys = {}
-    row_of = {path: row for row, path in enumerate(manifest.path)}
-    for path, label in (paths or {}).items():
-        row = row_of.get(path)
-        if row is None:
-            raise UnknownNameError("path", path, row_of)
+    rows = manifest.path.find(list(paths or ())).tolist()
+    for row, (path, label) in zip(rows, (paths or {}).items(), strict=True):
+        if row < 0:
+            raise UnknownNameError("path", path, manifest.path)
         if not manifest.key[row].any():
             raise DatasetError(f"{path} could not be read, so that its label cannot be kept")
         keys[manifest.key[row].tobytes().hex()] = label
@@ -132,11 +136,18 @@ def _labels_of(keys: Iterable[str], manifest: Manifest | None) -> dict[str, set[
     if manifest is None or not looked_up:
         return labels
     names = [*(manifest.classes or ()), ""]
-    for row in manifest.usable.tolist():
-        key = manifest.key[row].tobytes()
-        if key in looked_up:
-            labels.setdefault(key.hex(), set()).add(names[manifest.label[row]])
+    rows = manifest.usable
+    for row in rows[_with_keys(manifest.key[rows], looked_up)].tolist():
+        labels.setdefault(manifest.key[row].tobytes().hex(), set()).add(names[manifest.label[row]])
     return labels
+
+
+def _with_keys(keys: Keys, sought: Collection[bytes]) -> NDArray[np.intp]:
+    """Return the rows that have one of some keys."""
+    heads = np.frombuffer(b"".join(key[:8].ljust(8) for key in sought), np.uint64)
+    rows = np.flatnonzero(np.isin(np.ascontiguousarray(keys[:, :8]).view(np.uint64)[:, 0], heads))
+    fits = [row for row in rows.tolist() if keys[row].tobytes() in sought]
+    return np.array(fits, np.intp)
 
 
 def label_conflicts(manifest: Manifest) -> list[dict[str, str]]:
@@ -162,12 +173,13 @@ def label_conflicts(manifest: Manifest) -> list[dict[str, str]]:
 
 
 def _relabel(manifest: Manifest, edit: Edit, _: Manifest | None = None) -> Manifest:
-    labels = [edit["classes"].get(name, name) for name in manifest.label_names]
+    names = [edit["classes"].get(name, name) for name in manifest.classes or ()]
     by_key = {bytes.fromhex(key): label for key, label in edit["keys"].items()}
-    if by_key:
-        for row, key in enumerate(manifest.key):
-            labels[row] = by_key.get(key.tobytes(), labels[row])
-    return with_labels(manifest, labels)
+    new = {label: len(names) + number for number, label in enumerate(set(by_key.values()))}
+    codes = manifest.label.copy()
+    for row in _with_keys(manifest.key, by_key).tolist():
+        codes[row] = new[by_key[manifest.key[row].tobytes()]]
+    return _with_codes(manifest, codes, [*names, *new])
 
 
 def assign_splits(
@@ -188,7 +200,7 @@ def assign_splits(
 
 def _split(manifest: Manifest, edit: Edit, earlier: Manifest | None = None) -> Manifest:
     rows = manifest.usable
-    keys, groups = manifest.key[rows], [manifest.group[row] for row in rows]
+    keys, groups = manifest.key[rows], list(manifest.group.take(rows))
     fractions, seed = edit["fractions"], edit["seed"]
     if edit["method"] == "hash":
         new = hash_splits(keys, groups, fractions, seed=seed)
@@ -197,11 +209,10 @@ def _split(manifest: Manifest, edit: Edit, earlier: Manifest | None = None) -> M
         labels = manifest.label[rows]
         new = stratified_splits(keys, groups, labels, fractions, seed=seed, earlier=known)
     # Images that were not read this time keep their split.
-    old = {} if earlier is None else dict(zip(earlier.path, earlier.split, strict=True))
-    splits = [old.get(path, "") for path in manifest.path]
-    for row, split in zip(rows.tolist(), new, strict=True):
-        splits[row] = split
-    return replace(manifest, split=splits)
+    splits = Strings.blank(len(manifest))
+    if earlier is not None:
+        splits = earlier.split.joined([""]).take(earlier.path.find(manifest.path))
+    return manifest.changed(split=splits.changed(rows, new))
 
 
 def _known_splits(
@@ -214,9 +225,9 @@ def _known_splits(
             known[key.tobytes()] = split
         elif split:
             unread[path] = split
-    for row in rows if unread else ():
-        if manifest.path[row] in unread:
-            known.setdefault(manifest.key[row].tobytes(), unread[manifest.path[row]])
+    for row, path in zip(rows, manifest.path.take(rows), strict=True) if unread else ():
+        if path in unread:
+            known.setdefault(manifest.key[row].tobytes(), unread[path])
     return known
 
 
@@ -234,12 +245,11 @@ def add_rows(manifest: Manifest, other: Manifest, *, name: str | None = None) ->
             "import them together"
         )
     ours, theirs = _absolute(manifest), _absolute(other)
-    known = set(ours.path) if manifest.source == "files" else set()
-    theirs = _take(
-        theirs, np.array([row for row, p in enumerate(theirs.path) if p not in known], np.intp)
-    )
-    whole = replace(
-        ours.joined(theirs),
+    new = np.ones(len(theirs), np.bool_)
+    if manifest.source == "files":
+        new = ours.path.find(theirs.path) < 0
+    theirs = _take(theirs, np.flatnonzero(new))
+    whole = ours.joined(theirs).changed(
         name=name or manifest.name,
         root="",
         blocks=blocks,
@@ -259,12 +269,12 @@ def _absolute(manifest: Manifest) -> Manifest:
         else str(PurePosixPath(manifest.root, path))
         for path in manifest.path
     ]
-    return replace(manifest, path=paths)
+    return manifest.changed(path=paths)
 
 
 def _take(manifest: Manifest, rows: NDArray[np.intp]) -> Manifest:
     taken = restated(manifest.take(rows))
-    return with_labels(taken, taken.label_names)
+    return _with_codes(taken, taken.label, taken.classes or ())
 
 
 def restated(manifest: Manifest) -> Manifest:
@@ -273,17 +283,23 @@ def restated(manifest: Manifest) -> Manifest:
     status = manifest.status.copy()
     status[rows] = OK
     status[rows[copies(manifest.key[rows])]] = DUPLICATE
-    return replace(manifest, status=status)
+    return manifest.changed(status=status)
 
 
 def with_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
     """Label all rows; classes keep their order, new ones follow, those without a row vanish."""
-    used = set(labels) - {""}
+    code = {name: number for number, name in enumerate(set(labels))}
+    return _with_codes(manifest, np.array([code[name] for name in labels], np.int32), list(code))
+
+
+def _with_codes(manifest: Manifest, codes: NDArray[np.int32], names: Sequence[str]) -> Manifest:
+    """Label all rows by codes of names, of which some may be alike or empty; see `with_labels`."""
+    used = {names[code] for code in np.unique(codes).tolist() if code >= 0} - {""}
     old = [name for name in manifest.classes or () if name in used]
     classes = (*old, *sorted(used.difference(old)))
-    code = {name: number for number, name in enumerate(classes)} | {"": -1}
-    codes = np.array([code[name] for name in labels], np.int32)
-    return replace(manifest, classes=classes or None, label=codes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    new_codes = np.array([*(numbers.get(name, -1) for name in names), -1], np.int32)
+    return manifest.changed(classes=classes or None, label=new_codes[codes])
 
 
 _APPLY: dict[str, Callable[[Manifest, Edit, Manifest | None], Manifest]] = {
@@ -301,7 +317,7 @@ def _edited(manifest: Manifest, edit: Edit) -> Manifest:
             if edits[index]["edit"] == "split":
                 edit["replaced"] = {"index": index, "edit": edits.pop(index)}
     edited = _APPLY[edit["edit"]](manifest, edit, None)
-    return replace(edited, edits=(*edits, edit), unedited=unedited)
+    return edited.changed(edits=(*edits, edit), unedited=unedited)
 
 
 def undo_edit(manifest: Manifest) -> Manifest:
@@ -319,23 +335,23 @@ def undo_edit(manifest: Manifest) -> Manifest:
     if last["edit"] == "split":
         if replaced := last.get("replaced"):
             edits.insert(replaced["index"], replaced["edit"])
-        earlier = replace(earlier, split=[""] * len(earlier))
-    return replay_edits(raw, replace(earlier, edits=tuple(edits)))
+        earlier = earlier.changed(split=Strings.blank(len(earlier)))
+    return replay_edits(raw, earlier.changed(edits=tuple(edits)))
 
 
 def _with_removed(manifest: Manifest, raw: Manifest, last: Edit) -> Manifest:
     """Return a dataset with the rows that its last edit removed, in the splits that they had."""
     if not last.get("splits"):
         return manifest
-    here, splits = set(manifest.path), last["splits"]
-    gone = [row for row, path in enumerate(raw.path) if path in splits and path not in here]
-    back = raw.take(np.array(gone, np.intp))
-    return manifest.joined(replace(back, split=[splits[path] for path in back.path]))
+    splits = last["splits"]
+    gone = (Strings.of(list(splits)).find(raw.path) >= 0) & (manifest.path.find(raw.path) < 0)
+    back = raw.take(np.flatnonzero(gone))
+    return manifest.joined(back.changed(split=[splits[path] for path in back.path]))
 
 
 def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
     """Return a new manifest of the same data with the edits of the earlier one."""
-    edited, known = fresh, earlier if any(earlier.split) else None
+    edited, known = fresh, earlier if earlier.split.any() else None
     for edit in earlier.edits:
         if edit["edit"] not in _APPLY:
             raise CacheFormatError(
@@ -346,15 +362,15 @@ def replay_edits(fresh: Manifest, earlier: Manifest) -> Manifest:
             edited = _APPLY[edit["edit"]](edited, edit, known)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CacheFormatError(f"damaged edits of {earlier.name!r}: {reason(error)}") from error
-    raw = replace(fresh, edits=(), unedited=None) if earlier.edits else None
-    return replace(edited, edits=earlier.edits, unedited=raw)
+    raw = fresh.changed(edits=(), unedited=None) if earlier.edits else None
+    return edited.changed(edits=earlier.edits, unedited=raw)
 
 
 def later_edits(earlier: Manifest | None, current: Manifest) -> Manifest | None:
     """Return a dataset with only the edits that came after an earlier state; None if some went."""
     before = () if earlier is None else earlier.edits
     begins_alike = current.edits[: len(before)] == before
-    return replace(current, edits=current.edits[len(before) :]) if begins_alike else None
+    return current.changed(edits=current.edits[len(before) :]) if begins_alike else None
 
 
 def kept_rows(earlier: Manifest, paths: Sequence[str]) -> list[int]:

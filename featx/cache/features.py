@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from featx.cache.columns import Strings
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import FAILED, PENDING, Block, Manifest, extract_again, find_manifest
 from featx.cache.nearest import Nearest, nearest
@@ -204,7 +205,7 @@ class Features(NotebookValue):
     @property
     def paths(self) -> list[str]:
         """Paths of the inputs, below ``root`` when there is one."""
-        return [self.manifest.path[row] for row in self.rows]
+        return list(self.manifest.path.take(self.rows))
 
     @property
     def groups(self) -> NDArray[np.str_] | None:
@@ -216,14 +217,15 @@ class Features(NotebookValue):
         """Splits of the rows, or None where there are none."""
         return self._column(self.manifest.split)
 
-    def _column(self, values: list[str]) -> NDArray[np.str_] | None:
-        return np.array([values[row] for row in self.rows]) if any(values) else None
+    def _column(self, column: Strings) -> NDArray[np.str_] | None:
+        return np.array(list(column.take(self.rows))) if column.any() else None
 
     @property
     def failed(self) -> list[tuple[str, str]]:
         """Inputs that have no row, and why; none in a selection of rows."""
         rows = np.flatnonzero(np.isin(self.manifest.status, (FAILED, PENDING)))
-        return [(self.manifest.path[row], self.manifest.reason[row]) for row in rows]
+        without = self.manifest.path.take(rows), self.manifest.reason.take(rows)
+        return list(zip(*without, strict=True))
 
     @property
     def X(self) -> Floats:
@@ -413,8 +415,8 @@ class Features(NotebookValue):
         columns: dict[str, Any] = {
             "path": self.paths,
             "label": [names[code] for code in self.labels.tolist()],
-            "split": [manifest.split[row] or None for row in self.rows],
-            "group": [manifest.group[row] or None for row in self.rows],
+            "split": [split or None for split in manifest.split.take(self.rows)],
+            "group": [group or None for group in manifest.group.take(self.rows)],
             "key": [digits[start : start + 64] for start in range(0, len(digits), 64)],
         }
         table = data_frame(columns)
@@ -514,15 +516,14 @@ class Features(NotebookValue):
                 "expected numbers of rows, paths, or features of shape (q, d), received "
                 f"{queries.dtype} of shape {queries.shape}"
             )
-        by_path = {path: row for row, path in enumerate(self.paths)}
-        for path in queries.tolist():
-            if path not in by_path:
-                near = [other for other in by_path if other.endswith(path.rpartition("/")[2])]
-                like = ", ".join(map(repr, (near or list(by_path))[:3])) or "none"
-                raise FeaturesError(
-                    f"{self.name!r} has no image {path!r}; its paths are such as {like}"
-                )
-        return np.array([by_path[path] for path in queries.tolist()], np.intp)
+        rows = self.manifest.path.take(self.rows).find(queries.tolist())
+        for path in queries[rows < 0].tolist():
+            near = [other for other in self.paths if other.endswith(path.rpartition("/")[2])]
+            like = ", ".join(map(repr, (near or self.paths)[:3])) or "none"
+            raise FeaturesError(
+                f"{self.name!r} has no image {path!r}; its paths are such as {like}"
+            )
+        return rows
 
     def recheck(self, *, backbone: str | None = None, tap: str | None = None) -> None:
         """Compare the files of one block with their digests, whatever is known of them.

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.columns import Strings, Text
 from featx.cache.layout import reading
 from featx.exceptions import CacheFormatError
 from featx.files.safe_hdf5 import contiguous_offset, hdf5_dataset, hdf5_item
@@ -32,6 +34,8 @@ Values: TypeAlias = NDArray[np.generic]
 _MAX_ATTRIBUTE_BYTES = 1 << 16
 _ALIGNMENT = 64
 _CHUNK_BYTES = 1 << 18
+_MOST_THREADS = 8
+_WORTH_THREADS_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +145,10 @@ def create(path: Path) -> Iterator[h5py.File]:
                 raise target.error
 
 
-def write_array(group: h5py.Group, name: str, values: Values, kind: str) -> None:
-    """Write a contiguous, uncompressed array with its type, version and digest."""
+def write_array(group: h5py.Group, name: str, values: Values, kind: str) -> str:
+    """Write a contiguous, uncompressed array with its type and version; return its digest."""
     little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    write_chunks(group, name, little.shape, little.dtype, [little], kind)
+    return write_chunks(group, name, little.shape, little.dtype, [little], kind)
 
 
 def write_chunks(
@@ -154,7 +158,7 @@ def write_chunks(
     dtype: np.dtype[np.generic],
     chunks: Iterable[Values],
     kind: str,
-) -> None:
+) -> str:
     """Write an array as `write_array` does, one chunk of rows after the other."""
     dataset = group.create_dataset(name, shape, dtype, track_times=False)
     digest, start = hashlib.sha256(), 0
@@ -166,38 +170,36 @@ def write_chunks(
         start += len(values)
     tag(dataset, kind)
     dataset.attrs["sha256"] = np.bytes_(digest.hexdigest())
+    return digest.hexdigest()
 
 
-def write_strings(group: h5py.Group, name: str, values: Sequence[str]) -> None:
-    """Write a column of strings: their UTF-8 bytes end to end, and where each one ends."""
-    text = "".join(values).encode("utf-8", "surrogateescape")
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    if lengths.sum() != len(text):  # else all is ASCII, of which no second copy is needed
-        each = (len(value.encode("utf-8", "surrogateescape")) for value in values)
-        lengths = np.fromiter(each, np.int64, len(values))
+def write_strings(group: h5py.Group, name: str, values: Sequence[str]) -> tuple[str, str]:
+    """Write strings as their UTF-8 bytes end to end, and where each ends; return both digests."""
+    text = Strings.of(values).span(0, len(values))
     column = group.create_group(name)
     tag(column, "featx-strings")
-    write_array(column, "ends", np.cumsum(lengths), "featx-array")
-    write_array(column, "bytes", np.frombuffer(text, np.uint8), "featx-array")
+    ends = write_array(column, "ends", text.ends, "featx-array")
+    return write_array(column, "bytes", text.data, "featx-array"), ends
 
 
 @contextmanager
-def open_checked(path: Path, kind: str, version: int = 1) -> Iterator[h5py.File]:
+def open_checked(path: Path, kind: str, *, newest: int = 1) -> Iterator[h5py.File]:
     """Open a file of featx for reading, and check its type and version."""
     import h5py
 
     with reading(path), h5py.File(path, "r", locking=False) as file:
-        _check_tag(file, kind, version)
+        _check_tag(file, kind, newest)
         yield file
 
 
-def _check_tag(item: h5py.HLObject, kind: str, version: int = 1) -> None:
+def _check_tag(item: h5py.HLObject, kind: str, newest: int = 1) -> None:
     stated, number = attribute(item, "type"), attribute(item, "version")
     if stated != kind:
         raise CacheFormatError(f"expected {kind!r} at {item.name}, received {stated!r}")
-    if int(number) != version:
+    if not 1 <= int(number) <= newest:
+        versions = "version 1" if newest == 1 else f"versions 1 to {newest}"
         raise CacheFormatError(
-            f"{kind} at {item.name} has version {number}, this featx reads version {version}: "
+            f"{kind} at {item.name} has version {number}, this featx reads {versions}: "
             "upgrade featx"
         )
 
@@ -250,27 +252,76 @@ def find_array(
     return Array(path, item.name, offset, tuple(item.shape), item.dtype, str(stated))
 
 
+def find_strings(group: h5py.Group, name: str) -> tuple[Array, Array]:
+    """Return where the bytes of a column of strings lie, and where each one ends."""
+    column = find_group(group, name, "featx-strings")
+    text = find_array(column, "bytes", "featx-array", ndim=1, dtypes=("|u1",))
+    return text, find_array(column, "ends", "featx-array", ndim=1, dtypes=("<i8",))
+
+
 def read_array(group: h5py.Group, name: str, *, dtype: str, ndim: int = 1) -> Values:
     """Read a small array and check its digest."""
     array = find_array(group, name, "featx-array", ndim=ndim, dtypes=(dtype,))
-    # Through the open file: its name may stand for another one by now.
-    values: Values = group[name][...]
-    if hashlib.sha256(values.data).hexdigest() != array.sha256:
-        raise CacheFormatError(f"the bytes of {array.name} do not have the digest stated with them")
+    mapped = MappedFile(group.file)
+    mapped.check([array])
+    values: Values = mapped.array(array).copy()
     return values
 
 
 def read_strings(group: h5py.Group, name: str) -> list[str]:
-    """Read a column of strings."""
-    column = find_group(group, name, "featx-strings")
-    ends = read_array(column, "ends", dtype="<i8")
-    text = read_array(column, "bytes", dtype="|u1").tobytes()
-    bounds = np.concatenate([[0], ends])
-    if (bounds[1:] < bounds[:-1]).any() or bounds[-1] != len(text):
-        raise CacheFormatError(f"the strings of {column.name} do not fit their ends")
-    spans = pairwise(bounds.data)  # one number at a time, unlike tolist
-    if text.isascii():  # one piece of text is cut more than twice as fast as bytes
-        whole = text.decode("ascii")
-        del text
-        return [whole[start:stop] for start, stop in spans]
-    return [text[start:stop].decode("utf-8", "surrogateescape") for start, stop in spans]
+    """Read a short column of strings."""
+    arrays = find_strings(group, name)
+    mapped = MappedFile(group.file)
+    mapped.check(arrays)
+    return list(mapped.strings(*arrays))
+
+
+class MappedFile:
+    """The arrays of an open file, which stay what they are when its name stands for another one."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._descriptor = file.id.get_vfd_handle()
+        mapped = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(mapped, np.uint8)
+
+    def array(self, array: Array) -> NDArray[Any]:
+        """Return an array, read-only, without copying."""
+        size = math.prod(array.shape) * array.dtype.itemsize
+        data = self._bytes[array.offset : array.offset + size]
+        return data.view(array.dtype).reshape(array.shape)
+
+    def strings(self, text: Array, ends: Array) -> Strings:
+        """Return a column of strings, whose ends have to be in order and within the bytes."""
+        data, stops = self.array(text), self.array(ends)
+        last = 0
+        for start in range(0, len(stops), _CHUNK_BYTES):
+            part = stops[start : start + _CHUNK_BYTES]
+            if part[0] < last or (part[1:] < part[:-1]).any():
+                last = -1
+                break
+            last = int(part[-1])
+        if last != len(data):
+            raise CacheFormatError(f"the strings of {text.name} do not fit their ends")
+        return Strings([Text(data, stops, (text.sha256, ends.sha256))])
+
+    def check(self, arrays: Iterable[Array]) -> None:
+        """Compare arrays with their digests, on several processors where there is much to read."""
+        arrays = list(arrays)
+        sizes = [math.prod(array.shape) * array.dtype.itemsize for array in arrays]
+        if sum(sizes) < _WORTH_THREADS_BYTES:
+            for array, size in zip(arrays, sizes, strict=True):
+                self._check(array, size)
+            return
+        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+            list(pool.map(self._check, arrays, sizes))
+
+    def _check(self, array: Array, size: int) -> None:
+        # Read, not mapped, as in `Array.check`, and by the descriptor: while the file is open.
+        digest = hashlib.sha256()
+        for start in range(array.offset, array.offset + size, _CHUNK_BYTES):
+            left = array.offset + size - start
+            digest.update(os.pread(self._descriptor, min(left, _CHUNK_BYTES), start))
+        if digest.hexdigest() != array.sha256:
+            raise CacheFormatError(
+                f"the bytes of {array.name} do not have the digest stated with them"
+            )

@@ -60,6 +60,11 @@ class CacheLayout:
         return self.root / "datasets"
 
     @property
+    def parts(self) -> Path:
+        """Rows of manifests that are too many for one file."""
+        return self.root / "parts"
+
+    @property
     def checked(self) -> Path:
         """One file a space: which of its shards were compared with their digests."""
         return self.root / "checked"

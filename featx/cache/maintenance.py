@@ -144,13 +144,13 @@ class FeatureCache:
         return repair_cache(self.layout, dry_run=dry_run, workers=workers, progress=progress)
 
     def gc(self, *, older_than_s: float = DAY_S, dry_run: bool = True) -> Collection:
-        """Remove spaces and rows that no dataset uses, and put shards under 8 MiB together.
+        """Remove spaces, rows and parts that no dataset uses, and join shards under 8 MiB.
 
         Parameters
         ----------
         older_than_s : float, default 86400.0
             Shards younger than this, in seconds, are left alone: an extraction writes its dataset
-            last.
+            last. Parts of datasets are left alone for an hour at least.
         dry_run : bool, default True
             Only say what would go.
 

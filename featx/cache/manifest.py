@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.columns import Numbers, Strings
 from featx.cache.hdf5 import (
+    attribute,
     create,
     find_group,
     open_checked,
-    read_array,
     read_strings,
     tag,
-    write_array,
     write_strings,
 )
-from featx.cache.layout import CacheLayout, locked, publish
+from featx.cache.layout import CacheLayout, FileVersion, locked, publish
+from featx.cache.manifest_parts import (
+    NUMBERS,
+    PART_NAME,
+    STRINGS,
+    Columns,
+    ManifestPart,
+    MissingPartError,
+    fits_one_file,
+    read_columns,
+    read_parts,
+    touch_parts,
+    unknown_numbers,
+    write_columns,
+    write_parts,
+)
 from featx.exceptions import CacheFormatError, DatasetError
-from featx.files.identity import STAMP, Keys
 
 if TYPE_CHECKING:
     import h5py
 
 STATUSES = ("ok", "failed", "duplicate", "pending")
 OK, FAILED, DUPLICATE, PENDING = range(4)
-_KIND = "featx-manifest"
-_STRINGS = ("path", "group", "split", "reason")
-_NUMBERS = {**dict.fromkeys(STAMP, "<i8"), "label": "<i4", "key": "|u1", "status": "|u1"}
-# Absent in manifests of featx 0.1.
-_OPTIONAL = ("ctime_ns", "birth_ns")
+MANIFEST_KIND = "featx-manifest"
+_IN_PARTS = 2  # the version of a manifest whose rows are in parts
 _OF_THE_WHOLE = ("name", "root", "blocks", "source", "strays", "column")
 _UNEDITED, _UNEDITED_KIND = "unedited", "featx-unedited"
+T = TypeVar("T", bound=np.generic)
 
 
 class Edit(TypedDict, total=False):
@@ -54,10 +68,6 @@ class Edit(TypedDict, total=False):
     before: dict[str, list[str]]  # relabel: what the folders called the copies of each key
     splits: dict[str, str]  # remove: the splits of the paths, where shares decided them
     replaced: dict[str, Any]  # split: the earlier split, and its index among the edits
-
-
-def _unknown() -> NDArray[np.int64]:
-    return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,40 +88,83 @@ class Block:
         return plain if self.view is None else [*plain, self.view]
 
 
-@dataclass(frozen=True, slots=True)
+class _TextColumn:
+    """A field of strings, as bytes; strings in memory may be given for it."""
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, manifest: Manifest | None, _: type | None = None) -> Strings:
+        if manifest is None:
+            raise AttributeError(self._name)  # a field without a default
+        column: Strings = vars(manifest)[self._name]
+        return column
+
+    def __set__(self, manifest: Manifest, values: Sequence[str]) -> None:
+        vars(manifest)[self._name] = Strings.of(values)
+
+
+class _NumberColumn(Generic[T]):
+    """A field of numbers, put together from its pieces when it is asked for."""
+
+    def __init__(self, *, optional: bool = False) -> None:
+        self._optional = optional
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, manifest: Manifest | None, _: type | None = None) -> NDArray[T]:
+        if manifest is None:
+            if self._optional:
+                return None  # type: ignore[return-value]  # the default
+            raise AttributeError(self._name)
+        column: Numbers[T] = vars(manifest)[self._name]
+        return column.values
+
+    def __set__(self, manifest: Manifest, values: NDArray[T] | Numbers[T] | None) -> None:
+        column: Numbers[Any]
+        if values is None or (self._optional and not len(values)):
+            column = unknown_numbers(len(manifest.path))
+        else:
+            column = values if isinstance(values, Numbers) else Numbers([values])
+        vars(manifest)[self._name] = column
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What is known of a dataset; columns have one entry a row, empty text where there is none."""
 
     name: str
     root: str  # the folder that paths are relative to; empty when there is none
     classes: tuple[str, ...] | None  # in the order of their codes; None for unlabelled data
-    path: list[str]
-    label: NDArray[np.int32]  # codes of classes, -1 for none
-    group: list[str]
-    split: list[str]
-    reason: list[str]
+    path: _TextColumn = _TextColumn()
+    label: _NumberColumn[np.int32] = _NumberColumn()  # codes of classes, -1 for none
+    group: _TextColumn = _TextColumn()
+    split: _TextColumn = _TextColumn()
+    reason: _TextColumn = _TextColumn()
     # Of each file when it was read, see `featx.files.identity`; -1 where not known.
-    size: NDArray[np.int64]
-    mtime_ns: NDArray[np.int64]
-    inode: NDArray[np.int64]
-    key: Keys  # SHA-256 of each file; zeros where it could not be read
-    status: NDArray[np.uint8]  # index into STATUSES
+    size: _NumberColumn[np.int64] = _NumberColumn()
+    mtime_ns: _NumberColumn[np.int64] = _NumberColumn()
+    inode: _NumberColumn[np.int64] = _NumberColumn()
+    # SHA-256 of each file; zeros where it could not be read.
+    key: _NumberColumn[np.uint8] = _NumberColumn()
+    status: _NumberColumn[np.uint8] = _NumberColumn()  # index into STATUSES
     strays: tuple[str, ...] = ()  # files that were seen and are no images
     blocks: tuple[Block, ...] = ()
     source: str = "paths"  # kind of the data: files, packed (in archives), arrays or imported
     column: str = ""  # of a table that images were read from
     edits: tuple[Edit, ...] = ()
-    ctime_ns: NDArray[np.int64] = field(default_factory=_unknown)
-    birth_ns: NDArray[np.int64] = field(default_factory=_unknown)
+    ctime_ns: _NumberColumn[np.int64] = _NumberColumn(optional=True)
+    birth_ns: _NumberColumn[np.int64] = _NumberColumn(optional=True)
     unedited: Manifest | None = None  # the rows before the edits, where these are known
-
-    def __post_init__(self) -> None:
-        for name in _OPTIONAL:
-            if not len(getattr(self, name)):
-                object.__setattr__(self, name, np.full(len(self), -1, np.int64))
 
     def __len__(self) -> int:
         return len(self.path)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns where they lie, which are not put together."""
+        return {name: vars(self)[name] for name in (*STRINGS, *NUMBERS)}
 
     @property
     def usable(self) -> NDArray[np.intp]:
@@ -130,22 +183,24 @@ class Manifest:
         if self.unedited is None:
             return None if self.edits else self
         same = {name: getattr(self, name) for name in _OF_THE_WHOLE}
-        return replace(self.unedited, **same, edits=(), unedited=None)
+        return self.unedited.changed(**same, edits=(), unedited=None)
+
+    def changed(self, **changes: Any) -> Manifest:
+        """Return a manifest with other fields; the others stay where they lie.
+
+        `dataclasses.replace` gives the same, and puts all columns together first.
+        """
+        return Manifest(**{**vars(self), **changes})
 
     def take(self, rows: NDArray[np.intp]) -> Manifest:
         """Return some of the rows."""
-        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _NUMBERS}
-        for name in _STRINGS:
-            values = getattr(self, name)
-            columns[name] = [values[row] for row in rows.tolist()]
-        return replace(self, **columns)
+        return self.changed(**{name: column.take(rows) for name, column in self.columns.items()})
 
     def joined(self, other: Manifest) -> Manifest:
         """Return the rows of this dataset and, below them, those of another."""
-        columns = {name: getattr(self, name) + getattr(other, name) for name in _STRINGS}
-        for name in _NUMBERS:
-            columns[name] = np.concatenate([getattr(self, name), getattr(other, name)])
-        return replace(self, **columns)
+        ours, theirs = self.columns, other.columns
+        joined = {name: column.joined(theirs[name]) for name, column in ours.items()}  # type: ignore[arg-type]
+        return self.changed(**joined)
 
 
 def same_manifest(first: Manifest, second: Manifest, *, but: Collection[str] = ()) -> bool:
@@ -153,12 +208,12 @@ def same_manifest(first: Manifest, second: Manifest, *, but: Collection[str] = (
     for column in fields(Manifest):
         if column.name in but:
             continue
-        left, right = getattr(first, column.name), getattr(second, column.name)
+        left, right = vars(first)[column.name], vars(second)[column.name]
         if isinstance(left, Manifest) and isinstance(right, Manifest):
             if not same_manifest(left, right, but={*but, *_OF_THE_WHOLE}):
                 return False
-        elif isinstance(left, np.ndarray):
-            if not np.array_equal(left, right):
+        elif isinstance(left, Numbers):
+            if not left.equals(right):
                 return False
         elif left != right:
             return False
@@ -170,6 +225,61 @@ def write_manifest(
 ) -> Path:
     """Write a manifest by `publish` under the lock, or by another `move`, and return its path."""
     path = layout.dataset(manifest.name)
+
+    def replace_any(new: Path, target: Path) -> None:
+        with locked(target.parent):
+            new.replace(target)
+
+    unedited = manifest.unedited if manifest.edits else None
+    if fits_one_file(max(len(manifest), 0 if unedited is None else len(unedited))):
+        publish(layout, path, partial(_write_whole, manifest, unedited), move=move or replace_any)
+        return path
+
+    def count_on_parts(new: Path, target: Path) -> None:
+        touch_parts(layout, read_heading(new).parts)
+        (move or replace_any)(new, target)
+
+    while True:
+        parts = write_parts(layout, manifest.columns)
+        before = None if unedited is None else write_parts(layout, unedited.columns)
+        with suppress(MissingPartError):  # a collection took one that was there already
+            write = partial(write_heading, manifest, parts, before)
+            publish(layout, path, write, move=count_on_parts)
+            return path
+
+
+def _write_whole(manifest: Manifest, unedited: Manifest | None, path: Path) -> None:
+    """Write a manifest with its rows."""
+    with create(path) as file:
+        tag(file, MANIFEST_KIND)
+        write_strings(file, "header", [json.dumps(_header(manifest), sort_keys=True)])
+        write_columns(file, manifest.columns)
+        if unedited is not None:
+            group = file.create_group(_UNEDITED)
+            tag(group, _UNEDITED_KIND)
+            write_strings(group, "classes", unedited.classes or ())
+            write_columns(group, unedited.columns)
+
+
+def write_heading(
+    manifest: Manifest,
+    parts: Sequence[ManifestPart],
+    unedited: Sequence[ManifestPart] | None,
+    path: Path,
+) -> None:
+    """Write a manifest whose rows are in parts, those before its edits too, where these are known.
+
+    The file is to be renamed when the parts are there.
+    """
+    header = {**_header(manifest), "parts": parts}
+    if unedited is not None and manifest.unedited is not None:
+        header[_UNEDITED] = {"classes": manifest.unedited.classes or (), "parts": unedited}
+    with create(path) as file:
+        tag(file, MANIFEST_KIND, _IN_PARTS)
+        write_strings(file, "header", [json.dumps(header, sort_keys=True)])
+
+
+def _header(manifest: Manifest) -> dict[str, object]:
     header: dict[str, object] = {
         "blocks": [block.to_list() for block in manifest.blocks],
         "classes": None if manifest.classes is None else list(manifest.classes),
@@ -182,54 +292,7 @@ def write_manifest(
         header["column"] = manifest.column
     if manifest.edits:
         header["edits"] = list(manifest.edits)
-
-    def write(temporary: Path) -> None:
-        with create(temporary) as file:
-            tag(file, _KIND)
-            write_strings(file, "header", [json.dumps(header, sort_keys=True)])
-            _write_columns(file, manifest)
-            if manifest.edits and manifest.unedited is not None:
-                group = file.create_group(_UNEDITED)
-                tag(group, _UNEDITED_KIND)
-                write_strings(group, "classes", manifest.unedited.classes or ())
-                _write_columns(group, manifest.unedited)
-
-    def replace_any(new: Path, target: Path) -> None:
-        with locked(target.parent):
-            new.replace(target)
-
-    publish(layout, path, write, move=move or replace_any)
-    return path
-
-
-def _write_columns(group: h5py.Group, manifest: Manifest) -> None:
-    for name in _STRINGS:
-        write_strings(group, name, getattr(manifest, name))
-    for name, dtype in _NUMBERS.items():
-        values = np.asarray(getattr(manifest, name), dtype)
-        if name not in _OPTIONAL or (values != -1).any():
-            write_array(group, name, values, "featx-array")
-
-
-def _read_columns(group: h5py.Group) -> dict[str, Any]:
-    columns: dict[str, Any] = {name: read_strings(group, name) for name in _STRINGS}
-    for name, dtype in _NUMBERS.items():
-        if name not in _OPTIONAL or name in group:
-            columns[name] = read_array(group, name, dtype=dtype, ndim=1 + (name == "key"))
-    if len(set(map(len, columns.values()))) != 1 or columns["key"].shape[1:] != (32,):
-        raise CacheFormatError("the columns differ in length")
-    return columns
-
-
-def _read_unedited(file: h5py.File, name: str) -> Manifest | None:
-    if _UNEDITED not in file:
-        return None
-    group = find_group(file, _UNEDITED, _UNEDITED_KIND)
-    classes = tuple(read_strings(group, "classes")) or None
-    columns = _read_columns(group)
-    if columns["label"].max(initial=-1) >= len(classes or ()):
-        raise CacheFormatError("a label before the edits is of no class")
-    return Manifest(name=name, root="", classes=classes, **columns)
+    return header
 
 
 class Heading(NamedTuple):
@@ -238,13 +301,15 @@ class Heading(NamedTuple):
     name: str
     root: str
     blocks: tuple[Block, ...]
+    parts: tuple[ManifestPart, ...] = ()  # that it names, those of the rows before edits too
 
 
 def read_heading(path: Path) -> Heading:
     """Read the first part of a manifest, which takes as long for any number of rows."""
-    with open_checked(path, _KIND) as file:
+    with open_checked(path, MANIFEST_KIND, newest=_IN_PARTS) as file:
         header = _read_header(file)
-        return Heading(header["name"], header["root"], _blocks(header))
+        parts = (*_parts(header), *_parts(header.get(_UNEDITED) or {}))
+        return Heading(header["name"], header["root"], _blocks(header), parts)
 
 
 def _read_header(file: h5py.File) -> dict[str, Any]:
@@ -256,16 +321,46 @@ def _blocks(header: dict[str, Any]) -> tuple[Block, ...]:
     return tuple(Block(*block) for block in header["blocks"])
 
 
+def _parts(header: dict[str, Any]) -> list[ManifestPart]:
+    parts = [ManifestPart(str(digest), int(rows)) for digest, rows in header.get("parts", ())]
+    if not all(PART_NAME.fullmatch(part.file_name) for part in parts):
+        raise CacheFormatError("a part has no digest for its name")
+    return parts
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest, checking every digest."""
-    with open_checked(path, _KIND) as file:
+    while True:
+        with FileVersion(path) as version:
+            try:
+                return _read_manifest(path)
+            except CacheFormatError:
+                # The parts of a manifest that was replaced meanwhile may be gone.
+                if version.is_current():
+                    raise
+
+
+def _read_manifest(path: Path) -> Manifest:
+    folder = path.parent.parent / "parts"
+    with open_checked(path, MANIFEST_KIND, newest=_IN_PARTS) as file:
         header = _read_header(file)
-        columns = _read_columns(file)
         edits = header.get("edits", [])
         if not all(isinstance(edit, dict) and isinstance(edit.get("edit"), str) for edit in edits):
             raise CacheFormatError("the edits are not a list of objects")
+        unedited = None
+        if attribute(file, "version") == _IN_PARTS:
+            columns = read_parts(folder, _parts(header))
+            if edits and _UNEDITED in header:
+                before = read_parts(folder, _parts(header[_UNEDITED]))
+                unedited = _before_edits(header, header[_UNEDITED]["classes"], before)
+        else:
+            columns = read_columns(file)
+            if edits and _UNEDITED in file:
+                group = find_group(file, _UNEDITED, _UNEDITED_KIND)
+                classes = read_strings(group, "classes")
+                unedited = _before_edits(header, classes, read_columns(group))
         return Manifest(
-            unedited=_read_unedited(file, header["name"]) if edits else None,
+            unedited=unedited,
             name=header["name"],
             root=header["root"],
             classes=None if header["classes"] is None else tuple(header["classes"]),
@@ -274,8 +369,16 @@ def read_manifest(path: Path) -> Manifest:
             source=header["source"],
             column=header.get("column", ""),
             edits=tuple(edits),
-            **columns,
+            **columns,  # type: ignore[arg-type]
         )
+
+
+def _before_edits(header: dict[str, Any], classes: Sequence[str], columns: Columns) -> Manifest:
+    names = tuple(classes) or None
+    unedited = Manifest(name=header["name"], root="", classes=names, **columns)  # type: ignore[arg-type]
+    if unedited.label.max(initial=-1) >= len(classes):
+        raise CacheFormatError("a label before the edits is of no class")
+    return unedited
 
 
 def manifest_names(layout: CacheLayout) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -185,7 +185,7 @@ def merge_dataset(
                 present = None
             except CacheFormatError as error:
                 return skip(here, "manifest", error)
-            outcome, manifest = settle_dataset(replace(incoming, name=name), present, new=new)
+            outcome, manifest = settle_dataset(incoming.changed(name=name), present, new=new)
             if manifest is not None:
                 write_manifest(layout, manifest, move=partial(version.move, still=still))
             if outcome:
@@ -222,4 +222,4 @@ def settle_dataset(
     more = tuple(block for block in incoming.blocks if block not in present.blocks)
     if not more:
         return "present", None
-    return "extended", replace(present, blocks=(*present.blocks, *more))
+    return "extended", present.changed(blocks=(*present.blocks, *more))

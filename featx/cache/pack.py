@@ -93,14 +93,14 @@ class _Content:
 
     def texts(self) -> dict[str, Sequence[str]]:
         """Return the columns of text that there are, by name, and the names of the classes."""
-        groups, splits = self.features.groups, self.features.splits
-        columns = {
-            "classes": self.features.classes,
-            "paths": self.features.paths,
-            "groups": None if groups is None else groups.tolist(),
-            "splits": None if splits is None else splits.tolist(),
-        }
-        return {name: values for name, values in columns.items() if values is not None}
+        manifest, rows = self.features.manifest, self.features.rows
+        columns: dict[str, Sequence[str]] = {"paths": manifest.path.take(rows)}
+        if self.features.classes is not None:
+            columns["classes"] = self.features.classes
+        for name, column in {"groups": manifest.group, "splits": manifest.split}.items():
+            if column.any():
+                columns[name] = column.take(rows)
+        return columns
 
     def facts(self) -> dict[str, str]:
         """Return what holds for the whole matrix, by name: text, the specification as JSON."""
@@ -168,7 +168,7 @@ def _write_npz(path: Path, content: _Content) -> None:
             _write_npy(archive, name, array)
         for name, column in content.texts().items():
             dtype = np.dtype(f"<U{max(map(len, column), default=0) or 1}")
-            chunks = (np.array(part, dtype) for part in _parts(column))
+            chunks = (np.array(list(part), dtype) for part in _parts(column))
             _write_npy(archive, name, _Array("featx-text", (len(column),), dtype, chunks))
         for name, text in {"type": "featx-pack", **content.facts()}.items():
             _write_npy(archive, name, _whole("", np.array(text)))

@@ -22,10 +22,18 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.cache.hdf5 import attribute, open_checked, read_strings
+from featx.cache.hdf5 import attribute
 from featx.cache.key_index import KeyIndex
 from featx.cache.layout import CacheLayout, list_folder, list_shards, locked, reading, writing
-from featx.cache.manifest import Block, Manifest, extract_again, extract_command, read_manifest
+from featx.cache.manifest import (
+    MANIFEST_KIND,
+    Manifest,
+    extract_again,
+    extract_command,
+    read_heading,
+    read_manifest,
+)
+from featx.cache.manifest_parts import PART_KIND, read_part
 from featx.cache.shard import OtherSpecError, Shard, read_shard, stated_digest
 from featx.cache.space import read_spec
 from featx.cache.stored_index import read_index
@@ -43,7 +51,7 @@ _STALE_S = 3600.0
 _SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
 _EXAMPLES = 5
 _ATTEMPTS = 3
-_REMOVABLE = frozenset({"shard", "manifest", "spec", "journal", "index", "leftover"})
+_REMOVABLE = frozenset({"shard", "manifest", "part", "spec", "journal", "index", "leftover"})
 _NEXT_STEPS = {
     **dict.fromkeys(_REMOVABLE, "`featx cache repair` removes it"),
     "foreign": "move it out of the cache",
@@ -62,10 +70,10 @@ _OUT_OF_REACH = {
 class Finding:
     """Something that is wrong with a file or folder, and what to do.
 
-    A repair removes the kinds ``shard``, ``manifest``, ``spec``, ``journal``, ``index`` (damaged)
-    and ``leftover`` (an unfinished file in ``tmp/``). It leaves ``missing`` (a dataset's images
-    without features), ``no_spec``, ``foreign``, ``misnamed``, ``later`` (of a later version of
-    featx) and ``unreadable`` (out of reach, perhaps whole).
+    A repair removes the kinds ``shard``, ``manifest``, ``part`` (rows of manifests), ``spec``,
+    ``journal``, ``index`` (damaged) and ``leftover`` (an unfinished file in ``tmp/``). It leaves
+    ``missing`` (a dataset's images without features), ``no_spec``, ``foreign``, ``misnamed``,
+    ``later`` (of a later version of featx) and ``unreadable`` (out of reach, perhaps whole).
     """
 
     path: Path
@@ -154,6 +162,7 @@ class _Checked:
 
     size_bytes: int = 0
     content: Shard | Manifest | None = None
+    parts: tuple[str, ...] = ()  # names of the files that hold the rows of a manifest
     findings: tuple[Finding, ...] = ()
     gone: bool = False
 
@@ -203,6 +212,10 @@ def _verify(
                     if block.space in spaces:
                         command = extract_command(result.content.name, block)
                         spaces[block.space].commands.append(command)
+        # Parts of the others were read with them.
+        named = {name for result in checked for name in result.parts}
+        parts = [path for path in list_folder(layout.parts) if path.name not in named]
+        odd += filter(None, pool.map(_check_part, parts))
         journals = [path for path in list_folder(layout.searches) if path.suffix == ".jsonl"]
         odd += filter(None, pool.map(_check_journal, journals))
         odd += filter(None, pool.map(_check_index, layout.stored_indexes()))
@@ -290,6 +303,7 @@ def _find_strays(layout: CacheLayout) -> Iterator[Finding]:
     folders = layout.space_folders()
     rules: list[tuple[str, Callable[[Path], bool], list[Path]]] = [
         ("datasets/ holds files NAME.h5", is_hdf5, [layout.datasets]),
+        ("parts/ holds files DIGEST.h5", is_hdf5, [layout.parts]),
         ("indexes/ holds files SPACE.h5", is_hdf5, [layout.indexes]),
         ("spaces/ holds one folder a specification", Path.is_dir, [layout.spaces]),
         ("a space holds spec.json and shards/", belongs, folders),
@@ -373,6 +387,10 @@ def _check_manifest(layout: CacheLayout, spaces: Mapping[str, _Space], path: Pat
     try:
         size = path.stat().st_size
         manifest = read_manifest(path)
+        parts = tuple({part.file_name for part in read_heading(path).parts})
+        for name in parts:
+            with suppress(FileNotFoundError):  # replaced and removed meanwhile
+                size += (layout.parts / name).stat().st_size
         findings = list(_missing(path, manifest, spaces))
     except FileNotFoundError:
         return _Checked(gone=True)
@@ -386,17 +404,35 @@ def _check_manifest(layout: CacheLayout, spaces: Mapping[str, _Space], path: Pat
     if right != path.name:
         reason = f"describes the dataset {manifest.name!r}, but lies in {path.name}"
         findings.insert(0, Finding(path, "misnamed", reason, f"rename it to {right}"))
-    return _Checked(size, manifest, tuple(findings))
+    return _Checked(size, manifest, parts, tuple(findings))
 
 
-def _made_by_others(path: Path) -> bool:
+def _check_part(path: Path) -> Finding | None:
+    """Return what is wrong with a part that no sound manifest names, None where nothing is."""
+    if path.suffix != ".h5":
+        return None
+    try:
+        read_part(path)
+    except FileNotFoundError:
+        return None
+    except CacheFormatError as error:
+        kind = error_kind(error, "part")
+        if kind == "part" and "is not its name" in str(error):
+            kind = "misnamed"
+        elif kind == "part" and _made_by_others(path, PART_KIND):
+            kind = "foreign"
+        return Finding(path, kind, str(error), _NEXT_STEPS[kind])
+    return None
+
+
+def _made_by_others(path: Path, usual: str = MANIFEST_KIND) -> bool:
     """Return whether a file is sound HDF5 of another type: somebody's, not a damaged manifest."""
     import h5py
 
     try:
         # HDF5 keeps a checksum of the header that holds the type: damage does not look like this.
         with reading(path), h5py.File(path, "r", locking=False) as file:
-            return "type" not in file.attrs or attribute(file, "type") != "featx-manifest"
+            return "type" not in file.attrs or attribute(file, "type") != usual
     except FileNotFoundError:
         return False
     except CacheFormatError as error:
@@ -411,10 +447,8 @@ def _remake(path: Path) -> str:
     """Return how a damaged manifest is made again, from what can still be read of it."""
     data, backbones, step = path.stem, "", _NEXT_STEPS["manifest"]
     with suppress(CacheFormatError, FileNotFoundError):
-        with open_checked(path, "featx-manifest") as file:
-            header = json.loads(read_strings(file, "header")[0])
-            data = header["root"] or data
-            blocks = [Block(*block) for block in header["blocks"]]
+        heading = read_heading(path)
+        data, blocks = heading.root or data, heading.blocks
         imports = [block for block in blocks if block.backbone.startswith("import:")]
         if imports:
             return f"{step}; `{extract_command(data, imports[0])}` makes it anew"
@@ -516,7 +550,7 @@ def repair_cache(
         if finding.kind not in _REMOVABLE:
             continue
         # Nobody writes a dataset between the last look and the removal.
-        exclusive = finding.kind == "manifest" and not dry_run
+        exclusive = finding.kind in ("manifest", "part") and not dry_run
         with locked(layout.datasets) if exclusive else nullcontext(), writing(finding.path):
             if not _still_bad(finding):
                 continue
@@ -542,6 +576,7 @@ def _still_bad(finding: Finding) -> bool:
     """Look again at what an extraction may have replaced since it was verified."""
     read: dict[str, Callable[[Path], object]] = {
         "manifest": read_manifest,
+        "part": read_part,
         "spec": lambda path: read_spec(path.parent),
         "journal": _read_journal,
         "index": lambda path: read_index(path).array.check(),

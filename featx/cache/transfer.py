@@ -8,9 +8,10 @@ transfer copies the rest.
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from featx.cache.layout import CacheLayout, list_shards
-from featx.cache.manifest import Manifest, read_manifest, write_manifest
+from featx.cache.manifest import Manifest, read_heading, read_manifest, write_manifest
+from featx.cache.manifest_parts import ManifestPart, is_sound
 from featx.cache.merging import (
     FeaturesGone,
     MergedDataset,
@@ -212,16 +214,55 @@ def _push_dataset(course: _Course, incoming: Manifest, there: set[str]) -> Merge
             present = None
             if stored in there:
                 try:
-                    present = read_manifest(course.fetch(stored, work.root))
+                    file = course.fetch(stored, work.datasets)
+                    _bring_parts(course, file)
+                    present = read_manifest(file)
                 except CacheFormatError as error:
                     return skip(Path(course.store.address(stored)), "manifest", error)
-            renamed = replace(incoming, name=name)
+            renamed = incoming.changed(name=name)
             outcome, manifest = settle_dataset(renamed, present, new=new)
             if manifest is not None:
-                course.write(stored, write_manifest(work, manifest))
+                file = course.layout.dataset(incoming.name)
+                with suppress(CacheFormatError, FileNotFoundError):  # changed since it was read
+                    _lend_parts(course.layout, read_heading(file).parts, work)
+                _write_dataset(course, write_manifest(work, manifest), stored, there)
             if outcome:
                 return MergedDataset(incoming.name, name, outcome)
     raise AssertionError("there is always another name")
+
+
+def _write_dataset(course: _Course, file: Path, stored: str, there: set[str]) -> None:
+    """Write a manifest into the store, after those of its parts that are not there."""
+    for part in read_heading(file).parts:
+        name = f"parts/{part.file_name}"
+        if name not in there:
+            course.write(name, file.parent.parent / name)
+            there.add(name)
+    course.write(stored, file)
+
+
+def _bring_parts(course: _Course, file: Path) -> list[Path]:
+    """Put the parts of a fetched manifest beside it; return those that came from the store."""
+    other, fetched = CacheLayout(file.parent.parent), []
+    parts = read_heading(file).parts
+    _lend_parts(course.layout, parts, other)
+    for part in set(parts):
+        name = f"parts/{part.file_name}"
+        if not (other.root / name).exists() and course.store.entry(name) is not None:
+            fetched.append(course.fetch(name, other.parts))
+    return fetched
+
+
+def _lend_parts(layout: CacheLayout, parts: Iterable[ManifestPart], other: CacheLayout) -> None:
+    """Let another cache use the parts that this one has, without a copy where links can be made."""
+    other.parts.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        here, there = layout.parts / part.file_name, other.parts / part.file_name
+        if is_sound(here, part) and not there.exists():
+            try:
+                there.symlink_to(here.resolve())
+            except OSError:
+                shutil.copyfile(here, there)
 
 
 # Pull
@@ -258,9 +299,15 @@ def _pull_space(
 def _pull_dataset(
     course: _Course, file: Path, used: Sequence[FeatureSpace]
 ) -> MergedDataset | Finding:
+    fetched: list[Path] = []
+    with suppress(CacheFormatError):  # which the merge finds, too
+        fetched = _bring_parts(course, file)
     result = merge_dataset(course.layout, file, used)
     if isinstance(result, MergedDataset) and result.outcome != "present":
-        course.count(file)
+        for path in (file, *fetched):
+            course.count(path)
+    for path in fetched:
+        path.unlink()
     return result
 
 

@@ -267,6 +267,9 @@ def gc(cache: Path, yes: bool, older_than: float, as_json: bool) -> int:
     size = _size(sum(space.size_bytes for space in report.spaces))
     what = "removed" if yes else "would be removed; --yes does it"
     say(f"{report.cache}: {rows_gone:,} rows, {size} {what}")
+    if report.parts_removed:
+        parts_size = _size(report.parts_bytes)
+        say(f"{report.parts_removed:,} parts of datasets that none uses, {parts_size} {what}")
     return int(bool(damaged))
 
 

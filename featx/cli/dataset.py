@@ -29,22 +29,22 @@ def class_names(manifest: Manifest) -> list[str]:
 def summary(manifest: Manifest) -> dict[str, Any]:
     """Return what is known of a dataset, as ``--json`` prints it."""
     from featx.cache.editing import describe_edit
-    from featx.cache.manifest import DUPLICATE, FAILED, OK
+    from featx.cache.manifest import DUPLICATE, FAILED
     from featx.extraction.report import data_report
 
-    status = manifest.status.tolist()
-    usable = [row for row, code in enumerate(status) if code in (OK, DUPLICATE)]
+    status, usable = manifest.status, manifest.usable
     known = data_report(manifest)
     names = class_names(manifest)
-    classes = Counter(names[row] for row in usable if names[row])
-    splits = Counter(manifest.split[row] for row in usable if manifest.split[row])
+    classes = Counter(names[row] for row in usable)
+    splits = Counter(manifest.split.take(usable))
+    del splits[""]
     return {
         "dataset": manifest.name,
         "root": manifest.root,
         "source": manifest.source,
         "rows": len(usable),
-        "failed": status.count(FAILED),
-        "duplicates": status.count(DUPLICATE),
+        "failed": int((status == FAILED).sum()),
+        "duplicates": int((status == DUPLICATE).sum()),
         "groups": len(set(manifest.group) - {""}),
         "classes": {name: classes[name] for name in manifest.classes or ()},
         "splits": dict(sorted(splits.items())),
@@ -288,8 +288,10 @@ def _decisions(cache: Path, name: str, table: Path, action: Action) -> dict[str,
     from featx.exceptions import DatasetError
 
     lines = read_decisions(table, action)
-    there = set(find_manifest(CacheLayout.at(cache), name).path)
-    decisions = {path: label for path, label in lines.items() if path in there}
+    there = find_manifest(CacheLayout.at(cache), name).path.find(list(lines)) >= 0
+    decisions = {
+        path: label for (path, label), here in zip(lines.items(), there, strict=True) if here
+    }
     gone = len(lines) - len(decisions)
     if not lines:
         raise DatasetError(f"no line of {str(table)!r} has the action {action}: nothing to do")

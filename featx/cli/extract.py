@@ -12,6 +12,16 @@ from featx.cli.show import show_extraction, unused_images
 from featx.terminal import say, say_json
 
 
+def _shard(_: Any, __: Any, value: str | None) -> tuple[int, int] | None:
+    """Read which share of how many is meant."""
+    if value is None:
+        return None
+    number, slash, count = value.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise click.BadParameter(f"expected a share such as 1/4, received {value!r}")
+    return int(number), int(count)
+
+
 @options.command(
     "extract",
     options.data,
@@ -42,6 +52,28 @@ from featx.terminal import say, say_json
         help="Decode in processes of their own, which survives a decoder that crashes.  "
         "[default: where there are many images]",
     ),
+    click.option(
+        "--on",
+        metavar="ENGINE",
+        help="Compute on a cluster: ray (that of RAY_ADDRESS, else one on this machine), dask or "
+        "dask=tcp://HOST:8786.  [default: in this process]",
+    ),
+    options.whole("--task-cpus", least=1, default=1, help="Processors of one task, with --on."),
+    click.option(
+        "--task-gpus",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="GPUs of one task, with --on.",
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        callback=_shard,
+        help="Compute one of N shares of the images, for job arrays: 1/4 to 4/4.",
+    ),
+    options.whole(
+        "--threads", least=1, help="Processors that are used.  [default: all that there are]"
+    ),
     options.flag("--plan", "planned", help="Say what it would cost, from a short measurement."),
     options.as_json,
 )
@@ -49,6 +81,7 @@ def command(
     data: str,
     on_error: Any,
     max_failures: int | None,
+    threads: int | None,
     planned: bool,
     as_json: bool,
     **settings: Any,
@@ -63,8 +96,11 @@ def command(
     featx extract photos/ -b mobilenet_v2 -b resnet50 --tap avg --tap max
     featx extract photos.csv -b mobilenet_v2 --weights mobilenet_v2.weights.h5
     featx extract photos/ -b resnet50 --plan
+    featx extract photos/ -b resnet50 --on ray
     """
     import featx
+    from featx.extraction.parts import NOT_COMPUTED
+    from featx.threads import limited_processors
 
     extraction = extraction_arguments(settings)
     carried = {"cache", "taps", "resize", "draft", "window", "view_seed", *extraction} - {
@@ -72,6 +108,7 @@ def command(
     }
     # The dataset has its splits, paths and labels.
     carried -= {*options.reading_arguments({})}
+    cluster = {name: settings.pop(name) for name in ("on", "task_cpus", "task_gpus", "shard")}
     arguments = {**extraction, **settings}
     if planned:
         plan = featx.plan_extraction(data, **arguments)
@@ -80,15 +117,24 @@ def command(
         else:
             say(*plan.describe().split("\n"))
         return 0
-    features = featx.extract(
-        data, **arguments, on_error=on_error, max_failures=max_failures, progress=True
-    )
+    with limited_processors(threads):
+        features = featx.extract(
+            data,
+            **arguments,
+            **cluster,
+            on_error=on_error,
+            max_failures=max_failures,
+            progress=True,
+        )
+    exit_code = options.exit_code(features.failed)
+    if any(why.startswith(NOT_COMPUTED) for _, why in features.failed):
+        exit_code = 1  # the same command computes these
     if as_json:
         say_json({**features.report, **unused_images(features)})
-        return options.exit_code(features.failed)
+        return exit_code
     show_extraction(features)
     if len(features.classes or ()) > 1:
         say(f"next: {next_command('train', features.name, carried=carried)}")
     else:
         say(f"next: {next_command('dataset show', features.name, carried=('cache',))}")
-    return options.exit_code(features.failed)
+    return exit_code

@@ -64,9 +64,10 @@ def process_seconds() -> float:
 def show_extraction(features: Features) -> None:
     """Print what an extraction did, and what it could not read."""
     report = features.report
+    pending = f"{report['pending']:,} left to other shards, " if "pending" in report else ""
     say(
         f"{report['dataset']}: {report['images']:,} images, {report['cached']:,} cached, "
-        f"{report['extracted']:,} extracted, {report['failed']:,} failed, "
+        f"{report['extracted']:,} extracted, {report['failed']:,} failed, {pending}"
         f"{report['images_per_s']:,.0f} images/s, {report['seconds']:.1f} s"
     )
     for block in features.blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from featx.images.decode import Extent
@@ -38,6 +39,18 @@ class DarkImages:
         kind.highest = max(kind.highest, extent.high)
         if kind.example is None or row < kind.example[0]:
             kind.example = row, path, extent
+
+    def join(self, other: DarkImages, rows: Sequence[int]) -> None:
+        """Take what was seen elsewhere, of images that have these rows here."""
+        for name, more in other._kinds.items():
+            kind = self._kinds.setdefault(name, _Kind())
+            kind.images += more.images
+            kind.dark += more.dark
+            kind.highest = max(kind.highest, more.highest)
+            if more.example is not None:
+                row, path, extent = more.example
+                if kind.example is None or rows[row] < kind.example[0]:
+                    kind.example = rows[row], path, extent
 
     def notes(self) -> list[str]:
         """Return what a user should know, one sentence a kind of samples."""

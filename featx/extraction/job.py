@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.source import log_preprocessing
+from featx.cache.columns import Strings
 from featx.cache.features import Features
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Block, Heading, Manifest, find_manifest, manifest_names
@@ -106,7 +107,7 @@ class Job:
     def features(self, manifest: Manifest, stages: Sequence[Stage]) -> Features:
         """Return the features of a dataset that stages have filled."""
         spaces = [s.store for s in stages if isinstance(s.store, FeatureSpace) for _ in s.taps]
-        return Features(replace(manifest, blocks=self.blocks), spaces, origins=self.origins)
+        return Features(manifest.changed(blocks=self.blocks), spaces, origins=self.origins)
 
     def complete(self, stages: Sequence[Stage]) -> Features | None:
         """Return the features of a named dataset that has all that is asked for, else None."""
@@ -284,7 +285,7 @@ def find_named(layout: CacheLayout, data: object, splits: SplitNames = None) -> 
         return None
     if layout.dataset(data).is_file():
         manifest = find_manifest(layout, data)
-        return replace(manifest, split=read_splits(manifest.split, splits, what=repr(data))[0])
+        return manifest.changed(split=read_splits(manifest.split, splits, what=repr(data))[0])
     if any(mark in data for mark in "/\\.*"):
         return None  # a path that does not exist, for the dataset to report
     raise UnknownNameError(
@@ -320,8 +321,8 @@ def images_of(manifest: Manifest) -> ImageDataset:
         paths=tuple(manifest.path),
         classes=manifest.classes,
         labels=None if manifest.classes is None else manifest.label,
-        groups=tuple(manifest.group) if any(manifest.group) else None,
-        splits=tuple(manifest.split) if any(manifest.split) else None,
+        groups=tuple(manifest.group) if manifest.group.any() else None,
+        splits=tuple(manifest.split) if manifest.split.any() else None,
         strays=manifest.strays,
         **packed,
     )
@@ -338,6 +339,4 @@ def _packed(manifest: Manifest) -> dict[str, Any]:
         follow = any(manifest.key[row].any() for row in addresses)
         return {"arrays": RemoteImages(manifest.path, manifest.root, follow=follow)}
     paths, images = packed_images(manifest.root, manifest.column)
-    row_of = {path: row for row, path in enumerate(paths)}
-    rows = [row_of.get(path, -1) for path in manifest.path]
-    return {"arrays": images, "rows": np.array(rows, np.int64)}
+    return {"arrays": images, "rows": Strings.of(paths).find(manifest.path)}

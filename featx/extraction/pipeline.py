@@ -147,6 +147,7 @@ class Stage:
     engine: Engine | None = None
     computed: int = 0
     bad_keys: dict[bytes, str] = field(default_factory=dict)
+    computed_by: set[str] = field(default_factory=set)  # engines of other processes
     _sink: ShardWriter | MemoryStore | None = None
 
     @property
@@ -241,9 +242,15 @@ class Run:
         self._most_claimed = _MOST_CLAIMED
 
     def work(
-        self, progress: Progress | None = None, trusted: NDArray[np.bool_] | None = None
+        self,
+        progress: Progress | None = None,
+        trusted: NDArray[np.bool_] | None = None,
+        wanted: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Compute what is missing; `trusted` rows have a key in the ledger, and are not read."""
+        """Compute what is missing of the `wanted` rows, by default of all.
+
+        `trusted` rows have a key in the ledger, and are not read.
+        """
         ledger = self._ledger
         self._failed = 0
         self._claimed.clear()
@@ -252,12 +259,18 @@ class Run:
         for stage in self.stages:
             ready[ready] = ~stage.missing(ledger.key[ready])
         ledger.status[ready] = OK
-        done, total = int(ready.sum()), len(self._images)
+        done = int(ready.sum())
         if progress:
-            progress(done, total, self._failed)
+            progress(done, len(self._images), self._failed)
+        self._compute(np.flatnonzero(~ready if wanted is None else wanted & ~ready), done, progress)
+        self._carry_over()
+
+    def _compute(self, rows: NDArray[np.intp], done: int, progress: Progress | None) -> None:
+        """Compute rows, and enter what became of them; so many others are `done`."""
+        ledger, total = self._ledger, len(self._images)
         pipeline = Pipeline(self.stages, self.meter)
         try:
-            with closing(self._load(np.flatnonzero(~ready))) as loading:
+            with closing(self._load(rows)) as loading:
                 for loaded in loading:
                     row = loaded.index
                     done += 1
@@ -277,7 +290,6 @@ class Run:
         except BaseException as error:
             pipeline.stop(error)
             raise
-        self._carry_over()
 
     def _load(self, rows: NDArray[np.intp]) -> Generator[Loaded]:
         """Pass images on, counting the time that they took and that was spent waiting for them."""

@@ -78,6 +78,12 @@ class Meter:
         end = time.perf_counter() if self._last is None else self._last
         return max(end - self._first - self._work["start"], 1e-9)
 
+    @property
+    def work(self) -> dict[str, float]:
+        """Seconds of each kind of work, by its name."""
+        with self._lock:
+            return dict(self._work)
+
     def stop(self) -> None:
         """Stop the clock of `span_s`."""
         self._last = time.perf_counter()

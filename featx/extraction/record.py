@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.cache.columns import Strings
 from featx.cache.datasets import rewrite_dataset
 from featx.cache.editing import kept_rows, later_edits, replay_edits, restated, with_labels
 from featx.cache.layout import FileVersion
@@ -41,7 +43,9 @@ _LOG = logging.getLogger("featx")
 class DatasetRecord:
     """What is known of a dataset before, during and after a run: its images, keys and manifest."""
 
-    def __init__(self, job: Job, name: str | None = None) -> None:
+    def __init__(
+        self, job: Job, name: str | None = None, shard: tuple[int, int] | None = None
+    ) -> None:
         assert job.layout is not None
         self._layout = job.layout
         self._blocks = job.blocks
@@ -57,6 +61,7 @@ class DatasetRecord:
         self._stats = _stat(self.images)
         self.ledger = Ledger.blank(len(self.images))
         self.trusted = np.zeros(len(self.images), np.bool_)
+        self.wanted = None if shard is None else _in_shard(self.images.paths, *shard)
         if self._earlier is not None:
             self._trust(self._earlier)
 
@@ -80,8 +85,7 @@ class DatasetRecord:
 
     def _trust(self, earlier: Manifest) -> None:
         """Take over the keys of files that have not changed since they were read."""
-        row_of = {path: row for row, path in enumerate(earlier.path)}
-        rows = np.array([row_of.get(path, -1) for path in self.images.paths], np.int64)
+        rows = earlier.path.find(self.images.paths)
         known = rows >= 0
         before = np.stack([getattr(earlier, part) for part in STAMP], axis=1)
         same = np.zeros(len(rows), np.bool_)
@@ -119,7 +123,10 @@ class DatasetRecord:
         def make(current: Manifest | None) -> Manifest:
             self._check_name(fresh, current)
             used[:] = spaces
-            return self._caught_up(self._promised(fresh, stages, complete), current, used)
+            whole = fresh
+            if self.wanted is not None and current is not None:
+                whole = _with_others(fresh, current, ~self.wanted)
+            return self._caught_up(self._promised(whole, stages, complete), current, used)
 
         def worse(manifest: Manifest, current: Manifest | None) -> bool:
             return (not complete or not len(manifest.usable)) and _loses(manifest, current)
@@ -154,11 +161,11 @@ class DatasetRecord:
             name=self.name,
             root=_root(images),
             classes=images.classes,
-            path=list(images.paths),
+            path=images.paths,
             label=np.asarray(unlabelled if images.labels is None else images.labels, np.int32),
-            group=list(images.groups or [""] * len(images)),
-            split=list(images.splits or [""] * len(images)),
-            reason=list(ledger.reason),
+            group=images.groups or Strings.blank(len(images)),
+            split=images.splits or Strings.blank(len(images)),
+            reason=ledger.reason,
             key=ledger.key,
             status=ledger.status,
             strays=tuple(images.strays),
@@ -192,7 +199,7 @@ class DatasetRecord:
         status[lost] = PENDING
         spaces = {stages[number].spec.name for number in begun}
         blocks = tuple(block for block in fresh.blocks if block.space in spaces)
-        return restated(_with_reasons(replace(fresh, status=status, blocks=blocks)))
+        return restated(_with_reasons(fresh.changed(status=status, blocks=blocks)))
 
     def _check_name(self, fresh: Manifest, current: Manifest | None) -> None:
         """Refuse to replace a dataset of other images that came in under this name meanwhile."""
@@ -227,7 +234,7 @@ class DatasetRecord:
         """Return a fresh manifest with what others did to the dataset since this run began."""
         if current is None or current.root != fresh.root:
             current = self._earlier
-        manifest = replace(fresh, blocks=tuple(self._all_blocks(fresh, current, used)))
+        manifest = fresh.changed(blocks=tuple(self._all_blocks(fresh, current, used)))
         if current is None or not (current.edits or manifest.edits):
             return manifest
         if self._replay:
@@ -239,8 +246,8 @@ class DatasetRecord:
             raw = _updated(raw, manifest)
             if later is None:  # an edit was taken back meanwhile
                 return _read_only(replay_edits(raw, current), manifest)
-        edited = replay_edits(manifest, later or replace(current, edits=()))
-        return replace(edited, edits=(*manifest.edits, *edited.edits), unedited=raw)
+        edited = replay_edits(manifest, later or current.changed(edits=()))
+        return edited.changed(edits=(*manifest.edits, *edited.edits), unedited=raw)
 
     def _all_blocks(
         self, fresh: Manifest, earlier: Manifest | None, used: list[FeatureSpace]
@@ -261,45 +268,67 @@ class DatasetRecord:
         return blocks
 
 
+def _in_shard(paths: Sequence[str], number: int, count: int) -> NDArray[np.bool_]:
+    """Return which paths are in one of several shares, whatever other paths there are."""
+    if not 1 <= number <= count:
+        raise DatasetError(
+            "expected a share from 1 to their number, such as --shard 1/4 (shard=(1, 4)), "
+            f"received {number}/{count}"
+        )
+    sums = np.fromiter((zlib.crc32(os.fsencode(path)) for path in paths), np.uint32, len(paths))
+    return np.asarray(sums % count == number - 1)
+
+
+def _with_others(fresh: Manifest, current: Manifest, others: NDArray[np.bool_]) -> Manifest:
+    """Return a manifest with what runs of other shares wrote of `others`, which this run left."""
+    here = np.flatnonzero(others & (fresh.status == PENDING))
+    there = current.path.find(fresh.path.take(here))
+    here, there = here[there >= 0], there[there >= 0]
+    if not len(here):
+        return fresh
+    columns: dict[str, NDArray[np.generic]] = {}
+    for name in ("key", "status", *STAMP):
+        columns[name] = getattr(fresh, name).copy()
+        columns[name][here] = getattr(current, name)[there]
+    reasons = fresh.reason.changed(here, current.reason.take(there))
+    return fresh.changed(reason=reasons, **columns)
+
+
 def _with_unread(fresh: Manifest, earlier: Manifest, paths: Sequence[str]) -> Manifest:
     """Return what was read, and the rows of files still there that an edit left out unread."""
-    raw, number_of = earlier.before_edits, {path: number for number, path in enumerate(paths)}
-    read = set(fresh.path)
-    names = [] if raw is None else raw.path
-    rows = [row for row, path in enumerate(names) if path in number_of and path not in read]
-    if raw is None or not rows:
+    raw, there = earlier.before_edits, Strings.of(paths)
+    if raw is None:
         return fresh
-    unread = raw.take(np.array(rows, np.intp))
+    rows = np.flatnonzero((there.find(raw.path) >= 0) & (fresh.path.find(raw.path) < 0))
+    if not len(rows):
+        return fresh
+    unread = raw.take(rows)
     whole = fresh.joined(unread)
     labels = [*fresh.label_names, *unread.label_names]
-    order = np.argsort([number_of[path] for path in whole.path], kind="stable")
+    order = np.argsort(there.find(whole.path), kind="stable")
     return restated(with_labels(whole, labels).take(order))
 
 
 def _updated(raw: Manifest, fresh: Manifest) -> Manifest:
     """Return the rows before edits with what was read of their files since."""
-    row_of = {path: row for row, path in enumerate(fresh.path)}
-    rows = np.array([row_of.get(path, -1) for path in raw.path], np.intp)
+    rows = fresh.path.find(raw.path)
     known = np.flatnonzero(rows >= 0)
     columns: dict[str, NDArray[np.generic]] = {}
     for name in ("key", "status", *STAMP):
         columns[name] = getattr(raw, name).copy()
         columns[name][known] = getattr(fresh, name)[rows[known]]
-    reasons = list(raw.reason)
-    for row in known.tolist():
-        reasons[row] = fresh.reason[rows[row]]
-    return restated(replace(raw, reason=reasons, **columns))  # type: ignore[arg-type]
+    reasons = raw.reason.changed(known, fresh.reason.take(rows[known]))
+    return restated(raw.changed(reason=reasons, **columns))
 
 
 def _read_only(edited: Manifest, fresh: Manifest) -> Manifest:
     """Return an edited dataset in which only rows that were read count as done."""
-    done = {fresh.path[row] for row in fresh.usable}
-    rows = [row for row in edited.usable.tolist() if edited.path[row] not in done]
-    if not rows:
+    rows = edited.usable[~_are_in(edited, fresh)]
+    if not len(rows):
         return edited
     status = edited.status.copy()
     status[rows] = PENDING
-    return restated(_with_reasons(replace(edited, status=status)))
+    return restated(_with_reasons(edited.changed(status=status)))
 
 
 class FeaturesGone(Exception):  # noqa: N818
@@ -312,14 +341,15 @@ class _NameTaken(Exception):  # noqa: N818
 
 def _loses(manifest: Manifest, current: Manifest | None) -> bool:
     """Return whether a manifest lacks something that another has, or has nothing at all."""
-    done = _done(manifest)
     if current is None:
-        return not done
-    return not set(current.blocks) <= set(manifest.blocks) or not _done(current) <= done
+        return not len(manifest.usable)
+    return not (set(current.blocks) <= set(manifest.blocks) and _are_in(current, manifest).all())
 
 
-def _done(manifest: Manifest) -> set[str]:
-    return {manifest.path[row] for row in manifest.usable}
+def _are_in(manifest: Manifest, other: Manifest) -> NDArray[np.bool_]:
+    """Return which of the rows that are done are done in another dataset, too."""
+    done = other.path.take(other.usable)
+    return done.find(manifest.path.take(manifest.usable)) >= 0
 
 
 def _share(*manifests: Manifest) -> bool:
@@ -329,11 +359,9 @@ def _share(*manifests: Manifest) -> bool:
 
 
 def _with_reasons(manifest: Manifest) -> Manifest:
-    reasons = [
-        reason or ("not reached" if status == PENDING else "")
-        for reason, status in zip(manifest.reason, manifest.status.tolist(), strict=True)
-    ]
-    return replace(manifest, reason=reasons)
+    rows = np.flatnonzero((manifest.status == PENDING) & ~manifest.reason.filled())
+    reasons = manifest.reason.changed(rows, ["not reached"] * len(rows))
+    return manifest.changed(reason=reasons)
 
 
 def _without_removed(images: ImageDataset, earlier: Manifest | None) -> ImageDataset:

@@ -12,7 +12,7 @@ import numpy as np
 
 from featx.cache.editing import label_conflicts
 from featx.cache.features import Features
-from featx.cache.manifest import DUPLICATE, FAILED, Manifest
+from featx.cache.manifest import DUPLICATE, FAILED, PENDING, Manifest
 from featx.extraction.pipeline import Stage
 from featx.extraction.progress import Meter
 from featx.files.identity import related_rows
@@ -34,7 +34,7 @@ def run_report(
 ) -> dict[str, object]:
     """Return what was counted and what is known of the data, with more notes, as JSON types."""
     status = features.manifest.status
-    failed = int((status == FAILED).sum())
+    failed, pending = int((status == FAILED).sum()), int((status == PENDING).sum())
     extracted = max((stage.computed for stage in stages), default=0)
     plain = {block.space: block.backbone for block in features.blocks if block.view is None}
     report: dict[str, object] = {
@@ -42,13 +42,15 @@ def run_report(
         "backbone": ",".join(plain.values()),
         "spec": ",".join(plain),
         "images": len(status),
-        "cached": len(status) - failed - extracted,
+        "cached": len(status) - failed - pending - extracted,
         "extracted": extracted,
         "failed": failed,
         "duplicates": int((status == DUPLICATE).sum()),
         "seconds": round(seconds, 3),
         "images_per_s": round(len(status) / seconds, 1),
     }
+    if pending:  # of other shares
+        report["pending"] = pending
     if meter is not None and extracted:
         report |= {
             "engine": engine_names(stages),
@@ -61,7 +63,8 @@ def run_report(
 
 def engine_names(stages: Sequence[Stage]) -> str:
     """Return the names of the engines that computed, with commas."""
-    return ",".join(dict.fromkeys(stage.engine.name for stage in stages if stage.engine))
+    here = [stage.engine.name for stage in stages if stage.engine]
+    return ",".join(dict.fromkeys([*here, *(n for s in stages for n in sorted(s.computed_by))]))
 
 
 def data_report(
@@ -69,7 +72,7 @@ def data_report(
 ) -> dict[str, object]:
     """Return what is known of a dataset, and of its images as they were read, as JSON types."""
     rows = manifest.usable
-    splits = Counter(manifest.split[row] for row in rows) if any(manifest.split) else Counter()
+    splits = Counter(manifest.split.take(rows)) if manifest.split.any() else Counter[str]()
     edited = any(edit["edit"] == "split" for edit in manifest.edits)
     names = {} if images is None or edited else dict(images.split_names)
     notes = [] if images is None else list(images.notes)

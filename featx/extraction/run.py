@@ -6,7 +6,8 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import Executor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from featx.cache.manifest import FAILED, Manifest
 from featx.cache.space import FeatureSpace
 from featx.exceptions import CacheError, DatasetError
 from featx.extraction.agreement import agreements
+from featx.extraction.executors import Where
 from featx.extraction.job import Request, WeightsChoice, find_named
+from featx.extraction.parts import PartedRun
 from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
 from featx.extraction.progress import Meter, Progress, terminal_progress
 from featx.extraction.record import DatasetRecord, FeaturesGone
@@ -71,6 +74,10 @@ def extract(
     max_failures: int | None = None,
     workers: int | None = None,
     isolate: bool | None = None,
+    on: str | Executor | None = None,
+    task_cpus: int = 1,
+    task_gpus: float = 0,
+    shard: tuple[int, int] | None = None,
     progress: bool | Progress = False,
 ) -> Features:
     """Return the features of a dataset, computing those that the cache does not have.
@@ -144,6 +151,16 @@ def extract(
     isolate : bool, optional
         Whether images are decoded in processes of their own, which survives a decoder that crashes;
         by default where there are many. See `featx.images.loader.load_images`.
+    on : {"ray", "dask", "dask=ADDRESS"} or concurrent.futures.Executor, optional
+        Where images are read and features computed: by default in this process. ``"ray"`` is the
+        cluster of ``RAY_ADDRESS``, else one on this machine; ``"dask"`` one on this machine. All
+        hosts have to see the cache, the images and the weights under the same paths. Extras:
+        ``ray``, ``dask``.
+    task_cpus, task_gpus : int and float, default 1 and 0
+        Processors and GPUs of one task, with `on`.
+    shard : tuple of two int, optional
+        ``(i, n)``: compute the i-th of n shares of the images, counted from 1. Which share an image
+        is in depends on its path alone. When all are there, the dataset is whole.
     progress : bool or callable, default False
         True draws a bar, in a terminal or in a notebook; a callable gets the numbers of images
         done, in all, and failed.
@@ -209,12 +226,18 @@ def extract(
         job.remember_origins()
         features.report = run_report(features, time.perf_counter() - started)
         return features
-    record, meter = DatasetRecord(job, name), Meter()
+    where = None if on is None else Where(on=on, cpus=task_cpus, gpus=task_gpus)
+    record, meter = DatasetRecord(job, name, shard), Meter()
     options = RunOptions(on_error, max_failures, workers, isolate)
-    run = Run(record.images, stages, record.ledger, options, meter)
-    features = job.features(_finish(run, record, progress), stages)
+    with ExitStack() as stack:
+        arguments = (record.images, stages, record.ledger, options, meter)
+        run = Run(*arguments)
+        if where is not None:
+            submit = stack.enter_context(where.open())
+            run = PartedRun(*arguments, job=job, submit=submit, processors=task_cpus)
+        features = job.features(_finish(run, record, progress), stages)
     job.remember_origins()
-    if not len(features):
+    if not len(features) and (shard is None or features.failed):
         raise _nothing_readable(features)
     extracted = time.perf_counter()
     agreement = agreements(job, record.images, record.ledger, stages)
@@ -282,7 +305,7 @@ def _finish(run: Run, record: DatasetRecord, progress: bool | Progress) -> Manif
 def _until_kept(run: Run, record: DatasetRecord, show: Progress | None) -> Manifest:
     """Run and write the manifest; run again for what others removed meanwhile."""
     for _ in range(_ATTEMPTS):
-        run.work(show, record.trusted)
+        run.work(show, record.trusted, record.wanted)
         with suppress(FeaturesGone):
             return record.save(run.stages)
     raise CacheError(

@@ -8,17 +8,16 @@ out of a folder are left out, and so are links.
 from __future__ import annotations
 
 import bz2
+import copy
 import glob
 import gzip
 import json
 import lzma
-import os
 import posixpath
 import re
 import tarfile
 import threading
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +29,14 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DatasetError, ImageError
-from featx.files.claims import UnsafeFileError, missing_path_error, reading_data, shortened
+from featx.exceptions import DatasetError, ImageError, reason
+from featx.files.claims import (
+    UnsafeFileError,
+    missing_path_error,
+    most_unpacked,
+    reading_data,
+    shortened,
+)
 from featx.files.identity import file_stamps
 from featx.files.safe_zip import count_members
 from featx.images.files import (
@@ -43,16 +48,27 @@ from featx.images.files import (
     is_image_name,
 )
 from featx.images.labels import SplitNames, split_of
-from featx.images.scan import Tree, is_ignored, list_tree
+from featx.images.members import ENCRYPTED, TAR, MemberReader, Place, reading_archive
+from featx.images.scan import (
+    HEAD_BYTES,
+    NO_EXTENSION,
+    Tree,
+    begins_an_image,
+    is_ignored,
+    list_tree,
+    why_no_image_name,
+)
 
 _UNPACKED: dict[str, Any] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 _MOST_MEMBERS = 5_000_000
+_INT64 = (1 << 63) - 1
+_MOST_HEADER_BYTES = 16 << 20
+# Images hardly shrink; uncompressed ones of one colour, and bombs, do.
+_MOST_RATIO = 200
 # Beside an image of WebDataset, by the name up to its first dot.
 _LABEL_FILES = ("cls", "json")
 _LABEL_KEYS = ("label", "labels", "class", "class_name", "cls", "target", "category")
 _MOST_LABEL_BYTES = 1 << 20
-_LOCAL_HEADER_BYTES = 30
-_MOST_OPEN = 64
 # Members that were passed in a compressed tar and may be asked for next.
 _MOST_PASSED, _MOST_PASSED_BYTES = 512, 32 << 20
 
@@ -107,9 +123,8 @@ class _Member(NamedTuple):
     name: str
     offset: int
     size: int
-    # Of a zip:
-    method: int = 0
-    crc: int = 0
+    method: int = TAR
+    crc: int = 0  # of a zip
 
 
 @dataclass
@@ -141,17 +156,21 @@ class _Contents:
 
 
 class _Tape:
-    """A file of which the block that was read last is kept: zeros mark the end of a tar."""
+    """An unpacked tar, within bounds. The block that was read last is kept: zeros mark the end."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, file: IO[bytes], most_bytes: int) -> None:
+        self._file, self._most_bytes = file, most_bytes
         self.last = b""
 
     def read(self, size: int) -> bytes:
+        if size > _MOST_HEADER_BYTES:
+            raise UnsafeFileError(f"it has a header of {size:,} bytes")
         self.last = self._file.read(size)
         return self.last
 
     def seek(self, position: int) -> int:
+        if position > self._most_bytes:
+            raise UnsafeFileError(f"it claims to unpack to more than {self._most_bytes:,} bytes")
         return self._file.seek(position)
 
     def tell(self) -> int:
@@ -167,34 +186,43 @@ def _open_tar(path: Path) -> IO[bytes]:
 def _tar_contents(path: Path) -> _Contents:
     contents = _Contents()
     regular: dict[str, _Member] = {}
+    count = 0
     with _open_tar(path) as file:
-        tape: Any = _Tape(file)
-        # Its members are forgotten one by one: each takes a kilobyte.
-        with tarfile.open(fileobj=tape, mode="r:", errorlevel=2) as tar:
-            count = 0
-            while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]
-                count += 1
-                if count > _MOST_MEMBERS:
-                    raise UnsafeFileError(f"it has more than {_MOST_MEMBERS:,} entries")
-                member = _Member(info.name, info.offset_data, info.size)
-                if info.islnk():
-                    target = regular.get(info.linkname)
-                    if target is not None:  # the same content under another name
-                        contents.add(target._replace(name=info.name), "file")
-                        continue
-                if info.isreg() and not info.issparse():
-                    regular[info.name] = member
-                    contents.add(member, "file")
-                elif info.isdir():
-                    contents.add(member, "folder")
-                else:
-                    contents.add(member, "link" if info.issym() or info.islnk() else "other")
-        if tape.last.strip(b"\0") or len(tape.last) < tarfile.BLOCKSIZE:
-            raise UnsafeFileError(
-                f"it ends in the middle, after {count:,} entries: copy or make it again"
-            )
+        tape: Any = _Tape(file, most_unpacked(path.stat().st_size, _MOST_RATIO))
+        try:
+            with tarfile.open(fileobj=tape, mode="r:", errorlevel=2) as tar:
+                while (info := tar.next()) is not None:
+                    # Its members are forgotten one by one: each takes a kilobyte.
+                    tar.members = []  # type: ignore[attr-defined]
+                    count += 1
+                    if count > _MOST_MEMBERS:
+                        raise UnsafeFileError(f"it has more than {_MOST_MEMBERS:,} entries")
+                    _add_tar_entry(contents, info, regular)
+            whole = len(tape.last) == tarfile.BLOCKSIZE and not tape.last.strip(b"\0")
+        except (tarfile.ReadError, EOFError) as error:
+            if not count:
+                raise UnsafeFileError(f"it is no tar: {reason(error)}") from error
+            whole = False
+    if not whole:
+        raise UnsafeFileError(
+            f"it is damaged or ends in the middle, after {count:,} entries: copy or make it again"
+        )
     return contents
+
+
+def _add_tar_entry(contents: _Contents, info: tarfile.TarInfo, regular: dict[str, _Member]) -> None:
+    """Take one entry of a tar; `regular` keeps the files, which links may name."""
+    member = _Member(info.name, info.offset_data, info.size)
+    target = regular.get(info.linkname) if info.islnk() else None
+    if target is not None:  # the same content under another name
+        contents.add(target._replace(name=info.name), "file")
+    elif info.isreg() and not info.issparse():
+        regular[info.name] = member
+        contents.add(member, "file")
+    elif info.isdir():
+        contents.add(member, "folder")
+    else:
+        contents.add(member, "link" if info.issym() or info.islnk() else "other")
 
 
 # Zip
@@ -211,8 +239,10 @@ def _zip_contents(path: Path) -> _Contents:
     turned = not any("/" in info.filename for info in infos)
     for info in infos:
         name = info.filename.replace("\\", "/") if turned else info.filename
-        method = -1 if info.flag_bits & 1 else info.compress_type
-        member = _Member(name, info.header_offset, info.compress_size, method, info.CRC)
+        method = ENCRYPTED if info.flag_bits & 1 else info.compress_type
+        # A damaged list may claim numbers of any size; what is not there fails when it is read.
+        offset, size = (min(n, _INT64) for n in (info.header_offset, info.compress_size))
+        member = _Member(name, offset, size, method, info.CRC)
         kind = info.external_attr >> 28
         if name.endswith("/"):
             contents.add(member, "folder")
@@ -238,6 +268,7 @@ def read_archives(paths: Sequence[Path], name: str, names: SplitNames = None) ->
     tree = Tree()
     rows: dict[str, list[tuple[int, _Member]]] = {}
     beside: dict[tuple[int, str, str], _Member] = {}
+    unknown: list[tuple[int, _Member]] = []
     for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
         last: dict[str, _Member] = {}
         for member in shard.files:
@@ -251,10 +282,18 @@ def read_archives(paths: Sequence[Path], name: str, names: SplitNames = None) ->
                 rows.setdefault(member.name, []).append((number, member))
             elif ending in _LABEL_FILES:
                 beside[number, key, ending] = member
+            elif reason := why_no_image_name(member.name):
+                tree.strays.append((_told(member.name, path, paths), reason))
             else:
-                tree.strays.append((_told(member.name, path, paths), "no image extension"))
+                unknown.append((number, member))
         tree.folders += shard.folders
         tree.strays += [(_told(n, path, paths), reason) for n, reason in shard.strays]
+    for (number, member), is_image in zip(unknown, _begin_images(paths, unknown), strict=True):
+        if is_image:
+            rows.setdefault(member.name, []).append((number, member))
+            tree.by_content.append(member.name)
+        else:
+            tree.strays.append((_told(member.name, paths[number], paths), NO_EXTENSION))
     if not rows:
         raise DatasetError(
             f"no image in {name!r}: {sum(len(shard.files) for shard in shards):,} files, none with "
@@ -267,9 +306,25 @@ def read_archives(paths: Sequence[Path], name: str, names: SplitNames = None) ->
     labelled = _webdataset_labels(paths, rows, beside)
     for (number, _, _), member in beside.items():
         if labelled is None:
-            tree.strays.append((_told(member.name, paths[number], paths), "no image extension"))
+            tree.strays.append((_told(member.name, paths[number], paths), NO_EXTENSION))
     listing = list_tree(tree, name, labels=labelled is None, names=names)
     return _expanded(listing, paths, rows, around, labelled, names)
+
+
+def _begin_images(paths: Sequence[Path], members: Sequence[tuple[int, _Member]]) -> list[bool]:
+    """Return which members of a name that says nothing are images by their first bytes."""
+    heads = [
+        member._replace(size=min(member.size, HEAD_BYTES)) if member.method == TAR else member
+        for _, member in members
+    ]
+    reader = ArchiveImages(paths, [number for number, _ in members], heads)
+    found = []
+    for row in range(len(heads)):
+        try:
+            found.append(begins_an_image(reader.read(row)[:HEAD_BYTES]))
+        except ImageError:
+            found.append(False)
+    return found
 
 
 def _told(member: str, path: Path, paths: Sequence[Path]) -> str:
@@ -426,18 +481,19 @@ class ArchiveImages(PackedImages):
     ) -> None:
         self._paths = [path.absolute() for path in paths]
         self._shard = np.array(shards, np.int32)
-        # 26 bytes an image, where objects would take 200.
+        # 28 bytes an image, where objects would take 200.
         rows = [member[1:] for member in members]
-        self._members = np.array(rows, "i8,i8,i2,u4").view(np.recarray)
+        self._members = np.array(rows, "i8,i8,i4,u4")
+        self._stamps = file_stamps(self._paths)
         self._open()
 
     def _open(self) -> None:
-        self._files: OrderedDict[int, _Handle] = OrderedDict()
+        self._reader = MemberReader()
         self._streams: dict[int, Forward] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        opened = ("_files", "_streams", "_lock")
+        opened = ("_reader", "_streams", "_lock")
         return {name: value for name, value in vars(self).items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -454,42 +510,42 @@ class ArchiveImages(PackedImages):
         return self.read(index)
 
     def stamps(self) -> NDArray[np.int64]:
-        """Return the stamp of the archive of each image."""
-        return file_stamps(self._paths)[self._shard]
+        """Return the stamp of the archive of each image, as it was when it was listed."""
+        return self._stamps[self._shard]
+
+    def taken(self, rows: NDArray[np.int64]) -> PackedImages:
+        """Return some of the images, with their places only."""
+        if (rows < 0).any():
+            return super().taken(rows)
+        some = copy.copy(self)
+        some._shard, some._members = self._shard[rows], self._members[rows]
+        some._open()
+        return some
+
+    def place(self, index: int) -> Place | None:
+        """Return where an image lies, None where it is compressed together with others."""
+        shard = int(self._shard[index])
+        path = self._paths[shard]
+        if ARCHIVES[archive_ending(path.name)] in _UNPACKED:
+            return None
+        size, mtime_ns = self._stamps[shard, :2].tolist()
+        return Place(str(path), size, mtime_ns, *self._members[index].tolist())
 
     def read(self, index: int, *, most_bytes: int = MAX_FILE_BYTES) -> bytes:
         """Return the bytes of one image file."""
+        place = self.place(index)
+        if place is not None:
+            return self._reader.read(place, most_bytes=most_bytes)
         shard = int(self._shard[index])
-        offset, size, method, crc = self._members[index].tolist()
-        path = self._paths[shard]
+        offset, size, _, _ = self._members[index].tolist()
         if size > most_bytes:
             raise ImageError(f"too large: {size:,} bytes, the limit is {most_bytes:,}")
-        compression = ARCHIVES[archive_ending(path.name)]
-        try:
-            if compression == "zip":
-                data = _read_zipped(self._file(shard), offset, size, method, most_bytes)
-                if zlib.crc32(data) != crc:
-                    raise ImageError("damaged: its checksum in the archive does not match")
-                return data
-            if compression in _UNPACKED:
-                data = self._stream(shard).read(offset)
-            else:
-                data = self._file(shard).read(offset, size)
-        except FileNotFoundError as error:
-            raise ImageError(f"no such archive: {path.name}") from error
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ImageError(f"{path.name} cannot be read: {error}") from error
+        with reading_archive(self._paths[shard].name):
+            data = self._stream(shard).read(offset)
         if len(data) < size:
-            raise ImageError(f"truncated: {path.name} ends after {len(data):,} of {size:,} bytes")
+            name = self._paths[shard].name
+            raise ImageError(f"truncated: {name} ends after {len(data):,} of {size:,} bytes")
         return data
-
-    def _file(self, shard: int) -> _Handle:
-        with self._lock:
-            file = self._files.pop(shard, None) or _Handle(self._paths[shard])
-            self._files[shard] = file
-            if len(self._files) > _MOST_OPEN:
-                self._files.popitem(last=False)
-            return file
 
     def _stream(self, shard: int) -> Forward:
         with self._lock:
@@ -498,63 +554,6 @@ class ArchiveImages(PackedImages):
                 begin = partial(_unpacked, self._paths[shard], members)
                 self._streams[shard] = Forward(begin)
             return self._streams[shard]
-
-
-class _Handle:
-    """An open file, closed when nobody reads it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_number"):
-            os.close(self._number)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return so many bytes from a position on, fewer at the end of the file."""
-        pieces = []
-        while size > 0 and (piece := self._piece(offset, size)):
-            pieces.append(piece)
-            offset, size = offset + len(piece), size - len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _piece(self, offset: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._number, size, offset)
-        with self._lock:  # Windows has one position a file
-            os.lseek(self._number, offset, os.SEEK_SET)
-            return os.read(self._number, size)
-
-
-def _read_zipped(file: _Handle, offset: int, size: int, method: int, most_bytes: int) -> bytes:
-    """Return a member of a zip; `zipfile` takes turns in a file and three times as long."""
-    if method < 0:
-        raise ImageError("encrypted in the archive")
-    start = file.read(offset, _LOCAL_HEADER_BYTES)
-    if len(start) < _LOCAL_HEADER_BYTES or not start.startswith(b"PK\x03\x04"):
-        raise ImageError("damaged: the archive has no file where it says so")
-    name, extra = int.from_bytes(start[26:28], "little"), int.from_bytes(start[28:30], "little")
-    data = file.read(offset + _LOCAL_HEADER_BYTES + name + extra, size)
-    if len(data) < size:
-        raise ImageError(f"truncated: the archive ends after {len(data):,} of {size:,} bytes")
-    if method == zipfile.ZIP_DEFLATED:
-        unpacker: Any = zlib.decompressobj(-zlib.MAX_WBITS)
-        data = unpacker.decompress(data, most_bytes)
-        whole = unpacker.eof
-    elif method == zipfile.ZIP_STORED:
-        whole = True
-    else:
-        raise ImageError(
-            f"compressed by method {method} in the archive: expected stored or deflated"
-        )
-    if not whole:
-        raise ImageError(
-            f"too large: more than {most_bytes:,} bytes"
-            if len(data) >= most_bytes
-            else "truncated in the archive"
-        )
-    return data
 
 
 class Forward:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -192,6 +192,13 @@ class ImageDataset:
             return self.arrays[row]
         return read_file(self.file(index))
 
+    def place(self, index: int) -> tuple[Any, ...] | None:
+        """Return where an image lies in an archive, None where only `image` reads it."""
+        if not isinstance(self.arrays, PackedImages):
+            return None
+        row = index if self.rows is None else int(self.rows[index])
+        return None if row < 0 else self.arrays.place(row)
+
     def image(self, index: int) -> ImageData:
         """Return an array image as it was given, RGB of a PIL image, or the bytes of an image file.
 
@@ -251,6 +258,26 @@ class ImageDataset:
             stray_reasons=(),
             empty_classes=(),
             rows=rows,
+        )
+
+    def detached(self, indices: ArrayLike) -> ImageDataset:
+        """Return some of the images without labels, as a value that another process can read.
+
+        Its paths mean the same in another folder.
+        """
+        some = self.subset(indices)
+        root, arrays, rows = self.root, self.arrays, some.rows
+        if isinstance(arrays, PackedImages) and rows is not None:
+            arrays, rows = arrays.taken(rows), None
+        elif arrays is None and root is None:
+            root = Path.cwd()
+        return ImageDataset(
+            name=self.name,
+            root=root,
+            paths=some.paths,
+            arrays=arrays,
+            rows=rows,
+            column=self.column,
         )
 
     def with_labels(

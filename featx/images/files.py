@@ -54,9 +54,41 @@ class PackedImages(ABC):
     def __getitem__(self, index: int, /) -> bytes:
         """Return the bytes of one image file; `ImageError` says in short why not."""
 
+    def taken(self, rows: NDArray[np.int64]) -> PackedImages:
+        """Return some of the images, as a value that pickles to little more than they take."""
+        return _Taken(self, rows)
+
+    def place(self, index: int) -> tuple[Any, ...] | None:
+        """Return the place of one for `featx.images.members`; None where only this reads it."""
+        return None
+
     @abstractmethod
     def stamps(self) -> NDArray[np.int64]:
         """Return what tells, unread, that an image is the same: a row of `STAMP` for each."""
+
+
+class _Taken(PackedImages):
+    """Some rows of others; -1 is no image any more."""
+
+    def __init__(self, images: PackedImages, rows: NDArray[np.int64]) -> None:
+        self._images, self._rows = images, rows
+        self.reads_at_once = images.reads_at_once
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> bytes:
+        row = int(self._rows[index])
+        if row < 0:
+            raise ImageError("not in the archive any more")
+        return self._images[row]
+
+    def place(self, index: int) -> tuple[Any, ...] | None:
+        row = int(self._rows[index])
+        return None if row < 0 else self._images.place(row)
+
+    def stamps(self) -> NDArray[np.int64]:
+        return np.where(self._rows[:, None] < 0, -1, self._images.stamps()[self._rows])
 
 
 @dataclass(frozen=True, kw_only=True)

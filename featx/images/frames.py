@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DatasetError, ImageError, MissingExtraError
-from featx.files.claims import reading_data
+from featx.files.claims import UnsafeFileError, reading_data
 from featx.files.identity import STAMP, file_stamps
 from featx.files.stores import as_address
 from featx.images.archives import Forward, shard_splits
@@ -83,7 +83,10 @@ def _merged(paths: Sequence[Path], name: str, reading: Reading) -> _Frame:
     frames = []
     for path in paths:
         with reading_data(path, "a table of Parquet or Arrow"):
-            frames.append(_arrow_frame(path, reading))
+            frames.append(frame := _arrow_frame(path, reading))
+            columns = [*frame.columns.values(), *([] if frame.images is None else [frame.images])]
+            if len(set(map(len, columns))) > 1:
+                raise UnsafeFileError("its columns differ in length")
     if len(frames) == 1:
         return frames[0]
     whole, counts = _joined(frames, repr(name))

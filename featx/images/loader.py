@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -279,7 +279,8 @@ class _Item:
     position: int
     index: int
     slot: int
-    path: str | None  # None where its bytes are sent
+    # Its path, or its place in an archive; None where its bytes are sent.
+    path: str | list[Any] | None
     key: bytes | None = None
     read_s: float = 0.0
 
@@ -344,18 +345,24 @@ class ProcessWorker:
                 return
             items = []
             for position, index in tasks:
-                path = None
-                if self._job.dataset.arrays is None:
-                    try:
-                        path = os.fsencode(self._job.dataset.file(index)).decode("latin-1")
-                    except Exception:
-                        # No way to a file: this says in the same words why.
-                        loaded = self._job.load(index)
-                        self._line.give([(position, loaded)])
-                        continue
+                try:
+                    path = self._path(index)
+                except Exception:
+                    # No way to a file: this says in the same words why.
+                    loaded = self._job.load(index)
+                    self._line.give([(position, loaded)])
+                    continue
                 items.append(_Item(position, index, self._free.pop(), path))
             self._items.update((item.position, item) for item in items)
             self._hand_over(items)
+
+    def _path(self, index: int) -> str | list[Any] | None:
+        """Return where the process finds an image, with names as Latin-1, a character a byte."""
+        dataset = self._job.dataset
+        if dataset.arrays is None:
+            return os.fsencode(dataset.file(index)).decode("latin-1")
+        place = dataset.place(index)
+        return None if place is None else [os.fsencode(place[0]).decode("latin-1"), *place[1:]]
 
     def _hand_over(self, items: Sequence[_Item]) -> None:
         if not items:

@@ -55,6 +55,14 @@ class RemoteImages(PackedImages):
         if follow or as_address(root):
             Store.require()
 
+    def taken(self, rows: NDArray[np.int64]) -> PackedImages:
+        """Return some of the images, with their names only."""
+        if (rows < 0).any():
+            return super().taken(rows)
+        stamps = None if self._stamps is None else self._stamps[rows]
+        names = [self._names[row] for row in rows.tolist()]
+        return RemoteImages(names, self._root, follow=self._follow, stamps=stamps)
+
     def __len__(self) -> int:
         return len(self._names)
 

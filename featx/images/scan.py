@@ -49,7 +49,7 @@ _RAW_PHOTOGRAPHS = frozenset((
     ".raf", ".rw2", ".sr2", ".srf", ".srw",
 ))
 # fmt: on
-_HEAD_BYTES = 256
+HEAD_BYTES = 256
 NO_EXTENSION = "no image extension"
 _RAW = "a raw photograph of a camera, which featx does not decode: save it as JPEG or PNG"
 _CACHE_FOLDERS = frozenset(("spaces", "datasets", "searches", "engines", "tmp"))
@@ -316,16 +316,22 @@ def _walk(root: Path) -> Tree:
 
 def _why_no_image(path: str) -> str:
     """Return why a file without the extension of an image is none, "" where its bytes say it is."""
-    extension = os.path.splitext(path)[1].lower()
+    reason = why_no_image_name(path)
+    if reason or not os.path.isfile(path):
+        return reason or NO_EXTENSION
+    with open(path, "rb", buffering=0) as file:
+        return "" if begins_an_image(file.read(HEAD_BYTES)) else NO_EXTENSION
+
+
+def why_no_image_name(name: str) -> str:
+    """Return why a name is of no image, "" where the bytes of the file have to say."""
+    extension = os.path.splitext(name)[1].lower()
     if extension in _RAW_PHOTOGRAPHS:
         return _RAW
-    if extension in _OTHER_FORMATS or not os.path.isfile(path):
-        return NO_EXTENSION
-    with open(path, "rb", buffering=0) as file:
-        return "" if _begins_an_image(file.read(_HEAD_BYTES)) else NO_EXTENSION
+    return NO_EXTENSION if extension in _OTHER_FORMATS else ""
 
 
-def _begins_an_image(head: bytes) -> bool:
+def begins_an_image(head: bytes) -> bool:
     """Return whether the first bytes of a file are those of an image, and of no text."""
     kind = sniff(head)
     if kind == "BMP":  # two letters are not enough: the size of its header is below 256

@@ -30,6 +30,7 @@ import numpy as np
 from featx.images.decode import Extent, Target, decode_targets
 from featx.images.files import ImageData, read_file, read_one
 from featx.images.limits import Budget, set_budget, set_most_decode_bytes
+from featx.images.members import MemberReader, Place
 from featx.spec import ImagePolicy, ViewPolicy
 
 Message: TypeAlias = dict[str, Any]
@@ -113,6 +114,7 @@ class _Worker(Budget):
         self._unread: deque[tuple[int, int, Callable[[], ImageData]]] = deque()
         self._waiting: deque[tuple[int, int, ImageData, bytes]] = deque()
         self._waiting_bytes = 0
+        self._members = MemberReader()
 
     def take(self, need_bytes: int) -> None:
         send(self._sink, {"take": need_bytes})
@@ -130,9 +132,20 @@ class _Worker(Budget):
         while message := self._later.popleft() if self._later else receive(self._source):
             contents = iter(message[CONTENTS])
             for position, slot, path in message.get("images", ()):
-                self._unread.append((position, slot, _reader(path, contents)))
+                self._unread.append((position, slot, self._reader(path, contents)))
             self._decode(message.get("decode", ()))
             self._read()
+
+    def _reader(
+        self, path: str | list[Any] | None, contents: Iterator[bytes]
+    ) -> Callable[[], ImageData]:
+        """Return what gives the bytes of an image: its file, an archive, or what was sent."""
+        if path is None:
+            content = next(contents)
+            return lambda: content
+        if isinstance(path, list):
+            return partial(self._members.read, Place(_name(path[0]), *path[1:]))
+        return partial(read_file, _name(path))
 
     def _read(self) -> None:
         keys = []
@@ -176,10 +189,6 @@ class _Worker(Budget):
         struct.pack_into("<q", self._block, 0, position)
 
 
-def _reader(path: str | None, contents: Iterator[bytes]) -> Callable[[], ImageData]:
-    """Return what gives the bytes of an image: read from its path, or those that were sent."""
-    if path is None:
-        content = next(contents)
-        return lambda: content
-    # The path came as Latin-1, one character a byte.
-    return partial(read_file, os.fsdecode(path.encode("latin-1")))
+def _name(text: str) -> str:
+    """Return a path that came as Latin-1, one character a byte."""
+    return os.fsdecode(text.encode("latin-1"))

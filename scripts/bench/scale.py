@@ -1,12 +1,14 @@
-"""How a cache grows without an index on disk: opening, looking up, adding, manifests and memory.
+"""How a cache grows: opening, looking up, adding, manifests and memory at 10^5 to 10^8 rows.
 
     python scripts/bench/scale.py                # to 10^6
     python scripts/bench/scale.py --rows 10000000
+    python scripts/bench/scale.py --rows 100000000 --only manifests
 
 The rows are synthetic and narrow (4 numbers), in shards of as many rows as 24 MiB hold of 1,280
 float32: what is measured does not depend on the width. Every figure is the median of three fresh
 processes. `key_index.py` measures spaces with an index on disk. Prints the tables for
-docs/scale.md; 10^7 rows take 2 GB of disk and of memory.
+docs/scale.md; 10^7 rows take 2 GB of disk and of memory, the manifest of 10^8 takes 11 GB of disk
+and 7 GB of memory.
 """
 
 from __future__ import annotations
@@ -68,32 +70,46 @@ print(json.dumps([shards, opened, memory, looked_up, gathered, sorted(added)[1]]
 """
 MANIFEST = """
 import json, sys, time
+from pathlib import Path
 import numpy as np, h5py
+from featx.cache.columns import Numbers, Strings
+from featx.cache.datasets import rename_dataset
 from featx.cache.layout import CacheLayout
 from featx.cache.manifest import Manifest, read_manifest, write_manifest
-def peak_of(work):
-    def status(name):
-        for line in open("/proc/self/status"):
-            if line.startswith(name):
-                return int(line.split()[1]) / 1024
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the high-water mark starts from here
-    before, started = status("VmHWM"), time.perf_counter()
+layout, n = CacheLayout.at(sys.argv[1]), int(sys.argv[2])
+def private_mib():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
+def measured(work):
+    before, cpu, wall = private_mib(), time.process_time(), time.perf_counter()
     result = work()
-    return result, time.perf_counter() - started, status("VmHWM") - before
-n = int(sys.argv[2])
-blank, zeros = [""] * n, np.zeros(n, np.int64)
-manifest = Manifest(
-    name="synthetic", root="/images", classes=("a",), label=np.zeros(n, np.int32),
-    path=[f"class_{row % 10}/image_{row:08d}.jpg" for row in range(n)],
-    group=blank, split=blank, reason=blank, size=zeros, mtime_ns=zeros, inode=zeros,
-    key=np.zeros((n, 32), np.uint8), status=np.zeros(n, np.uint8), source="files",
-)
-layout = CacheLayout.at(sys.argv[1])
-path, write_s, write_mib = peak_of(lambda: write_manifest(layout, manifest))
-del manifest
-_, read_s, read_mib = peak_of(lambda: read_manifest(path))
-print(json.dumps([path.stat().st_size / 1e6, write_s, write_mib, read_s, read_mib]))
+    return result, time.perf_counter() - wall, time.process_time() - cpu, private_mib() - before
+if sys.argv[3] == "write":
+    blocks = [range(start, min(start + 1_000_000, n)) for start in range(0, n, 1_000_000)]
+    generator, zeros = np.random.default_rng(0), np.broadcast_to(np.int64(0), (n,))
+    manifest = Manifest(
+        name="synthetic", root="/images", classes=("a",), label=zeros,
+        path=Strings([
+            piece for rows in blocks for piece in
+            Strings.of([f"class_{row % 10}/image_{row:08d}.jpg" for row in rows]).pieces
+        ]),
+        group=Strings.blank(n), split=Strings.blank(n), reason=Strings.blank(n),
+        size=zeros, mtime_ns=zeros, inode=zeros, ctime_ns=zeros, birth_ns=zeros,
+        key=Numbers([generator.integers(0, 256, (len(rows), 32), np.uint8) for rows in blocks]),
+        status=zeros, source="files",
+    )
+    _, *figures, _ = measured(lambda: write_manifest(layout, manifest))
+    files = [*layout.manifests(), *layout.root.glob("parts/*.h5")]
+    print(json.dumps([sum(file.stat().st_size for file in files) / 1e6, len(files), *figures]))
+else:
+    path = layout.dataset("synthetic")
+    manifest, *figures = measured(lambda: read_manifest(path))
+    assert len(manifest) == n
+    _, *search = measured(lambda: manifest.path.find([manifest.path[n // 2]]))
+    figures += search[:1]
+    _, *renamed = measured(lambda: rename_dataset(layout, "synthetic", "other"))
+    rename_dataset(layout, "other", "synthetic")
+    print(json.dumps([*figures, *renamed[:1]]))
 """
 
 
@@ -102,7 +118,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    most = parser.parse_args().rows
+    parser.add_argument("--only", choices=["features", "manifests"])
+    options = parser.parse_args()
+    if options.only != "manifests":
+        features(options.rows)
+    if options.only != "features":
+        manifests(options.rows)
+
+
+def features(most: int) -> None:
+    """Print what a space of features costs, to so many rows."""
     generator = np.random.default_rng(0)
     print(
         "| rows | shards | open s | memory MiB | look up 1,000 keys ms | gather them ms | "
@@ -136,28 +161,40 @@ def main() -> None:
             )
             goal *= 10
     print()
-    print("| rows | manifest MB | write s | memory MiB | read s | memory MiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+
+
+def manifests(most: int) -> None:
+    """Print what a manifest costs, to so many rows."""
+    print(
+        "| rows | files | MB | write s | of processor | open s | of processor | private MiB | "
+        "find a path s | rename s |"
+    )
+    print("| --- " * 10 + "|")
     rows = 100_000
     while rows <= most:
         with tempfile.TemporaryDirectory() as folder:
-            size, write_s, write_mib, read_s, read_mib = measure(MANIFEST, folder, str(rows))
+            runs = 3 if rows < 100_000_000 else 1
+            size, count, *write = measure(MANIFEST, folder, str(rows), "write", runs=runs)
+            *opened, private, search, renamed = measure(
+                MANIFEST, folder, str(rows), "read", runs=runs
+            )
+        seconds = " | ".join(f"{value:.2f}" for value in (*write, *opened))
         print(
-            f"| {rows:,} | {size:,.0f} | {write_s:.2f} | {write_mib:,.0f} | {read_s:.2f} | "
-            f"{read_mib:,.0f} |",
+            f"| {rows:,} | {count:.0f} | {size:,.0f} | {seconds} | {private:.1f} | {search:.2f} | "
+            f"{renamed:.2f} |",
             flush=True,
         )
         rows *= 10
 
 
-def measure(code: str, *args: str) -> list[float]:
-    """Return the medians of what three fresh processes print."""
-    runs = []
-    for _ in range(3):
+def measure(code: str, *args: str, runs: int = 3) -> list[float]:
+    """Return the medians of what fresh processes print."""
+    figures = []
+    for _ in range(runs):
         command = [sys.executable, "-c", code, *args]
         done = subprocess.run(command, capture_output=True, check=True, text=True)
-        runs.append(json.loads(done.stdout))
-    return [statistics.median(values) for values in zip(*runs, strict=True)]
+        figures.append(json.loads(done.stdout))
+    return [statistics.median(values) for values in zip(*figures, strict=True)]
 
 
 if __name__ == "__main__":

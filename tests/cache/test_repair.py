@@ -202,7 +202,7 @@ def test_files_of_others_and_of_later_versions_are_named_and_left(kit, cache):
     for name in ("mine", "later"):
         with h5py.File(cache.layout.datasets / f"{name}.h5", "w") as file:
             if name == "later":
-                tag(file, "featx-manifest", 2)
+                tag(file, "featx-manifest", 3)
             else:
                 file.attrs["type"] = "text of any length, which featx does not write"
     other = FeatureSpace(CacheLayout(cache.root / "else"), replace(kit.spec, preprocessing="torch"))

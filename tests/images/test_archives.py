@@ -131,6 +131,19 @@ def test_splits_and_what_is_left_out(tmp_path):
     }
 
 
+@pytest.mark.parametrize("door", ["photos.tar", "photos.tar.gz", "photos.zip"])
+def test_members_without_an_extension_are_tried_by_content(make, door):
+    files = contents() | {"ant/IMG_1": picture(50), "ant/notes": b"text", "bee/b.txt": picture(51)}
+    data = ImageDataset.from_any(make(door, files))
+    assert data.paths.count("ant/IMG_1") == 1
+    assert len(data) == 8
+    assert "1 file without a known extension" in " ".join(data.notes)
+    assert dict(zip(data.strays, data.stray_reasons, strict=True)) == {
+        "ant/notes": "no image extension",
+        "bee/b.txt": "no image extension",
+    }
+
+
 def test_a_name_of_a_split_can_be_stated(tmp_path):
     files = {f"{s}/{name}": data for name, data in contents().items() for s in ("train", "pilot")}
     path = write_zip(tmp_path / "a.zip", files)
@@ -272,6 +285,20 @@ def test_an_archive_that_goes_away_fails_its_rows(make, cache):
         featx.extract(data, cache=cache)
 
 
+@pytest.mark.parametrize("door", ["photos.tar", "photos.zip"])
+def test_an_archive_that_changes_under_a_run_gives_no_wrong_image(make, door):
+    data = ImageDataset.from_any(make(door))
+    make(door, {name: picture(500 + n) for n, name in enumerate(contents())})
+    with pytest.raises(ImageError, match=f"{door} has changed since it was listed"):
+        data.read(0)
+
+
+def test_systems_without_positions_of_their_own_read_too(make, monkeypatch):
+    monkeypatch.delattr(os, "pread", raising=False)
+    data = ImageDataset.from_any(make("photos.tar"))
+    assert [data.read(i) for i in (6, 0, 3)] == [list(contents().values())[i] for i in (6, 0, 3)]
+
+
 @pytest.mark.parametrize("door", ["photos.tar", "photos.tar.gz", "photos.zip"])
 @pytest.mark.parametrize("isolate", [False, True])
 def test_threads_and_processes_give_the_pixels_of_the_files(make, door, isolate):
@@ -395,6 +422,19 @@ def test_a_member_that_unpacks_to_too_much_fails_alone(make, cache, monkeypatch)
         data.arrays.read(7, most_bytes=1 << 20)
 
 
+def test_bombs_of_tar_are_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("featx.files.claims._HARMLESS_BYTES", 1 << 20)
+    path = write_tar(tmp_path / "a.tar.gz", {"a/0.png": bytes(64 << 20)}, mode="w:gz")
+    with pytest.raises(DatasetError, match="claims to unpack to more than"):
+        ImageDataset.from_any(path)
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a/0.png")
+        info.pax_headers = {"comment": "x" * (20 << 20)}
+        tar.addfile(info, io.BytesIO())
+    with pytest.raises(DatasetError, match="a header of 2"):
+        ImageDataset.from_any(tmp_path / "b.tar.gz")
+
+
 def test_a_changed_byte_in_a_zip_fails_one_row(make, cache):
     path = make("stored.zip")
     data = bytearray(path.read_bytes())
@@ -415,6 +455,16 @@ def test_an_encrypted_member_fails_alone(make):
     with pytest.raises(ImageError, match="encrypted"):
         images.read(0)
     assert images.read(1) == contents()["ant/001.png"]
+
+
+def test_an_unknown_compression_fails_alone(make):
+    path = make("stored.zip")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 10 : at + 12] = b"\xff\xff"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="compressed by method 65535"):
+        ImageDataset.from_any(path).read(0)
 
 
 @pytest.mark.parametrize("door", ["photos.tar", "photos.zip"])

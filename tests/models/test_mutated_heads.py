@@ -108,7 +108,7 @@ def mutate(schema, files, draw):
         return
     # Changes before this one may have taken all nodes of a kind away.
     scalars = [n for _, _, n in found if n["__loader__"] == "JsonNode"]
-    objects = [n for _, _, n in found if n["__loader__"] == "ObjectNode"]
+    objects = [n for _, _, n in found if n["__loader__"] == "ObjectNode" and has_state(n)]
     lists = [n for _, _, n in found if n["__loader__"] in ("ListNode", "TupleNode")]
     if kind < 8 and scalars:
         draw.choice(scalars)["content"] = draw.choice(SCALARS)
@@ -190,6 +190,12 @@ def changed_steps(description, data, draw):
             # HDF5 knows no text of NumPy's.
             h5.create_dataset(name, data=array if array.dtype.kind != "U" else array.astype("S"))
     return json.dumps(changed).encode(), out.getvalue()
+
+
+def has_state(node):
+    """Whether a node still has attributes: changes before may have taken them away."""
+    content = node.get("content")
+    return isinstance(content, dict) and isinstance(content.get("content"), dict)
 
 
 def mutants(path, count, seed):

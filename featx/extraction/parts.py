@@ -1,0 +1,280 @@
+"""Parts of an extraction that other processes compute, on this machine or on others.
+
+A part is some images and what to make of them, as a value that pickles. Whoever gets it runs the
+same extraction as here, writes shards of its own into the cache, and gives a ledger back. Neither
+pixels nor features travel.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.cache.layout import CacheLayout, writing
+from featx.cache.manifest import FAILED
+from featx.cache.space import FeatureSpace
+from featx.exceptions import CacheError, DatasetError, FeatxError, WeightsError, reason
+from featx.extraction.dark_images import DarkImages
+from featx.extraction.job import Job
+from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
+from featx.extraction.progress import Meter, Progress
+from featx.files.identity import Keys
+from featx.images.dataset import ImageDataset
+from featx.images.files import PackedImages
+from featx.threads import limited_processors
+
+# About a shard of 1,280 float32 each; fewer where others would have nothing to do.
+_MOST_ROWS, _LEAST_ROWS, _PARTS = 4096, 64, 32
+# Parts that wait at the engine, so that one that adds machines by what waits sees a demand.
+_WINDOW = 256
+_NO_FILE = "no such file"
+NOT_COMPUTED = "part not computed"
+"""What the reason begins with of images whose part failed as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some images of an extraction, and how they are computed."""
+
+    job: Job
+    images: ImageDataset
+    run: str  # tells this run from others, and names its mark in the cache
+    options: RunOptions
+    processors: int | None = None  # that may be used for it
+    featx: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartLedger:
+    """What became of a part."""
+
+    key: Keys
+    status: NDArray[np.uint8]
+    reason: list[str]
+    computed: list[int]  # images by stage
+    engines: list[str]
+    dark: DarkImages
+    meter: dict[str, float]
+
+
+# Where it is computed
+
+
+class _Kept(threading.local):
+    """The networks and stores of a run, which a thread keeps from part to part."""
+
+    run = ""
+    stages: list[Stage]
+
+
+_kept = _Kept()
+
+
+def compute_part(part: Part) -> PartLedger:
+    """Compute a part where this runs, and return what became of it.
+
+    Raises
+    ------
+    CacheError, WeightsError
+        If this host does not see the cache or the weights of the run, or has another featx. The
+        message names the host.
+    """
+    with limited_processors(part.processors):
+        if _kept.run != part.run:
+            _require_same(part)
+            _kept.stages, _kept.run = part.job.open(), part.run
+        stages, meter = _kept.stages, Meter()
+        for stage in stages:
+            stage.computed = 0
+            stage.bad_keys.clear()
+        ledger = Ledger.blank(len(part.images))
+        run = Run(part.images, stages, ledger, part.options, meter)
+        run.work()
+        meter.stop()
+    if (ledger.status == FAILED).all() and set(ledger.reason) == {_NO_FILE}:
+        # One missing file is missing; all of them are on a disk that this host does not see.
+        ledger.reason[:] = [f"{_NO_FILE} on host {socket.gethostname()}"] * len(ledger.reason)
+    return PartLedger(
+        key=ledger.key,
+        status=ledger.status,
+        reason=ledger.reason,
+        computed=[stage.computed for stage in stages],
+        engines=[stage.engine.name for stage in stages if stage.engine],
+        dark=run.dark,
+        meter=meter.work,
+    )
+
+
+def _require_same(part: Part) -> None:
+    """Refuse a part that would give other features here, or write them where nobody looks."""
+    host = socket.gethostname()
+    here = version("featx")
+    if here != part.featx:
+        raise CacheError(
+            f"host {host} has featx {here}, the run has featx {part.featx}: install the same "
+            "version on all hosts"
+        )
+    layout = part.job.layout
+    if layout is not None and not _mark(layout, part.run).exists():
+        raise CacheError(
+            f"host {host} does not see the cache {layout.root}: put it on a disk that all hosts "
+            "share, or run a shard on each host with a cache of its own (--shard 1/4) and join "
+            "them by `featx cache merge`"
+        )
+    for spec, network in part.job.parts:
+        path = network.source.weights.path
+        if path is None:
+            continue
+        try:
+            digest = network.source.digest_now()
+        except OSError as error:
+            raise WeightsError(
+                f"host {host} cannot read {path}: {error.strerror}; put it where all hosts see it"
+            ) from error
+        if digest != spec.weights_sha256:
+            raise WeightsError(
+                f"host {host} has other weights in {path} than the run: copy the same file there"
+            )
+
+
+def _mark(layout: CacheLayout, run: str) -> Path:
+    """Return a file that is there while a run is under way, by which its cache is known."""
+    return layout.root / "tmp" / f"run-{run}"
+
+
+# Where it is asked for
+
+
+Submit = Callable[[Callable[[Part], PartLedger], Part], "Future[PartLedger]"]
+"""Starts a function elsewhere, as `concurrent.futures.Executor.submit` does."""
+
+
+class PartedRun(Run):
+    """A run whose parts are computed elsewhere, in any order; otherwise as one that is not."""
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        stages: list[Stage],
+        ledger: Ledger,
+        options: RunOptions,
+        meter: Meter,
+        *,
+        job: Job,
+        submit: Submit,
+        processors: int | None = None,
+    ) -> None:
+        super().__init__(images, stages, ledger, options, meter)
+        packed = isinstance(images.arrays, PackedImages) and images.root is not None
+        if images.arrays is not None and not packed:
+            raise DatasetError(
+                "images in memory cannot be computed elsewhere (on=...): give files, or an archive "
+                "that all hosts see"
+            )
+        self._job, self._submit, self._processors = _absolute(job), submit, processors
+        self._run = os.urandom(8).hex()
+
+    def _compute(self, rows: NDArray[np.intp], done: int, progress: Progress | None) -> None:
+        """Have rows computed, and enter what became of them."""
+        layout = self._job.layout
+        assert layout is not None
+        mark = _mark(layout, self._run)
+        with writing(mark):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        parts = self._parts(rows)
+        waiting: dict[Future[PartLedger], NDArray[np.intp]] = {}
+        self.meter.begin_images()
+        try:
+            while True:
+                while len(waiting) < _WINDOW and (part := next(parts, None)) is not None:
+                    waiting[self._begin(part[1])] = part[0]
+                if not waiting:
+                    break
+                with self.meter.timing("model"):
+                    finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    numbers = waiting.pop(future)
+                    self._enter(future, numbers)
+                    done += len(numbers)
+                    if progress:
+                        progress(done, len(self._images), self._failed)
+        finally:
+            for future in waiting:
+                future.cancel()
+            with suppress(OSError):
+                mark.unlink()
+            for stage in self.stages:
+                if isinstance(stage.store, FeatureSpace):
+                    stage.store.refresh()
+
+    def _parts(self, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], Part]]:
+        size = int(np.clip(-(-len(rows) // _PARTS), _LEAST_ROWS, _MOST_ROWS))
+        isolate = self._options.isolate or False
+        options = replace(self._options, on_error="skip", max_failures=None, isolate=isolate)
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
+            yield (
+                chosen,
+                Part(
+                    job=self._job,
+                    images=self._images.detached(chosen),
+                    run=self._run,
+                    options=options,
+                    processors=self._processors,
+                    featx=version("featx"),
+                ),
+            )
+
+    def _begin(self, part: Part) -> Future[PartLedger]:
+        try:
+            return self._submit(compute_part, part)
+        except Exception as error:  # such as that of a pool whose processes died
+            failed: Future[PartLedger] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _enter(self, future: Future[PartLedger], rows: NDArray[np.intp]) -> None:
+        try:
+            result = future.result()
+        # Whatever an engine raises for a part, the rows of the others are there.
+        except Exception as error:
+            text = str(error) if isinstance(error, FeatxError) else reason(error)
+            for row in rows.tolist():
+                self._fail(row, f"{NOT_COMPUTED}: {text}"[:400])
+            return
+        ledger = self._ledger
+        ledger.key[rows], ledger.status[rows] = result.key, result.status
+        for row, status, why in zip(
+            rows.tolist(), result.status.tolist(), result.reason, strict=True
+        ):
+            if status == FAILED:
+                self._fail(row, why)
+            else:
+                ledger.reason[row] = ""
+        for stage, computed in zip(self.stages, result.computed, strict=True):
+            stage.computed += computed
+            stage.computed_by.update(result.engines)
+        for what, seconds in result.meter.items():
+            self.meter.add(what, seconds)
+        self.dark.join(result.dark, rows.tolist())
+
+
+def _absolute(job: Job) -> Job:
+    """Return a job that means the same in another folder and on another host."""
+    assert job.layout is not None
+    parts = tuple(
+        (spec, replace(network, source=network.source.absolute())) for spec, network in job.parts
+    )
+    layout = CacheLayout(job.layout.root.absolute())
+    return replace(job, parts=parts, layout=layout, data="", named=None)
