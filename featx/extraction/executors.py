@@ -91,7 +91,7 @@ def _ray(where: Where) -> Iterator[Submit]:
         yield submit
     finally:
         for reference in list(under_way.values()):
-            ray.cancel(reference, force=True)
+            ray.cancel(reference)  # it writes what it has, as after Ctrl-C
         if started:
             ray.shutdown()
 
@@ -104,20 +104,33 @@ def _connect(ray: Any) -> None:
         if address:
             ray.init(address=address, **quiet)
         else:
-            # Nothing listens beyond this machine.
-            ray.init(
-                num_cpus=usable_processors(),
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-    # Ray raises ConnectionError, ValueError or an error of its own.
-    except Exception as error:
+            # Not one that happens to run on this machine, which may be anybody's.
+            processors = usable_processors()
+            with _loopback_only():
+                ray.init(address="local", num_cpus=processors, include_dashboard=False, **quiet)
+    # Ray raises ConnectionError, ValueError or an error of its own, and exits where what listens at
+    # the address is no Ray.
+    except (Exception, SystemExit) as error:
         where = f"at RAY_ADDRESS={address}" if address else "on this machine"
         raise EngineError(
             f"no Ray cluster {where}: {reason(error)}. Start one with `ray start --head`, or see "
             "that its address is right and that its version is this one"
         ) from error
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Let a Ray that is started in the body listen on this machine's own address only."""
+    # What Ray does on macOS and Windows by default. It turns the address 127.0.0.1 of an option
+    # into one that others reach, and reads its variable for this when it is imported.
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _require_listener(address: str | None) -> None:

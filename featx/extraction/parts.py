@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from featx.cache.layout import CacheLayout, writing
 from featx.cache.manifest import FAILED
 from featx.cache.space import FeatureSpace
-from featx.exceptions import CacheError, DatasetError, FeatxError, WeightsError, reason
+from featx.exceptions import CacheError, DatasetError, WeightsError, reason
 from featx.extraction.dark_images import DarkImages
 from featx.extraction.job import Job
 from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
@@ -34,7 +34,7 @@ from featx.images.files import PackedImages
 from featx.threads import limited_processors
 
 # About a shard of 1,280 float32 each; fewer where others would have nothing to do.
-_MOST_ROWS, _LEAST_ROWS, _PARTS = 4096, 64, 32
+_MOST_ROWS, _LEAST_ROWS, _PARTS = 4096, 64, 128
 # Parts that wait at the engine, so that one that adds machines by what waits sees a demand.
 _WINDOW = 256
 _NO_FILE = "no such file"
@@ -249,7 +249,9 @@ class PartedRun(Run):
             result = future.result()
         # Whatever an engine raises for a part, the rows of the others are there.
         except Exception as error:
-            text = str(error) if isinstance(error, FeatxError) else reason(error)
+            # Ray's text is the traceback of the worker; what went wrong there is its cause.
+            cause = getattr(error, "cause", None)
+            text = reason(cause if isinstance(cause, Exception) else error)
             for row in rows.tolist():
                 self._fail(row, f"{NOT_COMPUTED}: {text}"[:400])
             return
@@ -265,8 +267,7 @@ class PartedRun(Run):
         for stage, computed in zip(self.stages, result.computed, strict=True):
             stage.computed += computed
             stage.computed_by.update(result.engines)
-        for what, seconds in result.meter.items():
-            self.meter.add(what, seconds)
+        self.meter.join(result.meter)
         self.dark.join(result.dark, rows.tolist())
 
 

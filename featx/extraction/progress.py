@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ class Meter:
         self._lock = threading.Lock()
         self._work = dict.fromkeys(("read", "decode", "start", "forward", "write"), 0.0)
         self._waits = dict.fromkeys(_BINDS, 0.0)
+        self._elsewhere_s = 0.0  # in which engines of other processes started
         self._under_way = 0
         self._since = 0.0
         self._first: float | None = None
@@ -76,7 +77,13 @@ class Meter:
         if self._first is None:
             return 0.0
         end = time.perf_counter() if self._last is None else self._last
-        return max(end - self._first - self._work["start"], 1e-9)
+        return max(end - self._first - (self._work["start"] - self._elsewhere_s), 1e-9)
+
+    def join(self, work: Mapping[str, float]) -> None:
+        """Add the seconds of work of another process, whose starts hold nobody up here."""
+        for what, seconds in work.items():
+            self.add(what, seconds)
+        self._elsewhere_s += work.get("start", 0.0)
 
     @property
     def work(self) -> dict[str, float]:

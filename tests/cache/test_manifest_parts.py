@@ -214,7 +214,7 @@ def test_a_part_that_goes_before_its_manifest_is_written_again(layout, manifest,
 
 KILLED = """
 import os, sys
-from featx.cache import manifest as module, parts
+from featx.cache import manifest as module, manifest_parts as parts
 from featx.cache.hdf5 import create, tag, write_strings
 from featx.cache.layout import CacheLayout
 parts.PART_ROWS = 16
