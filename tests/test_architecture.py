@@ -243,7 +243,7 @@ def test_a_backend_of_keras_is_spoken_to_in_its_adapter_and_in_exports_only():
 
 
 # Public functions whose arguments are documented options, and estimators, whose are parameters.
-MANY_ARGUMENTS = {"extract", "train", "search", "finetune", "export", "report"}
+MANY_ARGUMENTS = {"extract", "train", "search", "finetune", "export", "report", "predict_to"}
 
 
 def is_method(function):
