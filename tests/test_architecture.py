@@ -114,6 +114,7 @@ MAY_IMPORT = {
         "spec",
         "files",
         "memory",
+        "threads",
         "terminal",
         "notebooks",
         "images",

@@ -39,6 +39,7 @@ _MEASURED_ROWS = 200
     click.option(
         "-o",
         "--output",
+        type=click.Path(file_okay=False),
         metavar="FOLDER",
         help="Write files of up to 4,096 images there, and resume where a run was stopped.",
     ),

@@ -365,9 +365,13 @@ class _PartedPrediction:
             return  # nothing is loaded, nor started
         check_options(_loaded(self.model), **self.options)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._mark.touch()
         except OSError as error:
-            raise _not_written(self.folder, error) from error
+            raise OutputError(
+                f"cannot write into {str(self.folder)!r}: {error.strerror}. Name another folder "
+                "with -o"
+            ) from error
         try:
             with ExitStack() as stack:
                 submit = stack.enter_context(nullcontext(_here) if where is None else where.open())
@@ -401,18 +405,11 @@ class _PartedPrediction:
             if target.exists():
                 self.present += 1
                 continue
-            self._make_folder()
             yield target.name, self._part(target, names, chunk)
 
     def _digest(self, names: tuple[str, ...]) -> str:
         identity = json.dumps([self.model.sha256, self.options, names], sort_keys=True)
         return hashlib.sha256(identity.encode("ascii")).hexdigest()[:12]
-
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _not_written(self.folder, error) from error
 
     def _part(self, target: Path, names: tuple[str, ...], chunk: ImageDataset) -> PredictionPart:
         images = chunk.detached(range(len(chunk)))
@@ -508,12 +505,6 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
             "file: name a folder"
         )
     return path
-
-
-def _not_written(folder: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write into {str(folder)!r}: {error.strerror}. Name another folder with -o"
-    )
 
 
 def _require_elsewhere(images: ImageDataset) -> None:
