@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from featx.models.evaluation import compare_models, evaluate
     from featx.models.extractor import FeatureExtractor
     from featx.models.prediction import predict
+    from featx.models.prediction_parts import predict_to
     from featx.models.regressor import ImageRegressor
     from featx.models.search import search
     from featx.models.similarity import similar
@@ -93,6 +94,7 @@ __all__ = [
     "pack_dataset",
     "plan_extraction",
     "predict",
+    "predict_to",
     "report",
     "search",
     "select",
@@ -122,6 +124,7 @@ _HOMES = {
     "pack_dataset": "featx.cache.pack",
     "plan_extraction": "featx.extraction.run",
     "predict": "featx.models.prediction",
+    "predict_to": "featx.models.prediction_parts",
     "report": "featx.reporting.model_report",
     "search": "featx.models.search",
     "select": "featx.models.choosing",

@@ -73,6 +73,10 @@ def _as_json(value: Any) -> Any:
     return asdict(value) if is_record else os.fspath(value)
 
 
+NAME_ERRORS = "featx-bytes"
+"""How text files are opened (``errors=``) in which names of files are the bytes that they are."""
+
+
 def row_writer() -> Callable[[Sequence[Any]], object]:
     """Return what writes a row of CSV to standard output: exact, but escaped on a terminal."""
     if sys.stdout.isatty():
@@ -84,8 +88,7 @@ def row_writer() -> Callable[[Sequence[Any]], object]:
 
         return write
     # Paths as the bytes that they are, so that a program finds the files again.
-    codecs.register_error("featx-bytes", _as_bytes)
-    sys.stdout.reconfigure(errors="featx-bytes")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors=NAME_ERRORS)  # type: ignore[union-attr]
     return csv.writer(sys.stdout, lineterminator="\n").writerow
 
 
@@ -95,6 +98,9 @@ def _as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
         with suppress(UnicodeError):
             return codecs.lookup_error(handler)(error)
     raise error
+
+
+codecs.register_error(NAME_ERRORS, _as_bytes)
 
 
 class _Guarded:

@@ -114,6 +114,7 @@ MAY_IMPORT = {
         "spec",
         "files",
         "memory",
+        "threads",
         "terminal",
         "notebooks",
         "images",
@@ -243,7 +244,7 @@ def test_a_backend_of_keras_is_spoken_to_in_its_adapter_and_in_exports_only():
 
 
 # Public functions whose arguments are documented options, and estimators, whose are parameters.
-MANY_ARGUMENTS = {"extract", "train", "search", "finetune", "export", "report"}
+MANY_ARGUMENTS = {"extract", "train", "search", "finetune", "export", "report", "predict_to"}
 
 
 def is_method(function):

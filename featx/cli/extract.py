@@ -12,16 +12,6 @@ from featx.cli.show import show_extraction, unused_images
 from featx.terminal import say, say_json
 
 
-def _shard(_: Any, __: Any, value: str | None) -> tuple[int, int] | None:
-    """Read which share of how many is meant."""
-    if value is None:
-        return None
-    number, slash, count = value.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
-        raise click.BadParameter(f"expected a share such as 1/4, received {value!r}")
-    return int(number), int(count)
-
-
 @options.command(
     "extract",
     options.data,
@@ -52,25 +42,7 @@ def _shard(_: Any, __: Any, value: str | None) -> tuple[int, int] | None:
         help="Decode in processes of their own, which survives a decoder that crashes.  "
         "[default: where there are many images]",
     ),
-    click.option(
-        "--on",
-        metavar="ENGINE",
-        help="Compute on a cluster: ray (that of RAY_ADDRESS, else one on this machine), dask or "
-        "dask=tcp://HOST:8786.  [default: in this process]",
-    ),
-    options.whole("--task-cpus", least=1, default=1, help="Processors of one task, with --on."),
-    click.option(
-        "--task-gpus",
-        type=click.FloatRange(min=0),
-        default=0.0,
-        help="GPUs of one task, with --on.",
-    ),
-    click.option(
-        "--shard",
-        metavar="I/N",
-        callback=_shard,
-        help="Compute one of N shares of the images, for job arrays: 1/4 to 4/4.",
-    ),
+    options.cluster,
     options.whole(
         "--threads", least=1, help="Processors that are used.  [default: all that there are]"
     ),

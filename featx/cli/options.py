@@ -472,6 +472,40 @@ bootstrap = whole(
 model = click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 
 
+def _shard(_: Any, __: Any, value: str | None) -> tuple[int, int] | None:
+    """Read which share of how many is meant."""
+    if value is None:
+        return None
+    number, slash, count = value.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise click.BadParameter(f"expected a share such as 1/4, received {value!r}")
+    return int(number), int(count)
+
+
+# Where parts of the work are done, and which of them.
+cluster = stacked(
+    click.option(
+        "--on",
+        metavar="ENGINE",
+        help="Compute on a cluster: ray (that of RAY_ADDRESS, else one on this machine), dask or "
+        "dask=tcp://HOST:8786.  [default: in this process]",
+    ),
+    whole("--task-cpus", least=1, default=1, help="Processors of one task, with --on."),
+    click.option(
+        "--task-gpus",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="GPUs of one task, with --on.",
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        callback=_shard,
+        help="Compute one of N shares of the images, for job arrays: 1/4 to 4/4.",
+    ),
+)
+
+
 def _checked_size(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     from featx.exceptions import HeadError
     from featx.memory import as_bytes

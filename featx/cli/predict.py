@@ -32,10 +32,18 @@ _MEASURED_ROWS = 200
     options.choice(
         "--format",
         "style",
-        values=["table", "csv", "jsonl"],
+        values=["table", "csv", "jsonl", "parquet"],
         default="table",
-        help="How to print them.",
+        help="How to print them; with -o csv (the default) or parquet.",
     ),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(file_okay=False),
+        metavar="FOLDER",
+        help="Write files of up to 4,096 images there, and resume where a run was stopped.",
+    ),
+    options.cluster,
     click.option(
         "--coverage",
         type=float,
@@ -57,6 +65,7 @@ def command(
     model: Path,
     images: tuple[str, ...],
     style: str,
+    output: str | None,
     weights: str | None,
     trust: bool,
     cache: Path,
@@ -71,28 +80,32 @@ def command(
     read has the status failed and a reason. A model of a regression gives each number with an
     interval. The exit code is 0 when an image could be read, 1 when none could.
 
+    With -o the rows go into files of a folder, and --on and --shard spread the work. The exit code
+    is then 1 when a file could not be written: the same command writes the missing ones.
+
     \b
     featx predict photos.featx new/*.jpg
     featx predict photos.featx 'new/**/*.jpg' --format csv > new.csv
     featx predict photos.featx new/ --abstain
     find . -name '*.jpg' | featx predict photos.featx - --format jsonl
+    find /data -name '*.jpg' | featx predict photos.featx - -o predictions/ --on ray
     """
-    from featx.images.sources import is_collection
     from featx.models.model_file import load_predictor
-    from featx.models.prediction import predict, stored_images
+    from featx.models.prediction import PredictionTable, predict
 
-    classifier = load_predictor(model, cache=cache, weights=weights, trust=trust)
-    counts = {"ok": 0, "failed": 0}
+    loading: dict[str, Any] = {"cache": cache, "weights": weights, "trust": trust}
+    _check_output(output, style)
+    cluster = {name: settings.pop(name) for name in ("on", "task_cpus", "task_gpus", "shard")}
     left_out: list[tuple[str, str]] = []
     given = {name: value for name, value in options.reading_arguments(settings).items() if value}
-    named: Any = options.image_arguments(images, left_out)
-    if len(images) == 1 and (set(given) - {"follow_urls"} or is_collection(images[0])):
-        named = images[0]
-    else:
-        if len(images) == 1:
-            named = stored_images(classifier, images[0]) or named
-        # An address that was typed is meant; one in a table or in a list may not be.
-        given |= {} if "-" in images else {"follow_urls": True}
+    if output is not None:
+        named, given = _named_images(images, given, left_out, cache)
+        style = "parquet" if style == "parquet" else "csv"
+        into = {"folder": output, "format": style, "as_json": as_json, "left_out": left_out}
+        return _predict_to(model, named, into, **loading, **cluster, **settings, **given)
+    classifier = load_predictor(model, **loading)
+    named, given = _named_images(images, given, left_out, cache)
+    counts = {"ok": 0, "failed": 0}
     unknown, abstain = settings["unknown"], settings["abstain"]
     rows = _counted(predict(classifier, named, **settings, **given), counts)
     if as_json:
@@ -106,18 +119,89 @@ def command(
         others = [{"path": path, "reason": reason} for path, reason in left_out]
         said = {"model": str(model), "predictions": predictions}
         say_json({**said, **failures(failed), "left_out": others})
+    elif style == "csv":
+        write, table = row_writer(), PredictionTable(classifier.regression, unknown, abstain)
+        write(table.columns)
+        for row in rows:
+            for line in table.texts(row):
+                write(line)
     elif classifier.regression:
         _VALUE_PRINTERS[style](rows, unknown)
     else:
         _PRINTERS[style](rows, unknown, abstain)
-    if left_out:
-        path, reason = left_out[0]
-        say(f"{len(left_out):,} files were left out, such as {path}: {reason}", err=True)
+    _say_left_out(left_out)
     if counts["failed"]:
         say(f"{counts['failed']:,} of {sum(counts.values()):,} could not be read", err=True)
         if not counts["ok"]:
             return 1
     return options.exit_code(range(counts["failed"]))
+
+
+def _check_output(output: str | None, style: str) -> None:
+    """Refuse options that mean nothing with a folder of files, or without one."""
+    if output is None:
+        names = ("on", "task_cpus", "task_gpus", "shard")
+        needless = [f"--{name.replace('_', '-')}" for name in names if options.is_given(name)]
+        needless += ["--format parquet"] if style == "parquet" else []
+        if needless:
+            raise click.UsageError(f"{needless[0]} is for files in a folder: add -o FOLDER")
+    elif options.is_given("style") and style not in ("csv", "parquet"):
+        raise click.UsageError(
+            f"expected --format csv or --format parquet with -o, received {style}: leave it out"
+        )
+
+
+def _named_images(
+    images: tuple[str, ...],
+    given: dict[str, Any],
+    left_out: list[tuple[str, str]],
+    cache: Path,
+) -> tuple[Any, dict[str, Any]]:
+    """Return what the arguments stand for, and how it is read."""
+    from featx.images.sources import is_collection
+    from featx.models.prediction import stored_images
+
+    if len(images) == 1 and (set(given) - {"follow_urls"} or is_collection(images[0])):
+        return images[0], given
+    named: Any = options.image_arguments(images, left_out)
+    if len(images) == 1:
+        named = stored_images(images[0], cache) or named
+    # An address that was typed is meant; one in a table or in a list may not be.
+    return named, given | ({} if "-" in images else {"follow_urls": True})
+
+
+def _predict_to(model: Path, named: Any, into: dict[str, Any], **arguments: Any) -> int:
+    """Write files of predictions into a folder, and say what became of them."""
+    from featx.models.prediction_parts import predict_to
+
+    folder, left_out = into["folder"], into["left_out"]
+    done = predict_to(model, named, folder, format=into["format"], **arguments)
+    if into["as_json"]:
+        others = [{"path": path, "reason": reason} for path, reason in left_out]
+        failed = [{"part": name, "reason": reason} for name, reason in done.failed]
+        say_json({"model": str(model), **asdict(done), "failed": failed, "left_out": others})
+    else:
+        say(
+            f"{folder.rstrip('/')}/: {done.parts:,} parts, {done.written:,} written, "
+            f"{done.present:,} there already, {done.images:,} images, "
+            f"{done.unreadable:,} could not be read"
+        )
+    _say_left_out(left_out)
+    if done.failed:
+        name, reason = done.failed[0]
+        say(
+            f"{len(done.failed):,} parts failed, such as {name}: {reason}. The same command "
+            "computes them",
+            err=True,
+        )
+        return 1
+    return options.exit_code(range(done.unreadable))
+
+
+def _say_left_out(left_out: list[tuple[str, str]]) -> None:
+    if left_out:
+        path, reason = left_out[0]
+        say(f"{len(left_out):,} files were left out, such as {path}: {reason}", err=True)
 
 
 def _counted(rows: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Prediction]:
@@ -152,6 +236,8 @@ def _print_columns(header: list[str], cells: Iterator[list[str]]) -> None:
 
 
 def _table_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> Iterator[list[str]]:
+    from featx.models.prediction import joined_set
+
     for row in rows:
         path = row.path
         if row.status == "failed":
@@ -159,7 +245,7 @@ def _table_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> It
             yield [path, "-", "-", *more, f"failed: {row.reason}"]
             continue
         more = [f"{row.distance:.3f}"] if unknown else []
-        more += [_joined(row) or "-"] if abstain else []
+        more += [joined_set(row) or "-"] if abstain else []
         marks = ["unsure"] * bool(row.unsure) + ["unknown"] * bool(row.unknown)
         if not row.top:
             yield [path, "-", "-", *more, ", ".join(marks or ["no label"])]
@@ -185,22 +271,6 @@ def _value_lines(rows: Iterable[Prediction], unknown: bool) -> Iterator[list[str
             yield [path, value.name, f"{value.value:.6g}", *ends, *more, mark]
 
 
-def _print_value_csv(rows: Iterable[Prediction], unknown: bool) -> None:
-    write = row_writer()
-    extra = ["unknown", "distance"] if unknown else []
-    write(["path", "name", "value", "low", "high", "status", "reason", *extra])
-    for row in rows:
-        more: list[str] = []
-        if unknown:
-            known = row.unknown is not None
-            more = [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
-        if row.status == "failed":
-            write([row.path, "", "", "", "", row.status, row.reason, *more])
-        for value in row.values:
-            ends = ("" if end is None else repr(end) for end in (value.low, value.high))
-            write([row.path, value.name, repr(value.value), *ends, row.status, "", *more])
-
-
 def _print_value_json(rows: Iterable[Prediction], unknown: bool) -> None:
     for row in rows:
         say_json(_value_json_row(row, unknown))
@@ -211,33 +281,6 @@ def _value_json_row(row: Prediction, unknown: bool) -> dict[str, Any]:
     values = [asdict(value) for value in row.values]
     line = {"path": row.path, "status": row.status, "reason": row.reason, "values": values}
     return {**line, **more}
-
-
-def _joined(row: Prediction) -> str:
-    """Return the labels that an image may have as one text."""
-    from featx.images.labels import SEPARATOR
-
-    return SEPARATOR.join(map(str, row.label_set or ()))
-
-
-def _print_csv(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
-    write = row_writer()
-    extra = ["unknown", "distance"] * unknown + ["unsure", "set"] * abstain
-    write(["path", "label", "probability", "status", "reason", "rank", *extra])
-    for row in rows:
-        more: list[str] = []
-        if unknown:
-            known = row.unknown is not None
-            more += [str(row.unknown).lower(), f"{row.distance:.6f}"] if known else ["", ""]
-        if abstain:
-            decided = row.unsure is not None
-            more += [str(row.unsure).lower(), _joined(row)] if decided else ["", ""]
-        if row.status == "failed":
-            write([row.path, "", "", row.status, row.reason, "", *more])
-        elif not row.top:
-            write([row.path, "", "", row.status, "", "", *more])
-        for rank, (label, probability) in enumerate(row.top, start=1):
-            write([row.path, label, f"{probability:.6f}", row.status, "", rank, *more])
 
 
 def _print_json_lines(rows: Iterable[Prediction], unknown: bool, abstain: bool) -> None:
@@ -256,9 +299,5 @@ def _json_row(row: Prediction, unknown: bool, abstain: bool) -> dict[str, Any]:
     return line
 
 
-_PRINTERS = {"table": _print_table, "csv": _print_csv, "jsonl": _print_json_lines}
-_VALUE_PRINTERS = {
-    "table": _print_value_table,
-    "csv": _print_value_csv,
-    "jsonl": _print_value_json,
-}
+_PRINTERS = {"table": _print_table, "jsonl": _print_json_lines}
+_VALUE_PRINTERS = {"table": _print_value_table, "jsonl": _print_value_json}

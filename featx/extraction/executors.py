@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from featx.exceptions import EngineError, MissingExtraError, UnknownNameError, reason
-from featx.extraction.parts import Part, PartLedger, Submit
+from featx.extraction.parts import Argument, Result, Submit
 from featx.threads import usable_processors
 
 ENGINES = ("ray", "dask")
@@ -72,17 +72,17 @@ def _ray(where: Where) -> Iterator[Submit]:
     started = not ray.is_initialized()
     if started:
         _connect(ray)
-    from featx.extraction.parts import compute_part
-
     options: dict[str, Any] = {"num_cpus": where.cpus, "max_retries": _RETRIES}
     if where.gpus:
         options["num_gpus"] = where.gpus
-    remote = ray.remote(**options)(compute_part)
-    under_way: dict[Future[PartLedger], Any] = {}
+    remote: dict[Any, Any] = {}
+    under_way: dict[Future[Any], Any] = {}
 
-    def submit(_: object, part: Part) -> Future[PartLedger]:
-        reference = remote.remote(part)
-        future: Future[PartLedger] = reference.future()
+    def submit(function: Callable[[Argument], Result], argument: Argument, /) -> Future[Result]:
+        if function not in remote:
+            remote[function] = ray.remote(**options)(function)
+        reference = remote[function].remote(argument)
+        future: Future[Result] = reference.future()
         under_way[future] = reference
         future.add_done_callback(lambda done: under_way.pop(done, None))
         return future

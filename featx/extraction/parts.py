@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,8 @@ from featx.threads import limited_processors
 _MOST_ROWS, _LEAST_ROWS, _PARTS = 4096, 64, 128
 # Parts that wait at the engine, so that one that adds machines by what waits sees a demand.
 _WINDOW = 256
-_NO_FILE = "no such file"
+NO_FILE = "no such file"
+"""The reason of an image that is not there."""
 NOT_COMPUTED = "part not computed"
 """What the reason begins with of images whose part failed as a whole."""
 
@@ -101,9 +103,9 @@ def compute_part(part: Part) -> PartLedger:
         run = Run(part.images, stages, ledger, part.options, meter)
         run.work()
         meter.stop()
-    if (ledger.status == FAILED).all() and set(ledger.reason) == {_NO_FILE}:
+    if (ledger.status == FAILED).all() and set(ledger.reason) == {NO_FILE}:
         # One missing file is missing; all of them are on a disk that this host does not see.
-        ledger.reason[:] = [f"{_NO_FILE} on host {socket.gethostname()}"] * len(ledger.reason)
+        ledger.reason[:] = [f"{NO_FILE} on host {socket.gethostname()}"] * len(ledger.reason)
     return PartLedger(
         key=ledger.key,
         status=ledger.status,
@@ -118,12 +120,7 @@ def compute_part(part: Part) -> PartLedger:
 def _require_same(part: Part) -> None:
     """Refuse a part that would give other features here, or write them where nobody looks."""
     host = socket.gethostname()
-    here = version("featx")
-    if here != part.featx:
-        raise CacheError(
-            f"host {host} has featx {here}, the run has featx {part.featx}: install the same "
-            "version on all hosts"
-        )
+    require_same_featx(part.featx)
     layout = part.job.layout
     if layout is not None and not _mark(layout, part.run).exists():
         raise CacheError(
@@ -147,6 +144,16 @@ def _require_same(part: Part) -> None:
             )
 
 
+def require_same_featx(expected: str) -> None:
+    """Refuse what a run with another featx asks of this host."""
+    here = version("featx")
+    if here != expected:
+        raise CacheError(
+            f"host {socket.gethostname()} has featx {here}, the run has featx {expected}: install "
+            "the same version on all hosts"
+        )
+
+
 def _mark(layout: CacheLayout, run: str) -> Path:
     """Return a file that is there while a run is under way, by which its cache is known."""
     return layout.root / "tmp" / f"run-{run}"
@@ -155,8 +162,62 @@ def _mark(layout: CacheLayout, run: str) -> Path:
 # Where it is asked for
 
 
-Submit = Callable[[Callable[[Part], PartLedger], Part], "Future[PartLedger]"]
-"""Starts a function elsewhere, as `concurrent.futures.Executor.submit` does."""
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+Label = TypeVar("Label")
+
+
+class Submit(Protocol):
+    """Starts a function elsewhere, as `concurrent.futures.Executor.submit` does."""
+
+    def __call__(
+        self, function: Callable[[Argument], Result], argument: Argument, /
+    ) -> Future[Result]:
+        """Return the future of what the function returns."""
+
+
+def completed(
+    submit: Submit,
+    function: Callable[[Argument], Result],
+    parts: Iterator[tuple[Label, Argument]],
+    *,
+    window: int | None = None,
+) -> Generator[tuple[Label, Future[Result]], None, None]:
+    """Yield what parts are of, with their finished futures, in the order in which they finish.
+
+    So many parts at most are under way. Those that are when the iterator is closed are cancelled.
+    """
+    most = _WINDOW if window is None else window
+    waiting: dict[Future[Result], Label] = {}
+    try:
+        while True:
+            while len(waiting) < most and (part := next(parts, None)) is not None:
+                waiting[_begun(submit, function, part[1])] = part[0]
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _begun(
+    submit: Submit, function: Callable[[Argument], Result], argument: Argument
+) -> Future[Result]:
+    try:
+        return submit(function, argument)
+    except Exception as error:  # such as that of a pool whose processes died
+        failed: Future[Result] = Future()
+        failed.set_exception(error)
+        return failed
+
+
+def why_not_computed(error: Exception) -> str:
+    """Return why an engine did not compute a part, in one line."""
+    # Ray's text is the traceback of the worker; what went wrong there is its cause.
+    cause = getattr(error, "cause", None)
+    return reason(cause if isinstance(cause, Exception) else error)[:400]
 
 
 class PartedRun(Run):
@@ -192,26 +253,20 @@ class PartedRun(Run):
         with writing(mark):
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        parts = self._parts(rows)
-        waiting: dict[Future[PartLedger], NDArray[np.intp]] = {}
         self.meter.begin_images()
         try:
-            while True:
-                while len(waiting) < _WINDOW and (part := next(parts, None)) is not None:
-                    waiting[self._begin(part[1])] = part[0]
-                if not waiting:
-                    break
-                with self.meter.timing("model"):
-                    finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    numbers = waiting.pop(future)
+            with closing(completed(self._submit, compute_part, self._parts(rows))) as parts:
+                while True:
+                    with self.meter.timing("model"):
+                        part = next(parts, None)
+                    if part is None:
+                        break
+                    numbers, future = part
                     self._enter(future, numbers)
                     done += len(numbers)
                     if progress:
                         progress(done, len(self._images), self._failed)
         finally:
-            for future in waiting:
-                future.cancel()
             with suppress(OSError):
                 mark.unlink()
             for stage in self.stages:
@@ -236,24 +291,14 @@ class PartedRun(Run):
                 ),
             )
 
-    def _begin(self, part: Part) -> Future[PartLedger]:
-        try:
-            return self._submit(compute_part, part)
-        except Exception as error:  # such as that of a pool whose processes died
-            failed: Future[PartLedger] = Future()
-            failed.set_exception(error)
-            return failed
-
     def _enter(self, future: Future[PartLedger], rows: NDArray[np.intp]) -> None:
         try:
             result = future.result()
         # Whatever an engine raises for a part, the rows of the others are there.
         except Exception as error:
-            # Ray's text is the traceback of the worker; what went wrong there is its cause.
-            cause = getattr(error, "cause", None)
-            text = reason(cause if isinstance(cause, Exception) else error)
+            text = f"{NOT_COMPUTED}: {why_not_computed(error)}"[:400]
             for row in rows.tolist():
-                self._fail(row, f"{NOT_COMPUTED}: {text}"[:400])
+                self._fail(row, text)
             return
         ledger = self._ledger
         ledger.key[rows], ledger.status[rows] = result.key, result.status

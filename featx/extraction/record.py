@@ -270,13 +270,18 @@ class DatasetRecord:
 
 def _in_shard(paths: Sequence[str], number: int, count: int) -> NDArray[np.bool_]:
     """Return which paths are in one of several shares, whatever other paths there are."""
+    check_shard(number, count)
+    sums = np.fromiter((zlib.crc32(os.fsencode(path)) for path in paths), np.uint32, len(paths))
+    return np.asarray(sums % count == number - 1)
+
+
+def check_shard(number: int, count: int) -> None:
+    """Refuse a share that there is not."""
     if not 1 <= number <= count:
         raise DatasetError(
             "expected a share from 1 to their number, such as --shard 1/4 (shard=(1, 4)), "
             f"received {number}/{count}"
         )
-    sums = np.fromiter((zlib.crc32(os.fsencode(path)) for path in paths), np.uint32, len(paths))
-    return np.asarray(sums % count == number - 1)
 
 
 def _with_others(fresh: Manifest, current: Manifest, others: NDArray[np.bool_]) -> Manifest:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass, replace
 from itertools import chain, groupby, islice
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import numpy as np
@@ -20,6 +21,7 @@ from featx.files.stores import as_address, is_bucket
 from featx.heads.rows import Floats
 from featx.images.dataset import ImageDataset
 from featx.images.files import archive_ending, is_image_name
+from featx.images.labels import SEPARATOR
 from featx.images.reading import ReadingOptions
 from featx.images.scan import image_names
 from featx.images.sources import (
@@ -155,6 +157,22 @@ def predict(
     >>> for row in predict(model, "new/*.jpg", top_k=3):  # doctest: +SKIP
     ...     print(row.path, row.top, row.status)
     """
+    check_options(model, top_k=top_k, unknown=unknown, abstain=abstain, coverage=coverage)
+    chunks = image_chunks(images, model.cache, **reading)
+    if model.regression:
+        return _value_rows(model, chunks, unknown, COVERAGE if coverage is None else coverage)
+    return _rows(model, chunks, top_k, unknown, abstain)
+
+
+def check_options(
+    model: ImageFeatures,
+    *,
+    top_k: int | None,
+    unknown: bool,
+    abstain: bool,
+    coverage: float | None,
+) -> None:
+    """Refuse what a model cannot say, as `predict` does."""
     if unknown and getattr(model, "novelty_", None) is None:
         raise FeaturesError(
             "the model does not know what is unlike its training images: train it again with "
@@ -171,20 +189,74 @@ def predict(
                 "the model predicts classes, which have no intervals: leave --coverage "
                 "(coverage=...) out"
             )
-    chunks = _chunks(model, images, reading)
-    if model.regression:
-        if abstain:
-            raise FeaturesError(
-                "the model predicts numbers, which have intervals and no sets: leave --abstain "
-                "(abstain=True) out"
-            )
-        return _value_rows(model, chunks, unknown, COVERAGE if coverage is None else coverage)
+    if model.regression and abstain:
+        raise FeaturesError(
+            "the model predicts numbers, which have intervals and no sets: leave --abstain "
+            "(abstain=True) out"
+        )
     if abstain and model.rule.sets is None:
         raise FeaturesError(
             "the model has no sets with a stated coverage, by which it could be unsure: train it "
             "again with featx train or featx search and --coverage 0.95 (coverage=0.95)"
         )
-    return _rows(model, chunks, top_k, unknown, abstain)
+
+
+# How a cell is written as text; others are as they are.
+_TEXTS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("probability", "distance"), "{:.6f}".format),
+        **dict.fromkeys(("value", "low", "high"), repr),
+        **dict.fromkeys(("unknown", "unsure"), lambda mark: str(mark).lower()),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionTable:
+    """How predictions are rows of a table, of which one image may have several."""
+
+    regression: bool
+    unknown: bool = False
+    abstain: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        marks = ["unknown", "distance"] * self.unknown + ["unsure", "set"] * self.abstain
+        if self.regression:
+            return ["path", "name", "value", "low", "high", "status", "reason", *marks]
+        return ["path", "label", "probability", "status", "reason", "rank", *marks]
+
+    def rows(self, prediction: Prediction) -> Iterator[list[Any]]:
+        """Yield the rows of one image; None is an empty cell."""
+        path, status, reason = prediction.path, prediction.status, prediction.reason
+        marks: list[Any] = [prediction.unknown, prediction.distance] if self.unknown else []
+        if self.abstain:
+            marks += [prediction.unsure, joined_set(prediction)]
+        if self.regression:
+            if status == "failed":
+                yield [path, None, None, None, None, status, reason, *marks]
+            for value in prediction.values:
+                yield [path, *astuple(value), status, reason, *marks]
+            return
+        if not prediction.top:
+            yield [path, None, None, status, reason, None, *marks]
+        for rank, (label, probability) in enumerate(prediction.top, start=1):
+            yield [path, label, probability, status, reason, rank, *marks]
+
+    def texts(self, prediction: Prediction) -> Iterator[list[Any]]:
+        """Yield the rows of one image as they are written to CSV."""
+        texts = [_TEXTS.get(column) for column in self.columns]
+        for row in self.rows(prediction):
+            yield [
+                "" if cell is None else text(cell) if text else cell
+                for cell, text in zip(row, texts, strict=True)
+            ]
+
+
+def joined_set(prediction: Prediction) -> str:
+    """Return the labels that an image may have as one text."""
+    return SEPARATOR.join(map(str, prediction.label_set or ()))
 
 
 def _value_rows(
@@ -265,12 +337,15 @@ def _decided(model: ImageFeatures, proba: Floats) -> NDArray[np.bool_]:
     return answers > 0
 
 
-def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Iterator[ImageDataset]:
+def image_chunks(
+    images: Any, cache: str | os.PathLike[str] | None, **reading: Unpack[ReadingOptions]
+) -> Iterator[ImageDataset]:
+    """Yield the images of whatever `predict` takes, up to 4,096 at a time, as they are needed."""
     follow = reading.get("follow_urls", False)
     is_name = isinstance(images, str | os.PathLike)
     if set(reading) - {"follow_urls"} or (is_name and is_collection(os.fspath(images))):
         images = ImageDataset.from_any(images, **reading)
-    elif (named := stored_images(model, images)) is not None:
+    elif (named := stored_images(images, cache)) is not None:
         images = named
     if isinstance(images, Iterator) and not is_picture(images):
         first = next(images, None)
@@ -306,11 +381,11 @@ def _chunks(model: ImageFeatures, images: Any, reading: ReadingOptions) -> Itera
     yield from _pieces(images)
 
 
-def stored_images(model: ImageFeatures, name: object) -> ImageDataset | None:
+def stored_images(name: object, cache: str | os.PathLike[str] | None = None) -> ImageDataset | None:
     """Return the images of a dataset of the cache, None where there is none of this name."""
     if not isinstance(name, str) or os.path.lexists(name):
         return None
-    layout = CacheLayout.at(model.cache)
+    layout = CacheLayout.at(cache)
     if not layout.dataset(name).is_file():
         return None
     manifest = find_manifest(layout, name)
@@ -337,7 +412,8 @@ def _named(names: Iterable[str], *, follow: bool) -> Iterator[ImageDataset]:
             continue
         for name in group:
             if kind == "archive":
-                images = ImageDataset.from_any(name)
+                # Where it is also for a process with another working folder.
+                images = ImageDataset.from_any(os.path.abspath(name))
             else:
                 images = ImageDataset.from_store(name, splits="none")
             paths = tuple(f"{name.rstrip('/')}/{path}" for path in images.paths)  # as it was typed

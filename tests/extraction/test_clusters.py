@@ -171,6 +171,20 @@ def test_a_node_of_ray_that_goes_loses_no_row(ray_cluster, photos, plain, cache,
     assert same(plain, feats)
 
 
+def test_ray_writes_predictions(ray_cluster, photos, plain, tmp_path, monkeypatch):
+    from featx.models import prediction
+
+    monkeypatch.setattr(prediction, "_CHUNK", 20)
+    featx.train(plain, head="nearest-mean", cache=photos.with_name("plain")).model.save(
+        tmp_path / "m.featx"
+    )
+    done = featx.predict_to(tmp_path / "m.featx", photos, tmp_path / "ray", on="ray")
+    assert (done.written, done.images, done.failed) == (3, COUNT, ())
+    featx.predict_to(tmp_path / "m.featx", photos, tmp_path / "here")
+    for file in (tmp_path / "here").iterdir():
+        assert (tmp_path / "ray" / file.name).read_text() == file.read_text()
+
+
 DRIVER = """
     import sys, os, logging
     import featx
