@@ -119,6 +119,13 @@ class DatasetRecord:
         fresh = self._fresh()
         spaces = [stage.store for stage in stages if isinstance(stage.store, FeatureSpace)]
         used: list[FeatureSpace] = []
+        earlier = self._earlier
+        if self.wanted is not None and earlier and not set(earlier.blocks) <= set(self._blocks):
+            view = _with_others(fresh, earlier, ~self.wanted)
+            view = self._promised(view, stages, complete)
+            if (view.status == PENDING).any():
+                # The rows keep the features that they have until all have the new ones too.
+                return view
 
         def make(current: Manifest | None) -> Manifest:
             self._check_name(fresh, current)
@@ -185,6 +192,11 @@ class DatasetRecord:
                 stage.store.refresh()
             present.append(~stage.missing(fresh.key[rows]))
         lost = rows[~np.all(present, axis=0)]
+        if self.wanted is not None and complete:
+            left = ~self.wanted[lost]  # to the runs of other shares
+            status = fresh.status.copy()
+            status[lost[left]] = PENDING
+            fresh, lost = restated(fresh.changed(status=status)), lost[~left]
         if not lost.size:
             return _with_reasons(fresh)
         if complete:

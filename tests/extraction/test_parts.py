@@ -280,6 +280,18 @@ def test_shares_that_ran_at_the_same_time_keep_each_other(photos, cache, monkeyp
     assert len(feats) == COUNT + 1
 
 
+def test_shares_of_other_features_leave_the_dataset_whole(photos, cache):
+    before = featx.extract(photos, cache=cache)
+    first = featx.extract(photos, cache=cache, taps="max", shard=(1, 2))
+    assert first.report["pending"] + len(first) == len(before)
+    assert np.array_equal(featx.Features.open("photos", cache=cache).X, before.X)
+    second = featx.extract(photos, cache=cache, taps="max", shard=(2, 2))
+    assert "pending" not in second.report
+    both = featx.Features.open("photos", cache=cache)
+    assert {block.tap for block in both.blocks} == {"avg", "max"}
+    assert len(both) == len(before)
+
+
 @pytest.mark.parametrize("shard", [(0, 2), (3, 2)])
 def test_shares_that_there_are_not(photos, cache, shard):
     with pytest.raises(DatasetError, match="expected a share from 1 to their number"):
