@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from executors import Here
 from PIL import Image
 
 import featx
@@ -45,26 +46,6 @@ def cache(tmp_path):
 def pool():
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
-
-
-class Here:
-    """An executor that computes at once, but for parts that it is told to fail."""
-
-    def __init__(self, failing=()):
-        self.sent = []
-        self.failing = failing
-
-    def submit(self, function, part):
-        self.sent.append(part)
-        future = Future()
-        if len(self.sent) - 1 in self.failing:
-            future.set_exception(RuntimeError("the machine is gone"))
-            return future
-        try:
-            future.set_result(function(part))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
 
 
 def same(one, other):

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from executors import Here
 from PIL import Image
 
 import featx
@@ -72,25 +73,6 @@ def command(folder):
         )
 
     return run
-
-
-class Here:
-    """An executor that computes at once, but for parts that it is told to fail."""
-
-    def __init__(self, failing=()):
-        self.sent, self.failing = [], failing
-
-    def submit(self, function, part):
-        self.sent.append(part)
-        future = Future()
-        if len(self.sent) - 1 in self.failing:
-            future.set_exception(RuntimeError("the machine is gone"))
-            return future
-        try:
-            future.set_result(function(part))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 def files(folder):
