@@ -35,6 +35,7 @@ from featx.extraction.pipeline import Ledger, MemoryStore, Network, Run, RunOpti
 from featx.files.stores import as_address
 from featx.images.dataset import ImageDataset, packed_images
 from featx.images.decode import Target
+from featx.images.files import SomeImages
 from featx.images.labels import SplitNames, read_splits
 from featx.images.loader import load_images
 from featx.images.reading import Reading
@@ -339,4 +340,4 @@ def _packed(manifest: Manifest) -> dict[str, Any]:
         follow = any(manifest.key[row].any() for row in addresses)
         return {"arrays": RemoteImages(manifest.path, manifest.root, follow=follow)}
     paths, images = packed_images(manifest.root, manifest.column)
-    return {"arrays": images, "rows": Strings.of(paths).find(manifest.path)}
+    return {"arrays": SomeImages(images, Strings.of(paths).find(manifest.path))}

@@ -31,7 +31,6 @@ from featx.extraction.pipeline import Ledger, Run, RunOptions, Stage
 from featx.extraction.progress import Meter, Progress
 from featx.files.identity import Keys
 from featx.images.dataset import ImageDataset
-from featx.images.files import PackedImages
 from featx.threads import limited_processors
 
 # About a shard of 1,280 float32 each; fewer where others would have nothing to do.
@@ -236,8 +235,7 @@ class PartedRun(Run):
         processors: int | None = None,
     ) -> None:
         super().__init__(images, stages, ledger, options, meter)
-        packed = isinstance(images.arrays, PackedImages) and images.root is not None
-        if images.arrays is not None and not packed:
+        if images.in_memory:
             raise DatasetError(
                 "images in memory cannot be computed elsewhere (on=...): give files, or an archive "
                 "that all hosts see"

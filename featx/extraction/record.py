@@ -35,7 +35,6 @@ from featx.extraction.pipeline import Ledger, Stage
 from featx.files.identity import STAMP, file_stamps, is_settled, whole_keys
 from featx.images.dataset import ImageDataset
 from featx.images.files import PackedImages
-from featx.images.remote import RemoteImages
 
 _LOG = logging.getLogger("featx")
 
@@ -396,9 +395,7 @@ def _without_removed(images: ImageDataset, earlier: Manifest | None) -> ImageDat
 def _stat(images: ImageDataset) -> NDArray[np.int64]:
     """Return the stamp of each image, shape (n, 5), -1 where there is none."""
     if isinstance(images.arrays, PackedImages):
-        stamps = images.arrays.stamps()
-        rows = np.arange(len(images)) if images.rows is None else images.rows
-        return np.where(rows[:, None] < 0, -1, stamps[rows])
+        return images.arrays.stamps()
     if images.arrays is not None:
         return np.full((len(images), len(STAMP)), -1, np.int64)
     root = str(images.root or "")
@@ -406,11 +403,9 @@ def _stat(images: ImageDataset) -> NDArray[np.int64]:
 
 
 def _source(images: ImageDataset) -> str:
-    if isinstance(images.arrays, RemoteImages) or (
-        isinstance(images.arrays, PackedImages) and images.root is not None
-    ):
-        return "packed"
-    return "files" if images.arrays is None else "arrays"
+    if images.arrays is None:
+        return "files"
+    return "arrays" if images.in_memory else "packed"
 
 
 def _root(images: ImageDataset) -> str:

@@ -485,6 +485,8 @@ class ArchiveImages(PackedImages):
         rows = [member[1:] for member in members]
         self._members = np.array(rows, "i8,i8,i4,u4")
         self._stamps = file_stamps(self._paths)
+        kinds = [ARCHIVES[archive_ending(path.name)] for path in paths]
+        self._in_streams = [kind in _UNPACKED for kind in kinds]
         self._open()
 
     def _open(self) -> None:
@@ -525,11 +527,10 @@ class ArchiveImages(PackedImages):
     def place(self, index: int) -> Place | None:
         """Return where an image lies, None where it is compressed together with others."""
         shard = int(self._shard[index])
-        path = self._paths[shard]
-        if ARCHIVES[archive_ending(path.name)] in _UNPACKED:
+        if self._in_streams[shard]:
             return None
         size, mtime_ns = self._stamps[shard, :2].tolist()
-        return Place(str(path), size, mtime_ns, *self._members[index].tolist())
+        return Place(str(self._paths[shard]), size, mtime_ns, *self._members[index].tolist())
 
     def read(self, index: int, *, most_bytes: int = MAX_FILE_BYTES) -> bytes:
         """Return the bytes of one image file."""

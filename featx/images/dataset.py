@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from featx.exceptions import DatasetError, ImageError
 from featx.files.stores import address_name, as_address, below, is_bucket, parent, shown
 from featx.images.archives import archive_name, archive_paths, read_archives
-from featx.images.files import ImageData, ImageSource, Listing, PackedImages, read_file
+from featx.images.files import ImageData, ImageSource, Listing, PackedImages, SomeImages, read_file
 from featx.images.frames import arrow_images, read_arrow_files, read_frame
 from featx.images.labels import SplitNames, as_text, check_names, encode_labels, read_splits
 from featx.images.reading import Reading, StrPath
@@ -78,7 +78,7 @@ class ImageDataset:
     arrays : ImageSource or None, default None
         Where images come from that are arrays, or lie in an archive; None for files.
     rows : ndarray of shape (n,), int64, or None, default None
-        Position of each image in `arrays`; None for all in order.
+        Position of each image in `arrays` that are arrays; None for all in order.
     column : str, default ""
         Of a Parquet or Arrow file, the column in which the images lie.
 
@@ -186,18 +186,19 @@ class ImageDataset:
             If the images are arrays.
         """
         if isinstance(self.arrays, PackedImages):
-            row = index if self.rows is None else int(self.rows[index])
-            if row < 0:
-                raise ImageError("not in the archive any more")
-            return self.arrays[row]
+            return self.arrays[index]
         return read_file(self.file(index))
 
     def place(self, index: int) -> tuple[Any, ...] | None:
         """Return where an image lies in an archive, None where only `image` reads it."""
-        if not isinstance(self.arrays, PackedImages):
-            return None
-        row = index if self.rows is None else int(self.rows[index])
-        return None if row < 0 else self.arrays.place(row)
+        return self.arrays.place(index) if isinstance(self.arrays, PackedImages) else None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are arrays, or contents that only this process has."""
+        if isinstance(self.arrays, PackedImages):
+            return self.arrays.in_memory
+        return self.arrays is not None
 
     def image(self, index: int) -> ImageData:
         """Return an array image as it was given, RGB of a PIL image, or the bytes of an image file.
@@ -245,8 +246,10 @@ class ImageDataset:
         except IndexError as error:
             raise DatasetError(f"no such image among {len(self)}: {error}") from error
         index = np.atleast_1d(index)
-        rows = self.rows
-        if self.arrays is not None:
+        arrays, rows = self.arrays, self.rows
+        if isinstance(arrays, PackedImages):
+            arrays = SomeImages(arrays, index.astype(np.int64))
+        elif arrays is not None:
             rows = index.astype(np.int64) if rows is None else rows[index]
         return replace(
             self,
@@ -257,6 +260,7 @@ class ImageDataset:
             strays=(),
             stray_reasons=(),
             empty_classes=(),
+            arrays=arrays,
             rows=rows,
         )
 
@@ -266,17 +270,17 @@ class ImageDataset:
         Its paths mean the same in another folder.
         """
         some = self.subset(indices)
-        root, arrays, rows = self.root, self.arrays, some.rows
-        if isinstance(arrays, PackedImages) and rows is not None:
-            arrays, rows = arrays.taken(rows), None
+        root, arrays = self.root, some.arrays
+        if isinstance(arrays, PackedImages):
+            arrays = arrays.taken(np.arange(len(some)))
         elif arrays is None and root is None:
             root = Path.cwd()
         return ImageDataset(
             name=self.name,
-            root=root,
             paths=some.paths,
+            root=root,
             arrays=arrays,
-            rows=rows,
+            rows=some.rows,
             column=self.column,
         )
 
@@ -820,14 +824,18 @@ def _shards(given: Sequence[StrPath], folder: Path = _NO_FOLDER) -> tuple[list[P
     return files, files[0].absolute().parent / f"{{{names}}}"
 
 
-def packed_images(address: str, column: str) -> tuple[Sequence[str], ImageSource | None]:
+def packed_images(address: str, column: str) -> tuple[Sequence[str], PackedImages]:
     """Return the paths of the images in archives or Parquet files, and what gives their bytes."""
     source = recognise(address)
     files, root = _shards(source.paths, source.path)
+    images: ImageSource | None
     if source.kind == "parquet":
-        return arrow_images(files, column)
-    listing = read_archives(files, root.name, "none")
-    return listing.paths, listing.arrays
+        paths, images = arrow_images(files, column)
+    else:
+        listing = read_archives(files, root.name, "none")
+        paths, images = listing.paths, listing.arrays
+    assert isinstance(images, PackedImages)
+    return paths, images
 
 
 def _counted(n: int, noun: str) -> str:

@@ -45,6 +45,8 @@ class PackedImages(ABC):
 
     reads_at_once: int = 1
     """Reads that may be under way at the same time. Above 1, images are read ahead in threads."""
+    in_memory: bool = False
+    """Whether only this process has them."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -56,7 +58,7 @@ class PackedImages(ABC):
 
     def taken(self, rows: NDArray[np.int64]) -> PackedImages:
         """Return some of the images, as a value that pickles to little more than they take."""
-        return _Taken(self, rows)
+        return SomeImages(self, rows)
 
     def place(self, index: int) -> tuple[Any, ...] | None:
         """Return the place of one for `featx.images.members`; None where only this reads it."""
@@ -67,12 +69,19 @@ class PackedImages(ABC):
         """Return what tells, unread, that an image is the same: a row of `STAMP` for each."""
 
 
-class _Taken(PackedImages):
-    """Some rows of others; -1 is no image any more."""
+class SomeImages(PackedImages):
+    """Some of other images, by their rows; -1 is no image any more."""
 
     def __init__(self, images: PackedImages, rows: NDArray[np.int64]) -> None:
         self._images, self._rows = images, rows
-        self.reads_at_once = images.reads_at_once
+        self.reads_at_once, self.in_memory = images.reads_at_once, images.in_memory
+
+    def taken(self, rows: NDArray[np.int64]) -> PackedImages:
+        """Return some of these."""
+        chosen = self._rows[rows]
+        return (
+            SomeImages(self._images, chosen) if (chosen < 0).any() else self._images.taken(chosen)
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -84,10 +93,12 @@ class _Taken(PackedImages):
         return self._images[row]
 
     def place(self, index: int) -> tuple[Any, ...] | None:
+        """Return the place of one among the others."""
         row = int(self._rows[index])
         return None if row < 0 else self._images.place(row)
 
     def stamps(self) -> NDArray[np.int64]:
+        """Return their stamps among those of the others."""
         return np.where(self._rows[:, None] < 0, -1, self._images.stamps()[self._rows])
 
 

@@ -168,6 +168,8 @@ def _named(
 class Contents(PackedImages):
     """Images that lie in a column: bytes, or records of ``bytes`` and ``path``."""
 
+    in_memory = True
+
     def __init__(self, cells: Sequence[object]) -> None:
         self._cells = cells
 
@@ -348,6 +350,7 @@ class _Joined(PackedImages):
 
     def __init__(self, parts: Sequence[PackedImages]) -> None:
         self._parts = parts
+        self.in_memory = any(part.in_memory for part in parts)
         self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:

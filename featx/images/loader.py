@@ -219,7 +219,7 @@ class ReadAhead(PackedImages):
 
     def __init__(self, dataset: ImageDataset) -> None:
         assert isinstance(dataset.arrays, PackedImages)
-        self._images, self._rows = dataset.arrays, dataset.rows
+        self._images = dataset.arrays
         self._tasks: SimpleQueue[tuple[Future[bytes], int] | None] = SimpleQueue()
         self._begun: dict[int, Future[bytes]] = {}
         self._closed = False
@@ -231,18 +231,17 @@ class ReadAhead(PackedImages):
             name = f"featx-reads-{number}"
             threading.Thread(target=self._work, name=name, daemon=True).start()
         for index in indices:
-            row = index if self._rows is None else int(self._rows[index])
-            if row not in self._begun:
-                self._begun[row] = Future()
-                self._tasks.put((self._begun[row], row))
+            if index not in self._begun:
+                self._begun[index] = Future()
+                self._tasks.put((self._begun[index], index))
             yield index
         self._tasks.put(None)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None and not self._closed:
-            future, row = task
+            future, index = task
             try:
-                future.set_result(self._images[row])
+                future.set_result(self._images[index])
             except BaseException as error:
                 future.set_exception(error)
         self._tasks.put(None)  # for the next thread too

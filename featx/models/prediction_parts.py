@@ -45,8 +45,6 @@ from featx.extraction.record import check_shard
 from featx.files.outputs import written_whole
 from featx.files.stores import as_address, local_copy, shown
 from featx.images.dataset import ImageDataset
-from featx.images.files import PackedImages
-from featx.images.frames import Contents
 from featx.images.reading import ReadingOptions
 from featx.models.model_file import Predictor, load_predictor
 from featx.models.prediction import (
@@ -509,9 +507,7 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
 
 def _require_elsewhere(images: ImageDataset) -> None:
     """Refuse images that only this process has."""
-    arrays = images.arrays
-    lie_in_files = isinstance(arrays, PackedImages) and not isinstance(arrays, Contents)
-    if arrays is not None and not lie_in_files:
+    if images.in_memory:
         raise DatasetError(
             "images in memory have no names by which a part is known: give files, archives or "
             "tables, or use featx.predict"
