@@ -42,7 +42,6 @@ from featx.files.stores import Entry, Store, as_address, is_bucket, shown
 
 # Names that begin with a dot are nobody's, and could lead out of a folder.
 _SHARD = re.compile(r"spaces/([^./\\][^/\\]*)/shards/[^./\\][^/\\]*\.h5")
-_SPEC = re.compile(r"spaces/([^./\\][^/\\]*)/spec\.json")
 _MANIFEST = re.compile(r"datasets/[^./\\][^/\\]*\.h5")
 _AT_ONCE = 8
 _BATCH_BYTES = 256 << 20  # that lie in a temporary folder at a time
